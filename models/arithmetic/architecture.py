@@ -66,7 +66,7 @@ def bidirectional_mask(lengths: Tensor, size: int) -> Tensor:
 def masked_logits(model: Qwen2ForCausalLM, tokens: Tensor, lengths: Tensor) -> Tensor:
     """Return the diffusion model's logits `[R, S, A]`, *aligned*: entry `i` is about the token at position `i`.
 
-    Entry 0 has no output (the shift leaves none) and repeats that of position 1; every sequence starts with a known bos.
+    The shift leaves none for entry 0, which repeats that of position 1; every sequence starts with a known bos.
 
     Args:
         tokens: `[R, S]`, mask tokens where unknown, padded on the right.

@@ -1,4 +1,4 @@
-"""Training batches, each a function of (seed, step): a resumed training sees what an uninterrupted one would have seen."""
+"""Training batches, each a function of (seed, step): a resumed training sees what an uninterrupted one sees."""
 
 import random
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Encoded(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One training batch, `[R, S]` each (`lengths`: `[R]`): what the network reads, what it should say, and the loss weights."""
+    """What the network reads, what it should say, the loss weights, `[R, S]` each, and the row lengths, `[R]`."""
 
     inputs: Tensor
     targets: Tensor
@@ -92,7 +92,7 @@ class Schedule:
         problems = [self.data[i] for i in rows[_drill_rows(self.recipe.ar_drills, progress, len(rows)) :]]
         length = max(len(self.data[i].ids) for i in rows)
         drills = [Encoded(self.drill_row(rng, length), 1) for _ in range(len(rows) - len(problems))]
-        tokens, lengths = _pad([row.ids for row in problems + drills])
+        tokens, lengths = pad([row.ids for row in problems + drills])
         weights = torch.zeros(tokens.shape)
         for r, row in enumerate(problems + drills):
             weights[r, 1 : row.start] = self.recipe.ar_prompt_weight
@@ -101,16 +101,17 @@ class Schedule:
         return Batch(tokens[:, :-1], tokens[:, 1:], weights[:, 1:], lengths - 1)
 
     def dlm_batch(self, step: int, rows: Sequence[int], progress: float) -> Batch:
-        """Return the diffusion batch of a step: `inputs` has masks, `targets` the clean tokens, position by position."""
+        """Return the diffusion batch of a step: `inputs` has masks, `targets` the clean tokens at the same places."""
         seed = self.recipe.seed
         rng, noise = random.Random(f"{seed} dlm {step}"), np.random.default_rng([seed, 2, step])
         problems = [self.data[i] for i in rows[_drill_rows(self.recipe.dlm_drills, progress, len(rows)) :]]
         floor = self.recipe.dlm_long_padding if rng.random() < self.recipe.dlm_long_share else 0
-        made = [self._masked_problem(row, rng, noise, floor + rng.randint(0, self.recipe.dlm_padding)) for row in problems]
+        most = self.recipe.dlm_padding
+        made = [self._masked_problem(row, rng, noise, floor + rng.randint(0, most)) for row in problems]
         length = max(len(self.data[i].ids) for i in rows)
         made += [self._masked_drill(self.drill_row(rng, length), rng) for _ in range(len(rows) - len(problems))]
-        inputs, lengths = _pad([row[0] for row in made])
-        targets, _ = _pad([row[1] for row in made])
+        inputs, lengths = pad([row[0] for row in made])
+        targets, _ = pad([row[1] for row in made])
         weights = torch.zeros(targets.shape)
         for r, (_, ids, weight) in enumerate(made):
             weights[r, : len(ids)] = torch.from_numpy(weight).float()
@@ -162,7 +163,7 @@ def _drill_rows(plan: Sequence[tuple[float, float]], progress: float, rows: int)
     return round(share * rows)
 
 
-def _pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Return the rows padded on the right, `[R, S]`, and their lengths, `[R]`."""
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.full((len(rows), int(lengths.max())), PAD_ID)

@@ -49,9 +49,12 @@ STORY: dict[str, tuple[str, ...]] = {
     "add": ("{n} buys {b} more.", "{n} finds {b} more.", "A friend gives {n} {b} more."),
     "subtract": ("{n} gives away {b}.", "{n} loses {b}.", "{n} sells {b}."),
     "times": ("{f} has {b} times as many {o} as {n}.",),
-    "divide": ("{n} splits them into {b} equal piles and keeps one.", "{n} shares them in {b} equal parts and keeps one."),
+    "divide": (
+        "{n} splits them into {b} equal piles and keeps one.",
+        "{n} shares them in {b} equal parts and keeps one.",
+    ),
     "question": ("How many {o} does {n} have now?", "How many {o} does {n} have at the end?"),
-}  # fmt: skip
+}
 
 #: The four paraphrases of a reasoning sentence, by operation; `c` is the result and `n` its owner.
 REASONING: dict[str, tuple[str, str, str, str]] = {
@@ -129,7 +132,10 @@ class _Story:
 
 
 def generate(count: int, seed: int) -> list[Problem]:
-    """Return `count` problems drawn from the stream of `seed`; the same on every platform. Raises ValueError if count < 0."""
+    """Return `count` problems drawn from the stream of `seed`, the same on every platform.
+
+    Raises ValueError if `count` is negative.
+    """
     if count < 0:
         raise ValueError(f"count={count}: must be at least 0; pass the number of problems to generate")
     stream = _stream(seed)

@@ -12,7 +12,7 @@ from models.arithmetic.tokenizer import TOKENIZER_FILE
 
 @dataclass(frozen=True)
 class Stage:
-    """Optimisation of one network. Learning rates are peaks: linear warm-up, then a cosine to `final_rate` of the peak."""
+    """Optimisation of one network; rates are peaks, reached linearly, then a cosine down to `final_rate` of them."""
 
     steps: int
     matrix_rate: float
@@ -58,7 +58,7 @@ class Recipe:
 
 
 def fingerprint(recipe: Recipe, tokenizer_file: Path = TOKENIZER_FILE) -> str:
-    """Return the SHA-256 (hex) of the recipe, the architecture, the tokenizer file and a sample of the generator's output."""
+    """Return the SHA-256 (hex) of the recipe, the architecture, the tokenizer and a sample of the generated data."""
     sample = [(p.prompt, p.response, p.answer) for p in generate(200, recipe.train_seed)]
     parts = [asdict(recipe), ARCHITECTURE, DIFFUSION, json.loads(tokenizer_file.read_text(encoding="utf-8")), sample]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

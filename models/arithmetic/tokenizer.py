@@ -17,11 +17,12 @@ PAD, BOS, EOS, MASK = "<pad>", "<bos>", "<eos>", "<mask>"
 PAD_ID, BOS_ID, EOS_ID, MASK_ID = range(4)
 #: Frequent words of word problems that the generator does not use: a user's own prompt then costs words, not bytes.
 EXTRA_WORDS = (
-    " about after all also altogether an any apple as at bag because been before both box boxes but by can cents children class day"
-    " days did does dollars down each eats every few first for found from gets girl give given go got had half her his"
-    " if into just know left less like made make man many money most much must need new no not number of on only or other out over"
-    " people put red remain school second see she he sum take teacher than the their there they thing this three time total two under"
-    " up use was way week were what when which who will with would year you your minus plus equals answer question"
+    " about after all also altogether an any apple as at bag because been before both box boxes but by can cents"
+    " children class day days did does dollars down each eats every few first for found from gets girl give given"
+    " go got had half her his if into just know left less like made make man many money most much must need new no"
+    " not number of on only or other out over people put red remain school second see she he sum take teacher than"
+    " the their there they thing this three time total two under up use was way week were what when which who will"
+    " with would year you your minus plus equals answer question"
 )
 TOKENIZER_FILE = Path(__file__).with_name("tokenizer.json")
 

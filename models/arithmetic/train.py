@@ -1,4 +1,4 @@
-"""Train the embedded pair from nothing: `python -m models.arithmetic.train` (or `make train`), under an hour on two cores.
+"""Train the embedded pair from nothing: `python -m models.arithmetic.train`, under an hour on two cores.
 
 Generates the problems, learns the tokenizer, trains the autoregressive network, then the diffusion network from its
 weights, and writes tokenizer, weights (float16) and metrics into `--out`. Hidden matrices are optimised by Muon (Jordan
@@ -30,6 +30,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from models.arithmetic.architecture import bidirectional_mask, build
 from models.arithmetic.batches import Batch, Schedule, encode
+from models.arithmetic.evaluate import measure
 from models.arithmetic.problems import splits
 from models.arithmetic.recipe import Recipe, Stage, fingerprint
 from models.arithmetic.tokenizer import load_tokenizer, train_tokenizer
@@ -71,8 +72,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     for kind, model in (("ar", ar), ("dlm", dlm)):
         _save(model, out / "weights" / kind)
-    from models.arithmetic.evaluate import measure
-
     console.print("measuring on the held-out problems ...")
     metrics = {
         "recipe": tag,
@@ -85,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def optimisers(model: Qwen2ForCausalLM, stage: Stage) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the layers and AdamW for embeddings, head, norms and biases."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
     return [
@@ -143,7 +143,7 @@ def _train(
     tag: str,
     console: Console,
 ) -> float:
-    """Train `model` in place, resuming from `work` if it holds a checkpoint of this very recipe; return the seconds spent."""
+    """Train `model` in place and return the seconds spent; resumes if `work` holds a checkpoint of this very recipe."""
     optims = optimisers(model, stage)
     checkpoint, first, spent = work / f"{kind}.pt", 0, 0.0
     if checkpoint.is_file():
@@ -208,7 +208,7 @@ def _write(path: Path, text: str) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     recipe = Recipe()
-    parser = argparse.ArgumentParser(prog="python -m models.arithmetic.train", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m models.arithmetic.train", description="Train the embedded pair.")
     parser.add_argument("--out", default=str(Path(__file__).parent), help="folder to write to (default: the package)")
     parser.add_argument("--seed", type=int, default=recipe.seed, help="of initialisation and batches")
     parser.add_argument("--steps-ar", type=int, default=recipe.ar.steps, help="autoregressive steps")
