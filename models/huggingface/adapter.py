@@ -1,0 +1,150 @@
+"""What both Hugging Face adapters share: the alphabet, one ragged forward, and the checks on what comes out of it.
+
+Rows of different length are right-padded: then a real token has the same position and sees the same tokens as it would
+alone. Only the columns that some row needs are turned into logits (`logits_to_keep`), and each row's own are gathered.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Attention implementations of transformers that add a 4-D float mask to the scores as it stands.
+ADDITIVE_ATTENTION = ("eager", "sdpa")
+
+
+def output_size(model: Any) -> int:
+    """Columns of the model's logits: rows of its output embedding, else `vocab_size` of its configuration."""
+    head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    return int(weight.shape[0]) if weight is not None else int(model.config.get_text_config().vocab_size)
+
+
+def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask `[B, 1, Q, K]` from `allowed: [B, Q, K]`: 0 where allowed, the least float elsewhere.
+
+    The least float rather than `-inf`, as in transformers: a query that may attend to nothing then gives no NaN.
+    """
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+class HuggingFaceAdapter:
+    """A transformers model with an output head, seen as a map from ragged rows of ids to logits.
+
+    Args:
+        model: the transformers model; it is put into evaluation mode.
+        eos_id: token that ends a sequence, or None.
+        banned_ids: ids that are not text, to be removed from both laws by the caller.
+        vocab_size: alphabet size A; logits past it are cut off. Default: all output columns.
+    """
+
+    def __init__(
+        self, model: Any, *, eos_id: int | None, banned_ids: Sequence[int] = (), vocab_size: int | None = None
+    ) -> None:
+        columns = output_size(model)
+        size = columns if vocab_size is None else vocab_size
+        if not 1 <= size <= columns:
+            raise ValueError(f"vocab_size = {size}: give a number from 1 to the model's {columns} output columns")
+        if eos_id is not None and not 0 <= eos_id < size:
+            raise ValueError(f"eos_id = {eos_id}: give an id from 0 to {size - 1}, or None")
+        outside = [i for i in banned_ids if not 0 <= i < size]
+        if outside:
+            raise ValueError(f"banned_ids contains {outside[0]}: give ids from 0 to {size - 1}")
+        if eos_id in banned_ids:
+            raise ValueError(f"banned_ids contains eos_id = {eos_id}: no sequence could end; remove it from banned_ids")
+        if len(set(banned_ids)) == size:
+            raise ValueError(f"banned_ids holds all {size} ids: leave at least one")
+        self.model = model.eval()
+        self.vocab_size = size
+        self.eos_id = eos_id
+        self.banned_ids = tuple(sorted(set(banned_ids)))
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        #: Positions that the model was built for, or None if it has no limit.
+        self.max_length: int | None = None if limit is None else int(limit)
+        self._input_size = int(model.get_input_embeddings().weight.shape[0])
+        self._accepts = frozenset(inspect.signature(model.forward).parameters)
+
+    @property
+    def device(self) -> torch.device:
+        """Where scores live: the device of the model's first parameters."""
+        return torch.device(self.model.device)
+
+    @property
+    def score_dtype(self) -> torch.dtype:
+        """Type of the scores: that of the model, but float32 at least."""
+        return torch.promote_types(self.model.dtype, torch.float32)
+
+    def logits(self, ids: Tensor, wanted: Tensor, *, attention_mask: Tensor, position_ids: Tensor | None) -> Tensor:
+        """Logits at the wanted columns of each row, from one forward without gradient.
+
+        Args:
+            ids: token ids, padded on the right, `[B, W]`.
+            wanted: columns whose output is wanted, `[B, C]`, C at least 1.
+            attention_mask: `[B, W]` (1 for real tokens) or additive `[B, 1, W, W]`.
+            position_ids: `[B, W]`, or None for the model's own.
+        Returns:
+            `[B, C, A]` of `score_dtype`.
+        Raises:
+            ValueError: if an id or a position is outside of what the model knows.
+        """
+        self._check_inputs(ids, position_ids)
+        options: dict[str, Any] = {"use_cache": False, "logits_to_keep": ids.shape[1] - int(wanted.min())}
+        if position_ids is not None:
+            options["position_ids"] = position_ids
+        options = {name: value for name, value in options.items() if name in self._accepts}
+        with torch.no_grad():  # not inference_mode: a caller may change the scores in place
+            out: Tensor = self.model(input_ids=ids, attention_mask=attention_mask, **options).logits
+        out = out[..., : self.vocab_size].to(self.device)
+        column = wanted - (ids.shape[1] - out.shape[1])  # the width tells whether the model knows `logits_to_keep`
+        batch, count = column.shape
+        steps = torch.arange(count, device=self.device)
+        first = int(column[0, 0])
+        if bool((column == first + steps).all()):
+            out = out[:, first : first + count]  # no copy where the rows are not ragged
+        else:
+            out = out[torch.arange(batch, device=self.device)[:, None], column]
+        return out.to(self.score_dtype)
+
+    def empty(self, batch: int, count: int) -> Tensor:
+        """Scores of no positions or no rows, `[batch, count, A]`."""
+        return torch.empty(batch, count, self.vocab_size, dtype=self.score_dtype, device=self.device)
+
+    def check_logits(self, logits: Tensor, rows: Tensor, position: Tensor) -> Tensor:
+        """Return `logits: [B, C, A]` if every position has a law: no NaN, no `+inf`, not `-inf` throughout.
+
+        Args:
+            logits: `[B, C, A]`; single entries of `-inf` are legal.
+            rows: session row of each entry, `[B]`, for the message.
+            position: sequence position that each entry is about, `[B, C]`, for the message.
+        Raises:
+            ValueError: naming the first bad row and position.
+        """
+        peak = logits.amax(-1)  # NaN wins in a maximum, so no [B, C, A] mask is needed
+        bad = ~peak.isfinite()
+        if bool(bad.any()):
+            b, c = (int(i) for i in bad.nonzero()[0])
+            value = float(peak[b, c])
+            what = "only -inf" if value == -torch.inf else "NaN" if value != value else "+inf"
+            raise ValueError(
+                f"logits of {type(self.model).__name__} hold {what} at row {int(rows[b])}, position "
+                f"{int(position[b, c])}: check the model's weights, or load it with a wider dtype"
+            )
+        return logits
+
+    def _check_inputs(self, ids: Tensor, position_ids: Tensor | None) -> None:
+        low, high = (int(i) for i in ids.aminmax())
+        if low < 0 or high >= self._input_size:
+            raise ValueError(
+                f"tokens contains the id {low if low < 0 else high}: give ids from 0 to {self._input_size - 1}"
+            )
+        longest = ids.shape[1] if position_ids is None else int(position_ids.max()) + 1
+        if self.max_length is not None and longest > self.max_length:
+            raise ValueError(
+                f"rows reach {longest} tokens, more than max_position_embeddings = {self.max_length} of "
+                f"{type(self.model).__name__}: shorten the prompt, the window or the lookahead"
+            )

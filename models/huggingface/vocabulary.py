@@ -1,0 +1,99 @@
+"""The alphabet that two models share, and the ids of it that are not text.
+
+A product `q^w p^(1-w)` has a meaning only if token a of one model is token a of the other, so the two tokenizers are
+compared id by id. What may differ are the ids that no law may draw: mask, padding and begin of sequence of either
+tokenizer. These, and output columns that no token belongs to, are banned from both laws alike. The end of a sequence
+never is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from models.huggingface.adapter import output_size
+
+#: How many differing ids an error lists.
+LISTED = 5
+
+
+@dataclass(frozen=True)
+class SharedVocabulary:
+    """Alphabet of a pair: `size` output columns of both models, of which `banned_ids` are not text."""
+
+    size: int
+    eos_id: int | None
+    banned_ids: tuple[int, ...]
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of mask, padding and begin of sequence, as far as the tokenizer has them."""
+    return {i for i in (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) if i is not None}
+
+
+def differing_ids(a: Any, b: Any) -> dict[int, tuple[str | None, str | None]]:
+    """Ids that are different tokens in the tokenizers `a` and `b`: id -> (token of a, token of b), None if absent."""
+    left, right = ({i: token for token, i in t.get_vocab().items()} for t in (a, b))
+    return {i: (left.get(i), right.get(i)) for i in sorted(left | right) if left.get(i) != right.get(i)}
+
+
+def check_shared_vocabulary(a: Any, b: Any, *, ignore: frozenset[int] = frozenset()) -> None:
+    """Compare two tokenizers id by id.
+
+    Args:
+        a, b: transformers tokenizers.
+        ignore: ids that may differ, because neither law draws them.
+    Raises:
+        ValueError: with the number of differing ids and the first few of them.
+    """
+    different = {i: tokens for i, tokens in differing_ids(a, b).items() if i not in ignore}
+    if different:
+        first = ", ".join(f"{i}: {x!r} against {y!r}" for i, (x, y) in list(different.items())[:LISTED])
+        more = ", ..." if len(different) > LISTED else ""
+        raise ValueError(
+            f"tokenizers differ in {len(different)} ids ({first}{more}): give two models with one vocabulary, or set "
+            "reduce = True to restrict both laws to the shared ids"
+        )
+
+
+def shared_vocabulary(
+    dlm_model: Any,
+    ar_model: Any,
+    dlm_tokenizer: Any,
+    ar_tokenizer: Any,
+    *,
+    mask_id: int,
+    eos_id: int | None,
+    reduce: bool = False,
+) -> SharedVocabulary:
+    """Alphabet and banned ids of a pair.
+
+    Args:
+        dlm_model, ar_model: transformers models; the smaller output is the alphabet.
+        dlm_tokenizer, ar_tokenizer: their tokenizers, which may be the same object.
+        mask_id: id that the diffusion model reads for a masked position; it may lie past the alphabet.
+        eos_id: id that ends a sequence, or None; never banned, whatever else it stands for.
+        reduce: ban the ids that differ rather than refuse the pair; the target is then the AR law restricted to the
+            shared ids.
+    Raises:
+        ValueError: if the tokenizers differ, or have tokens that one of the models has no output for.
+    """
+    dlm_size, ar_size = output_size(dlm_model), output_size(ar_model)
+    size = min(dlm_size, ar_size)
+    special = ({mask_id} | special_ids(dlm_tokenizer) | special_ids(ar_tokenizer)) - {eos_id}
+    banned = set(special)
+    if reduce:
+        banned |= set(differing_ids(dlm_tokenizer, ar_tokenizer))
+    else:
+        check_shared_vocabulary(dlm_tokenizer, ar_tokenizer, ignore=frozenset(special))
+    if eos_id in banned:
+        raise ValueError(f"eos_id = {eos_id} is not the same token in both tokenizers: give an eos_id that both share")
+    known = set(dlm_tokenizer.get_vocab().values()) | set(ar_tokenizer.get_vocab().values())
+    beyond = sorted(i for i in known - banned if i >= size)
+    if beyond and not reduce:
+        raise ValueError(
+            f"tokenizers have {len(beyond)} ids past the models' outputs (first {beyond[0]}; {dlm_size} columns of the "
+            f"DLM, {ar_size} of the AR): give each model its own tokenizer, or set reduce = True"
+        )
+    banned |= set(range(size)) - known
+    return SharedVocabulary(size, eos_id, tuple(sorted(i for i in banned if i < size)))
