@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask
-from models.protocols import MASKED
+from models.protocols import ABSENT, MASKED
 from models.rows import Rows, append_ragged
 
 
@@ -90,10 +90,12 @@ class HuggingFaceDiffusionSession(Rows):
                 "start the prefix from bos or a prompt"
             )
         shown = canvas.masked_fill(canvas == MASKED, model.mask_id)
-        ids, whole = append_ragged(self.tokens[rows], length, shown, torch.full_like(length, lookahead), fill=0)
+        present = (canvas != ABSENT).sum(1)
+        ids, whole = append_ragged(self.tokens[rows], length, shown, present, fill=0)
         column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         real = column < whole[:, None]  # [B, W]
-        position = length[:, None] + torch.arange(lookahead, device=ids.device)
+        # Places that a row does not have read its last one.
+        position = (length[:, None] + torch.arange(lookahead, device=ids.device)).clamp_max(whole[:, None] - 1)
         wanted = position - 1 if model.shift else position
         if model.causal_backbone:
             allowed = real[:, None, :].expand(-1, ids.shape[1], -1)

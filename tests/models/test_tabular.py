@@ -170,7 +170,7 @@ def test_random_tables_follow_their_seed_and_are_asymmetric():
     [
         ([], "tables is empty: give at least the table of the first token"),
         ([[[0.5, 0.5]], [[0.5, 0.5]]], r"tables\[1\] has shape \(1, 2\): give \[2, 2\]"),
-        ([[[0.5, 0.6]]], r"tables\[0\] has rows that do not sum to 1: normalise them"),
+        ([[[0.5, 0.6]]], r"tables\[0\] has rows that are not probabilities: normalise them in float64"),
     ],
 )
 def test_bad_tables_are_refused(tables, message):

@@ -1,0 +1,1 @@
+"""Diagnostics and experiments on what the sampler returns."""

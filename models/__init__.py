@@ -1,0 +1,1 @@
+"""Language models: protocols, Hugging Face adapters, exact tabular models, the embedded pair."""

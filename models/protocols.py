@@ -1,0 +1,124 @@
+"""What a language model must offer to the sampler: two protocols, each with a session that owns its caches.
+
+A *session* holds R rows, one committed prefix each (of its own length), and offers exactly four things: `score`,
+`commit`, `gather` (by ancestor) and `crop`. A session may recompute everything on each `score` or keep caches; callers
+cannot tell. `score` takes `rows`, so that K lanes of a particle, or a subset of the particles, are scored against
+prefixes that exist once.
+
+Shapes: R rows of the session, B rows of one call, M lookahead, V window, T tree nodes, A alphabet size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+#: Entry of a canvas that is still masked.
+MASKED = -1
+#: Entry of a canvas where there is no position: rows of one call may draft different numbers of tokens.
+ABSENT = -2
+
+
+class Session(Protocol):
+    """Committed prefixes of R rows, and whatever a model caches for them."""
+
+    def commit(self, block: Tensor, length: Tensor) -> None:
+        """Append the first `length[r]` tokens of `block[r]` to row r (`block: [R, L]`, `length: [R]`, 0 allowed)."""
+        ...
+
+    def gather(self, ancestors: Tensor) -> None:
+        """Let row r become a copy of the former row `ancestors[r]` (`[R']`; R' may differ from R)."""
+        ...
+
+    def crop(self, length: Tensor) -> None:
+        """Forget everything past the first `length[r]` tokens of row r (`[R]`)."""
+        ...
+
+
+class DiffusionSession(Session, Protocol):
+    """Session of a masked diffusion model."""
+
+    def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
+        """Logits of the M positions that follow the prefixes of `rows`, one forward.
+
+        Args:
+            rows: which prefixes, `[B]`.
+            canvas: the M positions after them, `[B, M]`; `MASKED` where the token is not known, `ABSENT` in trailing
+                places that a row does not have (their scores are arbitrary).
+        Returns:
+            `[B, M, A]` unnormalised log-marginals of each position given prefix and canvas.
+        """
+        ...
+
+
+class CausalSession(Session, Protocol):
+    """Session of an autoregressive model."""
+
+    def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
+        """Logits along drafts: entry i is for position i given the prefix and `drafts[:, :i]`.
+
+        Args:
+            rows: which prefixes, `[B]`.
+            drafts: `[B, V]`; the last token of a draft is never read.
+        Returns:
+            `[B, V, A]`.
+        """
+        ...
+
+    def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Logits after every node of a token tree.
+
+        Args:
+            rows: which prefixes, `[B]`.
+            tokens: token of each node, `[B, T]`.
+            parents: index of each node's parent, `[B, T]`: 0 is the root (the prefix), j + 1 is node j. A parent stands
+                before its children.
+        Returns:
+            `[B, T + 1, A]`: entry 0 after the prefix alone, entry j + 1 after the path that ends in node j.
+        """
+        ...
+
+
+class LanguageModel(Protocol):
+    """What both kinds of model tell about their alphabet."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Alphabet size A: the last dimension of every score."""
+        ...
+
+    @property
+    def eos_id(self) -> int | None:
+        """Token that ends a sequence, or None if sequences end at the length limit only."""
+        ...
+
+    @property
+    def banned_ids(self) -> Sequence[int]:
+        """Ids that are not text (mask, padding, unused rows) and must be removed from both laws."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where scores live."""
+        ...
+
+
+@runtime_checkable
+class MaskedDiffusionLM(LanguageModel, Protocol):
+    """Gives independent marginals of the next M positions of ragged prefixes."""
+
+    def session(self, tokens: Tensor, length: Tensor) -> DiffusionSession:
+        """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count."""
+        ...
+
+
+@runtime_checkable
+class CausalLM(LanguageModel, Protocol):
+    """Gives next-token logits along drafts of ragged prefixes."""
+
+    def session(self, tokens: Tensor, length: Tensor) -> CausalSession:
+        """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count."""
+        ...

@@ -1,0 +1,65 @@
+"""Ragged rows of tokens that grow, are gathered and are cropped: the state that every session shares.
+
+A session that recomputes needs nothing else: its `score` reads `tokens` and `length` and runs the model on them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, *, fill: int) -> tuple[Tensor, Tensor]:
+    """Append the first `count[r]` tokens of `block[r]` to row r.
+
+    Args:
+        tokens: `[R, S]`; entries past `length` are ignored.
+        length: `[R]`.
+        block: `[R, L]`.
+        count: `[R]`, between 0 and L.
+        fill: value of the entries past the new lengths.
+    Returns:
+        tokens `[R, S']` with `S' = max(length + count)`, and the new lengths `[R]`.
+    Raises:
+        ValueError: a count outside 0 .. L.
+    """
+    if bool(((count < 0) | (count > block.shape[1])).any()):
+        raise ValueError(f"length {count.tolist()} of a block of {block.shape[1]} tokens: give 0 to {block.shape[1]}")
+    new_length = length + count
+    width = int(new_length.max()) if new_length.numel() else 0
+    column = torch.arange(width, device=tokens.device).expand(tokens.shape[0], width)  # [R, S']
+    padded = torch.nn.functional.pad(tokens, (0, max(0, width - tokens.shape[1])), value=fill)[:, :width]
+    offset = column - length[:, None]
+    fresh = (offset >= 0) & (offset < count[:, None])
+    source = offset.clamp(0, max(block.shape[1] - 1, 0))
+    appended = block.gather(1, source) if block.shape[1] else padded
+    out = torch.where(fresh, appended, padded)
+    return out.masked_fill(column >= new_length[:, None], fill), new_length
+
+
+class Rows:
+    """R committed prefixes; the part of a session that does not depend on the model."""
+
+    def __init__(self, tokens: Tensor, length: Tensor) -> None:
+        """Start from `tokens: [R, S]` (LongTensor), of which the first `length: [R]` of each row count."""
+        if tokens.dim() != 2 or length.shape != tokens.shape[:1]:
+            raise ValueError(
+                f"tokens {tuple(tokens.shape)} and length {tuple(length.shape)}: give tokens [R, S] and length [R]"
+            )
+        self.tokens = tokens.clone()
+        self.length = length.clone()
+
+    def commit(self, block: Tensor, length: Tensor) -> None:
+        """Append the first `length[r]` tokens of `block[r]` to row r."""
+        self.tokens, self.length = append_ragged(self.tokens, self.length, block, length, fill=0)
+
+    def gather(self, ancestors: Tensor) -> None:
+        """Let row r become a copy of the former row `ancestors[r]`."""
+        self.tokens, self.length = self.tokens[ancestors], self.length[ancestors]
+
+    def crop(self, length: Tensor) -> None:
+        """Keep the first `length[r]` tokens of row r."""
+        if bool(((length < 0) | (length > self.length)).any()):
+            raise ValueError(f"crop length {length.tolist()} for rows of {self.length.tolist()} tokens: give no more")
+        self.length = length
+        self.tokens = self.tokens[:, : int(length.max()) if length.numel() else 0]

@@ -1,0 +1,213 @@
+"""Exact tabular models: every conditional of a short sequence is a row of a table, in float64.
+
+`TabularAR` holds `p(x_t | x_<t)` for every prefix of up to `depth` tokens. `TabularDLM` gives the exact marginals of
+the next M positions under such a table, `q_i(x_i | c) = sum_{x_<i} p(x_{1:i} | c)`, optionally perturbed: the mean
+field that a perfectly trained masked diffusion model would return. Everything can be enumerated, so every claim about
+the samplers can be checked to round-off on these.
+
+Positions past `depth` are uniform: a caller with a length limit of at most `depth` never reads them.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from models.rows import Rows
+
+#: Continuations that an enumeration may list.
+ENUMERABLE = 65536
+
+
+class TabularAR:
+    """Autoregressive model whose conditionals are tabulated (implements `CausalLM`).
+
+    Args:
+        tables: for each depth d = 0 .. depth-1 the conditionals `[A**d, A]`, rows in base-A order of the prefix.
+        eos_id: token that ends a sequence, or None.
+        banned_ids: ids to remove from both laws.
+    """
+
+    def __init__(
+        self, tables: list[Tensor], *, eos_id: int | None = None, banned_ids: tuple[int, ...] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        size = tables[0].shape[-1] if tables else 0
+        for d, table in enumerate(tables):
+            if table.shape != (size**d, size):
+                raise ValueError(f"tables[{d}] has shape {tuple(table.shape)}: give [{size**d}, {size}]")
+            if bool((table < 0).any()) or bool(((table.double().sum(-1) - 1).abs() > 1e-12).any()):
+                raise ValueError(f"tables[{d}] has rows that are not probabilities: normalise them in float64")
+        if not tables:
+            raise ValueError("tables is empty: give at least the table of the first token, [1, A]")
+        self.tables = [table.to(device=device, dtype=torch.float64) for table in tables]
+        self.depth = len(tables)
+        self.vocab_size = size
+        self.eos_id = eos_id
+        self.banned_ids = banned_ids
+        self.device = torch.device(device)
+        uniform = torch.full((1, size), 1.0 / size, dtype=torch.float64, device=self.device)
+        self._flat = torch.cat([*self.tables, uniform]).log()  # [rows, A], log 0 = -inf
+        self._offset = torch.tensor([sum(size**e for e in range(d)) for d in range(self.depth)], device=self.device)
+
+    @classmethod
+    def random(
+        cls, vocab_size: int, depth: int, *, seed: int, concentration: float = 0.7, eos_id: int | None = None,
+        banned_ids: tuple[int, ...] = (), device: torch.device | str = "cpu",
+    ) -> TabularAR:
+        """Seeded Dirichlet tables, asymmetric: token a has concentration `concentration * (a + 1)`."""
+        generator = torch.Generator().manual_seed(seed)
+        alpha = concentration * torch.arange(1, vocab_size + 1, dtype=torch.float64)
+        tables = []
+        for d in range(depth):
+            gamma = torch._standard_gamma(alpha.expand(vocab_size**d, vocab_size), generator=generator)
+            gamma = gamma.clamp_min(1e-6)
+            tables.append(gamma / gamma.sum(-1, keepdim=True))
+        return cls(tables, eos_id=eos_id, banned_ids=banned_ids, device=device)
+
+    def session(self, tokens: Tensor, length: Tensor) -> TabularCausalSession:
+        """Open a session on prefixes `tokens: [R, S]`, `length: [R]`."""
+        return TabularCausalSession(self, tokens, length)
+
+    def log_conditional(self, prefix: Tensor, length: Tensor) -> Tensor:
+        """`log p(. | prefix)`: prefixes `[..., S]` with lengths `[...]` -> `[..., A]`."""
+        return self._flat[self.row(prefix, length)]
+
+    def row(self, prefix: Tensor, length: Tensor) -> Tensor:
+        """Row of the flat table for each prefix: `[..., S]`, `[...]` -> `[...]`."""
+        code = torch.zeros_like(length)
+        for s in range(prefix.shape[-1]):
+            code = torch.where(s < length, code * self.vocab_size + prefix[..., s], code)
+        inside = length < self.depth
+        start = self._offset[length.clamp(max=self.depth - 1)]
+        return torch.where(inside, start + torch.where(inside, code, 0), self._flat.shape[0] - 1)
+
+
+class TabularCausalSession(Rows):
+    """Session of a `TabularAR` (implements `CausalSession`); looking up costs nothing, so it keeps no cache."""
+
+    def __init__(self, model: TabularAR, tokens: Tensor, length: Tensor) -> None:
+        super().__init__(tokens, length)
+        self.model = model
+
+    def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
+        """See `CausalSession.score`."""
+        tokens, length = self.tokens[rows], self.length[rows]
+        columns = torch.arange(drafts.shape[1], device=drafts.device)
+        whole = torch.cat([tokens, torch.zeros_like(drafts)], dim=1)
+        whole = whole.scatter(1, length[:, None] + columns, drafts)  # [B, S + V]
+        grown = length[:, None] + columns  # [B, V]
+        return self.model.log_conditional(whole[:, None, :].expand(-1, drafts.shape[1], -1), grown)
+
+    def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
+        """See `CausalSession.score_tree`: follows every node's path to the root."""
+        prefix, length = self.tokens[rows], self.length[rows]
+        batch, nodes = tokens.shape
+        size = self.model.vocab_size
+        # Base-A code and depth of every node's whole sequence, parents first.
+        code = torch.zeros(batch, nodes + 1, dtype=torch.long, device=tokens.device)
+        for s in range(prefix.shape[1]):
+            code[:, 0] = torch.where(s < length, code[:, 0] * size + prefix[:, s], code[:, 0])
+        depth = length[:, None].repeat(1, nodes + 1)
+        every = torch.arange(batch, device=tokens.device)
+        for j in range(nodes):
+            parent = parents[:, j]
+            depth[:, j + 1] = depth[every, parent] + 1
+            code[:, j + 1] = code[every, parent] * size + tokens[:, j]
+        inside = depth < self.model.depth
+        start = self.model._offset[depth.clamp(max=self.model.depth - 1)]
+        flat = self.model._flat
+        return flat[torch.where(inside, start + torch.where(inside, code, 0), flat.shape[0] - 1)]
+
+
+class TabularDLM:
+    """Exact or perturbed marginals of a `TabularAR` (implements `MaskedDiffusionLM`).
+
+    Args:
+        ar: the table whose marginals are given.
+        noise: standard deviation, in nats, of the Gaussian perturbation of every log-marginal; 0 gives exact marginals.
+        seed: of the perturbation, which is fixed for each (prefix, position, token).
+    """
+
+    def __init__(self, ar: TabularAR, *, noise: float = 0.0, seed: int = 0) -> None:
+        if noise < 0:
+            raise ValueError(f"noise = {noise}: give a standard deviation of at least 0")
+        self.ar = ar
+        self.vocab_size = ar.vocab_size
+        self.eos_id = ar.eos_id
+        self.banned_ids = ar.banned_ids
+        self.device = ar.device
+        size, depth = ar.vocab_size, ar.depth
+        # marginal[d]: [A**d, depth - d, A], by backward recursion over the first of the masked tokens.
+        marginal: list[Tensor] = [torch.empty(0)] * depth
+        for d in range(depth - 1, -1, -1):
+            first = ar.tables[d][:, None, :]
+            if d == depth - 1:
+                marginal[d] = first
+                continue
+            later = marginal[d + 1].reshape(size**d, size, depth - d - 1, size)
+            marginal[d] = torch.cat([first, torch.einsum("na,namb->nmb", ar.tables[d], later)], dim=1)
+        flat = torch.full((ar._flat.shape[0], depth, size), 1.0 / size, dtype=torch.float64, device=self.device)
+        for d in range(depth):
+            start = int(ar._offset[d])
+            flat[start : start + size**d, : depth - d] = marginal[d]
+        generator = torch.Generator().manual_seed(seed)
+        shift = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(self.device)
+        self._noise = noise * shift
+        self._flat = flat.log() + self._noise
+
+    def session(self, tokens: Tensor, length: Tensor) -> TabularDiffusionSession:
+        """Open a session on prefixes `tokens: [R, S]`, `length: [R]`."""
+        return TabularDiffusionSession(self, tokens, length)
+
+
+class TabularDiffusionSession(Rows):
+    """Session of a `TabularDLM` (implements `DiffusionSession`)."""
+
+    def __init__(self, model: TabularDLM, tokens: Tensor, length: Tensor) -> None:
+        super().__init__(tokens, length)
+        self.model = model
+
+    def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
+        """See `DiffusionSession.score`; a canvas with revealed tokens is conditioned on by enumeration."""
+        tokens, length = self.tokens[rows], self.length[rows]
+        flat = self.model.ar.row(tokens, length)
+        lookahead = canvas.shape[1]
+        table = self.model._flat[flat]  # [B, depth, A]
+        missing = max(0, lookahead - table.shape[1])
+        out = torch.nn.functional.pad(table, (0, 0, 0, missing))[:, :lookahead]
+        revealed = (canvas >= 0).any(1).nonzero().flatten()
+        if revealed.numel():
+            out = out.clone()
+            out[revealed] = self._condition(rows[revealed], canvas[revealed])
+        return out
+
+    def _condition(self, rows: Tensor, canvas: Tensor) -> Tensor:
+        """Marginals given the revealed tokens of `canvas: [B, M]`, by listing all `A**M` continuations."""
+        batch, lookahead = canvas.shape
+        size = self.model.vocab_size
+        if size**lookahead > ENUMERABLE:
+            raise ValueError(
+                f"canvas of {lookahead} positions over {size} tokens has {size**lookahead} continuations, more than "
+                f"{ENUMERABLE}: shorten the lookahead"
+            )
+        every = torch.tensor(list(itertools.product(range(size), repeat=lookahead)), device=canvas.device)
+        count = every.shape[0]
+        drafts = every.expand(batch, count, lookahead).reshape(-1, lookahead)
+        session = TabularCausalSession(self.model.ar, self.tokens, self.length)
+        along = session.score(rows.repeat_interleave(count), drafts)
+        joint = along.gather(-1, drafts[..., None])[..., 0].sum(-1).reshape(batch, count)
+        agree = ((canvas[:, None] < 0) | (canvas[:, None] == every)).all(-1)
+        joint = joint.masked_fill(~agree, -torch.inf)
+        total = joint.logsumexp(-1, keepdim=True)
+        if bool((total == -torch.inf).any()):
+            row = int((total[:, 0] == -torch.inf).nonzero()[0])
+            raise ValueError(f"canvas {canvas[row].tolist()} has probability 0: reveal tokens that the table allows")
+        joint = joint - total
+        one_hot = torch.nn.functional.one_hot(every, size).to(joint.dtype)  # [C, M, A]
+        marginal = torch.einsum("bc,cma->bma", joint.exp(), one_hot).log()
+        noise = self.model._noise[self.model.ar.row(self.tokens[rows], self.length[rows])][:, :lookahead]
+        noise = torch.nn.functional.pad(noise, (0, 0, 0, lookahead - noise.shape[1]))
+        return torch.where((canvas < 0)[..., None], marginal + noise, marginal)

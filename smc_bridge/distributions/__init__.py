@@ -1,0 +1,1 @@
+"""The three laws of the program: proposal, intermediate, target."""

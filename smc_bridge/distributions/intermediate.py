@@ -1,0 +1,213 @@
+"""Intermediate distributions `pi` between the proposal q and the target p, built position by position.
+
+Anything of the form `(log q_i, log p_i) -> log pi_i` is legal, normalised and a function of the past only (design 2.1,
+2.6). A new one is a class with one method; see `Intermediate`.
+
+Where a product has no support at all (q and p disjoint at a position), it falls back to p: the choice depends on
+`q_i, p_i` only, so the weights stay right.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Intermediate(Protocol):
+    """One method, pure, vectorised over leading dimensions.
+
+    An intermediate may also say `dominates = True`: it has mass wherever the target has, whatever the support of the
+    proposal (condition C3). Without the attribute it is taken not to.
+    """
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """`log pi`, `[..., A]` and `[..., A]` -> `[..., A]`, normalised. The lane axis is third from the last but one:
+        `[..., K, V, A]`."""
+        ...
+
+
+def dominates(intermediate: Intermediate) -> bool:
+    """Whether `pi > 0` wherever `p > 0` for every proposal (condition C3)."""
+    return bool(getattr(intermediate, "dominates", False))
+
+
+def _normalised(log_weight: Tensor, log_p: Tensor) -> Tensor:
+    """Normalise over the last axis; rows without support become `log_p`."""
+    total = log_weight.logsumexp(-1, keepdim=True)
+    return torch.where(total == -math.inf, log_p, log_weight - torch.where(total == -math.inf, 0.0, total))
+
+
+def _power(exponent: float | Tensor, log_prob: Tensor) -> Tensor:
+    """`exponent * log_prob` with `0 * -inf = 0`."""
+    if isinstance(exponent, Tensor):
+        exponent = exponent.to(device=log_prob.device, dtype=log_prob.dtype)
+        return torch.where(exponent == 0, torch.zeros_like(log_prob), exponent * log_prob)
+    return exponent * log_prob if exponent != 0 else torch.zeros_like(log_prob)
+
+
+def check_weight(w: float) -> None:
+    """Raise ValueError unless w lies in [0, 1]."""
+    if not (isinstance(w, int | float) and 0.0 <= w <= 1.0):
+        raise ValueError(f"w = {w}: the weight of the diffusion model lies in [0, 1]")
+
+
+class ProductOfExperts:
+    """`pi ∝ q^a p^b` (PoE-Bridge, arXiv 2606.08048): `a = w`, `b = 1 - w` unless exponents are given.
+
+    Args:
+        w: exponent of the proposal, in [0, 1]; 0 is speculative decoding, 1 is plain importance sampling.
+        target_exponent: exponent of the target instead of `1 - w`; a number, or one per lane `[K]` (the paper's lane
+            temperature on the whole product: `(1 - w) tau_p / tau_k`, design 2.4).
+    Raises:
+        ValueError: w outside [0, 1], or a negative exponent.
+    """
+
+    def __init__(self, w: float = 0.3, target_exponent: float | Tensor | None = None) -> None:
+        check_weight(w)
+        if target_exponent is not None and bool((torch.as_tensor(target_exponent) < 0).any()):
+            raise ValueError(f"target_exponent = {target_exponent}: give exponents of at least 0")
+        self.w = float(w)
+        self.per_lane = isinstance(target_exponent, Tensor) and target_exponent.dim() == 1
+        self.target_exponent: float | Tensor = 1.0 - self.w if target_exponent is None else target_exponent
+
+    @property
+    def dominates(self) -> bool:
+        """Only without the proposal's factor."""
+        return self.w == 0.0
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """See `Intermediate.log_prob`."""
+        b = self.target_exponent
+        if isinstance(b, Tensor) and self.per_lane:
+            b = b[:, None, None]
+        elif self.w == 0.0 and b == 1.0:
+            return log_p
+        elif self.w == 1.0 and b == 0.0:
+            return log_q
+        return _normalised(_power(self.w, log_q) + _power(b, log_p), log_p)
+
+    def __repr__(self) -> str:
+        return f"ProductOfExperts(w={self.w:g})"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """`pi = w q + (1 - w) p`."""
+
+    w: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_weight(self.w)
+
+    @property
+    def dominates(self) -> bool:
+        """`p / pi <= 1 / (1 - w)`."""
+        return self.w < 1.0
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """See `Intermediate.log_prob`."""
+        if self.w in (0.0, 1.0):
+            return log_q if self.w == 1.0 else log_p
+        return torch.logaddexp(log_q + math.log(self.w), log_p + math.log1p(-self.w))
+
+
+@dataclass(frozen=True)
+class PowerMean:
+    """`pi ∝ (w q^alpha + (1 - w) p^alpha)^(1/alpha)`: alpha = 1 is the mixture, alpha -> 0 the product of experts."""
+
+    alpha: float = 0.5
+    w: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_weight(self.w)
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha = {self.alpha}: give a finite number")
+
+    @property
+    def dominates(self) -> bool:
+        """For positive alpha a token needs only one of the two experts."""
+        return self.w == 0.0 or (self.alpha > 0 and self.w < 1.0)
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """See `Intermediate.log_prob`."""
+        if self.alpha == 0.0 or self.w in (0.0, 1.0):
+            return ProductOfExperts(self.w).log_prob(log_q, log_p)
+        left = self.alpha * log_q + math.log(self.w)
+        right = self.alpha * log_p + math.log1p(-self.w)
+        return _normalised(torch.logaddexp(left, right) / self.alpha, log_p)
+
+
+@dataclass(frozen=True)
+class Chernoff:
+    """`pi ∝ q^w p^(1-w)` with, at each position, the w where `KL(pi || q) = KL(pi || p)` (Chernoff information).
+
+    That w minimises the convex function `log sum q^w p^(1-w)`; it is found by bisection on its derivative
+    `E_pi[log q - log p]` over the common support, and clipped to [0, 1].
+    """
+
+    iterations: int = 40
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations = {self.iterations}: bisect at least once")
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """See `Intermediate.log_prob`."""
+        common = (log_q > -math.inf) & (log_p > -math.inf)
+        difference = torch.where(common, log_q - log_p, 0.0)
+        base = torch.where(common, log_p, -math.inf)
+        low = torch.zeros_like(base[..., :1])
+        high = torch.ones_like(low)
+        for _ in range(self.iterations):
+            w = (low + high) / 2
+            pi = torch.softmax(base + w * difference, -1)
+            slope = (pi * difference).sum(-1, keepdim=True)
+            low, high = torch.where(slope < 0, w, low), torch.where(slope < 0, high, w)
+        return _normalised(base + (low + high) / 2 * difference, log_p)
+
+
+@dataclass(frozen=True)
+class Defensive:
+    """`(1 - eps) pi + eps p` around another intermediate: `p / pi <= 1 / eps` whatever the truncation of q (C3)."""
+
+    base: Intermediate
+    eps: float = 0.05
+    dominates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.eps < 1.0:
+            raise ValueError(f"eps = {self.eps}: the defensive share lies strictly between 0 and 1")
+
+    @property
+    def per_lane(self) -> bool:
+        """Whether the base treats lanes differently."""
+        return bool(getattr(self.base, "per_lane", False))
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """See `Intermediate.log_prob`."""
+        base = self.base.log_prob(log_q, log_p)
+        return torch.logaddexp(base + math.log1p(-self.eps), log_p + math.log(self.eps))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """`pi = q`: everything is accepted, plain importance sampling."""
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """See `Intermediate.log_prob`."""
+        return log_q
+
+
+@dataclass(frozen=True)
+class Target:
+    """`pi = p`: speculative decoding, exact, weights one."""
+
+    dominates: ClassVar[bool] = True
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """See `Intermediate.log_prob`."""
+        return log_p

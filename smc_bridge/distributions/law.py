@@ -1,0 +1,98 @@
+"""`Law`: from logits to the one normalised law that is sampled, accepted against, and scored.
+
+Temperature, top-k, top-p and banned ids are part of the law (design 2.1, condition C4): they are applied here and
+nowhere else, in this order: banned ids, temperature, top-k, top-p. Probabilities are float32 or better whatever the
+model's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def check_no_nan(log_probs: Tensor, name: str) -> None:
+    """Raise ValueError naming row and position if `log_probs: [..., A]` has a NaN."""
+    bad = log_probs.isnan().any(-1)
+    if bool(bad.any()):
+        where = bad.nonzero()[0].tolist()
+        raise ValueError(f"{name} has NaN at (row, ..., position) {where}: check the model's logits there")
+
+
+@dataclass(frozen=True)
+class Law:
+    """Temperature and truncation of a model's conditionals.
+
+    Attributes:
+        temperature: divides the logits; positive.
+        top_p: keep the smallest set of likeliest tokens with at least this mass, in (0, 1]; 1 keeps all.
+        top_k: keep this many likeliest tokens; None keeps all.
+        banned_ids: tokens of probability zero.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    banned_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p = {self.top_p}: give a mass in (0, 1]; 1 keeps every token")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k = {self.top_k}: keep at least 1 token, or None for all")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens that the model gives mass to can have probability zero."""
+        return self.top_p < 1.0 or self.top_k is not None
+
+    def log_probs(self, logits: Tensor, temperature: Tensor | None = None) -> Tensor:
+        """Normalised log-probabilities, `[..., A]` -> `[..., A]`.
+
+        Args:
+            logits: of any float dtype; -inf is legal.
+            temperature: overrides the law's own, broadcast against `logits` (one per lane: `[K, 1, 1]`).
+        Raises:
+            ValueError: a NaN in the logits, or a row without any token left.
+        """
+        scores = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+        if self.banned_ids:
+            index = torch.tensor(self.banned_ids, device=scores.device)
+            scores = scores.index_fill(-1, index, -math.inf)
+        if temperature is not None:
+            scores = scores / temperature.to(scores.dtype)
+        elif self.temperature != 1.0:
+            scores = scores / self.temperature
+        log_probs = torch.log_softmax(scores, -1)
+        check_no_nan(log_probs, "log_probs")
+        if self.top_k is not None and self.top_k < log_probs.shape[-1]:
+            kept = torch.zeros_like(log_probs, dtype=torch.bool)
+            kept.scatter_(-1, log_probs.topk(self.top_k, dim=-1).indices, True)
+            log_probs = torch.log_softmax(log_probs.masked_fill(~kept, -math.inf), -1)
+        if self.top_p < 1.0:
+            ordered, index = log_probs.sort(dim=-1, descending=True, stable=True)
+            before = ordered.exp().cumsum(-1) - ordered.exp()
+            kept = torch.zeros_like(log_probs, dtype=torch.bool).scatter_(-1, index, before < self.top_p)
+            log_probs = torch.log_softmax(log_probs.masked_fill(~kept, -math.inf), -1)
+        return log_probs
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless the temperature is a positive finite number."""
+    if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature = {temperature}: give a positive number")
+
+
+def as_ids(banned_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    """Sorted, distinct ids; ValueError if one is outside the alphabet or none would be left."""
+    ids = tuple(sorted(set(int(i) for i in banned_ids)))
+    if ids and (ids[0] < 0 or ids[-1] >= vocab_size):
+        raise ValueError(f"banned_ids = {list(ids)}: ids lie in 0..{vocab_size - 1}")
+    if len(ids) >= vocab_size:
+        raise ValueError(f"banned_ids bans all {vocab_size} tokens: leave at least one")
+    return ids

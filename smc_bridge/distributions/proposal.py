@@ -1,0 +1,67 @@
+"""`DLMProposal`: independent marginals of the next M positions from one forward of a masked diffusion model.
+
+`q(x_{1:M} | c) = prod_i q_i(x_i | c)`. Lane k may have its own temperature; then it has its own `q^(k)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.protocols import MaskedDiffusionLM
+from smc_bridge.distributions.law import Law, as_ids, check_temperature
+
+
+class DLMProposal:
+    """Mean-field proposal of a masked diffusion model.
+
+    Args:
+        model: gives the logits (`MaskedDiffusionLM`).
+        temperature: one for all lanes, or one per lane.
+        top_p: truncation of the proposal. It breaks domination (condition C3) unless the intermediate puts mass
+            wherever the target does: combine with `Defensive`.
+        banned_ids: tokens of probability zero besides those that the model itself bans.
+        lookahead: M, masked positions per forward (fewer where the length limit is nearer).
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self, model: MaskedDiffusionLM, *, temperature: float | Sequence[float] = 1.0, top_p: float = 1.0,
+        banned_ids: Sequence[int] = (), lookahead: int = 256,
+    ) -> None:
+        self.model = model
+        self.lane_temperatures = None if isinstance(temperature, int | float) else tuple(map(float, temperature))
+        if self.lane_temperatures == ():
+            raise ValueError("temperature is an empty list: give one number, or one per lane")
+        for value in self.lane_temperatures or ():
+            check_temperature(value)
+        first = self.lane_temperatures[0] if self.lane_temperatures else temperature
+        assert isinstance(first, int | float)
+        self.law = Law(first, top_p, None, as_ids([*model.banned_ids, *banned_ids], model.vocab_size))
+        if lookahead < 1:
+            raise ValueError(f"lookahead = {lookahead}: draft at least 1 position")
+        self.lookahead = lookahead
+
+    @property
+    def identical_lanes(self) -> bool:
+        """Whether every lane draws from the same law."""
+        return self.lane_temperatures is None or len(set(self.lane_temperatures)) == 1
+
+    def log_probs(self, logits: Tensor, lanes: int) -> Tensor:
+        """`log q^(k)` of every lane, `[R, V, A]` -> `[R, K, V, A]`.
+
+        Raises:
+            ValueError: there is one temperature per lane and their number is not `lanes`.
+        """
+        if self.lane_temperatures is None:
+            log_q = self.law.log_probs(logits)[:, None]
+            return log_q.expand(-1, lanes, -1, -1)
+        if len(self.lane_temperatures) != lanes:
+            raise ValueError(
+                f"temperature has {len(self.lane_temperatures)} entries for {lanes} lanes: give one per lane"
+            )
+        temperature = torch.tensor(self.lane_temperatures, device=logits.device)[:, None, None]
+        return self.law.log_probs(logits[:, None].expand(-1, lanes, -1, -1), temperature)

@@ -1,0 +1,1 @@
+"""Inference kernels: rejection to the intermediate, importance to the target."""

@@ -1,0 +1,71 @@
+"""Coupling by shared Gumbel noise: one noise vector per position gives the draft and the intermediate's own sample.
+
+With `G_i` a vector of Gumbel noise, the draft is `x_i = argmax(log q_i + G_i)` and the sample
+`z_i = argmax(log pi_i + G_i)`; commit `z_i`, and go on while `x_i = z_i` (APD, arXiv 2506.00413, with the
+intermediate's own sample committed at the first disagreement, which makes it exact). Given the committed `z_i = a`, the draft agrees
+with probability
+
+    c_i = m_i(a) / pi_i(a),     m_i(a) = P(x_i = z_i = a) = 1 / sum_b max(pi_i(b) / pi_i(a), q_i(b) / q_i(a)).
+
+The draft is drawn first and the noise afterwards, given that the draft won: in the exponential form of the race,
+`E_b = exp(-G_b)`, the winner a of `min E_b / q_b` at time T has `E_a = q_a T`, and the others `E_b = q_b T + Exp(1)`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, at_tokens, full_horizon, truncate
+from smc_bridge.randomness import Randomness, as_source
+
+
+def race(log_pi: Tensor, log_q: Tensor, draft: Tensor, exponential: Tensor) -> Tensor:
+    """The intermediate's sample under the noise that made `draft` win under q.
+
+    Args:
+        log_pi, log_q: `[..., A]`.
+        draft: winner under q, `[...]`.
+        exponential: independent Exp(1) variables, `[..., A]`; the entry at the draft is the winning time.
+    Returns:
+        `argmin_b E_b / pi_b`, `[...]`.
+    """
+    time = exponential.gather(-1, draft[..., None])
+    arrival = log_q.exp() * time
+    arrival = torch.where(_is(draft, arrival), arrival, arrival + exponential)
+    # A token that pi excludes never arrives; one that arrives at time zero does so before all others.
+    score = torch.where(log_pi == -math.inf, math.inf, arrival.log() - log_pi)
+    return score.argmin(-1)
+
+
+def _is(token: Tensor, like: Tensor) -> Tensor:
+    """One-hot mask of `token: [...]` over the last axis of `like: [..., A]`."""
+    return torch.arange(like.shape[-1], device=like.device) == token[..., None]
+
+
+class GumbelCoupling(StoppingKernel):
+    """Shared-noise coupling that commits the intermediate's sample (module docstring)."""
+
+    def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
+        """See `StoppingKernel.log_continue`: `-log sum_b max(pi_b, q_b pi_a / q_a)`."""
+        log_q, log_pi = at_tokens(q, block)[..., None], at_tokens(pi, block)[..., None]
+        scaled = torch.where(log_q == -math.inf, math.inf, q + torch.where(log_q == -math.inf, 0.0, log_pi - log_q))
+        log_c = -torch.logsumexp(torch.maximum(pi, scaled), -1)
+        never = (log_q == -math.inf)[..., 0]
+        certain = (log_pi == -math.inf)[..., 0]
+        return torch.where(certain, 0.0, torch.where(never, -math.inf, log_c.clamp_max(0.0)))
+
+    def __call__(
+        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
+    ) -> Move:
+        """See `DraftKernel.__call__`."""
+        source = as_source(generator, draft.shape[0], device=draft.device)
+        horizon = full_horizon(pi) if horizon is None else horizon
+        noise = source.exponential(tuple(pi.shape[1:])).to(pi.dtype)
+        sample = race(pi, q, draft, noise)
+        agreed = (sample == draft).long().cumprod(-1).sum(-1)
+        end = horizon.end(sample)
+        length = torch.minimum(agreed + 1, end)
+        return Move(truncate(sample, length), length, torch.minimum(agreed, end))

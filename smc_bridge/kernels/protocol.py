@@ -1,0 +1,182 @@
+"""What a kernel is: a rule that turns a draft into a committed block, lossless for the intermediate law.
+
+Every proper kernel here is a *randomised stopping time* of `pi`: it commits tokens with law `pi`, and after each
+committed token goes on with a probability that depends on the past only (condition C1). So one function,
+`log_continue`, the log-probability `c_i` of going on after the i-th token of a block, gives its whole law:
+
+    kappa(L | x) = prod_{i<L} c_i * (1 - c_L)       stopped at L
+                   prod_{i<L} c_i                   if the block must end at L (window, length limit, end of sequence)
+    g(x_{1:L}, L) = pi(x_{1:L}) kappa(L | x_{1:L})
+
+and `sum_L g(x_{1:L}, L) / pi(x_{1:L}) = 1` along every path (design 2.2). `kappa` stands on both sides of the
+importance weight and cancels (design 2.3).
+
+Shapes: R rows (a row is one lane), V window, A alphabet; laws are log-probabilities `[R, V, A]` along the block.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from smc_bridge.prefix import PAD
+from smc_bridge.randomness import Randomness, as_source
+
+
+class Move(NamedTuple):
+    """What a kernel commits.
+
+    Attributes:
+        block: LongTensor `[R, V]`, `PAD` past the length.
+        length: LongTensor `[R]`, committed tokens, at least 1.
+        accepted: LongTensor `[R]`, how many of them are the draft's own (`length - accepted` is 0 or 1).
+    """
+
+    block: Tensor
+    length: Tensor
+    accepted: Tensor
+
+
+class Horizon(NamedTuple):
+    """Where a block must end whatever the draws.
+
+    Attributes:
+        window: LongTensor `[R]`, greatest length of each row's block, between 1 and V.
+        eos_id: token after which nothing follows, or None.
+    """
+
+    window: Tensor
+    eos_id: int | None
+
+    def end(self, block: Tensor) -> Tensor:
+        """Length at which each row of `block: [R, V]` must end at the latest: window, or the first end of sequence."""
+        if self.eos_id is None:
+            return self.window
+        ended = block == self.eos_id
+        first = torch.where(ended.any(-1), ended.to(torch.uint8).argmax(-1) + 1, block.shape[-1])
+        return torch.minimum(self.window, first)
+
+
+def full_horizon(log_pi: Tensor) -> Horizon:
+    """The horizon of `[R, V, A]` laws without an end of sequence: every row may commit V tokens."""
+    rows, window = log_pi.shape[:2]
+    return Horizon(torch.full((rows,), window, device=log_pi.device), None)
+
+
+def at_tokens(log_probs: Tensor, block: Tensor) -> Tensor:
+    """Log-probability of each token: `[..., V, A]`, `[..., V]` -> `[..., V]`; entries at `PAD` are arbitrary."""
+    return log_probs.gather(-1, block.clamp_min(0)[..., None])[..., 0]
+
+
+def prefix_sum(log_terms: Tensor, length: Tensor) -> Tensor:
+    """Sum of the first `length` terms, `[..., V]`, `[...]` -> `[...]` in float64; terms past the length are ignored."""
+    inside = torch.arange(log_terms.shape[-1], device=log_terms.device) < length[..., None]
+    return torch.where(inside, log_terms.double(), 0.0).sum(-1)
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """What every kernel tells about its law."""
+
+    @property
+    def proper(self) -> bool:
+        """Whether the committed block has law `pi` at a stopping time, so that the importance weight is right."""
+        ...
+
+    def log_density(self, q: Tensor, pi: Tensor, block: Tensor, length: Tensor, *, horizon: Horizon | None = None) -> (
+        Tensor
+    ):
+        """`log g(block, length)`, `[R]`, nats."""
+        ...
+
+    def log_stop(self, q: Tensor, pi: Tensor, block: Tensor, length: Tensor, *, horizon: Horizon | None = None) -> (
+        Tensor
+    ):
+        """`log kappa(length | block)`, `[R]`, nats."""
+        ...
+
+
+@runtime_checkable
+class DraftKernel(Kernel, Protocol):
+    """A kernel that verifies a linear draft."""
+
+    def draft(self, q: Tensor, *, generator: Randomness) -> Tensor:
+        """Draw the draft, `[R, V, A]` -> `[R, V]`."""
+        ...
+
+    def __call__(
+        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
+    ) -> Move:
+        """Commit a block, given log-laws `q, pi: [R, V, A]` along `draft: [R, V]`."""
+        ...
+
+
+class StoppingKernel(ABC):
+    """Base of the proper kernels: `log_stop` and `log_density` from `log_continue`."""
+
+    proper = True
+
+    @abstractmethod
+    def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
+        """`log c_i`: log-probability of going on after the i-th token of `block`, given that it was committed.
+
+        Args:
+            q, pi: log-probabilities along the block, `[R, V, A]`.
+            block: token ids, `[R, V]`; entries past the end are arbitrary.
+            horizon: where blocks must end; a kernel whose draft depends on it needs it here too.
+        Returns:
+            `[R, V]`, at most 0.
+        """
+
+    def log_stop(self, q: Tensor, pi: Tensor, block: Tensor, length: Tensor, *, horizon: Horizon | None = None) -> (
+        Tensor
+    ):
+        """Log-probability `log kappa(length | block)` that the kernel stops after `length` tokens, nats.
+
+        `kappa = g / pi` along the block (design 2.2); the same factor on the target side cancels it.
+
+        Args:
+            q, pi: log-probabilities along the block, `[R, V, A]`.
+            block: token ids, `[R, V]`; entries past `length` are ignored.
+            length: committed tokens, `[R]`, at least 1.
+            horizon: where blocks must end; by default after V tokens.
+        Returns:
+            `[R]` float64, `-inf` where the kernel cannot stop there.
+        """
+        horizon = full_horizon(pi) if horizon is None else horizon
+        position = torch.arange(block.shape[1], device=block.device)
+        # Tokens past the length must not decide where the block ends.
+        known = block.masked_fill(position >= length[:, None], PAD)
+        end = horizon.end(known)
+        log_c = self.log_continue(q, pi, block, horizon=horizon).double()
+        last = log_c.gather(1, (length - 1).clamp(0, block.shape[1] - 1)[:, None])[:, 0]
+        refused = torch.where(length == end, 0.0, log1mexp(last))
+        total = prefix_sum(log_c, length - 1) + refused
+        return torch.where((length >= 1) & (length <= end), total, -math.inf)
+
+    def log_density(self, q: Tensor, pi: Tensor, block: Tensor, length: Tensor, *, horizon: Horizon | None = None) -> (
+        Tensor
+    ):
+        """Log-law `log g(block, length) = log pi(block) + log kappa(length | block)`, nats; arguments as `log_stop`."""
+        stop = self.log_stop(q, pi, block, length, horizon=horizon)
+        inside = prefix_sum(at_tokens(pi, block), length)
+        return torch.where(stop == -math.inf, stop, inside + stop)
+
+    def draft(self, q: Tensor, *, generator: Randomness) -> Tensor:
+        """Draw the draft from the proposal, `[R, V, A]` -> `[R, V]`."""
+        return as_source(generator, q.shape[0], device=q.device).categorical(q)
+
+
+def log1mexp(log_prob: Tensor) -> Tensor:
+    """`log(1 - exp(x))` for x <= 0, accurate at both ends; values above 0 by round-off count as 0."""
+    x = log_prob.clamp_max(0.0)
+    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
+
+
+def truncate(block: Tensor, length: Tensor) -> Tensor:
+    """Set entries of `block: [R, V]` past `length` to `PAD`."""
+    return block.masked_fill(torch.arange(block.shape[1], device=block.device) >= length[:, None], PAD)

@@ -1,0 +1,246 @@
+"""`Result`: what a run returns for one prompt, a weighted set of continuations with evidence and diagnostics."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from smc_bridge.certificate import Certificate, certify
+from smc_bridge.trace import StepRecord
+
+#: Version of the JSON layout.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """How often each model ran: calls that served the prompt, rows in them, tokens or tree nodes scored by the AR."""
+
+    dlm_forwards: int = 0
+    dlm_rows: int = 0
+    ar_forwards: int = 0
+    ar_rows: int = 0
+    ar_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """N weighted continuations of one prompt.
+
+    Attributes:
+        prompt: token ids.
+        sequences: token ids of each continuation, with the end of sequence where there is one.
+        log_weights: unnormalised, nats, `[N]`; their log-mean is the evidence estimate.
+        texts: the continuations as text, if the sampler knows a tokenizer.
+        method: name of the sampler.
+        proper: whether the weights are proper (design 2.3); if not, `reasons` say why.
+        has_potential: whether the target carries a potential, so that its true Z is not 1.
+        forwards: model calls.
+        seconds: wall time from the start of the batch until this prompt was finished.
+        trace: one record per step.
+    """
+
+    prompt: list[int]
+    sequences: list[list[int]]
+    log_weights: list[float]
+    texts: list[str] | None = None
+    method: str = "smc"
+    proper: bool = True
+    reasons: list[str] = field(default_factory=list)
+    has_potential: bool = False
+    forwards: Forwards = field(default_factory=Forwards)
+    seconds: float = 0.0
+    trace: list[StepRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.sequences or len(self.sequences) != len(self.log_weights):
+            raise ValueError(
+                f"{len(self.sequences)} sequences with {len(self.log_weights)} log_weights: give one weight for each"
+            )
+        if any(math.isnan(w) or w == math.inf for w in self.log_weights):
+            raise ValueError(f"log_weights = {self.log_weights}: NaN and +inf are not weights")
+
+    @property
+    def log_evidence(self) -> float:
+        """`log Z_hat`, nats: 0 in expectation of `Z_hat = 1` without a potential."""
+        return float(np.logaddexp.reduce(self.log_weights) - math.log(len(self.log_weights)))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Normalised weights, `[N]`; they sum to 1.
+
+        Raises:
+            ValueError: every weight is zero.
+        """
+        top = max(self.log_weights)
+        if top == -math.inf:
+            raise ValueError("log_weights are all -inf: no particle has positive weight; use more particles or lanes")
+        raw = np.exp(np.asarray(self.log_weights) - top)
+        return np.asarray(raw / raw.sum())
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size of the final weights, particles."""
+        return float(1.0 / np.square(self.weights).sum())
+
+    @property
+    def values(self) -> list[Any]:
+        """What the particles are: texts if there are any, else tuples of token ids."""
+        return list(self.texts) if self.texts is not None else [tuple(s) for s in self.sequences]
+
+    @property
+    def tokens(self) -> float:
+        """Mean length of the continuations, tokens."""
+        return sum(map(len, self.sequences)) / len(self.sequences)
+
+    @property
+    def tokens_per_dlm_forward(self) -> float:
+        """Committed tokens of a particle per forward of the DLM; NaN if it never ran."""
+        return self.tokens / self.forwards.dlm_forwards if self.forwards.dlm_forwards else math.nan
+
+    def sample(self, count: int | None = None, *, seed: int = 0) -> Any:
+        """Draw from the weights: one value, or a list of `count`. Never the argmax."""
+        rng = np.random.default_rng(seed)
+        index = rng.choice(len(self.sequences), size=count, p=self.weights)
+        values = self.values
+        return values[int(index)] if count is None else [values[int(i)] for i in index]
+
+    def posterior(self) -> dict[Any, float]:
+        """Distinct values with their probabilities, likeliest first."""
+        mass: dict[Any, float] = {}
+        for value, weight in zip(self.values, self.weights, strict=True):
+            mass[value] = mass.get(value, 0.0) + float(weight)
+        return dict(sorted(mass.items(), key=lambda item: -item[1]))
+
+    def expectation(self, f: Callable[[Any], float]) -> float:
+        """Self-normalised estimate `sum_k W_k f(x_k)`, f of a text (or of token ids, without a tokenizer)."""
+        return float(sum(w * f(v) for w, v in zip(self.weights, self.values, strict=True) if w > 0))
+
+    def certificate(self, *, log_z: float | None = None) -> Certificate:
+        """Bound on `KL(r || p)` from this one run; average several with `smc_bridge.certify`.
+
+        Args:
+            log_z: true `log Z`; needed only with a potential.
+        Raises:
+            ValueError: the sampler is not proper, or a potential's Z is not given.
+        """
+        if not self.proper:
+            raise ValueError(f"method {self.method!r} has no certificate: {'; '.join(self.reasons)}")
+        if self.has_potential and log_z is None:
+            raise ValueError("log_z is missing: with a potential the bound is log Z - E[log Z_hat]")
+        return certify([self.log_evidence], log_z=log_z or 0.0)
+
+    def to_empirical(self) -> Any:
+        """The weighted continuations as a `pyro.distributions.Empirical` over padded token ids (-1 is padding)."""
+        from pyro.distributions import Empirical
+
+        width = max(map(len, self.sequences))
+        padded = torch.tensor([s + [-1] * (width - len(s)) for s in self.sequences], dtype=torch.long)
+        return Empirical(padded, torch.as_tensor(self.log_weights, dtype=torch.float64))
+
+    def _repr_html_(self) -> str:
+        alive = max(self.log_weights) > -math.inf
+        weights = self.weights if alive else np.zeros(len(self.sequences))
+        order = np.argsort(-weights, kind="stable")
+        rows = "".join(
+            f"<tr><td>{i}</td><td>{weights[i]:.3f}</td><td>{self.log_weights[i]:.3f}</td>"
+            f"<td>{len(self.sequences[i])}</td><td style='text-align:left'><code>"
+            f"{html.escape(str(self.values[i]))}</code></td></tr>"
+            for i in order
+        )
+        ess = f"{self.ess:.2f}" if alive else "0"
+        return (
+            f"<p><b>{html.escape(self.method)}</b>: log Z = {self.log_evidence:.4f} nats, ESS = {ess} of "
+            f"{len(self.sequences)}, {self.forwards.dlm_forwards} DLM and {self.forwards.ar_forwards} AR forwards"
+            f"{'' if self.proper else ' (not properly weighted)'}</p>"
+            "<table><tr><th>particle</th><th>weight</th><th>log weight (nats)</th><th>tokens</th><th>value</th></tr>"
+            f"{rows}</table>"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: numbers that JSON lacks are written as strings."""
+        data: dict[str, Any] = {"format": FORMAT}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "trace":
+                value = [record.to_dict() for record in value]
+            elif item.name == "forwards":
+                value = {f.name: getattr(value, f.name) for f in fields(value)}
+            data[item.name] = _encode(value)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Result:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: not a saved result.
+        """
+        names = {item.name for item in fields(cls)}
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT or set(data) != names | {"format"}:
+            raise ValueError(f"data is not a saved Result of format {FORMAT}: give what Result.to_dict returned")
+        plain = {name: _decode(data[name]) for name in names}
+        plain["forwards"] = Forwards(**plain["forwards"])
+        plain["trace"] = [StepRecord.from_dict(record) for record in plain["trace"]]
+        return cls(**plain)
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON; the file appears whole or not at all."""
+        write_text(Path(path), json.dumps(self.to_dict(), allow_nan=False))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file cannot be read or is not a saved result.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"path = {str(path)!r} cannot be read as a saved Result: {error}") from error
+        return cls.from_dict(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: through a temporary file in the same folder.
+
+    Raises:
+        ValueError: the folder cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"path = {str(path)!r} cannot be written: {error}") from error
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float:{value}"
+    if isinstance(value, Mapping):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, str) and value in ("float:inf", "float:-inf", "float:nan"):
+        return float(value.removeprefix("float:"))
+    if isinstance(value, Mapping):
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return value

@@ -1,0 +1,65 @@
+"""Conditional SMC: a retained sequence is one of the particles, and the others are drawn as usual (Andrieu, Doucet &
+Holenstein 2010).
+
+The retained particle sits in place 0. At every step it follows its own tokens in a lane drawn uniformly, and *where it
+stops is simulated from `kappa`*: after token i it goes on with probability `c_i` (design 2.5; `StoppingKernel`). The
+other particles choose their ancestors by independent draws from all lanes. If the retained sequence is an exact draw
+from the target, all its lanes, lengths and ancestors are then an exact draw from the extended target, so
+`KL(p || r) <= E[log Z_hat]` for the law r of the unconditional program's output.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, truncate
+
+
+class Pinned(NamedTuple):
+    """Lanes that must follow given tokens in this step; Q of them.
+
+    Attributes:
+        lane: which of the B * K lanes, `[Q]`.
+        block: their next V tokens, `[Q, V]`; arbitrary past the end of the sequence.
+        uniform: decides where they stop, `[Q, V]`.
+    """
+
+    lane: Tensor
+    block: Tensor
+    uniform: Tensor
+
+    def impose(self, draft: Tensor) -> Tensor:
+        """Replace the pinned lanes' drafts, `[B * K, V]`, so that the target is scored along their tokens."""
+        return draft.index_copy(0, self.lane, self.block)
+
+    def forced(self, lanes: int, window: int) -> Tensor:
+        """Tokens that tree walks must take, `[B * K, V]`, -1 where free."""
+        free = torch.full((lanes, window), -1, dtype=torch.long, device=self.block.device)
+        return free.index_copy(0, self.lane, self.block)
+
+    def stop(self, move: Move, kernel: object, q: Tensor, pi: Tensor, *, horizon: Horizon) -> Move:
+        """Replace the pinned lanes' moves: their own tokens, stopped by `kappa`.
+
+        Args:
+            move: of all B * K lanes.
+            kernel: a `StoppingKernel`.
+            q, pi: `[B * K, V, A]`.
+            horizon: of all lanes.
+        Raises:
+            TypeError: the kernel has no `log_continue`.
+        """
+        if not isinstance(kernel, StoppingKernel):
+            raise TypeError(f"kernel {type(kernel).__name__} has no stopping law: use a proper kernel")
+        own = Horizon(horizon.window[self.lane], horizon.eos_id)
+        log_c = kernel.log_continue(q[self.lane], pi[self.lane], self.block, horizon=own)
+        going = (self.uniform < log_c.double().exp()).long().cumprod(-1).sum(-1)
+        end = own.end(self.block)
+        length, accepted = torch.minimum(going + 1, end), torch.minimum(going, end)
+        return Move(
+            move.block.index_copy(0, self.lane, truncate(self.block, length)),
+            move.length.index_copy(0, self.lane, length),
+            move.accepted.index_copy(0, self.lane, accepted),
+        )

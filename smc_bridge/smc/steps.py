@@ -1,0 +1,206 @@
+"""The seven parts of a step as functions of their inputs: propose, branch, verify, move, reweight, reduce, commit.
+
+The engine strings them together (`smc_bridge.smc.engine`). Shapes: B particles that still grow, K lanes, V window,
+A alphabet, P prompts, N particles per prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.protocols import ABSENT, MASKED
+from smc_bridge.distributions.intermediate import Intermediate
+from smc_bridge.distributions.proposal import DLMProposal
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.kernels.importance import Lanes
+from smc_bridge.kernels.protocol import DraftKernel, Horizon, Move, at_tokens
+from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.prefix import PAD
+from smc_bridge.randomness import Source
+from smc_bridge.smc.conditional import Pinned
+from smc_bridge.smc.resampling import Resampler
+from smc_bridge.smc.state import SMCState
+from smc_bridge.smc.weights import Trigger, ess, log_mean
+
+
+def propose(state: SMCState, rows: Tensor, proposal: DLMProposal) -> Tensor:
+    """Give marginals to the particles `rows: [B]` that have none left: one forward on their unique prefixes.
+
+    Returns:
+        the rows that were scored, `[U]` (empty if every particle had marginals left).
+    """
+    needy = rows[state.marginals.remaining()[rows] == 0]
+    if needy.numel() == 0:
+        return needy
+    scored, group = state.prefix.unique(needy)
+    width = (state.limit[scored] - state.prefix.length[scored]).clamp_max(proposal.lookahead)
+    column = torch.arange(int(width.max()), device=rows.device)
+    canvas = torch.where(column < width[:, None], MASKED, ABSENT)
+    state.marginals.add(needy, group, state.dlm.score(scored, canvas), width)
+    return scored
+
+
+class Branch(NamedTuple):
+    """Lanes before the move: `raw_q: [B, V, A]` logits, `log_q: [B, K, V, A]`, horizon of the B particles."""
+
+    raw_q: Tensor
+    log_q: Tensor
+    horizon: Horizon
+
+
+def branch(state: SMCState, rows: Tensor, proposal: DLMProposal, *, lanes: int, window: int) -> Branch:
+    """Every particle's next window of marginals under every lane's temperature."""
+    raw_q = state.marginals.window(rows, window)
+    room = torch.minimum(state.marginals.remaining()[rows], state.limit[rows] - state.prefix.length[rows])
+    horizon = Horizon(room.clamp_max(window), proposal.model.eos_id)
+    return Branch(raw_q, proposal.log_probs(raw_q, lanes), horizon)
+
+
+def lane_horizon(horizon: Horizon, lanes: int) -> Horizon:
+    """The horizon of the B * K lanes of B particles."""
+    return Horizon(horizon.window.repeat_interleave(lanes), horizon.eos_id)
+
+
+def move_drafts(
+    state: SMCState, rows: Tensor, at: Branch, *, kernel: DraftKernel, target: ARTarget, intermediate: Intermediate,
+    source: Source, pinned: Pinned | None,
+) -> tuple[Lanes, Tensor]:
+    """Draft, verify and move with a kernel of linear drafts.
+
+    Returns:
+        the lanes, and the drafts `[B, K, V]`.
+    """
+    count, lanes, window, size = at.log_q.shape
+    log_q = at.log_q.reshape(-1, window, size)
+    draft = kernel.draft(log_q, generator=source)
+    if pinned is not None:
+        draft = pinned.impose(draft)
+    raw_p = state.ar.score(rows.repeat_interleave(lanes), draft)
+    log_p = target.log_probs(raw_p).reshape(at.log_q.shape)
+    log_pi = intermediate.log_prob(at.log_q, log_p.to(at.log_q.dtype))
+    flat_pi = log_pi.reshape(-1, window, size)
+    horizon = lane_horizon(at.horizon, lanes)
+    move = kernel(log_q, flat_pi, draft, generator=source, horizon=horizon)
+    if pinned is not None:
+        move = pinned.stop(move, kernel, log_q, flat_pi, horizon=horizon)
+    raw = at_tokens(raw_p, move.block).reshape(count, lanes, window)
+    return _lanes(at, log_p, log_pi, move, raw), draft.reshape(count, lanes, window)
+
+
+def move_tree(
+    state: SMCState, rows: Tensor, at: Branch, *, kernel: TreeWalk, target: ARTarget, intermediate: Intermediate,
+    source: Source, pinned: Pinned | None, shared: bool,
+) -> tuple[Lanes, int]:
+    """Verify one tree per particle (`shared`) or per lane, and walk.
+
+    Returns:
+        the lanes, and how many tree nodes were scored per particle.
+    """
+    count, lanes, window, size = at.log_q.shape
+    trees = 1 if shared else lanes
+    log_q = at.log_q[:, :trees].reshape(-1, window, size)
+    horizon = lane_horizon(at.horizon, trees)
+    tree = kernel.tree(log_q, horizon=horizon)
+    raw_node = state.ar.score_tree(rows.repeat_interleave(trees), tree.tokens, tree.parents)  # [B * K', T + 1, A]
+    log_p_node = target.log_probs(raw_node)
+    depth = torch.nn.functional.pad(tree.depth, (1, 0)).clamp_max(window - 1)  # [B * K', T + 1]
+    log_q_node = log_q.gather(1, depth[..., None].expand(-1, -1, size))
+    nodes = depth.shape[1]
+    log_pi_node = intermediate.log_prob(
+        log_q_node.reshape(count, trees, nodes, size), log_p_node.to(log_q.dtype).reshape(count, trees, nodes, size)
+    )
+    walks = lanes if shared else 1
+    law = log_pi_node.reshape(-1, 1, nodes, size).expand(-1, walks, -1, -1)
+    forced = None if pinned is None else pinned.forced(count * lanes, window)
+    move, before = kernel.walk(tree, law, generator=source, window=window, horizon=horizon, forced=forced)
+    owner = torch.arange(count * trees, device=rows.device).repeat_interleave(walks)[:, None]
+    log_p = log_p_node[owner, before].reshape(at.log_q.shape)
+    log_pi = log_pi_node.reshape(-1, nodes, size)[owner, before].reshape(at.log_q.shape)
+    raw = at_tokens(raw_node[owner, before], move.block).reshape(count, lanes, window)
+    return _lanes(at, log_p, log_pi, move, raw), trees * (nodes - 1)
+
+
+def _lanes(at: Branch, log_p: Tensor, log_pi: Tensor, move: Move, raw_p: Tensor) -> Lanes:
+    count, lanes, window, _ = at.log_q.shape
+    block = move.block.reshape(count, lanes, window)
+    shaped = Move(block, move.length.reshape(count, lanes), move.accepted.reshape(count, lanes))
+    raw_q = at_tokens(at.raw_q[:, None].expand(-1, lanes, -1, -1), block)
+    return Lanes(at.log_q, log_p, log_pi, shaped, raw_q, raw_p, at.horizon)
+
+
+#: Draws for some prompts (`[P']` indices), the given number of rows each.
+SourceOf = Callable[[Tensor, int], Source]
+
+
+class Reduced(NamedTuple):
+    """Survivors: lane index `n * K + k` of each, `[P, N]`; their log weights `[P, N]`; ESS before `[P]`; which prompts'
+    particles interacted, `[P]`."""
+
+    survivors: Tensor
+    log_weights: Tensor
+    ess: Tensor
+    resampled: Tensor
+
+
+def reduce_lanes(
+    log_weights: Tensor, *, trigger: Trigger, resampler: Resampler, source_of: SourceOf, allowed: Tensor,
+    pick: Tensor, pinned_lane: Tensor | None = None,
+) -> Reduced:
+    """N survivors out of N * K lanes.
+
+    Where the trigger fires, survivors are resampled from all lanes and weights are reset to their mean; elsewhere each
+    particle keeps one of its own K lanes, drawn by weight, and weighs by their sum (K = 1: nothing happens).
+
+    Args:
+        log_weights: of the lanes, `[P, N, K]` float64, already with `- log K`.
+        source_of: gives the draws of some of the P prompts, so many rows each.
+        allowed: prompts where resampling is of use, `[P]` (not where every particle is done).
+        pick: particles that have lanes to choose from, `[P, N]`; the others keep lane 0.
+        pinned_lane: conditional SMC: lane of particle 0 that survives in place 0, `[P]`.
+    """
+    prompts, particles, lanes = log_weights.shape
+    own = log_weights.logsumexp(-1)  # [P, N]
+    resample = trigger(own) & allowed & (own > -math.inf).any(-1)
+    within = torch.log_softmax(torch.where((own == -math.inf)[..., None], 0.0, log_weights), -1)
+    base = torch.arange(particles, device=own.device) * lanes
+    survivors = base.expand(prompts, particles).clone()
+    kept = own.clone()
+    everyone = torch.arange(prompts, device=own.device)
+    stay, mix = everyone[~resample], everyone[resample]
+    if lanes > 1 and stay.numel():
+        drawn = source_of(stay, particles).categorical(within[stay].reshape(-1, lanes)).reshape(-1, particles)
+        survivors[stay] = base + torch.where(pick[stay], drawn, 0)
+    if mix.numel():
+        flat = log_weights[mix].reshape(mix.numel(), -1)
+        survivors[mix] = resampler(flat, particles, generator=source_of(mix, 1))
+        kept[mix] = log_mean(own[mix])[:, None].expand(-1, particles)
+    if pinned_lane is not None:
+        survivors[:, 0] = pinned_lane
+    return Reduced(survivors, kept, ess(own), resample)
+
+
+def committed(lanes: Move, rows: Tensor, survivors: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Block, length and accepted count of every survivor.
+
+    Args:
+        lanes: moves of the B growing particles, leading dimensions `[B, K]`.
+        rows: which of the `total` rows they are, `[B]`.
+        survivors: global lane index `row * K + k` of each survivor, `[R]`.
+        total: R.
+    Returns:
+        `[R, V]`, `[R]`, `[R]`; length 0 where the ancestor did not grow.
+    """
+    count = lanes.block.shape[1]
+    window = lanes.block.shape[2]
+    block = torch.full((total, count, window), PAD, dtype=torch.long, device=survivors.device)
+    length = torch.zeros(total, count, dtype=torch.long, device=survivors.device)
+    accepted = torch.zeros_like(length)
+    block[rows], length[rows], accepted[rows] = lanes.block, lanes.length, lanes.accepted
+    return (
+        block.reshape(-1, window)[survivors], length.reshape(-1)[survivors], accepted.reshape(-1)[survivors],
+    )

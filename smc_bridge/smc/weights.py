@@ -1,0 +1,72 @@
+"""Weights: pure functions of log weights, in float64, that never return NaN for legal input (-inf is legal).
+
+Conventions: `log_weights: [..., N]` are unnormalised and carried, so the evidence estimate is always their log-mean,
+`log Z = logsumexp(log_weights) - log N`; resampling resets them to their mean (condition C6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Decides, from the particles' log weights `[P, N]`, which prompts resample now: BoolTensor `[P]`.
+Trigger = Callable[[Tensor], Tensor]
+
+
+def check_log_weights(log_weights: Tensor) -> Tensor:
+    """The weights in float64; ValueError naming the place if one is NaN or +inf."""
+    wide = log_weights.double()
+    bad = wide.isnan() | (wide == math.inf)
+    if bool(bad.any()):
+        where = bad.nonzero()[0].tolist()
+        raise ValueError(f"log_weights at {where} is {wide[tuple(where)]}: check the model's logits of that particle")
+    return wide
+
+
+def log_mean(log_weights: Tensor) -> Tensor:
+    """`log (1/N sum exp)` over the last axis, nats; -inf if every weight is zero."""
+    return check_log_weights(log_weights).logsumexp(-1) - math.log(log_weights.shape[-1])
+
+
+def normalised(log_weights: Tensor) -> Tensor:
+    """Probabilities over the last axis; uniform where every weight is zero."""
+    wide = check_log_weights(log_weights)
+    dead = (wide == -math.inf).all(-1, keepdim=True)
+    return torch.softmax(torch.where(dead, 0.0, wide), -1)
+
+
+def ess(log_weights: Tensor) -> Tensor:
+    """Effective sample size `1 / sum W^2` over the last axis, between 1 and N (particles); 0 where all weights are
+    zero."""
+    dead = (log_weights == -math.inf).all(-1)
+    return torch.where(dead, 0.0, 1.0 / normalised(log_weights).square().sum(-1))
+
+
+def always(log_weights: Tensor) -> Tensor:
+    """Trigger: resample after every step."""
+    return torch.ones(log_weights.shape[:-1], dtype=torch.bool, device=log_weights.device)
+
+
+def never(log_weights: Tensor) -> Tensor:
+    """Trigger: particles never interact."""
+    return torch.zeros(log_weights.shape[:-1], dtype=torch.bool, device=log_weights.device)
+
+
+@dataclass(frozen=True)
+class EssBelow:
+    """Trigger: resample when the ESS is below `fraction * N` (Liu & Chen 1995)."""
+
+    fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.fraction <= 1.0:
+            raise ValueError(f"fraction = {self.fraction}: give a share of the particles in [0, 1]")
+
+    def __call__(self, log_weights: Tensor) -> Tensor:
+        """See `Trigger`."""
+        # A relative margin keeps equal weights (ESS = N up to round-off) from triggering at fraction 1.
+        return ess(log_weights) < self.fraction * log_weights.shape[-1] * (1 - 1e-12)
