@@ -2,8 +2,8 @@
 
 With `G_i` a vector of Gumbel noise, the draft is `x_i = argmax(log q_i + G_i)` and the sample
 `z_i = argmax(log pi_i + G_i)`; commit `z_i`, and go on while `x_i = z_i` (APD, arXiv 2506.00413, with the
-intermediate's own sample committed at the first disagreement, which makes it exact). Given the committed `z_i = a`, the draft agrees
-with probability
+intermediate's own sample committed at the first disagreement, which makes it exact). Given the committed `z_i = a`, the
+draft agrees with probability
 
     c_i = m_i(a) / pi_i(a),     m_i(a) = P(x_i = z_i = a) = 1 / sum_b max(pi_i(b) / pi_i(a), q_i(b) / q_i(a)).
 

@@ -3,8 +3,8 @@
     propose -> branch -> verify -> move -> reweight -> reduce -> commit
 
 Every particle is a prefix of its own length with a log weight. `E[Z_hat * sum_k W_k f(x_k)] = E_p[f]` exactly, for
-every f, number of particles and lanes, and resampling rule, if every part is proper. The engine is the only place that holds
-state; the parts are functions (`smc_bridge.smc.steps`).
+every f, number of particles and lanes, and resampling rule, if every part is proper. The engine is the only place that
+holds state; the parts are functions (`smc_bridge.smc.steps`).
 
 Order of a prompt's draws in a step (its generator is its own, so the batch does not matter): pinned lane and stop
 (conditional SMC only); draft, `N * K` rows; the kernel's own, `N * K` rows; then either N choices among own lanes
