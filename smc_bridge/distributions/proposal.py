@@ -46,6 +46,11 @@ class DLMProposal:
         self.lookahead = lookahead
 
     @property
+    def lanes(self) -> int:
+        """Lanes that have a temperature of their own; 1 if one temperature serves all."""
+        return 1 if self.lane_temperatures is None else len(self.lane_temperatures)
+
+    @property
     def identical_lanes(self) -> bool:
         """Whether every lane draws from the same law."""
         return self.lane_temperatures is None or len(set(self.lane_temperatures)) == 1

@@ -24,16 +24,16 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, at_tokens, full_horizon
-from smc_bridge.kernels.rejection import commit_correction, log_residual, row_at
+from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon
+from smc_bridge.kernels.rejection import commit_correction, log_ratio, log_residual, row_at
 from smc_bridge.randomness import Randomness, as_source
 
 
-def log_acceptance(log_ratio: Tensor) -> Tensor:
+def log_acceptance(ratio: Tensor) -> Tensor:
     """`log P_0 .. log P_V` from the log-ratios `log pi_i - log q_i`, `[R, V]` -> `[R, V + 1]`."""
-    steps = [torch.zeros_like(log_ratio[:, 0])]
-    for i in range(log_ratio.shape[1]):
-        steps.append((steps[-1] + log_ratio[:, i]).clamp_max(0.0))
+    steps = [torch.zeros_like(ratio[:, 0])]
+    for i in range(ratio.shape[1]):
+        steps.append((steps[-1] + ratio[:, i]).clamp_max(0.0))
     return torch.stack(steps, dim=1)
 
 
@@ -42,9 +42,9 @@ class BlockVerification(StoppingKernel):
 
     def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
         """See `StoppingKernel.log_continue`."""
-        log_ratio = _log_ratio(q, pi, block)
-        before = log_acceptance(log_ratio)[:, :-1]
-        return torch.where(before == -math.inf, 0.0, (-log_ratio - before).clamp_max(0.0))
+        ratio = log_ratio(q, pi, block)
+        before = log_acceptance(ratio)[:, :-1]
+        return torch.where(before == -math.inf, 0.0, (-ratio - before).clamp_max(0.0))
 
     def __call__(
         self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
@@ -54,7 +54,7 @@ class BlockVerification(StoppingKernel):
         horizon = full_horizon(pi) if horizon is None else horizon
         window = draft.shape[1]
         end = horizon.end(draft)
-        log_p = log_acceptance(_log_ratio(q, pi, draft))  # [R, V + 1]
+        log_p = log_acceptance(log_ratio(q, pi, draft))  # [R, V + 1]
         inner = log_p[:, 1:-1, None]  # P_1 .. P_{V-1}
         surplus = ((inner + pi[:, 1:]).exp() - q[:, 1:].exp()).clamp_min(0.0).sum(-1)  # S_1 .. S_{V-1}
         slack = surplus + 1.0 - inner[..., 0].exp()
@@ -68,9 +68,3 @@ class BlockVerification(StoppingKernel):
         scale = log_p.gather(1, accepted[:, None])
         residual = log_residual(scale + row_at(pi, accepted), row_at(q, accepted))
         return commit_correction(draft, accepted, end, residual, source=source)
-
-
-def _log_ratio(q: Tensor, pi: Tensor, block: Tensor) -> Tensor:
-    """`log pi_i - log q_i` at the tokens, `[R, V]`; -inf where `pi_i = 0`."""
-    log_pi = at_tokens(pi, block)
-    return torch.where(log_pi == -math.inf, -math.inf, log_pi - at_tokens(q, block))

@@ -55,6 +55,17 @@ def row_at(log_probs: Tensor, position: Tensor) -> Tensor:
     return log_probs[torch.arange(log_probs.shape[0], device=log_probs.device), index]
 
 
+def log_ratio(q: Tensor, pi: Tensor, block: Tensor) -> Tensor:
+    """`log pi_i - log q_i` at the tokens, `[R, V, A]`, `[R, V]` -> `[R, V]`; -inf where `pi_i = 0`."""
+    log_pi = at_tokens(pi, block)
+    return torch.where(log_pi == -math.inf, -math.inf, log_pi - at_tokens(q, block))
+
+
+def accepted_tokens(q: Tensor, pi: Tensor, draft: Tensor, *, source: Source) -> Tensor:
+    """Trials of probability `min(1, pi_i / q_i)` at the drafted tokens, BoolTensor `[R, V]`."""
+    return source.bernoulli(log_ratio(q, pi, draft).clamp_max(0.0).exp())
+
+
 class Rejection(StoppingKernel):
     """Token-level speculative rejection (module docstring)."""
 
@@ -69,8 +80,7 @@ class Rejection(StoppingKernel):
         """See `DraftKernel.__call__`."""
         source = as_source(generator, draft.shape[0], device=draft.device)
         horizon = full_horizon(pi) if horizon is None else horizon
-        ratio = torch.where(at_tokens(pi, draft) == -math.inf, -math.inf, at_tokens(pi, draft) - at_tokens(q, draft))
-        accept = source.bernoulli(ratio.clamp_max(0.0).exp())
+        accept = accepted_tokens(q, pi, draft, source=source)
         end = horizon.end(draft)
         accepted = torch.minimum(accept.long().cumprod(-1).sum(-1), end)
         residual = log_residual(row_at(pi, accepted), row_at(q, accepted))

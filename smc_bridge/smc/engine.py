@@ -203,7 +203,7 @@ class Sampler:
             log_weights, trigger=self.trigger,
             resampler=self.resampler if state.retained is None else Multinomial(),
             source_of=lambda index, per: self._source(state, active[index.to(active.device)], per),
-            allowed=~after, pick=~state.prefix.done[everyone].reshape(-1, n),
+            allowed=~after | (k > 1), pick=~state.prefix.done[everyone].reshape(-1, n),
             pinned_lane=pinned_lane,
         )
         self._count(state, active, rows, scored, work)
@@ -255,7 +255,7 @@ class Sampler:
     def _done_after(self, state: SMCState, everyone: Tensor, growing: Tensor, move: Move) -> Tensor:
         """Prompts of which every lane is done after this step, `[P']`.
 
-        Resampling would then only lose information, so it is not done.
+        With K = 1 resampling would then only lose information, so it is not done.
         """
         done = state.prefix.done[everyone].clone()
         done[growing] = self._extended(state, everyone[growing], move).done.reshape(move.length.shape).all(1)
@@ -284,7 +284,8 @@ class Sampler:
         state.prefix = state.prefix.select(ancestors).extend(
             blocks, lengths, eos_id=self.target.model.eos_id, limit=state.limit
         )
-        state.log_weights[active] = reduced.log_weights
+        # A score that is not a weight is not carried.
+        state.log_weights[active] = reduced.log_weights if self.weight.proper else 0.0
         if log_potential is not None:
             lanes = state.log_potential[everyone][:, None].repeat(1, k)
             lanes[growing] = log_potential

@@ -1,0 +1,100 @@
+"""The released decoder of PoE-Bridge, as labelled baselines: none of these parts is proper.
+
+The released code (design 2.7) differs from the paper's text in four ways, one class each or a line in one: top-p shapes
+the draft but not the acceptance ratio; a draft of any lane that holds an end of sequence forces the first token of all
+lanes (condition C8 broken); the score is the *length-mean of raw-logit differences* AR - DLM instead of the sum of
+`log p - log pi`; the survivor is the argmax of the score, and no weight is carried. Its total variation to the AR law
+grows with the number of lanes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from smc_bridge.distributions.intermediate import Intermediate
+from smc_bridge.distributions.law import Law
+from smc_bridge.kernels.importance import Lanes
+from smc_bridge.kernels.protocol import Horizon, Kernel, Move, full_horizon
+from smc_bridge.kernels.rejection import accepted_tokens, commit_correction, log_residual, row_at
+from smc_bridge.randomness import Randomness, as_source
+
+
+class ReleasedRejection:
+    """Token-level rejection with the released code's draft and its end-of-sequence rule.
+
+    Args:
+        lanes: K; consecutive rows are the lanes of one particle, because the lanes are coupled.
+        top_p: truncation of the draft only.
+    """
+
+    proper = False
+
+    def __init__(self, lanes: int = 1, *, top_p: float = 0.95) -> None:
+        if lanes < 1:
+            raise ValueError(f"lanes = {lanes}: give at least 1")
+        self.lanes = lanes
+        self.shape = Law(top_p=top_p)
+
+    def draft(self, q: Tensor, *, generator: Randomness) -> Tensor:
+        """Draw from the truncated proposal, `[R, V, A]` -> `[R, V]`; the acceptance ratio will not know."""
+        return as_source(generator, q.shape[0], device=q.device).categorical(self.shape.log_probs(q))
+
+    def __call__(
+        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
+    ) -> Move:
+        """See `DraftKernel.__call__`."""
+        source = as_source(generator, draft.shape[0], device=draft.device)
+        horizon = full_horizon(pi) if horizon is None else horizon
+        accept = accepted_tokens(q, pi, draft, source=source)
+        if horizon.eos_id is not None:
+            inside = torch.arange(draft.shape[1], device=draft.device) < horizon.window[:, None]
+            drafted = ((draft == horizon.eos_id) & inside).any(-1).reshape(-1, self.lanes).any(-1)
+            accept[:, 0] |= drafted.repeat_interleave(self.lanes)
+        end = horizon.end(draft)
+        accepted = torch.minimum(accept.long().cumprod(-1).sum(-1), end)
+        residual = log_residual(row_at(pi, accepted), row_at(q, accepted))
+        return commit_correction(draft, accepted, end, residual, source=source)
+
+    def log_stop(
+        self, q: Tensor, pi: Tensor, block: Tensor, length: Tensor, *, horizon: Horizon | None = None
+    ) -> Tensor:
+        """There is none.
+
+        Raises:
+            TypeError: always: the lanes are coupled, so a lane has no stopping law of its own.
+        """
+        raise TypeError("ReleasedRejection couples its lanes and has no closed-form law: use Rejection()")
+
+    def log_density(
+        self, q: Tensor, pi: Tensor, block: Tensor, length: Tensor, *, horizon: Horizon | None = None
+    ) -> Tensor:
+        """There is none.
+
+        Raises:
+            TypeError: always, as `log_stop`.
+        """
+        return self.log_stop(q, pi, block, length, horizon=horizon)
+
+
+class ReleasedScore:
+    """Length-mean of raw-logit differences AR - DLM at the committed tokens; not a weight of anything."""
+
+    proper = False
+
+    def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
+        """See `WeightRule.__call__`."""
+        position = torch.arange(lanes.raw_p.shape[-1], device=lanes.raw_p.device)
+        inside = position < lanes.move.length[..., None]
+        difference = torch.where(inside, lanes.raw_p.double() - lanes.raw_q.double(), 0.0)
+        return difference.sum(-1) / lanes.move.length
+
+
+class Argmax:
+    """Every survivor is the candidate of greatest weight: a selection rule that is not unbiased."""
+
+    proper = False
+
+    def __call__(self, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
+        """See `Resampler.__call__`."""
+        return log_weights.argmax(-1, keepdim=True).expand(*log_weights.shape[:-1], count)

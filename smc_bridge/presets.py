@@ -1,0 +1,136 @@
+"""Named programs: the paper's setting, its released code, and the ends of the bridge, as `Sampler` objects.
+
+Every preset takes a pair of models with one alphabet, and options that override its numbers. `temperature` is the
+target's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from models.protocols import CausalLM, MaskedDiffusionLM
+from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal, Target
+from smc_bridge.distributions.proposal import DLMProposal
+from smc_bridge.distributions.target import ARTarget, Potential
+from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
+from smc_bridge.kernels.importance import AcceptAll, OwnWeights, WeightRule
+from smc_bridge.kernels.protocol import Kernel
+from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.resampling import Resampler, Systematic
+from smc_bridge.smc.weights import EssBelow, Trigger, always
+
+
+class ModelPair(Protocol):
+    """A diffusion model and an autoregressive model over one alphabet."""
+
+    @property
+    def dlm(self) -> MaskedDiffusionLM:
+        """Gives the proposal."""
+        ...
+
+    @property
+    def ar(self) -> CausalLM:
+        """Gives the target."""
+        ...
+
+
+def lane_temperatures(lanes: int) -> list[float]:
+    """The paper's lane temperatures, evenly spaced from 0.2 to 0.7; 0.2 for a single lane."""
+    return [float(x) for x in torch.linspace(0.2, 0.7, lanes, dtype=torch.float64)]
+
+
+def _detokenize(pair: ModelPair) -> Callable[[list[int]], str] | None:
+    """The pair's `decode`, if it has a tokenizer."""
+    decode = getattr(pair, "decode", None)
+    return None if decode is None else decode
+
+
+def smc(
+    pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float = 0.3, window: int = 32, lookahead: int = 256,
+    temperature: float = 1.0, proposal_temperature: float | Sequence[float] | None = None,
+    intermediate: Intermediate | None = None, kernel: Kernel | None = None, weight: WeightRule | None = None,
+    resampler: Resampler | None = None, trigger: Trigger | None = None, potential: Potential | None = None,
+    proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
+) -> Sampler:
+    """N particles that survive over blocks, resampled when their ESS falls below half.
+
+    Args:
+        pair: the models.
+        particles, lanes, window: N, K, V.
+        w: exponent of the DLM in the product of experts; ignored if an `intermediate` is given.
+        lookahead: M.
+        temperature, top_p, top_k: of the target.
+        proposal_temperature: of the proposal, one or one per lane; by default the target's.
+        proposal_top_p: truncation of the proposal (needs `Defensive` to stay proper).
+        intermediate, kernel, weight, resampler, trigger, potential: plug-ins, by default product of experts,
+            token-level rejection, own weights, systematic, ESS below half, none.
+    """
+    return Sampler(
+        proposal=DLMProposal(
+            pair.dlm, temperature=temperature if proposal_temperature is None else proposal_temperature,
+            top_p=proposal_top_p, lookahead=lookahead,
+        ),
+        target=ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential),
+        intermediate=intermediate or ProductOfExperts(w), kernel=kernel or Rejection(), weight=weight or OwnWeights(),
+        resampler=resampler or Systematic(), trigger=trigger or EssBelow(), particles=particles, lanes=lanes,
+        window=window, name=name or f"smc({particles})", detokenize=_detokenize(pair),
+    )
+
+
+def paper(
+    pair: ModelPair, *, lanes: int = 4, w: float = 0.3, temperature: float = 1.0, name: str = "paper", **options: Any
+) -> Sampler:
+    """The paper's setting, weights as in its text: N = 1, K = 4, V = 32, M = 256, w = 0.3, lanes at 0.2 to 0.7.
+
+    A lane's temperature applies to the whole product, `pi^(k) ∝ q_k^w p^((1 - w) tau_p / tau_k)` (design 2.4), and
+    each lane weighs by its own `pi^(k)`. `options` go to `smc`.
+    """
+    own = lane_temperatures(lanes)
+    exponent = (1 - w) * temperature / torch.tensor(own, dtype=torch.float64)
+    defaults: dict[str, Any] = {
+        "particles": 1, "proposal_temperature": own, "intermediate": ProductOfExperts(w, exponent),
+    }
+    return smc(pair, lanes=lanes, w=w, temperature=temperature, name=name, **{**defaults, **options})
+
+
+def released(
+    pair: ModelPair, *, lanes: int = 4, w: float = 0.3, window: int = 32, lookahead: int = 256,
+    temperature: float = 1.0, top_p: float = 0.95, name: str = "released",
+) -> Sampler:
+    """The behaviour of the paper's released code (design 2.7). Not proper: a labelled baseline.
+
+    Args:
+        top_p: of the drafts only.
+        temperature: of the target that it is compared with; it enters the product through the lanes' temperatures.
+    """
+    own = lane_temperatures(lanes)
+    exponent = (1 - w) * temperature / torch.tensor(own, dtype=torch.float64)
+    return Sampler(
+        proposal=DLMProposal(pair.dlm, temperature=own, lookahead=lookahead),
+        target=ARTarget(pair.ar, temperature=temperature), intermediate=ProductOfExperts(w, exponent),
+        kernel=ReleasedRejection(lanes, top_p=top_p), weight=ReleasedScore(), resampler=Argmax(), trigger=always,
+        particles=1, lanes=lanes, window=window, name=name, detokenize=_detokenize(pair),
+    )
+
+
+def speculative(pair: ModelPair, *, name: str = "speculative", **options: Any) -> Sampler:
+    """`w = 0`: speculative decoding with a mean-field draft; every sample is an exact draw and every weight is one."""
+    return smc(pair, **{"particles": 1, "intermediate": Target(), "name": name, **options})
+
+
+def plain_is(pair: ModelPair, *, lanes: int = 4, name: str = "plain IS", **options: Any) -> Sampler:
+    """`w = 1`: plain importance sampling, K whole drafts of V tokens weighed by `p / q`, one survives."""
+    return smc(
+        pair, lanes=lanes,
+        **{"particles": 1, "intermediate": Proposal(), "kernel": AcceptAll(), "name": name, **options},
+    )
+
+
+def tree_walk(pair: ModelPair, *, nodes: int = 128, name: str = "tree walk", **options: Any) -> Sampler:
+    """One particle that walks on a tree of B nodes (design 2.2), w = 0.3 unless an intermediate is given."""
+    return smc(pair, **{"particles": 1, "kernel": TreeWalk(nodes), "name": name, **options})
