@@ -1,0 +1,1 @@
+"""Tests, mirroring the packages; `tests.oracle` is independent plain numpy."""

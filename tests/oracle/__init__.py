@@ -1,0 +1,1 @@
+"""Oracles in plain numpy that share no code with the library."""
