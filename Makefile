@@ -1,0 +1,34 @@
+# Each target works from nothing: it makes .venv, installs the pinned packages and runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread a worker: two test workers on two cores, and small models gain nothing from more.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint train clean
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.runtime
+	OMP_NUM_THREADS=2 $(BIN)/smc-bridge decode "Maya has 3 bags of 8 apples. She gives 5 apples to Tom. How many apples does she have left?" --particles 4 --trace
+	OMP_NUM_THREADS=2 $(BIN)/smc-bridge compare --n 30 --fresh --json runs/demo.json
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --durations 8
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+train: $(VENV)/.runtime
+	OMP_NUM_THREADS=2 $(BIN)/python -m models.arithmetic.train
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
