@@ -1,10 +1,9 @@
 """PoE-Bridge as a sequential Monte Carlo program: properly weighted sampling from diffusion language models.
 
-The three laws are objects (`DLMProposal`, an `Intermediate`, `ARTarget`), the rejection and importance steps are kernels,
-and a `Sampler` runs them:
+The three laws are objects (`DLMProposal`, an `Intermediate`, `ARTarget`), the rejection and importance steps are
+kernels, and a `Sampler` runs them:
 
-    pair = load_pair("arithmetic")
-    result = smc(pair, particles=4).run([pair.encode("Ann has 3 apples. ...").tolist()])[0]
+    result = smc(load_pair("arithmetic"), particles=4).decode("Ann has 3 apples. ...")
     result.sample(), result.log_evidence, result.certificate()
 """
 

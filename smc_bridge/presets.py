@@ -6,7 +6,7 @@ target's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -44,10 +44,9 @@ def lane_temperatures(lanes: int) -> list[float]:
     return [float(x) for x in torch.linspace(0.2, 0.7, lanes, dtype=torch.float64)]
 
 
-def _detokenize(pair: ModelPair) -> Callable[[list[int]], str] | None:
-    """The pair's `decode`, if it has a tokenizer."""
-    decode = getattr(pair, "decode", None)
-    return None if decode is None else decode
+def _codec(pair: ModelPair) -> dict[str, Any]:
+    """The pair's text functions, if it has a tokenizer."""
+    return {"tokenize": getattr(pair, "encode", None), "detokenize": getattr(pair, "decode", None)}
 
 
 def smc(
@@ -78,7 +77,7 @@ def smc(
         target=ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential),
         intermediate=intermediate or ProductOfExperts(w), kernel=kernel or Rejection(), weight=weight or OwnWeights(),
         resampler=resampler or Systematic(), trigger=trigger or EssBelow(), particles=particles, lanes=lanes,
-        window=window, name=name or f"smc({particles})", detokenize=_detokenize(pair),
+        window=window, name=name or f"smc({particles})", **_codec(pair),
     )
 
 
@@ -114,7 +113,7 @@ def released(
         proposal=DLMProposal(pair.dlm, temperature=own, lookahead=lookahead),
         target=ARTarget(pair.ar, temperature=temperature), intermediate=ProductOfExperts(w, exponent),
         kernel=ReleasedRejection(lanes, top_p=top_p), weight=ReleasedScore(), resampler=Argmax(), trigger=always,
-        particles=1, lanes=lanes, window=window, name=name, detokenize=_detokenize(pair),
+        particles=1, lanes=lanes, window=window, name=name, **_codec(pair),
     )
 
 

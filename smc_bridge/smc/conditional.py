@@ -10,12 +10,15 @@ from the target, all its lanes, lengths and ancestors are then an exact draw fro
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, truncate
+from smc_bridge.randomness import Source
+from smc_bridge.smc.state import SMCState
 
 
 class Pinned(NamedTuple):
@@ -63,3 +66,41 @@ class Pinned(NamedTuple):
             move.length.index_copy(0, self.lane, length),
             move.accepted.index_copy(0, self.lane, accepted),
         )
+
+
+def pin(
+    state: SMCState, active: Tensor, rows: Tensor, *, lanes: int, window: int, source_of: Callable[[Tensor], Source]
+) -> tuple[Pinned, Tensor]:
+    """The retained lanes of this step, and the place of each among its prompt's lanes, `[P']`.
+
+    Args:
+        active: prompts of this step, `[P']`.
+        rows: their particles that still grow, `[B]`, in increasing order.
+        source_of: gives one row of draws for each of some prompts.
+    """
+    assert state.retained is not None
+    device = active.device
+    lane = torch.zeros(active.numel(), dtype=torch.long, device=device)
+    first = active * state.particles
+    alive = ~state.prefix.done[first]
+    prompts = active[alive]
+    draws = source_of(prompts).uniform((window + 1,)) if prompts.numel() else torch.zeros(0, window + 1, device=device)
+    lane[alive] = (draws[:, 0] * lanes).long()
+    start = (state.prefix.length[first] - state.prompt_length[active])[alive]
+    column = start[:, None] + torch.arange(window, device=device)
+    tokens = state.retained.tokens[prompts].gather(1, column.clamp_max(state.retained.tokens.shape[1] - 1))
+    place = torch.searchsorted(rows, first[alive])
+    return Pinned(place * lanes + lane[alive], tokens, draws[:, 1:]), lane
+
+
+def check_whole(retained: Sequence[Sequence[int]], *, eos_id: int | None, max_new_tokens: int) -> None:
+    """Raise ValueError unless every sequence is a whole continuation: it ends at EOS or at the length limit."""
+    for i, sequence in enumerate(retained):
+        ended = len(sequence) > 0 and sequence[-1] == eos_id
+        if len(sequence) == 0 or len(sequence) > max_new_tokens or (len(sequence) < max_new_tokens and not ended):
+            raise ValueError(
+                f"retained[{i}] has {len(sequence)} tokens: give a whole one, up to the end of sequence or "
+                f"to max_new_tokens = {max_new_tokens}"
+            )
+        if eos_id is not None and eos_id in sequence[:-1]:
+            raise ValueError(f"retained[{i}] goes on after the end of sequence: cut it there")

@@ -32,7 +32,7 @@ from smc_bridge.prefix import Prefix
 from smc_bridge.randomness import PromptSource, Source, prompt_generator
 from smc_bridge.result import Result
 from smc_bridge.smc import steps
-from smc_bridge.smc.conditional import Pinned
+from smc_bridge.smc.conditional import Pinned, check_whole, pin
 from smc_bridge.smc.record import record_step, results
 from smc_bridge.smc.resampling import Multinomial, Resampler, Systematic
 from smc_bridge.smc.state import Counters, Marginals, Retained, SMCState
@@ -53,7 +53,7 @@ class Sampler:
         resampler, trigger: how and when particles interact.
         particles: N.  lanes: K drafts per particle.  window: V tokens verified at once.
         name: for tables.
-        detokenize: turns a continuation's ids into text.
+        tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text.
     """
 
     proposal: DLMProposal
@@ -67,6 +67,7 @@ class Sampler:
     lanes: int = 1
     window: int = 32
     name: str = "smc"
+    tokenize: Callable[[str], Sequence[int] | Tensor] | None = None
     detokenize: Callable[[list[int]], str] | None = None
 
     def __post_init__(self) -> None:
@@ -144,6 +145,19 @@ class Sampler:
                 progress(len(prompts) - state.active().numel())
         return results(self, state)
 
+    def decode(
+        self, text: str, *, seed: int = 0, max_new_tokens: int = 256, keep_drafts: bool = False
+    ) -> Result:
+        """Decode one prompt given as text; arguments as `run`.
+
+        Raises:
+            ValueError: the sampler knows no tokenizer, the prompt is empty or too long, or an argument is out of range.
+        """
+        if self.tokenize is None:
+            raise ValueError("tokenize is None: give the sampler a tokenizer, or call run with token ids")
+        prompt = [int(token) for token in self.tokenize(text)]
+        return self.run([prompt], seed=seed, max_new_tokens=max_new_tokens, keep_drafts=keep_drafts)[0]
+
     def start(
         self, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
         retained: Sequence[Sequence[int]] | None = None,
@@ -175,7 +189,7 @@ class Sampler:
             ar=self.target.model.session(tokens, prefix.length),
             marginals=Marginals(torch.empty(0, 0, size, device=device), zeros[:0], zeros - 1, zeros.clone()),
             counters=Counters.zeros(len(prompts)),
-            retained=self._check_retained(prompts, retained, max_new_tokens),
+            retained=self._retain(prompts, retained, max_new_tokens),
             records=[[] for _ in prompts],
             seconds=[0.0] * len(prompts),
         )
@@ -186,8 +200,12 @@ class Sampler:
         everyone = (active[:, None] * n + torch.arange(n, device=active.device)).flatten()  # rows of these prompts
         growing = (~state.prefix.done[everyone]).nonzero().flatten()
         rows = everyone[growing]  # [B]
-        source = self._source(state, active, n * k).select(lane_rows(growing, k))
-        pinned, pinned_lane = self._pin(state, active, rows)
+        source = self._source(state, active, n * k).select(steps.lane_rows(growing, k))
+        pinned, pinned_lane = None, None
+        if state.retained is not None:
+            pinned, pinned_lane = pin(
+                state, active, rows, lanes=k, window=self.window, source_of=lambda at: self._source(state, at, 1)
+            )
 
         scored = steps.propose(state, rows, self.proposal)
         at = steps.branch(state, rows, self.proposal, lanes=k, window=self.window)
@@ -211,7 +229,9 @@ class Sampler:
             state, active, growing, lanes, increments, reduced, rows=rows, scored=scored, ar_rows=k, drafts=drafts,
             keep=keep_drafts,
         )
-        self._commit(state, active, everyone, growing, lanes.move, at.horizon.window, reduced, log_potential)
+        # A score that is not a weight is not carried.
+        kept = reduced if self.weight.proper else reduced._replace(log_weights=torch.zeros_like(reduced.log_weights))
+        steps.commit(state, active, growing, lanes, kept, log_potential, eos_id=self.target.model.eos_id)
 
     def _move(
         self, state: SMCState, rows: Tensor, at: steps.Branch, *, source: Source, pinned: Pinned | None
@@ -261,44 +281,6 @@ class Sampler:
         done[growing] = self._extended(state, everyone[growing], move).done.reshape(move.length.shape).all(1)
         return done.reshape(-1, self.particles).all(1)
 
-    def _commit(
-        self, state: SMCState, active: Tensor, everyone: Tensor, growing: Tensor, move: Move, window: Tensor,
-        reduced: steps.Reduced, log_potential: Tensor | None,
-    ) -> None:
-        """Append the survivors' blocks, gather everything by ancestor, and keep marginals that are still good."""
-        n, k, device = self.particles, self.lanes, everyone.device
-        total = state.prefix.length.numel()
-        first = torch.arange(active.numel(), device=device)[:, None] * (n * k)
-        survivors = (first + reduced.survivors).flatten()  # lanes of the active prompts
-        block, length, accepted = steps.committed(move, growing, survivors, everyone.numel())
-        ancestors = torch.arange(total, device=device)
-        ancestors[everyone] = everyone[survivors // k]
-        blocks = block.new_full((total, block.shape[1]), -1)
-        lengths = torch.zeros(total, dtype=torch.long, device=device)
-        blocks[everyone], lengths[everyone] = block, length
-        if not torch.equal(ancestors, torch.arange(total, device=device)):
-            state.dlm.gather(ancestors)
-            state.ar.gather(ancestors)
-        state.dlm.commit(blocks.clamp_min(0), lengths)
-        state.ar.commit(blocks.clamp_min(0), lengths)
-        state.prefix = state.prefix.select(ancestors).extend(
-            blocks, lengths, eos_id=self.target.model.eos_id, limit=state.limit
-        )
-        # A score that is not a weight is not carried.
-        state.log_weights[active] = reduced.log_weights if self.weight.proper else 0.0
-        if log_potential is not None:
-            lanes = state.log_potential[everyone][:, None].repeat(1, k)
-            lanes[growing] = log_potential
-            state.log_potential[everyone] = lanes.reshape(-1)[survivors]
-        offered = torch.zeros(everyone.numel(), dtype=torch.long, device=device)
-        offered[growing] = window
-        whole = (length > 0) & (accepted == length) & (length == offered[survivors // k])
-        marginals = state.marginals
-        marginals.slot, marginals.offset = marginals.slot[ancestors], marginals.offset[ancestors] + lengths
-        spent = torch.ones(total, dtype=torch.bool, device=device)
-        spent[everyone] = ~whole
-        marginals.slot[spent | (state.marginals.remaining() <= 0) | state.prefix.done] = -1
-
     def _source(self, state: SMCState, prompts: Tensor, rows: int) -> Source:
         """Draws of these prompts, so many rows each."""
         return PromptSource(
@@ -319,46 +301,16 @@ class Sampler:
         for i in active.tolist():
             state.seconds[i] = now
 
-    def _pin(self, state: SMCState, active: Tensor, rows: Tensor) -> tuple[Pinned | None, Tensor | None]:
-        """The retained lanes of this step, and the place of each in its prompt's lanes, `[P']`."""
-        if state.retained is None:
-            return None, None
-        device = active.device
-        lane = torch.zeros(active.numel(), dtype=torch.long, device=device)
-        first = active * self.particles
-        alive = ~state.prefix.done[first]
-        prompts = active[alive]
-        draws = self._source(state, prompts, 1).uniform((self.window + 1,))
-        lane[alive] = (draws[:, 0] * self.lanes).long()
-        start = (state.prefix.length[first] - state.prompt_length[active])[alive]
-        column = start[:, None] + torch.arange(self.window, device=device)
-        tokens = state.retained.tokens[prompts].gather(1, column.clamp_max(state.retained.tokens.shape[1] - 1))
-        place = torch.searchsorted(rows, first[alive])
-        return Pinned(place * self.lanes + lane[alive], tokens, draws[:, 1:]), lane
-
-    def _check_retained(
+    def _retain(
         self, prompts: Sequence[Sequence[int]], retained: Sequence[Sequence[int]] | None, max_new_tokens: int
     ) -> Retained | None:
+        """Check and pad the retained continuations."""
         if retained is None:
             return None
         if not self.proper or not isinstance(self.weight, OwnWeights):
             raise ValueError("retained needs a proper program whose lanes have their own weights: use OwnWeights()")
         if len(retained) != len(prompts):
             raise ValueError(f"retained has {len(retained)} sequences for {len(prompts)} prompts: give one per prompt")
-        eos = self.target.model.eos_id
-        for i, sequence in enumerate(retained):
-            ended = len(sequence) > 0 and sequence[-1] == eos
-            if len(sequence) == 0 or len(sequence) > max_new_tokens or (len(sequence) < max_new_tokens and not ended):
-                raise ValueError(
-                    f"retained[{i}] has {len(sequence)} tokens: give a whole one, up to the end of sequence or "
-                    f"to max_new_tokens = {max_new_tokens}"
-                )
-            if eos is not None and eos in sequence[:-1]:
-                raise ValueError(f"retained[{i}] goes on after the end of sequence: cut it there")
+        check_whole(retained, eos_id=self.target.model.eos_id, max_new_tokens=max_new_tokens)
         whole = Prefix.of(retained, device=self.target.model.device)
         return Retained(whole.tokens.clamp_min(0), whole.length)
-
-
-def lane_rows(particles: Tensor, lanes: int) -> Tensor:
-    """Lane indices of particles: `[B]` -> `[B * K]`."""
-    return (particles[:, None] * lanes + torch.arange(lanes, device=particles.device)).flatten()

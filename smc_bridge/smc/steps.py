@@ -204,3 +204,53 @@ def committed(lanes: Move, rows: Tensor, survivors: Tensor, total: int) -> tuple
     return (
         block.reshape(-1, window)[survivors], length.reshape(-1)[survivors], accepted.reshape(-1)[survivors],
     )
+
+
+def commit(
+    state: SMCState, active: Tensor, growing: Tensor, lanes: Lanes, reduced: Reduced, log_potential: Tensor | None, *,
+    eos_id: int | None,
+) -> None:
+    """Append the survivors' blocks, gather everything by ancestor, and keep marginals that are still good.
+
+    A survivor that was accepted to the end of its window keeps what is left of its marginals (elastic window).
+
+    Args:
+        active: prompts of this step, `[P']`.
+        growing: which of their `P' * N` particles took part, `[B]`.
+        log_potential: of every lane's extended prefix, `[B, K]`, or None.
+    """
+    n, k, device = state.particles, lanes.move.length.shape[1], active.device
+    everyone = (active[:, None] * n + torch.arange(n, device=device)).flatten()
+    total = state.prefix.length.numel()
+    first = torch.arange(active.numel(), device=device)[:, None] * (n * k)
+    survivors = (first + reduced.survivors).flatten()  # lanes of the active prompts
+    block, length, accepted = committed(lanes.move, growing, survivors, everyone.numel())
+    ancestors = torch.arange(total, device=device)
+    ancestors[everyone] = everyone[survivors // k]
+    blocks = block.new_zeros(total, block.shape[1])
+    lengths = torch.zeros(total, dtype=torch.long, device=device)
+    blocks[everyone], lengths[everyone] = block.clamp_min(0), length
+    if not torch.equal(ancestors, torch.arange(total, device=device)):
+        state.dlm.gather(ancestors)
+        state.ar.gather(ancestors)
+    state.dlm.commit(blocks, lengths)
+    state.ar.commit(blocks, lengths)
+    state.prefix = state.prefix.select(ancestors).extend(blocks, lengths, eos_id=eos_id, limit=state.limit)
+    state.log_weights[active] = reduced.log_weights
+    if log_potential is not None:
+        each = state.log_potential[everyone][:, None].repeat(1, k)
+        each[growing] = log_potential
+        state.log_potential[everyone] = each.reshape(-1)[survivors]
+    offered = torch.zeros(everyone.numel(), dtype=torch.long, device=device)
+    offered[growing] = lanes.horizon.window
+    whole = (length > 0) & (accepted == length) & (length == offered[survivors // k])
+    state.marginals.slot = state.marginals.slot[ancestors]
+    state.marginals.offset = state.marginals.offset[ancestors] + lengths
+    spent = torch.ones(total, dtype=torch.bool, device=device)
+    spent[everyone] = ~whole
+    state.marginals.slot[spent | (state.marginals.remaining() <= 0) | state.prefix.done] = -1
+
+
+def lane_rows(particles: Tensor, lanes: int) -> Tensor:
+    """Lane indices of particles: `[B]` -> `[B * K]`."""
+    return (particles[:, None] * lanes + torch.arange(lanes, device=particles.device)).flatten()
