@@ -55,11 +55,12 @@ def best_first(q: Tensor, nodes: int, horizon: Horizon) -> Tree:
     log_prob = torch.zeros(rows, 1, dtype=q.dtype, device=q.device)
     levels: list[tuple[Tensor, Tensor, Tensor]] = []  # score, token, index of the parent within the level before
     for d in range(window - 1):
-        best = q[:, d].topk(width, dim=-1)
+        law = q[:, d]
+        if horizon.eos_id is not None:  # masked before the choice, so that it takes no place in it
+            law = law.index_fill(-1, torch.tensor(horizon.eos_id, device=q.device), -math.inf)
+        best = law.topk(width, dim=-1)
         score = log_prob[:, :, None] + best.values[:, None, :]
         token = best.indices[:, None, :].expand_as(score)
-        if horizon.eos_id is not None:
-            score = score.masked_fill(token == horizon.eos_id, -math.inf)
         score = score.masked_fill((d + 1 >= horizon.window)[:, None, None], -math.inf)
         flat = score.reshape(rows, -1)
         kept = flat.topk(min(nodes, flat.shape[1]), dim=-1)
