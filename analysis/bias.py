@@ -1,0 +1,136 @@
+"""Bias of self-normalised estimates.
+
+A run estimates `E_p[f]` by `theta = sum_k W_k f(x_k)`, a ratio of two unbiased sums, so it is biased by O(1/N).
+
+*From many runs.* `E[Z_hat theta] = Z E_p[f]` exactly and `E[Z_hat] = Z` (design 2.4), hence
+
+    bias = E[theta] - E_p[f] = - Cov(Z_hat / Z, theta),
+
+and the sample covariance estimates it without bias, with an error that falls as fast as the bias itself. Neither the
+exact answer nor more than two runs are needed.
+
+*From one run*, if its particles never interacted, or from several runs pooled into one ratio: the jackknife
+(Quenouille 1949, Miller 1974). With `theta_(-i)` the estimate without unit i,
+
+    bias = (n - 1) (mean_i theta_(-i) - theta),     se^2 = (n - 1) / n sum_i (theta_(-i) - mean)^2.
+
+Its expectation is `(n - 1) (bias of n - 1 units - bias of n units)`, the bias up to O(1/n^2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.runs import Runs, as_runs, require_proper
+from smc_bridge.result import Result
+
+
+@dataclass(frozen=True)
+class Bias:
+    """An estimate with its bias.
+
+    Attributes:
+        estimate: the self-normalised estimate as it stands.
+        bias: estimated `E[estimate] - truth`.
+        error: standard error; of `bias` for `run_bias`, of `estimate` for the jackknife.
+        units: independent units it rests on.
+    """
+
+    estimate: float
+    bias: float
+    error: float
+    units: int
+
+    @property
+    def corrected(self) -> float:
+        """`estimate - bias`."""
+        return self.estimate - self.bias
+
+
+def run_bias(results: Sequence[Result], f: Callable[[Any], float], *, log_z: float | None = None) -> Bias:
+    """Bias of *one* run's estimate of `E_p[f]`, from independent runs of one sampler on one prompt.
+
+    Args:
+        results: at least two runs.
+        f: function of a value (text, or token ids without a tokenizer).
+        log_z: true `log Z` of the target; needed only with a potential.
+    Raises:
+        ValueError: fewer than two runs, an improper method, or a potential without its `log_z`.
+    """
+    runs = as_runs(results)
+    require_proper(runs, "the identity bias = -Cov(Z_hat, theta)")
+    if len(runs) < 2:
+        raise ValueError(f"results has {len(runs)} run: the covariance needs at least 2")
+    if log_z is None and any(run.has_potential for run in runs):
+        raise ValueError("log_z is missing: with a potential the evidence must be divided by the true Z")
+    alive = [run for run in runs if run.log_evidence > -math.inf]
+    if len(alive) < len(runs):
+        raise ValueError(f"{len(runs) - len(alive)} of {len(runs)} runs have no particle of positive weight: use more")
+    theta = np.array([run.expectation(f) for run in runs])
+    evidence = np.exp(np.array([run.log_evidence for run in runs]) - (log_z or 0.0))
+    products = -(theta - theta.mean()) * (evidence - evidence.mean()) * len(runs) / (len(runs) - 1)
+    error = float(products.std(ddof=1) / math.sqrt(len(runs)))
+    return Bias(float(theta.mean()), float(products.mean()), error, len(runs))
+
+
+def jackknife_bias(results: Runs, f: Callable[[Any], float]) -> Bias:
+    """Jackknife of the self-normalised estimate of `E_p[f]`.
+
+    Args:
+        results: one run whose particles never interacted (units are its particles), or independent runs of one prompt
+            (units are runs, pooled by their evidence).
+        f: function of a value (text, or token ids without a tokenizer).
+    Raises:
+        ValueError: fewer than two units, one run that resampled, an improper method, or no unit of positive weight.
+    """
+    runs = as_runs(results)
+    require_proper(runs, "a jackknife of its weighted estimate")
+    if len(runs) > 1:
+        log_weights = np.array([run.log_evidence for run in runs])
+        values = np.array([run.expectation(f) if run.log_evidence > -math.inf else 0.0 for run in runs])
+        return jackknife_ratio(log_weights, values)
+    run = runs[0]
+    if any(record.resampled for record in run.trace):
+        raise ValueError("results is one run that resampled, so its particles are not independent: give several runs")
+    dead = [w == -math.inf for w in run.log_weights]
+    values = np.array([0.0 if d else f(v) for d, v in zip(dead, run.values, strict=True)])
+    return jackknife_ratio(np.asarray(run.log_weights), values)
+
+
+def jackknife_ratio(log_weights: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> Bias:
+    """Jackknife of `sum w_i v_i / sum w_i`.
+
+    Args:
+        log_weights: `[n]`, nats; -inf is legal.
+        values: `[n]`, ignored where the weight is zero.
+    Raises:
+        ValueError: fewer than two units, or fewer than two of positive weight.
+    """
+    if log_weights.size < 2:
+        raise ValueError(f"{log_weights.size} unit: the jackknife leaves one out and needs at least 2")
+    if np.isfinite(log_weights).sum() < 2:
+        raise ValueError("fewer than 2 units have positive weight: leaving one out leaves nothing; use more particles")
+    usable = np.where(log_weights > -math.inf, values, 0.0)
+    everyone = np.ones(log_weights.size, dtype=bool)
+
+    def estimate(kept: npt.NDArray[np.bool_]) -> float:
+        # Scaled by its own largest weight: without a dominant unit the others would vanish beside it.
+        weights = np.exp(log_weights[kept] - log_weights[kept].max())
+        return float((weights * usable[kept]).sum() / weights.sum())
+
+    left_out = np.array([estimate(np.arange(log_weights.size) != i) for i in range(log_weights.size)])
+    return jackknife(estimate(everyone), left_out)
+
+
+def jackknife(estimate: float, left_out: npt.NDArray[np.float64]) -> Bias:
+    """Jackknife of any statistic from its values without each unit, `left_out: [n]`."""
+    n = left_out.size
+    mean = float(left_out.mean())
+    error = math.sqrt((n - 1) / n * float(np.square(left_out - mean).sum()))
+    return Bias(estimate, (n - 1) * (mean - estimate), error, n)

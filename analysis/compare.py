@@ -1,0 +1,71 @@
+"""Laws of sequences compared with each other: total variation and KL between runs and the exact answer.
+
+Two laws can be read off many runs. The *output law* `r` is that of one sequence drawn from one run's weights; it is
+estimated by the mean of the runs' normalised weights and differs from the target by the bias that the KL certificate
+bounds. The *weighted law* `mean_m Z_m W_m` is unbiased for the target of a proper method (design 2.4): what is left of
+its distance is Monte-Carlo noise. Both estimates are of finite samples, so their distance from the target is on
+average larger than that of the law itself, by about `sqrt(cells / runs)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+
+from analysis.runs import Runs, as_runs
+from smc_bridge.result import Result
+
+#: Probability of each sequence (or text); masses need not sum to 1.
+Measure = Mapping[Hashable, float]
+
+
+def output_law(results: Runs) -> dict[Hashable, float]:
+    """Estimate of the law of a sequence drawn from a run's weights; for one run its posterior."""
+    runs = as_runs(results)
+    return _mean([run.posterior() for run in runs], [1.0 / len(runs)] * len(runs))
+
+
+def weighted_law(results: Runs, *, log_z: float = 0.0) -> dict[Hashable, float]:
+    """Unbiased estimate of the target's law, `mean_m (Z_m / Z) W_m`; it need not sum to 1.
+
+    Args:
+        results: independent runs.
+        log_z: true `log Z`, 0 without a potential.
+    """
+    runs = as_runs(results)
+    alive = [run for run in runs if run.log_evidence > -math.inf]
+    shares = [math.exp(run.log_evidence - log_z) / len(runs) for run in alive]
+    return _mean([run.posterior() for run in alive], shares)
+
+
+def total_variation(results: Runs | Measure, exact: Result | Measure) -> float:
+    """`1/2 sum_x |r(x) - p(x)|` between the output law and an exact one.
+
+    Args:
+        results: runs (their output law is taken), or a law.
+        exact: what `oracle` returned, or a law.
+    """
+    r, p = _law(results), _law(exact)
+    return 0.5 * sum(abs(r.get(x, 0.0) - p.get(x, 0.0)) for x in {**r, **p})
+
+
+def kl(results: Runs | Measure, exact: Result | Measure) -> float:
+    """`KL(r || p) = sum_x r(x) log (r(x) / p(x))`, nats; inf where r has mass and p has none. Arguments as above."""
+    r, p = _law(results), _law(exact)
+    if any(mass > 0 and p.get(x, 0.0) <= 0 for x, mass in r.items()):
+        return math.inf
+    return float(np.sum([mass * math.log(mass / p[x]) for x, mass in r.items() if mass > 0]))
+
+
+def _law(given: Runs | Measure) -> Measure:
+    return given if isinstance(given, Mapping) else output_law(given)
+
+
+def _mean(laws: Sequence[Mapping[Hashable, float]], shares: Sequence[float]) -> dict[Hashable, float]:
+    total: dict[Hashable, float] = {}
+    for law, share in zip(laws, shares, strict=True):
+        for value, mass in law.items():
+            total[value] = total.get(value, 0.0) + share * mass
+    return total

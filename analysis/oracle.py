@@ -1,0 +1,73 @@
+"""The exact answer on models that can be enumerated, as the same `Result` that a sampler returns.
+
+Every sequence of the AR target (temperature, truncation, end of sequence, length limit, potential) is listed once with
+its exact weight `p(x) phi(x)`. The weights are scaled so that their mean is Z, as those of a run are in expectation:
+`log_evidence` is the exact `log Z`, `weights` the exact law, `expectation(f)` the exact answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from models.tabular import ENUMERABLE
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.prefix import Prefix
+from smc_bridge.result import Result
+
+
+@torch.inference_mode()
+def oracle(
+    target: ARTarget, prompt: Sequence[int] = (), *, max_new_tokens: int,
+    detokenize: Callable[[list[int]], str] | None = None,
+) -> Result:
+    """Exact law of the target after `prompt`.
+
+    Args:
+        target: any AR law; meant for tabular models, but small alphabets and limits of any model will do.
+        prompt: token ids.
+        max_new_tokens: length limit; the AR law is cut there.
+        detokenize: turns a continuation's ids into text, as in `Sampler`.
+    Returns:
+        Sequences of positive AR probability, with `log_weights = log p + log phi + log count`.
+    Raises:
+        ValueError: a limit below 1, or more than 65536 sequences of positive probability.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {max_new_tokens}: allow at least 1 token")
+    model = target.model
+    growing: list[tuple[list[int], float]] = [([], 0.0)]
+    ended: list[tuple[list[int], float]] = []
+    for depth in range(max_new_tokens):
+        prefix = Prefix.of([[*prompt, *sequence] for sequence, _ in growing], device=model.device)
+        session = model.session(prefix.tokens.clamp_min(0), prefix.length)
+        rows = torch.arange(len(growing), device=model.device)
+        # The score of a one-token draft is that of its place, whatever the token.
+        conditional = target.log_probs(session.score(rows, torch.zeros_like(rows)[:, None])[:, 0]).double()
+        if len(ended) + int((conditional > -math.inf).sum()) > ENUMERABLE:
+            raise ValueError(
+                f"max_new_tokens = {max_new_tokens} over {model.vocab_size} tokens gives more than {ENUMERABLE} "
+                "sequences: shorten the limit or use a smaller model"
+            )
+        longer: list[tuple[list[int], float]] = []
+        for (sequence, log_p), row in zip(growing, conditional.tolist(), strict=True):
+            for token, step in enumerate(row):
+                if step > -math.inf:
+                    last = token == model.eos_id or depth + 1 == max_new_tokens
+                    (ended if last else longer).append(([*sequence, token], log_p + step))
+        growing = longer
+        if not growing:
+            break
+    sequences = [sequence for sequence, _ in ended]
+    log_weights = torch.tensor([log_p for _, log_p in ended], dtype=torch.float64)
+    if target.potential is not None:
+        whole = Prefix.of([[*prompt, *sequence] for sequence in sequences], device=model.device)
+        finished = whole._replace(done=torch.ones_like(whole.done))
+        log_weights = log_weights + target.potential(finished).double().cpu()
+    return Result(
+        prompt=list(prompt), sequences=sequences, log_weights=(log_weights + math.log(len(sequences))).tolist(),
+        texts=None if detokenize is None else [detokenize(sequence) for sequence in sequences], method="oracle",
+        has_potential=target.potential is not None,
+    )
