@@ -1,0 +1,208 @@
+"""Inference on a `BridgeProgram`: SMC, scoring, enumeration, plain importance sampling (package docstring)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import Importance, config_enumerate
+from pyro.infer.enum import iter_discrete_traces
+
+from smc_bridge.distributions.block import target_block
+from smc_bridge.distributions.intermediate import Proposal
+from smc_bridge.distributions.stopped import stopped_length
+from smc_bridge.kernels.importance import AcceptAll, OwnWeights
+from smc_bridge.prefix import Prefix
+from smc_bridge.pyro_filter import EvidenceSMCFilter
+from smc_bridge.pyro_program.program import BridgeProgram, Meter
+from smc_bridge.randomness import Randomness
+from smc_bridge.result import Forwards, Result
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.weights import log_mean
+from smc_bridge.trace import StepRecord
+
+
+def filter_of(program: BridgeProgram, *, generator: Randomness | None = None) -> EvidenceSMCFilter:
+    """The filter that runs a program, with the sampler's particles, resampler and trigger.
+
+    As in the engine, particles are not resampled once all are done. Arguments of its `step`: the number of the step.
+    """
+    sampler = program.sampler
+    return EvidenceSMCFilter(
+        program.model, program.guide, sampler.particles, max_plate_nesting=0, resampler=sampler.resampler,
+        trigger=sampler.trigger, may_resample=lambda state: not bool(state["done"].all()), generator=generator,
+    )
+
+
+@torch.inference_mode()
+def run_program(
+    sampler: Sampler, prompt: Sequence[int], *, seed: int | None = None, max_new_tokens: int = 256,
+    generator: Randomness | None = None,
+) -> Result:
+    """Decode one prompt by SMC on the Pyro program; the same law as `Sampler.run`, other draws.
+
+    Args:
+        sampler: with one lane.
+        prompt: token ids.
+        seed: sets Pyro's global generator (`pyro.set_rng_seed`), which all sample sites draw from; None leaves it.
+        max_new_tokens: length limit of a continuation.
+        generator: of the resampling; the global one by default.
+    Returns:
+        N weighted continuations; `forwards` counts this program's own calls (package docstring).
+    Raises:
+        ValueError: more than one lane, a kernel without stopping law, or an argument out of range.
+    """
+    started = time.perf_counter()
+    program = BridgeProgram(sampler, prompt, max_new_tokens=max_new_tokens)
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+    smc = filter_of(program, generator=generator)
+    smc.init()
+    records: list[StepRecord] = []
+    while bool((~smc.state["done"].cpu() & (smc.log_weights > -torch.inf)).any()):
+        before = replace(program.meter)
+        smc.step(len(records))
+        records.append(_record(smc, len(records), before, program.meter))
+    start = len(prompt)
+    tokens, length = smc.state["tokens"].tolist(), smc.state["length"].tolist()
+    return _result(
+        sampler, prompt, [row[start:n] for row, n in zip(tokens, length, strict=True)], smc.log_weights.tolist(),
+        meter=program.meter, seconds=time.perf_counter() - started, trace=records,
+    )
+
+
+def _record(smc: EvidenceSMCFilter, step: int, before: Meter, after: Meter) -> StepRecord:
+    done = smc.history[-1]
+    length = stopped_length(smc.model_trace.nodes[f"block_{step}"]["value"]).cpu()
+    own = smc.model_trace.nodes[f"accepted_{step}"]["value"].cpu()
+    accepted = (length - 1 + own).clamp_min(0)
+    return StepRecord(
+        ancestors=done.ancestors.tolist(), lanes=[0] * length.numel(), length=length[:, None].tolist(),
+        accepted=accepted[:, None].tolist(), log_increments=done.log_increments[:, None].tolist(),
+        log_weights=done.log_weights.tolist(), ess=done.ess, resampled=done.resampled,
+        log_evidence=float(log_mean(done.log_weights)), dlm_rows=after.dlm_rows - before.dlm_rows,
+        ar_rows=after.ar_rows - before.ar_rows,
+    )
+
+
+def _result(
+    sampler: Sampler, prompt: Sequence[int], sequences: list[list[int]], log_weights: list[float], *, meter: Meter,
+    seconds: float, trace: list[StepRecord],
+) -> Result:
+    return Result(
+        prompt=list(prompt), sequences=sequences, log_weights=log_weights,
+        texts=None if sampler.detokenize is None else [sampler.detokenize(s) for s in sequences],
+        method=sampler.name, proper=sampler.proper, reasons=sampler.why_improper(),
+        has_potential=sampler.target.potential is not None, forwards=Forwards(**asdict(meter)), seconds=seconds,
+        trace=trace,
+    )
+
+
+@torch.inference_mode()
+def score(sampler: Sampler, prompt: Sequence[int], continuation: Sequence[int]) -> float:
+    """Log-probability of a given text under the target, nats, by conditioning the model on it.
+
+    Block boundaries do not matter: summed over all of them the stopped model gives each text the probability that the
+    unstopped one gives it (`sum_L kappa(L | x) = 1`), so the model here has the whole text as one block of the target.
+    With a potential, `log p(x) + log phi(x)`, not normalised by Z.
+
+    Args:
+        sampler: only its target counts; any number of lanes.
+        prompt: token ids.
+        continuation: token ids, with the end of sequence if it is to be scored; without it, the text is taken to be cut
+            by the length limit.
+    Raises:
+        ValueError: an empty continuation, a token outside the alphabet, or one after the end of sequence.
+    """
+    target, text = sampler.target, list(continuation)
+    model, size = target.model, target.model.vocab_size
+    if not text or any(not 0 <= token < size for token in [*prompt, *text]):
+        raise ValueError(f"continuation = {text[:8]}: give at least 1 token; it and the prompt hold ids 0..{size - 1}")
+    if model.eos_id is not None and model.eos_id in text[:-1]:
+        raise ValueError("continuation goes on after the end of sequence: cut it there")
+    prefix = Prefix.of([prompt], device=model.device)
+    value = torch.tensor([text], device=model.device)
+    count = prefix.length.new_tensor([len(text)])
+
+    def whole_text() -> None:
+        session = model.session(prefix.tokens, prefix.length)
+        with pyro.plate("sequences", 1):
+            rows = torch.zeros_like(prefix.length)
+            block = pyro.sample("text", target_block(session, rows, target, window=len(text)))
+            if target.potential is not None:
+                ended = prefix.extend(block, count, eos_id=model.eos_id, limit=prefix.length + count)
+                pyro.factor("potential", target.potential(ended).double())
+
+    conditioned = poutine.condition(whole_text, data={"text": value})
+    return float(poutine.trace(conditioned).get_trace().log_prob_sum())
+
+
+@torch.inference_mode()
+def enumerate_program(
+    sampler: Sampler, prompt: Sequence[int], *, max_new_tokens: int
+) -> dict[tuple[int, ...], float]:
+    """`E[w 1_s]` of every sequence s, w the importance weight of one particle, by listing all executions of the guide.
+
+    It equals the target's probability `p(s)` (`p(s) phi(s)` with a potential) if and only if the weight is proper; this
+    holds for each particle before they interact, and unbiased resampling keeps it. For tiny models.
+
+    Args:
+        sampler: with one lane; its particles, resampler and trigger do not matter.
+        prompt: token ids.
+        max_new_tokens: length limit of a continuation.
+    Raises:
+        ValueError: a window has more than 65536 blocks, or see `BridgeProgram`.
+    """
+    program = BridgeProgram(sampler, prompt, max_new_tokens=max_new_tokens)
+    model, guide = program.unrolled(is_target=True), program.unrolled(is_target=False)
+    mass: dict[tuple[int, ...], float] = {}
+    for guide_trace in iter_discrete_traces("flat", config_enumerate(guide, default="sequential")):
+        log_q = guide_trace.log_prob_sum()
+        if log_q == -torch.inf:
+            continue
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace()
+        log_weight = model_trace.log_prob_sum() - log_q
+        text = tuple(model_trace.nodes["_RETURN"]["value"].tolist())
+        mass[text] = mass.get(text, 0.0) + float((log_q + log_weight).exp())
+    return mass
+
+
+@torch.inference_mode()
+def importance_baseline(
+    sampler: Sampler, prompt: Sequence[int], num_samples: int, *, seed: int | None = None, max_new_tokens: int = 256
+) -> Result:
+    """Plain importance sampling by `pyro.infer.Importance`: whole sequences drafted by the DLM, weighed by the target.
+
+    The sampler's proposal and target are kept; everything is accepted and particles never interact. The law of
+    `presets.plain_is` with the trigger `never`.
+
+    Args:
+        sampler: with one lane.
+        prompt: token ids.
+        num_samples: N, whole sequences, drawn one after the other.
+        seed: sets Pyro's global generator; None leaves it.
+        max_new_tokens: length limit of a continuation.
+    Raises:
+        ValueError: no samples, more than one lane, or an argument out of range.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples = {num_samples}: draw at least 1")
+    started = time.perf_counter()
+    plain = replace(
+        sampler, intermediate=Proposal(), kernel=AcceptAll(), weight=OwnWeights(), name="importance"
+    )
+    program = BridgeProgram(plain, prompt, max_new_tokens=max_new_tokens)
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+    posterior = Importance(
+        program.unrolled(is_target=True), program.unrolled(is_target=False), num_samples=num_samples
+    ).run()
+    sequences = [trace.nodes["_RETURN"]["value"].tolist() for trace in posterior.exec_traces]
+    return _result(
+        plain, prompt, sequences, [float(w) for w in posterior.log_weights], meter=program.meter,
+        seconds=time.perf_counter() - started, trace=[],
+    )
