@@ -63,13 +63,15 @@ class ProductOfExperts:
         target_exponent: exponent of the target instead of `1 - w`; a number, or one per lane `[K]` (the paper's lane
             temperature on the whole product: `(1 - w) tau_p / tau_k`, design 2.4).
     Raises:
-        ValueError: w outside [0, 1], or a negative exponent.
+        ValueError: w outside [0, 1], or an exponent that is negative or not finite.
     """
 
     def __init__(self, w: float = 0.3, target_exponent: float | Tensor | None = None) -> None:
         check_weight(w)
-        if target_exponent is not None and bool((torch.as_tensor(target_exponent) < 0).any()):
-            raise ValueError(f"target_exponent = {target_exponent}: give exponents of at least 0")
+        if target_exponent is not None:
+            exponents = torch.as_tensor(target_exponent)
+            if not bool(((exponents >= 0) & exponents.isfinite()).all()):
+                raise ValueError(f"target_exponent = {target_exponent}: give finite exponents of at least 0")
         self.w = float(w)
         self.per_lane = isinstance(target_exponent, Tensor) and target_exponent.dim() == 1
         self.target_exponent: float | Tensor = 1.0 - self.w if target_exponent is None else target_exponent
