@@ -1,0 +1,116 @@
+"""`smc-bridge compare`: one table of decoders on the same prompts and seeds. What is done survives an interruption.
+
+From a source tree that is not installed: `python -m analysis.comparison.command`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from analysis.comparison.compare import Report, compare
+from analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
+from analysis.comparison.settings import Settings
+from analysis.comparison.store import Cell
+from analysis.comparison.table import render
+from smc_bridge.cli import INTERRUPTED, PROGRAM, main
+from smc_bridge.commands.base import Command, check_writable, console, one_of, positive, share, whole
+from smc_bridge.tasks import TASKS
+
+DEFAULT_FILE = Path("runs/compare.json")
+
+
+def method_names(text: str) -> tuple[str, ...]:
+    """Argument type: names of methods with commas between them; each counts once."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    try:
+        check_methods(names)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("methods ")) from None
+    return names
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `compare`."""
+    parser.add_argument("--task", type=one_of(TASKS), default="arithmetic", metavar="NAME", help=", ".join(TASKS))
+    parser.add_argument("--n", type=whole(1), default=200, help="problems, the first ones of the task (default: 200)")
+    parser.add_argument(
+        "--methods", type=method_names, default=DEFAULT_METHODS, metavar="a,b,..",
+        help=f"of {KNOWN} (default: {', '.join(DEFAULT_METHODS)})",
+    )
+    parser.add_argument("--temperature", type=positive, default=0.2, metavar="T", help="of the target (default: 0.2)")
+    parser.add_argument("--weight", type=share, default=0.3, metavar="w", help="weight of the DLM (default: 0.3)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
+    parser.add_argument("--batch", type=whole(1), default=32, help="prompts that are decoded together (default: 32)")
+    parser.add_argument(
+        "--json", type=Path, default=DEFAULT_FILE, metavar="FILE",
+        help=f"where the comparison is kept; a second call continues it (default: {DEFAULT_FILE})",
+    )
+    parser.add_argument("--fresh", action="store_true", help="start anew, whatever FILE holds")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run or continue a comparison and print its table; 0, or 130 after Ctrl-C."""
+    settings = Settings(
+        task=arguments.task, n=arguments.n, methods=arguments.methods, temperature=arguments.temperature,
+        weight=arguments.weight, seed=arguments.seed, batch=arguments.batch,
+    )
+    path: Path = arguments.json
+    check_writable(path, "--json", make_folder=True)
+    cells = len(settings.methods) * settings.batches
+    saved = 0
+    try:
+        with progress(cells) as show:
+
+            def report(cell: Cell, done: int, total: int) -> None:
+                nonlocal saved
+                saved = done
+                show(cell, done, total)
+
+            found = compare(settings, path=path, fresh=arguments.fresh, report=report)
+    except KeyboardInterrupt:
+        what = f"{saved} of {cells} parts are saved beside {path}" if saved else "nothing new was saved"
+        again = "the same command without --fresh" if arguments.fresh else "the same command"
+        print(f"{PROGRAM}: interrupted: {what}; {again} goes on from there", file=sys.stderr)
+        return INTERRUPTED
+    out = console(sys.stdout)
+    title = (
+        f"{settings.task}: {settings.n} problems, target temperature {settings.temperature:g}, "
+        f"w = {settings.weight:g}, seed {settings.seed}"
+    )
+    out.print(render(found.rows, title=title))
+    out.print(f"saved as {path}", markup=False)
+    return 0
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Report]:
+    """A progress bar on standard error, or plain lines where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield _plain
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())
+    with Progress(*columns, console=console(sys.stderr)) as bar:
+        task = bar.add_task("loading", total=total)
+
+        def show(cell: Cell, done: int, total: int) -> None:
+            bar.update(task, completed=done, description=cell.method)
+
+        yield show
+
+
+def _plain(cell: Cell, done: int, total: int) -> None:
+    what = f"{cell.method}: {len(cell.outcomes)} problems in {cell.seconds:.1f} s"
+    print(f"{done}/{total} {what}", file=sys.stderr, flush=True)
+
+
+command = Command("compare", "Compare decoders on the same problems and seeds, in one table.", configure, run)
+
+if __name__ == "__main__":
+    sys.exit(main(["compare", *sys.argv[1:]], commands=[command]))

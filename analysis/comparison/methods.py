@@ -1,0 +1,102 @@
+"""The decoders that a comparison knows by name, each as a function from prompts to results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from models.pairs import Pair
+from smc_bridge import presets
+from smc_bridge.decoders import Order, ar_sampling, diffusion
+from smc_bridge.distributions.proposal import DLMProposal
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.result import Result
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.tasks import Task
+
+DEFAULT_METHODS = (
+    "ar", "dlm-1", "dlm-1-entropy", "dlm-2", "dlm-4", "dlm-8", "dlm-all", "plain-is", "speculative", "released",
+    "paper", "smc-1", "smc-4", "smc-8", "tree-walk",
+)
+
+_DLM = re.compile(r"dlm-(all|[1-9]\d*)(?:-(entropy|confidence))?")
+_SMC = re.compile(r"smc-([1-9]\d*)")
+_FIXED = ("ar", "plain-is", "speculative", "released", "paper", "tree-walk")
+#: For messages.
+KNOWN = "ar, dlm-<tokens per forward>, dlm-<tokens>-entropy, dlm-all, plain-is, speculative, released, paper, " \
+    "smc-<particles>, tree-walk"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A decoder.
+
+    Attributes:
+        name: as the user types it.
+        weighted: whether its results carry weights (of whatever quality).
+        decode: results of prompts (token ids).
+    """
+
+    name: str
+    weighted: bool
+    decode: Callable[[Sequence[Sequence[int]]], list[Result]]
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Raise ValueError if a name is unknown."""
+    for name in names:
+        if name not in _FIXED and not _DLM.fullmatch(name) and not _SMC.fullmatch(name):
+            raise ValueError(f"methods = {name!r}: choose from {KNOWN}")
+
+
+def make_method(name: str, pair: Pair, task: Task, *, temperature: float, weight: float, seed: int) -> Method:
+    """Build a decoder.
+
+    Args:
+        name: see `check_methods`.
+        pair: models.
+        task: gives length limit, lookahead and window.
+        temperature: of the target, and of the diffusion model's own decoders.
+        weight: w where there is a product of experts.
+        seed: of all draws; a prompt's draws depend on it and on the prompt only.
+    Raises:
+        ValueError: the name is unknown.
+    """
+    check_methods([name])
+    limit = task.max_new_tokens
+
+    def weighted(sampler: Sampler) -> Method:
+        return Method(name, True, lambda prompts: sampler.run(prompts, seed=seed, max_new_tokens=limit))
+
+    if name == "ar":
+        target = ARTarget(pair.ar, temperature=temperature)
+        return Method(name, False, lambda prompts: ar_sampling(
+            target, prompts, seed=seed, max_new_tokens=limit, detokenize=pair.decode, name=name,
+        ))
+    if match := _DLM.fullmatch(name):
+        count = None if match[1] == "all" else int(match[1])
+        order: Order = next((o for o in get_args(Order) if o == match[2]), "left_to_right")
+        # Its own decoder opens one window at a time, and drafts that far; all at once drafts the whole continuation.
+        proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=limit if count is None else task.window)
+        return Method(name, False, lambda prompts: diffusion(
+            proposal, prompts, tokens_per_forward=count, order=order, window=task.window, seed=seed,
+            max_new_tokens=limit, detokenize=pair.decode, name=name,
+        ))
+    common: dict[str, Any] = {
+        "temperature": temperature, "lookahead": task.lookahead, "window": task.window, "name": name,
+    }
+    if match := _SMC.fullmatch(name):
+        return weighted(presets.smc(pair, int(match[1]), w=weight, **common))
+    match name:
+        case "plain-is":
+            return weighted(presets.plain_is(pair, **common))
+        case "speculative":
+            return weighted(presets.speculative(pair, **common))
+        case "released":
+            return weighted(presets.released(pair, w=weight, **common))
+        case "paper":
+            return weighted(presets.paper(pair, w=weight, **common))
+        case _:
+            return weighted(presets.tree_walk(pair, w=weight, **common))

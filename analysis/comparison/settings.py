@@ -1,0 +1,78 @@
+"""What decides the figures of a comparison: settings, and a fingerprint of the weights of the two models."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from models.pairs import Pair
+
+#: Entries of each tensor that enter the fingerprint.
+SAMPLED = 4096
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything but the models that the figures depend on.
+
+    Attributes:
+        task: its name.
+        n: problems, the first ones of the task.
+        methods: by name, in the order of the table.
+        temperature: of the target and of the proposals.
+        weight: w of the products of experts.
+        seed: of all draws.
+        batch: prompts that are decoded together; they are the same however the work is interrupted.
+    """
+
+    task: str
+    n: int
+    methods: tuple[str, ...]
+    temperature: float = 0.2
+    weight: float = 0.3
+    seed: int = 0
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("batch", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} = {getattr(self, name)}: give a whole number of at least {least}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature = {self.temperature}: give a positive number")
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight = {self.weight}: give a number in [0, 1]")
+        if not self.methods or len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"methods = {','.join(self.methods)}: give at least one, and none twice")
+
+    @property
+    def batches(self) -> int:
+        """Batches of every method."""
+        return -(-self.n // self.batch)
+
+    def problems(self, batch: int) -> range:
+        """Indices of the problems of a batch."""
+        return range(batch * self.batch, min(self.n, (batch + 1) * self.batch))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "methods": list(self.methods)}
+
+
+def fingerprint(pair: Pair) -> str:
+    """Short hash that changes with the weights of a pair's transformers models (empty for models of other kinds)."""
+    digest = hashlib.blake2b(digest_size=8)
+    found = False
+    for model in (pair.dlm, pair.ar):
+        network = getattr(model, "model", None)
+        if not isinstance(network, torch.nn.Module):
+            continue
+        found = True
+        for name, tensor in sorted(network.state_dict().items()):
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // SAMPLED)].float().cpu().numpy()
+            digest.update(f"{name}|{tuple(tensor.shape)}|".encode() + sample.tobytes())
+    return digest.hexdigest() if found else ""

@@ -1,0 +1,138 @@
+"""From outcomes to the table of a comparison: one row a method.
+
+Accuracy carries Wilson's score interval (Wilson 1927); `-log Z` carries Student's, and per token that of a ratio (delta
+method).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from scipy import stats
+
+from analysis.comparison.store import Cell
+from smc_bridge.certificate import certify
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % confidence interval; infinite where one number gives no interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's figures; None where a column does not apply.
+
+    Attributes:
+        accuracy: share of right answers.
+        tokens_per_dlm_forward: all tokens by all forwards of the DLM.
+        ar_forwards: mean per problem.
+        tokens_per_second: all tokens by the wall time of all batches; the only figure that depends on the machine.
+        ess: mean over problems, of `particles`.
+        nats: mean `-log Z_hat` per sequence, a bound on the KL divergence from exact AR sampling.
+        nats_per_token: the same by the mean length.
+    """
+
+    method: str
+    n: int
+    particles: int
+    accuracy: Interval
+    tokens_per_dlm_forward: float | None
+    ar_forwards: float | None
+    tokens_per_second: float
+    ess: float | None
+    nats: Interval | None
+    nats_per_token: Interval | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; numbers that are not finite are None."""
+        data: dict[str, Any] = _finite(asdict(self))
+        return data
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def wilson(right: int, n: int, *, level: float = LEVEL) -> Interval:
+    """Share `right / n` with Wilson's score interval."""
+    z = float(stats.norm.ppf((1 + level) / 2))
+    share = right / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, min(share, centre - half), max(share, centre + half))
+
+
+def per_token(log_evidence: Sequence[float], tokens: Sequence[float]) -> Interval:
+    """`sum -log Z_hat / sum tokens` with the delta method's interval, nats per token."""
+    total = sum(tokens)
+    ratio = -sum(log_evidence) / total
+    if len(tokens) < 2 or not math.isfinite(ratio):
+        return Interval(ratio, -math.inf, math.inf)
+    residual = certify([z + ratio * t for z, t in zip(log_evidence, tokens, strict=True)], level=LEVEL)
+    half = (residual.high - residual.kl) * len(tokens) / total
+    return Interval(ratio, ratio - half, ratio + half)
+
+
+def summarise(method: str, cells: Sequence[Cell]) -> Row:
+    """The row of a method from its cells."""
+    outcomes = [outcome for cell in cells for outcome in cell.outcomes]
+    n = len(outcomes)
+    tokens = [outcome.tokens for outcome in outcomes]
+    dlm, ar = sum(o.dlm_forwards for o in outcomes), sum(o.ar_forwards for o in outcomes)
+    seconds = sum(cell.seconds for cell in cells)
+    evidence = [o.log_evidence for o in outcomes if o.log_evidence is not None]
+    sizes = [o.ess for o in outcomes if o.ess is not None]
+    whole = certify(evidence, level=LEVEL) if evidence else None
+    return Row(
+        method=method, n=n, particles=cells[0].particles, accuracy=wilson(sum(o.correct for o in outcomes), n),
+        tokens_per_dlm_forward=sum(tokens) / dlm if dlm else None, ar_forwards=ar / n if ar else None,
+        tokens_per_second=sum(tokens) / seconds if seconds else math.inf, ess=sum(sizes) / n if sizes else None,
+        nats=None if whole is None else Interval(whole.kl, whole.low, whole.high),
+        nats_per_token=None if whole is None else per_token(evidence, tokens),
+    )
+
+
+def render(rows: Sequence[Row], *, title: str = "") -> Table:
+    """The table; '-' where a column does not apply."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for name in (
+        "accuracy [95 %]", "tokens / DLM forward", "AR forwards", "tokens/s", "ESS", "-log Z, nats / sequence [95 %]",
+        "-log Z, nats / token [95 %]",
+    ):
+        table.add_column(name, justify="right")
+    for row in rows:
+        right = row.accuracy
+        table.add_row(
+            row.method, f"{right.value:.1%} [{right.low:.1%}, {right.high:.1%}]".replace("%", " %"),
+            _plain(row.tokens_per_dlm_forward, ".2f"), _plain(row.ar_forwards, ".1f"), f"{row.tokens_per_second:.1f}",
+            "-" if row.ess is None else f"{row.ess:.2f} of {row.particles}", _spread(row.nats, 4),
+            _spread(row.nats_per_token, 5),
+        )
+    return table
+
+
+def _plain(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _spread(interval: Interval | None, digits: int) -> str:
+    if interval is None:
+        return "-"
+    # Adding zero turns -0.0 into 0.0.
+    value, low, high = (round(x, digits) + 0.0 for x in (interval.value, interval.low, interval.high))
+    bounds = f" [{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(low) and math.isfinite(high) else ""
+    return f"{value:.{digits}f}{bounds}"

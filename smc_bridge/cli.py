@@ -1,0 +1,77 @@
+"""The command line `smc-bridge`: parses, dispatches, and turns every error of the user's into one line, exit code 2.
+
+Subcommands are `decode` and whatever installed packages register in the entry-point group `smc_bridge.commands` (so
+this package imports none of them).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+
+from smc_bridge.commands.base import Command, LineParser, UsageError
+from smc_bridge.commands.decode import command as decode
+
+GROUP = "smc_bridge.commands"
+PROGRAM = "smc-bridge"
+#: Exit codes besides 0.
+FAILURE, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def discover() -> list[Command]:
+    """Commands that installed packages offer, by name.
+
+    Raises:
+        UsageError: one of them cannot be imported.
+    """
+    found = {}
+    for entry in metadata.entry_points(group=GROUP):
+        try:
+            found[entry.name] = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"command {entry.name} = {entry.value}: {error}; reinstall the package") from error
+    return [found[name] for name in sorted(found)]
+
+
+def build_parser(commands: Iterable[Command]) -> LineParser:
+    """The parser of `smc-bridge` with one subparser for each command."""
+    parser = LineParser(
+        PROGRAM, description="Properly weighted sampling from diffusion language models.", allow_abbrev=False
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    for command in commands:
+        own = subparsers.add_parser(command.name, help=command.help, description=command.help, allow_abbrev=False)
+        command.configure(own)
+        own.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    Args:
+        argv: arguments; by default those of the process.
+        commands: what to offer besides `decode`; by default what is installed.
+    """
+    try:
+        extra = discover() if commands is None else commands
+        arguments = build_parser([decode, *extra]).parse_args(argv)
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has left: nothing more may be written, also not when the interpreter flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except (ValueError, TypeError, OSError) as error:
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

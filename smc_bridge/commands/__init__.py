@@ -1,0 +1,1 @@
+"""Parts of the command line: argument parsing with one-line errors, and the `decode` command."""

@@ -1,0 +1,117 @@
+"""`smc-bridge decode PROMPT`: decode one prompt, and show its weighted particles, evidence and diagnostics."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+from models.pairs import Pair, load_pair
+from smc_bridge.commands.base import (
+    Command,
+    UsageError,
+    check_writable,
+    console,
+    mass,
+    one_of,
+    positive,
+    positives,
+    share,
+    whole,
+)
+from smc_bridge.commands.options import (
+    INTERMEDIATES,
+    KERNELS,
+    NODES,
+    PRESETS,
+    TRIGGERS,
+    Options,
+    build_sampler,
+    check_options,
+)
+from smc_bridge.rendering import render_result
+from smc_bridge.smc.resampling import RESAMPLERS
+from smc_bridge.tasks import lookahead_of
+from smc_bridge.trace_rendering import render_trace
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `decode`."""
+    parser.add_argument("prompt", metavar="PROMPT", help="text to continue, in quotes")
+    parser.add_argument("--pair", default="arithmetic", metavar="NAME", help="pair of models (default: arithmetic)")
+    method = parser.add_argument_group("method", "what is not given is the method's own")
+
+    def named(option: str, names: list[str], text: str, default: str | None = None) -> None:
+        text = f"{text}: {', '.join(names)}"
+        method.add_argument(option, type=one_of(names), default=default, metavar="NAME", help=text)
+
+    named("--method", list(PRESETS), "preset (default: smc)", "smc")
+    method.add_argument("--particles", type=whole(1), metavar="N", help="particles that survive a step")
+    method.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle")
+    method.add_argument("--weight", type=share, metavar="w", help="weight of the diffusion model, in [0, 1]")
+    method.add_argument("--window", type=whole(1), metavar="V", help="tokens verified at once")
+    method.add_argument("--lookahead", type=whole(1), metavar="M", help="masked positions per forward of the DLM")
+    named("--kernel", list(KERNELS), "how a draft becomes a block of the intermediate")
+    named("--intermediate", list(INTERMEDIATES), "law between proposal and target")
+    named("--resampler", list(RESAMPLERS), "how survivors are drawn")
+    named("--trigger", list(TRIGGERS), "when particles are resampled")
+    method.add_argument("--temperature", type=positive, default=1.0, metavar="T", help="of the target (default: 1)")
+    method.add_argument("--lane-temperatures", type=positives, metavar="a,b,..", help="of the proposal, one per lane")
+    method.add_argument("--balance", action="store_true", help="weigh lanes by the balance heuristic")
+    method.add_argument("--nodes", type=whole(1), metavar="B", help=f"of the tree walk (default: {NODES})")
+    method.add_argument("--top-p", type=mass, metavar="P", help="of the target (released: of the drafts), in (0, 1]")
+    run = parser.add_argument_group("run")
+    run.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="T", help="length limit (default: 128)")
+    run.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
+    run.add_argument("--json", type=Path, metavar="FILE", help="save the result")
+    run.add_argument("--trace", action="store_true", help="show every step: drafts, what became of them, lane weights")
+
+
+def check_room(pair: Pair, prompt: int, max_new_tokens: int, window: int) -> None:
+    """Refuse a prompt that leaves too little room in the models' positions.
+
+    Args:
+        prompt: tokens of the prompt.
+        max_new_tokens: length limit of the continuation; the last window is scored past it.
+    Raises:
+        UsageError: naming the three numbers.
+    """
+    limit = pair.max_length
+    if limit is not None and prompt + max_new_tokens + window > limit:
+        raise UsageError(
+            f"PROMPT has {prompt} tokens, with max_new_tokens = {max_new_tokens} and window = {window} more than the "
+            f"{limit} that the pair {pair.name!r} reads: shorten the prompt or the limit"
+        )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Decode and print; returns 0."""
+    options = Options(**{item.name: getattr(arguments, item.name) for item in fields(Options)})
+    check_options(options)
+    if not arguments.prompt.strip():
+        raise UsageError(f"PROMPT = {arguments.prompt!r}: is empty; give a text")
+    if arguments.json is not None:
+        check_writable(arguments.json, "--json")
+    pair = load_pair(arguments.pair)
+    if options.lookahead is None:
+        options = replace(options, lookahead=lookahead_of(arguments.pair))
+    sampler = build_sampler(pair, options)
+    prompt = pair.encode(arguments.prompt)
+    check_room(pair, prompt.numel(), arguments.max_new_tokens, sampler.window)
+    [result] = sampler.run(
+        [prompt.tolist()], seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace
+    )
+    out = console(sys.stdout)
+    if arguments.trace:
+        render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
+    render_result(out, result, seed=arguments.seed)
+    if arguments.json is not None:
+        result.save(arguments.json)
+        out.print(f"saved as {arguments.json}", markup=False)
+    return 0
+
+
+command = Command(
+    "decode", "Decode one prompt and show its weighted particles, evidence and diagnostics.", configure, run
+)

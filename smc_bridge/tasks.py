@@ -1,0 +1,86 @@
+"""Tasks: prompts with known answers, on which decoders are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from models.arithmetic import problems as arithmetic
+
+
+class Item(NamedTuple):
+    """A prompt, as text, and its answer, as `Task.grade` knows it."""
+
+    prompt: str
+    answer: Any
+
+
+class Task(Protocol):
+    """A list of items, how to grade a decoded text, and decoding limits that suit it."""
+
+    @property
+    def name(self) -> str:
+        """What the user types."""
+        ...
+
+    @property
+    def pair(self) -> str:
+        """Name of the pair of models (`models.pairs.load_pair`)."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Length limit of a continuation, tokens."""
+        ...
+
+    @property
+    def lookahead(self) -> int:
+        """M, masked positions per forward that the pair's diffusion model drafts well, tokens."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """V, tokens verified at once."""
+        ...
+
+    def problems(self, n: int, offset: int = 0) -> list[Item]:
+        """Items `offset` to `offset + n`, the same at every call; ValueError if there are not so many."""
+        ...
+
+    def grade(self, text: str, answer: Any) -> bool:
+        """Whether a decoded text gives the answer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The 1,000 held-out problems of the embedded pair; right is who writes `#### N` with the right N first."""
+
+    name: str = "arithmetic"
+    pair: str = "arithmetic"
+    max_new_tokens: int = 128
+    lookahead: int = 64
+    window: int = 32
+
+    def problems(self, n: int, offset: int = 0) -> list[Item]:
+        """See `Task.problems`."""
+        every = arithmetic.held_out()
+        if n < 1 or offset < 0 or offset + n > len(every):
+            raise ValueError(f"n = {n} from offset = {offset}: the task {self.name!r} has {len(every)} problems")
+        return [Item(problem.prompt, problem.answer) for problem in every[offset : offset + n]]
+
+    def grade(self, text: str, answer: Any) -> bool:
+        """See `Task.grade`."""
+        return bool(arithmetic.extract_answer(text) == answer)
+
+
+#: Tasks by name.
+TASKS: dict[str, Task] = {"arithmetic": Arithmetic()}
+
+#: M for a pair that no task knows, tokens: the paper's.
+DEFAULT_LOOKAHEAD = 256
+
+
+def lookahead_of(pair: str) -> int:
+    """M that suits a pair: that of a task on it, else the paper's."""
+    return next((task.lookahead for task in TASKS.values() if task.pair == pair), DEFAULT_LOOKAHEAD)
