@@ -11,8 +11,8 @@ of particles N (or lanes K, for the methods that keep one particle). Distances t
   saturate while sequences are rarer than 1/N.
 
 The bias of a proper method falls like 1/N and the error of one run like N^-1/2. `released` is not proper: more lanes do
-not bring it closer. Errors are one standard error. (With K lanes and one particle a run returns one sequence, so its own
-distance says nothing; and its bias is measured with more noise, which bends the fitted exponent up.)
+not bring it closer. Errors are one standard error. With K lanes and one particle a run returns a single sequence, so
+its own distance says nothing, and its bias is measured with more noise, which bends the fitted exponent up.
 """
 
 from __future__ import annotations

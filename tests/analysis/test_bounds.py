@@ -1,0 +1,79 @@
+"""The KL certificate over runs: by hand, its coverage, and that it bounds."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis import kl, kl_certificate, kl_per_token, oracle
+from models.tabular import TabularAR, TabularDLM
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.presets import smc
+from tests.analysis.helpers import INF, make_result
+
+
+def test_mean_and_interval_by_hand() -> None:
+    evidence = [-0.2, 0.1, -0.4, 0.05]
+    found = kl_certificate([make_result([z]) for z in evidence])
+    mean, error = -np.mean(evidence), stats.sem(evidence)
+    assert found.kl == pytest.approx(mean, rel=1e-13)
+    assert found.high - found.kl == pytest.approx(stats.t.ppf(0.975, 3) * error, rel=1e-10)
+    assert found.tv == pytest.approx(math.sqrt(mean / 2), rel=1e-12)
+
+
+def test_interval_covers_the_mean_at_its_level() -> None:
+    """2,000 certificates of 30 normal evidences: the count of hits is binomial; failure rate 1e-6 at exact coverage."""
+    rng = np.random.default_rng(7)
+    hits = 0
+    for _ in range(2000):
+        evidence = rng.normal(-0.045, 0.3, size=30)  # a log-normal of mean 1: log Z has mean -s^2 / 2
+        found = kl_certificate([make_result([float(z)]) for z in evidence], level=0.9)
+        hits += found.low <= 0.045 <= found.high
+    low, high = stats.binom.ppf([5e-7, 1 - 5e-7], 2000, 0.9)
+    assert low <= hits <= high, (low, hits, high)
+
+
+def test_per_token_interval_covers_the_ratio() -> None:
+    """As above with random lengths; the delta method is asymptotic, so the band is that of levels 0.88 to 0.92."""
+    rng = np.random.default_rng(8)
+    hits = 0
+    for _ in range(1000):
+        tokens = rng.integers(1, 9, size=60)
+        excess = rng.normal(0.02 * tokens, 0.1)
+        runs = [make_result([-float(d)], sequences=[[0] * int(n)]) for d, n in zip(excess, tokens, strict=True)]
+        found = kl_per_token(runs, level=0.9)
+        hits += found.low <= 0.02 <= found.high
+    assert stats.binom.ppf(5e-7, 1000, 0.88) <= hits <= stats.binom.ppf(1 - 5e-7, 1000, 0.92), hits
+
+
+def test_per_token_by_hand() -> None:
+    runs = [make_result([-0.3], sequences=[[0, 1]]), make_result([-0.1, -0.1], sequences=[[0] * 4, [0] * 2])]
+    found = kl_per_token(runs)
+    assert (found.tokens, found.runs) == (2.5, 2)
+    assert found.kl == pytest.approx(0.4 / 5)
+    assert (kl_per_token(runs[:1]).low, kl_per_token(runs[:1]).high) == (-INF, INF)
+
+
+def test_certificates_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match="argmax is no resampling"):
+        kl_certificate(make_result([0.0], proper=False, reasons=["argmax is no resampling"]))
+    with pytest.raises(ValueError, match="log_z is missing"):
+        kl_per_token(make_result([0.0], has_potential=True))
+    with pytest.raises(ValueError, match="results is empty"):
+        kl_certificate([])
+    assert kl_certificate(make_result([-1.0], has_potential=True), log_z=-0.7).kl == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+def test_certificate_bounds_the_divergence_of_the_output(particles: int) -> None:
+    """6,000 runs: the estimated KL of the output law, which noise only raises, stays below the interval's end."""
+    ar = TabularAR.random(3, 3, seed=2, eos_id=1)
+    pair = SimpleNamespace(ar=ar, dlm=TabularDLM(ar, noise=0.7))
+    runs = smc(pair, particles, w=0.7, window=3).run([[]] * 6000, seed=list(range(6000)), max_new_tokens=3)
+    bound = kl_certificate(runs, level=1 - 1e-6)
+    found = kl(runs, oracle(ARTarget(ar), max_new_tokens=3))
+    assert 0.0 < found <= bound.high, (found, bound)
