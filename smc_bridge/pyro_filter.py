@@ -133,8 +133,9 @@ class EvidenceSMCFilter(SMCFilter):  # type: ignore[misc]
         ancestors = torch.arange(self.num_particles)
         if resample:
             ancestors = self.resampler(before, self.num_particles, generator=self.generator)
-            self.state._resample(ancestors)
-            self.state._log_weights = log_mean(before).expand(self.num_particles).clone()
+            carried = log_mean(before).expand(self.num_particles).clone()
+            self.state._resample(ancestors)  # which sets the weights to zero in place
+            self.state._log_weights = carried
         self.history.append(FilterStep(self._increments, size, ancestors, resample, self.log_weights))
 
 
