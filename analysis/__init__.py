@@ -2,9 +2,9 @@
 
 from analysis.bias import Bias, jackknife_bias, run_bias
 from analysis.bounds import kl_certificate, kl_per_token
-from analysis.laws import kl, output_law, total_variation, weighted_law
 from analysis.ess import ess, ess_per_step, max_share
 from analysis.genealogy import coalescence, offspring_count, unique_ancestors
+from analysis.laws import kl, output_law, total_variation, weighted_law
 from analysis.lengths import BlockStatistics, block_statistics
 from analysis.oracle import oracle
 from analysis.tables import step_table, summary

@@ -1,6 +1,7 @@
 """Bias against particles: does the law of the output approach the AR law as the budget grows, and how fast?
 
-    python -m benchmarks.bias_vs_particles [--runs 1000] [--seed 0] [--particles 1 2 4 8 16 32 64] [--json FILE]
+    python -m benchmarks.bias_vs_particles [--runs 1000] [--seed 0] [--particles 1 2 4 8 16 32 64]
+        [--markdown] [--json FILE]
 
 On a pair of tabular models, whose 31 sequences have known probabilities, every method runs many times at every number
 of particles N (or lanes K, for the methods that keep one particle). Distances to the exact law:
@@ -216,6 +217,21 @@ def tables(cells: Sequence[Cell], fitted: dict[str, Rates]) -> list[Table]:
     return out
 
 
+def markdown(cells: Sequence[Cell], fitted: dict[str, Rates]) -> str:
+    """The bias (by the identity where there is one), and both exponents, as a Markdown table."""
+    counts = sorted({cell.count for cell in cells})
+    head = ["TV of the output law, 1/1000", *(f"N = {n}" for n in counts), "bias ~ N^-a", "error of one run ~ N^-a"]
+    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    for name in dict.fromkeys(cell.method for cell in cells):
+        best = {cell.count: cell.identity or cell.output for cell in cells if cell.method == name}
+        fit = fitted.get(name)
+        rows.append([
+            name, *(_thousandths(best[n]) for n in counts), _exponent(fit.bias if fit else None),
+            _exponent(fit.rms if fit else None),
+        ])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def _thousandths(distance: Distance | None) -> str:
     return "" if distance is None else f"{1000 * distance.value:.1f} ± {1000 * distance.error:.1f}"
 
@@ -232,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=1000, help="independent runs of each method at each budget")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--particles", type=int, nargs="+", default=list(COUNTS), help="budgets N (or K)")
+    parser.add_argument("--markdown", action="store_true", help="print one table in Markdown instead")
     parser.add_argument("--json", type=Path, help="also write all numbers here")
     options = parser.parse_args(arguments)
     if options.runs < 4:
@@ -245,13 +262,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             METHODS, options.particles, runs=options.runs, seed=options.seed, advance=lambda: progress.advance(task)
         )
     fitted = rates(cells)
-    console = Console()
-    for table in tables(cells, fitted):
-        console.print(table)
-    console.print(
-        f"{options.runs} runs of each, seed {options.seed}; methods named 'K lanes' and 'released' keep one particle, "
-        "and N is their number of lanes."
-    )
+    if options.markdown:
+        print(markdown(cells, fitted))
+    else:
+        console = Console()
+        for table in tables(cells, fitted):
+            console.print(table)
+        console.print(
+            f"{options.runs} runs of each, seed {options.seed}; methods named 'K lanes' and 'released' keep one "
+            "particle, and N is their number of lanes."
+        )
     if options.json:
         data = {
             "runs": options.runs, "seed": options.seed, "cells": [asdict(cell) for cell in cells],

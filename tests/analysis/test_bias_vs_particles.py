@@ -131,6 +131,13 @@ def test_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFix
     assert "speculative" in capsys.readouterr().out
 
 
+def test_markdown_is_a_rectangle(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--runs", "8", "--particles", "8", "16", "--markdown"])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 2 + len(METHODS)
+    assert {line.count("|") for line in lines} == {6}
+
+
 @pytest.mark.parametrize("arguments", [["--runs", "2"], ["--particles", "0"], ["--runs", "many"]])
 def test_command_refuses_bad_numbers(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
