@@ -69,9 +69,12 @@ class Prefix(NamedTuple):
             done = done | (ended & (count > 0))
         return Prefix(tokens, length, done)
 
-    def unique(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def unique(self, rows: Tensor, *, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Group equal sequences among `rows: [B]`.
 
+        Args:
+            rows: indices into the batch.
+            apart: `[R]`; rows of different values are never grouped. By default the tokens alone decide.
         Returns:
             representatives `[U]` (indices into the batch, the first row of each group) and the group of each of
             `rows`, `[B]`.
@@ -79,6 +82,8 @@ class Prefix(NamedTuple):
         if rows.numel() == 0:
             return rows, rows
         key = torch.cat([self.length[rows, None], self.tokens[rows]], dim=1)
+        if apart is not None:
+            key = torch.cat([apart[rows, None], key], dim=1)
         values, group = torch.unique(key, dim=0, return_inverse=True)
         order = torch.arange(rows.numel() - 1, -1, -1, device=rows.device)
         first = torch.zeros(values.shape[0], dtype=torch.long, device=rows.device)

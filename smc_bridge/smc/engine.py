@@ -207,7 +207,7 @@ class Sampler:
                 state, active, rows, lanes=k, window=self.window, source_of=lambda at: self._source(state, at, 1)
             )
 
-        scored = steps.propose(state, rows, self.proposal)
+        served = steps.propose(state, rows, self.proposal)
         at = steps.branch(state, rows, self.proposal, lanes=k, window=self.window)
         lanes, drafts, work = self._move(state, rows, at, source=source, pinned=pinned)
         increments = self.weight(lanes, kernel=self.kernel, intermediate=self.intermediate)
@@ -224,9 +224,9 @@ class Sampler:
             allowed=~after | (k > 1), pick=~state.prefix.done[everyone].reshape(-1, n),
             pinned_lane=pinned_lane,
         )
-        self._count(state, active, rows, scored, work)
+        self._count(state, active, rows, served, work)
         record_step(
-            state, active, growing, lanes, increments, reduced, rows=rows, scored=scored, ar_rows=k, drafts=drafts,
+            state, active, growing, lanes, increments, reduced, rows=rows, served=served, ar_rows=k, drafts=drafts,
             keep=keep_drafts,
         )
         # A score that is not a weight is not carried.
@@ -287,9 +287,9 @@ class Sampler:
             [state.generators[i] for i in prompts.tolist()], rows, device=state.prefix.length.device
         )
 
-    def _count(self, state: SMCState, active: Tensor, rows: Tensor, scored: Tensor, work: int) -> None:
+    def _count(self, state: SMCState, active: Tensor, rows: Tensor, served: Tensor, work: int) -> None:
         prompts = state.log_weights.shape[0]
-        dlm = torch.bincount(scored // self.particles, minlength=prompts).cpu()
+        dlm = torch.bincount(served, minlength=prompts).cpu()
         particles = torch.bincount(rows // self.particles, minlength=prompts).cpu()
         counters = state.counters
         counters.dlm_forwards.add_((dlm > 0).long())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def record_step(
     state: SMCState, active: Tensor, growing: Tensor, lanes: Lanes, increments: Tensor, reduced: Reduced, *,
-    rows: Tensor, scored: Tensor, ar_rows: int, drafts: Tensor | None, keep: bool,
+    rows: Tensor, served: Tensor, ar_rows: int, drafts: Tensor | None, keep: bool,
 ) -> None:
     """Append one record to each active prompt's trace.
 
@@ -28,7 +28,7 @@ def record_step(
         active: prompts of this step, `[P']`.
         growing: which of their `P' * N` particles took part, `[B]`; `rows` are the same among all R.
         increments: `[B, K]`.
-        scored: rows that the DLM scored, `[U]`.
+        served: prompt of every row that the DLM scored, `[U]`.
         ar_rows: rows that the AR model scored per particle.
         drafts: `[B, K, V]`, or None.
         keep: whether drafts and blocks are kept.
@@ -49,7 +49,7 @@ def record_step(
     log_weights, evidence = reduced.log_weights.tolist(), log_mean(reduced.log_weights).tolist()
     sizes, resampled = reduced.ess.tolist(), reduced.resampled.tolist()
     total = state.log_weights.shape[0]
-    dlm = torch.bincount(scored // particles, minlength=total).tolist()
+    dlm = torch.bincount(served, minlength=total).tolist()
     ar = (torch.bincount(rows // particles, minlength=total) * ar_rows).tolist()
     drafted = _ragged(drafts, lanes, growing, prompts, particles) if keep and drafts is not None else None
     blocks = _ragged(lanes.move.block, lanes, growing, prompts, particles) if keep else None

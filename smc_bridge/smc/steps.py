@@ -32,17 +32,20 @@ def propose(state: SMCState, rows: Tensor, proposal: DLMProposal) -> Tensor:
     """Give marginals to the particles `rows: [B]` that have none left: one forward on their unique prefixes.
 
     Returns:
-        the rows that were scored, `[U]` (empty if every particle had marginals left).
+        the prompt of every row that was scored, `[U]` (empty if every particle had marginals left). A row that serves
+        several prompts counts for each, so that a prompt's count does not depend on the batch.
     """
     needy = rows[state.marginals.remaining()[rows] == 0]
     if needy.numel() == 0:
         return needy
-    scored, group = state.prefix.unique(needy)
+    # A prefix with another length limit is drafted to another length: it needs a forward of its own.
+    scored, group = state.prefix.unique(needy, apart=state.limit)
     width = (state.limit[scored] - state.prefix.length[scored]).clamp_max(proposal.lookahead)
     column = torch.arange(int(width.max()), device=rows.device)
     canvas = torch.where(column < width[:, None], MASKED, ABSENT)
     state.marginals.add(needy, group, state.dlm.score(scored, canvas), width)
-    return scored
+    served: Tensor = torch.unique(torch.stack([needy // state.particles, group]), dim=1)
+    return served[0]
 
 
 class Branch(NamedTuple):

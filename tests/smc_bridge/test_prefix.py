@@ -111,6 +111,13 @@ def test_equal_sequences_share_a_representative(rows: list[int]) -> None:
         assert r == earliest, f"group {g} is represented by row {r}, its first row is {earliest}"
 
 
+def test_rows_of_different_values_stay_apart() -> None:
+    prefix = Prefix.of([[1, 2], [1, 2], [1, 2]])
+    first, group = prefix.unique(torch.arange(3), apart=torch.tensor([7, 4, 7]))
+    assert sorted(first.tolist()) == [0, 1]
+    assert group[0] == group[2] != group[1]
+
+
 def test_nothing_has_no_representatives() -> None:
     nothing: Tensor = torch.zeros(0, dtype=torch.long)
     first, group = three().unique(nothing)
