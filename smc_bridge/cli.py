@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+import tomllib
 from collections.abc import Iterable, Sequence
 from importlib import metadata
+from pathlib import Path
 
 from smc_bridge.commands.base import Command, LineParser, UsageError
 from smc_bridge.commands.decode import command as decode
@@ -20,14 +22,24 @@ PROGRAM = "smc-bridge"
 FAILURE, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
+def declared() -> list[metadata.EntryPoint]:
+    """Entry points of installed packages; in a source tree that is not installed also those of its pyproject.toml."""
+    found = list(metadata.entry_points(group=GROUP))
+    project = Path(__file__).parent.parent / "pyproject.toml"
+    if not any(True for _ in metadata.distributions(name=PROGRAM)) and project.is_file():
+        own = tomllib.loads(project.read_text(encoding="utf-8"))["project"].get("entry-points", {}).get(GROUP, {})
+        found += [metadata.EntryPoint(name, value, GROUP) for name, value in own.items()]
+    return found
+
+
 def discover() -> list[Command]:
-    """Commands that installed packages offer, by name.
+    """Commands besides `decode`, by name.
 
     Raises:
         UsageError: one of them cannot be imported.
     """
     found = {}
-    for entry in metadata.entry_points(group=GROUP):
+    for entry in declared():
         try:
             found[entry.name] = entry.load()
         except (ImportError, AttributeError) as error:

@@ -1,7 +1,4 @@
-"""`smc-bridge compare`: one table of decoders on the same prompts and seeds. What is done survives an interruption.
-
-From a source tree that is not installed: `python -m analysis.comparison.command`.
-"""
+"""`smc-bridge compare`: one table of decoders on the same prompts and seeds. What is done survives an interruption."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
 from analysis.comparison.settings import Settings
 from analysis.comparison.store import Cell
 from analysis.comparison.table import render
-from smc_bridge.cli import INTERRUPTED, PROGRAM, main
+from smc_bridge.cli import INTERRUPTED, PROGRAM
 from smc_bridge.commands.base import Command, check_writable, console, one_of, positive, share, whole
 from smc_bridge.tasks import TASKS
 
@@ -111,6 +108,3 @@ def _plain(cell: Cell, done: int, total: int) -> None:
 
 
 command = Command("compare", "Compare decoders on the same problems and seeds, in one table.", configure, run)
-
-if __name__ == "__main__":
-    sys.exit(main(["compare", *sys.argv[1:]], commands=[command]))

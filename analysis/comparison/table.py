@@ -107,20 +107,23 @@ def summarise(method: str, cells: Sequence[Cell]) -> Row:
 
 def render(rows: Sequence[Row], *, title: str = "") -> Table:
     """The table; '-' where a column does not apply."""
-    table = Table(title=title, title_justify="left")
+    table = Table(
+        title=title, title_justify="left", caption_justify="left",
+        caption="in brackets: 95 % confidence interval; -log Z: bound on the KL divergence from exact AR sampling",
+    )
     table.add_column("method", no_wrap=True)
     for name in (
-        "accuracy [95 %]", "tokens / DLM forward", "AR forwards", "tokens/s", "ESS", "-log Z, nats / sequence [95 %]",
-        "-log Z, nats / token [95 %]",
+        "accuracy, %", "tokens / DLM forward", "AR forwards", "tokens/s", "ESS", "-log Z, nats / sequence",
+        "-log Z, nats / token",
     ):
         table.add_column(name, justify="right")
     for row in rows:
         right = row.accuracy
         table.add_row(
-            row.method, f"{right.value:.1%} [{right.low:.1%}, {right.high:.1%}]".replace("%", " %"),
+            row.method, f"{100 * right.value:.1f} [{100 * right.low:.1f}, {100 * right.high:.1f}]",
             _plain(row.tokens_per_dlm_forward, ".2f"), _plain(row.ar_forwards, ".1f"), f"{row.tokens_per_second:.1f}",
-            "-" if row.ess is None else f"{row.ess:.2f} of {row.particles}", _spread(row.nats, 4),
-            _spread(row.nats_per_token, 5),
+            "-" if row.ess is None else f"{row.ess:.2f} of {row.particles}", _spread(row.nats),
+            _spread(row.nats_per_token),
         )
     return table
 
@@ -129,10 +132,9 @@ def _plain(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _spread(interval: Interval | None, digits: int) -> str:
+def _spread(interval: Interval | None) -> str:
     if interval is None:
         return "-"
     # Adding zero turns -0.0 into 0.0.
-    value, low, high = (round(x, digits) + 0.0 for x in (interval.value, interval.low, interval.high))
-    bounds = f" [{low:.{digits}f}, {high:.{digits}f}]" if math.isfinite(low) and math.isfinite(high) else ""
-    return f"{value:.{digits}f}{bounds}"
+    value, low, high = (f"{x + 0.0:.3g}" for x in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]" if math.isfinite(interval.low) and math.isfinite(interval.high) else value

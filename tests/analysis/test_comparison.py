@@ -1,0 +1,303 @@
+"""`smc-bridge compare`: the same table however often it is interrupted, and files of other origin are left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from analysis.bounds import kl_per_token
+from analysis.comparison import DEFAULT_METHODS, Comparison, Row, Settings, compare
+from analysis.comparison.command import command
+from analysis.comparison.compare import answer_seed
+from analysis.comparison.methods import make_method
+from analysis.comparison.settings import fingerprint
+from analysis.comparison.store import Cell
+from analysis.comparison.table import per_token, wilson
+from models import pairs
+from models.arithmetic import architecture
+from models.pairs import Pair, pair_from_models
+from smc_bridge import tasks
+from smc_bridge.cli import main
+from smc_bridge.tasks import TASKS
+from tests.toys import ToyTask, toy_pair
+
+SETTINGS = Settings("toy", 5, ("ar", "dlm-2", "released", "smc-3"), temperature=1.0, weight=0.7, batch=2)
+BASE = [
+    "compare", "--task", "toy", "--n", "5", "--methods", "ar,dlm-2,released,smc-3", "--temperature", "1", "--weight",
+    "0.7", "--batch", "2",
+]
+CELLS = 12
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def toy(settings: Settings = SETTINGS, **options: object) -> Comparison:
+    return compare(settings, pair=toy_pair(), task=ToyTask(), **options)  # type: ignore[arg-type]
+
+
+def timeless(rows: list[Row]) -> list[Row]:
+    return [dataclasses.replace(row, tokens_per_second=0.0) for row in rows]
+
+
+def stop_after(count: int) -> Callable[[Cell, int, int], None]:
+    def report(cell: Cell, done: int, total: int) -> None:
+        if done == count:
+            raise KeyboardInterrupt
+
+    return report
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Exit code, standard output and standard error of a command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(pairs.PAIRS, "toy", lambda device, dtype: toy_pair())
+    monkeypatch.setitem(tasks.TASKS, "toy", ToyTask())
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = main([*argv], commands=[command])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.mark.parametrize("stops", [[1], [5], [11], [2, 3, 9]])
+def test_interrupted_comparison_continues_to_the_same_table(tmp_path: Path, stops: list[int]) -> None:
+    whole = toy()
+    path = tmp_path / "c.json"
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            toy(path=path, report=stop_after(stop))
+        assert not path.exists(), "the file appears when everything is done"
+    fresh: list[int] = []
+    continued = toy(path=path, report=lambda cell, done, total: fresh.append(done))
+    assert fresh == list(range(stops[-1] + 1, CELLS + 1)), "finished cells are not decoded again"
+    assert timeless(continued.rows) == timeless(whole.rows)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.json"]
+
+
+def test_line_that_was_cut_short_is_decoded_again(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    with pytest.raises(KeyboardInterrupt):
+        toy(path=path, report=stop_after(4))
+    partial = tmp_path / "c.json.partial"
+    whole = partial.read_text()
+    for cut in (len(whole) - 10, whole.index("\n") + 5, 20, 0):
+        partial.write_text(whole[:cut])
+        assert timeless(toy(path=path).rows) == timeless(toy().rows)
+        path.unlink()
+
+
+def test_timings_of_finished_cells_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    first = toy(path=path)
+    decoded: list[Cell] = []
+    second = toy(path=path, report=lambda cell, done, total: decoded.append(cell))
+    assert decoded == []
+    assert second == first
+
+
+def test_batches_do_not_change_the_figures() -> None:
+    alone = toy(dataclasses.replace(SETTINGS, batch=1))
+    together = toy(dataclasses.replace(SETTINGS, batch=8))
+    for left, right in zip(timeless(alone.rows), timeless(together.rows), strict=True):
+        assert left.accuracy == right.accuracy
+        assert left.tokens_per_dlm_forward == right.tokens_per_dlm_forward
+        if left.nats is not None and right.nats is not None:
+            assert left.nats.value == pytest.approx(right.nats.value, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "change", [{"n": 4}, {"seed": 1}, {"temperature": 0.5}, {"weight": 0.2}, {"batch": 3}, {"methods": ("ar",)}]
+)
+def test_file_of_other_settings_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "c.json"
+    other = dataclasses.replace(SETTINGS, **change)  # type: ignore[arg-type]
+    for stop in (2, None):
+        if stop is None:
+            toy(path=path)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                toy(path=path, report=stop_after(stop))
+        before = {p: p.read_text() for p in tmp_path.iterdir()}
+        with pytest.raises(ValueError, match=f"{next(iter(change))} = .* --fresh, or give another file"):
+            toy(other, path=path)
+        assert {p: p.read_text() for p in tmp_path.iterdir()} == before
+    assert toy(other, path=path, fresh=True).settings == other
+
+
+FOREIGN = ["", "[1, 2]", '{"a": 1}', "some notes", "\n\n", '{"kind": "smc-bridge comparison", "format": 99}']
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_foreign_file_is_refused_and_left_alone(run: Run, tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine.json").write_text(content)
+    code, out, err = run(*BASE, "--json", "mine.json")
+    assert (code, out) == (2, "")
+    remedy = "replace it with --fresh, or give another file"
+    assert err == f"smc-bridge: error: --json = mine.json: is not a saved comparison; {remedy}\n"
+    assert (tmp_path / "mine.json").read_text() == content
+    assert run(*BASE, "--json", "mine.json", "--fresh")[0] == 0
+
+
+def test_foreign_partial_file_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "c.json.partial").write_bytes(b"\xff\xfe\n")
+    code, _, err = run(*BASE, "--json", "c.json")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "c.json.partial" in err
+
+
+def test_comparison_of_other_weights_is_refused() -> None:
+    networks = [architecture.build(kind) for kind in ("dlm", "ar")]
+    tokenizer = pairs.arithmetic_tokenizer.load_tokenizer()
+
+    def pair() -> Pair:
+        return pair_from_models(*networks, tokenizer, shift=True, mask_id=3)
+
+    before = fingerprint(pair())
+    assert fingerprint(pair()) == before
+    next(iter(networks[0].parameters())).data += 1e-3
+    assert fingerprint(pair()) != before
+
+
+def test_command_prints_the_table_and_keeps_it_by_default_below_the_working_directory(run: Run, tmp_path: Path) -> None:
+    code, out, err = run(*BASE)
+    assert code == 0
+    for word in ("accuracy", "tokens / DLM forward", "AR forwards", "tokens/s", "ESS", "nats / token"):
+        assert word in out
+    assert [line.split()[0] for line in err.splitlines()] == [f"{i}/{CELLS}" for i in range(1, CELLS + 1)]
+    saved = json.loads((tmp_path / "runs" / "compare.json").read_text())
+    assert [row["method"] for row in saved["rows"]] == list(SETTINGS.methods)
+    again = run(*BASE)
+    assert again == (0, out, ""), "a second call reads the file"
+
+
+def test_ctrl_c_says_what_is_saved_and_the_second_call_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def grade(self: ToyTask, text: str, answer: object) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            raise KeyboardInterrupt
+        return text.startswith(str(answer))
+
+    whole = run(*BASE, "--json", "whole.json")[1]
+    monkeypatch.setattr(ToyTask, "grade", grade)
+    code, out, err = run(*BASE, "--json", "c.json")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == (
+        "smc-bridge: interrupted: 4 of 12 parts are saved beside c.json; the same command goes on from there"
+    )
+    code, out, err = run(*BASE, "--json", "c.json")
+    assert code == 0
+    assert err.startswith("5/12 ")
+
+    def figures(path: str) -> list[dict[str, object]]:
+        rows = json.loads(Path(path).read_text())["rows"]
+        return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+
+    assert figures("c.json") == figures("whole.json")
+    assert len(out.splitlines()) == len(whole.splitlines())
+
+
+BAD_ARGUMENTS = {
+    "unknown task": (["--task", "poetry"], "--task = 'poetry': choose from arithmetic"),
+    "unknown method": (["--methods", "ar,beam"], "--methods = 'beam': choose from ar, dlm-<tokens per forward>"),
+    "no particles": (["--methods", "smc-0"], "--methods = 'smc-0'"),
+    "no methods": (["--methods", ""], "--methods = ''"),
+    "n = 0": (["--n", "0"], "--n = 0"),
+    "n beyond the task": (["--n", "7"], "n = 7"),
+    "batch = 0": (["--batch", "0"], "--batch = 0"),
+    "temperature 0": (["--temperature", "0"], "--temperature = 0"),
+    "w above 1": (["--weight", "2"], "--weight = 2"),
+    "folder as file": (["--json", "."], "--json = ."),
+    "missing folder": (["--json", "/no-such-folder/c.json"], "--json = /no-such-folder/c.json"),
+    "argument too many": (["word"], "word"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_argument_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, case: str) -> None:
+    argv, words = BAD_ARGUMENTS[case]
+    code, out, err = run(*BASE, *argv)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"smc-bridge: error: {words}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_vocabularies_that_differ_are_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(pairs.PAIRS, "toy", lambda device, dtype: toy_pair(dlm_size=4))
+    code, _, err = run(*BASE, "--methods", "smc-2")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "alphabets differ" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", DEFAULT_METHODS)
+def test_every_default_method_has_its_columns(method: str) -> None:
+    [row] = toy(dataclasses.replace(SETTINGS, methods=(method,))).rows
+    assert row.n == 5
+    assert (row.ar_forwards is None) == method.startswith("dlm")
+    assert (row.tokens_per_dlm_forward is None) == (method == "ar")
+    weighted = not method.startswith(("ar", "dlm", "released"))
+    assert (row.nats is not None) == (row.nats_per_token is not None) == (row.ess is not None) == weighted
+    if method == "speculative":
+        assert row.nats is not None
+        assert row.nats.value == 0.0, "speculative decoding is exact: its evidence is one"
+    if method == "smc-4":
+        assert row.particles == 4
+
+
+def test_answer_is_a_draw_from_the_weights() -> None:
+    method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7, seed=0)
+    comparison = toy()
+    outcomes = [o for cell in comparison.cells if cell.method == "smc-3" for o in cell.outcomes]
+    prompts = [toy_pair().encode(item.prompt).tolist() for item in ToyTask().problems(5)]
+    for outcome, result in zip(outcomes, method.decode(prompts), strict=True):
+        assert outcome.text == result.sample(seed=answer_seed(0, outcome.problem))
+        assert outcome.log_evidence == pytest.approx(result.log_evidence, abs=1e-12)
+    assert len({answer_seed(s, i) for s in range(20) for i in range(20)}) == 400
+
+
+def test_wilson_interval_is_that_of_the_literature() -> None:
+    """Ten of ten: [0.722, 1]; 81 of 263: [0.255, 0.366] (Newcombe 1998, table I)."""
+    every = wilson(10, 10)
+    assert (every.value, round(every.low, 3), every.high) == (1.0, 0.722, 1.0)
+    some = wilson(81, 263)
+    assert (round(some.low, 4), round(some.high, 4)) == (0.2553, 0.3662)
+    assert wilson(0, 5).low == 0.0
+
+
+def test_nats_per_token_are_those_of_the_analysis_package() -> None:
+    method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7, seed=0)
+    results = method.decode([[0], [1], [0, 0], [0, 1], [1, 0]])
+    found, expected = per_token([r.log_evidence for r in results], [r.tokens for r in results]), kl_per_token(results)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.kl, expected.low, expected.high), rel=1e-9)
+    single = per_token([0.5], [4.0])
+    assert (single.value, single.low) == (-0.125, -math.inf)
+
+
+def test_arithmetic_task_is_the_held_out_problems() -> None:
+    task = TASKS["arithmetic"]
+    assert task.problems(3, offset=2) == task.problems(5)[2:]
+    item = task.problems(1)[0]
+    assert task.grade(f"Some steps.\n#### {item.answer}", item.answer)
+    assert not task.grade(f"#### {item.answer + 1}", item.answer)
+    assert not task.grade("no answer", item.answer)
+    with pytest.raises(ValueError, match="n = 1001"):
+        task.problems(1001)
+
+
+def test_entry_point_names_the_command() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    value = project["project"]["entry-points"]["smc_bridge.commands"]["compare"]
+    assert metadata.EntryPoint("compare", value, "smc_bridge.commands").load() is command
