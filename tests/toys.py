@@ -10,7 +10,7 @@ from models.pairs import Pair
 from models.tabular import TabularAR, TabularDLM
 from smc_bridge.tasks import Item
 
-EOS = 2
+EOS = 0
 #: Length limit and lookahead that the tables have room for, with prompts of up to two tokens.
 LIMIT = 4
 
@@ -27,7 +27,7 @@ class Digits:
 
 def toy_pair(*, seed: int = 1, size: int = 3, dlm_size: int | None = None) -> Pair:
     """Tables of `size` tokens; another size for the diffusion model makes a pair that does not fit."""
-    ar = TabularAR.random(size, LIMIT + 2, seed=seed, eos_id=EOS)
+    ar = TabularAR.random(size, LIMIT + 2, seed=seed, concentration=1.5, eos_id=EOS)
     other = ar if dlm_size is None else TabularAR.random(dlm_size, LIMIT + 2, seed=seed, eos_id=EOS)
     return Pair("toy", TabularDLM(other, noise=0.5), ar, Digits(), lambda tokenizer, text: tokenizer.encode(text))
 
@@ -43,7 +43,7 @@ class ToyTask:
     window: int = 3
 
     def problems(self, n: int, offset: int = 0) -> list[Item]:
-        prompts = ["0", "1", "0 0", "0 1", "1 0", "1 1"]
+        prompts = ["1", "2", "1 1", "1 2", "2 1", "2 2"]
         if n > len(prompts):
             raise ValueError(f"n = {n}: the task 'toy' has {len(prompts)} problems")
         return [Item(prompt, prompt[-1]) for prompt in prompts[offset : offset + n]]

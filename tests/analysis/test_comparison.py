@@ -279,7 +279,7 @@ def test_wilson_interval_is_that_of_the_literature() -> None:
 
 def test_nats_per_token_are_those_of_the_analysis_package() -> None:
     method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7, seed=0)
-    results = method.decode([[0], [1], [0, 0], [0, 1], [1, 0]])
+    results = method.decode([[1], [2], [1, 1], [1, 2], [2, 1]])
     found, expected = per_token([r.log_evidence for r in results], [r.tokens for r in results]), kl_per_token(results)
     assert (found.value, found.low, found.high) == pytest.approx((expected.kl, expected.low, expected.high), rel=1e-9)
     single = per_token([0.5], [4.0])

@@ -22,9 +22,9 @@ from smc_bridge.commands.options import INTERMEDIATES, KERNELS, PRESETS, TRIGGER
 from smc_bridge.rendering import accepted_lengths
 from smc_bridge.smc.resampling import RESAMPLERS
 from smc_bridge.trace_rendering import lane_shares, lane_text, render_trace
-from tests.toys import LIMIT, toy_pair
+from tests.toys import EOS, LIMIT, toy_pair
 
-BASE = ["decode", "0 1", "--pair", "toy", "--window", "3", "--lookahead", str(LIMIT), "--max-new-tokens", str(LIMIT)]
+BASE = ["decode", "2 1", "--pair", "toy", "--window", "3", "--lookahead", str(LIMIT), "--max-new-tokens", str(LIMIT)]
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -136,8 +136,8 @@ def test_prompt_that_is_too_long_is_refused(run: Run, offer: Callable[[Pair], No
     pair = toy_pair()
     pair.ar.max_length = 8  # type: ignore[attr-defined]
     offer(pair)
-    assert_refused(run("decode", "0 " * 20, "--pair", "toy"), "prompt has 20 tokens", "shorten")
-    assert_refused(run("decode", "0 1", "--pair", "toy", "--max-new-tokens", "7"), "PROMPT has 2 tokens", "shorten")
+    assert_refused(run("decode", "1 " * 20, "--pair", "toy"), "prompt has 20 tokens", "shorten")
+    assert_refused(run("decode", "2 1", "--pair", "toy", "--max-new-tokens", "7"), "PROMPT has 2 tokens", "shorten")
 
 
 def test_vocabularies_that_differ_are_refused(run: Run, offer: Callable[[Pair], None]) -> None:
@@ -203,7 +203,7 @@ def test_saved_result_equals_that_of_the_library(run: Run, tmp_path: Path) -> No
     code, out, _ = run(*BASE, "--particles", "3", "--seed", "5", "--temperature", "0.8", "--json", str(file))
     assert code == 0
     [expected] = presets.smc(toy_pair(), 3, window=3, lookahead=LIMIT, temperature=0.8).run(
-        [[0, 1]], seed=5, max_new_tokens=LIMIT
+        [[2, 1]], seed=5, max_new_tokens=LIMIT
     )
     found = Result.load(file)
     assert dataclasses.replace(found, seconds=0.0) == dataclasses.replace(expected, seconds=0.0)
@@ -236,7 +236,7 @@ def test_options_that_are_not_given_are_the_presets_own(method: str) -> None:
 
 def kept_trace() -> Result:
     [result] = presets.smc(toy_pair(), 2, lanes=2, window=3, lookahead=LIMIT).run(
-        [[0, 1]], seed=3, max_new_tokens=LIMIT, keep_drafts=True
+        [[2, 1]], seed=3, max_new_tokens=LIMIT, keep_drafts=True
     )
     return result
 
@@ -252,15 +252,15 @@ def test_trace_is_coloured_on_a_terminal() -> None:
     stream = io.StringIO()
     result = kept_trace()
     console = Console(file=stream, force_terminal=True, color_system="standard", width=200)
-    render_trace(console, result, decode=toy_pair().decode, eos_id=2)
+    render_trace(console, result, decode=toy_pair().decode, eos_id=EOS)
     for code in ("\x1b[32m", "\x1b[33m", "\x1b[31m"):
         assert code in stream.getvalue()
 
 
 def test_trace_refuses_a_run_without_drafts() -> None:
-    [result] = presets.smc(toy_pair(), 2, window=3).run([[0]], max_new_tokens=LIMIT)
+    [result] = presets.smc(toy_pair(), 2, window=3).run([[2]], max_new_tokens=LIMIT)
     with pytest.raises(ValueError, match="keep_drafts"):
-        render_trace(Console(file=io.StringIO()), result, decode=toy_pair().decode, eos_id=2)
+        render_trace(Console(file=io.StringIO()), result, decode=toy_pair().decode, eos_id=EOS)
 
 
 def test_lane_text_shows_accepted_corrected_and_refused_tokens() -> None:
