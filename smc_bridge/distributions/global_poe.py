@@ -6,7 +6,7 @@ The local one (`ProductOfExperts`) divides by a normaliser at every position, wh
 the two are different laws of blocks for 0 < w < 1. Here the normaliser is one number per block, but **it depends on the
 prefix c**: an importance weight against the unnormalised product `q^w p^(1-w)` lacks the factor `Z(c)`, which differs
 between particles as soon as their prefixes do, and is therefore not proper. With `Z(c)` it is; but `Z(c)` is a sum over
-all blocks, and the conditionals `pi(x_i | c, x_<i)` look ahead to the end of the block, so that no kernel that goes from
+all blocks, and the conditionals `pi(x_i | c, x_<i)` look ahead to the end of the block, so no kernel that goes from
 left to right can use them on a real model. This law is for study on models small enough to enumerate.
 """
 

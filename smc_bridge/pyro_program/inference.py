@@ -200,7 +200,13 @@ def importance_baseline(
         pyro.set_rng_seed(seed)
     posterior = Importance(
         program.unrolled(is_target=True), program.unrolled(is_target=False), num_samples=num_samples
-    ).run()
+    )
+    try:
+        posterior.run()
+    except ValueError:
+        # Pyro cannot normalise weights that are all zero; they are there all the same.
+        if len(posterior.log_weights) < num_samples or any(w > -torch.inf for w in posterior.log_weights):
+            raise
     sequences = [trace.nodes["_RETURN"]["value"].tolist() for trace in posterior.exec_traces]
     return _result(
         plain, prompt, sequences, [float(w) for w in posterior.log_weights], meter=program.meter,
