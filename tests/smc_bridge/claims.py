@@ -48,16 +48,22 @@ def chi_square(counts: np.ndarray, probabilities: np.ndarray, *, smallest: float
     return float(stats.chi2.sf(statistic, len(expected) - 1))
 
 
-def mean_test(values: np.ndarray, expected: np.ndarray) -> float:
+def mean_test(values: np.ndarray, expected: np.ndarray, *, smallest: float = 25.0) -> float:
     """p-value of Hotelling's chi-square that i.i.d. rows `values: [runs, D]` have the mean `expected: [D]`.
 
-    For `D` cells of which the rows need not sum to a constant; directions without variance must agree to round-off.
+    Asymptotic in the runs, so columns of which the rows expect less than `smallest` in total are pooled, and weights
+    should not exceed a few. Directions in which the rows do not vary at all must agree to round-off.
     """
-    runs = values.shape[0]
-    difference = values.mean(0) - expected
-    scale, basis = np.linalg.eigh(np.cov(values.T))
+    runs, kept = values.shape[0], values.shape[0] * expected >= smallest
+    rare = values[:, ~kept].sum(1, keepdims=True)
+    pooled = np.concatenate([values[:, kept], rare], axis=1)
+    target = np.append(expected[kept], expected[~kept].sum())
+    if runs * target[-1] < smallest:
+        pooled, target = pooled[:, :-1], target[:-1]
+    difference = pooled.mean(0) - target
+    scale, basis = np.linalg.eigh(np.cov(pooled.T))
     rotated = basis.T @ difference
-    alive = scale > 1e-10 * scale.max()
+    alive = scale > 1e-12
     if (np.abs(rotated[~alive]) > 1e-6).any():
         return 0.0
     return float(stats.chi2.sf(runs * (rotated[alive] ** 2 / scale[alive]).sum(), int(alive.sum())))
