@@ -1,0 +1,200 @@
+"""Plug-ins that let the real engine run on prescribed randomness: every prompt of a batch is one joint outcome of a step.
+
+A `Script` says, for every prompt, what each lane commits, which lane each particle keeps, and which uniforms the
+resampler sees. The engine's own code does everything else (propose, branch, verify, the laws, the weights, reduce,
+commit); the probability of what was prescribed is read from the real kernel's `log_density` *at the laws that the
+engine hands to it*. That the kernels' random paths have these laws is proved by enumeration in the kernel tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from smc_bridge.kernels.protocol import Horizon, Kernel, Move, StoppingKernel, at_tokens, truncate
+from smc_bridge.kernels.tree import Tree, TreeWalk
+from smc_bridge.randomness import Source
+from smc_bridge.smc.resampling import UniformResampler
+
+
+@dataclass
+class Script:
+    """Prescribed outcomes of one step of P prompts with J = N * K lanes, and what the engine showed of itself.
+
+    Attributes:
+        block, length, accepted: what each lane commits, `[P, J, V]`, `[P, J]`, `[P, J]`.
+        split: `[P, J]`: +1 (-1) if the outcome is that the draft was (not) accepted whole at the window's end, which
+            decides whether marginals are kept; 0 where both are one outcome.
+        choice: lane that each particle keeps, `[P, N]`.  uniforms: what the resampler draws, `[P, D]`.
+        pinned: uniforms of the retained lane, `[P, V + 1]`, and its place `pinned_lane: [P]`, -1 for none.
+        log_prob: recorded log-probability of each lane's outcome, `[P, J]`, 0 for lanes that were not asked.
+        log_weights: recorded weights that the resampler was given, `[P, J]`; `resampled: [P]` says where.
+        within: recorded log-law of the choice among own lanes, `[P, N, K]`.
+    """
+
+    block: Tensor
+    length: Tensor
+    accepted: Tensor
+    split: Tensor
+    choice: Tensor
+    uniforms: Tensor
+    pinned: Tensor | None = None
+    pinned_lane: Tensor | None = None
+    log_prob: Tensor = field(init=False)
+    log_weights: Tensor = field(init=False)
+    resampled: Tensor = field(init=False)
+    within: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.log_prob = torch.zeros(self.length.shape, dtype=torch.float64)
+        self.log_weights = torch.zeros_like(self.log_prob)
+        self.resampled = torch.zeros(self.length.shape[0], dtype=torch.bool)
+
+    def select(self, prompts: Tensor, *, choice: Tensor, uniforms: Tensor) -> Script:
+        """A new script for some prompts (with repetition) with these choices and uniforms."""
+        return replace(
+            self, block=self.block[prompts], length=self.length[prompts], accepted=self.accepted[prompts],
+            split=self.split[prompts], choice=choice, uniforms=uniforms,
+            pinned=None if self.pinned is None else self.pinned[prompts],
+            pinned_lane=None if self.pinned_lane is None else self.pinned_lane[prompts],
+        )
+
+    def source(self, prompts: Tensor, rows: int) -> PromptScript:
+        """What the engine's `_source` returns instead of generators."""
+        return PromptScript(self, prompts, rows)
+
+
+class PromptScript:
+    """The script as a `Source` of some prompts."""
+
+    def __init__(self, script: Script, prompts: Tensor, rows: int) -> None:
+        self.script, self.prompts, self.rows = script, prompts, rows
+
+    def select(self, rows: Tensor) -> LaneScript:
+        """The lanes that grow."""
+        return LaneScript(self.script, self.prompts[rows // self.rows], rows % self.rows)
+
+    def uniform(self, size: tuple[int, ...]) -> Tensor:
+        """The retained lane's uniforms (the engine draws them first), else the resampler's."""
+        pinned = self.script.pinned
+        if pinned is not None and size == pinned.shape[1:] and size != self.script.uniforms.shape[1:]:
+            return pinned[self.prompts]
+        assert size == self.script.uniforms.shape[1:], f"the resampler draws {size} uniforms"
+        return self.script.uniforms[self.prompts]
+
+    def categorical(self, log_probs: Tensor) -> Tensor:
+        """The choice among own lanes."""
+        if self.script.within is None:
+            shape = (*self.script.choice.shape, log_probs.shape[-1])
+            self.script.within = torch.full(shape, torch.nan, dtype=torch.float64)
+        self.script.within[self.prompts] = log_probs.reshape(self.prompts.numel(), -1, log_probs.shape[-1])
+        return self.script.choice[self.prompts].flatten()
+
+
+class LaneScript:
+    """The script as a `Source` of lanes; scripted kernels read it."""
+
+    def __init__(self, script: Script, prompts: Tensor, lanes: Tensor) -> None:
+        self.script, self.at = script, (prompts, lanes)
+
+    def move(self) -> Move:
+        """What the lanes commit."""
+        length = self.script.length[self.at]
+        return Move(truncate(self.script.block[self.at], length), length, self.script.accepted[self.at])
+
+    def record(self, kernel: Kernel, q: Tensor, pi: Tensor, horizon: Horizon) -> None:
+        """Note the probability of `move` under the real kernel, at laws along the block; a retained lane's tokens are
+        given, so that only its stop is random."""
+        move = self.move()
+        log_prob = kernel.log_density(q, pi, move.block, move.length, horizon=horizon)
+        if self.script.pinned_lane is not None:
+            stop = kernel.log_stop(q, pi, move.block, move.length, horizon=horizon)
+            log_prob = torch.where(self.script.pinned_lane[self.at[0]] == self.at[1], stop, log_prob)
+        assert isinstance(kernel, StoppingKernel)
+        onward = kernel.log_continue(q, pi, move.block, horizon=horizon).double()
+        onward = onward.gather(1, (move.length - 1)[:, None])[:, 0]
+        split = self.script.split[self.at]
+        log_prob = log_prob + torch.where(split > 0, onward, 0.0)
+        log_prob = log_prob + torch.where(split < 0, torch.log1p(-onward.exp().clamp_max(1.0)), 0.0)
+        self.script.log_prob[self.at] = log_prob
+
+    def categorical_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
+        """For tree walks; every token is forced, so these are not used."""
+        return lambda log_probs: torch.zeros(log_probs.shape[0], dtype=torch.long)
+
+
+class ScriptedDraftKernel(StoppingKernel):
+    """A kernel of linear drafts that commits what the script says."""
+
+    def __init__(self, real: StoppingKernel) -> None:
+        self.real = real
+
+    def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
+        return self.real.log_continue(q, pi, block, horizon=horizon)
+
+    def draft(self, q: Tensor, *, generator: Source) -> Tensor:  # type: ignore[override]
+        """A draft whose accepted tokens are the block's and whose others are not."""
+        assert isinstance(generator, LaneScript)
+        move = generator.move()
+        other = (move.block.clamp_min(0) + 1) % q.shape[-1]
+        kept = torch.arange(q.shape[1]) < move.accepted[:, None]
+        return torch.where(kept, move.block, other)
+
+    def __call__(  # type: ignore[override]
+        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Source, horizon: Horizon
+    ) -> Move:
+        assert isinstance(generator, LaneScript)
+        generator.record(self.real, q, pi, horizon)
+        return generator.move()
+
+
+class ScriptedTreeWalk(TreeWalk):
+    """A tree walk along prescribed tokens: the real walk, forced."""
+
+    def tree(self, q: Tensor, *, horizon: Horizon | None = None) -> Tree:
+        self.q = q
+        return super().tree(q, horizon=horizon)
+
+    def walk(  # type: ignore[override]
+        self, tree: Tree, node_log_pi: Tensor, *, generator: Source, window: int, horizon: Horizon,
+        forced: Tensor | None = None,
+    ) -> tuple[Move, Tensor]:
+        assert isinstance(generator, LaneScript)
+        script = generator.move()
+        prescribed = script.block if forced is None else torch.where(forced >= 0, forced, script.block)
+        move, before = super().walk(
+            tree, node_log_pi, generator=generator, window=window, horizon=horizon, forced=prescribed  # type: ignore[arg-type]
+        )
+        rows, walks, nodes, size = node_log_pi.shape
+        pi = node_log_pi.reshape(rows * walks, nodes, size)[torch.arange(rows * walks)[:, None], before]
+        lane_horizon = Horizon(horizon.window.repeat_interleave(walks), horizon.eos_id)
+        generator.record(TreeWalk(self.nodes), self.q.repeat_interleave(walks, 0), pi, lane_horizon)
+        # A prescribed length at which the walk does not stop has probability zero.
+        wrong = move.length != script.length
+        along = at_tokens(pi, script.block)
+        assert bool((generator.script.log_prob[generator.at][wrong] == -torch.inf).all()), (along, move, script)
+        return move, before
+
+
+class Recorded:
+    """The real resampler on scripted uniforms, with its weights noted."""
+
+    def __init__(self, real: UniformResampler) -> None:
+        self.real, self.proper = real, real.proper
+
+    def __call__(self, log_weights: Tensor, count: int, *, generator: Source) -> Tensor:
+        assert isinstance(generator, PromptScript)
+        generator.script.log_weights[generator.prompts] = log_weights
+        generator.script.resampled[generator.prompts] = True
+        return self.real(log_weights, count, generator=generator)  # type: ignore[arg-type]
+
+
+def scripted_kernel(kernel: Kernel) -> Kernel:
+    """The scripted counterpart of a proper kernel."""
+    if isinstance(kernel, TreeWalk):
+        return ScriptedTreeWalk(kernel.nodes)
+    assert isinstance(kernel, StoppingKernel)
+    return ScriptedDraftKernel(kernel)

@@ -1,0 +1,458 @@
+"""The exact law of the sampler: every outcome of every step of the real engine, with its probability.
+
+The frontier is a set of distinct states of *one* prompt's particles. Each round turns all joint outcomes of one step
+from all of them into the prompts of one batch and lets `Sampler.step` run on it (see `tests.smc_bridge.scripted`):
+
+    pass 0   every outcome of every lane, to learn its probability; they sum to one for each lane
+    pass 1   every joint outcome of the N * K lanes, to learn the weights
+    pass 2   every joint outcome with every choice of own lanes, or every cell of the resampler's uniforms
+
+States that are equal up to the scale of their weights are merged. The dynamics do not depend on the scale, so four
+numbers of a state are enough, all sums over its histories: the probability, and E[scale], E[1 / scale], E[log scale].
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smc_bridge.distributions.intermediate import Intermediate
+from smc_bridge.kernels.importance import Lanes
+from smc_bridge.kernels.protocol import Kernel
+from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.prefix import PAD, Prefix
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.resampling import Multinomial, UniformResampler
+from smc_bridge.smc.state import Counters, Marginals, Retained, SMCState
+from smc_bridge.smc.weights import normalised
+from tests.oracle import smc as oracle
+from tests.smc_bridge.scripted import Recorded, Script, scripted_kernel
+
+#: Joint outcomes that one batch may hold before the frontier is split.
+BATCH = 40_000
+PROBABILITY, SCALE, INVERSE, LOG = range(4)
+
+
+@dataclass
+class Enumeration:
+    """Exact expectations over everything the sampler draws.
+
+    Attributes:
+        proper: `E[Z_hat sum_k W_k 1{x_k = s}]` of every complete sequence s.
+        output: the law r of one sequence drawn from the final weights.
+        evidence, log_evidence, inverse_evidence: `E[Z_hat]`, `E[log Z_hat]`, `E[1 / Z_hat]`, where Z_hat > 0.
+        probability: of all outcomes that were met; `dead` of those with `Z_hat = 0`.
+        resampled, kept: probability-weighted number of steps with and without resampling.
+        outcomes: joint outcomes that were executed.
+        firsts: final sequences of particle 0, with probability.
+    """
+
+    proper: oracle.Law = field(default_factory=dict)
+    output: oracle.Law = field(default_factory=dict)
+    evidence: float = 0.0
+    log_evidence: float = 0.0
+    inverse_evidence: float = 0.0
+    probability: float = 0.0
+    dead: float = 0.0
+    resampled: float = 0.0
+    kept: float = 0.0
+    outcomes: int = 0
+    retained_first: float = 0.0
+
+
+@dataclass
+class Frontier:
+    """F distinct states of N particles: as `SMCState`, and `measure: [F, 4]`, `retained: [F]` (index, -1 for none)."""
+
+    tokens: Tensor  # [F, N, S]
+    length: Tensor  # [F, N], as the next four
+    done: Tensor
+    log_weights: Tensor
+    log_potential: Tensor
+    slot: Tensor
+    offset: Tensor
+    logits: Tensor  # [U, M, A]
+    width: Tensor  # [U]
+    retained: Tensor
+    measure: Tensor
+
+    @property
+    def states(self) -> int:
+        return self.measure.shape[0]
+
+    def select(self, index: Tensor) -> Frontier:
+        rows = (getattr(self, name)[index] for name in (
+            "tokens", "length", "done", "log_weights", "log_potential", "slot", "offset"))
+        return Frontier(*rows, self.logits, self.width, self.retained[index], self.measure[index])
+
+    def remaining(self) -> Tensor:
+        """Marginals left, `[F, N]`."""
+        return Marginals(self.logits, self.width, self.slot, self.offset).remaining()
+
+    def merged(self) -> Frontier:
+        """Equal states become one. Weights are rounded as a key only: what is merged differs by round-off."""
+        states, particles, limit = self.tokens.shape
+        kept = torch.where(self.remaining() > 0, self.offset + 1, 0)
+        digits = torch.cat([self.tokens.reshape(states, -1) + 1, kept, self.retained[:, None] + 1], dim=1)
+        base = int(digits.max()) + 1
+        assert base ** digits.shape[1] < 2**62, "the states do not fit into one integer"
+        code = np.zeros(states, dtype=np.int64)
+        for column in digits.numpy().T:
+            code = code * base + column
+        weights = self.log_weights.clamp_min(-1e4).numpy()
+        order = np.lexsort([code, *(np.rint(w * 1e11) for w in weights.T)])
+        same = code[order][1:] == code[order][:-1]
+        for w in weights.T:
+            same &= np.rint(w[order] * 1e11)[1:] == np.rint(w[order] * 1e11)[:-1]
+        group = np.concatenate([[0], np.cumsum(~same)])
+        first = np.concatenate([[True], ~same])
+        out = self.select(torch.from_numpy(order[first]))
+        out.measure = torch.zeros(out.states, 4, dtype=torch.float64)
+        out.measure.index_add_(0, torch.from_numpy(group), self.measure[torch.from_numpy(order)])
+        return out
+
+
+class Program:
+    """A sampler whose randomness is prescribed."""
+
+    def __init__(self, sampler: Sampler, limit: int, retained: list[oracle.Sequence] | None) -> None:
+        self.real, self.limit = sampler, limit
+        self.sampler = copy.copy(sampler)
+        self.sampler.kernel = scripted_kernel(sampler.kernel)
+        assert isinstance(sampler.resampler, UniformResampler)
+        self.resampler = sampler.resampler if retained is None else Multinomial()
+        self.sampler.resampler = Recorded(self.resampler)
+        self.tree = isinstance(sampler.kernel, TreeWalk)
+        self.lanes = sampler.particles * sampler.lanes
+        self.eos = sampler.target.model.eos_id
+        self.size = sampler.target.model.vocab_size
+        self.retained = None
+        if retained is not None:
+            whole = Prefix.of(retained)
+            self.retained = Retained(whole.tokens.clamp_min(0), whole.length)
+
+    def run(self, states: Frontier, script: Script) -> Frontier:
+        """One step of the real engine on all states at once; the measure is left as it was."""
+        particles = states.length.shape[1]
+        tokens, length = states.tokens.reshape(-1, self.limit), states.length.flatten()
+        zeros = torch.zeros(states.states, dtype=torch.long)
+        state = SMCState(
+            prefix=Prefix(tokens.clone(), length.clone(), states.done.flatten()), log_weights=states.log_weights.clone(),
+            log_potential=states.log_potential.flatten().clone(), prompt_length=zeros,
+            limit=torch.full_like(length, self.limit), generators=[],
+            dlm=self.real.proposal.model.session(tokens.clamp_min(0), length),
+            ar=self.real.target.model.session(tokens.clamp_min(0), length),
+            marginals=Marginals(
+                states.logits, states.width, states.slot.flatten().clone(), states.offset.flatten().clone()),
+            counters=Counters.zeros(states.states), records=[], seconds=[0.0] * states.states,
+            retained=None if self.retained is None else Retained(*(x[states.retained] for x in self.retained)),
+        )
+        active = torch.arange(states.states)
+        assert torch.equal(state.active(), active)
+        self.sampler._source = lambda state, prompts, rows: script.source(prompts, rows)  # type: ignore[method-assign]
+        self.sampler.step(state, active)
+        after, marginals = state.prefix, state.marginals
+        padded = torch.nn.functional.pad(after.tokens, (0, self.limit - after.tokens.shape[1]), value=PAD)
+        return Frontier(
+            padded.reshape(states.states, particles, -1), *(x.reshape(states.states, particles) for x in (
+                after.length, after.done, state.log_weights, state.log_potential, marginals.slot, marginals.offset)),
+            marginals.logits, marginals.width, states.retained, states.measure,
+        )
+
+    def start(self, retained_law: list[float] | None) -> Frontier:
+        """The state before the first step; one for each retained sequence."""
+        count, n = len(retained_law or [1.0]), self.real.particles
+        zeros = torch.zeros(count, n, dtype=torch.long)
+        measure = torch.tensor(retained_law or [1.0], dtype=torch.float64)[:, None] * torch.tensor([1.0, 1.0, 1.0, 0.0])
+        return Frontier(
+            torch.full((count, n, self.limit), PAD), zeros, zeros.bool(), zeros.double(), zeros.double(), zeros - 1,
+            zeros, torch.empty(0, 0, self.size), zeros[:0, 0],
+            torch.arange(count) if retained_law else torch.full((count,), -1), measure.double(),
+        )
+
+    def candidates(self, states: Frontier) -> tuple[Tensor, list[Tensor]]:
+        """What each particle's lanes may commit.
+
+        Returns:
+            which outcomes exist, `[F, N, O]`, and block `[F, N, O, V]`, length, accepted and split, `[F, N, O]`.
+        """
+        left, room = states.remaining(), self.limit - states.length
+        left = torch.where(left > 0, left, room.clamp_max(self.real.proposal.lookahead))
+        window = torch.where(states.done, 0, torch.minimum(left, room).clamp_max(self.real.window))
+        kinds = torch.stack([window, torch.where(states.done, 0, room)], -1)
+        distinct, kind = torch.unique(kinds.reshape(-1, 2), dim=0, return_inverse=True)
+        tables = [list(self._outcomes(w, r)) for w, r in distinct.tolist()]
+        most = max(map(len, tables))
+        filler = ((0,) * self.real.window, 0, 0, 0)
+        exists = torch.tensor([[o < len(t) for o in range(most)] for t in tables])[kind]
+        columns = zip(*([*t, *[filler] * (most - len(t))] for t in tables), strict=True)
+        rows = list(zip(*columns, strict=True))
+        shape = (*states.length.shape, most)
+        parts = [torch.tensor([[o[i] for o in row] for row in rows])[kind] for i in range(4)]
+        return exists.reshape(shape), [p.reshape(*shape, *p.shape[2:]) for p in parts]
+
+    def _outcomes(self, window: int, room: int) -> Iterator[tuple[tuple[int, ...], int, int, int]]:
+        """Block, length, accepted, split of every outcome of a lane."""
+        if window == 0:
+            yield (0,) * self.real.window, 0, 0, 0  # done: nothing to draw
+        for length in range(1, window + 1):
+            for tokens in itertools.product(range(self.size), repeat=length):
+                if self.eos is not None and self.eos in tokens[:-1]:
+                    continue
+                block = tokens + (PAD,) * (self.real.window - length)
+                ended = tokens[-1] == self.eos or length == room
+                if self.tree or ended:
+                    yield block, length, length, 0
+                elif length == window:
+                    yield block, length, length, 1
+                    yield block, length, length - 1, -1
+                else:
+                    yield block, length, length - 1, 0
+
+    def script(self, states: Frontier, parts: list[Tensor], pick: Tensor, pinned_lane: Tensor | None) -> Script:
+        """Lanes commit outcome `pick: [F, J]`; no choice made yet, all uniforms one half."""
+        owner = torch.arange(self.lanes) // self.real.lanes
+        row = torch.arange(states.states)[:, None]
+        block, length, accepted, split = (p[row, owner, pick] for p in parts)
+        script = Script(
+            block, length, accepted, split, torch.zeros_like(states.length),
+            torch.full((states.states, self.resampler.dimension(self.lanes, self.real.particles)), 0.5).double(),
+        )
+        if pinned_lane is not None:
+            # The retained lane goes on before its last token, and after it only if the draft is accepted whole.
+            stop = length.gather(1, pinned_lane.clamp_min(0)[:, None])
+            onward = torch.arange(1, self.real.window + 1) < stop
+            whole = (split.gather(1, pinned_lane.clamp_min(0)[:, None]) > 0) & (
+                torch.arange(1, self.real.window + 1) == stop)
+            lane = (pinned_lane.clamp_min(0)[:, None] + 0.5) / self.real.lanes
+            script.pinned = torch.cat([lane, torch.where(onward | whole, 0.0, 1.0 - 2.0**-53)], dim=1).double()
+            script.pinned_lane = pinned_lane
+        return script
+
+
+def combinations(possible: Tensor) -> tuple[Tensor, Tensor]:
+    """All ways to take one possible option in each of J places: `[F, J, O]` -> state `[R]` and options `[R, J]`."""
+    row = torch.arange(possible.shape[0])
+    picks = torch.empty(row.numel(), 0, dtype=torch.long)
+    for j in range(possible.shape[1]):
+        where, option = possible[row, j].nonzero(as_tuple=True)
+        row, picks = row[where], torch.cat([picks[where], option[:, None]], dim=1)
+    return row, picks
+
+
+def resampling_outcomes(resampler: UniformResampler, log_weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct ancestors of each weight vector `[R, M]`: row `[Q]`, uniforms that give them `[Q, D]`, probability `[Q]`.
+
+    The cells come from the scheme's definition; that the real code is constant on each is checked at both ends.
+    """
+    if not log_weights.shape[0]:
+        uniforms = torch.empty(0, resampler.dimension(log_weights.shape[1], count), dtype=torch.float64)
+        return torch.empty(0, dtype=torch.long), uniforms, torch.empty(0, dtype=torch.float64)
+    top = log_weights.max(-1, keepdim=True).values
+    weights = torch.exp(log_weights - top).numpy()
+    weights = weights / weights.sum(-1, keepdims=True)
+    cells_of = getattr(resampler, "cells", None) or oracle.SCHEMES[type(resampler).__name__]
+    cells = cells_of(weights, count)
+    volume = cells.volume
+    assert np.abs(volume.sum(-1) - 1.0).max() < 1e-12, f"cells have volume {volume.sum(-1)}"
+    row, cell = (volume > 0).nonzero()
+    real = normalised(log_weights)[torch.from_numpy(row)]
+
+    def ancestors(fraction: float) -> np.ndarray:
+        drawn = resampler.ancestors(real, count, torch.from_numpy(cells.at(fraction)[row, cell]))
+        code = np.zeros(row.size, dtype=np.int64)
+        for column in drawn.numpy().T:
+            code = code * log_weights.shape[1] + column
+        return code
+
+    code, large = ancestors(0.5), volume[row, cell] > 1e-9
+    for fraction in (1e-5, 1 - 1e-5):
+        differs = large & (ancestors(fraction) != code)
+        assert not differs.any(), f"{type(resampler).__name__} is not constant on {cells.at(0.5)[row, cell][differs]}"
+    order = np.lexsort([-volume[row, cell], code, row])
+    new = np.concatenate([[True], (np.diff(row[order]) != 0) | (np.diff(code[order]) != 0)])
+    mass = np.add.reduceat(volume[row, cell][order], new.nonzero()[0])
+    chosen = order[new]
+    return tuple(map(torch.from_numpy, (row[chosen], cells.at(0.5)[row[chosen], cell[chosen]], mass)))  # type: ignore
+
+
+def enumerate_program(sampler: Sampler, limit: int, *, retained: oracle.Law | None = None) -> Enumeration:
+    """Run every outcome of the sampler on the empty prompt with at most `limit` new tokens.
+
+    Args:
+        sampler: with a tabular pair, a stopping kernel and a resampler that is a function of uniforms.
+        retained: conditional SMC: the law of the retained sequence.
+    """
+    program = Program(sampler, limit, None if retained is None else list(retained))
+    total = Enumeration()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(mock.patch("smc_bridge.smc.engine.record_step"))
+        stack.enter_context(mock.patch("smc_bridge.smc.engine.Multinomial", lambda: Recorded(Multinomial())))
+        frontier = program.start(None if retained is None else list(retained.values()))
+        while frontier.states:
+            after = [_advance(program, part, total) for part in _parts(program, frontier)]
+            whole = Frontier(
+                *(torch.cat([getattr(a, name) for a in after]) for name in (
+                    "tokens", "length", "done", "log_weights", "log_potential")),
+                *_slots(after), torch.cat([a.retained for a in after]), torch.cat([a.measure for a in after]),
+            )
+            frontier = _finish(program, whole.merged() if whole.states else whole, total)
+    assert abs(total.probability - 1.0) < 1e-12, f"probabilities of all outcomes sum to {total.probability}"
+    return total
+
+
+def _slots(parts: list[Frontier]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slots of all parts in one table of marginals."""
+    width = max(p.logits.shape[1] for p in parts)
+    first = np.cumsum([0, *(p.logits.shape[0] for p in parts)])
+    slots = [torch.where(p.slot >= 0, p.slot + int(start), -1) for p, start in zip(parts, first, strict=False)]
+    logits = [torch.nn.functional.pad(p.logits, (0, 0, 0, width - p.logits.shape[1])) for p in parts]
+    return torch.cat(slots), torch.cat([p.offset for p in parts]), torch.cat(logits), torch.cat([p.width for p in parts])
+
+
+def _parts(program: Program, frontier: Frontier) -> Iterator[Frontier]:
+    """The frontier in parts of about `BATCH` joint outcomes."""
+    exists, _ = program.candidates(frontier)
+    joint = exists.sum(-1).double().prod(-1) ** program.real.lanes
+    part = (joint.cumsum(0) / BATCH).long()
+    for index in part.unique().tolist():
+        yield frontier.select((part == index).nonzero().flatten())
+
+
+def _advance(program: Program, states: Frontier, total: Enumeration) -> Frontier:
+    """All states that one step can lead to (module docstring); their measure is not merged."""
+    pinned_lane = None
+    if program.retained is not None:
+        # The retained particle's lane is uniform; a finished one has none.
+        lanes = torch.where(states.done[:, :1], torch.tensor([-1] + [-2] * (program.real.lanes - 1)),
+                            torch.arange(program.real.lanes))
+        row, lane = (lanes > -2).nonzero(as_tuple=True)
+        pinned_lane = lanes[row, lane]
+        share = torch.where(pinned_lane < 0, 1.0, 1.0 / program.real.lanes).double()
+        states = states.select(row)
+        states.measure = _scaled(states.measure, share)
+    exists, parts = program.candidates(states)
+    owner = torch.arange(program.lanes) // program.real.lanes
+    exists = exists[:, owner]  # [F, J, O]
+    # Pass 0: probability of every outcome of every lane.
+    row, option = exists.any(1).nonzero(as_tuple=True)
+    pick = torch.where(exists[row, :, option], option[:, None], 0)
+    script = program.script(
+        states.select(row), [p[row] for p in parts], pick, None if pinned_lane is None else pinned_lane[row])
+    with mock.patch.object(program.sampler, "weight", _NoWeight()):  # impossible outcomes have no weight
+        program.run(states.select(row), script)
+    lane_probability = torch.zeros(exists.shape, dtype=torch.float64)
+    lane_probability[row, :, option] = script.log_prob.exp()
+    lane_probability *= exists
+    if pinned_lane is not None:
+        lane_probability = _retained_only(program, states, parts, lane_probability, pinned_lane)
+    sums = lane_probability.sum(-1)
+    assert (sums - 1.0).abs().max() < 1e-12, f"a lane's outcomes have probabilities that sum to {sums}"
+    # Pass 1: weights of every joint outcome.
+    row, pick = combinations(lane_probability > 0)
+    joint = states.select(row)
+    script = program.script(joint, [p[row] for p in parts], pick, None if pinned_lane is None else pinned_lane[row])
+    probability = lane_probability[row[:, None], torch.arange(program.lanes), pick].prod(-1)
+    program.run(joint, script)
+    alone = lane_probability[row[:, None], torch.arange(program.lanes), pick]
+    assert (script.log_prob.exp() - alone).abs().max() < 1e-12, "a lane's law depends on the other lanes (C8)"
+    # Pass 2: every choice of own lanes, or every cell of the resampler's uniforms.
+    stay, mix = (~script.resampled).nonzero().flatten(), script.resampled.nonzero().flatten()
+    choices = torch.zeros(joint.states, program.real.particles, program.real.lanes, dtype=torch.float64)
+    choices[..., 0] = 1.0
+    if script.within is not None:
+        drawn = ~joint.done & ~script.within.isnan().any(-1)
+        choices = torch.where(drawn[..., None], script.within.exp(), choices)
+    of_stay, choice = combinations(choices[stay] > 0)
+    share = choices[stay][of_stay[:, None], torch.arange(program.real.particles), choice].prod(-1)
+    of_mix, uniforms, mass = resampling_outcomes(program.resampler, script.log_weights[mix], program.real.particles)
+    source = torch.cat([stay[of_stay], mix[of_mix]])
+    weight = probability[source] * torch.cat([share, mass])
+    final = script.select(
+        source, choice=torch.cat([choice, torch.zeros(of_mix.numel(), program.real.particles, dtype=torch.long)]),
+        uniforms=torch.cat([torch.full((of_stay.numel(), uniforms.shape[1]), 0.5).double(), uniforms]),
+    )
+    after = program.run(joint.select(source), final)
+    after.measure = _scaled(after.measure, weight)
+    total.outcomes += source.numel()
+    total.resampled += float(after.measure[of_stay.numel():, PROBABILITY].sum())
+    total.kept += float(after.measure[: of_stay.numel(), PROBABILITY].sum())
+    return _relative(after, total)
+
+
+class _NoWeight:
+    proper = True
+
+    def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
+        return torch.zeros(lanes.move.length.shape, dtype=torch.float64)
+
+
+def _retained_only(
+    program: Program, states: Frontier, parts: list[Tensor], lane_probability: Tensor, pinned_lane: Tensor
+) -> Tensor:
+    """Probability zero for outcomes of the retained lane with other tokens than its own."""
+    assert program.retained is not None
+    block, length = parts[0][:, 0], parts[1][:, 0]  # [F, O, V], [F, O]
+    column = states.length[:, :1] + torch.arange(program.real.window)
+    own = program.retained.tokens[states.retained].gather(
+        1, column.clamp_max(program.retained.tokens.shape[1] - 1))  # [F, V]
+    inside = torch.arange(program.real.window) < length[..., None]
+    agrees = ((block == own[:, None]) | ~inside).all(-1)
+    pinned = pinned_lane[:, None] == torch.arange(program.lanes)
+    return torch.where(pinned[..., None] & ~agrees[:, None], 0.0, lane_probability)
+
+
+def _scaled(measure: Tensor, probability: Tensor) -> Tensor:
+    return measure * probability[:, None]
+
+
+def _relative(states: Frontier, total: Enumeration) -> Frontier:
+    """Move the scale of the weights into the measure, so that their mean is one; states of weight zero end here."""
+    log_scale = states.log_weights.logsumexp(-1) - math.log(states.log_weights.shape[1])
+    alive = log_scale > -math.inf
+    lost = float(states.measure[~alive, PROBABILITY].sum())
+    total.dead, total.probability = total.dead + lost, total.probability + lost
+    states, log_scale = states.select(alive.nonzero().flatten()), log_scale[alive]
+    states.log_weights = states.log_weights - log_scale[:, None]
+    measure = states.measure
+    states.measure = torch.stack([
+        measure[:, PROBABILITY], measure[:, SCALE] * log_scale.exp(), measure[:, INVERSE] * (-log_scale).exp(),
+        measure[:, LOG] + measure[:, PROBABILITY] * log_scale,
+    ], dim=1)
+    return states
+
+
+def _finish(program: Program, states: Frontier, total: Enumeration) -> Frontier:
+    """Take finished states out and count them."""
+    growing = (~states.done & (states.log_weights > -math.inf)).any(1)
+    ended = states.select((~growing).nonzero().flatten())
+    weights = ended.log_weights.exp() / ended.log_weights.shape[1]
+    names = ("probability", "evidence", "inverse_evidence", "log_evidence")
+    for name, column in zip(names, ended.measure.sum(0).tolist(), strict=True):
+        setattr(total, name, getattr(total, name) + column)
+    digits = (ended.tokens + 1).reshape(-1, program.limit)
+    sequences, group = torch.unique(digits, dim=0, return_inverse=True)
+    for law, measure in ((total.output, PROBABILITY), (total.proper, SCALE)):
+        share = (weights * ended.measure[:, measure, None]).flatten()
+        mass = torch.zeros(sequences.shape[0], dtype=torch.float64).index_add_(0, group, share)
+        for row, value in zip((sequences - 1).tolist(), mass.tolist(), strict=True):
+            sequence = tuple(token for token in row if token != PAD)
+            if value != 0.0:
+                law[sequence] = law.get(sequence, 0.0) + value
+    if program.retained is not None and ended.states:
+        own = program.retained.tokens[ended.retained]
+        inside = torch.arange(own.shape[1]) < program.retained.length[ended.retained, None]
+        own = torch.nn.functional.pad(torch.where(inside, own, PAD), (0, program.limit - own.shape[1]), value=PAD)
+        same = (ended.tokens[:, 0] == own).all(-1)
+        total.retained_first += float(ended.measure[same, PROBABILITY].sum())
+    return states.select(growing.nonzero().flatten())
