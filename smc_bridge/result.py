@@ -59,7 +59,7 @@ class Result:
     has_potential: bool = False
     forwards: Forwards = field(default_factory=Forwards)
     seconds: float = 0.0
-    trace: list[StepRecord] = field(default_factory=list)
+    trace: list[StepRecord] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if not self.sequences or len(self.sequences) != len(self.log_weights):
