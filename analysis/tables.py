@@ -9,30 +9,29 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from analysis.bounds import kl_certificate
-from analysis.ess import max_share
-from analysis.genealogy import coalescence
 from analysis.lengths import block_statistics
 from analysis.runs import Runs, as_runs
-from analysis.variance import log_weight_variance_per_token, weight_variance
+from analysis.variance import log_weight_variance_per_token
 from smc_bridge.result import Result
 
 
 def summary(results: Runs | Mapping[str, Runs]) -> Table:
-    """Means over runs, a row for each method.
+    """Means over runs, a row for each method; `±` is half the 95 % confidence interval of the bound.
 
     Args:
         results: runs of one method, or of several by name.
     """
     groups = results if isinstance(results, Mapping) else {as_runs(results)[0].method: results}
-    table = Table(title="Means over runs (blocks of all lanes; variances of weights are relative)")
-    table.add_column("method")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption="means over runs; blocks of all lanes")
+    table.add_column("method", no_wrap=True)
     for name in (
-        "runs", "tokens", "block (tokens)", "accepted", "ESS / N", "max share", "weight var.", "log-weight var./token",
-        "oldest ancestors", "tokens / DLM fwd", "AR fwds", "log Z (nats)", "KL bound (nats)",
+        "runs", "tokens", "tokens /\nblock", "accepted", "ESS / N", "var(log w)\n/ token", "tokens /\nDLM fwd",
+        "AR\nfwds", "KL bound\n(nats)",
     ):
         table.add_column(name, justify="right")
     for name, group in groups.items():
@@ -43,21 +42,18 @@ def summary(results: Runs | Mapping[str, Runs]) -> Table:
 def _cells(runs: list[Result]) -> list[str]:
     blocks = block_statistics(runs)
     alive = [run for run in runs if run.log_evidence > -math.inf]
-    lines = [coalescence(run)[0] for run in runs if run.trace]
     if not all(run.proper for run in runs):
         bound = "not proper"
     elif any(run.has_potential for run in runs):
         bound = "needs log Z"
     else:
         certificate = kl_certificate(runs)
-        spread = f" ± {certificate.high - certificate.kl:.4f}" if certificate.runs > 1 else ""
-        bound = f"{certificate.kl:.4f}{spread}"
+        spread = f" ± {certificate.high - certificate.kl:.2g}" if math.isfinite(certificate.high) else ""
+        bound = f"{certificate.kl:.3g}{spread}"
     values = [
         _mean([run.tokens for run in runs]), blocks.tokens, blocks.acceptance,
-        _mean([run.ess / len(run.log_weights) for run in alive]), _mean([max_share(run.log_weights) for run in alive]),
-        _mean([weight_variance(run.log_weights) for run in alive]), log_weight_variance_per_token(runs), _mean(lines),
+        _mean([run.ess / len(run.log_weights) for run in alive]), log_weight_variance_per_token(runs),
         _mean([run.tokens_per_dlm_forward for run in runs]), _mean([run.forwards.ar_forwards for run in runs]),
-        _mean([run.log_evidence for run in runs if run.proper]),
     ]
     return [str(len(runs)), *("–" if math.isnan(value) else f"{value:.3g}" for value in values), bound]
 
@@ -82,11 +78,14 @@ def step_table(result: Result, step: int, *, decode: Callable[[list[int]], str] 
     if record.blocks is None:
         raise ValueError("result has no drafts in its trace: run with keep_drafts=True")
     place = step % len(result.trace)
-    table = Table(title=f"Step {place} of {len(result.trace)}: ESS {record.ess:.2f}, log Z {record.log_evidence:.4f}")
+    table = Table(
+        title=f"Step {place} of {len(result.trace)}: ESS {record.ess:.2f}, log Z {record.log_evidence:.4f}",
+        caption="draft: accepted green, corrected yellow, refused red",
+    )
     for name in ("particle", "lane"):
         table.add_column(name, justify="right")
-    table.add_column("draft: accepted, corrected, refused", overflow="fold")
-    for name in ("accepted", "length", "log weight earned (nats)", "survivors"):
+    table.add_column("draft", overflow="fold")
+    for name in ("accepted", "length", "log weight\nearned (nats)", "survivors"):
         table.add_column(name, justify="right")
     chosen = list(zip(record.ancestors, record.lanes, strict=True))
     for n, blocks in enumerate(record.blocks):
