@@ -72,13 +72,15 @@ def table_model(eos: int | None, *, tables: list[np.ndarray] | None = None) -> T
 def program(
     kernel: Kernel, *, eos: int | None = 1, lanes: int = 1, particles: int = 2, potential: Potential | None = None,
     lookahead: int = 3, noise: float = 0.9, intermediate: Intermediate | None = None, window: int = 2,
-    ar: TabularAR | None = None, noise_seed: int = 2, cls: type[Sampler] = Sampler, mixed: bool = True, w: float = 0.5, **parts: Any,
+    ar: TabularAR | None = None, noise_seed: int = 2, w: float = 0.5,
+    temperature: float | list[float] | None = None,
+    **parts: Any,
 ) -> Sampler:
     """A sampler with a blurred and perturbed proposal; two lanes have different temperatures."""
     ar = ar or table_model(eos)
-    temperature: float | list[float] = [0.7, 1.4, 1.0, 0.5][:lanes] if lanes > 1 and mixed else 1.2
+    temperature = temperature or ([0.7, 1.4, 1.0, 0.5][:lanes] if lanes > 1 else 1.2)
     plain = isinstance(kernel, AcceptAll)
-    return cls(
+    return Sampler(
         DLMProposal(TabularDLM(ar, noise=noise, seed=noise_seed), temperature=temperature, lookahead=lookahead),
         ARTarget(ar, temperature=TEMPERATURE, potential=potential),
         intermediate or (Proposal() if plain else ProductOfExperts(w)), kernel, particles=particles, lanes=lanes,

@@ -1,4 +1,4 @@
-"""Plug-ins that let the real engine run on prescribed randomness: every prompt of a batch is one joint outcome of a step.
+"""Plug-ins that let the real engine run on prescribed randomness: every prompt of a batch is one outcome of a step.
 
 A `Script` says, for every prompt, what each lane commits, which lane each particle keeps, and which uniforms the
 resampler sees. The engine's own code does everything else (propose, branch, verify, the laws, the weights, reduce,

@@ -53,7 +53,7 @@ class Enumeration:
         probability: of all outcomes that were met; `dead` of those with `Z_hat = 0`.
         resampled, kept: probability-weighted number of steps with and without resampling.
         outcomes: joint outcomes that were executed.
-        firsts: final sequences of particle 0, with probability.
+        retained_first: probability that particle 0 ends as the retained sequence.
     """
 
     proper: oracle.Law = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Frontier:
 
     def merged(self) -> Frontier:
         """Equal states become one. Weights are rounded as a key only: what is merged differs by round-off."""
-        states, particles, limit = self.tokens.shape
+        states = self.states
         kept = torch.where(self.remaining() > 0, self.offset + 1, 0)
         digits = torch.cat([self.tokens.reshape(states, -1) + 1, kept, self.retained[:, None] + 1], dim=1)
         base = int(digits.max()) + 1
@@ -146,9 +146,9 @@ class Program:
         tokens, length = states.tokens.reshape(-1, self.limit), states.length.flatten()
         zeros = torch.zeros(states.states, dtype=torch.long)
         state = SMCState(
-            prefix=Prefix(tokens.clone(), length.clone(), states.done.flatten()), log_weights=states.log_weights.clone(),
-            log_potential=states.log_potential.flatten().clone(), prompt_length=zeros,
-            limit=torch.full_like(length, self.limit), generators=[],
+            prefix=Prefix(tokens.clone(), length.clone(), states.done.flatten()),
+            log_weights=states.log_weights.clone(), log_potential=states.log_potential.flatten().clone(),
+            prompt_length=zeros, limit=torch.full_like(length, self.limit), generators=[],
             dlm=self.real.proposal.model.session(tokens.clamp_min(0), length),
             ar=self.real.target.model.session(tokens.clamp_min(0), length),
             marginals=Marginals(
@@ -250,7 +250,7 @@ def combinations(possible: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def resampling_outcomes(resampler: UniformResampler, log_weights: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Distinct ancestors of each weight vector `[R, M]`: row `[Q]`, uniforms that give them `[Q, D]`, probability `[Q]`.
+    """Distinct ancestors of each weight vector `[R, M]`: row `[Q]`, uniforms that give them `[Q, D]`, probability.
 
     The cells come from the scheme's definition; that the real code is constant on each is checked at both ends.
     """
@@ -297,7 +297,7 @@ def enumerate_program(sampler: Sampler, limit: int, *, retained: oracle.Law | No
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(mock.patch("smc_bridge.smc.engine.record_step"))
-        stack.enter_context(mock.patch("smc_bridge.smc.engine.Multinomial", lambda: Recorded(Multinomial())))
+        stack.enter_context(mock.patch("smc_bridge.smc.engine.Multinomial", return_value=Recorded(Multinomial())))
         frontier = program.start(None if retained is None else list(retained.values()))
         while frontier.states:
             after = [_advance(program, part, total) for part in _parts(program, frontier)]
@@ -313,11 +313,12 @@ def enumerate_program(sampler: Sampler, limit: int, *, retained: oracle.Law | No
 
 def _slots(parts: list[Frontier]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Slots of all parts in one table of marginals."""
-    width = max(p.logits.shape[1] for p in parts)
+    columns = max(p.logits.shape[1] for p in parts)
     first = np.cumsum([0, *(p.logits.shape[0] for p in parts)])
     slots = [torch.where(p.slot >= 0, p.slot + int(start), -1) for p, start in zip(parts, first, strict=False)]
-    logits = [torch.nn.functional.pad(p.logits, (0, 0, 0, width - p.logits.shape[1])) for p in parts]
-    return torch.cat(slots), torch.cat([p.offset for p in parts]), torch.cat(logits), torch.cat([p.width for p in parts])
+    logits = [torch.nn.functional.pad(p.logits, (0, 0, 0, columns - p.logits.shape[1])) for p in parts]
+    offset, width = torch.cat([p.offset for p in parts]), torch.cat([p.width for p in parts])
+    return torch.cat(slots), offset, torch.cat(logits), width
 
 
 def _parts(program: Program, frontier: Frontier) -> Iterator[Frontier]:

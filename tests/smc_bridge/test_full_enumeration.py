@@ -54,7 +54,7 @@ def enumerated(
 
 
 def claim(kernel: str, resampler: str, trigger: str, potential: str, lanes: str, eos: int | None) -> None:
-    """Check one configuration; if particles never interact, no resampler is called, and one enumeration does for all."""
+    """Check one configuration; if particles never interact, one enumeration does for all resamplers."""
     used = resampler if trigger != "never" else "systematic"
     found, expected = enumerated(kernel, used, trigger, potential, lanes, eos)
     gap, message = worst(found.proper, expected)
@@ -98,7 +98,7 @@ def test_two_lanes_are_properly_weighted_without_an_end_of_sequence(kernel: str,
 @pytest.mark.parametrize("kernel", ["rejection", "block-verification", "gumbel", "accept-all", "tree-walk"])
 @pytest.mark.parametrize("eos", [2, None])
 def test_three_tokens_are_properly_weighted(kernel: str, eos: int | None) -> None:
-    """Two tokens are special: on them the Gumbel coupling is a maximal coupling, with the law of token-level rejection."""
+    """Two tokens are special: on them the Gumbel coupling is maximal, with the law of token-level rejection."""
     ar = TabularAR.random(3, 2, seed=11, eos_id=eos)
     real = TreeWalk(1) if kernel == "tree-walk" else KERNELS[kernel]
     sampler = program(real, ar=ar, trigger=EssBelow(0.9), resampler=RESAMPLERS["ssp"](), potential=TablePotential(3, 2))
