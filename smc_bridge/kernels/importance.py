@@ -86,7 +86,10 @@ class BalanceHeuristic:
         """See `WeightRule.__call__`."""
         log_p = prefix_sum(at_tokens(lanes.log_p, lanes.move.block), lanes.move.length)  # [R, K]
         log_stop, log_density = self.cross(lanes, kernel=kernel, intermediate=intermediate)
-        weight = log_p + log_stop.logsumexp(-1) - log_density.logsumexp(-1)
+        total = log_density.logsumexp(-1)
+        weight = log_p + log_stop.logsumexp(-1) - total
+        # Round-off can refuse a token at which pi and q are equal: no lane has a law of that block, 0 / 0.
+        weight = torch.where(total == -math.inf, OwnWeights()(lanes, kernel=kernel, intermediate=intermediate), weight)
         return torch.where(log_p == -math.inf, -math.inf, weight)
 
     def cross(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> tuple[Tensor, Tensor]:
