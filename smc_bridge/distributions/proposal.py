@@ -68,5 +68,6 @@ class DLMProposal:
             raise ValueError(
                 f"temperature has {len(self.lane_temperatures)} entries for {lanes} lanes: give one per lane"
             )
-        temperature = torch.tensor(self.lane_temperatures, device=logits.device)[:, None, None]
+        precise = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        temperature = torch.tensor(self.lane_temperatures, dtype=precise, device=logits.device)[:, None, None]
         return self.law.log_probs(logits[:, None].expand(-1, lanes, -1, -1), temperature)
