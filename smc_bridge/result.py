@@ -189,9 +189,12 @@ class Result:
         if not isinstance(data, Mapping) or data.get("format") != FORMAT or set(data) != names | {"format"}:
             raise ValueError(f"data is not a saved Result of format {FORMAT}: give what Result.to_dict returned")
         plain = {name: _decode(data[name]) for name in names}
-        plain["forwards"] = Forwards(**plain["forwards"])
-        plain["trace"] = [StepRecord.from_dict(record) for record in plain["trace"]]
-        return cls(**plain)
+        try:
+            plain["forwards"] = Forwards(**plain["forwards"])
+            plain["trace"] = [StepRecord.from_dict(record) for record in plain["trace"]]
+            return cls(**plain)
+        except TypeError as error:
+            raise ValueError(f"data is not a saved Result: {error}; give what Result.to_dict returned") from error
 
     def save(self, path: str | Path) -> None:
         """Write JSON; the file appears whole or not at all."""
@@ -229,6 +232,8 @@ def write_text(path: Path, text: str) -> None:
 def _encode(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return f"float:{value}"
+    if isinstance(value, str) and value.startswith(("float:", "text:")):
+        return f"text:{value}"
     if isinstance(value, Mapping):
         return {key: _encode(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -239,6 +244,8 @@ def _encode(value: Any) -> Any:
 def _decode(value: Any) -> Any:
     if isinstance(value, str) and value in ("float:inf", "float:-inf", "float:nan"):
         return float(value.removeprefix("float:"))
+    if isinstance(value, str):
+        return value.removeprefix("text:")
     if isinstance(value, Mapping):
         return {key: _decode(item) for key, item in value.items()}
     if isinstance(value, list):
