@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from transformers.utils import logging as transformers_logging
+
 from smc_bridge.commands.base import Command, LineParser, UsageError
 from smc_bridge.commands.decode import command as decode
 
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | Non
         argv: arguments; by default those of the process.
         commands: what to offer besides `decode`; by default what is installed.
     """
+    transformers_logging.disable_progress_bar()  # standard error is for one-line errors and our own progress
     try:
         extra = discover() if commands is None else commands
         arguments = build_parser([decode, *extra]).parse_args(argv)

@@ -18,7 +18,7 @@ from typing import NoReturn, TextIO
 from rich.console import Console
 
 #: Width of tables where the output is not a terminal, columns.
-PLAIN_WIDTH = 160
+PLAIN_WIDTH = 176
 
 
 class UsageError(ValueError):
