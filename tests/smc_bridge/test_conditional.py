@@ -28,7 +28,8 @@ POTENTIALS = {"no-potential": None, "potential": TablePotential(2, LIMIT)}
 @pytest.mark.parametrize(
     ("kernel", "trigger", "lanes", "potential", "eos"),
     [(k, t, 1, p, None if k == "tree-walk" else 1) for k in KERNELS for t in TRIGGERS for p in POTENTIALS]
-    + [(k, t, 2, "potential", 1) for k in ("rejection", "tree-walk", "accept-all") for t in TRIGGERS]
+    + [(k, t, 2, "potential", 1) for k in ("tree-walk", "accept-all") for t in TRIGGERS]
+    + [("rejection", "always", 2, "potential", 1)]
     + [(k, "ess", 1, "no-potential", 1 if k == "tree-walk" else None) for k in KERNELS],
 )
 def test_an_exact_retained_draw_makes_everything_an_exact_draw(

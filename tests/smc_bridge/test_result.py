@@ -181,7 +181,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_file_with_other_fields_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "other.json"
     path.write_text(json.dumps(make().to_dict() | change))
-    with pytest.raises(ValueError, match="saved Result|one weight for each"):
+    with pytest.raises(ValueError, match=r"saved Result|one weight for each"):
         Result.load(path)
 
 
