@@ -31,9 +31,10 @@ def summary(results: Runs | Mapping[str, Runs]) -> Table:
     table.add_column("method", no_wrap=True)
     for name in (
         "runs", "tokens", "tokens /\nblock", "accepted", "ESS / N", "var(log w)\n/ token", "tokens /\nDLM fwd",
-        "AR\nfwds", "KL bound\n(nats)",
+        "AR\nfwds",
     ):
         table.add_column(name, justify="right")
+    table.add_column("KL bound\n(nats)", justify="right", no_wrap=True)
     for name, group in groups.items():
         table.add_row(name, *_cells(as_runs(group)))
     return table

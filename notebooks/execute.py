@@ -6,7 +6,6 @@ The scripts (jupytext py:percent) are what is edited; the notebooks are made fro
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import jupytext
@@ -21,12 +20,14 @@ def execute(script: Path) -> None:
     notebook = jupytext.read(script)
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"  # the same names every time, so that a new run changes outputs only
-    # A missing progress-bar widget is no news, and the warning would put this machine's paths into the outputs.
-    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     client = NotebookClient(
         notebook, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": HERE.parent}}
     )
     client.execute()
+    for cell in notebook.cells:
+        # Progress bars and warnings are not results, and would put this machine's paths into the notebook.
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata.pop("language_info", None)
     nbformat.write(notebook, script.with_suffix(".ipynb"))
 
