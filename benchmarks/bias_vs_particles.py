@@ -233,7 +233,10 @@ def markdown(cells: Sequence[Cell], fitted: dict[str, Rates]) -> str:
 
 
 def _thousandths(distance: Distance | None) -> str:
-    return "" if distance is None else f"{1000 * distance.value:.1f} ± {1000 * distance.error:.1f}"
+    if distance is None:
+        return ""
+    value = round(1000 * distance.value, 1) + 0.0  # no negative zero
+    return f"{value:.1f} ± {1000 * distance.error:.1f}"
 
 
 def _exponent(rate: Rate | None) -> str:
