@@ -1,6 +1,7 @@
 """A pair of models with one vocabulary: a diffusion model that drafts and an autoregressive model that is the target.
 
 `load_pair("arithmetic")` gives the embedded pair; `pair_from_models` makes one of a user's own transformers models.
+transformers is imported when a pair is made and not before: it takes seconds, and the tabular models need none of it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.arithmetic import architecture
-from models.arithmetic import tokenizer as arithmetic_tokenizer
-from models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM, shared_vocabulary
 from models.protocols import CausalLM, MaskedDiffusionLM
 
 #: Turns a tokenizer and a user's text into the ids that a model is prompted with.
@@ -98,6 +96,8 @@ def pair_from_models(
     Raises:
         ValueError: if the vocabularies differ or no mask token is known.
     """
+    from models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM, shared_vocabulary
+
     dlm_tokenizer = tokenizer if dlm_tokenizer is None else dlm_tokenizer
     mask_id = dlm_tokenizer.mask_token_id if mask_id is None else mask_id
     eos_id = tokenizer.eos_token_id if eos_id is None else eos_id
@@ -118,6 +118,9 @@ def pair_from_models(
 
 def _arithmetic(device: torch.device, dtype: torch.dtype) -> Pair:
     """The embedded pair: grade-school word problems with a written-out chain of thought."""
+    from models.arithmetic import architecture
+    from models.arithmetic import tokenizer as arithmetic_tokenizer
+
     dlm, ar = (architecture.load(kind).to(device=device, dtype=dtype) for kind in ("dlm", "ar"))
     diffusion = dlm.config.diffusion
     return pair_from_models(

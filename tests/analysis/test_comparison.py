@@ -22,6 +22,7 @@ from analysis.comparison.store import Cell
 from analysis.comparison.table import per_token, wilson
 from models import pairs
 from models.arithmetic import architecture
+from models.arithmetic.tokenizer import load_tokenizer
 from models.pairs import Pair, pair_from_models
 from smc_bridge import tasks
 from smc_bridge.cli import main
@@ -157,7 +158,7 @@ def test_foreign_partial_file_is_refused(run: Run, tmp_path: Path) -> None:
 
 def test_comparison_of_other_weights_is_refused() -> None:
     networks = [architecture.build(kind) for kind in ("dlm", "ar")]
-    tokenizer = pairs.arithmetic_tokenizer.load_tokenizer()
+    tokenizer = load_tokenizer()
 
     def pair() -> Pair:
         return pair_from_models(*networks, tokenizer, shift=True, mask_id=3)
