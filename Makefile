@@ -17,7 +17,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	touch $@
 
 demo: $(VENV)/.runtime
-	OMP_NUM_THREADS=2 $(BIN)/smc-bridge decode "Maya has 3 bags of 8 apples. She gives 5 apples to Tom. How many apples does she have left?" --particles 4 --trace
+	OMP_NUM_THREADS=2 $(BIN)/smc-bridge decode "Jack has 47 candies. A friend gives Jack 29 more. Jack sells 2. Jack buys 5 bags of 3 candies. How many candies does Jack have now?" --particles 4 --temperature 0.5 --seed 1 --trace
 	OMP_NUM_THREADS=2 $(BIN)/smc-bridge compare --n 30 --fresh --json runs/demo.json
 
 test: $(VENV)/.dev

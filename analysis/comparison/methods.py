@@ -22,11 +22,11 @@ DEFAULT_METHODS = (
 )
 
 _DLM = re.compile(r"dlm-(all|[1-9]\d*)(?:-(entropy|confidence))?")
-_SMC = re.compile(r"smc-([1-9]\d*)")
+_SMC = re.compile(r"smc-([1-9]\d*)(?:x([1-9]\d*))?")
 _FIXED = ("ar", "plain-is", "speculative", "released", "paper", "tree-walk")
 #: For messages.
 KNOWN = "ar, dlm-<tokens per forward>, dlm-<tokens>-entropy, dlm-all, plain-is, speculative, released, paper, " \
-    "smc-<particles>, tree-walk"
+    "smc-<particles>, smc-<particles>x<lanes>, tree-walk"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def make_method(name: str, pair: Pair, task: Task, *, temperature: float, weight
         "temperature": temperature, "lookahead": task.lookahead, "window": task.window, "name": name,
     }
     if match := _SMC.fullmatch(name):
-        return weighted(presets.smc(pair, int(match[1]), w=weight, **common))
+        return weighted(presets.smc(pair, int(match[1]), lanes=int(match[2] or 1), w=weight, **common))
     match name:
         case "plain-is":
             return weighted(presets.plain_is(pair, **common))

@@ -258,6 +258,13 @@ def test_every_default_method_has_its_columns(method: str) -> None:
         assert row.particles == 4
 
 
+def test_smc_method_names_its_particles_and_lanes() -> None:
+    method = make_method("smc-2x3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7, seed=0)
+    [result] = method.decode([[1]])
+    assert len(result.sequences) == 2
+    assert {len(lanes) for record in result.trace for lanes in record.length} == {3}
+
+
 def test_answer_is_a_draw_from_the_weights() -> None:
     method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7, seed=0)
     comparison = toy()
