@@ -48,6 +48,10 @@ class Pair:
         """
         if not text.strip():
             raise ValueError(f"prompt = {text!r} is empty: give a text")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"prompt = {text!r} is not valid Unicode: give UTF-8 text") from error
         ids = self.format_prompt(self.tokenizer, text)
         if not ids:
             raise ValueError(f"prompt = {text!r} gives no token: give another text")

@@ -35,8 +35,13 @@ class Certificate:
     runs: int
 
     def __str__(self) -> str:
-        spread = f" [{self.low:.4f}, {self.high:.4f}]" if self.runs > 1 else " (one run: no interval)"
-        return f"KL <= {self.kl:.4f} nats{spread}, TV <= {self.tv:.3f}"
+        if self.runs == 1:
+            return f"-log Z_hat = {self.kl:.4f} nats: one term of the mean that bounds KL(output || AR)"
+        worst = min(1.0, math.sqrt(max(self.high, 0.0) / 2))
+        return (
+            f"KL <= {self.kl:.4f} nats, estimated from {self.runs} runs ({self.level:.0%} interval "
+            f"[{self.low:.4f}, {self.high:.4f}]); TV <= {worst:.3f} at its upper end"
+        )
 
 
 def certify(log_evidence: Sequence[float], *, log_z: float = 0.0, level: float = 0.95) -> Certificate:

@@ -50,8 +50,8 @@ def _codec(pair: ModelPair) -> dict[str, Any]:
 
 
 def smc(
-    pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float = 0.3, window: int = 32, lookahead: int = 256,
-    temperature: float = 1.0, proposal_temperature: float | Sequence[float] | None = None,
+    pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float | None = None, window: int = 32,
+    lookahead: int = 256, temperature: float = 1.0, proposal_temperature: float | Sequence[float] | None = None,
     intermediate: Intermediate | None = None, kernel: Kernel | None = None, weight: WeightRule | None = None,
     resampler: Resampler | None = None, trigger: Trigger | None = None, potential: Potential | None = None,
     proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
@@ -61,7 +61,7 @@ def smc(
     Args:
         pair: the models.
         particles, lanes, window: N, K, V.
-        w: exponent of the DLM in the product of experts; ignored if an `intermediate` is given.
+        w: exponent of the DLM in the product of experts, 0.3 by default; contradicts an `intermediate`.
         lookahead: M.
         temperature, top_p, top_k: of the target.
         proposal_temperature: of the proposal, one or one per lane; by default the target's.
@@ -69,13 +69,16 @@ def smc(
         intermediate, kernel, weight, resampler, trigger, potential: plug-ins, by default product of experts,
             token-level rejection, own weights, systematic, ESS below half, none.
     """
+    if w is not None and intermediate is not None:
+        raise ValueError(f"w = {w} with intermediate = {intermediate!r}: give one of them")
     return Sampler(
         proposal=DLMProposal(
             pair.dlm, temperature=temperature if proposal_temperature is None else proposal_temperature,
             top_p=proposal_top_p, lookahead=lookahead,
         ),
         target=ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential),
-        intermediate=intermediate or ProductOfExperts(w), kernel=kernel or Rejection(), weight=weight or OwnWeights(),
+        intermediate=intermediate or ProductOfExperts(0.3 if w is None else w),
+        kernel=kernel or Rejection(), weight=weight or OwnWeights(),
         resampler=resampler or Systematic(), trigger=trigger or EssBelow(), particles=particles, lanes=lanes,
         window=window, name=name or f"smc({particles})", **_codec(pair),
     )
@@ -94,7 +97,7 @@ def paper(
     defaults: dict[str, Any] = {
         "particles": 1, "proposal_temperature": own, "intermediate": ProductOfExperts(w, exponent),
     }
-    return smc(pair, lanes=lanes, w=w, temperature=temperature, name=name, **{**defaults, **options})
+    return smc(pair, lanes=lanes, temperature=temperature, name=name, **{**defaults, **options})
 
 
 def released(

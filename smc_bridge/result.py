@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import math
@@ -107,12 +108,23 @@ class Result:
         """Committed tokens of a particle per forward of the DLM; NaN if it never ran."""
         return self.tokens / self.forwards.dlm_forwards if self.forwards.dlm_forwards else math.nan
 
-    def sample(self, count: int | None = None, *, seed: int = 0) -> Any:
-        """Draw from the weights: one value, or a list of `count`. Never the argmax."""
-        rng = np.random.default_rng(seed)
+    def sample(self, count: int | None = None, *, seed: int | None = None) -> Any:
+        """Draw from the weights: one value, or a list of `count`. Never the argmax.
+
+        Args:
+            count: how many draws, or None for a single value.
+            seed: repeats the draw for this very result; results that differ draw independently under one seed, so
+                that a loop over prompts with one seed follows the weights too. None draws afresh.
+        """
+        rng = np.random.default_rng(None if seed is None else self._entropy(seed))
         index = rng.choice(len(self.sequences), size=count, p=self.weights)
         values = self.values
         return values[int(index)] if count is None else [values[int(i)] for i in index]
+
+    def _entropy(self, seed: int) -> int:
+        """A seed that depends on this result as well."""
+        own = json.dumps([seed, self.prompt, self.sequences, [float(w).hex() for w in self.log_weights]])
+        return int.from_bytes(hashlib.blake2b(own.encode(), digest_size=16).digest(), "little")
 
     def posterior(self) -> dict[Any, float]:
         """Distinct values with their probabilities, likeliest first."""

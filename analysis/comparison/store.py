@@ -79,7 +79,7 @@ class Store:
     Args:
         path: FILE, or None to keep everything in memory.
         settings: plain data that must equal what the files were written with.
-        fresh: start anew; whatever the files hold is removed.
+        fresh: start anew; what a saved comparison in the files holds is not used.
     Raises:
         ValueError: a file cannot be read, is something else, or belongs to other settings.
     """
@@ -92,14 +92,16 @@ class Store:
         if path is None or self.partial is None:
             return
         if fresh:
-            for old in (path, self.partial):
-                old.unlink(missing_ok=True)
+            if path.exists() and _parse(path, _read(path)).get("kind") != KIND:
+                raise ValueError(_foreign(path))
+            # A finished FILE stays until the new one replaces it whole.
+            self.partial.unlink(missing_ok=True)
+        elif self.partial.exists():
+            self._resume(self.partial)
         elif path.exists():
             data = _parse(path, _read(path))
             self._check(path, data)
             self._load(path, data.get("cells", ()))
-        elif self.partial.exists():
-            self._resume(self.partial)
 
     def add(self, cell: Cell) -> None:
         """Keep a finished cell, on disk too."""
@@ -161,7 +163,7 @@ def _short(value: Any) -> str:
 
 
 def _foreign(path: Path) -> str:
-    return f"--json = {path}: is not a saved comparison; replace it with --fresh, or give another file"
+    return f"--json = {path}: is not a saved comparison; give another file"
 
 
 def _read(path: Path) -> str:

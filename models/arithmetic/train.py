@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     torch.manual_seed(recipe.seed)
     ar = prepare(build("ar"))
-    seconds_ar = _train("ar", ar, recipe.ar, schedule.ar_batch, schedule, work, tag, console)
+    # The causal network does not depend on how long the diffusion network is trained: its checkpoint outlives a change.
+    ar_tag = fingerprint(dataclasses.replace(recipe, dlm=recipe.ar), out / "tokenizer.json")
+    seconds_ar = _train("ar", ar, recipe.ar, schedule.ar_batch, schedule, work, ar_tag, console)
     dlm = prepare(build("dlm"))
     dlm.load_state_dict(ar.state_dict())
     seconds_dlm = _train("dlm", dlm, recipe.dlm, schedule.dlm_batch, schedule, work, tag, console)
@@ -196,6 +198,7 @@ def _save(model: Qwen2ForCausalLM, folder: Path) -> None:
     model.half().save_pretrained(fresh)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors"):
+        (fresh / name).chmod(0o644)  # the writer of safetensors makes files only their owner can read
         os.replace(fresh / name, folder / name)
     shutil.rmtree(fresh)
 

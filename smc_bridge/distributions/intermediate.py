@@ -25,14 +25,35 @@ class Intermediate(Protocol):
     """
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """`log pi`, `[..., A]` and `[..., A]` -> `[..., A]`, normalised. The lane axis is third from the last but one:
-        `[..., K, V, A]`."""
+        """`log pi`, `[..., A]` and `[..., A]` -> `[..., A]`, normalised.
+
+        The leading dimensions end with lanes and positions, `[R, K, V, A]`.
+        """
         ...
 
 
 def dominates(intermediate: Intermediate) -> bool:
     """Whether `pi > 0` wherever `p > 0` for every proposal (condition C3)."""
     return bool(getattr(intermediate, "dominates", False))
+
+
+def checked_log_prob(intermediate: Intermediate, log_q: Tensor, log_p: Tensor) -> Tensor:
+    """`intermediate.log_prob`, and for a class from outside this module a check that it is a law.
+
+    Raises:
+        ValueError: the result has another shape, a NaN, or does not sum to one; the message names the class.
+    """
+    log_pi = intermediate.log_prob(log_q, log_p)
+    if type(intermediate).__module__ == __name__:
+        return log_pi
+    name = type(intermediate).__name__
+    if log_pi.shape != log_p.shape:
+        raise ValueError(f"{name}.log_prob returned shape {tuple(log_pi.shape)}: return that of log_p, [..., A]")
+    off = log_pi.logsumexp(-1).abs()
+    if not bool((off < 1e-3).all()):
+        worst = float(off[~(off < 1e-3)].flatten()[0])
+        raise ValueError(f"{name}.log_prob is not normalised, its log-sum is {worst:.3g} and not 0: subtract logsumexp")
+    return log_pi
 
 
 def _normalised(log_weight: Tensor, log_p: Tensor) -> Tensor:
@@ -138,9 +159,11 @@ class PowerMean:
         """See `Intermediate.log_prob`."""
         if self.alpha == 0.0 or self.w in (0.0, 1.0):
             return ProductOfExperts(self.w).log_prob(log_q, log_p)
-        left = self.alpha * log_q + math.log(self.w)
-        right = self.alpha * log_p + math.log1p(-self.w)
-        return _normalised(torch.logaddexp(left, right) / self.alpha, log_p)
+        # Near alpha = 0 the difference of two logarithms close to 0 is divided by alpha: float32 would not do.
+        exact = torch.float64 if abs(self.alpha) < 0.1 else log_q.dtype
+        left = self.alpha * log_q.to(exact) + math.log(self.w)
+        right = self.alpha * log_p.to(exact) + math.log1p(-self.w)
+        return _normalised((torch.logaddexp(left, right) / self.alpha).to(log_p.dtype), log_p)
 
 
 @dataclass(frozen=True)
@@ -191,7 +214,7 @@ class Defensive:
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         """See `Intermediate.log_prob`."""
-        base = self.base.log_prob(log_q, log_p)
+        base = checked_log_prob(self.base, log_q, log_p)
         return torch.logaddexp(base + math.log1p(-self.eps), log_p + math.log(self.eps))
 
 

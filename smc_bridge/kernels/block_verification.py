@@ -33,7 +33,9 @@ def log_acceptance(ratio: Tensor) -> Tensor:
     """`log P_0 .. log P_V` from the log-ratios `log pi_i - log q_i`, `[R, V]` -> `[R, V + 1]`."""
     steps = [torch.zeros_like(ratio[:, 0])]
     for i in range(ratio.shape[1]):
-        steps.append((steps[-1] + ratio[:, i]).clamp_max(0.0))
+        # A path that pi has excluded stays excluded, also where q excludes the next token: -inf + inf.
+        step = torch.where(steps[-1] == -math.inf, -math.inf, steps[-1] + ratio[:, i])
+        steps.append(step.clamp_max(0.0))
     return torch.stack(steps, dim=1)
 
 

@@ -75,6 +75,12 @@ class Sampler:
             value = getattr(self, field_name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field_name} = {value}: give a whole number of at least 1")
+        for field_name in ("kernel", "weight", "resampler", "intermediate"):
+            value = getattr(self, field_name)
+            if isinstance(value, type):
+                raise ValueError(f"{field_name} = {value.__name__} is a class: give an object, {value.__name__}()")
+            if field_name != "intermediate" and not isinstance(getattr(value, "proper", None), bool):
+                raise ValueError(f"{field_name} = {value!r} does not say if it is proper: give it a bool `proper`")
         q, p = self.proposal, self.target
         if q.model.vocab_size != p.model.vocab_size or q.model.eos_id != p.model.eos_id:
             raise ValueError(
@@ -166,9 +172,7 @@ class Sampler:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens = {max_new_tokens}: allow at least 1 token")
         size = self.target.model.vocab_size
-        for i, prompt in enumerate(prompts):
-            if any(not 0 <= token < size for token in prompt):
-                raise ValueError(f"prompts[{i}] has a token outside 0..{size - 1}: encode it with the pair's tokenizer")
+        check_tokens(prompts, size, "prompts")
         seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(prompts):
             raise ValueError(f"seed has {len(seeds)} entries for {len(prompts)} prompts: give one, or one per prompt")
@@ -311,6 +315,16 @@ class Sampler:
             raise ValueError("retained needs a proper program whose lanes have their own weights: use OwnWeights()")
         if len(retained) != len(prompts):
             raise ValueError(f"retained has {len(retained)} sequences for {len(prompts)} prompts: give one per prompt")
+        check_tokens(retained, self.target.model.vocab_size, "retained")
         check_whole(retained, eos_id=self.target.model.eos_id, max_new_tokens=max_new_tokens)
         whole = Prefix.of(retained, device=self.target.model.device)
         return Retained(whole.tokens.clamp_min(0), whole.length)
+
+
+def check_tokens(sequences: Sequence[Sequence[int]], vocab_size: int, name: str) -> None:
+    """Raise ValueError if a token lies outside the alphabet."""
+    for i, sequence in enumerate(sequences):
+        if any(not 0 <= token < vocab_size for token in sequence):
+            raise ValueError(
+                f"{name}[{i}] has a token outside 0..{vocab_size - 1}: encode it with the pair's tokenizer"
+            )

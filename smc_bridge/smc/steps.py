@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.protocols import ABSENT, MASKED
-from smc_bridge.distributions.intermediate import Intermediate
+from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import Lanes
@@ -85,7 +85,7 @@ def move_drafts(
         draft = pinned.impose(draft)
     raw_p = state.ar.score(rows.repeat_interleave(lanes), draft)
     log_p = target.log_probs(raw_p).reshape(at.log_q.shape)
-    log_pi = intermediate.log_prob(at.log_q, log_p.to(at.log_q.dtype))
+    log_pi = checked_log_prob(intermediate, at.log_q, log_p.to(at.log_q.dtype))
     flat_pi = log_pi.reshape(-1, window, size)
     horizon = lane_horizon(at.horizon, lanes)
     move = kernel(log_q, flat_pi, draft, generator=source, horizon=horizon)
@@ -114,8 +114,9 @@ def move_tree(
     depth = torch.nn.functional.pad(tree.depth, (1, 0)).clamp_max(window - 1)  # [B * K', T + 1]
     log_q_node = log_q.gather(1, depth[..., None].expand(-1, -1, size))
     nodes = depth.shape[1]
-    log_pi_node = intermediate.log_prob(
-        log_q_node.reshape(count, trees, nodes, size), log_p_node.to(log_q.dtype).reshape(count, trees, nodes, size)
+    shape = (count, trees, nodes, size)
+    log_pi_node = checked_log_prob(
+        intermediate, log_q_node.reshape(shape), log_p_node.to(log_q.dtype).reshape(shape)
     )
     walks = lanes if shared else 1
     law = log_pi_node.reshape(-1, 1, nodes, size).expand(-1, walks, -1, -1)

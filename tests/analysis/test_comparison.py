@@ -18,7 +18,7 @@ from analysis.comparison.command import command
 from analysis.comparison.compare import answer_seed
 from analysis.comparison.methods import make_method
 from analysis.comparison.settings import fingerprint
-from analysis.comparison.store import Cell
+from analysis.comparison.store import KIND, Cell
 from analysis.comparison.table import per_token, wilson
 from models import pairs
 from models.arithmetic import architecture
@@ -143,10 +143,9 @@ def test_foreign_file_is_refused_and_left_alone(run: Run, tmp_path: Path, conten
     (tmp_path / "mine.json").write_text(content)
     code, out, err = run(*BASE, "--json", "mine.json")
     assert (code, out) == (2, "")
-    remedy = "replace it with --fresh, or give another file"
-    assert err == f"smc-bridge: error: --json = mine.json: is not a saved comparison; {remedy}\n"
-    assert (tmp_path / "mine.json").read_text() == content
-    assert run(*BASE, "--json", "mine.json", "--fresh")[0] == 0
+    assert err == "smc-bridge: error: --json = mine.json: is not a saved comparison; give another file\n"
+    assert run(*BASE, "--json", "mine.json", "--fresh")[0] == (0 if KIND in content else 2)
+    assert ((tmp_path / "mine.json").read_text() == content) == (KIND not in content)
 
 
 def test_foreign_partial_file_is_refused(run: Run, tmp_path: Path) -> None:

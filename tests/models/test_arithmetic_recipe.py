@@ -205,3 +205,13 @@ def test_the_attention_mask_hides_padding_keys_only() -> None:
     assert (mask[0, 0, :, :2] == 0).all()
     assert (mask[0, 0, :, 2] < -1e30).all()
     assert (mask[1] == 0).all()
+
+
+def test_the_model_card_states_the_recorded_figures_and_steps(metrics: dict[str, Any]) -> None:
+    card, recorded = Path(WEIGHTS).with_name("MODEL_CARD.md").read_text(encoding="utf-8"), metrics["held_out"]
+    for name, entry in recorded["accuracy"].items():
+        assert f"| `{name}` | {entry['accuracy']:.1%} | {entry['problems']:,} |" in card, name
+    for name in ("ar", "dlm_masked", "dlm_next_token"):
+        assert f"(`{name}`) | {recorded['losses'][name]:.4f} | {recorded['losses']['problems']:,} |" in card, name
+    assert f"AR: {Recipe().ar.steps:,} steps" in card
+    assert f"{Recipe().dlm.steps:,} steps of cross-entropy" in card

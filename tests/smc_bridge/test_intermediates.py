@@ -19,6 +19,7 @@ from smc_bridge.distributions.intermediate import (
     ProductOfExperts,
     Proposal,
     Target,
+    checked_log_prob,
     dominates,
 )
 from tests.oracle import intermediates as oracle
@@ -238,3 +239,15 @@ def test_arguments_are_left_alone(name: str) -> None:
 def test_bad_arguments_are_refused_by_name_and_value(make: Callable[[], Intermediate], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make()
+
+
+def test_intermediate_of_a_user_that_is_not_a_law_is_refused() -> None:
+    class Lazy:
+        def log_prob(self, log_q: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
+            return 0.3 * log_q + 0.7 * log_p
+
+    log_q, log_p = torch.log_softmax(torch.tensor([[0.0, 1.0], [2.0, 0.0]]), -1)
+    with pytest.raises(ValueError, match=r"Lazy\.log_prob is not normalised.*subtract logsumexp"):
+        checked_log_prob(Lazy(), log_q, log_p)
+    with pytest.raises(ValueError, match="Lazy"):
+        Defensive(Lazy(), 0.1).log_prob(log_q, log_p)

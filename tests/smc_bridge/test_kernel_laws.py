@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import decimal
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -327,3 +328,13 @@ def test_float32_laws_give_no_nan_and_legal_blocks(kernel: str) -> None:
     assert bool((chosen[inside] > -torch.inf).all()), "a token of probability zero was committed"
     density = built.log_density(q, pi, move.block, move.length)
     assert not density.isnan().any()
+
+
+def test_block_verification_gives_no_nan_after_a_token_that_pi_excludes() -> None:
+    """A path of probability zero under pi that goes on where q has no mass: `-inf + inf` must not arise."""
+    pi = torch.tensor([[[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]]]).log()
+    q = torch.tensor([[[0.5, 0.5], [0.0, 1.0], [0.5, 0.5]]]).log()
+    for length in (1, 2, 3):
+        count = torch.tensor([length])
+        density = BlockVerification().log_density(q, pi, torch.zeros(1, 3, dtype=torch.long), count)
+        assert float(density) == -math.inf, (length, float(density))

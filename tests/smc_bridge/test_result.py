@@ -213,3 +213,16 @@ def test_a_certificate_needs_a_proper_sampler_and_a_known_z() -> None:
     (improper,) = program(Rejection(), resampler=Argmax()).run([[]], max_new_tokens=2)
     with pytest.raises(ValueError, match=r"has no certificate: resampler Argmax is not proper"):
         improper.certificate()
+
+
+def test_one_seed_for_many_results_still_draws_by_weight() -> None:
+    """A fixed uniform for all results would pick the heavier of two particles far too often."""
+    rng = np.random.default_rng(0)
+    results = [
+        Result([i], [[0], [1]], [float(w) for w in rng.normal(size=2) * 1.5]) for i in range(4000)
+    ]
+    heavier = [max(r.weights) for r in results]
+    picked = [r.weights[r.values.index(r.sample(seed=0))] == max(r.weights) for r in results]
+    gap = abs(np.mean(picked) - np.mean(heavier))
+    # Hoeffding's bound for 4000 independent draws at failure rate 1e-7.
+    assert gap < np.sqrt(np.log(2 / 1e-7) / (2 * 4000)), (np.mean(picked), np.mean(heavier))
