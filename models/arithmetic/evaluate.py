@@ -46,7 +46,7 @@ class Sizes:
 
 
 FULL = Sizes(losses=1_000, ar_accuracy=1_000, dlm_accuracy=200)
-SUBSET = Sizes(losses=100, ar_accuracy=50, dlm_accuracy=12)
+SUBSET = Sizes(losses=64, ar_accuracy=32, dlm_accuracy=6)
 
 
 @torch.no_grad()
