@@ -87,12 +87,13 @@ def test_losses_and_accuracies_recomputed_from_the_weights_are_those_recorded(
         assert now["accuracy"] == pytest.approx(entry["accuracy"], abs=slack), (name, now, entry)
 
 
-def test_the_recorded_figures_are_in_the_regime_of_the_paper(metrics: dict[str, Any]) -> None:
+def test_the_recorded_diffusion_model_falls_apart_with_more_tokens_per_forward(metrics: dict[str, Any]) -> None:
+    """The gap that the bridge closes. The recorded figures themselves are checked against the weights above."""
     share = {name: entry["accuracy"] for name, entry in metrics["held_out"]["accuracy"].items()}
     assert share["ar_temperature_0.2"] >= 0.97, share
     assert 0.80 <= share["dlm_left_to_right_1"] < share["ar_temperature_0.2"], share
-    assert share["dlm_left_to_right_4"] <= 0.40, share
-    assert share["dlm_left_to_right_8"] <= share["dlm_left_to_right_4"] <= share["dlm_left_to_right_2"], share
+    assert share["dlm_left_to_right_8"] < share["dlm_left_to_right_4"] < share["dlm_left_to_right_2"], share
+    assert share["dlm_left_to_right_4"] < 0.5 * share["ar_temperature_0.2"], share
 
 
 def test_the_network_is_far_better_than_an_untrained_one(
