@@ -184,7 +184,7 @@ def test_a_negative_noise_is_refused(ar):
 
 
 def test_a_crop_past_the_end_is_refused(ar, device):
-    with pytest.raises(ValueError, match=r"crop length \[1, 1, 1, 1\] is past the rows' lengths \[0, 1, 2, 3\]"):
+    with pytest.raises(ValueError, match=r"crop length \[1, 1, 1, 1\] for rows of \[0, 1, 2, 3\] tokens"):
         ar.session(*ragged(device)).crop(torch.tensor([1, 1, 1, 1], device=device))
 
 
