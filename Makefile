@@ -18,7 +18,8 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 demo: $(VENV)/.runtime
 	OMP_NUM_THREADS=2 $(BIN)/smc-bridge decode "Jack has 47 candies. A friend gives Jack 29 more. Jack sells 2. Jack buys 5 bags of 3 candies. How many candies does Jack have now?" --particles 4 --temperature 0.5 --seed 1 --trace
-	OMP_NUM_THREADS=2 $(BIN)/smc-bridge compare --n 30 --fresh --json runs/demo.json
+	OMP_NUM_THREADS=2 $(BIN)/smc-bridge compare --n 30 --fresh --json runs/demo.json --methods \
+		ar,dlm-1,dlm-2,dlm-4,dlm-8,dlm-all,plain-is,speculative,released,paper,smc-1,smc-4,tree-walk
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --durations 8
