@@ -27,7 +27,7 @@ from torch.distributions import constraints
 
 from models.protocols import CausalSession
 from models.tabular import ENUMERABLE
-from smc_bridge.distributions.intermediate import Intermediate
+from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
 from smc_bridge.distributions.law import check_no_nan
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.protocol import at_tokens, prefix_sum
@@ -219,7 +219,7 @@ def intermediate_block(intermediate: Intermediate, proposal: Block, target: Bloc
         log_q = proposal.conditional(proposal.rows.reshape(-1)[rows], block)
         log_p = target.conditional(target.rows.reshape(-1)[rows], block)
         # Intermediates have a lane axis before the window; every row here is the only lane of its sequence.
-        log_pi = intermediate.log_prob(log_q[:, None], log_p[:, None].to(log_q.dtype))
+        log_pi = checked_log_prob(intermediate, log_q[:, None], log_p[:, None].to(log_q.dtype))
         if log_pi.shape[1] != 1:
             raise ValueError(f"intermediate has its own exponent for each of {log_pi.shape[1]} lanes: give a scalar")
         return log_pi[:, 0]

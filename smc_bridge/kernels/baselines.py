@@ -16,7 +16,7 @@ from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.law import Law
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move, full_horizon
-from smc_bridge.kernels.rejection import accepted_tokens, commit_correction, log_residual, row_at
+from smc_bridge.kernels.rejection import accepted_tokens, commit_accepted
 from smc_bridge.randomness import Randomness, as_source
 
 
@@ -51,10 +51,7 @@ class ReleasedRejection:
             inside = torch.arange(draft.shape[1], device=draft.device) < horizon.window[:, None]
             drafted = ((draft == horizon.eos_id) & inside).any(-1).reshape(-1, self.lanes).any(-1)
             accept[:, 0] |= drafted.repeat_interleave(self.lanes)
-        end = horizon.end(draft)
-        accepted = torch.minimum(accept.long().cumprod(-1).sum(-1), end)
-        residual = log_residual(row_at(pi, accepted), row_at(q, accepted))
-        return commit_correction(draft, accepted, end, residual, source=source)
+        return commit_accepted(q, pi, draft, accept, horizon=horizon, source=source)
 
     def log_stop(
         self, q: Tensor, pi: Tensor, block: Tensor, length: Tensor, *, horizon: Horizon | None = None

@@ -66,6 +66,16 @@ def accepted_tokens(q: Tensor, pi: Tensor, draft: Tensor, *, source: Source) -> 
     return source.bernoulli(log_ratio(q, pi, draft).clamp_max(0.0).exp())
 
 
+def commit_accepted(
+    q: Tensor, pi: Tensor, draft: Tensor, accept: Tensor, *, horizon: Horizon, source: Source
+) -> Move:
+    """Commit the draft up to the first token that is not in `accept: [R, V]`, and correct that one."""
+    end = horizon.end(draft)
+    accepted = torch.minimum(accept.long().cumprod(-1).sum(-1), end)
+    residual = log_residual(row_at(pi, accepted), row_at(q, accepted))
+    return commit_correction(draft, accepted, end, residual, source=source)
+
+
 class Rejection(StoppingKernel):
     """Token-level speculative rejection (module docstring)."""
 
@@ -81,7 +91,4 @@ class Rejection(StoppingKernel):
         source = as_source(generator, draft.shape[0], device=draft.device)
         horizon = full_horizon(pi) if horizon is None else horizon
         accept = accepted_tokens(q, pi, draft, source=source)
-        end = horizon.end(draft)
-        accepted = torch.minimum(accept.long().cumprod(-1).sum(-1), end)
-        residual = log_residual(row_at(pi, accepted), row_at(q, accepted))
-        return commit_correction(draft, accepted, end, residual, source=source)
+        return commit_accepted(q, pi, draft, accept, horizon=horizon, source=source)
