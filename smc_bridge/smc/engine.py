@@ -36,6 +36,7 @@ from smc_bridge.smc.conditional import Pinned, check_whole, pin
 from smc_bridge.smc.record import record_step, results
 from smc_bridge.smc.resampling import Multinomial, Resampler, Systematic
 from smc_bridge.smc.state import Counters, Marginals, Retained, SMCState
+from smc_bridge.smc.tree_step import move_tree
 from smc_bridge.smc.weights import EssBelow, Trigger
 
 #: Called after every step with the number of prompts that are finished.
@@ -243,7 +244,7 @@ class Sampler:
         """Verify and move; also the drafts (if linear) and how many tokens the AR model scored per particle."""
         if isinstance(self.kernel, TreeWalk):
             shared = self.proposal.identical_lanes and not getattr(self.intermediate, "per_lane", False)
-            lanes, nodes = steps.move_tree(
+            lanes, nodes = move_tree(
                 state, rows, at, kernel=self.kernel, target=self.target, intermediate=self.intermediate,
                 source=source, pinned=pinned, shared=shared,
             )

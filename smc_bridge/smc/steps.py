@@ -19,7 +19,6 @@ from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import DraftKernel, Horizon, Move, at_tokens
-from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Source
 from smc_bridge.smc.conditional import Pinned
@@ -93,40 +92,6 @@ def move_drafts(
         move = pinned.stop(move, kernel, log_q, flat_pi, horizon=horizon)
     raw = at_tokens(raw_p, move.block).reshape(count, lanes, window)
     return _lanes(at, log_p, log_pi, move, raw), draft.reshape(count, lanes, window)
-
-
-def move_tree(
-    state: SMCState, rows: Tensor, at: Branch, *, kernel: TreeWalk, target: ARTarget, intermediate: Intermediate,
-    source: Source, pinned: Pinned | None, shared: bool,
-) -> tuple[Lanes, int]:
-    """Verify one tree per particle (`shared`) or per lane, and walk.
-
-    Returns:
-        the lanes, and how many tree nodes were scored per particle.
-    """
-    count, lanes, window, size = at.log_q.shape
-    trees = 1 if shared else lanes
-    log_q = at.log_q[:, :trees].reshape(-1, window, size)
-    horizon = lane_horizon(at.horizon, trees)
-    tree = kernel.tree(log_q, horizon=horizon)
-    raw_node = state.ar.score_tree(rows.repeat_interleave(trees), tree.tokens, tree.parents)  # [B * K', T + 1, A]
-    log_p_node = target.log_probs(raw_node)
-    depth = torch.nn.functional.pad(tree.depth, (1, 0)).clamp_max(window - 1)  # [B * K', T + 1]
-    log_q_node = log_q.gather(1, depth[..., None].expand(-1, -1, size))
-    nodes = depth.shape[1]
-    shape = (count, trees, nodes, size)
-    log_pi_node = checked_log_prob(
-        intermediate, log_q_node.reshape(shape), log_p_node.to(log_q.dtype).reshape(shape)
-    )
-    walks = lanes if shared else 1
-    law = log_pi_node.reshape(-1, 1, nodes, size).expand(-1, walks, -1, -1)
-    forced = None if pinned is None else pinned.forced(count * lanes, window)
-    move, before = kernel.walk(tree, law, generator=source, window=window, horizon=horizon, forced=forced)
-    owner = torch.arange(count * trees, device=rows.device).repeat_interleave(walks)[:, None]
-    log_p = log_p_node[owner, before].reshape(at.log_q.shape)
-    log_pi = log_pi_node.reshape(-1, nodes, size)[owner, before].reshape(at.log_q.shape)
-    raw = at_tokens(raw_node[owner, before], move.block).reshape(count, lanes, window)
-    return _lanes(at, log_p, log_pi, move, raw), trees * (nodes - 1)
 
 
 def _lanes(at: Branch, log_p: Tensor, log_pi: Tensor, move: Move, raw_p: Tensor) -> Lanes:
