@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | Non
         # The reader has left: nothing more may be written, also not when the interpreter flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
 
