@@ -93,7 +93,7 @@ def test_the_recorded_diffusion_model_falls_apart_with_more_tokens_per_forward(m
     assert share["ar_temperature_0.2"] >= 0.97, share
     assert 0.80 <= share["dlm_left_to_right_1"] < share["ar_temperature_0.2"], share
     assert share["dlm_left_to_right_8"] < share["dlm_left_to_right_4"] < share["dlm_left_to_right_2"], share
-    assert share["dlm_left_to_right_4"] < 0.5 * share["ar_temperature_0.2"], share
+    assert share["dlm_left_to_right_4"] <= 0.40, share
 
 
 def test_the_network_is_far_better_than_an_untrained_one(
