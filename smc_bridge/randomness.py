@@ -50,8 +50,17 @@ class Source(Protocol):
         ...
 
 
+#: Tokens whose probabilities are added up before the cumulative distribution is refined among them.
+BLOCK = 64
+#: Probabilities that exist at a time, entries: few enough to stay in a CPU's cache, many enough to keep a GPU busy.
+CHUNK, DEVICE_CHUNK = 2**18, 2**26
+
+
 def inverse_cdf(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """First token whose cumulative probability passes `uniform`.
+
+    Found in two levels, the block of tokens by the blocks' sums and then the token in its block, so that the
+    probabilities are computed a few rows at a time and no second array of their size is made.
 
     Args:
         log_probs: `[..., A]`, need not be exactly normalised: the uniform is scaled by the sum.
@@ -61,17 +70,56 @@ def inverse_cdf(log_probs: Tensor, uniform: Tensor) -> Tensor:
     Raises:
         ValueError: a row has NaN or no token of positive probability.
     """
-    probs = log_probs.exp()
+    size = log_probs.shape[-1]
+    flat, points = log_probs.reshape(-1, size), uniform.reshape(-1, 1).double()
+    sums = _block_sums(flat).double()
+    coarse = sums.cumsum(-1)
+    point = points * coarse[:, -1:]
+    block = torch.searchsorted(coarse, point, right=True).clamp_max(coarse.shape[1] - 1)
+    start = block * BLOCK
+    column = start + torch.arange(min(BLOCK, size), device=flat.device)
+    inside = flat.gather(1, column.clamp_max(size - 1)).exp_().double().masked_fill_(column >= size, 0.0)
+    before = (coarse - sums).gather(1, block)
+    place = torch.searchsorted(inside.cumsum(-1), point - before, right=True).clamp_max(inside.shape[1] - 1)
+    drawn, found = (start + place)[:, 0], inside.gather(1, place)[:, 0] > 0
+    if not bool(found.all()):
+        missed = (~found).nonzero()[:, 0]
+        drawn[missed] = _at_the_end(flat[missed], points[missed], missed, uniform.shape)
+    return drawn.reshape(uniform.shape)
+
+
+def _block_sums(log_probs: Tensor) -> Tensor:
+    """Probability of every block of `BLOCK` tokens, `[R, A]` -> `[R, ceil(A / BLOCK)]`, `CHUNK` entries at a time."""
+    rows, size = log_probs.shape
+    blocks = -(-size // BLOCK)
+    step = max(1, (CHUNK if log_probs.device.type == "cpu" else DEVICE_CHUNK) // size)
+    if blocks == 1 or (blocks * BLOCK == size and rows <= step):
+        return log_probs.exp().view(rows, blocks, -1).sum(-1)
+    sums = log_probs.new_empty(rows, blocks)
+    probs = log_probs.new_zeros(min(step, rows), blocks * BLOCK)  # the last block is filled up with zeros
+    for start in range(0, rows, step):
+        part = probs[: min(step, rows - start)]
+        torch.exp(log_probs[start : start + step], out=part[:, :size])
+        torch.sum(part.view(-1, blocks, BLOCK), -1, out=sums[start : start + step])
+    return sums
+
+
+def _at_the_end(log_probs: Tensor, uniform: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
+    """Tokens of rows `[R, A]` where round-off put the point at the end of a block, `[R]`: from the whole distribution.
+
+    Raises:
+        ValueError: a row is no law; it is named by its place among `rows` of `shape`.
+    """
+    probs = log_probs.double().exp()
     cdf = probs.cumsum(-1)
-    total = cdf[..., -1:]
-    if not bool((total > 0).all()):
-        row = (~(total[..., 0] > 0)).nonzero()[0].tolist()
-        raise ValueError(f"log_probs at {row} has NaN or no positive probability: check the model's logits")
-    threshold = uniform[..., None].to(cdf.dtype) * total
-    drawn = torch.searchsorted(cdf, threshold, right=True)[..., 0]
-    # Round-off can put the threshold on the last value: fall back to the last token of positive probability.
-    last = probs.shape[-1] - 1 - (probs > 0).flip(-1).to(torch.uint8).argmax(-1)
-    return torch.minimum(drawn, last)
+    total = cdf[:, -1:]
+    bad = (~(total > 0))[:, 0].nonzero()
+    if bad.numel():
+        place = torch.zeros(shape, dtype=torch.bool).view(-1).index_fill_(0, rows[bad[0]].cpu(), True)
+        where = place.view(shape).nonzero()[0].tolist()
+        raise ValueError(f"log_probs at {where} has NaN or no positive probability: check the model's logits")
+    last = probs.shape[1] - 1 - (probs > 0).flip(-1).to(torch.uint8).argmax(-1)
+    return torch.minimum(torch.searchsorted(cdf, uniform * total, right=True)[:, 0], last)
 
 
 class UniformSource(ABC):
@@ -115,9 +163,10 @@ class PromptSource(UniformSource):
 
     def uniform(self, size: tuple[int, ...]) -> Tensor:
         """See `Source.uniform`."""
-        shape = (self.rows_per_prompt, *size)
-        draws = [torch.rand(shape, generator=g, dtype=torch.float64) for g in self.generators]
-        return torch.cat(draws).to(self.device)
+        draws = torch.empty(len(self.generators), self.rows_per_prompt, *size, dtype=torch.float64)
+        for own, generator in zip(draws.unbind(), self.generators, strict=True):
+            own.uniform_(generator=generator)
+        return draws.flatten(0, 1).to(self.device)
 
 
 class SelectedRows(UniformSource):

@@ -10,7 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from smc_bridge.randomness import PromptSource, as_source, inverse_cdf, prompt_generator
+from smc_bridge import randomness
+from smc_bridge.randomness import BLOCK, PromptSource, as_source, inverse_cdf, prompt_generator
 from tests.smc_bridge.claims import chi_square, claim
 from tests.smc_bridge.enumeration import EnumeratingSource, log, outcomes
 
@@ -41,6 +42,25 @@ def test_inverse_cdf_never_returns_a_token_of_probability_zero(dtype: torch.dtyp
         drawn = inverse_cdf(log_probs, torch.full((500,), u, dtype=torch.float64))
         chosen = log_probs.gather(-1, drawn[:, None])
         assert bool((chosen > -INF).all()), f"uniform {u} draws a token of probability zero"
+
+
+@pytest.mark.parametrize("size", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1000])
+def test_inverse_cdf_in_two_levels_is_that_of_the_whole_distribution(
+    size: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the rows are taken a few at a time, and where whole blocks have no mass."""
+    generator = torch.Generator().manual_seed(size)
+    logits = 4 * torch.randn(300, size, generator=generator, dtype=torch.float64)
+    logits[::3, 1 : size - 1] = -INF
+    law = torch.softmax(logits, -1)
+    uniform = torch.rand(300, generator=generator, dtype=torch.float64)
+    expected = torch.searchsorted(law.cumsum(-1), uniform[:, None], right=True)[:, 0]
+    for chunk in (1, 7 * size, 2**18):
+        monkeypatch.setattr(randomness, "CHUNK", chunk)
+        monkeypatch.setattr(randomness, "DEVICE_CHUNK", chunk)
+        drawn = inverse_cdf(law.log().to(device), uniform.to(device)).cpu()
+        differ = (drawn != expected).nonzero().flatten().tolist()
+        assert not differ, f"rows {differ} of {size} tokens draw {drawn[differ]}, expected {expected[differ]}"
 
 
 def test_inverse_cdf_takes_unnormalised_laws() -> None:
