@@ -1,27 +1,24 @@
 """A pair of models with one vocabulary: a diffusion model that drafts and an autoregressive model that is the target.
 
-`load_pair("arithmetic")` gives the embedded pair; `pair_from_models` makes one of a user's own transformers models.
-transformers is imported when a pair is made and not before: it takes seconds, and the tabular models need none of it.
+`load_pair("arithmetic")` gives the embedded pair; `load_pair(dlm, ar)` one of two checkpoints, local folders or names
+of the Hugging Face hub; `pair_from_models` makes one of transformers models that are loaded already. transformers is
+imported when a pair is made and not before: it takes seconds, and the tabular models need none of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.conventions import Override
+from models.loading import Placement, as_device, as_dtype, quiet
+from models.prompts import PromptFormat, plain_prompt
 from models.protocols import CausalLM, MaskedDiffusionLM
-
-#: Turns a tokenizer and a user's text into the ids that a model is prompted with.
-PromptFormat = Callable[[Any, str], list[int]]
-
-
-def plain_prompt(tokenizer: Any, text: str) -> list[int]:
-    """Ids of `text` with the special tokens that the tokenizer adds by itself."""
-    return list(tokenizer.encode(text))
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,7 @@ def pair_from_models(
     mask_id: int | None = None,
     eos_id: int | None = None,
     reduce: bool = False,
+    causal_backbone: bool | None = None,
     format_prompt: PromptFormat = plain_prompt,
     name: str = "custom",
 ) -> Pair:
@@ -95,6 +93,8 @@ def pair_from_models(
         mask_id: id of the diffusion model's mask token. Default: the one of its tokenizer.
         eos_id: id that ends a sequence. Default: the one of `tokenizer`.
         reduce: restrict both laws to the ids that the tokenizers share rather than refuse a pair that differs.
+        causal_backbone: whether the diffusion model sees the whole row only by a 4-D mask. Default: whether
+            transformers can generate with it.
         format_prompt: form of a prompt. Default: the text as the tokenizer encodes it.
         name: of the pair, for messages.
     Raises:
@@ -112,7 +112,7 @@ def pair_from_models(
     )
     dlm = HuggingFaceMaskedLM(
         dlm_model, mask_id=mask_id, shift=shift,
-        eos_id=shared.eos_id, banned_ids=shared.banned_ids, vocab_size=shared.size,
+        eos_id=shared.eos_id, banned_ids=shared.banned_ids, vocab_size=shared.size, causal_backbone=causal_backbone,
     )
     ar = HuggingFaceCausalLM(
         ar_model, eos_id=shared.eos_id, banned_ids=shared.banned_ids, vocab_size=shared.size
@@ -125,7 +125,8 @@ def _arithmetic(device: torch.device, dtype: torch.dtype) -> Pair:
     from models.arithmetic import architecture
     from models.arithmetic import tokenizer as arithmetic_tokenizer
 
-    dlm, ar = (architecture.load(kind).to(device=device, dtype=dtype) for kind in ("dlm", "ar"))
+    with quiet(progress=False):
+        dlm, ar = (architecture.load(kind).to(device=device, dtype=dtype) for kind in ("dlm", "ar"))
     diffusion = dlm.config.diffusion
     return pair_from_models(
         dlm, ar, arithmetic_tokenizer.load_tokenizer(), shift=diffusion["shift"], mask_id=diffusion["mask_token_id"],
@@ -138,19 +139,61 @@ PAIRS: dict[str, Callable[[torch.device, torch.dtype], Pair]] = {"arithmetic": _
 
 
 def load_pair(
-    name: str = "arithmetic", *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    dlm: str | os.PathLike[str] = "arithmetic",
+    ar: str | os.PathLike[str] | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    trust_remote_code: bool = False,
+    dlm_convention: Override | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    tp_plan: str | Mapping[str, str] | None = None,
+    mask_id: int | None = None,
+    dlm_tokenizer: str | os.PathLike[str] | None = None,
+    reduce: bool = False,
+    format_prompt: PromptFormat | None = None,
 ) -> Pair:
-    """Load a pair by name.
+    """Load a pair that ships with the package by its name, or two checkpoints that share a vocabulary.
 
     Args:
-        name: one of `PAIRS`.
+        dlm: diffusion model: a local folder or a name of the hub; "arithmetic" is that of the embedded pair. Without
+            `ar`, the name of a pair (`PAIRS`).
+        ar: autoregressive model: a folder, a name of the hub, "arithmetic", or "smollm2" (extra `smollm2`).
+        dtype: of the weights, also by name. Default: that of each checkpoint; float32 for the embedded models. Scores
+            are float32 at least.
         device: where both models run. Default: a CUDA device if there is one, else the CPU.
-        dtype: of the weights; scores are float32 at least.
+        trust_remote_code: let the checkpoints' own code run.
+        dlm_convention: "shifted" or "unshifted", against or in want of what `models.conventions` says.
+        device_map: spread the layers of both over devices, as in transformers (needs accelerate).
+        tp_plan: split every layer of both over the processes of `torchrun`, as in transformers.
+        mask_id: id of the diffusion model's mask token. Default: configuration, tokenizer, or convention.
+        dlm_tokenizer: checkpoint that the diffusion model's tokenizer is read from. Default: `dlm`.
+        reduce: restrict both laws to the ids that the tokenizers share rather than refuse a pair that differs.
+        format_prompt: form of a prompt. Default: the chat template of the autoregressive model's tokenizer if it has
+            one, else the text.
     Raises:
-        ValueError: if the name is unknown. FileNotFoundError: if the weights are not installed.
+        ValueError: a name or value that is not known, tokenizers that differ, code that is not trusted, or a checkpoint
+            that cannot be loaded. FileNotFoundError: a checkpoint or a part of it is missing.
     """
-    if name not in PAIRS:
-        raise ValueError(f"pair = {name!r} is unknown: use one of {sorted(PAIRS)}")
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return PAIRS[name](torch.device(device), dtype)
+    placement = Placement(as_dtype(dtype), as_device(device), device_map, tp_plan)
+    if ar is None:
+        if dlm not in PAIRS:
+            raise ValueError(
+                f"pair = {os.fspath(dlm)!r} is unknown: use one of {sorted(PAIRS)}, or name two models (dlm and ar)"
+            )
+        given = {
+            "trust_remote_code": trust_remote_code or None, "dlm_convention": dlm_convention, "mask_id": mask_id,
+            "dlm_tokenizer": dlm_tokenizer, "reduce": reduce or None, "format_prompt": format_prompt,
+        }  # fmt: skip
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name} = {value} is for two models of your own: leave it out with the pair {dlm!r}")
+        if not placement.spread:
+            return PAIRS[os.fspath(dlm)](placement.device, placement.dtype or torch.float32)
+        ar = dlm
+    from models.own import load_two
+
+    return load_two(
+        dlm, ar, placement, trust_remote_code=trust_remote_code, dlm_convention=dlm_convention, mask_id=mask_id,
+        dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt,
+    )

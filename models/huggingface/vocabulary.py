@@ -31,6 +31,11 @@ def special_ids(tokenizer: Any) -> set[int]:
     return {i for i in (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) if i is not None}
 
 
+def ignorable_ids(a: Any, b: Any, *, mask_id: int, eos_id: int | None) -> frozenset[int]:
+    """Ids that may differ between the tokenizers `a` and `b` because no law draws them: `mask_id` and `special_ids`."""
+    return frozenset(({mask_id} | special_ids(a) | special_ids(b)) - {eos_id})
+
+
 def differing_ids(a: Any, b: Any) -> dict[int, tuple[str | None, str | None]]:
     """Ids that are different tokens in the tokenizers `a` and `b`: id -> (token of a, token of b), None if absent."""
     left, right = ({i: token for token, i in t.get_vocab().items()} for t in (a, b))
@@ -80,12 +85,12 @@ def shared_vocabulary(
     """
     dlm_size, ar_size = output_size(dlm_model), output_size(ar_model)
     size = min(dlm_size, ar_size)
-    special = ({mask_id} | special_ids(dlm_tokenizer) | special_ids(ar_tokenizer)) - {eos_id}
+    special = ignorable_ids(dlm_tokenizer, ar_tokenizer, mask_id=mask_id, eos_id=eos_id)
     banned = set(special)
     if reduce:
         banned |= set(differing_ids(dlm_tokenizer, ar_tokenizer))
     else:
-        check_shared_vocabulary(dlm_tokenizer, ar_tokenizer, ignore=frozenset(special))
+        check_shared_vocabulary(dlm_tokenizer, ar_tokenizer, ignore=special)
     if eos_id in banned:
         raise ValueError(f"eos_id = {eos_id} is not the same token in both tokenizers: give an eos_id that both share")
     known = set(dlm_tokenizer.get_vocab().values()) | set(ar_tokenizer.get_vocab().values())

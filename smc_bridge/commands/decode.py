@@ -7,7 +7,7 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
-from models.pairs import Pair, load_pair
+from models.pairs import Pair
 from smc_bridge.commands.base import (
     Command,
     UsageError,
@@ -20,6 +20,7 @@ from smc_bridge.commands.base import (
     share,
     whole,
 )
+from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
 from smc_bridge.commands.options import (
     INTERMEDIATES,
     KERNELS,
@@ -39,7 +40,7 @@ from smc_bridge.trace_rendering import render_trace
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `decode`."""
     parser.add_argument("prompt", metavar="PROMPT", help="text to continue, in quotes")
-    parser.add_argument("--pair", default="arithmetic", metavar="NAME", help="pair of models (default: arithmetic)")
+    add_model_arguments(parser)
     method = parser.add_argument_group("method", "what is not given is the method's own")
 
     def named(option: str, names: list[str], text: str, default: str | None = None) -> None:
@@ -93,9 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"PROMPT = {arguments.prompt!r}: is empty; give a text")
     if arguments.json is not None:
         check_writable(arguments.json, "--json")
-    pair = load_pair(arguments.pair)
+    pair = load_models(arguments)
     if options.lookahead is None:
-        options = replace(options, lookahead=lookahead_of(arguments.pair))
+        options = replace(options, lookahead=lookahead_of(pair_name(arguments)))
     sampler = build_sampler(pair, options)
     prompt = pair.encode(arguments.prompt)
     check_room(pair, prompt.numel(), arguments.max_new_tokens, sampler.window)

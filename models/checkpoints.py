@@ -1,0 +1,194 @@
+"""What a checkpoint is made of, looked at before anything of it is loaded or run.
+
+A checkpoint is a local folder, or a name of the Hugging Face hub (`owner/name`). It must hold a configuration, weights
+in safetensors (no pickle: reading one can run code) and a tokenizer. Code of its own is refused unless the user trusts
+it. Every fault is one line that names the argument, the checkpoint and the remedy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+CONFIG = "config.json"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tekken.json",
+)
+#: Seconds that the hub has to answer.
+PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose configuration has been read.
+
+    Attributes:
+        argument: which argument names it, for messages.
+        name: local folder, or name on the hub.
+        config: contents of `config.json`.
+        offline: the hub cannot be reached, or need not be: only local files are read.
+    """
+
+    argument: str
+    name: str
+    config: Mapping[str, Any]
+    offline: bool
+
+    @property
+    def said(self) -> str:
+        """The argument and its value, as messages start."""
+        return f"{self.argument} = {self.name!r}"
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached; behind a proxy that is left to the proxy."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    address = urlparse(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((str(address.hostname), port), timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+def is_path(name: str) -> bool:
+    """Whether `name` can only be a local path: `owner/name` is one of the hub's if there is no such folder."""
+    return Path(name).exists() or name.startswith((".", "~", "/")) or name.count("/") > 1 or os.sep != "/" in name
+
+
+def _json(path: Path, said: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{said}: {path.name} cannot be read ({error}): copy the checkpoint anew") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{said}: {path.name} is no JSON object: copy the checkpoint anew")
+    return content
+
+
+def _check_weights(folder: Path, said: str) -> None:
+    if (folder / WEIGHTS).is_file():
+        return
+    if (folder / WEIGHTS_INDEX).is_file():
+        parts = set(_json(folder / WEIGHTS_INDEX, said).get("weight_map", {}).values())
+        missing = sorted(part for part in parts if not (folder / part).is_file())
+        if missing:
+            raise FileNotFoundError(
+                f"{said}: {len(missing)} of {len(parts)} weight files are missing (first {missing[0]}): copy them too"
+            )
+        return
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise ValueError(
+            f"{said}: holds its weights as pickle only ({pickles[0]}), which can run code when it is read: save them "
+            "as safetensors"
+        )
+    raise FileNotFoundError(f"{said}: has no weights ({WEIGHTS}): give the folder of a whole checkpoint")
+
+
+def _local(argument: str, folder: Path, *, weights: bool, tokenizer: bool) -> Checkpoint:
+    said = f"{argument} = {str(folder)!r}"
+    if not folder.exists():
+        raise FileNotFoundError(f"{said}: there is no such folder; give one with a checkpoint, or a name of the hub")
+    if not folder.is_dir():
+        raise ValueError(f"{said}: is a file; give the folder of a checkpoint")
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{said}: has no {CONFIG}, so it is no checkpoint; give the folder that holds it")
+    config = _json(folder / CONFIG, said)
+    if weights:
+        _check_weights(folder, said)
+    if tokenizer and not has_tokenizer(folder):
+        raise FileNotFoundError(
+            f"{said}: has no tokenizer ({TOKENIZERS[0]}): copy it from where the model is from, or name another "
+            f"checkpoint's with {argument}_tokenizer"
+        )
+    return Checkpoint(argument, str(folder), config, offline=True)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a local folder holds a tokenizer, or names code that makes one."""
+    if any((folder / name).is_file() for name in TOKENIZERS):
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and "auto_map" in _json(settings, str(folder))
+
+
+def _from_hub(argument: str, name: str) -> Checkpoint:
+    from transformers import PretrainedConfig
+
+    said = f"{argument} = {name!r}"
+    try:
+        return Checkpoint(argument, name, PretrainedConfig.get_config_dict(name, local_files_only=True)[0], True)
+    except (OSError, ValueError):
+        pass  # not in the cache
+    if not hub_answers():
+        raise FileNotFoundError(
+            f"{said}: is no local folder, not in the hub's local cache, and the hub cannot be reached; give a folder "
+            "with a checkpoint, or connect"
+        )
+    try:
+        return Checkpoint(argument, name, PretrainedConfig.get_config_dict(name)[0], False)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{said}: is no local folder, and the hub gives no {CONFIG} ({reason(error)}); check the name, or log in "
+            "if it is gated"
+        ) from error
+
+
+def find_checkpoint(
+    argument: str,
+    name: str | os.PathLike[str],
+    *,
+    trust_remote_code: bool,
+    weights: bool = True,
+    tokenizer: bool = True,
+) -> Checkpoint:
+    """Find a checkpoint and refuse one that is not whole or asks for code of its own to be run.
+
+    Args:
+        argument: which argument names it, for messages.
+        name: local folder, or name on the hub.
+        trust_remote_code: whether the user lets the checkpoint's own code run.
+        weights, tokenizer: whether it must have them.
+    Raises:
+        ValueError: foreign or unreadable files, pickle only, or code that is not trusted. FileNotFoundError: something
+            is missing, or the hub has no such checkpoint or cannot be reached.
+    """
+    text = os.fspath(name)
+    if not text.strip():
+        raise ValueError(f"{argument} = {text!r}: is empty; give a folder or a name of the hub")
+    if is_path(text):
+        found = _local(argument, Path(text).expanduser(), weights=weights, tokenizer=tokenizer)
+    else:
+        found = _from_hub(argument, text)
+    if "model_type" not in found.config:
+        raise ValueError(f"{found.said}: {CONFIG} has no model_type, so it is none of transformers'; give another")
+    code = found.config.get("auto_map")
+    if code and not trust_remote_code:
+        first = next(iter(code.values()))
+        raise ValueError(
+            f"{found.said}: brings code of its own (auto_map in {CONFIG}: {first}), which is not run: read it, then "
+            "set trust_remote_code = True"
+        )
+    return found
+
+
+def reason(error: BaseException) -> str:
+    """First sentence of an error, on one line."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[0].split())[:200].rstrip(".:") if lines else type(error).__name__

@@ -1,0 +1,119 @@
+"""A pair of two checkpoints that the user names: found, compared, and only then loaded.
+
+What can be refused from a few small files is refused before gigabytes are read: configuration, convention, code that is
+not trusted, and tokenizers, which are compared id by id.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from models.checkpoints import Checkpoint, find_checkpoint
+from models.conventions import Convention, Override, convention_of, mask_id_of
+from models.gguf import dequantised, packaged_gguf
+from models.huggingface.unpadded import Unpadded
+from models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids
+from models.loading import Placement, fit_adapter, is_wrapped, load_model, load_tokenizer, weight_shapes
+from models.pairs import Pair, pair_from_models
+from models.prompts import PromptFormat, default_prompt
+
+Name = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint, the tokenizer that belongs to it, how it is prompted, and where its weights go."""
+
+    checkpoint: Checkpoint
+    tokenizer: Any
+    format_prompt: PromptFormat
+    placement: Placement
+
+
+def _embedded(argument: str, placement: Placement) -> Source:
+    """A model of the embedded pair by itself; its file holds float16, which is widened."""
+    from models.arithmetic import architecture
+    from models.arithmetic import tokenizer as arithmetic_tokenizer
+
+    checkpoint = find_checkpoint(argument, architecture.WEIGHTS / argument, trust_remote_code=False, tokenizer=False)
+    dtype = placement.dtype or torch.float32
+    return Source(
+        checkpoint, arithmetic_tokenizer.load_tokenizer(), arithmetic_tokenizer.format_prompt,
+        replace(placement, dtype=dtype),
+    )  # fmt: skip
+
+
+def _source(
+    argument: str, name: Name, placement: Placement, *, trust_remote_code: bool, tokenizer: Name | None = None
+) -> Source:
+    if name == "arithmetic":
+        return _embedded(argument, placement)
+    if name == "smollm2":
+        if argument != "ar":
+            raise ValueError(f"{argument} = 'smollm2': is an autoregressive model; give it as ar")
+        name = dequantised(packaged_gguf())
+    found = find_checkpoint(argument, name, trust_remote_code=trust_remote_code, tokenizer=tokenizer is None)
+    home = found if tokenizer is None else find_checkpoint(
+        f"{argument}_tokenizer", tokenizer, trust_remote_code=trust_remote_code, weights=False
+    )
+    loaded = load_tokenizer(home, trust_remote_code=trust_remote_code)
+    return Source(found, loaded, default_prompt(loaded), placement)
+
+
+def _load_dlm(source: Source, convention: Convention, shapes: dict[str, tuple[int, ...]], *, trust: bool) -> Any:
+    four_d = convention.attention == "mask-4d"
+    model = load_model(
+        source.checkpoint, convention.auto_class, source.placement, trust_remote_code=trust, shapes=shapes,
+        additive=four_d,
+    )
+    return Unpadded(model, convention.inputs) if convention.attention == "unpadded" else model
+
+
+def load_two(
+    dlm: Name,
+    ar: Name,
+    placement: Placement,
+    *,
+    trust_remote_code: bool,
+    dlm_convention: Override | None,
+    mask_id: int | None,
+    dlm_tokenizer: Name | None,
+    reduce: bool,
+    format_prompt: PromptFormat | None,
+) -> Pair:
+    """Load two checkpoints as a pair; the arguments are those of `models.pairs.load_pair`, which calls this.
+
+    Raises:
+        ValueError, FileNotFoundError: as `load_pair`.
+    """
+    trust = trust_remote_code
+    left = _source("dlm", dlm, placement, trust_remote_code=trust, tokenizer=dlm_tokenizer)
+    config = left.checkpoint.config
+    shapes = weight_shapes(left.checkpoint)
+    convention = convention_of(
+        config, name=left.checkpoint.name, override=dlm_convention, wrapped=is_wrapped(shapes)
+    )
+    if mask_id is None:
+        mask_id = mask_id_of(config, left.tokenizer, convention, name=left.checkpoint.name)
+    right = _source("ar", ar, placement, trust_remote_code=trust)
+    eos_id = right.tokenizer.eos_token_id
+    if not reduce:
+        ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, eos_id=eos_id)
+        check_shared_vocabulary(left.tokenizer, right.tokenizer, ignore=ignore)
+    ar_model = load_model(
+        right.checkpoint, "AutoModelForCausalLM", right.placement, trust_remote_code=trust,
+        shapes=weight_shapes(right.checkpoint),
+    )
+    dlm_model = _load_dlm(left, convention, shapes, trust=trust)
+    pair = pair_from_models(
+        dlm_model, ar_model, right.tokenizer, shift=convention.shift, dlm_tokenizer=left.tokenizer, mask_id=mask_id,
+        reduce=reduce, causal_backbone=convention.attention == "mask-4d",
+        format_prompt=format_prompt or right.format_prompt, name=f"{os.fspath(dlm)} + {os.fspath(ar)}",
+    )
+    fit_adapter(pair.dlm, dlm_model, config, convention)
+    fit_adapter(pair.ar, ar_model, right.checkpoint.config, None)
+    return pair

@@ -1,0 +1,57 @@
+"""The arguments of a command that name a pair of models: one that ships with the package, or two checkpoints.
+
+A model that is not named is that of the embedded pair, so `--ar NAME` alone asks whether NAME shares its tokenizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from models.conventions import OVERRIDES
+from models.pairs import Pair, load_pair
+from smc_bridge.commands.base import UsageError, one_of, whole
+
+#: Pair, and each model, unless it is named.
+EMBEDDED = "arithmetic"
+#: Options that are about the user's own checkpoints.
+OWN = ("trust_remote_code", "dlm_convention", "mask_id")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--pair`, `--dlm`, `--ar` and what goes with them."""
+    group = parser.add_argument_group("models", "a pair by name, or two checkpoints with one tokenizer")
+    group.add_argument("--pair", metavar="NAME", help=f"pair of models (default: {EMBEDDED})")
+    group.add_argument("--dlm", metavar="NAME", help="diffusion model: a folder or a name of the hub")
+    group.add_argument("--ar", metavar="NAME", help="autoregressive model: a folder, a name of the hub, or smollm2")
+    group.add_argument("--dtype", metavar="TYPE", help="of the weights, as bfloat16 (default: the checkpoint's)")
+    group.add_argument("--device", metavar="NAME", help="where the models run (default: a GPU if there is one)")
+    group.add_argument("--trust-remote-code", action="store_true", help="let the checkpoints' own code run")
+    group.add_argument(
+        "--dlm-convention", type=one_of(OVERRIDES), metavar="NAME",
+        help=f"which place an output of the diffusion model is about: {', '.join(OVERRIDES)} (default: by its type)",
+    )
+    group.add_argument("--mask-id", type=whole(0), metavar="ID", help="of the diffusion model's mask token")
+
+
+def pair_name(arguments: argparse.Namespace) -> str:
+    """Name of the pair that is asked for; empty for two checkpoints of the user's."""
+    own = arguments.dlm is not None or arguments.ar is not None
+    return "" if own else arguments.pair or EMBEDDED
+
+
+def load_models(arguments: argparse.Namespace) -> Pair:
+    """Load the pair that the arguments name.
+
+    Raises:
+        UsageError: arguments contradict each other. ValueError, FileNotFoundError: as `load_pair`.
+    """
+    place = {"dtype": arguments.dtype, "device": arguments.device}
+    own = {name: getattr(arguments, name) for name in OWN}
+    if name := pair_name(arguments):
+        given = next((option for option, value in own.items() if value not in (None, False)), None)
+        if given is not None:
+            raise UsageError(f"--{given.replace('_', '-')} is for models of your own: give --dlm and --ar too")
+        return load_pair(name, **place)
+    if arguments.pair is not None:
+        raise UsageError(f"--pair = {arguments.pair} with --dlm or --ar: give either a pair or two models")
+    return load_pair(arguments.dlm or EMBEDDED, arguments.ar or EMBEDDED, **place, **own)
