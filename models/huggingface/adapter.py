@@ -12,9 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import modeling_utils
 
 #: Attention implementations of transformers that add a 4-D float mask to the scores as it stands.
 ADDITIVE_ATTENTION = ("eager", "sdpa")
+
+#: Whether this transformers lets `logits_to_keep` name other columns for each row.
+KEEPS_BY_ROW = hasattr(modeling_utils, "slice_logits_to_keep")
 
 
 def output_size(model: Any) -> int:
@@ -31,6 +35,15 @@ def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def check_prefixes(rows: Tensor, length: Tensor) -> None:
+    """Raise ValueError, naming the session row, unless each of `rows: [B]` holds a token (`length: [B]`)."""
+    if bool((length < 1).any()):
+        row = int(rows[int((length < 1).nonzero()[0])])
+        raise ValueError(
+            f"length[{row}] = 0: a causal model reads at least one token; start the prefix from bos or a prompt"
+        )
 
 
 class HuggingFaceAdapter:
@@ -108,6 +121,39 @@ class HuggingFaceAdapter:
             out = out[:, first : first + count]  # no copy where the rows are not ragged
         else:
             out = out[torch.arange(batch, device=self.device)[:, None], column]
+        return out.to(self.score_dtype)
+
+    def cached_logits(
+        self, ids: Tensor, *, mask: Tensor | dict[str, Tensor], position_ids: Tensor, cache: Any, keep: int | Tensor
+    ) -> Tensor:
+        """Logits of one forward without gradient over what `cache` holds.
+
+        Args:
+            ids: fresh token ids, `[B, F]`.
+            mask: additive, `[B, 1, F, cached + F]`, or one for each kind of layer.
+            position_ids: `[B, F]`.
+            cache: a transformers `Cache`.
+            keep: how many of the last columns, or which columns, `[B or 1, C]`.
+        Returns:
+            `[B, C, A]` of `score_dtype`.
+        Raises:
+            ValueError: if an id or a position is outside of what the model knows.
+        """
+        self._check_inputs(ids, position_ids)
+        late = None
+        if isinstance(keep, Tensor):
+            if keep.shape[0] == 1 or KEEPS_BY_ROW:
+                keep = keep[0] if keep.shape[0] == 1 else keep
+            else:
+                late, keep = keep, 0  # all columns
+        with torch.no_grad():  # not inference_mode: a caller may change the scores in place
+            out: Tensor = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True,
+                logits_to_keep=keep,
+            ).logits
+        out = out[..., : self.vocab_size].to(self.device)
+        if late is not None:
+            out = out.take_along_dim(late[..., None], dim=1)
         return out.to(self.score_dtype)
 
     def empty(self, batch: int, count: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""Token trees as tensors: who is an ancestor of whom, and how deep each node stands.
+"""Token trees as tensors: who is an ancestor of whom, how deep each node stands, and which path a block took.
 
 Node j of a tree has the parent `parents[j]`: 0 is the root (the prefix), `i + 1` is node i, and a parent stands before
-its children. Either way of scoring a tree rests on this: the packed forward for its attention mask and positions, the
-expansion into paths for the tokens along the way to every leaf.
+its children. Every way of scoring a tree rests on this: the packed forward for its attention mask and positions, the
+expansion into paths for the tokens along the way to every leaf, the cache for what of a tree a commit has kept.
 """
 
 from __future__ import annotations
@@ -30,14 +30,20 @@ def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"parents[{b}, {j}] = {int(parents[b, j])}: a parent stands before its child; give a number from 0 to {j}"
         )
-    own = torch.eye(nodes, device=parents.device).expand(batch, nodes, nodes)
-    step = torch.nn.functional.one_hot(parents, nodes + 1)[..., 1:].to(own.dtype)  # a child of the root has no row
-    reach, length = own + step, 1  # all ancestors up to `length` generations back
-    while length < nodes:
-        reach = (reach @ reach).clamp_max(1.0)
-        length *= 2
-    lineage = reach > 0
+    tree = torch.arange(batch, device=parents.device)[:, None]
+    lineage = torch.eye(nodes + 1, dtype=torch.bool, device=parents.device).expand(batch, -1, -1)  # the root first
+    above = torch.nn.functional.pad(parents, (1, 0))  # [B, T + 1]: the ancestor that `lineage` has not reached yet
+    while bool(above.any()):
+        lineage = lineage | lineage[tree, above]
+        above = above.gather(1, above)
+    lineage = lineage[:, 1:, 1:]
     return lineage, lineage.sum(-1)
+
+
+def check_trees(tokens: Tensor, parents: Tensor) -> None:
+    """Raise ValueError unless `tokens` and `parents` have one shape `[B, T]`."""
+    if tokens.shape != parents.shape:
+        raise ValueError(f"tokens {tuple(tokens.shape)} and parents {tuple(parents.shape)}: give both as [B, T]")
 
 
 def leaf_paths(tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -63,3 +69,31 @@ def leaf_paths(tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor,
     path_of = torch.zeros_like(parents)
     path_of[at] = path  # a node on several paths keeps any one: their tokens agree up to it
     return tree, paths, path_of, depth
+
+
+def longest_match(
+    tokens: Tensor, parents: Tensor, depth: Tensor, block: Tensor, length: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The longest path from the root that spells a prefix of a block.
+
+    Args:
+        tokens, parents, depth: of R trees, `[R, T]`, T at least 1.
+        block: `[R, L]`, L at least 1, of which the first `length: [R]` tokens count.
+    Returns:
+        `matched: [R]`, tokens of the block that the tree holds; `path: [R, L]`, the node of each of them, arbitrary
+        past `matched`. Of several nodes with equal paths the last is given.
+    """
+    rows, width = block.shape
+    same = (tokens == block.gather(1, (depth - 1).clamp(max=width - 1))) & (depth <= length[:, None])
+    same = torch.nn.functional.pad(same, (1, 0), value=True)  # [R, T + 1]: the root always matches
+    above = torch.nn.functional.pad(parents, (1, 0))
+    reach = 1
+    while reach < min(width, tokens.shape[1]):  # a node matches if all of its path does
+        same = same & same.gather(1, above)
+        above = above.gather(1, above)
+        reach *= 2
+    same = same[:, 1:]
+    node = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    path = torch.zeros(rows, width + 1, dtype=torch.long, device=tokens.device)
+    path = path.scatter_reduce(1, torch.where(same, depth - 1, width), node, "amax")
+    return (depth * same).amax(1), path[:, :width]

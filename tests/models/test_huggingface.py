@@ -79,11 +79,12 @@ def test_lanes_of_one_prefix_score_as_copies_of_it(tiny_model, prefixes, device,
 
 
 def test_the_last_token_of_a_draft_is_never_read(tiny_model, prefixes, device):
-    session = causal(tiny_model("qwen2")).session(*prefixes)
+    model = causal(tiny_model("qwen2"))
     drafts = random_ids(4, 3, device=device)
     other = drafts.clone()
     other[:, -1] = 0
-    assert torch.equal(session.score(everything(drafts), drafts), session.score(everything(drafts), other))
+    scores, others = (model.session(*prefixes).score(everything(d), d) for d in (drafts, other))
+    assert torch.equal(scores, others)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
@@ -331,6 +332,9 @@ def test_attention_that_takes_no_4d_mask_is_refused(tiny_model):
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="attn_implementation = 'flash_attention_2'"):
         masked(model, True)
-    with pytest.raises(ValueError, match="packed_trees = True with attn_implementation"):
-        causal(model, packed_trees=True)
-    assert not causal(model).packed_trees
+    assert causal(model).attention is None
+
+
+def test_an_unknown_arrangement_of_lanes_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="lanes = 'stacked': give 'packed' or 'copied'"):
+        causal(tiny_model("qwen2"), lanes="stacked")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.huggingface import HuggingFaceCausalLM
-from models.huggingface.causal import packs_trees
+from models.huggingface.attention import attention_of
 from models.huggingface.trees import leaf_paths, tree_structure
 
 A = 23
@@ -49,25 +49,23 @@ def test_leaf_paths_spell_the_tokens_from_the_root_to_each_leaf():
             assert int(paths[path_of[b, j], depth[b, j] - 1]) == 10 + j
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama", "mistral"])
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "mistral", "gpt2"])
 def test_a_packed_tree_scores_as_its_paths_do_on_ragged_prefixes(tiny_model, prefixes, device, kind):
     model = tiny_model(kind)
     tokens, length = prefixes
     rows = torch.tensor([0, 1, 2, 3], device=device)
     nodes = random_ids(4, 7, device=device)
     parents = torch.tensor(PARENTS * 2, device=device)
-    packed, paths = causal(model), causal(model, packed_trees=False)
-    assert packed.packed_trees
     torch.testing.assert_close(
-        packed.session(tokens, length).score_tree(rows, nodes, parents),
-        paths.session(tokens, length).score_tree(rows, nodes, parents),
+        causal(model).session(tokens, length).score_tree(rows, nodes, parents),
+        causal(model, cache=False).session(tokens, length).score_tree(rows, nodes, parents),
         **CLOSE,
     )
 
 
-@pytest.mark.parametrize(("kind", "packed"), [("qwen2", True), ("llama", True), ("qwen2", False), ("gpt2", False)])
-def test_a_chain_scores_as_the_draft_it_is(tiny_model, prefixes, device, kind, packed):
-    model = causal(tiny_model(kind), packed_trees=packed)
+@pytest.mark.parametrize(("kind", "cache"), [("qwen2", True), ("llama", True), ("qwen2", False), ("gpt2", False)])
+def test_a_chain_scores_as_the_draft_it_is(tiny_model, prefixes, device, kind, cache):
+    model = causal(tiny_model(kind), cache=cache)
     tokens, length = prefixes
     rows = torch.tensor([3, 0, 1], device=device)
     drafts = random_ids(3, 6, device=device)
@@ -79,27 +77,35 @@ def test_a_chain_scores_as_the_draft_it_is(tiny_model, prefixes, device, kind, p
     torch.testing.assert_close(tree, session.score(rows, longer), **CLOSE)
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_tree_without_nodes_scores_the_prefix_alone(tiny_model, prefixes, device, packed):
-    session = causal(tiny_model("qwen2"), packed_trees=packed).session(*prefixes)
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_tree_without_nodes_scores_the_prefix_alone(tiny_model, prefixes, device, cache):
+    session = causal(tiny_model("qwen2"), cache=cache).session(*prefixes)
     rows = torch.tensor([1, 2], device=device)
     none = torch.zeros(2, 0, dtype=torch.long, device=device)
     expected = session.score(rows, torch.zeros(2, 1, dtype=torch.long, device=device))
     torch.testing.assert_close(session.score_tree(rows, none, none), expected, **CLOSE)
 
 
-def test_a_sliding_window_is_never_packed(tiny_model):
-    assert packs_trees(tiny_model("mistral"))
-    assert not packs_trees(tiny_model("mistral", sliding_window=4))
-    assert not packs_trees(tiny_model("gpt2"))
+def test_models_that_are_not_known_to_take_our_masks_recompute(tiny_model):
+    assert attention_of(tiny_model("mistral", sliding_window=4)).window == 4
+    assert attention_of(tiny_model("gpt2")).window is None
+    moving = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    assert attention_of(tiny_model("llama", rope_parameters=moving)) is None
+    flash = tiny_model("qwen2")
+    flash.config._attn_implementation = "flash_attention_2"
+    assert attention_of(flash) is None
+    unknown = tiny_model("qwen2")
+    unknown.config.model_type = "unknown"
+    assert causal(unknown).attention is None
 
 
-def test_trees_of_a_sliding_window_model_score_as_transformers_does(tiny_model, device):
+@pytest.mark.parametrize("cache", [True, False])
+def test_trees_of_a_sliding_window_model_score_as_transformers_does(tiny_model, device, cache):
     model = tiny_model("mistral", sliding_window=3)
     tokens = random_ids(1, 6, device=device)
     nodes = random_ids(1, 7, device=device, seed=3)
     parents = torch.tensor(PARENTS[:1], device=device)
-    session = causal(model).session(tokens, torch.tensor([6], device=device))
+    session = causal(model, cache=cache).session(tokens, torch.tensor([6], device=device))
     scores = session.score_tree(torch.tensor([0], device=device), nodes, parents)
     path = torch.cat([tokens[0], nodes[0, [0, 2, 5, 6]]])[None]
     with torch.no_grad():

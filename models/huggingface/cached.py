@@ -1,0 +1,297 @@
+"""The cached session of a causal model: every prefix is read once, its lanes and trees in one packed row.
+
+Of a row's tokens the first `cached` have keys and values in the buffer; the others are *pending*: at least the last
+committed token, whose output gives the next position's law. A `score` is one forward over `[pending | forest]` of each
+row (`models.huggingface.packing`). What it has computed stays behind the prefixes until the next call: a `commit` looks
+up the longest path of the forest that its block begins with and keeps the path's keys and values, so that only tokens
+that were never scored stay pending, most often the last one alone. `gather` only notes where rows come from; a commit
+then copies the columns in which a row differs from its source. Equal prefixes that are all pending (particles of a new
+prompt) are read once, in a forward of their own, and copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.huggingface.adapter import HuggingFaceAdapter, check_prefixes
+from models.huggingface.attention import Attention
+from models.huggingface.cache import KeyValues, Span, as_span
+from models.huggingface.chunks import RowChunks
+from models.huggingface.packing import Forest, chain_forest, fresh_mask, group_lanes, no_forest, tree_forest
+from models.huggingface.trees import check_trees, longest_match
+from models.rows import Rows
+
+#: Padded tokens that reading equal prefixes apart must save to be worth a forward of its own.
+WORTH_A_FORWARD = 64
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the last forward has left behind the prefixes.
+
+    Attributes:
+        slot: packed row of each row of the buffer, -1 if it was not scored, `[R]`.
+        base: first fresh column.
+        widest: columns of pending tokens, which stand in the last of them.
+        forest: the nodes after them.
+    """
+
+    slot: Tensor
+    base: int
+    widest: int
+    forest: Forest
+
+    def column(self, pending: Tensor, path: Tensor, count: int) -> Tensor:
+        """Column of the first `count` tokens of `[pending | path]` of each row, `[R, count]`.
+
+        Args:
+            pending: number of pending tokens, `[R]`.
+            path: nodes after them, `[R, L]`.
+        """
+        index = torch.arange(count, device=pending.device) - pending[:, None]
+        if path.shape[1]:
+            node = path.gather(1, index.clamp(0, path.shape[1] - 1))
+            index = torch.where(index < 0, index, node)
+        return self.base + self.widest + index
+
+
+class CachedCausalSession(Rows):
+    """Session of a causal model over a ragged key-value cache (implements `CausalSession`).
+
+    Args:
+        model: the adapter.
+        attention: how its model is masked.
+        chunks: runs its forwards.
+        lanes: "packed": lanes of a row share one packed row; "copied": each has a row and a copy of the cache.
+        tokens, length: prefixes `[R, S]`, of which the first `length: [R]` count.
+    """
+
+    def __init__(
+        self, model: HuggingFaceAdapter, attention: Attention, chunks: RowChunks, lanes: Literal["packed", "copied"],
+        tokens: Tensor, length: Tensor,
+    ) -> None:
+        super().__init__(tokens.to(model.device), length.to(model.device))
+        self.model = model
+        self.attention = attention
+        self.chunks = chunks
+        self.lanes = lanes
+        self.cache = KeyValues(tokens.shape[0])
+        self.cached = torch.zeros_like(self.length)  # [R]: columns that hold keys and values; below `length`
+        self._scored: Scored | None = None
+        self._source: Tensor | None = None  # [R]: the buffer's row that each row has been gathered from
+        self._before = self.tokens, self.cached  # of the buffer's rows, while `_source` is set
+
+    def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
+        """See `CausalSession.score`. Raises ValueError on an empty prefix and on logits that are no law."""
+        batch, window = drafts.shape
+        if batch == 0 or window == 0:
+            return self.model.empty(batch, window)
+        return self._score(rows, drafts, None)
+
+    def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
+        """See `CausalSession.score_tree`. Raises ValueError as `score` does, and on a parent after its child."""
+        check_trees(tokens, parents)
+        batch, nodes = tokens.shape
+        if batch == 0:
+            return self.model.empty(0, nodes + 1)
+        if nodes == 0:
+            return self._score(rows, tokens.new_zeros(batch, 1), None)
+        return self._score(rows, tokens, parents)
+
+    def commit(self, block: Tensor, length: Tensor) -> None:
+        """Append the first `length[r]` tokens of `block[r]` to row r; what of them was scored is not read again."""
+        before = self.length
+        super().commit(block, length)
+        self._settle(before, self.length, block, length)
+
+    def gather(self, ancestors: Tensor) -> None:
+        """Let row r become a copy of the former row `ancestors[r]`; nothing is copied before it is needed."""
+        here = torch.arange(self.length.shape[0], device=self.length.device)
+        if torch.equal(ancestors, here):
+            return
+        if self._source is None:
+            self._source, self._before = here, (self.tokens, self.cached)
+        self._source, self.cached = self._source[ancestors], self.cached[ancestors]
+        super().gather(ancestors)
+
+    def crop(self, length: Tensor) -> None:
+        """Keep the first `length[r]` tokens of row r."""
+        self._settle(self.length, self.length)
+        super().crop(length)
+        self.cached = torch.minimum(self.cached, (length - 1).clamp_min(0))
+
+    def _score(self, rows: Tensor, tokens: Tensor, parents: Tensor | None) -> Tensor:
+        """Logits `[B, C, A]` along drafts `tokens: [B, C]`, or after the nodes of trees `[B, C - 1]`."""
+        lengths = self.length[rows]
+        check_prefixes(rows, lengths)
+        self._settle(self.length, self.length)
+        lanes = group_lanes(rows.tolist())
+        order = None if lanes.entry is None else torch.tensor(lanes.entry, device=tokens.device).flatten()
+        shape = len(lanes.rows), lanes.width, tokens.shape[1]
+        tokens = (tokens if order is None else tokens[order]).view(shape)
+        if parents is None:
+            forest = chain_forest(tokens, merge=self.lanes == "packed")
+            alone = None if self.lanes == "packed" else chain_forest(tokens.flatten(0, 1)[:, None])
+        else:
+            parents = (parents if order is None else parents[order]).view(shape)
+            forest = tree_forest(tokens, parents)
+            alone = None if self.lanes == "packed" else tree_forest(
+                tokens.flatten(0, 1)[:, None], parents.flatten(0, 1)[:, None]
+            )
+        self._read_equal_prefixes_once(lanes.rows)
+        out = self._forward(lanes.rows, self.length, forest, alone, lanes.width)
+        out = out.reshape(shape[0] * shape[1], -1, self.model.vocab_size)
+        depth = torch.nn.functional.pad(forest.depth, (1, 0)).expand(shape[0], -1)  # [G, T + 1]
+        if forest.wanted is not None:
+            depth = depth.gather(1, forest.wanted.expand(shape[0], -1))
+        depth = depth.reshape(out.shape[:2])
+        if order is not None:
+            place = torch.empty_like(rows)
+            place[order] = torch.arange(order.numel(), device=order.device)  # an entry shown twice reads either
+            out, depth = out[place], depth[place]
+        return self.model.check_logits(out, rows, lengths[:, None] + depth)
+
+    def _forward(
+        self, rows: list[int], length: Tensor, forest: Forest, alone: Forest | None = None, lanes: int = 1
+    ) -> Tensor:
+        """One forward over `[pending | forest]` of G distinct rows, whose prefixes end at `length: [R]`.
+
+        Args:
+            alone: the same nodes with every lane in a row of its own (`lanes = "copied"`).
+            lanes: K; only read with `alone`.
+        Returns:
+            wanted logits, `[G, C, A]`.
+        """
+        at = as_span(rows, length.device)
+        length, cached = length[at], self.cached[at]
+        pending = length - cached
+        base, widest = int(cached.max()), int(pending.max())
+        self.cache.reserve(base + widest + forest.tokens.shape[1])
+        place = (length[:, None] + torch.arange(-widest, 0, device=length.device)).clamp_min(0)
+        told = self.tokens[at].gather(1, place)  # [G, widest]
+        copies = 1
+        nodes = forest
+        if alone is not None:
+            copies, nodes = lanes, alone
+            told, place, length, cached, pending = (
+                x.repeat_interleave(lanes, 0) for x in (told, place, length, cached, pending)
+            )
+        ids = torch.cat([told, nodes.tokens], dim=1)
+        position = torch.cat([place, length[:, None] + nodes.depth - 1], dim=1)
+        keep = nodes.tokens.shape[1] + 1 if nodes.wanted is None else nodes.wanted + widest - 1
+
+        def forward(part: slice) -> Tensor:
+            mine = slice(part.start * copies, part.stop * copies)
+            some = nodes.rows(mine)
+            self.cache.span = Span(_part(at, part), base, widest, copies)
+            seen = fresh_mask(some.lineage, pending[mine], widest)
+            out = self.model.cached_logits(
+                ids[mine], position_ids=position[mine], cache=self.cache,
+                mask=self.attention.mask(cached[mine], base, seen, position[mine]),
+                keep=keep if isinstance(keep, int) or keep.shape[0] == 1 else keep[mine],
+            )
+            self.cache.settle()
+            return out.reshape(part.stop - part.start, -1, out.shape[-1])
+
+        count = keep if isinstance(keep, int) else keep.shape[1]
+        scores = self.chunks(
+            forward, len(rows), tokens=ids.shape[1] * copies, logits=count * copies * self.model.vocab_size
+        )
+        slot = torch.full_like(self.length, -1)
+        slot[at] = torch.arange(len(rows), device=slot.device)
+        self._scored = Scored(slot, base, widest, forest)
+        return scores
+
+    def _settle(
+        self, before: Tensor, after: Tensor, block: Tensor | None = None, count: Tensor | None = None
+    ) -> None:
+        """Put what was scored and is kept, and rows that were gathered, where they belong.
+
+        Args:
+            before: where the pending tokens of the last forward end, `[R]`.
+            after: length of each row now, `[R]`; its last token stays pending.
+            block, count: tokens that followed, `[R, L]`, and how many of them count, `[R]`.
+        """
+        scored, source = self._scored, self._source
+        if scored is None and source is None:
+            return
+        self._scored = self._source = None
+        here = torch.arange(before.shape[0], device=before.device)
+        origin = here if source is None else source
+        values: list[Tensor] | None = None
+        cached = self.cached
+        if scored is not None:
+            kept, column = self._kept(scored, scored.slot[origin], before, after, block, count)
+            target = cached[:, None] + torch.arange(column.shape[1], device=column.device)
+            put = (target < kept[:, None]) & ((column != target) | (origin != here)[:, None])
+            row, which = put.nonzero(as_tuple=True)
+            if row.numel():
+                values = self.cache.read(origin[row], column[row, which])
+            self.cached = torch.maximum(cached, kept)
+        if source is not None:
+            self._move(source, cached)
+        if values is not None:
+            self.cache.write(row, target[row, which], values)
+
+    def _kept(
+        self, scored: Scored, slot: Tensor, before: Tensor, after: Tensor, block: Tensor | None, count: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Columns that each row holds from now on, `[R]`, and the column of each of its scored tokens, `[R, n]`."""
+        slot, real = slot.clamp_min(0), slot >= 0
+        matched, path = torch.zeros_like(before), before[:, None][:, :0]
+        forest = scored.forest
+        if block is not None and count is not None and block.shape[1] and forest.tokens.shape[1]:
+            parents, depth = (x[slot] if x.shape[0] > 1 else x.expand(slot.shape[0], -1) for x in forest[1:3])
+            matched, path = longest_match(forest.tokens[slot], parents, depth, block, count)
+        kept = torch.where(real, torch.minimum(before + matched, after - 1), 0)
+        fresh = int((kept - self.cached).max()) if kept.numel() else 0
+        return kept, scored.column(before - self.cached, path, max(fresh, 0))
+
+    def _move(self, source: Tensor, cached: Tensor) -> None:
+        """Copy the columns in which rows differ from their sources; `cached: [R]` of them hold something."""
+        tokens, held = self._before
+        if source.shape[0] != tokens.shape[0]:
+            self.cache.resize(source)
+            return
+        changed = (source != torch.arange(source.shape[0], device=source.device)).nonzero().flatten()
+        if not changed.numel():
+            return
+        origin = source[changed]
+        equal = (tokens[changed] == tokens[origin]).cumprod(1).sum(1)
+        first = int(torch.minimum(equal, held[changed]).min())
+        self.cache.move(changed, origin, first, int(cached[changed].max()))
+
+    def _read_equal_prefixes_once(self, rows: list[int]) -> None:
+        """Read what is pending of rows with equal prefixes in one forward over distinct ones, if that saves enough."""
+        at = torch.tensor(rows, device=self.length.device)
+        pending = self.length[at] - self.cached[at]
+        spare = int(pending.max()) - 1
+        if (len(rows) - 1) * spare <= WORTH_A_FORWARD:
+            return
+        long = at[pending > 1]
+        column = torch.arange(self.tokens.shape[1], device=at.device)
+        told = self.tokens[long].masked_fill(column >= self.length[long][:, None] - 1, -1)
+        distinct, group = torch.unique(told, dim=0, return_inverse=True)
+        if (len(rows) - distinct.shape[0]) * spare <= WORTH_A_FORWARD:
+            return
+        first = torch.full((distinct.shape[0],), len(rows), device=at.device)
+        first = first.scatter_reduce(0, group, torch.arange(len(long), device=at.device), "amin")
+        reader = long[first]
+        self._forward(reader.tolist(), self.length - 1, no_forest(len(reader), at.device))
+        self._settle(self.length - 1, self.length)
+        source = torch.arange(self.length.shape[0], device=at.device)
+        source[long] = reader[group]
+        self._before = self.tokens, self.cached
+        self.cached = self.cached[source]
+        self._move(source, self.cached)
+
+
+def _part(rows: slice | Tensor, part: slice) -> slice | Tensor:
+    """Those of `rows` that `part` names."""
+    if isinstance(rows, slice):
+        return slice(rows.start + part.start, rows.start + part.stop)
+    return rows[part]
