@@ -15,6 +15,7 @@ from analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
 from analysis.comparison.settings import Settings
 from analysis.comparison.store import Cell
 from analysis.comparison.table import render
+from analysis.workers import check_workers
 from smc_bridge.cli import INTERRUPTED, PROGRAM
 from smc_bridge.commands.base import Command, check_writable, console, one_of, positive, share, whole
 from smc_bridge.tasks import TASKS
@@ -32,18 +33,33 @@ def method_names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _limits() -> str:
+    """What the task, and no preset, decides for every method."""
+    each = "; ".join(
+        f"{task.name}: M = {task.lookahead}, V = {task.window}, at most {task.max_new_tokens} tokens"
+        for task in TASKS.values()
+    )
+    return f"Lookahead M, window V and length limit are the task's, not the presets' ({each}); dlm-<tokens> looks V " \
+        "ahead, dlm-all to the limit"
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `compare`."""
     parser.add_argument("--task", type=one_of(TASKS), default="arithmetic", metavar="NAME", help=", ".join(TASKS))
     parser.add_argument("--n", type=whole(1), default=200, help="problems, the first ones of the task (default: 200)")
     parser.add_argument(
         "--methods", type=method_names, default=DEFAULT_METHODS, metavar="a,b,..",
-        help=f"of {KNOWN} (default: {', '.join(DEFAULT_METHODS)})",
+        help=f"of {KNOWN} (default: {', '.join(DEFAULT_METHODS)}). {_limits()}",
     )
     parser.add_argument("--temperature", type=positive, default=0.2, metavar="T", help="of the target (default: 0.2)")
     parser.add_argument("--weight", type=share, default=0.3, metavar="w", help="weight of the DLM (default: 0.3)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     parser.add_argument("--batch", type=whole(1), default=32, help="prompts that are decoded together (default: 32)")
+    parser.add_argument(
+        "--workers", type=whole(1), default=1, metavar="N",
+        help="processes that share the work, with the same figures; tokens/s is then that of one of them. More than 1 "
+        'needs the extra: pip install "smc-bridge[ray]" (default: 1)',
+    )
     parser.add_argument(
         "--json", type=Path, default=DEFAULT_FILE, metavar="FILE",
         help=f"where the comparison is kept; a second call continues it (default: {DEFAULT_FILE})",
@@ -57,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         task=arguments.task, n=arguments.n, methods=arguments.methods, temperature=arguments.temperature,
         weight=arguments.weight, seed=arguments.seed, batch=arguments.batch,
     )
+    check_workers(arguments.workers, name="--workers")
     path: Path = arguments.json
     check_writable(path, "--json", make_folder=True)
     cells = len(settings.methods) * settings.batches
@@ -69,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
                 saved = done
                 show(cell, done, total)
 
-            found = compare(settings, path=path, fresh=arguments.fresh, report=report)
+            found = compare(settings, path=path, fresh=arguments.fresh, workers=arguments.workers, report=report)
     except KeyboardInterrupt:
         what = f"{saved} of {cells} parts are saved beside {path}" if saved else "nothing new was saved"
         again = "the same command without --fresh" if arguments.fresh else "the same command"

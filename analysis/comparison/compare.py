@@ -2,25 +2,26 @@
 
 The work is cut into cells, one method on one batch of problems. Batches do not depend on interruptions, and the draws
 of a problem depend on the seed and on its prompt only, so that a comparison which was interrupted and continued gives
-the same figures as one in a single go, timings aside.
+the same figures as one in a single go, and one that was spread over processes the same as one in this process, timings
+aside.
 """
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from analysis.comparison.methods import Method, check_methods, make_method
+from analysis.comparison.cells import Decoder, Work, decoder_elsewhere, encode_prompts
+from analysis.comparison.methods import check_methods
 from analysis.comparison.settings import Settings, fingerprint
-from analysis.comparison.store import Cell, Outcome, Store
+from analysis.comparison.store import Cell, Store
 from analysis.comparison.table import Row, summarise
-from models.pairs import Pair, load_pair
-from smc_bridge.result import Result
-from smc_bridge.tasks import TASKS, Item, Task
+from analysis.workers import check_workers, map_cells
+from models.pairs import PAIRS, Pair, load_pair
+from smc_bridge.tasks import TASKS, Task
 
 #: Told of every finished cell, with how many are done and how many there are.
 Report = Callable[[Cell, int, int], None]
@@ -35,14 +36,9 @@ class Comparison:
     cells: list[Cell]
 
 
-def answer_seed(seed: int, problem: int) -> int:
-    """Seed of the draw that picks a problem's answer among the weighted particles."""
-    return int.from_bytes(hashlib.blake2b(f"answer|{seed}|{problem}".encode(), digest_size=8).digest(), "little")
-
-
 def compare(
     settings: Settings, *, path: Path | None = None, fresh: bool = False, pair: Pair | None = None,
-    task: Task | None = None, report: Report | None = None,
+    task: Task | None = None, workers: int = 1, report: Report | None = None,
 ) -> Comparison:
     """Run, or continue, a comparison.
 
@@ -52,63 +48,42 @@ def compare(
         fresh: start anew, whatever the files hold.
         pair: models; by default the task's.
         task: problems and grading; by default the one that the settings name.
-        report: told of every cell that was decoded.
+        workers: processes (`analysis.workers`), each with its own copy of the models. They do not enter the figures,
+            except that the last bits of a float32 sum may depend on the threads of a process.
+        report: told of every cell that was decoded, in the order in which cells finish.
     Raises:
         ValueError: an argument is out of range, or the file is something else or has other settings.
         FileNotFoundError: the pair's weights are not installed.
+        OSError: of `map_cells`, where the cluster or a worker fails; what is done is kept.
     """
     check_methods(settings.methods)
+    check_workers(workers)
     if task is None:
         if settings.task not in TASKS:
             raise ValueError(f"task = {settings.task!r}: choose from {', '.join(TASKS)}")
         task = TASKS[settings.task]
     items = task.problems(settings.n)
-    pair = load_pair(task.pair) if pair is None else pair
-    prompts = [_prompt(pair, task, item) for item in items]
-    store = Store(path, {**settings.to_dict(), "models": fingerprint(pair)}, fresh=fresh)
+    loaded = load_pair(task.pair) if pair is None else pair
+    prompts = encode_prompts(loaded, task, items)
+    store = Store(path, {**settings.to_dict(), "models": fingerprint(loaded)}, fresh=fresh)
     cells = [(name, batch) for name in settings.methods for batch in range(settings.batches)]
-    waiting = [cell for cell in cells if cell not in store.cells]
-    methods: dict[str, Method] = {}
-    for name, batch in waiting:
-        if name not in methods:
-            methods[name] = make_method(
-                name, pair, task, temperature=settings.temperature, weight=settings.weight, seed=settings.seed
-            )
-        chosen = settings.problems(batch)
-        began = time.perf_counter()
-        results = methods[name].decode([prompts[i] for i in chosen])
-        seconds = time.perf_counter() - began
-        outcomes = tuple(
-            _outcome(task, items[i], i, result, weighted=methods[name].weighted, seed=settings.seed)
-            for i, result in zip(chosen, results, strict=True)
-        )
-        cell = Cell(name, batch, seconds, len(results[0].sequences), outcomes)
-        store.add(cell)
-        if report is not None:
-            report(cell, len(store.cells), len(cells))
+    waiting = []
+    for name, batch in cells:
+        if (name, batch) not in store.cells:
+            chosen = settings.problems(batch)
+            waiting.append(Work(name, batch, tuple(items[i] for i in chosen), tuple(prompts[i] for i in chosen)))
+    if workers == 1:
+        make = partial(Decoder, settings, task, loaded)
+    else:
+        make = partial(decoder_elsewhere, settings, task, pair, PAIRS.get(task.pair))
+    del loaded  # the workers have their own
+    with closing(map_cells(make, waiting, workers=workers)) as found:
+        for _, cell in found:
+            store.add(cell)
+            if report is not None:
+                report(cell, len(store.cells), len(cells))
     done = [store.cells[cell] for cell in cells]
     rows = [summarise(name, [cell for cell in done if cell.method == name]) for name in settings.methods]
     if waiting:
-        store.finish({"rows": [row.to_dict() for row in rows]})
+        store.finish({"rows": [row.to_dict() for row in rows]}, done)
     return Comparison(settings, rows, done)
-
-
-def _prompt(pair: Pair, task: Task, item: Item) -> list[int]:
-    ids: list[int] = pair.encode(item.prompt).tolist()
-    if pair.max_length is not None and len(ids) + task.max_new_tokens + task.window > pair.max_length:
-        raise ValueError(
-            f"task = {task.name!r}: a prompt of {len(ids)} tokens with max_new_tokens = {task.max_new_tokens} passes "
-            f"the {pair.max_length} tokens of the pair {pair.name!r}; shorten the limit"
-        )
-    return ids
-
-
-def _outcome(task: Task, item: Item, problem: int, result: Result, *, weighted: bool, seed: int) -> Outcome:
-    alive = max(result.log_weights) > -float("inf")
-    text: Any = result.sample(seed=answer_seed(seed, problem)) if alive else None
-    proper = weighted and result.proper
-    return Outcome(
-        problem=problem, text=text, correct=text is not None and task.grade(text, item.answer), tokens=result.tokens,
-        dlm_forwards=result.forwards.dlm_forwards, ar_forwards=result.forwards.ar_forwards,
-        log_evidence=result.log_evidence if proper else None, ess=(result.ess if alive else 0.0) if proper else None,
-    )

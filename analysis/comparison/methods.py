@@ -21,12 +21,13 @@ DEFAULT_METHODS = (
     "paper", "smc-1", "smc-4", "smc-8", "tree-walk",
 )
 
-_DLM = re.compile(r"dlm-(all|[1-9]\d*)(?:-(entropy|confidence))?")
+#: All at once has no order.
+_DLM = re.compile(r"dlm-(?:all|([1-9]\d*)(?:-(entropy|confidence))?)")
 _SMC = re.compile(r"smc-([1-9]\d*)(?:x([1-9]\d*))?")
 _FIXED = ("ar", "plain-is", "speculative", "released", "paper", "tree-walk")
 #: For messages.
-KNOWN = "ar, dlm-<tokens per forward>, dlm-<tokens>-entropy, dlm-all, plain-is, speculative, released, paper, " \
-    "smc-<particles>, smc-<particles>x<lanes>, tree-walk"
+KNOWN = "ar, dlm-<tokens per forward>, dlm-<tokens>-entropy, dlm-<tokens>-confidence, dlm-all, plain-is, " \
+    "speculative, released, paper, smc-<particles>, smc-<particles>x<lanes>, tree-walk"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def make_method(name: str, pair: Pair, task: Task, *, temperature: float, weight
             target, prompts, seed=seed, max_new_tokens=limit, detokenize=pair.decode, name=name,
         ))
     if match := _DLM.fullmatch(name):
-        count = None if match[1] == "all" else int(match[1])
+        count = None if match[1] is None else int(match[1])
         order: Order = next((o for o in get_args(Order) if o == match[2]), "left_to_right")
         # Its own decoder opens one window at a time, and drafts that far; all at once drafts the whole continuation.
         proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=limit if count is None else task.window)

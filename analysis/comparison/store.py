@@ -1,14 +1,15 @@
 """Finished work on disk: cells (one method on one batch of problems) are appended as they are done.
 
-While a comparison runs, `FILE.partial` holds one JSON object a line: the settings, then one cell each. A line that an
-interruption cut short is dropped. When every cell is there, `FILE` is written atomically and the partial file removed.
+While a comparison runs, `FILE.partial` holds one JSON object a line: the settings, then cells in the order in which
+they came. A line that an interruption cut short is dropped. When every cell is there, `FILE` is written atomically and
+the partial file removed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,11 +117,11 @@ class Store:
                 os.fsync(file.fileno())
         self.cells[cell.method, cell.batch] = cell
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write FILE whole, with a summary for readers, and remove the partial file."""
+    def finish(self, summary: Mapping[str, Any], cells: Sequence[Cell]) -> None:
+        """Write FILE whole, with a summary for readers and the cells in order, and remove the partial file."""
         if self.path is not None and self.partial is not None:
-            cells = [cell.to_dict() for cell in self.cells.values()]
-            write_text(self.path, json.dumps({**self.settings, **summary, "cells": cells}, allow_nan=False))
+            data = {**self.settings, **summary, "cells": [cell.to_dict() for cell in cells]}
+            write_text(self.path, json.dumps(data, allow_nan=False))
             self.partial.unlink(missing_ok=True)
 
     def _resume(self, path: Path) -> None:

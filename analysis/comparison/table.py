@@ -122,14 +122,18 @@ def render(rows: Sequence[Row], *, title: str = "") -> Table:
         table.add_row(
             row.method, f"{100 * right.value:.1f} [{100 * right.low:.1f}, {100 * right.high:.1f}]",
             _plain(row.tokens_per_dlm_forward, ".2f"), _plain(row.ar_forwards, ".1f"), f"{row.tokens_per_second:.1f}",
-            "-" if row.ess is None else f"{row.ess:.2f} of {row.particles}", _spread(row.nats),
-            _spread(row.nats_per_token),
+            _size(row), _spread(row.nats), _spread(row.nats_per_token),
         )
     return table
 
 
 def _plain(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def _size(row: Row) -> str:
+    """The ESS of a single particle says nothing."""
+    return "-" if row.ess is None or row.particles == 1 else f"{row.ess:.2f} of {row.particles}"
 
 
 def _spread(interval: Interval | None) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
 import tomllib
 from collections.abc import Callable
-from importlib import metadata
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from analysis.bounds import kl_per_token
-from analysis.comparison import DEFAULT_METHODS, Comparison, Row, Settings, compare
+from analysis.comparison import DEFAULT_METHODS, Comparison, Row, Settings, compare, render
+from analysis.comparison.cells import answer_seed
 from analysis.comparison.command import command
-from analysis.comparison.compare import answer_seed
 from analysis.comparison.methods import make_method
 from analysis.comparison.settings import fingerprint
 from analysis.comparison.store import KIND, Cell
@@ -27,6 +30,8 @@ from models.pairs import Pair, pair_from_models
 from smc_bridge import tasks
 from smc_bridge.cli import main
 from smc_bridge.tasks import TASKS
+from tests.analysis.fragile import FragileTask
+from tests.analysis.jobs import killer
 from tests.toys import ToyTask, toy_pair
 
 SETTINGS = Settings("toy", 5, ("ar", "dlm-2", "released", "smc-3"), temperature=1.0, weight=0.7, batch=2)
@@ -209,9 +214,40 @@ def test_ctrl_c_says_what_is_saved_and_the_second_call_goes_on(run: Run, monkeyp
     assert len(out.splitlines()) == len(whole.splitlines())
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
+def test_two_workers_of_which_one_is_killed_finish_the_table_of_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    monkeypatch.setitem(tasks.TASKS, "toy", FragileTask(folder=tmp_path))
+    (tmp_path / "victim").touch()
+    _, one, _ = run(*BASE, "--json", "c.json")
+    alone = json.loads((tmp_path / "c.json").read_text())
+    with pytest.raises(KeyboardInterrupt):
+        toy(path=tmp_path / "c.json", fresh=True, report=stop_after(3))
+    (tmp_path / "victim").unlink()
+    handler = signal.getsignal(signal.SIGTERM)
+    with killer(tmp_path) as killed:
+        code, two, err = run(*BASE, "--json", "c.json", "--workers", "2")
+    assert (code, len(killed)) == (0, 1)
+    assert [line.split("/")[0] for line in err.splitlines()] == [str(i) for i in range(4, CELLS + 1)], err
+    assert len(two.splitlines()) == len(one.splitlines()), two
+    together = json.loads((tmp_path / "c.json").read_text())
+    for data in (alone, together):
+        for entry in (*data["rows"], *data["cells"]):
+            entry.pop("tokens_per_second", None)
+            entry.pop("seconds", None)
+    assert together == alone, "the same figures, cells and order"
+    assert not import_module("ray").is_initialized(), "the cluster ends with the command"
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
 BAD_ARGUMENTS = {
     "unknown task": (["--task", "poetry"], "--task = 'poetry': choose from arithmetic"),
     "unknown method": (["--methods", "ar,beam"], "--methods = 'beam': choose from ar, dlm-<tokens per forward>"),
+    "order of all at once": (["--methods", "dlm-all-entropy"], "--methods = 'dlm-all-entropy': choose from ar, dlm-"),
+    "no workers": (["--workers", "0"], "--workers = 0"),
     "no particles": (["--methods", "smc-0"], "--methods = 'smc-0'"),
     "no methods": (["--methods", ""], "--methods = ''"),
     "n = 0": (["--n", "0"], "--n = 0"),
@@ -255,6 +291,21 @@ def test_every_default_method_has_its_columns(method: str) -> None:
         assert row.nats.value == 0.0, "speculative decoding is exact: its evidence is one"
     if method == "smc-4":
         assert row.particles == 4
+
+
+@pytest.mark.parametrize(("method", "shown"), [("smc-1x2", "-"), ("smc-3", " of 3"), ("ar", "-")])
+def test_effective_sample_size_of_one_particle_is_not_shown(method: str, shown: str) -> None:
+    table = render(toy(dataclasses.replace(SETTINGS, methods=(method,))).rows)
+    [cell] = next(column for column in table.columns if column.header == "ESS").cells
+    assert str(cell).endswith(shown)
+
+
+def test_missing_extra_is_one_line_and_exit_code_2(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, out, err = run(*BASE, "--workers", "4")
+    assert (code, out) == (2, "")
+    assert err == 'smc-bridge: error: --workers 4 needs the extra: pip install "smc-bridge[ray]"\n'
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_smc_method_names_its_particles_and_lanes() -> None:

@@ -1,0 +1,109 @@
+"""A cell of a comparison: one method on one batch of problems, a pure function of the settings and the models."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from analysis.comparison.methods import Method, make_method
+from analysis.comparison.settings import Settings
+from analysis.comparison.store import Cell, Outcome
+from models.pairs import PAIRS, Pair, load_pair
+from smc_bridge.result import Result
+from smc_bridge.tasks import Item, Task
+
+
+class Work(NamedTuple):
+    """What a cell consists of; its prompts are encoded and checked."""
+
+    method: str
+    batch: int
+    items: tuple[Item, ...]
+    prompts: tuple[tuple[int, ...], ...]
+
+
+class Decoder:
+    """Decodes cells. Serves one process: it holds the models, and each method once it was asked for.
+
+    Args:
+        settings: of the comparison.
+        task: grades, and gives the decoding limits.
+        pair: models; by default the task's are loaded.
+    """
+
+    def __init__(self, settings: Settings, task: Task, pair: Pair | None = None) -> None:
+        self.settings, self.task = settings, task
+        self.pair = load_pair(task.pair) if pair is None else pair
+        self._methods: dict[str, Method] = {}
+
+    def __call__(self, work: Work) -> Cell:
+        """Decode and grade the prompts of a cell."""
+        method = self._method(work.method)
+        began = time.perf_counter()
+        results = method.decode(work.prompts)
+        seconds = time.perf_counter() - began
+        outcomes = tuple(
+            self._outcome(item, problem, result, weighted=method.weighted)
+            for item, problem, result in zip(work.items, self.settings.problems(work.batch), results, strict=True)
+        )
+        return Cell(work.method, work.batch, seconds, len(results[0].sequences), outcomes)
+
+    def _method(self, name: str) -> Method:
+        if name not in self._methods:
+            settings = self.settings
+            self._methods[name] = make_method(
+                name, self.pair, self.task, temperature=settings.temperature, weight=settings.weight, seed=settings.seed
+            )
+        return self._methods[name]
+
+    def _outcome(self, item: Item, problem: int, result: Result, *, weighted: bool) -> Outcome:
+        alive = max(result.log_weights) > -float("inf")
+        text: Any = result.sample(seed=answer_seed(self.settings.seed, problem)) if alive else None
+        proper = weighted and result.proper
+        return Outcome(
+            problem=problem, text=text, correct=text is not None and self.task.grade(text, item.answer),
+            tokens=result.tokens, dlm_forwards=result.forwards.dlm_forwards, ar_forwards=result.forwards.ar_forwards,
+            log_evidence=result.log_evidence if proper else None,
+            ess=(result.ess if alive else 0.0) if proper else None,
+        )
+
+
+def decoder_elsewhere(
+    settings: Settings, task: Task, pair: Pair | None, entry: Callable[[torch.device, torch.dtype], Pair] | None
+) -> Decoder:
+    """A decoder in another process, where what this process registered is not known.
+
+    Args:
+        pair: models; None loads the task's there, rather than to send weights.
+        entry: of `models.pairs.PAIRS` for the task's pair.
+    """
+    if entry is not None:
+        PAIRS.setdefault(task.pair, entry)
+    return Decoder(settings, task, pair)
+
+
+def answer_seed(seed: int, problem: int) -> int:
+    """Seed of the draw that picks a problem's answer among the weighted particles."""
+    return int.from_bytes(hashlib.blake2b(f"answer|{seed}|{problem}".encode(), digest_size=8).digest(), "little")
+
+
+def encode_prompts(pair: Pair, task: Task, items: Sequence[Item]) -> list[tuple[int, ...]]:
+    """Ids of the items' prompts.
+
+    Raises:
+        ValueError: a prompt with its continuation passes what the pair was built for.
+    """
+    every = []
+    for item in items:
+        ids = tuple(pair.encode(item.prompt).tolist())
+        if pair.max_length is not None and len(ids) + task.max_new_tokens + task.window > pair.max_length:
+            raise ValueError(
+                f"task = {task.name!r}: a prompt of {len(ids)} tokens with max_new_tokens = {task.max_new_tokens} "
+                f"passes the {pair.max_length} tokens of the pair {pair.name!r}; shorten the limit"
+            )
+        every.append(ids)
+    return every
