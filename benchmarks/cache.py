@@ -1,0 +1,201 @@
+"""Cache: the AR session with a cache against one that recomputes, and packed lanes against copies of the cache.
+
+    python -m benchmarks.cache [--prompts 32,128,512] [--lanes 1,4,8] [--tokens 96] [--repetitions 5] [--quick]
+        [--threads N] [--seed 0] [--out runs] [--markdown]
+
+On the embedded pair, three sessions of the same AR model: *recomputed* (every score is a forward over prefix and
+draft), *copied* (a cache, repeated for the K lanes of a particle) and *packed* (a cache, the K lanes side by side in
+one row). Measured are a whole run (one particle with K lanes, the end of sequence banned, so that all three do the same
+work) and a single score of K drafts of 32 tokens behind a prefix that is already encoded. The three must commit the
+same tokens; the table counts the runs in which they did (round-off can part them).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Advance, Spread, interleaved, progress, ratios, timed
+from benchmarks.report import Report, Sheet, execute, several
+from models.huggingface import HuggingFaceCausalLM
+from models.pairs import Pair, load_pair
+from models.protocols import CausalLM
+from smc_bridge.commands.base import whole
+from smc_bridge.distributions.proposal import DLMProposal
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.tasks import TASKS
+
+WINDOW, LOOKAHEAD = 32, 64
+#: Scores of one repetition.
+CALLS = 5
+
+
+def sessions(pair: Pair) -> dict[str, CausalLM]:
+    """The pair's AR model with each kind of session."""
+    known: dict[str, Any] = {
+        "eos_id": pair.ar.eos_id, "banned_ids": pair.ar.banned_ids, "vocab_size": pair.ar.vocab_size,
+    }
+    network: Any = pair.ar
+    return {
+        "recomputed": HuggingFaceCausalLM(network.model, cache=False, **known),
+        "copied": HuggingFaceCausalLM(network.model, cache=True, lanes="copied", **known),
+        "packed": HuggingFaceCausalLM(network.model, cache=True, lanes="packed", **known),
+    }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One prompt length and number of lanes: seconds of each kind of session by round."""
+
+    prompt: int
+    lanes: int
+    run: dict[str, list[float]]
+    call: dict[str, list[float]]
+    same: bool
+
+    def gains(self, seconds: dict[str, list[float]]) -> tuple[Spread, Spread]:
+        """Recomputed over packed, and copied over packed."""
+        return ratios(seconds["recomputed"], seconds["packed"]), ratios(seconds["copied"], seconds["packed"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        out: dict[str, Any] = {"prompt": self.prompt, "lanes": self.lanes, "same_tokens": self.same}
+        for what, seconds in (("run", self.run), ("call", self.call)):
+            recomputed, copied = self.gains(seconds)
+            out[what] = {
+                "seconds": {name: Spread.of(times).to_dict() for name, times in seconds.items()},
+                "recomputed_over_packed": recomputed.to_dict(), "copied_over_packed": copied.to_dict(),
+            }
+        return out
+
+
+def whole_run(pair: Pair, ar: CausalLM, prompt: list[int], *, lanes: int, tokens: int, seed: int) -> (
+    Callable[[], tuple[float, list[list[int]]]]
+):
+    """A function that decodes `tokens` tokens and gives its seconds and what it committed."""
+    banned = [] if ar.eos_id is None else [ar.eos_id]
+    sampler = Sampler(
+        DLMProposal(pair.dlm, lookahead=LOOKAHEAD, banned_ids=banned), ARTarget(ar, banned_ids=banned), lanes=lanes,
+        window=WINDOW,
+    )
+
+    def run() -> tuple[float, list[list[int]]]:
+        seconds, results = timed(lambda: sampler.run([prompt], seed=seed, max_new_tokens=tokens))
+        return seconds, results[0].sequences
+
+    return run
+
+
+def score_call(ar: CausalLM, prompt: list[int], drafts: torch.Tensor) -> Callable[[], float]:
+    """A function that gives the seconds of one score behind an encoded prefix."""
+    session = ar.session(torch.tensor([prompt], device=ar.device), torch.tensor([len(prompt)], device=ar.device))
+    rows = torch.zeros(drafts.shape[0], dtype=torch.long, device=ar.device)
+
+    @torch.inference_mode()
+    def call() -> float:
+        session.score(rows, drafts)
+        return timed(lambda: [session.score(rows, drafts) for _ in range(CALLS)])[0] / CALLS
+
+    return call
+
+
+def measure_cell(
+    pair: Pair, models: dict[str, CausalLM], text: Sequence[int], *, prompt: int, lanes: int,
+    options: argparse.Namespace, advance: Advance,
+) -> Cell:
+    """Both measurements at one prompt length and number of lanes."""
+    ids = [text[i % len(text)] for i in range(prompt)]
+    drafts = torch.tensor([text[k : k + WINDOW] for k in range(lanes)], device=pair.ar.device)
+    warmup = 0 if options.quick else 1
+    runs = interleaved(
+        {name: whole_run(pair, ar, ids, lanes=lanes, tokens=options.tokens, seed=options.seed)
+         for name, ar in models.items()}, options.repetitions, warmup=warmup, advance=advance,
+    )
+    calls = interleaved(
+        {name: score_call(ar, ids, drafts) for name, ar in models.items()}, options.repetitions, warmup=warmup,
+        advance=advance,
+    )
+    committed = [sequences for measured in runs.values() for _, sequences in measured]
+    return Cell(
+        prompt, lanes, {name: [seconds for seconds, _ in measured] for name, measured in runs.items()}, calls,
+        all(sequences == committed[0] for sequences in committed),
+    )
+
+
+def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add the arguments."""
+    parser.add_argument("--prompts", type=several(whole(1)), default="32" if quick else "32,128,512", metavar="S,S,..",
+                        help="prompt lengths, tokens")
+    parser.add_argument("--lanes", type=several(whole(1)), default="2" if quick else "1,4,8", metavar="K,K,..",
+                        help="lanes K")
+    parser.add_argument("--tokens", type=whole(1), default=8 if quick else 96, help="of a run")
+    parser.add_argument("--repetitions", type=whole(1), default=1 if quick else 5, help="of every measurement")
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Every prompt length with every number of lanes."""
+    task = TASKS["arithmetic"]
+    pair = load_pair(task.pair)
+    models = sessions(pair)
+    text = [token for item in task.problems(16) for token in pair.encode(item.prompt).tolist()]
+    sizes = [(prompt, lanes) for prompt in options.prompts for lanes in options.lanes]
+    with progress("cache", len(sizes) * options.repetitions * 2 * len(models)) as advance:
+        cells = [
+            measure_cell(pair, models, text, prompt=prompt, lanes=lanes, options=options, advance=advance)
+            for prompt, lanes in sizes
+        ]
+    return Report(
+        [_sheet(cells, "run", f"A whole run of {options.tokens} tokens"),
+         _sheet(cells, "call", f"One score of K drafts of {WINDOW} tokens")],
+        {"cells": [cell.to_dict() for cell in cells]}, lambda figure: _draw(figure, cells), size=(9.6, 4.2),
+    )
+
+
+def _sheet(cells: Sequence[Cell], what: str, title: str) -> Sheet:
+    rows = []
+    for cell in cells:
+        seconds = cell.run if what == "run" else cell.call
+        recomputed, copied = cell.gains(seconds)
+        rows.append((
+            f"{cell.prompt}, {cell.lanes}", *(Spread.of(times).times(1000).text() for times in seconds.values()),
+            recomputed.text(".2f"), copied.text(".2f"),
+            *((("yes" if cell.same else "no"),) if what == "run" else ()),
+        ))
+    columns = (
+        "prompt, K", "recomputed, ms", "copied, ms", "packed, ms", "recomputed / packed", "copied / packed",
+        *(("same tokens",) if what == "run" else ()),
+    )
+    return Sheet(title, columns, rows)
+
+
+def _draw(figure: Any, cells: Sequence[Cell]) -> None:
+    axes = figure.subplots(1, 2, sharey=True)
+    place = np.arange(len(cells))
+    for ax, what in zip(axes, ("run", "call"), strict=True):
+        for shift, name, index in ((-0.2, "recomputed / packed", 0), (0.2, "copied / packed", 1)):
+            gains = [cell.gains(cell.run if what == "run" else cell.call)[index] for cell in cells]
+            ax.bar(
+                place + shift, [g.median for g in gains], 0.4, yerr=np.transpose([g.bars for g in gains]), label=name,
+                error_kw={"lw": 0.8},
+            )
+        ax.axhline(1.0, color="0.4", lw=0.8)
+        ax.set_xticks(place, [f"{cell.prompt}\nK = {cell.lanes}" for cell in cells], fontsize="small")
+        ax.set_xlabel("prompt, tokens; lanes")
+        ax.set_title("whole run" if what == "run" else "one score")
+    axes[0].set_ylabel("ratio of times")
+    axes[0].legend()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line (module docstring)."""
+    execute("cache", __doc__, configure, measure, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What every benchmark shares: the machine it ran on, interleaved repetitions, and a figure with its spread.
+
+A machine is never as quiet as one would like, and its speed drifts. So nothing here is compared across runs: all cases
+of a comparison run in turn within each round, in an order that rotates, and a ratio is taken within a round. What is
+reported is the median over rounds with the least and the greatest.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+T = TypeVar("T")
+
+#: Told that one unit of work is done.
+Advance = Callable[[], None]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    found = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return found or platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a benchmark ran.
+
+    Attributes:
+        cpu: its name.
+        cores: that the process may use.
+        threads: of torch.
+        device: where the models ran: `cpu`, or the accelerator's name.
+        torch, python: versions.
+        load: mean number of runnable processes over the minute before the start; None where the system does not say.
+    """
+
+    cpu: str
+    cores: int
+    threads: int
+    device: str
+    torch: str
+    python: str
+    load: float | None
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This machine, now."""
+        return cls(
+            cpu=cpu_name(), cores=cores(), threads=torch.get_num_threads(),
+            device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", torch=torch.__version__,
+            python=platform.python_version(),
+            load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        )
+
+    def __str__(self) -> str:
+        device = "" if self.device == "cpu" else f"{self.device}, "
+        load = "" if self.load is None else f", load {self.load:g} at the start"
+        return (
+            f"{device}{self.cpu}, {self.cores} cores, torch {self.torch} with {self.threads} threads, "
+            f"Python {self.python}{load}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repetitions of one figure: median, least and greatest of `count`."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Sum up at least one value.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not values:
+            raise ValueError("values is empty: repeat the measurement at least once")
+        return cls(statistics.median(values), min(values), max(values), len(values))
+
+    def times(self, factor: float) -> Spread:
+        """The same in another unit."""
+        return Spread(self.median * factor, self.low * factor, self.high * factor, self.count)
+
+    @property
+    def bars(self) -> tuple[float, float]:
+        """Lengths of an error bar below and above the median."""
+        return self.median - self.low, self.high - self.median
+
+    def text(self, form: str = ".3g") -> str:
+        """`median [least, greatest]`, or the only value."""
+        middle = format(self.median, form)
+        return middle if self.count == 1 else f"{middle} [{self.low:{form}}, {self.high:{form}}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Ratio within each round, `above[i] / below[i]`."""
+    return Spread.of([a / b for a, b in zip(above, below, strict=True)])
+
+
+def clock() -> float:
+    """Seconds; what an accelerator was given to do is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds that `work` takes, and what it returns."""
+    began = clock()
+    value = work()
+    return clock() - began, value
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], T]], rounds: int, *, warmup: int = 1, advance: Advance = lambda: None
+) -> dict[str, list[T]]:
+    """Run every case once in each round; each round starts with another case.
+
+    Args:
+        cases: by name; what a case returns is its measurement.
+        rounds: how often each is measured.
+        warmup: runs of each case beforehand whose measurements are thrown away.
+    Returns:
+        measurements of each case, by round.
+    """
+    names = list(cases)
+    for _ in range(warmup):
+        for name in names:
+            cases[name]()
+    found: dict[str, list[T]] = {name: [] for name in names}
+    for i in range(rounds):
+        turn = i % len(names)
+        for name in names[turn:] + names[:turn]:
+            found[name].append(cases[name]())
+            advance()
+    return found
+
+
+@contextmanager
+def progress(name: str, total: int) -> Iterator[Advance]:
+    """A bar on standard error while a benchmark runs; nothing where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    shown = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda: bar.advance(task)

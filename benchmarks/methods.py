@@ -1,0 +1,121 @@
+"""The decoders whose speed is compared, each as a function from prompts and a batch size to results.
+
+`batch` prompts are in work at a time, one batch after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from models.pairs import Pair
+from smc_bridge import presets
+from smc_bridge.decoders import ar_sampling, diffusion
+from smc_bridge.distributions.proposal import DLMProposal
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.result import Result
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.tasks import Task
+
+#: Results of prompts (token ids), `batch` of them in work at a time.
+Decode = Callable[[Sequence[Sequence[int]], int], list[Result]]
+
+METHODS = (
+    "generate", "ar", "dlm-1", "dlm-2", "dlm-8", "speculative", "released", "paper", "smc-1", "smc-4", "smc-8",
+    "tree-32", "tree-128",
+)
+KNOWN = "generate, ar, dlm-<tokens per forward>, speculative, released, paper, smc-<particles>, tree-<nodes>"
+_FORM = re.compile(r"generate|ar|speculative|released|paper|(?:dlm|smc|tree)-[1-9]\d*")
+
+
+def known(name: str) -> str:
+    """Argument type: the name of a method."""
+    if not _FORM.fullmatch(name):
+        raise argparse.ArgumentTypeError(f"= {name!r}: choose from {KNOWN}")
+    return name
+
+
+def decoder(
+    name: str, pair: Pair, task: Task, *, temperature: float, seed: int, max_new_tokens: int | None = None
+) -> Decode:
+    """The decoder of that name, with the limits that suit the task; all draw at the same target temperature."""
+    limit = max_new_tokens or task.max_new_tokens
+    if name == "generate":
+        return in_batches(lambda prompts: generate(
+            pair, prompts, temperature=temperature, seed=seed, max_new_tokens=limit,
+        ))
+    if name == "ar":
+        target = ARTarget(pair.ar, temperature=temperature)
+        return in_batches(lambda prompts: ar_sampling(
+            target, prompts, seed=seed, max_new_tokens=limit, detokenize=pair.decode, name=name,
+        ))
+    kind, _, number = name.partition("-")
+    if kind == "dlm":
+        proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=task.window)
+        return in_batches(lambda prompts: diffusion(
+            proposal, prompts, tokens_per_forward=int(number), window=task.window, seed=seed, max_new_tokens=limit,
+            detokenize=pair.decode, name=name,
+        ))
+    program = sampler(name, pair, task, temperature=temperature)
+    return in_batches(lambda prompts: program.run(prompts, seed=seed, max_new_tokens=limit))
+
+
+def sampler(name: str, pair: Pair, task: Task, *, temperature: float) -> Sampler:
+    """The preset of a name such as `paper`, `smc-4` or `tree-32`."""
+    options: dict[str, Any] = {
+        "temperature": temperature, "lookahead": task.lookahead, "window": task.window, "name": name,
+    }
+    kind, _, number = name.partition("-")
+    if kind == "smc":
+        return presets.smc(pair, int(number), **options)
+    if kind == "tree":
+        return presets.tree_walk(pair, nodes=int(number), **options)
+    preset: Callable[..., Sampler] = {
+        "speculative": presets.speculative, "released": presets.released, "paper": presets.paper,
+    }[kind]
+    return preset(pair, **options)
+
+
+def in_batches(decode: Callable[[Sequence[Sequence[int]]], list[Result]]) -> Decode:
+    """One batch after the other."""
+
+    def run(prompts: Sequence[Sequence[int]], batch: int) -> list[Result]:
+        return [
+            result for start in range(0, len(prompts), batch) for result in decode(prompts[start : start + batch])
+        ]
+
+    return run
+
+
+@torch.inference_mode()
+def generate(
+    pair: Pair, prompts: Sequence[Sequence[int]], *, temperature: float, seed: int, max_new_tokens: int
+) -> list[Result]:
+    """Samples of the AR model by transformers' own `generate`, with its cache and the prompts padded on the left."""
+    model: Any = getattr(pair.ar, "model", None)
+    if model is None:
+        raise ValueError(f"--methods = generate: the AR model of the pair {pair.name!r} is no transformers model")
+    width, device = max(map(len, prompts)), pair.ar.device
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
+    real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed + 1000 * sum(map(sum, prompts)))
+        out = model.generate(
+            input_ids=ids, attention_mask=real, do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
+            max_new_tokens=max_new_tokens, eos_token_id=pair.ar.eos_id, pad_token_id=0,
+            suppress_tokens=list(pair.ar.banned_ids) or None,
+        )
+    sequences = [_cut(row, pair.ar.eos_id) for row in out[:, width:].tolist()]
+    return [
+        Result(prompt=list(prompt), sequences=[s], log_weights=[0.0], texts=[pair.decode(s)], method="generate")
+        for prompt, s in zip(prompts, sequences, strict=True)
+    ]
+
+
+def _cut(tokens: list[int], eos_id: int | None) -> list[int]:
+    """Everything up to the end of sequence, which `generate` pads behind."""
+    return tokens[: tokens.index(eos_id) + 1] if eos_id is not None and eos_id in tokens else tokens

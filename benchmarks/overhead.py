@@ -1,0 +1,157 @@
+"""Overhead: what the sampler adds to the time of its models' own forwards, and to the memory of their logits.
+
+    python -m benchmarks.overhead [--prompts 1,16] [--repetitions 5] [--alphabet 151936] [--lanes 4] [--window 32]
+        [--temperature 0.2] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
+
+Two measurements. On the embedded pair: the wall time of a whole run over that of its recorded model calls, made again
+on fresh sessions without the sampler, and over the networks alone. On a mock pair whose logits are precomputed, over an
+alphabet of 151,936: a step's own arithmetic against the textbook's form (full softmax of q, p, pi and residual at all
+positions), and the peak of the memory that it takes beyond the models' logits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import progress
+from benchmarks.overhead_arithmetic import Arithmetic, arithmetic
+from benchmarks.overhead_forwards import Overhead, cases, overhead
+from benchmarks.report import Report, Sheet, Verdict, execute, several
+from models.pairs import load_pair
+from smc_bridge.commands.base import positive, whole
+from smc_bridge.tasks import TASKS
+
+#: A run over its session calls on the embedded pair; a step over the textbook's; memory in [K, V, A] float32 tensors.
+WANTED_OVERHEAD, WANTED_SHARE, WANTED_MEMORY = 1.15, 1 / 3, 1.5
+#: Programs on the mock pair: one temperature for all lanes, and one for each.
+PROGRAMS = ("smc", "paper")
+
+
+def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add the arguments."""
+    parser.add_argument("--prompts", type=several(whole(1)), default="1" if quick else "1,16", metavar="P,P,..",
+                        help="prompts P")
+    parser.add_argument("--repetitions", type=whole(1), default=1 if quick else 5, help="of every measurement")
+    parser.add_argument("--alphabet", type=whole(2), default=500 if quick else 151_936, help="A of the mock pair")
+    parser.add_argument("--lanes", type=whole(1), default=4, help="K of the mock pair")
+    parser.add_argument("--window", type=whole(1), default=32, help="V of the mock pair")
+    parser.add_argument("--temperature", type=positive, default=0.2, help="of the embedded pair's target")
+    parser.add_argument("--tokens", type=whole(1), default=8 if quick else 128, help="length limit of a run")
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Both measurements."""
+    task = TASKS["arithmetic"]
+    pair = load_pair(task.pair)
+    texts = [item.prompt for item in task.problems(max(options.prompts))]
+    programs = cases(task, temperature=options.temperature, prompts=options.prompts)
+    with progress("overhead", options.repetitions * (3 * len(programs) + 2 * len(PROGRAMS))) as advance:
+        runs = [
+            overhead(
+                case, pair, texts, rounds=options.repetitions, max_new_tokens=options.tokens, seed=options.seed,
+                advance=advance,
+            )
+            for case in programs
+        ]
+        steps = [
+            arithmetic(
+                name, lanes=options.lanes, window=options.window, alphabet=options.alphabet,
+                rounds=options.repetitions, seed=options.seed, advance=advance,
+            )
+            for name in PROGRAMS
+        ]
+    data = {"forwards": [run.to_dict() for run in runs], "arithmetic": [step.to_dict() for step in steps]}
+    return Report(
+        [_forwards_sheet(runs, options), _arithmetic_sheet(steps)], data, lambda figure: _draw(figure, runs, steps),
+        size=(9.6, 1.6 + 0.5 * len(runs)), verdicts=verdicts(runs, steps),
+    )
+
+
+def verdicts(runs: Sequence[Overhead], steps: Sequence[Arithmetic]) -> list[Verdict]:
+    """The figures that the project wants to reach."""
+    out = [
+        Verdict(f"{run.case.name}, P = {run.case.prompts}, run over {what}", ratio.median, WANTED_OVERHEAD, least=False)
+        for run in runs if run.case.name.endswith("K = 4")
+        for what, ratio in (("its session calls", run.over_calls), ("the networks alone", run.over_networks))
+    ]
+    for step in steps:
+        size = f"{step.name}, A = {step.alphabet:,}, K = {step.lanes}, V = {step.window}"
+        out.append(Verdict(f"{size}, time over the textbook's", step.share.median, WANTED_SHARE, least=False))
+        out.append(Verdict(f"{size}, extra memory in [K, V, A] tensors", step.memory, WANTED_MEMORY, least=False))
+    return out
+
+
+def _forwards_sheet(runs: Sequence[Overhead], options: argparse.Namespace) -> Sheet:
+    rows = [
+        (run.case.name, str(run.case.prompts), run.wall.text(), run.calls.text(), run.networks.text(),
+         run.over_calls.text(), run.over_networks.text())
+        for run in runs
+    ]
+    columns = (
+        "program", "P", "run, s", "its session calls, s", "networks alone, s", "run / calls", "run / networks"
+    )
+    title = f"Embedded pair, at most {options.tokens} tokens, target temperature {options.temperature:g}"
+    return Sheet(title, columns, rows)
+
+
+def _arithmetic_sheet(steps: Sequence[Arithmetic]) -> Sheet:
+    rows = [
+        (step.name, step.seconds.text(), step.textbook_seconds.text(), step.share.text(), f"{step.memory:.2f}",
+         f"{step.textbook_memory:.2f}", f"{step.equal_lanes} of {step.lanes}")
+        for step in steps
+    ]
+    columns = (
+        "program", "step, s", "textbook, s", "step / textbook", "extra memory", "textbook's", "equal blocks"
+    )
+    first = steps[0]
+    return Sheet(
+        f"Mock pair, A = {first.alphabet:,}, K = {first.lanes}, V = {first.window}, one particle", columns, rows,
+        note="smc: one temperature for all lanes; paper: one for each. Extra memory: peak of all that the step "
+        "allocates beyond the models' logits, temporary buffers of operations included, in [K, V, A] float32 tensors. "
+        "Equal blocks: lanes that commit the same tokens in both forms.",
+    )
+
+
+def _draw(figure: Any, runs: Sequence[Overhead], steps: Sequence[Arithmetic]) -> None:
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    labels = [f"{run.case.name}, P = {run.case.prompts}" for run in runs]
+    place = np.arange(len(runs))
+    parts = (
+        ("networks", [run.networks.median for run in runs]),
+        ("sessions", [run.calls.median - run.networks.median for run in runs]),
+        ("sampler", [run.wall.median - run.calls.median for run in runs]),
+    )
+    whole = np.array([run.wall.median for run in runs])
+    start = np.zeros(len(runs))
+    for name, seconds in parts:
+        share = np.maximum(seconds, 0.0) / whole
+        left.barh(place, share, 0.7, left=start, label=name)
+        start = start + share
+    left.set_yticks(place, labels)
+    left.invert_yaxis()
+    left.set_xlabel("share of the run's wall time")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3, frameon=False)
+    each = np.arange(len(steps))
+    for shift, name, ours, book in (
+        (-0.2, "time", [s.share.median for s in steps], [1.0] * len(steps)),
+        (0.2, "memory", [s.memory / s.textbook_memory for s in steps], [1.0] * len(steps)),
+    ):
+        right.bar(each + shift, ours, 0.35, label=f"{name} over the textbook's")
+        right.plot([-0.5, len(steps) - 0.5], [book[0]] * 2, color="0.5", lw=0.8)
+    right.set_xticks(each, [s.name for s in steps])
+    right.set_ylabel("step over the textbook's form")
+    right.set_ylim(0, 1.35)
+    right.legend(loc="upper center", frameon=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line (module docstring)."""
+    execute("overhead", __doc__, configure, measure, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What a step's own arithmetic takes with a large alphabet, against the textbook's form (`benchmarks.textbook`).
+
+The models are mocks with precomputed logits, one particle with K lanes. Both forms get the same logits and the same
+uniforms. Memory is what is allocated beyond the models' logits, at its peak, in units of a `[K, V, A]` float32 tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
+from benchmarks.memory import peak_bytes
+from benchmarks.mock import MockPair
+from benchmarks.textbook import Step, Uniforms, textbook_step
+from smc_bridge import presets
+from smc_bridge.randomness import prompt_generator
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.state import SMCState
+
+PROMPT = [0, 1, 2]
+TEMPERATURE, W = 1.0, 0.3
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """One program on the mock pair, and the same step as the textbook has it.
+
+    Attributes:
+        seconds, textbook_seconds: of a step.
+        share: of the textbook's time, within each round.
+        memory, textbook_memory: peak beyond the models' logits, in `[K, V, A]` float32 tensors.
+        equal_lanes: lanes, of `lanes`, that committed the same block in both forms.
+    """
+
+    name: str
+    lanes: int
+    window: int
+    alphabet: int
+    seconds: Spread
+    textbook_seconds: Spread
+    share: Spread
+    memory: float
+    textbook_memory: float
+    equal_lanes: int
+    block_lengths: list[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            key: value.to_dict() if isinstance(value, Spread) else value for key, value in vars(self).items()
+        }
+
+
+class MockStep:
+    """The first step of a program on a mock pair, in both forms."""
+
+    def __init__(self, name: str, *, lanes: int, window: int, alphabet: int, seed: int, dtype: torch.dtype) -> None:
+        self.name, self.lanes, self.window, self.seed = name, lanes, window, seed
+        self.pair = MockPair.make(alphabet=alphabet, lanes=lanes, window=window, seed=seed, dtype=dtype)
+        options: dict[str, Any] = {"temperature": TEMPERATURE, "lookahead": window, "window": window, "w": W}
+        mixed = name == "paper"
+        self.sampler: Sampler = (
+            presets.paper(self.pair, lanes=lanes, **options) if mixed
+            else presets.smc(self.pair, 1, lanes=lanes, **options)
+        )
+        own = presets.lane_temperatures(lanes) if mixed else [TEMPERATURE]
+        self.lane_temperatures = torch.tensor(own, dtype=dtype)
+        self.exponent = (1 - W) * TEMPERATURE / self.lane_temperatures
+
+    def start(self) -> tuple[SMCState, Tensor]:
+        """A state before its first step, with fresh copies of the logits; and its one prompt's number."""
+        self.pair.prepare()
+        state = self.sampler.start([PROMPT], seed=self.seed, max_new_tokens=4 * self.window)
+        return state, state.active()
+
+    @torch.inference_mode()
+    def ours(self, state: SMCState, active: Tensor, *, keep: bool = False) -> None:
+        """The sampler's step."""
+        self.sampler.step(state, active, keep_drafts=keep)
+
+    def textbook(self) -> Step:
+        """The textbook's step on the prepared logits, with the uniforms of the sampler."""
+        uniforms = Uniforms.draw(prompt_generator(self.seed, PROMPT), self.lanes, self.window)
+        return textbook_step(
+            self.pair.dlm.take(1, self.window)[0], lambda draft: self.pair.ar.take(*draft.shape), uniforms,
+            lane_temperatures=self.lane_temperatures, temperature=TEMPERATURE, w=W, target_exponent=self.exponent,
+        )
+
+    def blocks(self) -> tuple[list[list[int]], list[list[int]]]:
+        """What every lane commits: in the sampler's step, and in the textbook's."""
+        state, active = self.start()
+        self.ours(state, active, keep=True)
+        kept = state.records[0][0].blocks
+        assert kept is not None
+        self.pair.prepare()
+        book = self.textbook()
+        return kept[0], [
+            row[:length] for row, length in zip(book.block.tolist(), book.length.tolist(), strict=True)
+        ]
+
+
+def arithmetic(
+    name: str, *, lanes: int, window: int, alphabet: int, rounds: int, seed: int, advance: Advance
+) -> Arithmetic:
+    """Time and memory of one program ("paper": every lane has its own temperature; "smc": one for all)."""
+    mock = MockStep(name, lanes=lanes, window=window, alphabet=alphabet, seed=seed, dtype=torch.float32)
+
+    def ours() -> float:
+        state, active = mock.start()
+        return timed(lambda: mock.ours(state, active))[0]
+
+    def textbook() -> float:
+        mock.pair.prepare()
+        return timed(mock.textbook)[0]
+
+    found = interleaved({"ours": ours, "textbook": textbook}, rounds, advance=advance)
+    memory = peak_bytes(lambda begun: mock.ours(*begun), prepare=mock.start)
+    book_memory = peak_bytes(lambda _: mock.textbook(), prepare=mock.pair.prepare)
+    unit = 4 * lanes * window * alphabet
+    committed, expected = mock.blocks()
+    return Arithmetic(
+        name, lanes, window, alphabet, Spread.of(found["ours"]), Spread.of(found["textbook"]),
+        ratios(found["ours"], found["textbook"]), memory / unit, book_memory / unit,
+        sum(a == b for a, b in zip(committed, expected, strict=True)), _lengths(committed),
+    )
+
+
+def _lengths(blocks: Sequence[Sequence[int]]) -> list[int]:
+    return [len(block) for block in blocks]

@@ -1,0 +1,95 @@
+"""What the sampler adds to its models: the wall time of a run over that of its model calls made again without it.
+
+A run is recorded once. Then, in turn: the run itself, a replay of its calls on fresh sessions (`benchmarks.replay`),
+and a replay in which the networks proper are timed: what the sessions do around them (padding, masks, caches) is the
+difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
+from benchmarks.methods import sampler
+from benchmarks.replay import Tape, networks_timed, observe, replay
+from models.pairs import Pair
+from smc_bridge import presets
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.tasks import Task
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program on a batch of P prompts; `build` makes it from a pair."""
+
+    name: str
+    prompts: int
+    build: Callable[[Pair], Sampler]
+
+
+def cases(task: Task, *, temperature: float, prompts: Sequence[int]) -> list[Case]:
+    """Four particles with four lanes each, and the leanest programs, at every batch size."""
+    options: dict[str, Any] = {"temperature": temperature, "lookahead": task.lookahead, "window": task.window}
+    programs: dict[str, Callable[[Pair], Sampler]] = {
+        "smc, N = 4, K = 4": lambda pair: presets.smc(pair, 4, lanes=4, **options),
+        "paper": lambda pair: sampler("paper", pair, task, temperature=temperature),
+        "smc-4": lambda pair: sampler("smc-4", pair, task, temperature=temperature),
+        "tree-32": lambda pair: sampler("tree-32", pair, task, temperature=temperature),
+    }
+    return [Case(name, count, build) for count in prompts for name, build in programs.items()]
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Seconds of the run, of its session calls, and of the networks alone; and the run's over either, by round."""
+
+    case: Case
+    wall: Spread
+    calls: Spread
+    networks: Spread
+    over_calls: Spread
+    over_networks: Spread
+    forwards: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "program": self.case.name, "prompts": self.case.prompts, "run_seconds": self.wall.to_dict(),
+            "session_call_seconds": self.calls.to_dict(), "network_seconds": self.networks.to_dict(),
+            "over_session_calls": self.over_calls.to_dict(), "over_networks": self.over_networks.to_dict(),
+            "forwards": self.forwards,
+        }
+
+
+def overhead(
+    case: Case, pair: Pair, texts: Sequence[str], *, rounds: int, max_new_tokens: int, seed: int, advance: Advance
+) -> Overhead:
+    """Measure one case on its first prompts."""
+    prompts = [pair.encode(text).tolist() for text in texts[: case.prompts]]
+    program, tape = case.build(pair), Tape()
+    case.build(observe(pair, tape)).run(prompts, seed=seed, max_new_tokens=max_new_tokens)
+
+    def run() -> tuple[float, float]:
+        seconds, _ = timed(lambda: program.run(prompts, seed=seed, max_new_tokens=max_new_tokens))
+        return seconds, 0.0
+
+    def again() -> tuple[float, float]:
+        seconds, _ = timed(lambda: replay(pair, tape))
+        return seconds, 0.0
+
+    def watched() -> tuple[float, float]:
+        with networks_timed(pair) as watch:
+            seconds, _ = timed(lambda: replay(pair, tape))
+        return seconds, watch.seconds
+
+    found = interleaved(
+        {"run": run, "calls": again, "networks": watched}, rounds, warmup=int(rounds > 1), advance=advance
+    )
+    wall, calls = [seconds for seconds, _ in found["run"]], [seconds for seconds, _ in found["calls"]]
+    networks = [inside for _, inside in found["networks"]]
+    return Overhead(
+        case, Spread.of(wall), Spread.of(calls), Spread.of(networks), ratios(wall, calls), ratios(wall, networks),
+        tape.forwards("dlm") + tape.forwards("ar"),
+    )

@@ -1,0 +1,195 @@
+"""What a benchmark hands over: tables on the terminal, and JSON and PNG in a folder.
+
+`execute` makes a command of a benchmark: it reads the options that all of them share, measures, and publishes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich import box
+from rich.table import Table
+
+from benchmarks.harness import Machine, cores
+from smc_bridge.commands.base import LineParser, check_writable, console, whole
+from smc_bridge.result import write_text
+
+#: Adds a benchmark's own arguments; the second argument says whether defaults are to be those of `--quick`.
+Configure = Callable[[argparse.ArgumentParser, bool], None]
+
+
+T = TypeVar("T")
+
+
+def several(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """Argument type: values with commas between them; each counts once."""
+
+    def parse_all(text: str) -> tuple[T, ...]:
+        return tuple(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
+
+    return parse_all
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table whose cells are texts; the first column names the rows."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def rich(self) -> Table:
+        """For a terminal."""
+        table = Table(
+            title=self.title, title_justify="left", caption=self.note or None, caption_justify="left",
+            box=box.SIMPLE_HEAD,
+        )
+        for i, name in enumerate(self.columns):
+            table.add_column(name, justify="right" if i else "left", no_wrap=not i)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """For a README."""
+        marks = ["---"] + ["---:"] * (len(self.columns) - 1)
+        lines = ["| " + " | ".join(row) + " |" for row in (self.columns, marks, *self.rows)]
+        return "\n".join([f"**{self.title}**", "", *lines, *(["", self.note] if self.note else [])])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A wanted figure beside the one seen; `least` says whether the wanted one is a lower bound."""
+
+    claim: str
+    seen: float
+    wanted: float
+    least: bool = True
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is reached; one that is not a number is not."""
+        return self.seen >= self.wanted if self.least else self.seen <= self.wanted
+
+    def __str__(self) -> str:
+        bound = "at least" if self.least else "at most"
+        return f"{'met   ' if self.met else 'missed'}  {self.claim}: {self.seen:.3g}, wanted {bound} {self.wanted:g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "claim": self.claim, "seen": self.seen if self.seen == self.seen else None, "wanted": self.wanted,
+            "bound": "least" if self.least else "most", "met": self.met,
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a benchmark found.
+
+    Attributes:
+        sheets: its tables.
+        data: every figure, as plain data for JSON.
+        draw: draws the figures on an empty `matplotlib.figure.Figure`.
+        size: of the picture, inches.
+        verdicts: wanted figures beside those seen.
+    """
+
+    sheets: Sequence[Sheet]
+    data: dict[str, Any]
+    draw: Callable[[Any], None]
+    size: tuple[float, float] = (7.2, 4.2)
+    verdicts: Sequence[Verdict] = field(default_factory=list)
+
+
+def execute(
+    name: str, doc: str | None, configure: Configure, measure: Callable[[argparse.Namespace], Report],
+    arguments: Sequence[str] | None,
+) -> None:
+    """Run a benchmark as a command: options, measurement, tables, `NAME.json` and `NAME.png`.
+
+    Raises:
+        SystemExit: with code 2 and one line, if an argument cannot be used.
+    """
+    prog = f"python -m benchmarks.{name}"
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = LineParser(prog=prog, description=(doc or "").split("\n")[0])
+    configure(parser, "--quick" in given)
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="of the files (default: runs)")
+    parser.add_argument("--quick", action="store_true", help="sizes of a smoke test: seconds, figures of no use")
+    parser.add_argument("--threads", type=whole(1), default=cores(), help="of torch (default: every core)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
+    parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    try:
+        options = parser.parse_args(given)
+        files = _files(options.out, name)
+        figure = _figure()
+        before = torch.get_num_threads()
+        torch.set_num_threads(options.threads)
+        try:
+            machine = Machine.here()
+            report = measure(options)
+        finally:
+            torch.set_num_threads(before)
+        _publish(name, options, machine, report, figure, *files)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    """The two files of a benchmark, in a folder that is made and can be written to, before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out = {folder}: cannot be made ({error.strerror}); give another folder") from error
+    files = [folder / f"{name}.{ending}" for ending in ("json", "png")]
+    for file in files:
+        check_writable(file, "--out")
+    return files
+
+
+def _figure() -> Any:
+    """An empty figure; it is made before anything is measured, so that hours are not lost for want of a package."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'smc-bridge[dev]', or pip install matplotlib") from error
+    return Figure(layout="constrained")
+
+
+def _publish(
+    name: str, options: argparse.Namespace, machine: Machine, report: Report, figure: Any, json_file: Path, png: Path
+) -> None:
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    data = {
+        "benchmark": name, "machine": machine.to_dict(), "settings": settings,
+        "verdicts": [verdict.to_dict() for verdict in report.verdicts], **report.data,
+    }
+    write_text(json_file, json.dumps(data, indent=1, allow_nan=False))
+    figure.set_size_inches(*report.size)
+    report.draw(figure)
+    figure.savefig(png, dpi=150)
+    out = console(sys.stdout)
+    spread = "median [least, greatest] of the repetitions"
+    if options.quick:
+        spread += "; --quick: a smoke test, the figures say nothing"
+    if options.markdown:
+        print("\n\n".join(sheet.markdown() for sheet in report.sheets))
+        print(f"\n{spread}; {machine}")
+    else:
+        for sheet in report.sheets:
+            out.print(sheet.rich())
+        out.print(f"{spread}\n{machine}", markup=False)
+    for verdict in report.verdicts:
+        print(f"- {verdict}" if options.markdown else verdict)
+    if not options.markdown:
+        out.print(f"saved as {json_file} and {png}", markup=False)

@@ -1,0 +1,263 @@
+"""Scaling: time per step and peak memory against every size of the program, one at a time around a base point.
+
+    python -m benchmarks.scaling [--factors P,N,K,V,S,prompt] [--steps 8] [--repetitions 3] [--kernel drafts|tree]
+        [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
+
+P prompts, N particles, K lanes, V tokens in the window, S tokens committed before the steps are timed, and the tokens
+of the prompt. On the embedded pair, whose laws are kept from ending (the end of sequence is banned), so that every
+particle takes part in every step. Exponents are slopes of log time (or memory) on log size by least squares, with one
+standard error. Memory is the peak from the start of the run to its last step, models' weights excluded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Spread, interleaved, progress, timed
+from benchmarks.memory import peak_bytes
+from benchmarks.report import Report, Sheet, Verdict, execute, several
+from models.pairs import Pair, load_pair
+from smc_bridge.commands.base import one_of, whole
+from smc_bridge.distributions.intermediate import ProductOfExperts
+from smc_bridge.distributions.proposal import DLMProposal
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.state import SMCState
+from smc_bridge.tasks import TASKS
+
+LOOKAHEAD, NODES = 64, 64
+#: Time per step: sublinear in N up to 8, at most linear in S (attention is linear in S for every token scored).
+N_UP_TO, WANTED_N, WANTED_S = 8, 1.0, 1.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """Sizes of one measurement."""
+
+    P: int = 2
+    N: int = 2
+    K: int = 2
+    V: int = 32
+    S: int = 32
+    prompt: int = 64
+
+
+FACTORS: dict[str, tuple[int, ...]] = {
+    "P": (1, 2, 4, 8, 16), "N": (1, 2, 4, 8, 16), "K": (1, 2, 4, 8), "V": (8, 16, 32, 64),
+    "S": (32, 64, 128, 256, 512), "prompt": (32, 64, 128, 256, 512),
+}
+QUICK: dict[str, tuple[int, ...]] = {
+    "P": (1, 2), "N": (1, 2), "K": (1, 2), "V": (8, 16), "S": (8, 16), "prompt": (16, 32),
+}
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Exponent of a power law with its standard error; the error is not a number for two points."""
+
+    exponent: float
+    error: float
+
+    def text(self) -> str:
+        """`a ± error`."""
+        return f"{self.exponent:.2f}" + ("" if math.isnan(self.error) else f" ± {self.error:.2f}")
+
+
+def slope(sizes: Sequence[float], values: Sequence[float]) -> Slope:
+    """Least squares of log value on log size.
+
+    Raises:
+        ValueError: fewer than two sizes, or a value that is not positive.
+    """
+    if len(set(sizes)) < 2 or min(*sizes, *values) <= 0:
+        raise ValueError(f"sizes = {list(sizes)}, values = {list(values)}: give at least two, and positive values")
+    x, y = np.log(sizes), np.log(values)
+    x = x - x.mean()
+    exponent = float((x * y).sum() / (x * x).sum())
+    residual = y - y.mean() - exponent * x
+    spare = len(x) - 2
+    return Slope(exponent, math.sqrt(float((residual**2).sum()) / spare / float((x * x).sum())) if spare else math.nan)
+
+
+class Bench:
+    """Runs the program at any point."""
+
+    def __init__(self, pair: Pair, texts: Sequence[str], *, kernel: str, steps: int, seed: int) -> None:
+        self.pair, self.kernel, self.steps, self.seed = pair, kernel, steps, seed
+        self.text = [token for text in texts for token in pair.encode(text).tolist()]
+
+    def sampler(self, point: Point) -> Sampler:
+        """The program with the sizes of a point."""
+        banned = [] if self.pair.ar.eos_id is None else [self.pair.ar.eos_id]
+        return Sampler(
+            proposal=DLMProposal(self.pair.dlm, lookahead=max(LOOKAHEAD, point.V), banned_ids=banned),
+            target=ARTarget(self.pair.ar, banned_ids=banned), intermediate=ProductOfExperts(0.3),
+            kernel=TreeWalk(NODES) if self.kernel == "tree" else Rejection(), particles=point.N, lanes=point.K,
+            window=point.V,
+        )
+
+    def prompts(self, point: Point) -> list[list[int]]:
+        """P different prompts of the wanted length, cut from the problems' own text."""
+        return [
+            [self.text[(37 * i + j) % len(self.text)] for j in range(point.prompt)] for i in range(point.P)
+        ]
+
+    @torch.inference_mode()
+    def begin(self, sampler: Sampler, point: Point) -> SMCState:
+        """A state of which every particle has S committed tokens at least."""
+        prompts = self.prompts(point)
+        limit = point.S + (self.steps + 1) * point.V
+        state = sampler.start(prompts, seed=self.seed, max_new_tokens=limit)
+        while int((state.prefix.length - point.prompt).min()) < point.S:
+            sampler.step(state, state.active())
+        return state
+
+    @torch.inference_mode()
+    def go_on(self, sampler: Sampler, state: SMCState) -> None:
+        """The steps that are timed."""
+        for _ in range(self.steps):
+            active = state.active()
+            if active.numel():  # a particle far ahead of the others may reach the limit
+                sampler.step(state, active)
+
+    def seconds(self, point: Point) -> float:
+        """Mean time of a step at the point, seconds."""
+        sampler = self.sampler(point)
+        state = self.begin(sampler, point)
+        return timed(lambda: self.go_on(sampler, state))[0] / self.steps
+
+    def memory(self, point: Point) -> int:
+        """Peak of a whole run up to the last step, bytes."""
+        sampler = self.sampler(point)
+        return peak_bytes(lambda _: self.go_on(sampler, self.begin(sampler, point)), prepare=lambda: None)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Time and memory along one factor."""
+
+    factor: str
+    sizes: tuple[int, ...]
+    seconds: list[Spread]
+    bytes: list[int]
+
+    @property
+    def time_slope(self) -> Slope:
+        """Exponent of the time per step."""
+        return slope(self.sizes, [spread.median for spread in self.seconds])
+
+    @property
+    def memory_slope(self) -> Slope:
+        """Exponent of the peak memory."""
+        return slope(self.sizes, self.bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; an error that cannot be known is None."""
+        slopes = {"time": self.time_slope, "memory": self.memory_slope}
+        return {
+            "factor": self.factor, "sizes": self.sizes, "step_seconds": [s.to_dict() for s in self.seconds],
+            "peak_bytes": self.bytes,
+            **{f"{what}_exponent": {"value": s.exponent, "error": None if math.isnan(s.error) else s.error}
+               for what, s in slopes.items()},
+        }
+
+
+def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add the arguments."""
+    parser.add_argument("--factors", type=several(one_of(FACTORS)), default=tuple(FACTORS), metavar="P,N,..",
+                        help="default: all")
+    parser.add_argument("--steps", type=whole(1), default=2 if quick else 8, help="that are timed at a point")
+    parser.add_argument("--repetitions", type=whole(1), default=1 if quick else 3, help="of every point")
+    parser.add_argument("--kernel", type=one_of(("drafts", "tree")), default="drafts", help="token-level rejection of "
+                        f"K drafts, or a tree of {NODES} nodes (default: drafts)")
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Every factor on its own, all sizes of it in turn."""
+    task = TASKS["arithmetic"]
+    pair = load_pair(task.pair)
+    bench = Bench(
+        pair, [item.prompt for item in task.problems(32)], kernel=options.kernel, steps=options.steps,
+        seed=options.seed,
+    )
+    base = Point(S=8, prompt=16, V=8) if options.quick else Point()
+    sizes = {name: (QUICK if options.quick else FACTORS)[name] for name in options.factors}
+    curves = []
+    with progress("scaling", options.repetitions * sum(map(len, sizes.values()))) as advance:
+        for name, values in sizes.items():
+            points = {str(value): replace(base, **{name: value}) for value in values}
+            found = interleaved(
+                {key: lambda point=point: bench.seconds(point) for key, point in points.items()},  # type: ignore[misc]
+                options.repetitions, warmup=0 if options.quick else 1, advance=advance,
+            )
+            curves.append(Curve(
+                name, values, [Spread.of(found[str(value)]) for value in values],
+                [bench.memory(points[str(value)]) for value in values],
+            ))
+    return Report(
+        [_sheet(curve, base) for curve in curves],
+        {"base": asdict(base), "kernel": options.kernel, "curves": [curve.to_dict() for curve in curves]},
+        lambda figure: _draw(figure, curves), size=(10.5, 3.2 * math.ceil(len(curves) / 3)),
+        verdicts=verdicts(curves),
+    )
+
+
+def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
+    """The exponents that the project wants."""
+    out = []
+    for curve in curves:
+        if curve.factor == "N":
+            kept = [i for i, size in enumerate(curve.sizes) if size <= N_UP_TO]
+            found = slope([curve.sizes[i] for i in kept], [curve.seconds[i].median for i in kept])
+            claim = f"exponent of time per step in N up to {N_UP_TO}"
+            out.append(Verdict(claim, found.exponent, WANTED_N, least=False))
+        if curve.factor == "S":
+            out.append(Verdict("exponent of time per step in S", curve.time_slope.exponent, WANTED_S, least=False))
+    return out
+
+
+def _sheet(curve: Curve, base: Point) -> Sheet:
+    others = ", ".join(f"{name} = {value}" for name, value in asdict(base).items() if name != curve.factor)
+    rows = [
+        (str(size), s.times(1000).text(), f"{peak / 2**20:.1f}")
+        for size, s, peak in zip(curve.sizes, curve.seconds, curve.bytes, strict=True)
+    ]
+    rows.append(("exponent", curve.time_slope.text(), curve.memory_slope.text()))
+    return Sheet(f"{curve.factor}, at {others}", (curve.factor, "ms per step", "peak memory, MiB"), rows)
+
+
+def _draw(figure: Any, curves: Sequence[Curve]) -> None:
+    grid = figure.subplots(math.ceil(len(curves) / 3), min(3, len(curves)), squeeze=False).flatten()
+    names = {"S": "S, committed tokens", "prompt": "prompt, tokens", "V": "V, tokens"}
+    for ax, curve in zip(grid, curves, strict=False):
+        milliseconds = [s.times(1000) for s in curve.seconds]
+        middle = [s.median for s in milliseconds]
+        error = np.transpose([s.bars for s in milliseconds])
+        ax.errorbar(curve.sizes, middle, yerr=error, marker="o", label=f"time, exponent {curve.time_slope.text()}")
+        memory = [peak / 2**20 for peak in curve.bytes]
+        ax.plot(curve.sizes, memory, marker="s", linestyle="--", label=f"memory, exponent {curve.memory_slope.text()}")
+        ax.set(xscale="log", yscale="log", xlabel=names.get(curve.factor, curve.factor), ylabel="ms per step; MiB")
+        ax.set_xticks(curve.sizes, [str(size) for size in curve.sizes])
+        ax.minorticks_off()
+        ax.set_ylim(top=4 * max(*middle, *memory))
+        ax.legend(fontsize="small", loc="upper left")
+    for ax in grid[len(curves):]:
+        ax.remove()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line (module docstring)."""
+    execute("scaling", __doc__, configure, measure, arguments)
+
+
+if __name__ == "__main__":
+    main()

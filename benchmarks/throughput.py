@@ -1,0 +1,246 @@
+"""Throughput: tokens per second of every decoder against the diffusion model's own at one token per forward.
+
+    python -m benchmarks.throughput [--batches 1,4,16] [--blocks 4] [--block 32] [--temperature 0.2] [--methods a,b,..]
+        [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
+
+On the embedded pair every method decodes the same problems, cut into blocks: all methods at all batch sizes P decode
+block 1, then block 2, and so on. P prompts are in work at a time. `dlm-1` is the paper's baseline: left to right, one
+token per forward, stop at the end of sequence. `generate` is transformers' AR sampling with its cache, `ar` is ours.
+Tokens are those that are committed (means over the particles), and a block's time is that of all its prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.comparison.table import per_token, wilson
+from benchmarks.harness import Spread, progress, ratios, timed
+from benchmarks.methods import KNOWN, METHODS, Decode, decoder, known
+from benchmarks.report import Report, Sheet, Verdict, execute, several
+from models.pairs import load_pair
+from smc_bridge.commands.base import positive, whole
+from smc_bridge.result import Result
+from smc_bridge.tasks import TASKS, Item, Task
+
+BASELINE = "dlm-1"
+#: Tokens/s at P = 1 over the baseline's, at no less than this share of the AR model's accuracy.
+WANTED = {"paper": 4.0, "smc-4": 4.0, "tree-32": 5.5, "tree-128": 5.5}
+SHARE_OF_ACCURACY = 0.99
+#: Tokens/s at P = 16 over those at P = 1, for the bridge's own methods.
+WANTED_BATCH = 5.0
+OURS = ("speculative", "paper", "smc", "tree")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method on one block of problems."""
+
+    seconds: float
+    tokens: tuple[float, ...]
+    right: int
+    dlm_forwards: int
+    log_evidence: tuple[float, ...] | None
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return sum(self.tokens) / self.seconds
+
+
+def run_block(
+    decode: Decode, task: Task, items: Sequence[Item], prompts: Sequence[Sequence[int]], *, batch: int, seed: int
+) -> Run:
+    """Decode a block of problems."""
+    seconds, results = timed(lambda: decode(prompts, batch))
+    right = sum(_right(task, item, result, seed) for item, result in zip(items, results, strict=True))
+    weighted = all(result.proper and result.forwards.dlm_forwards for result in results)
+    return Run(
+        seconds, tuple(result.tokens for result in results), right,
+        sum(result.forwards.dlm_forwards for result in results),
+        tuple(result.log_evidence for result in results) if weighted else None,
+    )
+
+
+def _right(task: Task, item: Item, result: Result, seed: int) -> bool:
+    """Whether one draw from the weights is the right answer; a run whose weights are all zero has none."""
+    return max(result.log_weights) > -math.inf and task.grade(result.sample(seed=seed), item.answer)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One method at one batch size over all blocks; None where a figure does not apply."""
+
+    rate: Spread
+    ratio: Spread
+    per_dlm_forward: float | None
+    accuracy: tuple[float, float, float]
+    nats_per_token: float | None
+
+    @classmethod
+    def of(cls, runs: Sequence[Run], baseline: Sequence[Run]) -> Figures:
+        """Sum up a method's blocks beside those of the baseline at the same batch size."""
+        tokens = [t for run in runs for t in run.tokens]
+        forwards = sum(run.dlm_forwards for run in runs)
+        share = wilson(sum(run.right for run in runs), len(tokens))
+        evidence = [z for run in runs for z in run.log_evidence or ()]
+        return cls(
+            Spread.of([run.rate for run in runs]), ratios([run.rate for run in runs], [run.rate for run in baseline]),
+            sum(tokens) / forwards if forwards else None, (share.value, share.low, share.high),
+            per_token(evidence, tokens).value if evidence else None,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        nats = self.nats_per_token
+        return {
+            "tokens_per_second": self.rate.to_dict(), f"over_{BASELINE}": self.ratio.to_dict(),
+            "tokens_per_dlm_forward": self.per_dlm_forward, "accuracy": list(self.accuracy),
+            "nats_per_token": nats if nats is None or math.isfinite(nats) else None,
+        }
+
+
+#: By method and batch size: a run for each block, and the figures of all blocks.
+Runs = dict[tuple[str, int], list[Run]]
+Found = dict[tuple[str, int], Figures]
+
+
+def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--methods", type=several(known), default="generate,ar,dlm-1,tree-32" if quick else ",".join(METHODS),
+        metavar="a,b,..", help=f"of {KNOWN}; {BASELINE} is always there",
+    )
+    parser.add_argument(
+        "--batches", type=several(whole(1)), default="1,2" if quick else "1,4,16", metavar="P,P,..",
+        help="prompts in work at a time",
+    )
+    parser.add_argument("--tokens", type=whole(1), default=16 if quick else None, help="length limit (default: the task's)")
+    parser.add_argument("--blocks", type=whole(1), default=1 if quick else 4, help="repetitions, of other problems")
+    parser.add_argument("--block", type=whole(1), default=2 if quick else 32, help="problems in a block")
+    parser.add_argument("--temperature", type=positive, default=0.2, help="of the target (default: 0.2)")
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Decode every block with every method at every batch size."""
+    chosen, batches = tuple(dict.fromkeys((*options.methods, BASELINE))), options.batches
+    task = TASKS["arithmetic"]
+    pair = load_pair(task.pair)
+    items = task.problems(options.blocks * options.block)
+    prompts = [pair.encode(item.prompt).tolist() for item in items]
+    decoders = {
+        name: decoder(
+            name, pair, task, temperature=options.temperature, seed=options.seed, max_new_tokens=options.tokens
+        )
+        for name in chosen
+    }
+    cells = [(name, batch) for batch in batches for name in chosen]
+    runs: Runs = {cell: [] for cell in cells}
+    with progress("throughput", len(cells) * options.blocks) as advance:
+        for decode in decoders.values():
+            decode(prompts[:1], 1)
+        for block in range(options.blocks):
+            part = slice(block * options.block, (block + 1) * options.block)
+            turn = block % len(cells)
+            for name, batch in cells[turn:] + cells[:turn]:
+                runs[name, batch].append(run_block(
+                    decoders[name], task, items[part], prompts[part], batch=batch, seed=options.seed,
+                ))
+                advance()
+    found = {cell: Figures.of(runs[cell], runs[BASELINE, cell[1]]) for cell in cells}
+    gains = {name: over(runs, (name, max(batches)), (name, min(batches))) for name in chosen}
+    sheets = [_sheet(found, chosen, batch, options) for batch in batches]
+    if len(batches) > 1:
+        sheets.append(Sheet(
+            f"tokens/s at P = {max(batches)} over P = {min(batches)}", ("method", "ratio"),
+            [(name, gain.text(".2f")) for name, gain in gains.items()],
+        ))
+    data = {
+        "figures": [{"method": name, "batch": batch, **figures.to_dict()} for (name, batch), figures in found.items()],
+        "batch_gain": {name: gain.to_dict() for name, gain in gains.items()},
+    }
+    return Report(
+        sheets, data, lambda figure: _draw(figure, found, chosen, batches),
+        size=(7.2, 1.4 + 0.42 * len(chosen)), verdicts=verdicts(runs, found, gains, batches),
+    )
+
+
+def over(runs: Runs, above: tuple[str, int], below: tuple[str, int]) -> Spread:
+    """Ratio of two methods' tokens/s within each block."""
+    return ratios([run.rate for run in runs[above]], [run.rate for run in runs[below]])
+
+
+def verdicts(runs: Runs, found: Found, gains: dict[str, Spread], batches: Sequence[int]) -> list[Verdict]:
+    """The figures that the project wants to reach, for the methods that were run (medians over blocks)."""
+    out = []
+    ar = found.get(("ar", 1)) or found.get(("generate", 1))
+    for name, wanted in WANTED.items():
+        if (name, 1) in found:
+            out.append(Verdict(f"{name} at P = 1, tokens/s over {BASELINE}", found[name, 1].ratio.median, wanted))
+            if ar is not None:
+                share = found[name, 1].accuracy[0] / ar.accuracy[0] if ar.accuracy[0] else math.nan
+                out.append(Verdict(f"{name} at P = 1, accuracy over the AR model's", share, SHARE_OF_ACCURACY))
+    if 1 in batches and 16 in batches:
+        out.extend(
+            Verdict(f"{name}, tokens/s at P = 16 over P = 1", gain.median, WANTED_BATCH)
+            for name, gain in gains.items() if name.startswith(OURS)
+        )
+    for name in ("speculative", "paper", "tree-32", "tree-128"):
+        for slow in ("ar", "generate"):
+            if (name, 1) in found and (slow, 1) in found:
+                gain = over(runs, (name, 1), (slow, 1))
+                out.append(Verdict(f"{name} at P = 1, tokens/s over {slow}", gain.median, 1.0))
+    return out
+
+
+def _sheet(found: Found, chosen: Sequence[str], batch: int, options: argparse.Namespace) -> Sheet:
+    rows = []
+    for name in chosen:
+        figures = found[name, batch]
+        value, low, high = figures.accuracy
+        rows.append((
+            name, figures.rate.text(".1f"), figures.ratio.text(".2f"),
+            "-" if figures.per_dlm_forward is None else f"{figures.per_dlm_forward:.2f}",
+            f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+            "-" if figures.nats_per_token is None else f"{figures.nats_per_token + 0.0:.2g}",
+        ))
+    title = (
+        f"P = {batch}: {options.blocks} blocks of {options.block} problems, target temperature "
+        f"{options.temperature:g}, w = 0.3"
+    )
+    columns = (
+        "method", "tokens/s", f"over {BASELINE}", "tokens / DLM forward", "accuracy, % [95 %]", "-log Z, nats / token"
+    )
+    return Sheet(title, columns, rows)
+
+
+def _draw(figure: Any, found: Found, chosen: Sequence[str], batches: Sequence[int]) -> None:
+    ax = figure.subplots()
+    height = 0.8 / len(batches)
+    place = np.arange(len(chosen))
+    for i, batch in enumerate(batches):
+        rates = [found[name, batch].rate for name in chosen]
+        ax.barh(
+            place + (i - (len(batches) - 1) / 2) * height, [rate.median for rate in rates], height,
+            xerr=np.transpose([rate.bars for rate in rates]), label=f"P = {batch}", error_kw={"lw": 0.8},
+        )
+    ax.set_yticks(place, chosen)
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ax.set_xlabel("tokens per second (log scale; bars: least to greatest block)")
+    ax.grid(axis="x", which="both", alpha=0.25)
+    ax.legend()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line (module docstring)."""
+    execute("throughput", __doc__, configure, measure, arguments)
+
+
+if __name__ == "__main__":
+    main()
