@@ -1,7 +1,7 @@
 """A pair of models that do nothing: their logits were computed beforehand, over an alphabet as large as one likes.
 
-What a step on this pair takes is the step's own arithmetic. Every forward hands out a fresh copy that was made in
-advance, because a step may use its logits' memory; `prepare` makes the copies of one step.
+What a step on this pair takes is the step's own arithmetic. Every forward hands out a copy that was made in advance,
+because a step may use its logits' memory; `prepare` makes the copies for one step.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class MockModel:
         self.banned_ids: tuple[int, ...] = ()
         self.device = logits.device
         self.max_length: int | None = None
-        self._copy = logits
+        self._copy = logits.clone()
         self._next = 0
 
     def prepare(self) -> None:
-        """Copy the logits for one step; the copy stays alive until the next one."""
-        self._copy = self.logits.clone()
+        """Copy the logits for one step, into memory that stays the model's own."""
+        self._copy.copy_(self.logits)
         self._next = 0
 
     def session(self, tokens: Tensor, length: Tensor) -> MockSession:

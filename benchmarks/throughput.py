@@ -120,7 +120,9 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
         "--batches", type=several(whole(1)), default="1,2" if quick else "1,4,16", metavar="P,P,..",
         help="prompts in work at a time",
     )
-    parser.add_argument("--tokens", type=whole(1), default=16 if quick else None, help="length limit (default: the task's)")
+    parser.add_argument(
+        "--tokens", type=whole(1), default=16 if quick else None, help="length limit (default: the task's)"
+    )
     parser.add_argument("--blocks", type=whole(1), default=1 if quick else 4, help="repetitions, of other problems")
     parser.add_argument("--block", type=whole(1), default=2 if quick else 32, help="problems in a block")
     parser.add_argument("--temperature", type=positive, default=0.2, help="of the target (default: 0.2)")
