@@ -245,8 +245,8 @@ class CachedCausalSession(Rows):
         matched, path = torch.zeros_like(before), before[:, None][:, :0]
         forest = scored.forest
         if block is not None and count is not None and block.shape[1] and forest.tokens.shape[1]:
-            parents, depth = (x[slot] if x.shape[0] > 1 else x.expand(slot.shape[0], -1) for x in forest[1:3])
-            matched, path = longest_match(forest.tokens[slot], parents, depth, block, count)
+            depth, lineage = (x if x.shape[0] == 1 else x[slot] for x in (forest.depth, forest.lineage))
+            matched, path = longest_match(forest.tokens[slot], depth, lineage, block, count)
         kept = torch.where(real, torch.minimum(before + matched, after - 1), 0)
         fresh = int((kept - self.cached).max()) if kept.numel() else 0
         return kept, scored.column(before - self.cached, path, max(fresh, 0))
@@ -267,6 +267,8 @@ class CachedCausalSession(Rows):
 
     def _read_equal_prefixes_once(self, rows: list[int]) -> None:
         """Read what is pending of rows with equal prefixes in one forward over distinct ones, if that saves enough."""
+        if len(rows) == 1:
+            return
         at = torch.tensor(rows, device=self.length.device)
         pending = self.length[at] - self.cached[at]
         spare = int(pending.max()) - 1

@@ -51,8 +51,6 @@ class Forest(NamedTuple):
 
     tokens: Tensor
     """`[G, T]`."""
-    parents: Tensor
-    """`[G or 1, T]`, as in a tree."""
     depth: Tensor
     """`[G or 1, T]`, at least 1."""
     lineage: Tensor
@@ -62,23 +60,22 @@ class Forest(NamedTuple):
 
     def rows(self, part: slice) -> Forest:
         """The packed rows of `part` alone."""
-        tokens, parents, depth, lineage = (x if x.shape[0] == 1 else x[part] for x in self[:4])
+        tokens, depth, lineage = (x if x.shape[0] == 1 else x[part] for x in self[:3])
         wanted = self.wanted if self.wanted is None or self.wanted.shape[0] == 1 else self.wanted[part]
-        return Forest(tokens, parents, depth, lineage, wanted)
+        return Forest(tokens, depth, lineage, wanted)
 
 
 @lru_cache(maxsize=64)
-def _chains(lanes: int, steps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Parents, depth, lineage and wanted scores of `lanes` chains of `steps` nodes, leading dimension 1."""
+def _chains(lanes: int, steps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Depth, lineage and wanted scores of `lanes` chains of `steps` nodes, leading dimension 1."""
     with torch.inference_mode(False):  # they outlive the caller's mode
         step = torch.arange(steps, device=device)
         start = steps * torch.arange(lanes, device=device)[:, None]
-        parents = torch.where(step > 0, start + step, 0).reshape(1, -1)
         depth = (step + 1).repeat(lanes)[None]
         chain = torch.ones(steps, steps, dtype=torch.bool, device=device).tril()
         lineage = torch.kron(torch.eye(lanes, dtype=torch.bool, device=device), chain)[None]
         wanted = torch.nn.functional.pad(start + step + 1, (1, 0)).reshape(1, -1)
-        return parents, depth, lineage, None if lanes == 1 else wanted
+        return depth, lineage, None if lanes == 1 else wanted
 
 
 def chain_forest(drafts: Tensor, *, merge: bool = True) -> Forest:
@@ -98,8 +95,8 @@ def chain_forest(drafts: Tensor, *, merge: bool = True) -> Forest:
         nodes = int(count.max())
         if nodes <= WORTH_MERGING * lanes * steps:
             return _trie(tokens, owner, fresh, count, nodes)
-    parents, depth, lineage, wanted = _chains(lanes, steps, drafts.device)
-    return Forest(tokens.flatten(1), parents, depth, lineage, wanted)
+    depth, lineage, wanted = _chains(lanes, steps, drafts.device)
+    return Forest(tokens.flatten(1), depth, lineage, wanted)
 
 
 def _trie(tokens: Tensor, owner: Tensor, fresh: Tensor, count: Tensor, nodes: int) -> Forest:
@@ -116,14 +113,12 @@ def _trie(tokens: Tensor, owner: Tensor, fresh: Tensor, count: Tensor, nodes: in
     origin = torch.zeros(batch, nodes + 1, dtype=torch.long, device=device)
     origin = origin.scatter(1, torch.where(fresh, rank, nodes), flat)[:, :nodes]  # [G, T]
     lane, step = origin // steps, origin % steps
-    above = node_of.flatten(1).gather(1, (origin - 1).clamp_min(0)) + 1
-    parents = torch.where(step > 0, above, 0)
     row = torch.arange(batch, device=device)[:, None, None]
     sees = owner[row, lane[:, :, None], step[:, None, :]] == lane[:, None, :]
     real = torch.arange(nodes, device=device) < count[:, None]
     lineage = sees & (step[:, None, :] <= step[:, :, None]) & real[:, None, :]
     wanted = torch.nn.functional.pad(node_of + 1, (1, 0)).flatten(1)
-    return Forest(tokens.flatten(1).gather(1, origin), parents, step + 1, lineage, wanted)
+    return Forest(tokens.flatten(1).gather(1, origin), step + 1, lineage, wanted)
 
 
 def tree_forest(tokens: Tensor, parents: Tensor) -> Forest:
@@ -137,21 +132,20 @@ def tree_forest(tokens: Tensor, parents: Tensor) -> Forest:
     batch, lanes, nodes = tokens.shape
     lineage, depth = tree_structure(parents.flatten(0, 1))
     if lanes == 1:
-        return Forest(tokens[:, 0], parents[:, 0], depth, lineage, None)
+        return Forest(tokens[:, 0], depth, lineage, None)
     start = nodes * torch.arange(lanes, device=tokens.device)[:, None]
     own = torch.eye(lanes, dtype=torch.bool, device=tokens.device)[:, None, :, None]
     apart = own & lineage.view(batch, lanes, nodes, 1, nodes)
     wanted = torch.nn.functional.pad(start + torch.arange(nodes, device=tokens.device) + 1, (1, 0)).reshape(1, -1)
     return Forest(
-        tokens.flatten(1), torch.where(parents > 0, parents + start, 0).flatten(1), depth.view(batch, -1),
-        apart.reshape(batch, lanes * nodes, lanes * nodes), wanted,
+        tokens.flatten(1), depth.view(batch, -1), apart.reshape(batch, lanes * nodes, lanes * nodes), wanted
     )
 
 
 def no_forest(rows: int, device: torch.device) -> Forest:
     """A forest without nodes, for a forward over pending tokens alone."""
     none = torch.zeros(1, 0, dtype=torch.long, device=device)
-    return Forest(none.expand(rows, 0), none, none, none.new_zeros(1, 0, 0, dtype=torch.bool), None)
+    return Forest(none.expand(rows, 0), none, none.new_zeros(1, 0, 0, dtype=torch.bool), None)
 
 
 def fresh_mask(lineage: Tensor, pending: Tensor, widest: int) -> Tensor:

@@ -72,27 +72,23 @@ def leaf_paths(tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor,
 
 
 def longest_match(
-    tokens: Tensor, parents: Tensor, depth: Tensor, block: Tensor, length: Tensor
+    tokens: Tensor, depth: Tensor, lineage: Tensor, block: Tensor, length: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The longest path from the root that spells a prefix of a block.
 
     Args:
-        tokens, parents, depth: of R trees, `[R, T]`, T at least 1.
+        tokens: of R trees, `[R, T]`, T at least 1.
+        depth: `[R or 1, T]`.
+        lineage: `[R or 1, T, T]`, as of `tree_structure`.
         block: `[R, L]`, L at least 1, of which the first `length: [R]` tokens count.
     Returns:
         `matched: [R]`, tokens of the block that the tree holds; `path: [R, L]`, the node of each of them, arbitrary
         past `matched`. Of several nodes with equal paths the last is given.
     """
     rows, width = block.shape
+    depth = depth.expand(rows, -1)
     same = (tokens == block.gather(1, (depth - 1).clamp(max=width - 1))) & (depth <= length[:, None])
-    same = torch.nn.functional.pad(same, (1, 0), value=True)  # [R, T + 1]: the root always matches
-    above = torch.nn.functional.pad(parents, (1, 0))
-    reach = 1
-    while reach < min(width, tokens.shape[1]):  # a node matches if all of its path does
-        same = same & same.gather(1, above)
-        above = above.gather(1, above)
-        reach *= 2
-    same = same[:, 1:]
+    same = ~(lineage & ~same[:, None]).any(-1)  # a node matches if all of its path does
     node = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     path = torch.zeros(rows, width + 1, dtype=torch.long, device=tokens.device)
     path = path.scatter_reduce(1, torch.where(same, depth - 1, width), node, "amax")
