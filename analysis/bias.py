@@ -14,7 +14,11 @@ exact answer nor more than two runs are needed.
 
     bias = (n - 1) (mean_i theta_(-i) - theta),     se^2 = (n - 1) / n sum_i (theta_(-i) - mean)^2.
 
-Its expectation is `(n - 1) (bias of n - 1 units - bias of n units)`, the bias up to O(1/n^2).
+Its expectation is `(n - 1) (bias of n - 1 units - bias of n units)`, the bias up to O(1/n^2). The delta method expands
+the ratio to second order instead: `bias ~ - sum_k W_k^2 (f_k - theta)`, `se^2 ~ sum_k W_k^2 (f_k - theta)^2`.
+
+*Against exact samples.* Ancestral samples of the AR model are always at hand (`ar_sampling`): the difference of means
+has an interval on any model, whatever the method, proper or not.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from analysis.runs import Runs, as_runs, require_proper
 from smc_bridge.result import Result
@@ -89,18 +94,24 @@ def jackknife_bias(results: Runs, f: Callable[[Any], float]) -> Bias:
     Raises:
         ValueError: fewer than two units, one run that resampled, an improper method, or no unit of positive weight.
     """
+    return jackknife_ratio(*_units(results, f))
+
+
+def _units(
+    results: Runs, f: Callable[[Any], float]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Log weight and value of every independent unit: runs, or the particles of a run that never resampled."""
     runs = as_runs(results)
-    require_proper(runs, "a jackknife of its weighted estimate")
+    require_proper(runs, "the bias of its weighted estimate")
     if len(runs) > 1:
         log_weights = np.array([run.log_evidence for run in runs])
         values = np.array([run.expectation(f) if run.log_evidence > -math.inf else 0.0 for run in runs])
-        return jackknife_ratio(log_weights, values)
+        return log_weights, values
     run = runs[0]
     if any(record.resampled for record in run.trace):
         raise ValueError("results is one run that resampled, so its particles are not independent: give several runs")
     dead = [w == -math.inf for w in run.log_weights]
-    values = np.array([0.0 if d else f(v) for d, v in zip(dead, run.values, strict=True)])
-    return jackknife_ratio(np.asarray(run.log_weights), values)
+    return np.asarray(run.log_weights), np.array([0.0 if d else f(v) for d, v in zip(dead, run.values, strict=True)])
 
 
 def jackknife_ratio(log_weights: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> Bias:
@@ -126,6 +137,74 @@ def jackknife_ratio(log_weights: npt.NDArray[np.float64], values: npt.NDArray[np
 
     left_out = np.array([estimate(np.arange(log_weights.size) != i) for i in range(log_weights.size)])
     return jackknife(estimate(everyone), left_out)
+
+
+def delta_bias(results: Runs, f: Callable[[Any], float]) -> Bias:
+    """Delta method for the self-normalised estimate of `E_p[f]`; arguments, units and errors as `jackknife_bias`."""
+    return delta_ratio(*_units(results, f))
+
+
+def delta_ratio(log_weights: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> Bias:
+    """Delta method for `sum w_i v_i / sum w_i`; arguments as `jackknife_ratio`.
+
+    Raises:
+        ValueError: fewer than two units, or none of positive weight.
+    """
+    if log_weights.size < 2 or not np.isfinite(log_weights).any():
+        raise ValueError(f"{np.isfinite(log_weights).sum()} units of positive weight: the delta method needs 2 units")
+    weights = np.exp(log_weights - log_weights.max())
+    weights = weights / weights.sum()
+    usable = np.where(weights > 0, values, 0.0)
+    theta = float(weights @ usable)
+    residual = usable - theta
+    error = math.sqrt(float(np.square(weights * residual).sum()))
+    return Bias(theta, -float(np.square(weights) @ residual), error, log_weights.size)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method's mean against that of exact samples.
+
+    Attributes:
+        difference: mean of the method's estimates minus mean of the exact values.
+        low, high: confidence interval at `level` (Welch 1947).
+        runs, samples: how many of each.
+    """
+
+    difference: float
+    low: float
+    high: float
+    level: float
+    runs: int
+    samples: int
+
+
+def bias_against_samples(
+    results: Sequence[Result], exact: Sequence[Result], f: Callable[[Any], float], *, level: float = 0.95
+) -> Difference:
+    """Bias of one run's estimate of `E_p[f]` against exact samples of the target.
+
+    Args:
+        results: independent runs of any method on one prompt.
+        exact: independent exact samples of the target on that prompt (`ar_sampling` with several seeds).
+        f: function of a value (text, or token ids without a tokenizer).
+        level: confidence, in (0, 1).
+    Raises:
+        ValueError: fewer than two of either, a run of weight zero, or a level out of range.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level = {level}: give a number in (0, 1)")
+    if len(results) < 2 or len(exact) < 2:
+        raise ValueError(f"{len(results)} results and {len(exact)} exact samples: give at least 2 of each")
+    left = np.array([run.expectation(f) for run in results])
+    right = np.array([run.expectation(f) for run in exact])
+    parts = left.var(ddof=1) / left.size, right.var(ddof=1) / right.size
+    difference, spread = float(left.mean() - right.mean()), float(sum(parts))
+    if spread == 0:
+        return Difference(difference, difference, difference, level, left.size, right.size)
+    freedom = spread**2 / (parts[0] ** 2 / (left.size - 1) + parts[1] ** 2 / (right.size - 1))
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(spread)
+    return Difference(difference, difference - half, difference + half, level, left.size, right.size)
 
 
 def jackknife(estimate: float, left_out: npt.NDArray[np.float64]) -> Bias:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from analysis import jackknife_bias, oracle, run_bias
-from analysis.bias import jackknife, jackknife_ratio
+from analysis.bias import bias_against_samples, delta_bias, delta_ratio, jackknife, jackknife_ratio
 from models.tabular import TabularAR, TabularDLM
+from smc_bridge.decoders import ar_sampling
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.presets import smc
 from smc_bridge.smc.weights import never
@@ -139,3 +140,58 @@ def test_covariance_finds_the_bias_of_a_real_sampler() -> None:
         direct, error = estimates.mean() - exact.expectation(f), estimates.std() / math.sqrt(4000)
         assert abs(direct) > 5 * error, "no bias to be found: the test would have no power"
         assert abs(found.bias - direct) < 5 * math.hypot(found.error, error), (found, direct)
+
+
+def test_delta_method_finds_a_known_bias_to_first_order() -> None:
+    """Exact expectations for seven units, the most that enumeration affords: within a third of the bias."""
+    n = 7
+    expected = sum(p * delta_ratio(w, v).bias for p, w, v in _enumerate(n))
+    assert abs(expected - _bias(n)) < abs(_bias(n)) / 3, (expected, _bias(n))
+    left = sum(p * delta_ratio(w, v).corrected for p, w, v in _enumerate(n)) - TRUTH
+    assert abs(left) < abs(_bias(n)) / 3, (left, _bias(n))
+
+
+def test_delta_and_jackknife_agree_on_many_units() -> None:
+    rng = np.random.default_rng(0)
+    log_w, v = 0.5 * rng.normal(size=4000), rng.normal(size=4000)
+    a, b = delta_ratio(log_w, v + np.exp(log_w)), jackknife_ratio(log_w, v + np.exp(log_w))
+    assert a.estimate == pytest.approx(b.estimate, rel=1e-12)
+    assert a.bias == pytest.approx(b.bias, rel=0.02)
+    assert a.error == pytest.approx(b.error, rel=0.02)
+
+
+def test_delta_method_uses_runs_or_untouched_particles_as_units() -> None:
+    free = make_result([0.0, -INF, 0.5], sequences=[[0], [1], [2]])
+    assert delta_bias(free, lambda x: x[0]).units == 3
+    touched = make_result([0.0, 0.5], trace=[make_record(length=[[1], [1]], resampled=True)])
+    with pytest.raises(ValueError, match="resampled"):
+        delta_bias(touched, lambda x: x[0])
+    with pytest.raises(ValueError, match="needs 2 units"):
+        delta_ratio(np.array([-INF, -INF]), np.zeros(2))
+
+
+def test_bias_against_exact_samples_covers_the_exact_bias() -> None:
+    """One particle of plain importance sampling is biased; the interval against AR samples covers the exact bias."""
+    ar = TabularAR.random(3, 3, seed=1, eos_id=None)
+    pair = SimpleNamespace(ar=ar, dlm=TabularDLM(ar, noise=0.9))
+    sampler, target = smc(pair, 1, w=0.9, window=3), ARTarget(ar)
+
+    def f(x: tuple[int, ...]) -> float:
+        return float(x[0] == x[1])
+
+    seeds = list(range(1500))
+    results = sampler.run([[]] * len(seeds), seed=seeds, max_new_tokens=3)
+    exact = [r for s in range(300) for r in ar_sampling(target, [[]], seed=s, max_new_tokens=3)]
+    found = bias_against_samples(results, exact, f, level=0.9999)
+    reference = run_bias(smc(pair, 1, w=0.9, window=3).run([[]] * 6000, seed=list(range(4000, 10_000)),
+                                                            max_new_tokens=3), f)
+    assert found.low < reference.bias < found.high, (found, reference)
+    assert bias_against_samples(exact[:150], exact[150:], f, level=0.9999).low < 0
+
+
+def test_bias_against_samples_refuses_too_few() -> None:
+    one = make_result([0.0])
+    with pytest.raises(ValueError, match="at least 2 of each"):
+        bias_against_samples([one, one], [one], lambda x: 1.0)
+    with pytest.raises(ValueError, match="level"):
+        bias_against_samples([one, one], [one, one], lambda x: 1.0, level=0.0)

@@ -17,9 +17,11 @@ from analysis import (
     max_share,
     weight_variance,
 )
+from analysis.ess import conditional_ess, conditional_ess_per_step, entropy_ess
 from analysis.variance import log_weights_before_selection
 from models.tabular import TabularAR, TabularDLM
 from smc_bridge.presets import smc
+from smc_bridge.smc.weights import always
 from tests.analysis.helpers import INF, make_record, make_result, two_step_trace
 
 LOG_WEIGHTS = [0.3, -1.2, 2.0, -0.4, 0.9]
@@ -101,3 +103,32 @@ def test_no_trace_gives_no_steps() -> None:
     assert ess_per_step(result) == []
     assert log_weight_variance_per_step(result) == []
     assert log_weights_before_selection(result).shape == (0, 2)
+
+
+def test_entropy_ess_is_the_perplexity_and_never_below_the_ess() -> None:
+    shares = np.exp(LOG_WEIGHTS) / np.exp(LOG_WEIGHTS).sum()
+    assert entropy_ess(LOG_WEIGHTS) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-13)
+    for seed in range(20):
+        values = 3 * np.random.default_rng(seed).normal(size=9)
+        assert ess(values) <= entropy_ess(values) <= 9 + 1e-9
+    assert (entropy_ess([0.0, -INF]), entropy_ess([-INF, -INF])) == (1.0, 0.0)
+
+
+def test_conditional_ess_is_about_the_step_alone() -> None:
+    gain = np.array([0.1, -0.5, 0.7, 0.0, 1.1])
+    shares = np.exp(LOG_WEIGHTS) / np.exp(LOG_WEIGHTS).sum()
+    step = np.exp(gain)
+    expected = 5 * (shares @ step) ** 2 / (shares @ step**2)
+    assert conditional_ess(LOG_WEIGHTS, gain) == pytest.approx(expected, rel=1e-13)
+    assert conditional_ess(LOG_WEIGHTS, [2.0] * 5) == pytest.approx(5.0, rel=1e-13)
+    assert conditional_ess([0.0] * 5, gain) == pytest.approx(ess(gain), rel=1e-13)
+    assert conditional_ess([0.0, 0.0], [-INF, -INF]) == 0.0
+    with pytest.raises(ValueError, match="log_increments has 2 entries for 1"):
+        conditional_ess([0.0], [0.0, 0.0])
+
+
+def test_conditional_ess_per_step_equals_the_ess_after_every_resampling() -> None:
+    ar = TabularAR.random(3, 4, seed=2, eos_id=None)
+    pair = SimpleNamespace(ar=ar, dlm=TabularDLM(ar, noise=0.8))
+    result = smc(pair, 6, w=0.9, window=1, trigger=always).run([[]], seed=3, max_new_tokens=4)[0]
+    assert conditional_ess_per_step(result) == pytest.approx(ess_per_step(result), rel=1e-9)

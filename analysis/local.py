@@ -1,0 +1,167 @@
+"""Divergences between the three laws at the positions that a run visited, exact from the full conditionals.
+
+At a position with laws q (proposal), pi (intermediate) and p (target):
+
+    KL(pi || q)                   what the rejection step has to bridge
+    KL(p || pi)                   what the importance step has to bridge
+    1 - TV(pi, q)                 probability that token-level rejection accepts there
+    chi2(p || pi) = E_pi[(p/pi)^2] - 1        relative variance that one token adds to the weight
+
+If chi2 did not depend on the path, weights of consecutive tokens would multiply, `1 + Var(w) = prod_i (1 + chi2_i)`;
+for nearly log-normal weights the variance of the log weight then grows by `log(1 + chi2_i)` a token. That is the
+*predicted* growth, to be held against the observed one (`analysis.variance`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from analysis.genealogy import ancestral_lines
+from models.protocols import MASKED
+from smc_bridge.distributions.intermediate import checked_log_prob
+from smc_bridge.result import Result
+from smc_bridge.smc.engine import Sampler
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LocalDivergences:
+    """Divergences along one sequence of T tokens; every array is `[T]`.
+
+    Attributes:
+        block: number of the block that each token belongs to, from 0.
+        offset: positions between the diffusion model's prefix and the token, from 0.
+        kl_pi_q, kl_p_pi: nats.
+        acceptance: `1 - TV(pi, q)`.
+        chi2: `chi2(p || pi)`; inf where p has mass and pi has none.
+        log_ratio: `log p - log pi` at the token, nats; sums to the log weight.
+    """
+
+    block: npt.NDArray[np.int64]
+    offset: npt.NDArray[np.int64]
+    kl_pi_q: Array
+    kl_p_pi: Array
+    acceptance: Array
+    chi2: Array
+    log_ratio: Array
+
+    @property
+    def predicted_log_variance(self) -> Array:
+        """Predicted variance of the log weight after each token, `sum log(1 + chi2)`, nats squared, `[T]`."""
+        return np.asarray(np.cumsum(np.log1p(self.chi2)))
+
+
+@dataclass(frozen=True)
+class Block:
+    """One committed block of a particle: the lane it took, its length, and where its marginals came from.
+
+    Attributes:
+        lane: from 0.
+        length: tokens.
+        start: tokens of the continuation before it.
+        forward: tokens of the continuation before the diffusion model's forward that it was drafted from.
+    """
+
+    lane: int
+    length: int
+    start: int
+    forward: int
+
+
+def blocks_of(sampler: Sampler, result: Result, particle: int = 0) -> list[Block]:
+    """Blocks that a final particle is made of, in order; elastic windows share the forward of the block before.
+
+    Raises:
+        ValueError: a particle that does not exist.
+    """
+    count = len(result.log_weights)
+    if not 0 <= particle < count:
+        raise ValueError(f"particle = {particle}: the run has particles 0 to {count - 1}")
+    lines = ancestral_lines(result)
+    out: list[Block] = []
+    start, forward, fresh = 0, 0, True
+    for step, record in enumerate(result.trace):
+        survivor = int(lines[step + 1, particle]) if step + 1 < len(lines) else particle
+        parent, lane = record.ancestors[survivor], record.lanes[survivor]
+        length, accepted = record.length[parent][lane], record.accepted[parent][lane]
+        if length == 0:
+            continue
+        if fresh:
+            forward = start
+        out.append(Block(lane, length, start, forward))
+        start += length
+        # Marginals outlive a block that was accepted to the end of its window, while some are left.
+        offered = min(sampler.window, sampler.proposal.lookahead - (out[-1].start - forward))
+        fresh = not (accepted == length == offered) or start - forward >= sampler.proposal.lookahead
+    return out
+
+
+@torch.inference_mode()
+def local_divergences(
+    sampler: Sampler, result: Result, *, particle: int = 0, max_new_tokens: int | None = None
+) -> LocalDivergences:
+    """Exact local divergences along a final particle of a run of `sampler`.
+
+    Args:
+        sampler: the program that made `result`.
+        result: with its trace.
+        particle: which of the final ones.
+        max_new_tokens: the run's length limit, which bounds what the diffusion model saw; by default what the longest
+            sequence shows.
+    Raises:
+        ValueError: a particle that does not exist, or a trace that does not fit the sequence.
+    """
+    tokens = result.sequences[particle] if 0 <= particle < len(result.sequences) else []
+    blocks = blocks_of(sampler, result, particle)
+    if sum(b.length for b in blocks) != len(tokens):
+        raise ValueError("result's trace does not make up its sequence: give the result of this very sampler's run")
+    limit = max(map(len, result.sequences)) if max_new_tokens is None else max_new_tokens
+    pieces = [_block(sampler, [*result.prompt, *tokens], len(result.prompt), b, limit) for b in blocks]
+    columns = [np.concatenate([piece[i] for piece in pieces]) for i in range(5)] if pieces else [np.zeros(0)] * 5
+    numbers = np.concatenate([np.full(b.length, i) for i, b in enumerate(blocks)]) if blocks else np.zeros(0)
+    offsets = np.concatenate([b.start - b.forward + np.arange(b.length) for b in blocks]) if blocks else np.zeros(0)
+    return LocalDivergences(numbers.astype(np.int64), offsets.astype(np.int64), *columns)
+
+
+def _block(sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, limit: int) -> tuple[Array, ...]:
+    """The five columns of one block, `[L]` each."""
+    device = sampler.target.model.device
+    row = torch.zeros(1, dtype=torch.long, device=device)
+    seen = prompt + block.forward
+    prefix = torch.tensor([whole[:seen]], dtype=torch.long, device=device).reshape(1, seen)
+    width = min(sampler.proposal.lookahead, limit - block.forward)
+    canvas = torch.full((1, width), MASKED, dtype=torch.long, device=device)
+    length = torch.tensor([seen], device=device)
+    raw_q = sampler.proposal.model.session(prefix, length).score(row, canvas)
+    at = block.start - block.forward
+    raw_q = raw_q[:, at : at + block.length]
+    begin = prompt + block.start
+    before = torch.tensor([whole[:begin]], dtype=torch.long, device=device).reshape(1, begin)
+    draft = torch.tensor([whole[begin : begin + block.length]], dtype=torch.long, device=device)
+    raw_p = sampler.target.model.session(before, torch.tensor([begin], device=device)).score(row, draft)
+    log_q = sampler.proposal.log_probs(raw_q, sampler.lanes).double()  # [1, K, L, A]
+    log_p = sampler.target.log_probs(raw_p)[:, None].double().expand_as(log_q)
+    log_pi = checked_log_prob(sampler.intermediate, log_q, log_p)
+    q, pi, p = (law[0, block.lane] for law in (log_q, log_pi, log_p))
+    ratio = (p - pi).gather(-1, draft[0, :, None])[:, 0]
+    columns = (kl(pi, q), kl(p, pi), torch.minimum(pi, q).exp().sum(-1), chi2(p, pi), ratio)
+    return tuple(column.cpu().numpy() for column in columns)
+
+
+def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """`KL(a || b)`, nats, `[..., A]` -> `[...]`; inf where a has mass and b has none."""
+    return torch.where(log_a == -math.inf, 0.0, log_a.exp() * (log_a - log_b)).sum(-1).clamp_min(0.0)
+
+
+def chi2(log_p: Tensor, log_pi: Tensor) -> Tensor:
+    """`chi2(p || pi) = sum p^2 / pi - 1`, `[..., A]` -> `[...]`; inf where p has mass and pi has none."""
+    terms = torch.where(log_p == -math.inf, -math.inf, 2 * log_p - log_pi)
+    return torch.expm1(terms.logsumexp(-1)).clamp_min(0.0)

@@ -1,0 +1,93 @@
+"""Pareto k-hat: how heavy the tail of the importance weights is (Vehtari, Simpson, Gelman, Yao & Gabry 2024).
+
+The largest weights are fitted by a generalised Pareto law of shape k. The r-th moment of the weights exists for
+`k < 1/r`: below 0.5 the variance is finite and plain averages behave; above 0.7 the number of draws that an estimate
+needs grows beyond reason; at 1 or more not even the mean exists. The fit is that of `arviz_stats` (extra `analysis`).
+Weights of the sampler are bounded above wherever the intermediate dominates, and then k-hat says how far a run of this
+size is from noticing the bound.
+
+Two kinds of sample have no fit, and get an answer all the same:
+
+- *too few weights* (a tail of at least 5 is a fifth of 25): `k = nan`;
+- *no tail*, because the largest weights are equal (all weights one in speculative decoding, or one value copied by
+  resampling): `k = -inf`, the shape of a bounded law that ends at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.ess import LogWeights, as_log_weights
+
+#: Fewer weights than this leave no tail of five.
+LEAST = 25
+#: Above this k-hat, estimates of this sample should not be trusted.
+RELIABLE = 0.7
+
+
+@dataclass(frozen=True)
+class ParetoK:
+    """Shape of the weights' tail.
+
+    Attributes:
+        k: estimated shape; NaN or -inf where there is no fit.
+        tail: number of weights that were fitted.
+        reason: why there is no fit, or None.
+    """
+
+    k: float
+    tail: int
+    reason: str | None = None
+
+    @property
+    def reliable(self) -> bool:
+        """Whether `k` is known and at most 0.7."""
+        return self.k <= RELIABLE
+
+    def __str__(self) -> str:
+        return f"k-hat = {self.k:.2f} ({self.tail} tail weights)" if self.reason is None else f"no k-hat: {self.reason}"
+
+
+def pareto_k(log_weights: LogWeights) -> ParetoK:
+    """Shape of the upper tail of `log_weights: [N]` (nats, -inf legal), from independent draws.
+
+    Raises:
+        ImportError: arviz-stats is not installed. ValueError: NaN or +inf.
+    """
+    values = as_log_weights(log_weights).numpy()
+    if values.size < LEAST:
+        return ParetoK(math.nan, 0, f"{values.size} weights are too few, {LEAST} are needed")
+    if not np.isfinite(values).any():
+        return ParetoK(math.nan, 0, "every weight is zero")
+    tail = int(math.floor(3 * math.sqrt(values.size)) if values.size > 225 else values.size // 5)
+    ordered = np.sort(values)
+    largest, cutoff = np.exp(ordered[-tail:] - ordered[-1]), math.exp(ordered[-tail - 1] - ordered[-1])
+    # The fit divides by the first quartile of what exceeds the cutoff.
+    if largest[int(tail / 4 + 0.5) - 1] <= cutoff:
+        return ParetoK(-math.inf, tail, "the largest weights are equal, there is no tail")
+    # `psislw` takes log-likelihoods, that is, negated log weights.
+    return ParetoK(float(_stats().psislw(-values)[1]), tail)
+
+
+def smoothed_log_weights(log_weights: LogWeights) -> npt.NDArray[np.float64]:
+    """Normalised log weights with the tail replaced by the fitted quantiles (Pareto smoothing), `[N]`, nats.
+
+    Where there is no fit, the normalised log weights as they are. Smoothing trades variance for a little bias.
+    """
+    values = as_log_weights(log_weights).numpy()
+    if pareto_k(values).reason is not None:
+        return np.asarray(values - np.logaddexp.reduce(values))
+    return np.asarray(_stats().psislw(-values)[0])
+
+
+def _stats() -> Any:
+    try:
+        from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise ImportError("k-hat needs arviz-stats: pip install 'smc-bridge[analysis]'") from error
+    return array_stats

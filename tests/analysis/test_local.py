@@ -1,0 +1,89 @@
+"""Local divergences: they add up to the weights, and predict how the variance of the weights grows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.local import blocks_of, chi2, kl, local_divergences
+from analysis.variance import weight_variance
+from models.tabular import TabularAR, TabularDLM
+from smc_bridge import presets
+from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts
+from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.smc.weights import never
+
+
+class Tables:
+    """A tabular pair with a perturbed proposal."""
+
+    ar = TabularAR.random(3, 6, seed=5, eos_id=2)
+    dlm = TabularDLM(ar, noise=0.6)
+
+
+@pytest.mark.parametrize("lookahead", [2, 6])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"w": 1.0}, {"intermediate": Mixture(0.6)}, {"lanes": 2, "proposal_temperature": [0.7, 1.4]}],
+    ids=["product", "proposal", "mixture", "two lanes"],
+)
+def test_local_ratios_add_up_to_what_the_blocks_earned(options: dict[str, object], lookahead: int) -> None:
+    sampler = presets.smc(Tables(), 1, window=2, lookahead=lookahead, trigger=never, **{"w": 0.5, **options} if
+                          "intermediate" not in options else options)  # type: ignore[arg-type]
+    reused = 0
+    for result in sampler.run([[]] * 40, seed=list(range(40)), max_new_tokens=6):
+        local = local_divergences(sampler, result, max_new_tokens=6)
+        earned = [record.log_increments[0][record.lanes[0]] for record in result.trace]
+        summed = np.bincount(local.block, local.log_ratio, minlength=len(earned))
+        assert summed == pytest.approx(earned, abs=1e-9)
+        assert len(local.chi2) == len(result.sequences[0])
+        reused += sum(b.forward < b.start for b in blocks_of(sampler, result))
+    assert (reused > 0) == (lookahead > 2), f"{reused} blocks shared a forward"
+
+
+def test_every_particle_of_a_resampled_run_has_its_own_blocks() -> None:
+    sampler = presets.smc(Tables(), 4, w=0.8, window=2, lookahead=2)
+    for result in sampler.run([[]] * 20, seed=list(range(20)), max_new_tokens=6):
+        for particle, sequence in enumerate(result.sequences):
+            assert sum(b.length for b in blocks_of(sampler, result, particle)) == len(sequence)
+
+
+def test_divergences_are_those_of_plain_numpy() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.dirichlet(np.ones(5), size=7), rng.dirichlet(np.ones(5), size=7)
+    log_a, log_b = torch.from_numpy(np.log(a)), torch.from_numpy(np.log(b))
+    assert kl(log_a, log_b).numpy() == pytest.approx((a * np.log(a / b)).sum(-1), abs=1e-12)
+    assert chi2(log_a, log_b).numpy() == pytest.approx((a**2 / b).sum(-1) - 1, rel=1e-12)
+    holes = torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]])
+    assert kl(holes, holes.flip(0)).tolist() == [math.inf, math.inf]
+    assert chi2(holes, holes).tolist() == [0.0, 0.0]
+
+
+def test_predicted_growth_is_exact_where_the_conditionals_do_not_depend_on_the_path() -> None:
+    rows = np.random.default_rng(1).dirichlet(np.ones(3), size=4)
+    ar = TabularAR([torch.from_numpy(np.tile(row, (3**i, 1))) for i, row in enumerate(rows)], eos_id=None)
+
+    class Flat:
+        """Conditionals that depend on the place only."""
+
+    Flat.ar, Flat.dlm = ar, TabularDLM(ar, noise=0.5)  # type: ignore[attr-defined]
+    count = 20_000
+    poe = ProductOfExperts(0.8)
+    sampler = presets.smc(Flat(), count, intermediate=poe, kernel=Rejection(), window=4, trigger=never)
+    result = sampler.run([[]], seed=1, max_new_tokens=4)[0]
+    predicted = math.expm1(local_divergences(sampler, result, max_new_tokens=4).predicted_log_variance[-1])
+    observed = weight_variance(result.log_weights)
+    squares = np.square(np.exp(result.log_weights) - 1)
+    error = 5 * squares.std() / math.sqrt(count)
+    assert abs(observed - predicted) < error, f"predicted {predicted:.4f}, observed {observed:.4f} ± {error:.4f}"
+    assert predicted > 0.02
+
+
+def test_a_particle_that_does_not_exist_is_refused() -> None:
+    sampler = presets.smc(Tables(), 2, window=2)
+    result = sampler.run([[]], seed=0, max_new_tokens=6)[0]
+    with pytest.raises(ValueError, match="particle = 2"):
+        local_divergences(sampler, result, particle=2)
