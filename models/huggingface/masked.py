@@ -7,19 +7,30 @@ of all M positions. Two conventions say which output is about which position:
   Ye et al. 2025, arXiv 2508.15487; DiffuLLaMA, Gong et al. 2024, arXiv 2410.17891);
 - `shift=False`: the output at place i predicts place i (LLaDA, Nie et al. 2025, arXiv 2502.09992; MDLM, Sahoo et al.
   2024, arXiv 2406.07524; every BERT).
+
+The cost of a forward grows with the prefix. As a proposal may be approximate (its density is that of the very logits it
+was drawn from), two options bound it at the price of acceptance: `cache="prefix"` keeps the keys and values of
+committed tokens (`models.huggingface.masked_cache`), `cache="window"` leaves out all but the first and last of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask
+from models.huggingface.attention import attention_of
+from models.huggingface.canvas import SINKS, Fresh, lay_out
+from models.huggingface.chunks import RowChunks
+from models.huggingface.masked_cache import PrefixCache
 from models.protocols import ABSENT, MASKED
 from models.rows import Rows, append_ragged
+
+#: What a session spares itself: nothing, recomputing committed tokens, or looking at distant ones.
+CacheMode = Literal["none", "prefix", "window"]
 
 
 class HuggingFaceMaskedLM(HuggingFaceAdapter):
@@ -34,6 +45,14 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         vocab_size: alphabet size A; logits past it are cut off. Default: all output columns.
         causal_backbone: the architecture is that of a causal model, made bidirectional by a 4-D attention mask; if
             False it is bidirectional by itself and gets a 2-D mask. Default: whether transformers can generate with it.
+        cache: "none" scores what the model scores. "prefix" keeps keys and values of a committed token as the forward
+            that first saw it committed computed them, so that a forward is over new tokens and the canvas (after
+            Fast-dLLM, Wu et al. 2025, arXiv 2505.22618). "window" shows only the last `window` tokens of a prefix, and
+            its first 4. Both need a causal backbone.
+        window: tokens; with cache="window" only.
+        max_logit_bytes: bytes of float32 logits that one forward may make; larger batches are cut into row chunks.
+    Raises:
+        ValueError: an argument out of range, or one that does not fit the model.
     """
 
     def __init__(
@@ -46,6 +65,9 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         banned_ids: Sequence[int] = (),
         vocab_size: int | None = None,
         causal_backbone: bool | None = None,
+        cache: CacheMode = "none",
+        window: int | None = None,
+        max_logit_bytes: int | None = None,
     ) -> None:
         super().__init__(model, eos_id=eos_id, banned_ids=banned_ids, vocab_size=vocab_size)
         if not 0 <= mask_id < self._input_size:
@@ -59,48 +81,176 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
                 f"attn_implementation = {attention!r} of a causal backbone takes no bidirectional mask: load the model "
                 f"with one of {ADDITIVE_ATTENTION}"
             )
+        self.cache, self.window = cache, window
+        self._check_cache()
+        #: Cuts batches into row chunks; remembers what fitted into memory.
+        self.chunks = RowChunks(max_logit_bytes)
+
+    def _check_cache(self) -> None:
+        if self.cache not in get_args(CacheMode):
+            raise ValueError(f"cache = {self.cache!r}: give one of {', '.join(get_args(CacheMode))}")
+        if (self.cache == "window") != (self.window is not None) or (self.window is not None and self.window < 1):
+            raise ValueError(
+                f"window = {self.window} with cache = {self.cache!r}: give at least 1 token with cache = 'window', and "
+                "None otherwise"
+            )
+        if self.cache == "none":
+            return
+        if not self.explicit:
+            raise ValueError(
+                f"cache = {self.cache!r} needs a causal backbone that takes position_ids, which "
+                f"{type(self.model).__name__} is not: use cache = 'none'"
+            )
+        if self.cache == "prefix" and attention_of(self.model) is None:
+            raise ValueError(
+                f"cache = 'prefix': it is not known how a model of type {self.model.config.model_type!r} keeps keys "
+                "and values: use cache = 'window' or 'none'"
+            )
+
+    @property
+    def explicit(self) -> bool:
+        """Whether a token's position and what it sees are said to the model, so that its column does not matter."""
+        return self.causal_backbone and "position_ids" in self._accepts
 
     def session(self, tokens: Tensor, length: Tensor) -> HuggingFaceDiffusionSession:
         """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count."""
         return HuggingFaceDiffusionSession(self, tokens, length)
 
+    def forward(self, fresh: Fresh, lookahead: int, cache: Any = None) -> Tensor:
+        """Logits `[B, M, A]` of the last `lookahead` places of `fresh`, one bidirectional forward of a causal backbone.
+
+        Args:
+            fresh: the tokens to run, of which all real ones and all cached ones see each other.
+            lookahead: M.
+            cache: a transformers `Cache` with what stands before, or None.
+        """
+        self._check_inputs(fresh.ids, fresh.position)
+        seen = fresh.seen
+        batch, width = fresh.ids.shape
+        if seen is None:  # one zero, expanded: no [W, W] mask is made
+            mask = torch.zeros(1, 1, 1, 1, dtype=self.model.dtype, device=self.device)
+            mask = mask.expand(batch, 1, width, width + (cache.get_seq_length() if cache is not None else 0))
+        else:
+            mask = additive_mask(seen[:, None, :], self.model.dtype).expand(-1, -1, width, -1)
+        keep = lookahead + int(self.shift)
+        options: dict[str, Any] = {"logits_to_keep": keep, "past_key_values": cache, "use_cache": cache is not None}
+        options = {name: value for name, value in options.items() if name in self._accepts}
+        with torch.no_grad():  # not inference_mode: a caller may change the scores in place
+            out: Tensor = self.model(
+                input_ids=fresh.ids, attention_mask=mask, position_ids=fresh.position, **options
+            ).logits
+        wanted = out[:, out.shape[1] - keep :][:, :lookahead, : self.vocab_size]
+        return wanted.to(device=self.device, dtype=self.score_dtype)
+
 
 class HuggingFaceDiffusionSession(Rows):
-    """Session of a `HuggingFaceMaskedLM` that recomputes (implements `DiffusionSession`)."""
+    """Session of a `HuggingFaceMaskedLM` (implements `DiffusionSession`)."""
 
     def __init__(self, model: HuggingFaceMaskedLM, tokens: Tensor, length: Tensor) -> None:
         super().__init__(tokens.to(model.device), length.to(model.device))
         self.model = model
+        self._cache = PrefixCache(len(length)) if model.cache == "prefix" else None
+
+    def gather(self, ancestors: Tensor) -> None:
+        """See `Session.gather`."""
+        super().gather(ancestors)
+        if self._cache is not None:
+            self._cache.gather(ancestors)
+
+    def crop(self, length: Tensor) -> None:
+        """See `Session.crop`."""
+        super().crop(length)
+        if self._cache is not None:
+            self._cache.crop(length.tolist())
 
     def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
         """See `DiffusionSession.score`.
 
         Raises:
             ValueError: on an empty prefix if the outputs are shifted, and on logits that are no law.
+            MemoryError: one row does not fit into memory.
         """
         model = self.model
-        length = self.length[rows]
         batch, lookahead = canvas.shape
         if batch == 0 or lookahead == 0:
             return model.empty(batch, lookahead)
-        if model.shift and bool((length < 1).any()):
-            row = int(rows[int((length < 1).nonzero()[0])])
+        length = self.length[rows]
+        lengths = length.tolist()
+        if model.shift and min(lengths) < 1:
+            row = int(rows[lengths.index(0)])
             raise ValueError(
                 f"length[{row}] = 0: with shifted outputs nothing predicts the first token; "
                 "start the prefix from bos or a prompt"
             )
+        forward = self._cached if self._cache is not None else self._recomputed if model.explicit else self._padded
+        out = forward(rows, canvas, lengths)
+        return model.check_logits(out, rows, length[:, None] + torch.arange(lookahead, device=length.device))
+
+    def _chunked(self, forward: Callable[[slice], Tensor], canvas: Tensor, width: int) -> Tensor:
+        """Run `forward` over the rows of `canvas: [B, M]`, each `width` tokens long."""
+        batch, lookahead = canvas.shape
+        kept = (lookahead + int(self.model.shift)) * self.model.vocab_size
+        return self.model.chunks(forward, batch, tokens=width, logits=kept)
+
+    def _recomputed(self, rows: Tensor, canvas: Tensor, lengths: list[int]) -> Tensor:
+        """Forwards over prefixes, or what is left of them, and canvases."""
+        model, tokens = self.model, self.tokens[rows]
+
+        def forward(part: slice) -> Tensor:
+            fresh = lay_out(
+                tokens[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift, window=model.window
+            )
+            return model.forward(fresh, canvas.shape[1])
+
+        seen = max(lengths) if model.window is None else min(max(lengths), SINKS + model.window)
+        return self._chunked(forward, canvas, seen + canvas.shape[1])
+
+    def _cached(self, rows: Tensor, canvas: Tensor, lengths: list[int]) -> Tensor:
+        """Forwards over tokens that are not kept, and canvases; a row that is given again comes after the first."""
+        model, cache, index = self.model, self._cache, rows.tolist()
+        assert cache is not None
+        first = [b for b, r in enumerate(index) if index.index(r) == b]
+        if len(first) < len(index):
+            rest = [b for b in range(len(index)) if b not in set(first)]
+            out = model.empty(*canvas.shape)
+            for part in (first, rest):
+                at = torch.tensor(part, device=rows.device)
+                out[at] = self._cached(rows[at], canvas[at], [lengths[b] for b in part])
+            return out
+        tokens = self.tokens[rows]
+        # A shifted model reads the last token again, since its output is about the first place of the canvas.
+        known = cache.known
+        start = [min(known[r], n - int(model.shift)) for r, n in zip(index, lengths, strict=True)]
+
+        def forward(part: slice) -> Tensor:
+            fresh = lay_out(
+                tokens[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift, cached=start[part]
+            )
+            held = cache.open(index[part], fresh, max(start[part]))
+            out = model.forward(fresh, canvas.shape[1], held)
+            cache.keep(index[part], fresh, start=start[part], lengths=lengths[part], shift=model.shift)
+            return out
+
+        fresh_tokens = max(n - k for n, k in zip(lengths, start, strict=True))
+        out = self._chunked(forward, canvas, fresh_tokens + canvas.shape[1])
+        cache.mark(index, start, self.tokens, self.length.tolist())
+        return out
+
+    def _padded(self, rows: Tensor, canvas: Tensor, lengths: list[int]) -> Tensor:
+        """Forwards over right-padded rows, for models that count positions themselves."""
+        model, lookahead = self.model, canvas.shape[1]
         shown = canvas.masked_fill(canvas == MASKED, model.mask_id)
-        present = (canvas != ABSENT).sum(1)
-        ids, whole = append_ragged(self.tokens[rows], length, shown, present, fill=0)
-        column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        real = column < whole[:, None]  # [B, W]
+        ids, whole = append_ragged(self.tokens[rows], self.length[rows], shown, (canvas != ABSENT).sum(1), fill=0)
+        width = ids.shape[1]
+        real = torch.arange(width, device=ids.device) < whole[:, None]  # [B, W]
         # Places that a row does not have read its last one.
-        position = (length[:, None] + torch.arange(lookahead, device=ids.device)).clamp_max(whole[:, None] - 1)
-        wanted = position - 1 if model.shift else position
-        if model.causal_backbone:
-            allowed = real[:, None, :].expand(-1, ids.shape[1], -1)
-            attention = additive_mask(allowed, model.model.dtype)
-            out = model.logits(ids, wanted, attention_mask=attention, position_ids=column)
-        else:
-            out = model.logits(ids, wanted, attention_mask=real.long(), position_ids=None)
-        return model.check_logits(out, rows, position)
+        place = self.length[rows][:, None] + torch.arange(lookahead, device=ids.device)
+        wanted = place.clamp_max(whole[:, None] - 1) - int(model.shift)
+
+        def forward(part: slice) -> Tensor:
+            mask = real[part].long()
+            if model.causal_backbone:
+                mask = additive_mask(real[part, None, :], model.model.dtype).expand(-1, -1, width, -1)
+            return model.logits(ids[part], wanted[part], attention_mask=mask, position_ids=None)
+
+        return self._chunked(forward, canvas, width)

@@ -1,0 +1,118 @@
+"""Keys and values of committed tokens, kept for a diffusion model: an approximation that makes its forwards short.
+
+The keys and values of a token are those of the forward that first saw it *committed*; a forward is then over newly
+committed tokens and the canvas (after Fast-dLLM's prefix cache, Wu et al. 2025, arXiv 2505.22618, which refreshes them
+at every block). They are approximate because a bidirectional model would compute others once later tokens are known.
+A proposal may be: its draws and its density come from the same logits.
+
+What a row's scores are depends on its own commits and scores alone, and not on which of several equal rows the caller
+had scored: rows that are equal in tokens and in what is kept (*twins*) stay so when one of them is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.huggingface.cache import KeyValues, Span, as_span
+from models.huggingface.canvas import Fresh
+
+
+class PrefixCache:
+    """What is kept for R ragged rows.
+
+    Attributes:
+        keys_values: the buffers, one row for each of R; a token's column is its position.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.keys_values = KeyValues(rows)
+        # Of each row: which forward computed the tokens up to where, `((end, forward), ...)`.
+        self._parts: list[tuple[tuple[int, int], ...]] = [()] * rows
+        self._forwards = 0
+
+    @property
+    def known(self) -> list[int]:
+        """Tokens of each row that are kept."""
+        return [parts[-1][0] if parts else 0 for parts in self._parts]
+
+    def open(self, rows: Sequence[int], fresh: Fresh, base: int) -> KeyValues:
+        """The cache for a forward over `fresh`, which is written from column `base` on, of these distinct rows."""
+        self.keys_values.reserve(base + fresh.ids.shape[1])
+        self.keys_values.span = Span(as_span(list(rows), fresh.ids.device), base, 0, 1)
+        return self.keys_values
+
+    def keep(
+        self, rows: Sequence[int], fresh: Fresh, *, start: Sequence[int], lengths: Sequence[int], shift: bool
+    ) -> None:
+        """After the forward: put the keys and values of committed tokens into their own columns.
+
+        Args:
+            rows, fresh: as in `open`.
+            start: tokens of each row that were read from the cache; the forward's base is the greatest.
+            lengths: tokens of each row; the last of them stands before the canvas if `shift`.
+        """
+        self.keys_values.settle()
+        if fresh.seen is None:
+            return
+        device, base, width = fresh.ids.device, max(start), fresh.head + int(shift)
+        count = torch.tensor(lengths, device=device) - torch.tensor(start, device=device) - int(shift)
+        column = torch.arange(width, device=device).expand(len(rows), -1)
+        own = fresh.position[:, :width]
+        put = ((column < count[:, None]) | (column >= fresh.head)) & (own != base + column)
+        entry, place = put.nonzero(as_tuple=True)
+        if entry.numel():
+            row = torch.tensor(rows, device=device)[entry]
+            self.keys_values.write(row, own[entry, place], self.keys_values.read(row, base + place))
+
+    def mark(self, rows: Sequence[int], start: Sequence[int], tokens: Tensor, lengths: Sequence[int]) -> None:
+        """Note that all tokens of these distinct rows are kept, and give their twins the same.
+
+        Args:
+            start: tokens of each of `rows` that were read from the cache.
+            tokens: of all R rows, `[R, S]`.
+            lengths: of all R rows.
+        """
+        scored = set(rows)
+        keys = {(lengths[r], self._parts[r]) for r in rows}
+        others = [r for r in range(len(lengths)) if r not in scored and (lengths[r], self._parts[r]) in keys]
+        source: dict[int, int] = {}  # index into `rows` of what each twin equals
+        if others:
+            told = {r: (self._parts[r], tuple(tokens[r, : lengths[r]].tolist())) for r in (*rows, *others)}
+            first = {told[r]: b for b, r in reversed(list(enumerate(rows)))}
+            source = {r: first[told[r]] for r in others if told[r] in first}
+        if source:
+            twins, like = list(source), [rows[b] for b in source.values()]
+            at, of = (torch.tensor(x, device=tokens.device) for x in (twins, like))
+            self.keys_values.move(at, of, min(start[b] for b in source.values()), max(lengths[r] for r in twins))
+        for r, n in zip(rows, start, strict=True):
+            self._forwards += 1
+            self._parts[r] = (*_first(self._parts[r], n), (lengths[r], self._forwards))
+        for r, b in source.items():
+            self._parts[r] = self._parts[rows[b]]
+
+    def gather(self, ancestors: Tensor) -> None:
+        """Let row r become a copy of the former row `ancestors[r]`."""
+        source = ancestors.tolist()
+        changed = [r for r, a in enumerate(source) if r != a]
+        if len(source) != len(self._parts):
+            self.keys_values.resize(ancestors)
+        elif changed:
+            rows, known = torch.tensor(changed, device=ancestors.device), self.known
+            self.keys_values.move(rows, ancestors[rows], 0, max(known[source[r]] for r in changed))
+        self._parts = [self._parts[a] for a in source]
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Forget everything past the first `lengths[r]` tokens of row r."""
+        self._parts = [_first(parts, n) for parts, n in zip(self._parts, lengths, strict=True)]
+
+
+def _first(parts: tuple[tuple[int, int], ...], length: int) -> tuple[tuple[int, int], ...]:
+    """Those of `parts` that lie within the first `length` tokens, the last of them cut there."""
+    kept = []
+    for begin, (end, forward) in zip((0, *(end for end, _ in parts)), parts, strict=False):
+        if begin < length:
+            kept.append((min(end, length), forward))
+    return tuple(kept)
