@@ -17,6 +17,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -30,6 +31,8 @@ Value = TypeVar("Value")
 RETRIES = 3
 #: Shared memory of a local cluster, bytes: values of cells are small.
 STORE_BYTES = 128 * 2**20
+#: How long the head of a cluster may take to accept a connection.
+ANSWER_SECONDS = 10.0
 #: Ray reports its usage to its makers, prints every death of a worker to standard output, and warns of its own plans.
 SILENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -81,7 +84,7 @@ def map_cells(
         retries: how often a cell is begun again.
     Raises:
         ValueError: an argument is out of range, Ray is missing, or the cluster is too small for the workers.
-        ConnectionError: no cluster answers at `RAY_ADDRESS`.
+        ConnectionError: no cluster answers at `RAY_ADDRESS` (`host:port`, `auto`, or `local` for one of its own).
         ChildProcessError: a cell's worker died each time.
         Exception: whatever a job raises, as it raised it.
     """
@@ -198,10 +201,9 @@ def _cluster(workers: int, threads: int | None) -> Iterator[int]:
     handler = signal.getsignal(signal.SIGTERM)
     session: str | None = None
     try:
-        try:
-            context = ray.init(**options)
-        except ConnectionError as error:
-            raise ConnectionError(f"RAY_ADDRESS = {address}: no cluster answers; start it, or unset it") from error
+        if address != "local":
+            _check_address(address)
+        context = ray.init(**options)
         if address == "local":
             session = context.address_info["session_dir"]
         yield _fitting(workers, each or 1)
@@ -212,6 +214,19 @@ def _cluster(workers: int, threads: int | None) -> Iterator[int]:
             signal.signal(signal.SIGTERM, handler)
         if session is not None:
             shutil.rmtree(session, ignore_errors=True)
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address where nothing answers: Ray would try for minutes, and then end the process."""
+    host, colon, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not colon or not port.isdigit() or "/" in host:
+        raise ValueError(f"RAY_ADDRESS = {address}: give the head of a cluster as host:port, or auto, or unset it")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"RAY_ADDRESS = {address}: no cluster answers; start it, or unset it") from error
 
 
 def _fitting(workers: int, threads: int) -> int:

@@ -76,3 +76,8 @@ def die(x: int) -> int:
     """Kill this process."""
     os.kill(os.getpid(), signal.SIGKILL)
     return x
+
+
+def give(job: Callable[[int], int]) -> Callable[[int], int]:
+    """Make a job that needs no making."""
+    return job

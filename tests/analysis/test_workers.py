@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from analysis.workers import import_ray, map_cells
-from tests.analysis.jobs import Square, die, killer, refuse, threads
+from tests.analysis.jobs import Square, die, give, killer, refuse, threads
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
 
@@ -23,14 +24,11 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 def cluster() -> Iterator[Any]:
     """A cluster of two CPUs that is there before the map, and stays."""
     ray = import_ray()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    context = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray
     assert ray.is_initialized(), "a map ends no cluster that it did not start"
     ray.shutdown()
-
-
-def give(job: Callable[[int], int]) -> Callable[[int], int]:
-    return job
+    shutil.rmtree(context.address_info["session_dir"], ignore_errors=True)
 
 
 def test_one_worker_is_this_process_and_keeps_the_order() -> None:
@@ -53,6 +51,14 @@ def test_bad_number_is_refused(option: dict[str, int]) -> None:
     [(name, value)] = option.items()
     with pytest.raises(ValueError, match=f"{name} = {value}: give a whole number"):
         map_cells(Square, [1], **option)  # type: ignore[arg-type]
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "127.0.0.1:1", "nowhere"])
+def test_address_without_a_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises((ValueError, ConnectionError), match=rf"^RAY_ADDRESS = {address}: .* or unset it$"):
+        list(map_cells(Square, [1], workers=2))
 
 
 @needs_ray
@@ -96,8 +102,8 @@ def test_stopping_early_ends_the_workers(cluster: Any) -> None:
 
 @needs_ray
 def test_threads_of_a_worker_are_limited(cluster: Any) -> None:
-    for wanted in (1, 2):
-        assert list(map_cells(threads, [0], workers=2, threads=wanted)) == [(0, wanted)]
+    other = 1 if os.environ.get("OMP_NUM_THREADS") == "2" else 2
+    assert list(map_cells(threads, [0], workers=2, threads=other)) == [(0, other)]
 
 
 @needs_ray
