@@ -189,7 +189,7 @@ def _draw(figure: Any, cells: Sequence[Cell]) -> None:
         ax.set_xlabel("prompt, tokens; lanes")
         ax.set_title("whole run" if what == "run" else "one score")
     axes[0].set_ylabel("ratio of times")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

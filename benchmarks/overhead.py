@@ -133,19 +133,18 @@ def _draw(figure: Any, runs: Sequence[Overhead], steps: Sequence[Arithmetic]) ->
         start = start + share
     left.set_yticks(place, labels)
     left.invert_yaxis()
+    left.set_xlim(0, 1.02)
     left.set_xlabel("share of the run's wall time")
     left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3, frameon=False)
     each = np.arange(len(steps))
-    for shift, name, ours, book in (
-        (-0.2, "time", [s.share.median for s in steps], [1.0] * len(steps)),
-        (0.2, "memory", [s.memory / s.textbook_memory for s in steps], [1.0] * len(steps)),
-    ):
-        right.bar(each + shift, ours, 0.35, label=f"{name} over the textbook's")
-        right.plot([-0.5, len(steps) - 0.5], [book[0]] * 2, color="0.5", lw=0.8)
-    right.set_xticks(each, [s.name for s in steps])
-    right.set_ylabel("step over the textbook's form")
-    right.set_ylim(0, 1.35)
-    right.legend(loc="upper center", frameon=False)
+    right.bar(each - 0.2, [step.share.median for step in steps], 0.36, label="time",
+              yerr=np.transpose([step.share.bars for step in steps]), error_kw={"lw": 0.8})
+    right.bar(each + 0.2, [step.memory / step.textbook_memory for step in steps], 0.36, label="extra memory")
+    right.axhline(1.0, color="0.4", lw=0.8)
+    right.set_xticks(each, [step.name for step in steps])
+    right.set_xlabel(f"step of the mock pair, A = {steps[0].alphabet:,}")
+    right.set_ylabel("over the textbook's form")
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2, frameon=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -242,9 +242,12 @@ def _draw(figure: Any, curves: Sequence[Curve]) -> None:
         milliseconds = [s.times(1000) for s in curve.seconds]
         middle = [s.median for s in milliseconds]
         error = np.transpose([s.bars for s in milliseconds])
-        ax.errorbar(curve.sizes, middle, yerr=error, marker="o", label=f"time, exponent {curve.time_slope.text()}")
+        ax.errorbar(curve.sizes, middle, yerr=error, marker="o", label=f"time (ms), exponent {curve.time_slope.text()}")
         memory = [peak / 2**20 for peak in curve.bytes]
-        ax.plot(curve.sizes, memory, marker="s", linestyle="--", label=f"memory, exponent {curve.memory_slope.text()}")
+        ax.plot(
+            curve.sizes, memory, marker="s", linestyle="--",
+            label=f"peak memory (MiB), exponent {curve.memory_slope.text()}",
+        )
         ax.set(xscale="log", yscale="log", xlabel=names.get(curve.factor, curve.factor), ylabel="ms per step; MiB")
         ax.set_xticks(curve.sizes, [str(size) for size in curve.sizes])
         ax.minorticks_off()

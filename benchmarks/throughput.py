@@ -223,20 +223,21 @@ def _sheet(found: Found, chosen: Sequence[str], batch: int, options: argparse.Na
 
 def _draw(figure: Any, found: Found, chosen: Sequence[str], batches: Sequence[int]) -> None:
     ax = figure.subplots()
-    height = 0.8 / len(batches)
     place = np.arange(len(chosen))
     for i, batch in enumerate(batches):
         rates = [found[name, batch].rate for name in chosen]
-        ax.barh(
-            place + (i - (len(batches) - 1) / 2) * height, [rate.median for rate in rates], height,
-            xerr=np.transpose([rate.bars for rate in rates]), label=f"P = {batch}", error_kw={"lw": 0.8},
+        ax.errorbar(
+            [rate.median for rate in rates], place + 0.2 * (i - (len(batches) - 1) / 2),
+            xerr=np.transpose([rate.bars for rate in rates]), fmt="osD^v"[i % 5], capsize=2, label=f"P = {batch}",
         )
     ax.set_yticks(place, chosen)
     ax.invert_yaxis()
     ax.set_xscale("log")
-    ax.set_xlabel("tokens per second (log scale; bars: least to greatest block)")
-    ax.grid(axis="x", which="both", alpha=0.25)
-    ax.legend()
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "25" else "")
+    ax.set_xlabel("tokens per second (median block; bars from the least to the greatest)")
+    ax.grid(which="both", alpha=0.25)
+    figure.legend(loc="outside upper center", ncols=len(batches))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

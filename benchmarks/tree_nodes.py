@@ -187,10 +187,11 @@ def _draw(figure: Any, cells: Sequence[Cell], laws: Sequence[tuple[float, float]
             )
         ax.set_xscale("log", base=2)
         ax.set(title=f"target temperature {temperature:g}, w = {w:g}", xlabel="AR nodes per step",
-               ylabel="tokens per step", ylim=(0, None))
+               ylabel="tokens per step")
+        ax.set_ylim(0, 1.08 * max(max(c.tokens) for c in cells if (c.w, c.temperature) == (w, temperature)))
     for ax in grid[len(laws):]:
         ax.remove()
-    grid[0].legend(fontsize="small")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
