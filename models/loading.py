@@ -27,6 +27,8 @@ DTYPES = {
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     for name in (str(dtype).removeprefix("torch."), dtype)
 }
+#: Tokenizer classes that add nothing to what `tokenizer.json` says.
+GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -147,14 +149,32 @@ def _one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
 def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     """The tokenizer of a checkpoint.
 
-    Raises:
-        ValueError: it cannot be loaded, or has no tokens.
-    """
-    from transformers import AutoTokenizer
+    One whose class is generic is all in its `tokenizer.json`. It is read as it stands: transformers' automatic choice
+    goes by the model's type and would put that family's rules in the place of the file's.
 
+    Raises:
+        ValueError: it cannot be loaded, brings code that is not trusted, or has no tokens.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    options: dict[str, Any] = {"local_files_only": checkpoint.offline}
     with quiet(progress=not checkpoint.offline), _one_line(checkpoint, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.name, trust_remote_code=trust_remote_code, local_files_only=checkpoint.offline
+        settings = get_tokenizer_config(checkpoint.name, **options)
+        own = settings.get("auto_map")
+        generic = settings.get("tokenizer_class") in GENERIC_TOKENIZERS and not own
+        if generic:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.name, **options)
+        elif trust_remote_code or not own:
+            tokenizer = AutoTokenizer.from_pretrained(
+                checkpoint.name, trust_remote_code=trust_remote_code, **options
+            )
+        else:
+            tokenizer = None
+    if tokenizer is None:
+        raise ValueError(
+            f"{checkpoint.said}: its tokenizer brings code of its own, which is not run: read it, then set "
+            "trust_remote_code = True"
         )
     if not tokenizer.get_vocab():
         raise ValueError(f"{checkpoint.said}: its tokenizer has no tokens; copy the tokenizer's files too")

@@ -7,6 +7,7 @@ not trusted, and tokenizers, which are compared id by id.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +16,22 @@ import torch
 from models.checkpoints import Checkpoint, find_checkpoint
 from models.conventions import Convention, Override, convention_of, mask_id_of
 from models.gguf import dequantised, packaged_gguf
+from models.huggingface.adapter import output_size
 from models.huggingface.unpadded import Unpadded
-from models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids
-from models.loading import Placement, fit_adapter, is_wrapped, load_model, load_tokenizer, weight_shapes
+from models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, special_ids
+from models.loading import (
+    Placement,
+    as_device,
+    as_dtype,
+    fit_adapter,
+    is_wrapped,
+    load_model,
+    load_tokenizer,
+    weight_shapes,
+)
 from models.pairs import Pair, pair_from_models
 from models.prompts import PromptFormat, default_prompt
+from models.protocols import CausalLM
 
 Name = str | os.PathLike[str]
 
@@ -64,6 +76,50 @@ def _source(
     return Source(found, loaded, default_prompt(loaded), placement)
 
 
+@dataclass(frozen=True)
+class Causal:
+    """An autoregressive model by itself: a target that no diffusion model drafts for.
+
+    Attributes:
+        model: the adapter; mask, padding, begin of sequence and outputs without a token are banned, as in a pair.
+        tokenizer, format_prompt: `format_prompt(tokenizer, text)` gives the ids that the model is prompted with.
+    """
+
+    model: CausalLM
+    tokenizer: Any
+    format_prompt: PromptFormat
+
+
+def load_causal(
+    ar: Name,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | Mapping[str, Any] | None = None,
+    tp_plan: str | Mapping[str, str] | None = None,
+) -> Causal:
+    """Load an autoregressive model without a diffusion model; arguments and errors are those of `load_pair`."""
+    from models.huggingface import HuggingFaceCausalLM
+
+    placement = Placement(as_dtype(dtype), as_device(device), device_map, tp_plan)
+    source = _source("ar", ar, placement, trust_remote_code=trust_remote_code)
+    model = _load_ar(source, trust=trust_remote_code)
+    tokenizer = source.tokenizer
+    size, eos_id = output_size(model), tokenizer.eos_token_id
+    banned = (special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))) - {eos_id}
+    adapter = HuggingFaceCausalLM(model, eos_id=eos_id, banned_ids=[i for i in banned if i < size])
+    fit_adapter(adapter, model, source.checkpoint.config, None)
+    return Causal(adapter, tokenizer, source.format_prompt)
+
+
+def _load_ar(source: Source, *, trust: bool) -> Any:
+    shapes = weight_shapes(source.checkpoint)
+    return load_model(
+        source.checkpoint, "AutoModelForCausalLM", source.placement, trust_remote_code=trust, shapes=shapes
+    )
+
+
 def _load_dlm(source: Source, convention: Convention, shapes: dict[str, tuple[int, ...]], *, trust: bool) -> Any:
     four_d = convention.attention == "mask-4d"
     model = load_model(
@@ -104,10 +160,7 @@ def load_two(
     if not reduce:
         ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, eos_id=eos_id)
         check_shared_vocabulary(left.tokenizer, right.tokenizer, ignore=ignore)
-    ar_model = load_model(
-        right.checkpoint, "AutoModelForCausalLM", right.placement, trust_remote_code=trust,
-        shapes=weight_shapes(right.checkpoint),
-    )
+    ar_model = _load_ar(right, trust=trust)
     dlm_model = _load_dlm(left, convention, shapes, trust=trust)
     pair = pair_from_models(
         dlm_model, ar_model, right.tokenizer, shift=convention.shift, dlm_tokenizer=left.tokenizer, mask_id=mask_id,

