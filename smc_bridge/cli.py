@@ -15,13 +15,12 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from smc_bridge.commands.base import Command, LineParser, UsageError
+from smc_bridge.commands.base import INTERRUPTED, PROGRAM, Command, LineParser, UsageError
 from smc_bridge.commands.decode import command as decode
 
 GROUP = "smc_bridge.commands"
-PROGRAM = "smc-bridge"
 #: Exit codes besides 0.
-FAILURE, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILURE, BAD_INPUT = 1, 2
 
 
 def declared() -> list[metadata.EntryPoint]:

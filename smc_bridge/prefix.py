@@ -62,12 +62,15 @@ class Prefix(NamedTuple):
         tokens, length = append_ragged(self.tokens, self.length, block, count, fill=PAD)
         if bool((length > limit).any()):
             raise ValueError(f"lengths {length.tolist()} pass the limit {limit.tolist()}: shorten the block")
-        done = self.done | (length >= limit)
-        if eos_id is not None:
-            last = (length - 1).clamp_min(0)
-            ended = (tokens.gather(1, last[:, None])[:, 0] == eos_id) if tokens.shape[1] else torch.zeros_like(done)
-            done = done | (ended & (count > 0))
-        return Prefix(tokens, length, done)
+        return Prefix(tokens, length, self.done | ends(self.length, block, count, eos_id=eos_id, limit=limit))
+
+    def put(self, rows: Tensor, other: Prefix) -> Prefix:
+        """The same batch with other sequences in `rows: [B]`, those of the B rows of `other`."""
+        length = self.length.index_copy(0, rows, other.length)
+        width = max(int(length.max()), other.tokens.shape[1])
+        tokens = torch.nn.functional.pad(self.tokens[:, :width], (0, max(0, width - self.tokens.shape[1])), value=PAD)
+        fresh = torch.nn.functional.pad(other.tokens, (0, width - other.tokens.shape[1]), value=PAD)
+        return Prefix(tokens.index_copy(0, rows, fresh), length, self.done.index_copy(0, rows, other.done))
 
     def unique(self, rows: Tensor, *, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Group equal sequences among `rows: [B]`.
@@ -81,15 +84,33 @@ class Prefix(NamedTuple):
         """
         if rows.numel() == 0:
             return rows, rows
-        key = torch.cat([self.length[rows, None], self.tokens[rows]], dim=1)
-        if apart is not None:
-            key = torch.cat([apart[rows, None], key], dim=1)
-        values, group = torch.unique(key, dim=0, return_inverse=True)
-        order = torch.arange(rows.numel() - 1, -1, -1, device=rows.device)
-        first = torch.zeros(values.shape[0], dtype=torch.long, device=rows.device)
-        first = first.scatter_reduce(0, group.flip(0), order, reduce="amin", include_self=False)
-        return rows[first], group
+        if rows.numel() == 1:
+            return rows, torch.zeros_like(rows)
+        parts = [self.length[rows, None], self.tokens[rows]]
+        key = torch.cat(parts if apart is None else [apart[rows, None], *parts], dim=1)
+        # Rows as bytes in a dictionary: exact, and much faster than sorting them column by column.
+        number: dict[bytes, int] = {}
+        first, group = list[int](), list[int]()
+        for i, row in enumerate(key.cpu().numpy()):
+            group.append(number.setdefault(row.tobytes(), len(first)))
+            if group[-1] == len(first):
+                first.append(i)
+        return rows[torch.tensor(first, device=rows.device)], torch.tensor(group, device=rows.device)
 
     def lists(self) -> list[list[int]]:
         """The sequences as lists of ints."""
         return [row[:n] for row, n in zip(self.tokens.tolist(), self.length.tolist(), strict=True)]
+
+
+def ends(length: Tensor, block: Tensor, count: Tensor, *, eos_id: int | None, limit: Tensor) -> Tensor:
+    """Whether rows of `length: [...]` tokens end with the first `count: [...]` tokens of `block: [..., L]`.
+
+    Args:
+        eos_id: token that ends a sequence, or None.
+        limit: greatest length of each row, `[...]`.
+    """
+    over = length + count >= limit
+    if eos_id is None or block.shape[-1] == 0:
+        return over
+    last = block.gather(-1, (count - 1).clamp_min(0)[..., None])[..., 0]
+    return over | ((last == eos_id) & (count > 0))

@@ -45,8 +45,11 @@ def lane_temperatures(lanes: int) -> list[float]:
 
 
 def _codec(pair: ModelPair) -> dict[str, Any]:
-    """The pair's text functions, if it has a tokenizer."""
-    return {"tokenize": getattr(pair, "encode", None), "detokenize": getattr(pair, "decode", None)}
+    """The pair's name and text functions, where it has them."""
+    return {
+        "tokenize": getattr(pair, "encode", None), "detokenize": getattr(pair, "decode", None),
+        "pair": getattr(pair, "name", None),
+    }
 
 
 def smc(

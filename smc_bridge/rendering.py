@@ -66,7 +66,8 @@ def diagnostics(result: Result) -> Table:
     if result.proper:
         table.add_row("log Z", f"{result.log_evidence:.4f} nats")
         table.add_row("ESS", f"{result.ess:.2f} of {len(result.sequences)} particles")
-        table.add_row("KL certificate", Text(str(result.certificate())))
+        bound = str(result.certificate()) if result.complete else "none: the run was interrupted"
+        table.add_row("KL certificate", Text(bound))
     else:
         table.add_row("log Z, ESS", "none: not properly weighted")
         table.add_row("KL certificate", Text(f"none: not properly weighted: {'; '.join(result.reasons)}"))

@@ -20,6 +20,8 @@ from smc_bridge.trace import StepRecord
 
 #: Version of the JSON layout.
 FORMAT = 1
+#: Fields that older files of this format do not have.
+ADDED = {"complete", "settings"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Forwards:
     ar_forwards: int = 0
     ar_rows: int = 0
     ar_tokens: int = 0
+
+    @classmethod
+    def total(cls, parts: Sequence[Forwards]) -> Forwards:
+        """The sum of all parts."""
+        return cls(*(sum(getattr(part, item.name) for part in parts) for item in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,12 @@ class Result:
         proper: whether the weights are proper (design 2.3); if not, `reasons` say why.
         has_potential: whether the target carries a potential, so that its true Z is not 1.
         forwards: model calls.
-        seconds: wall time from the start of the batch until this prompt was finished.
+        seconds: wall time from when this prompt entered the batch until it was finished; prompts beside it took their
+            share of that time.
         trace: one record per step.
+        complete: whether the run was finished. If not (it was interrupted), sequences may be cut anywhere, and the
+            weights are those of the cut sequences.
+        settings: how it was made: the sampler's parameters, seed and length limit, as plain data.
     """
 
     prompt: list[int]
@@ -60,7 +71,9 @@ class Result:
     has_potential: bool = False
     forwards: Forwards = field(default_factory=Forwards)
     seconds: float = 0.0
-    trace: list[StepRecord] = field(default_factory=list, repr=False)
+    trace: Sequence[StepRecord] = field(default_factory=list, repr=False)
+    complete: bool = True
+    settings: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.sequences or len(self.sequences) != len(self.log_weights):
@@ -143,10 +156,15 @@ class Result:
         Args:
             log_z: true `log Z`; needed only with a potential.
         Raises:
-            ValueError: the sampler is not proper, or a potential's Z is not given.
+            ValueError: the sampler is not proper, the run was interrupted, or a potential's Z is not given.
         """
         if not self.proper:
             raise ValueError(f"method {self.method!r} has no certificate: {'; '.join(self.reasons)}")
+        if not self.complete:
+            raise ValueError(
+                "complete = False: the run was interrupted and its sequences are cut, which the bound does not cover; "
+                "run it to the end"
+            )
         if self.has_potential and log_z is None:
             raise ValueError("log_z is missing: with a potential the bound is log Z - E[log Z_hat]")
         return certify([self.log_evidence], log_z=log_z or 0.0)
@@ -173,7 +191,7 @@ class Result:
         return (
             f"<p><b>{html.escape(self.method)}</b>: log Z = {self.log_evidence:.4f} nats, ESS = {ess} of "
             f"{len(self.sequences)}, {self.forwards.dlm_forwards} DLM and {self.forwards.ar_forwards} AR forwards"
-            f"{'' if self.proper else ' (not properly weighted)'}</p>"
+            f"{'' if self.proper else ' (not properly weighted)'}{'' if self.complete else ' (interrupted)'}</p>"
             "<table><tr><th>particle</th><th>weight</th><th>log weight (nats)</th><th>tokens</th><th>value</th></tr>"
             f"{rows}</table>"
         )
@@ -192,15 +210,16 @@ class Result:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
-        """Inverse of `to_dict`.
+        """Inverse of `to_dict`; also of data that was saved when there were no `ADDED` fields.
 
         Raises:
             ValueError: not a saved result.
         """
-        names = {item.name for item in fields(cls)}
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT or set(data) != names | {"format"}:
+        names = {item.name for item in fields(cls)} | {"format"}
+        given = set(data) if isinstance(data, Mapping) else set[str]()
+        if not given or data.get("format") != FORMAT or not names - ADDED <= given <= names:
             raise ValueError(f"data is not a saved Result of format {FORMAT}: give what Result.to_dict returned")
-        plain = {name: _decode(data[name]) for name in names}
+        plain = {name: _decode(data[name]) for name in given - {"format"}}
         try:
             plain["forwards"] = Forwards(**plain["forwards"])
             plain["trace"] = [StepRecord.from_dict(record) for record in plain["trace"]]

@@ -1,10 +1,13 @@
-"""`StepRecord`: what one step did to the particles of one prompt, as plain lists that go to JSON and to plots."""
+"""`StepRecord`: what one step did to the particles of one prompt, as plain lists that go to JSON and to plots.
+
+A run keeps its steps as tensors; a `Trace` turns them into records when somebody reads it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, overload
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,48 @@ class StepRecord:
     def from_dict(cls, fields: Mapping[str, Any]) -> StepRecord:
         """Inverse of `to_dict`."""
         return cls(**fields)
+
+
+class Trace(Sequence[StepRecord]):
+    """The steps of one prompt: a list of records that is made when it is first read.
+
+    Args:
+        steps: how many.
+        make: gives the records; called once.
+    """
+
+    def __init__(self, steps: int, make: Callable[[], list[StepRecord]]) -> None:
+        self._steps = steps
+        self._make: Callable[[], list[StepRecord]] | None = make
+        self._records: list[StepRecord] = []
+
+    @property
+    def records(self) -> list[StepRecord]:
+        """All of them."""
+        if self._make is not None:
+            self._records, self._make = self._make(), None
+        return self._records
+
+    def __len__(self) -> int:
+        return self._steps
+
+    @overload
+    def __getitem__(self, index: int) -> StepRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[StepRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> StepRecord | list[StepRecord]:
+        return self.records[index]
+
+    def __eq__(self, other: object) -> bool:
+        return self.records == (other.records if isinstance(other, Trace) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(self.records)
+
+    def __reduce__(self) -> tuple[type[list[StepRecord]], tuple[list[StepRecord]]]:
+        """Copies, also those that go to another process, are plain lists."""
+        return list, (self.records,)

@@ -16,8 +16,17 @@ from analysis.comparison.settings import Settings
 from analysis.comparison.store import Cell
 from analysis.comparison.table import render
 from analysis.workers import check_workers
-from smc_bridge.cli import INTERRUPTED, PROGRAM
-from smc_bridge.commands.base import Command, check_writable, console, one_of, positive, share, whole
+from smc_bridge.commands.base import (
+    INTERRUPTED,
+    PROGRAM,
+    Command,
+    check_writable,
+    console,
+    one_of,
+    positive,
+    share,
+    whole,
+)
 from smc_bridge.tasks import TASKS
 
 DEFAULT_FILE = Path("runs/compare.json")

@@ -17,6 +17,9 @@ from typing import NoReturn, TextIO
 
 from rich.console import Console
 
+PROGRAM = "smc-bridge"
+#: Exit code of a command that was interrupted.
+INTERRUPTED = 130
 #: Width of tables where the output is not a terminal, columns.
 PLAIN_WIDTH = 176
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from models.pairs import Pair
 from smc_bridge.commands.base import (
+    INTERRUPTED,
+    PROGRAM,
     Command,
     UsageError,
     check_writable,
@@ -32,6 +34,7 @@ from smc_bridge.commands.options import (
     check_options,
 )
 from smc_bridge.rendering import render_result
+from smc_bridge.smc.queue import Interrupted
 from smc_bridge.smc.resampling import RESAMPLERS
 from smc_bridge.tasks import lookahead_of
 from smc_bridge.trace_rendering import render_trace
@@ -87,7 +90,7 @@ def check_room(pair: Pair, prompt: int, max_new_tokens: int, window: int) -> Non
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Decode and print; returns 0."""
+    """Decode and print; returns the exit code."""
     options = Options(**{item.name: getattr(arguments, item.name) for item in fields(Options)})
     check_options(options)
     if not arguments.prompt.strip():
@@ -100,9 +103,13 @@ def run(arguments: argparse.Namespace) -> int:
     sampler = build_sampler(pair, options)
     prompt = pair.encode(arguments.prompt)
     check_room(pair, prompt.numel(), arguments.max_new_tokens, sampler.window)
-    [result] = sampler.run(
-        [prompt.tolist()], seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace
-    )
+    try:
+        [result] = sampler.run(
+            [prompt.tolist()], seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace
+        )
+    except Interrupted as interrupt:
+        print(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}", file=sys.stderr)
+        return INTERRUPTED
     out = console(sys.stdout)
     if arguments.trace:
         render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
@@ -111,6 +118,18 @@ def run(arguments: argparse.Namespace) -> int:
         result.save(arguments.json)
         out.print(f"saved as {arguments.json}", markup=False)
     return 0
+
+
+def _save_partial(interrupt: Interrupted, path: Path | None) -> str:
+    """Save what an interrupted run has done, and say so."""
+    if path is None:
+        return ""
+    if not interrupt.results:
+        return ": no step was finished, nothing is saved"
+    result = interrupt.results[0]
+    result.save(path)
+    done = f"{result.tokens:.1f} tokens in {len(result.trace)} steps"
+    return f": the partial result ({done}, complete = False) is saved as {path}"
 
 
 command = Command(

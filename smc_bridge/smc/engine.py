@@ -24,19 +24,22 @@ from torch import Tensor
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, dominates
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.kernels.importance import AcceptAll, Lanes, OwnWeights, WeightRule
+from smc_bridge.kernels.importance import Lanes, OwnWeights, WeightRule
 from smc_bridge.kernels.protocol import DraftKernel, Kernel, Move
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.prefix import Prefix
+from smc_bridge.prefix import Prefix, ends
 from smc_bridge.randomness import PromptSource, Source, prompt_generator
 from smc_bridge.result import Result
+from smc_bridge.settings import sampler_settings
 from smc_bridge.smc import steps
-from smc_bridge.smc.conditional import Pinned, check_whole, pin
-from smc_bridge.smc.record import record_step, results
+from smc_bridge.smc.conditional import Pinned, pin
+from smc_bridge.smc.queue import OnResult, Queue, Request, prompts_of
+from smc_bridge.smc.record import record_step, result_of
 from smc_bridge.smc.resampling import Multinomial, Resampler, Systematic
-from smc_bridge.smc.state import Counters, Marginals, Retained, SMCState
+from smc_bridge.smc.state import Marginals, Retained, SMCState
 from smc_bridge.smc.tree_step import move_tree
+from smc_bridge.smc.validation import check_sampler, make_requests
 from smc_bridge.smc.weights import EssBelow, Trigger
 
 #: Called after every step with the number of prompts that are finished.
@@ -55,6 +58,7 @@ class Sampler:
         particles: N.  lanes: K drafts per particle.  window: V tokens verified at once.
         name: for tables.
         tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text.
+        pair: name of the pair of models, for the settings of results.
     """
 
     proposal: DLMProposal
@@ -70,41 +74,10 @@ class Sampler:
     name: str = "smc"
     tokenize: Callable[[str], Sequence[int] | Tensor] | None = None
     detokenize: Callable[[list[int]], str] | None = None
+    pair: str | None = None
 
     def __post_init__(self) -> None:
-        for field_name in ("particles", "lanes", "window"):
-            value = getattr(self, field_name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field_name} = {value}: give a whole number of at least 1")
-        for field_name in ("kernel", "weight", "resampler", "intermediate"):
-            value = getattr(self, field_name)
-            if isinstance(value, type):
-                raise ValueError(f"{field_name} = {value.__name__} is a class: give an object, {value.__name__}()")
-            if field_name != "intermediate" and not isinstance(getattr(value, "proper", None), bool):
-                raise ValueError(f"{field_name} = {value!r} does not say if it is proper: give it a bool `proper`")
-        q, p = self.proposal, self.target
-        if q.model.vocab_size != p.model.vocab_size or q.model.eos_id != p.model.eos_id:
-            raise ValueError(
-                f"the models' alphabets differ: {q.model.vocab_size} tokens ending with {q.model.eos_id} against "
-                f"{p.model.vocab_size} ending with {p.model.eos_id}; use a pair that shares its tokenizer"
-            )
-        if q.law.banned_ids != p.law.banned_ids:
-            raise ValueError(
-                f"banned_ids differ: {q.law.banned_ids} in the proposal, {p.law.banned_ids} in the target; ban the same"
-            )
-        if q.lane_temperatures is not None and len(q.lane_temperatures) != self.lanes:
-            raise ValueError(
-                f"temperature has {len(q.lane_temperatures)} entries for lanes = {self.lanes}: give one per lane"
-            )
-        if not isinstance(self.kernel, DraftKernel | TreeWalk):
-            raise ValueError(f"kernel = {self.kernel!r}: give a DraftKernel or a TreeWalk")
-        if isinstance(self.kernel, AcceptAll):
-            flat = torch.log_softmax(torch.arange(4.0), -1)
-            if not torch.equal(self.intermediate.log_prob(flat, flat.flip(0)), flat):
-                raise ValueError(
-                    f"intermediate = {self.intermediate!r} with AcceptAll, which commits the proposal's own draft: use "
-                    "Proposal()"
-                )
+        check_sampler(self)
 
     def why_improper(self) -> list[str]:
         """Reasons for which the weights are not proper, one line each; empty for a proper program."""
@@ -127,8 +100,8 @@ class Sampler:
     @torch.inference_mode()
     def run(
         self, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
-        keep_drafts: bool = False, progress: Progress | None = None,
-        retained: Sequence[Sequence[int]] | None = None,
+        batch: int | None = None, on_result: OnResult | None = None, keep_drafts: bool = False,
+        progress: Progress | None = None, retained: Sequence[Sequence[int]] | None = None,
     ) -> list[Result]:
         """Decode prompts, each with N weighted particles.
 
@@ -136,21 +109,40 @@ class Sampler:
             prompts: token ids of each prompt.
             seed: one for all, or one per prompt; the same (prompt, seed) gives the same draws in every batch.
             max_new_tokens: length limit of a continuation; the target is the AR law cut there.
+            batch: prompts that are decoded at a time; when one finishes, the next takes its rows. None: all at once.
+            on_result: called with (place in `prompts`, result) as soon as a prompt is finished.
             keep_drafts: keep drafts and blocks of all lanes in the trace.
             progress: told the number of finished prompts after every step.
             retained: conditional SMC: a continuation for each prompt that particle 0 follows. Resampling is then
                 multinomial, whatever `resampler`.
         Returns:
-            one `Result` per prompt.
+            one `Result` per prompt, in their order.
         Raises:
             ValueError: an argument out of range, or NaN logits from a model.
+            Interrupted: a KeyboardInterrupt that carries what is done, also of prompts that are not finished.
         """
-        state = self.start(prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained)
-        while (active := state.active()).numel():
-            self.step(state, active, keep_drafts=keep_drafts)
-            if progress is not None:
-                progress(len(prompts) - state.active().numel())
-        return results(self, state)
+        requests = make_requests(self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained)
+        queue = Queue(requests, batch=batch, on_result=on_result)
+        settings = sampler_settings(self, max_new_tokens=max_new_tokens)
+        state = self._open(queue.admit(queue.seats), max_new_tokens)
+        view, active = state.view(), state.active()
+        try:
+            while active.numel():
+                self.step(state, active, keep_drafts=keep_drafts)
+                view, active = state.view(), state.active()
+                if finished := state.finished(active):
+                    for seat in finished:
+                        queue.report(view.seated(seat), result_of(self, view, seat, settings))
+                    state.reseat(finished, queue.admit(len(finished)), max_new_tokens=max_new_tokens)
+                    active = state.active()
+                if progress is not None:
+                    progress(len(queue.results))
+        except KeyboardInterrupt as interrupt:
+            begun = [seat for seat, steps_done in enumerate(view.steps) if steps_done]
+            raise queue.interrupted(
+                (view.seated(seat), result_of(self, view, seat, settings)) for seat in begun
+            ) from interrupt
+        return queue.ordered()
 
     def decode(
         self, text: str, *, seed: int = 0, max_new_tokens: int = 256, keep_drafts: bool = False
@@ -170,33 +162,31 @@ class Sampler:
         retained: Sequence[Sequence[int]] | None = None,
     ) -> SMCState:
         """The state before the first step: N copies of every prompt with weight one. Arguments as `run`."""
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens = {max_new_tokens}: allow at least 1 token")
-        size = self.target.model.vocab_size
-        check_tokens(prompts, size, "prompts")
-        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(prompts):
-            raise ValueError(f"seed has {len(seeds)} entries for {len(prompts)} prompts: give one, or one per prompt")
+        requests = make_requests(self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained)
+        return self._open(Queue(requests).admit(len(requests)), max_new_tokens)
+
+    def _open(self, requests: Sequence[Request | None], max_new_tokens: int) -> SMCState:
+        """The state with these prompts seated."""
         device = self.target.model.device
-        single = Prefix.of(prompts, device=device)
-        rows = torch.arange(len(prompts), device=device).repeat_interleave(self.particles)
-        prefix = single.select(rows)
-        zeros = torch.zeros(rows.numel(), dtype=torch.long, device=device)
+        single = prompts_of(requests, device=device)
+        seated = [request for request in requests if request is not None]
+        prefix = single.select(torch.arange(len(requests), device=device).repeat_interleave(self.particles))
+        zeros = torch.zeros_like(prefix.length)
         tokens = prefix.tokens.clamp_min(0)
+        retained = [request.retained for request in seated if request.retained is not None]
+        now = time.perf_counter()
         return SMCState(
             prefix=prefix,
-            log_weights=torch.zeros(len(prompts), self.particles, dtype=torch.float64, device=device),
+            log_weights=torch.zeros(len(requests), self.particles, dtype=torch.float64, device=device),
             log_potential=zeros.double(),
             prompt_length=single.length,
             limit=prefix.length + max_new_tokens,
-            generators=[prompt_generator(s, p) for s, p in zip(seeds, prompts, strict=True)],
+            generators=[prompt_generator(request.seed, request.prompt) for request in seated],
             dlm=self.proposal.model.session(tokens, prefix.length),
             ar=self.target.model.session(tokens, prefix.length),
-            marginals=Marginals(torch.empty(0, 0, size, device=device), zeros[:0], zeros - 1, zeros.clone()),
-            counters=Counters.zeros(len(prompts)),
-            retained=self._retain(prompts, retained, max_new_tokens),
-            records=[[] for _ in prompts],
-            seconds=[0.0] * len(prompts),
+            marginals=Marginals.empty(zeros, self.target.model.vocab_size),
+            retained=Retained.of(Prefix.of(retained, device=device)) if retained else None,
+            requests=list(requests), records=[[] for _ in requests], entered=[now] * len(requests),
         )
 
     def step(self, state: SMCState, active: Tensor, *, keep_drafts: bool = False) -> None:
@@ -221,18 +211,19 @@ class Sampler:
 
         log_weights = state.log_weights[active][..., None].repeat(1, 1, k) - math.log(k)
         log_weights.reshape(-1, k)[growing] += increments
-        after = self._done_after(state, everyone, growing, lanes.move)
+        allowed = torch.ones_like(active, dtype=torch.bool)
+        if k == 1:  # where every particle is done after this step, resampling would only lose information
+            allowed = ~self._done_after(state, everyone, growing, lanes.move)
         reduced = steps.reduce_lanes(
             log_weights, trigger=self.trigger,
             resampler=self.resampler if state.retained is None else Multinomial(),
             source_of=lambda index, per: self._source(state, active[index.to(active.device)], per),
-            allowed=~after | (k > 1), pick=~state.prefix.done[everyone].reshape(-1, n),
+            allowed=allowed, pick=~state.prefix.done[everyone].reshape(-1, n),
             pinned_lane=pinned_lane,
         )
-        self._count(state, active, rows, served, work)
         record_step(
-            state, active, growing, lanes, increments, reduced, rows=rows, served=served, ar_rows=k, drafts=drafts,
-            keep=keep_drafts,
+            state, active, growing, lanes, increments, reduced, served=served, ar_rows=k, ar_tokens=work,
+            drafts=drafts, keep=keep_drafts,
         )
         # A score that is not a weight is not carried.
         kept = reduced if self.weight.proper else reduced._replace(log_weights=torch.zeros_like(reduced.log_weights))
@@ -260,7 +251,11 @@ class Sampler:
         """`log phi` of every lane's extended prefix `[B, K]`, and what it adds to the log weight."""
         if self.target.potential is None:
             return None, torch.zeros((), dtype=torch.float64, device=rows.device)
-        extended = self._extended(state, rows, move)
+        owner = rows.repeat_interleave(move.length.shape[1])
+        extended = state.prefix.select(owner).extend(
+            move.block.reshape(owner.numel(), -1), move.length.reshape(-1), eos_id=self.target.model.eos_id,
+            limit=state.limit[owner],
+        )
         log_phi = self.target.potential(extended).double().reshape(move.length.shape)
         if bool(log_phi.isnan().any()) or bool((log_phi == math.inf).any()):
             raise ValueError("potential returned NaN or +inf: return a finite log-potential, or -inf")
@@ -268,22 +263,13 @@ class Sampler:
         dead = before == -math.inf
         return log_phi, torch.where(dead, -math.inf, log_phi - torch.where(dead, 0.0, before))
 
-    def _extended(self, state: SMCState, rows: Tensor, move: Move) -> Prefix:
-        """The B * K prefixes that the lanes would leave."""
-        lanes = move.length.shape[1]
-        owner = rows.repeat_interleave(lanes)
-        return state.prefix.select(owner).extend(
-            move.block.reshape(owner.numel(), -1), move.length.reshape(-1), eos_id=self.target.model.eos_id,
-            limit=state.limit[owner],
-        )
-
     def _done_after(self, state: SMCState, everyone: Tensor, growing: Tensor, move: Move) -> Tensor:
-        """Prompts of which every lane is done after this step, `[P']`.
-
-        With K = 1 resampling would then only lose information, so it is not done.
-        """
-        done = state.prefix.done[everyone].clone()
-        done[growing] = self._extended(state, everyone[growing], move).done.reshape(move.length.shape).all(1)
+        """Prompts of which every particle's only lane is done after this step, `[P']`."""
+        done, rows = state.prefix.done[everyone], everyone[growing]
+        done[growing] = ends(
+            state.prefix.length[rows], move.block[:, 0], move.length[:, 0], eos_id=self.target.model.eos_id,
+            limit=state.limit[rows],
+        )
         return done.reshape(-1, self.particles).all(1)
 
     def _source(self, state: SMCState, prompts: Tensor, rows: int) -> Source:
@@ -291,41 +277,3 @@ class Sampler:
         return PromptSource(
             [state.generators[i] for i in prompts.tolist()], rows, device=state.prefix.length.device
         )
-
-    def _count(self, state: SMCState, active: Tensor, rows: Tensor, served: Tensor, work: int) -> None:
-        prompts = state.log_weights.shape[0]
-        dlm = torch.bincount(served, minlength=prompts).cpu()
-        particles = torch.bincount(rows // self.particles, minlength=prompts).cpu()
-        counters = state.counters
-        counters.dlm_forwards.add_((dlm > 0).long())
-        counters.dlm_rows.add_(dlm)
-        counters.ar_forwards.add_((particles > 0).long())
-        counters.ar_rows.add_(particles * self.lanes)
-        counters.ar_tokens.add_(particles * work)
-        now = time.perf_counter() - state.started
-        for i in active.tolist():
-            state.seconds[i] = now
-
-    def _retain(
-        self, prompts: Sequence[Sequence[int]], retained: Sequence[Sequence[int]] | None, max_new_tokens: int
-    ) -> Retained | None:
-        """Check and pad the retained continuations."""
-        if retained is None:
-            return None
-        if not self.proper or not isinstance(self.weight, OwnWeights):
-            raise ValueError("retained needs a proper program whose lanes have their own weights: use OwnWeights()")
-        if len(retained) != len(prompts):
-            raise ValueError(f"retained has {len(retained)} sequences for {len(prompts)} prompts: give one per prompt")
-        check_tokens(retained, self.target.model.vocab_size, "retained")
-        check_whole(retained, eos_id=self.target.model.eos_id, max_new_tokens=max_new_tokens)
-        whole = Prefix.of(retained, device=self.target.model.device)
-        return Retained(whole.tokens.clamp_min(0), whole.length)
-
-
-def check_tokens(sequences: Sequence[Sequence[int]], vocab_size: int, name: str) -> None:
-    """Raise ValueError if a token lies outside the alphabet."""
-    for i, sequence in enumerate(sequences):
-        if any(not 0 <= token < vocab_size for token in sequence):
-            raise ValueError(
-                f"{name}[{i}] has a token outside 0..{vocab_size - 1}: encode it with the pair's tokenizer"
-            )

@@ -1,100 +1,144 @@
-"""From the engine's state to what users look at: a `StepRecord` after every step, a `Result` at the end."""
+"""From the engine's state to what users look at: the tensors of a step become `StepRecord`s, a seat becomes a `Result`.
+
+During the run a step is kept as the tensors that it left, one set for all prompts that took part. They are turned into
+lists when somebody reads a trace; only the counts of forwards are needed for every result.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.result import Forwards, Result
-from smc_bridge.smc.state import SMCState
+from smc_bridge.smc.state import SMCState, View, growing
 from smc_bridge.smc.steps import Reduced
 from smc_bridge.smc.weights import log_mean
-from smc_bridge.trace import StepRecord
+from smc_bridge.trace import StepRecord, Trace
 
 if TYPE_CHECKING:
     from smc_bridge.smc.engine import Sampler
 
 
-def record_step(
-    state: SMCState, active: Tensor, growing: Tensor, lanes: Lanes, increments: Tensor, reduced: Reduced, *,
-    rows: Tensor, served: Tensor, ar_rows: int, drafts: Tensor | None, keep: bool,
-) -> None:
-    """Append one record to each active prompt's trace.
+class StepTensors:
+    """What one step did to all prompts that took part.
 
     Args:
-        active: prompts of this step, `[P']`.
-        growing: which of their `P' * N` particles took part, `[B]`; `rows` are the same among all R.
+        active: their seats, `[P']`.
+        growing: which of their `P' * N` particles took part, `[B]`.
+        lanes: the moves; tokens are kept only if `keep`.
         increments: `[B, K]`.
-        served: prompt of every row that the DLM scored, `[U]`.
-        ar_rows: rows that the AR model scored per particle.
+        reduced: the survivors.
+        served: seat of every row that the DLM scored, `[U]`.
+        ar_rows, ar_tokens: rows, and drafted tokens or tree nodes, that the AR model scored per particle.
         drafts: `[B, K, V]`, or None.
         keep: whether drafts and blocks are kept.
     """
-    prompts, particles = active.numel(), state.particles
-    lane_count = increments.shape[1]
 
-    def spread(values: Tensor, fill: float) -> list[list[list[float]]]:
-        whole = torch.full((prompts * particles, lane_count), fill, dtype=values.dtype, device=values.device)
-        whole[growing] = values
-        out: list[list[list[float]]] = whole.reshape(prompts, particles, lane_count).tolist()
-        return out
+    def __init__(
+        self, active: Tensor, growing: Tensor, lanes: Lanes, increments: Tensor, reduced: Reduced, *, served: Tensor,
+        ar_rows: int, ar_tokens: int, drafts: Tensor | None, keep: bool,
+    ) -> None:
+        self.seats: list[int] = active.tolist()
+        self.growing, self.increments, self.reduced, self.served = growing, increments, reduced, served
+        self.length, self.accepted = lanes.move.length, lanes.move.accepted
+        self.ar_rows, self.ar_tokens, self.keep = ar_rows, ar_tokens, keep
+        self.window = lanes.horizon.window
+        self.blocks = lanes.move.block if keep else None
+        self.drafts = drafts if keep else None
 
-    length, accepted = spread(lanes.move.length, 0), spread(lanes.move.accepted, 0)
-    earned = spread(increments.double(), 0.0)
-    survivors = reduced.survivors
-    ancestors, chosen = (survivors // lane_count).tolist(), (survivors % lane_count).tolist()
-    log_weights, evidence = reduced.log_weights.tolist(), log_mean(reduced.log_weights).tolist()
-    sizes, resampled = reduced.ess.tolist(), reduced.resampled.tolist()
-    total = state.log_weights.shape[0]
-    dlm = torch.bincount(served, minlength=total).tolist()
-    ar = (torch.bincount(rows // particles, minlength=total) * ar_rows).tolist()
-    drafted = _ragged(drafts, lanes, growing, prompts, particles) if keep and drafts is not None else None
-    blocks = _ragged(lanes.move.block, lanes, growing, prompts, particles) if keep else None
-    for i, prompt in enumerate(active.tolist()):
-        state.records[prompt].append(
-            StepRecord(
-                ancestors=ancestors[i], lanes=chosen[i], length=[[int(x) for x in row] for row in length[i]],
-                accepted=[[int(x) for x in row] for row in accepted[i]], log_increments=earned[i],
-                log_weights=log_weights[i], ess=sizes[i], resampled=resampled[i], log_evidence=evidence[i],
-                dlm_rows=dlm[prompt], ar_rows=ar[prompt],
-                drafts=([] if drafted is None else drafted[i]) if keep else None,
+    @cached_property
+    def forwards(self) -> dict[int, Forwards]:
+        """Of each seat in this step."""
+        particles = self.reduced.survivors.shape[1]
+        prompts = len(self.seats)
+        grew = torch.bincount(self.growing // particles, minlength=prompts).tolist()
+        scored = torch.bincount(self.served, minlength=max(self.seats, default=0) + 1).tolist()
+        return {
+            seat: Forwards(
+                int(scored[seat] > 0), scored[seat], int(count > 0), count * self.ar_rows, count * self.ar_tokens
+            )
+            for seat, count in zip(self.seats, grew, strict=True)
+        }
+
+    @cached_property
+    def records(self) -> dict[int, StepRecord]:
+        """Of each seat."""
+        with torch.inference_mode():
+            return self._records()
+
+    def _records(self) -> dict[int, StepRecord]:
+        reduced, lanes = self.reduced, self.increments.shape[1]
+        length, accepted = self._spread(self.length), self._spread(self.accepted)
+        earned = self._spread(self.increments.double())
+        ancestors, chosen = (reduced.survivors // lanes).tolist(), (reduced.survivors % lanes).tolist()
+        log_weights, evidence = reduced.log_weights.tolist(), log_mean(reduced.log_weights).tolist()
+        sizes, resampled = reduced.ess.tolist(), reduced.resampled.tolist()
+        blocks = None if self.blocks is None else self._ragged(self.blocks)
+        drafts = None if self.drafts is None else self._ragged(self.drafts)
+        return {
+            seat: StepRecord(
+                ancestors=ancestors[i], lanes=chosen[i], length=length[i], accepted=accepted[i],
+                log_increments=earned[i], log_weights=log_weights[i], ess=sizes[i], resampled=resampled[i],
+                log_evidence=evidence[i], dlm_rows=self.forwards[seat].dlm_rows, ar_rows=self.forwards[seat].ar_rows,
+                drafts=([] if drafts is None else drafts[i]) if self.keep else None,
                 blocks=None if blocks is None else blocks[i],
             )
-        )
+            for i, seat in enumerate(self.seats)
+        }
+
+    def _spread(self, values: Tensor) -> list[list[list[Any]]]:
+        """Values `[B, K]` of the particles that took part as lists `[P'][N][K]`, 0 for the others."""
+        prompts, particles = self.reduced.survivors.shape
+        whole = values.new_zeros(prompts * particles, values.shape[1])
+        whole[self.growing] = values
+        out: list[list[list[Any]]] = whole.reshape(prompts, particles, -1).tolist()
+        return out
+
+    def _ragged(self, tokens: Tensor) -> list[list[list[list[int]]]]:
+        """Token lists `[P'][N][K][..]` of `tokens: [B, K, V]`: blocks to their length, drafts to their window."""
+        prompts, particles = self.reduced.survivors.shape
+        count = tokens.shape[1]
+        out: list[list[list[list[int]]]] = [
+            [[[] for _ in range(count)] for _ in range(particles)] for _ in range(prompts)
+        ]
+        rows = zip(self.growing.tolist(), self.window.tolist(), tokens.tolist(), strict=True)
+        for place, window, lanes in rows:
+            out[place // particles][place % particles] = [[t for t in row[:window] if t >= 0] for row in lanes]
+        return out
 
 
-def _ragged(tokens: Tensor, lanes: Lanes, growing: Tensor, prompts: int, particles: int) -> list[list[list[list[int]]]]:
-    """Token lists `[P'][N][K][..]` of `tokens: [B, K, V]`: blocks to their length, drafts to their window."""
-    count = tokens.shape[1]
-    out: list[list[list[list[int]]]] = [[[[] for _ in range(count)] for _ in range(particles)] for _ in range(prompts)]
-    window = lanes.horizon.window.tolist()
-    for b, place in enumerate(growing.tolist()):
-        for k in range(count):
-            row = tokens[b, k, : window[b]].tolist()
-            out[place // particles][place % particles][k] = [token for token in row if token >= 0]
-    return out
+def record_step(
+    state: SMCState, active: Tensor, growing: Tensor, lanes: Lanes, increments: Tensor, reduced: Reduced, *,
+    served: Tensor, ar_rows: int, ar_tokens: int, drafts: Tensor | None, keep: bool,
+) -> None:
+    """Append the step to the trace of every prompt that took part; arguments as `StepTensors`."""
+    step = StepTensors(
+        active, growing, lanes, increments, reduced, served=served, ar_rows=ar_rows, ar_tokens=ar_tokens,
+        drafts=drafts, keep=keep,
+    )
+    for seat in step.seats:
+        state.records[seat].append(step)
 
 
-def results(sampler: Sampler, state: SMCState) -> list[Result]:
-    """One `Result` per prompt of a finished state."""
-    particles = state.particles
-    sequences = state.prefix.lists()
-    log_weights = state.log_weights.tolist()
-    out = []
-    for i, start in enumerate(state.prompt_length.tolist()):
-        own = sequences[i * particles : (i + 1) * particles]
-        continuations = [sequence[start:] for sequence in own]
-        out.append(
-            Result(
-                prompt=own[0][:start], sequences=continuations, log_weights=log_weights[i],
-                texts=None if sampler.detokenize is None else [sampler.detokenize(c) for c in continuations],
-                method=sampler.name, proper=sampler.proper, reasons=sampler.why_improper(),
-                has_potential=sampler.target.potential is not None,
-                forwards=Forwards(*(int(counter[i]) for counter in state.counters)), seconds=state.seconds[i],
-                trace=state.records[i],
-            )
-        )
-    return out
+def result_of(sampler: Sampler, view: View, seat: int, settings: dict[str, Any]) -> Result:
+    """The `Result` of the prompt in a seat, as far as it has come; the prompt's seed is added to the run's settings."""
+    request, particles = view.seated(seat), view.log_weights.shape[1]
+    rows = torch.arange(seat * particles, (seat + 1) * particles, device=view.prefix.length.device)
+    sequences = [sequence[len(request.prompt) :] for sequence in view.prefix.select(rows).lists()]
+    steps = view.records[seat][: view.steps[seat]]
+    parts = [step.forwards[seat] for step in steps]
+    return Result(
+        prompt=request.prompt, sequences=sequences, log_weights=view.log_weights[seat].tolist(),
+        texts=None if sampler.detokenize is None else [sampler.detokenize(s) for s in sequences],
+        method=sampler.name, proper=sampler.proper, reasons=sampler.why_improper(),
+        has_potential=sampler.target.potential is not None, forwards=Forwards.total(parts),
+        seconds=time.perf_counter() - view.entered[seat],
+        trace=Trace(len(steps), lambda: [step.records[seat] for step in steps]),
+        complete=not bool(growing(view.prefix, view.log_weights)[seat].any()),
+        settings={**settings, "seed": request.seed},
+    )

@@ -1,38 +1,52 @@
 """The state of the program: particles, their weights, sessions with the models, and the marginals still to be used.
 
 The engine is the only owner. Everything a step computes on the way is a value (see `smc_bridge.smc.steps`).
-Rows: R = P * N particles, prompt-major.
+Rows: R = P * N particles, prompt-major. A prompt's rows are its seat (`smc_bridge.smc.queue`).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.protocols import CausalSession, DiffusionSession
 from smc_bridge.prefix import Prefix
-from smc_bridge.trace import StepRecord
+from smc_bridge.randomness import prompt_generator
+from smc_bridge.smc.queue import Request, prompts_of, reseat_sessions
+
+if TYPE_CHECKING:
+    from smc_bridge.smc.record import StepTensors
 
 
 @dataclass
 class Marginals:
     """DLM logits that particles still draw from; particles of one prefix share a slot.
 
+    Slots that no particle points to are free: their logits are left as they are until another forward needs the place.
+
     Attributes:
         logits: `[U, M, A]`.
         width: positions that count in each slot, `[U]`.
         slot: slot of each particle, `[R]`, -1 for none.
         offset: positions that a particle has used, `[R]`.
+        own: whether `logits` was made here. A model's output may be its own buffer: it is never written to.
     """
 
     logits: Tensor
     width: Tensor
     slot: Tensor
     offset: Tensor
+    own: bool = False
+
+    @classmethod
+    def empty(cls, zeros: Tensor, size: int) -> Marginals:
+        """No slots yet for the particles of `zeros: [R]` over an alphabet of `size` tokens."""
+        return cls(torch.empty(0, 0, size, device=zeros.device), zeros[:0], zeros - 1, zeros.clone())
 
     def remaining(self) -> Tensor:
         """Positions left for each particle, `[R]`."""
@@ -41,54 +55,58 @@ class Marginals:
         left = self.width[self.slot.clamp_min(0)] - self.offset
         return torch.where(self.slot >= 0, left, 0)
 
-    def drop_unused(self) -> None:
-        """Forget slots that no particle points to."""
-        used = torch.unique(self.slot[self.slot >= 0])
-        index = torch.full((self.logits.shape[0] + 1,), -1, dtype=torch.long, device=self.slot.device)
-        index[used] = torch.arange(used.numel(), device=used.device)
-        self.slot = index[self.slot]  # slot -1 reads the last entry, which is -1
-        self.logits, self.width = self.logits[used], self.width[used]
-
     def add(self, rows: Tensor, group: Tensor, logits: Tensor, width: Tensor) -> None:
         """Give slot `group[b]` of the new `logits: [U', M, A]` (`width: [U']`) to particle `rows[b]`."""
-        self.drop_unused()
-        first = self.logits.shape[0]
-        if first:
-            missing = logits.shape[1] - self.logits.shape[1]
-            old = torch.nn.functional.pad(self.logits, (0, 0, 0, max(0, missing)))
-            new = torch.nn.functional.pad(logits, (0, 0, 0, max(0, -missing)))
-            self.logits, self.width = torch.cat([old, new]), torch.cat([self.width, width])
+        self.slot[rows] = -1
+        used = self._used()
+        if used.numel() == 0:
+            self.logits, self.width, self.own = logits, width, False
+            place = torch.arange(width.numel(), device=width.device)
         else:
-            self.logits, self.width = logits, width
-        self.slot[rows] = first + group
+            place = self._room(used, logits)
+            self.logits[place, : logits.shape[1]] = logits
+            self.width[place] = width
+        self.slot[rows] = place[group]
         self.offset[rows] = 0
+
+    def _used(self) -> Tensor:
+        """Slots that particles point to, in increasing order."""
+        used: Tensor = torch.unique(self.slot[self.slot >= 0])
+        return used
+
+    def _room(self, used: Tensor, fresh: Tensor) -> Tensor:
+        """Free slots for the new logits `fresh`; the table grows where there are too few, and drops the free ones."""
+        free = torch.ones(self.logits.shape[0], dtype=torch.bool, device=used.device)
+        free[used] = False
+        place = free.nonzero().flatten()[: fresh.shape[0]]
+        if self.own and place.numel() == fresh.shape[0] and fresh.shape[1] <= self.logits.shape[1]:
+            return place
+        self._keep(used, spare=fresh.shape[0], columns=max(fresh.shape[1], int(self.width[used].max())))
+        return torch.arange(used.numel(), self.logits.shape[0], device=used.device)
+
+    def _keep(self, used: Tensor, *, spare: int, columns: int) -> None:
+        """Copy the slots `used` to a table with `spare` more of them and `columns` positions."""
+        count, kept = used.numel(), min(columns, self.logits.shape[1])
+        logits = self.logits.new_empty(count + spare, columns, self.logits.shape[2])
+        logits[:count, :kept] = self.logits[used, :kept]
+        index = torch.full((self.logits.shape[0] + 1,), -1, dtype=torch.long, device=used.device)
+        index[used] = torch.arange(count, device=used.device)
+        self.slot = index[self.slot]  # slot -1 reads the last entry, which is -1
+        self.width = torch.nn.functional.pad(self.width[used], (0, spare))
+        self.logits, self.own = logits, True
+
+    def forget(self, rows: Tensor) -> None:
+        """Particles `rows: [B]` draw no more; the memory is given back if most slots are free then."""
+        self.slot[rows] = -1
+        used = self._used()
+        if 2 * used.numel() <= self.logits.shape[0]:
+            self._keep(used, spare=0, columns=int(self.width[used].max()) if used.numel() else 0)
 
     def window(self, rows: Tensor, window: int) -> Tensor:
         """Logits of the next `window` positions of particles `rows: [B]`, `[B, V, A]`; past the end, repeated."""
         place = self.offset[rows, None] + torch.arange(window, device=rows.device)
-        place = place.clamp_max(self.logits.shape[1] - 1)
+        place = torch.minimum(place, self.width[self.slot[rows], None] - 1)
         return self.logits[self.slot[rows, None], place]
-
-
-class Counters(NamedTuple):
-    """How often each model ran for each prompt, `[P]` each.
-
-    Attributes:
-        dlm_forwards, ar_forwards: forward calls that served the prompt.
-        dlm_rows, ar_rows: rows of the prompt in those calls.
-        ar_tokens: drafted tokens or tree nodes of the prompt that were scored.
-    """
-
-    dlm_forwards: Tensor
-    dlm_rows: Tensor
-    ar_forwards: Tensor
-    ar_rows: Tensor
-    ar_tokens: Tensor
-
-    @classmethod
-    def zeros(cls, prompts: int) -> Counters:
-        """No forwards yet."""
-        return cls(*(torch.zeros(prompts, dtype=torch.long) for _ in range(5)))
 
 
 class Retained(NamedTuple):
@@ -97,10 +115,44 @@ class Retained(NamedTuple):
     tokens: Tensor
     length: Tensor
 
+    @classmethod
+    def of(cls, prefix: Prefix) -> Retained:
+        """From one row for each prompt."""
+        return cls(prefix.tokens.clamp_min(0), prefix.length)
+
+
+def growing(prefix: Prefix, log_weights: Tensor) -> Tensor:
+    """Particles that are neither done nor of weight zero, `[P, N]`."""
+    return ~prefix.done.reshape(log_weights.shape) & (log_weights > -torch.inf)
+
+
+class View(NamedTuple):
+    """What results are made of, as it was between two steps: later steps leave it as it is.
+
+    Attributes:
+        prefix: R particles.  log_weights: `[P, N]`.
+        requests: who sits in each seat, or None.
+        records: the trace of each seat, of which the first `steps` count.
+        entered: when each prompt was seated.
+    """
+
+    prefix: Prefix
+    log_weights: Tensor
+    requests: list[Request | None]
+    records: list[list[StepTensors]]
+    steps: list[int]
+    entered: list[float]
+
+    def seated(self, seat: int) -> Request:
+        """Who sits there."""
+        request = self.requests[seat]
+        assert request is not None, f"nobody sits in seat {seat}"
+        return request
+
 
 @dataclass
 class SMCState:
-    """All that is carried from step to step.
+    """All that is carried from step to step. P seats, each of one prompt.
 
     Attributes:
         prefix: R particles.
@@ -108,7 +160,10 @@ class SMCState:
         log_potential: `log phi` of each particle so far, `[R]` float64.
         prompt_length: `[P]`.
         limit: greatest length of each particle, `[R]`.
-        generators: one per prompt.
+        generators: one per seat.
+        requests: who sits in each seat, None for nobody.
+        records: what every step did, by seat.
+        entered: when each prompt was seated, seconds of `time.perf_counter`.
     """
 
     prefix: Prefix
@@ -120,11 +175,10 @@ class SMCState:
     dlm: DiffusionSession
     ar: CausalSession
     marginals: Marginals
-    counters: Counters
     retained: Retained | None = None
-    records: list[list[StepRecord]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
+    requests: list[Request | None] = field(default_factory=list)
+    records: list[list[StepTensors]] = field(default_factory=list)
+    entered: list[float] = field(default_factory=list)
 
     @property
     def particles(self) -> int:
@@ -132,6 +186,46 @@ class SMCState:
         return self.log_weights.shape[1]
 
     def active(self) -> Tensor:
-        """Prompts with a particle that is neither done nor of weight zero, `[P']` indices."""
-        growing = ~self.prefix.done.reshape(self.log_weights.shape) & (self.log_weights > -torch.inf)
-        return growing.any(1).nonzero().flatten()
+        """Seats with a particle that is neither done nor of weight zero, `[P']` indices."""
+        return growing(self.prefix, self.log_weights).any(1).nonzero().flatten()
+
+    def finished(self, active: Tensor) -> list[int]:
+        """Seats whose prompt grows no more."""
+        still = set(active.tolist())
+        return [seat for seat, request in enumerate(self.requests) if request is not None and seat not in still]
+
+    def view(self) -> View:
+        """The results so far, safe from what comes."""
+        return View(
+            self.prefix, self.log_weights.clone(), list(self.requests), list(self.records),
+            list(map(len, self.records)), list(self.entered),
+        )
+
+    def reseat(self, seats: Sequence[int], requests: Sequence[Request | None], *, max_new_tokens: int) -> None:
+        """Let the next prompts take the seats of finished ones; a seat that nobody takes gives its memory back.
+
+        Args:
+            seats: which of the P.
+            requests: one for each of them, None for nobody.
+            max_new_tokens: as for `Sampler.run`.
+        """
+        device, n = self.prefix.length.device, self.particles
+        seat = torch.tensor(seats, device=device)
+        rows = (seat[:, None] * n + torch.arange(n, device=device)).flatten()
+        single = prompts_of(requests, device=device)
+        fresh = single.select(torch.arange(len(seats), device=device).repeat_interleave(n))
+        reseat_sessions((self.dlm, self.ar), self.prefix.length, rows, fresh)
+        self.marginals.forget(rows)
+        self.prefix = self.prefix.put(rows, fresh)
+        self.prompt_length = self.prompt_length.index_copy(0, seat, single.length)
+        self.limit = self.limit.index_copy(0, rows, fresh.length + max_new_tokens)
+        self.log_weights[seat], self.log_potential[rows] = 0.0, 0.0
+        if self.retained is not None:
+            whole = Prefix.of([[] if r is None else r.retained or [] for r in requests], device=device)
+            old = Prefix(self.retained.tokens, self.retained.length, self.retained.length < 0)
+            self.retained = Retained.of(old.put(seat, whole))
+        now = time.perf_counter()
+        for place, request in zip(seats, requests, strict=True):
+            self.requests[place], self.records[place], self.entered[place] = request, [], now
+            if request is not None:
+                self.generators[place] = prompt_generator(request.seed, request.prompt)

@@ -32,7 +32,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.resampling import Multinomial, UniformResampler
-from smc_bridge.smc.state import Counters, Marginals, Retained, SMCState
+from smc_bridge.smc.state import Marginals, Retained, SMCState
 from smc_bridge.smc.weights import normalised
 from tests.oracle import smc as oracle
 from tests.smc_bridge.scripted import Recorded, Script, scripted_kernel
@@ -153,7 +153,6 @@ class Program:
             ar=self.real.target.model.session(tokens.clamp_min(0), length),
             marginals=Marginals(
                 states.logits, states.width, states.slot.flatten().clone(), states.offset.flatten().clone()),
-            counters=Counters.zeros(states.states), records=[], seconds=[0.0] * states.states,
             retained=None if self.retained is None else Retained(*(x[states.retained] for x in self.retained)),
         )
         active = torch.arange(states.states)

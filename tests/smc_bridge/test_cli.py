@@ -16,10 +16,11 @@ from rich.console import Console
 
 from models import pairs
 from models.pairs import Pair
+from models.tabular import TabularCausalSession
 from smc_bridge import Result, Sampler, presets
 from smc_bridge.cli import declared, main
 from smc_bridge.commands.options import INTERMEDIATES, KERNELS, PRESETS, TRIGGERS, Options, build_sampler
-from smc_bridge.rendering import accepted_lengths
+from smc_bridge.rendering import accepted_lengths, render_result
 from smc_bridge.smc.resampling import RESAMPLERS
 from smc_bridge.trace_rendering import lane_shares, lane_text, render_trace
 from tests.toys import EOS, LIMIT, toy_pair
@@ -305,6 +306,56 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
 
     monkeypatch.setitem(pairs.PAIRS, "toy", stop)
     assert run(*BASE) == (130, "", "smc-bridge: interrupted\n")
+
+
+@pytest.mark.parametrize("finished", [0, 2])
+def test_ctrl_c_while_decoding_saves_what_is_done(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, finished: int
+) -> None:
+    score, calls = TabularCausalSession.score, 0
+
+    def stop(self: TabularCausalSession, *arguments: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > finished:
+            raise KeyboardInterrupt
+        return score(self, *arguments)
+
+    monkeypatch.setattr(TabularCausalSession, "score", stop)
+    file = tmp_path / "r.json"
+    code, out, err = run(*BASE, "--window", "1", "--particles", "3", "--json", str(file))
+    assert (code, out, err.count("\n")) == (130, "", 1)
+    if not finished:
+        assert err == "smc-bridge: interrupted: no step was finished, nothing is saved\n"
+        assert list(tmp_path.iterdir()) == []
+        return
+    done = r"\(\S+ tokens in 2 steps, complete = False\)"
+    assert re.fullmatch(rf"smc-bridge: interrupted: the partial result {done} is saved as {file}\n", err)
+    result = Result.load(file)
+    assert not result.complete
+    assert (len(result.trace), len(result.log_weights)) == (2, 3)
+    with pytest.raises(ValueError, match="complete = False"):
+        result.certificate()
+    stream = io.StringIO()
+    render_result(Console(file=stream, width=200), result)
+    assert "none: the run was interrupted" in stream.getvalue()
+
+
+def test_a_saved_result_says_how_it_was_made(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    argv = ["--method", "paper", "--lanes", "2", "--seed", "5", "--temperature", "0.8", "--json", str(file)]
+    assert run(*BASE, *argv)[0] == 0
+    found = Result.load(file).settings
+    expected = {
+        "method": "paper", "pair": "toy", "seed": 5, "particles": 1, "lanes": 2, "window": 3, "lookahead": LIMIT,
+        "max_new_tokens": LIMIT, "kernel": "Rejection()", "weight": "OwnWeights()", "resampler": "Systematic()",
+        "trigger": "EssBelow(fraction=0.5)", "models": {"dlm": "TabularDLM", "ar": "TabularAR"},
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert found["target"] == {"temperature": 0.8, "top_p": 1.0, "top_k": None, "potential": None}
+    assert found["proposal"]["temperature"] == pytest.approx([0.2, 0.7])
+    assert found["intermediate"].startswith("ProductOfExperts")
+    assert "0x" not in str(found), "an address in memory says nothing"
 
 
 def test_module_runs_as_a_program_and_offers_compare() -> None:

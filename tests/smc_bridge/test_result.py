@@ -55,6 +55,23 @@ def test_a_loaded_result_equals_the_saved_one(tmp_path: Path) -> None:
         assert Result.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False))) == result
 
 
+def test_old_files_without_the_later_fields_load_as_complete(tmp_path: Path) -> None:
+    data = {name: value for name, value in make().to_dict().items() if name not in ("complete", "settings")}
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(data))
+    assert Result.load(path) == make()
+    assert (Result.load(path).complete, Result.load(path).settings) == (True, {})
+
+
+def test_an_unfinished_result_has_no_certificate_and_says_so(tmp_path: Path) -> None:
+    cut = make(complete=False, settings={"window": 3, "temperature": [0.2, math.inf], "potential": None})
+    cut.save(tmp_path / "cut.json")
+    assert Result.load(tmp_path / "cut.json") == cut
+    assert "(interrupted)" in cut._repr_html_()
+    with pytest.raises(ValueError, match="complete = False: the run was interrupted"):
+        cut.certificate()
+
+
 def test_what_is_saved_is_json_without_extensions(tmp_path: Path) -> None:
     make().save(tmp_path / "result.json")
 
