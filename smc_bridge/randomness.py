@@ -18,6 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.lazy import LazyLaw
+
 
 class Source(Protocol):
     """Random draws for R rows."""
@@ -32,6 +34,13 @@ class Source(Protocol):
 
     def categorical(self, log_probs: Tensor) -> Tensor:
         """Independent draws from `log_probs: [R, ..., A]` (normalised), `[R, ...]`."""
+        ...
+
+    def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
+        """A function for successive trials, `[R, ...]` -> BoolTensor `[R, ...]`, of `steps` columns in all.
+
+        Each call takes as many columns as its argument has. All its randomness is reserved at once.
+        """
         ...
 
     def categorical_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
@@ -70,6 +79,8 @@ def inverse_cdf(log_probs: Tensor, uniform: Tensor) -> Tensor:
     Raises:
         ValueError: a row has NaN or no token of positive probability.
     """
+    if isinstance(log_probs, LazyLaw):
+        return log_probs.inverse_cdf(uniform)
     size = log_probs.shape[-1]
     flat, points = log_probs.reshape(-1, size), uniform.reshape(-1, 1).double()
     sums = _block_sums(flat).double()
@@ -136,6 +147,17 @@ class UniformSource(ABC):
     def categorical(self, log_probs: Tensor) -> Tensor:
         """See `Source.categorical`."""
         return inverse_cdf(log_probs, self.uniform(tuple(log_probs.shape[1:-1])))
+
+    def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
+        """See `Source.bernoulli_stream`."""
+        uniform, taken = self.uniform((steps,)), 0
+
+        def trial(probability: Tensor) -> Tensor:
+            nonlocal taken
+            first, taken = taken, taken + probability.shape[1]
+            return uniform[:, first:taken] < probability
+
+        return trial
 
     def categorical_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
         """See `Source.categorical_stream`."""

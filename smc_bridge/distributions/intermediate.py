@@ -22,6 +22,10 @@ class Intermediate(Protocol):
 
     An intermediate may also say `dominates = True`: it has mass wherever the target has, whatever the support of the
     proposal (condition C3). Without the attribute it is taken not to.
+
+    It may say `positionwise = True`: the result at a position depends on `log_q` and `log_p` at that position only, and
+    not on which lane or position it is. It is then called on the positions that are needed and no others, each as the
+    only position of the only lane; without the attribute, on whole windows of all lanes.
     """
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -35,6 +39,12 @@ class Intermediate(Protocol):
 def dominates(intermediate: Intermediate) -> bool:
     """Whether `pi > 0` wherever `p > 0` for every proposal (condition C3)."""
     return bool(getattr(intermediate, "dominates", False))
+
+
+def positionwise(intermediate: Intermediate) -> bool:
+    """Whether `log_prob` may be called on any selection of positions (see `Intermediate`)."""
+    own = type(intermediate).__module__ == __name__
+    return bool(getattr(intermediate, "positionwise", own))
 
 
 def checked_log_prob(intermediate: Intermediate, log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -212,10 +222,18 @@ class Defensive:
         """Whether the base treats lanes differently."""
         return bool(getattr(self.base, "per_lane", False))
 
+    @property
+    def positionwise(self) -> bool:
+        """Whether the base looks at one position at a time."""
+        return positionwise(self.base)
+
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         """See `Intermediate.log_prob`."""
-        base = checked_log_prob(self.base, log_q, log_p)
-        return torch.logaddexp(base + math.log1p(-self.eps), log_p + math.log(self.eps))
+        return self.mixed(checked_log_prob(self.base, log_q, log_p), log_p)
+
+    def mixed(self, log_base: Tensor, log_p: Tensor) -> Tensor:
+        """`log ((1 - eps) base + eps p)`, token by token."""
+        return torch.logaddexp(log_base + math.log1p(-self.eps), log_p + math.log(self.eps))
 
 
 @dataclass(frozen=True)

@@ -70,16 +70,56 @@ class Law:
             scores = scores / self.temperature
         log_probs = torch.log_softmax(scores, -1)
         check_no_nan(log_probs, "log_probs")
-        if self.top_k is not None and self.top_k < log_probs.shape[-1]:
-            kept = torch.zeros_like(log_probs, dtype=torch.bool)
-            kept.scatter_(-1, log_probs.topk(self.top_k, dim=-1).indices, True)
-            log_probs = torch.log_softmax(log_probs.masked_fill(~kept, -math.inf), -1)
-        if self.top_p < 1.0:
-            ordered, index = log_probs.sort(dim=-1, descending=True, stable=True)
-            before = ordered.exp().cumsum(-1) - ordered.exp()
-            kept = torch.zeros_like(log_probs, dtype=torch.bool).scatter_(-1, index, before < self.top_p)
-            log_probs = torch.log_softmax(log_probs.masked_fill(~kept, -math.inf), -1)
+        if self.truncates:
+            value, last, log_mass = kept_boundary(log_probs, top_p=self.top_p, top_k=self.top_k)
+            kept = within_boundary(log_probs, torch.arange(log_probs.shape[-1], device=log_probs.device), value, last)
+            log_probs = torch.where(kept, log_probs - log_mass, -math.inf)
         return log_probs
+
+
+#: Likeliest tokens among which the boundary of top-p is sought before all of them are sorted.
+LIKELIEST = 1024
+
+
+def kept_boundary(log_probs: Tensor, *, top_p: float, top_k: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What top-k, then top-p, keep of normalised `log_probs: [..., A]`: see `within_boundary`.
+
+    Among tokens of equal probability those of smaller id are kept.
+
+    Returns:
+        log-probability of the least likely token that is kept, its id, and the log-mass of all that are, `[..., 1]`.
+    """
+    size = log_probs.shape[-1]
+    if top_k is not None and top_k < size:
+        ordered = log_probs.topk(top_k, dim=-1).values
+        count = _within_mass(ordered - ordered.logsumexp(-1, keepdim=True), top_p)
+    else:
+        some = size > 4 * LIKELIEST
+        ordered = log_probs.topk(LIKELIEST, dim=-1).values if some else log_probs.sort(dim=-1, descending=True).values
+        count = _within_mass(ordered, top_p)
+        if some and bool((count == LIKELIEST).any()):
+            ordered = log_probs.sort(dim=-1, descending=True).values
+            count = _within_mass(ordered, top_p)
+    value = ordered.gather(-1, count - 1)
+    equal = log_probs == value
+    wanted = count - (log_probs > value).sum(-1, keepdim=True)
+    last = (equal.cumsum(-1) >= wanted).to(torch.uint8).argmax(-1, keepdim=True)
+    kept = within_boundary(log_probs, torch.arange(size, device=log_probs.device), value, last)
+    return value, last, log_probs.masked_fill(~kept, -math.inf).logsumexp(-1, keepdim=True)
+
+
+def _within_mass(ordered: Tensor, top_p: float) -> Tensor:
+    """How many of the likeliest tokens make up the mass `top_p`, of log-probabilities in falling order, `[..., 1]`."""
+    if top_p >= 1.0:
+        return torch.full_like(ordered[..., :1], ordered.shape[-1], dtype=torch.long)
+    probs = ordered.exp()
+    before = probs.cumsum(-1) - probs
+    return (before < top_p).sum(-1, keepdim=True)
+
+
+def within_boundary(log_probs: Tensor, token: Tensor, value: Tensor, last: Tensor) -> Tensor:
+    """Whether tokens are kept by `kept_boundary`: likelier than its last token, or as likely and of no larger id."""
+    return (log_probs > value) | ((log_probs == value) & (token <= last))
 
 
 def check_temperature(temperature: float) -> None:

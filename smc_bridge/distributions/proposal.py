@@ -12,6 +12,8 @@ from torch import Tensor
 
 from models.protocols import MaskedDiffusionLM
 from smc_bridge.distributions.law import Law, as_ids, check_temperature
+from smc_bridge.distributions.lazy import Chunks, LazyLaw
+from smc_bridge.distributions.logits import model_law
 
 
 class DLMProposal:
@@ -55,6 +57,41 @@ class DLMProposal:
         """Whether every lane draws from the same law."""
         return self.lane_temperatures is None or len(set(self.lane_temperatures)) == 1
 
+    def lazy(self, logits: Tensor, source: Tensor, owner: Tensor, lanes: int, *, chunks: Chunks | None = None) -> (
+        LazyLaw
+    ):
+        """`log q^(k)` of B particles' lanes, computed where it is read; particles and lanes share what they can.
+
+        Args:
+            logits: `[U, M, A]`.
+            source: which of the `U * M` places each position reads, `[G, V]`.
+            owner: which of the G windows each particle has, `[B]`.
+            lanes: K.
+        Returns:
+            `[B * K, V, A]`.
+        Raises:
+            ValueError: there is one temperature per lane and their number is not `lanes`.
+        """
+        if self.identical_lanes:
+            base = model_law(logits, source, self.law, chunks=chunks)
+            return base.of_rows(owner.repeat_interleave(lanes))
+        assert self.lane_temperatures is not None
+        self._check_lanes(lanes)
+        distinct = sorted(set(self.lane_temperatures))
+        temperature = torch.tensor(distinct, dtype=torch.float64, device=logits.device)
+        base = model_law(
+            logits, source.repeat_interleave(len(distinct), 0), self.law,
+            temperature=temperature.repeat(source.shape[0]), chunks=chunks,
+        )
+        of_lane = torch.tensor([distinct.index(t) for t in self.lane_temperatures], device=logits.device)
+        return base.of_rows((owner[:, None] * len(distinct) + of_lane).flatten())
+
+    def _check_lanes(self, lanes: int) -> None:
+        if self.lane_temperatures is not None and len(self.lane_temperatures) != lanes:
+            raise ValueError(
+                f"temperature has {len(self.lane_temperatures)} entries for {lanes} lanes: give one per lane"
+            )
+
     def log_probs(self, logits: Tensor, lanes: int) -> Tensor:
         """`log q^(k)` of every lane, `[R, V, A]` -> `[R, K, V, A]`.
 
@@ -64,10 +101,7 @@ class DLMProposal:
         if self.lane_temperatures is None:
             log_q = self.law.log_probs(logits)[:, None]
             return log_q.expand(-1, lanes, -1, -1)
-        if len(self.lane_temperatures) != lanes:
-            raise ValueError(
-                f"temperature has {len(self.lane_temperatures)} entries for {lanes} lanes: give one per lane"
-            )
+        self._check_lanes(lanes)
         precise = torch.float64 if logits.dtype == torch.float64 else torch.float32
         temperature = torch.tensor(self.lane_temperatures, dtype=precise, device=logits.device)[:, None, None]
         return self.law.log_probs(logits[:, None].expand(-1, lanes, -1, -1), temperature)

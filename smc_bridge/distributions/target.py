@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from models.protocols import CausalLM
 from smc_bridge.distributions.law import Law, as_ids
+from smc_bridge.distributions.lazy import Chunks, LazyLaw
+from smc_bridge.distributions.logits import model_law
 from smc_bridge.prefix import Prefix
 
 
@@ -57,3 +60,9 @@ class ARTarget:
     def log_probs(self, logits: Tensor) -> Tensor:
         """`log p` from the model's logits, `[..., A]` -> `[..., A]`, normalised."""
         return self.law.log_probs(logits)
+
+    def lazy(self, logits: Tensor, *, chunks: Chunks | None = None) -> LazyLaw:
+        """`log p` from the model's logits `[R, V, A]`, computed where it is read, `[R, V, A]`."""
+        rows, width, _ = logits.shape
+        place = torch.arange(rows * width, device=logits.device).reshape(rows, width)
+        return model_law(logits, place, self.law, chunks=chunks)

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.lazy import as_lazy
+from smc_bridge.distributions.logits import truncated
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move, full_horizon
-from smc_bridge.kernels.rejection import accepted_tokens, commit_accepted
+from smc_bridge.kernels.rejection import accepted_tokens, commit_residual
 from smc_bridge.randomness import Randomness, as_source
 
 
@@ -38,7 +40,8 @@ class ReleasedRejection:
 
     def draft(self, q: Tensor, *, generator: Randomness) -> Tensor:
         """Draw from the truncated proposal, `[R, V, A]` -> `[R, V]`; the acceptance ratio will not know."""
-        return as_source(generator, q.shape[0], device=q.device).categorical(self.shape.log_probs(q))
+        shaped = truncated(as_lazy(q), self.shape)
+        return as_source(generator, q.shape[0], device=q.device).categorical(shaped)
 
     def __call__(
         self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
@@ -46,12 +49,14 @@ class ReleasedRejection:
         """See `DraftKernel.__call__`."""
         source = as_source(generator, draft.shape[0], device=draft.device)
         horizon = full_horizon(pi) if horizon is None else horizon
-        accept = accepted_tokens(q, pi, draft, source=source)
+        end = horizon.end(draft)
+        forced: Tensor | None = None
         if horizon.eos_id is not None:
             inside = torch.arange(draft.shape[1], device=draft.device) < horizon.window[:, None]
             drafted = ((draft == horizon.eos_id) & inside).any(-1).reshape(-1, self.lanes).any(-1)
-            accept[:, 0] |= drafted.repeat_interleave(self.lanes)
-        return commit_accepted(q, pi, draft, accept, horizon=horizon, source=source)
+            forced = drafted.repeat_interleave(self.lanes)
+        accepted = accepted_tokens(q, pi, draft, end=end, source=source, forced=forced)
+        return commit_residual(q, pi, draft, accepted, end, source=source)
 
     def log_stop(
         self, q: Tensor, pi: Tensor, block: Tensor, length: Tensor, *, horizon: Horizon | None = None

@@ -24,8 +24,10 @@ import math
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.lazy import as_lazy
 from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon
-from smc_bridge.kernels.rejection import commit_correction, log_ratio, log_residual, row_at
+from smc_bridge.kernels.rejection import commit_residual, log_ratio
+from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Randomness, as_source
 
 
@@ -37,6 +39,26 @@ def log_acceptance(ratio: Tensor) -> Tensor:
         step = torch.where(steps[-1] == -math.inf, -math.inf, steps[-1] + ratio[:, i])
         steps.append(step.clamp_max(0.0))
     return torch.stack(steps, dim=1)
+
+
+def surplus(q: Tensor, pi: Tensor, log_p: Tensor, end: Tensor) -> Tensor:
+    """`S_i = sum_a (P_i pi_{i+1}(a) - q_{i+1}(a))_+` for i = 1 .. V - 1, `[R, V - 1]`; 0 from the end of the draft on.
+
+    Args:
+        q, pi: `[R, V, A]`.
+        log_p: `log P_0 .. log P_V`, `[R, V + 1]`.
+        end: `[R]`.
+    """
+    out = torch.zeros_like(log_p[:, 1:-1])
+    position = torch.arange(1, log_p.shape[1] - 1, device=log_p.device)
+    # Where P_i = 0 nothing is left over.
+    rows, column = ((position < end[:, None]) & (log_p[:, 1:-1] > -math.inf)).nonzero(as_tuple=True)
+    lazy_q, lazy_pi = as_lazy(q), as_lazy(pi)
+    for span in lazy_pi.spans(rows.numel()):
+        r, i = rows[span], column[span] + 1
+        mass = lazy_pi.log_probs(r, i).add_(log_p[r, i][:, None]).exp_()
+        out[r, i - 1] = mass.sub_(lazy_q.log_probs(r, i).exp_()).clamp_min_(0.0).sum(-1)
+    return out
 
 
 class BlockVerification(StoppingKernel):
@@ -56,17 +78,16 @@ class BlockVerification(StoppingKernel):
         horizon = full_horizon(pi) if horizon is None else horizon
         window = draft.shape[1]
         end = horizon.end(draft)
-        log_p = log_acceptance(log_ratio(q, pi, draft))  # [R, V + 1]
-        inner = log_p[:, 1:-1, None]  # P_1 .. P_{V-1}
-        surplus = ((inner + pi[:, 1:]).exp() - q[:, 1:].exp()).clamp_min(0.0).sum(-1)  # S_1 .. S_{V-1}
-        slack = surplus + 1.0 - inner[..., 0].exp()
-        passes = torch.where(slack > 0, surplus / slack, 1.0)
-        passes = torch.cat([passes, torch.zeros_like(log_p[:, :1])], dim=1)  # h_1 .. h_V
         position = torch.arange(1, window + 1, device=draft.device)
+        asked = torch.where(position <= end[:, None], draft, PAD)
+        log_p = log_acceptance(log_ratio(q, pi, asked))  # [R, V + 1]
+        left = surplus(q, pi, log_p, end)  # S_1 .. S_{V-1}
+        slack = left + 1.0 - log_p[:, 1:-1].exp()
+        passes = torch.where(slack > 0, left / slack, 1.0)
+        passes = torch.cat([passes, torch.zeros_like(log_p[:, :1])], dim=1)  # h_1 .. h_V
         passes = torch.where(position == end[:, None], log_p[:, 1:].exp(), passes)
         passes = torch.where(position > end[:, None], 0.0, passes)
         trial = source.bernoulli(passes)
         accepted = torch.where(trial, position, 0).amax(-1)
-        scale = log_p.gather(1, accepted[:, None])
-        residual = log_residual(scale + row_at(pi, accepted), row_at(q, accepted))
-        return commit_correction(draft, accepted, end, residual, source=source)
+        scale = log_p.gather(1, accepted[:, None])[:, 0]
+        return commit_residual(q, pi, draft, accepted, end, source=source, log_scale=scale)

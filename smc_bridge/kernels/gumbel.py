@@ -18,7 +18,8 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, at_tokens, full_horizon, truncate
+from smc_bridge.distributions.lazy import as_lazy
+from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon, truncate
 from smc_bridge.randomness import Randomness, as_source
 
 
@@ -50,12 +51,20 @@ class GumbelCoupling(StoppingKernel):
 
     def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
         """See `StoppingKernel.log_continue`: `-log sum_b max(pi_b, q_b pi_a / q_a)`."""
-        log_q, log_pi = at_tokens(q, block)[..., None], at_tokens(pi, block)[..., None]
-        scaled = torch.where(log_q == -math.inf, math.inf, q + torch.where(log_q == -math.inf, 0.0, log_pi - log_q))
-        log_c = -torch.logsumexp(torch.maximum(pi, scaled), -1)
-        never = (log_q == -math.inf)[..., 0]
-        certain = (log_pi == -math.inf)[..., 0]
-        return torch.where(certain, 0.0, torch.where(never, -math.inf, log_c.clamp_max(0.0)))
+        out = torch.zeros(block.shape, dtype=pi.dtype, device=pi.device)
+        lazy_q, lazy_pi = as_lazy(q), as_lazy(pi)
+        rows, positions = (block >= 0).nonzero(as_tuple=True)
+        for span in lazy_pi.spans(rows.numel()):
+            r, i = rows[span], positions[span]
+            token = block[r, i][:, None]
+            every_q, every_pi = lazy_q.log_probs(r, i), lazy_pi.log_probs(r, i)
+            log_q, log_pi = every_q.gather(-1, token), every_pi.gather(-1, token)
+            never, certain = log_q == -math.inf, log_pi == -math.inf
+            scaled = torch.where(never, math.inf, every_q + torch.where(never, 0.0, log_pi - log_q))
+            log_c = -torch.logsumexp(torch.maximum(every_pi, scaled), -1, keepdim=True)
+            log_c = torch.where(certain, 0.0, torch.where(never, -math.inf, log_c.clamp_max(0.0)))
+            out[r, i] = log_c[:, 0]
+        return out
 
     def __call__(
         self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
@@ -63,8 +72,16 @@ class GumbelCoupling(StoppingKernel):
         """See `DraftKernel.__call__`."""
         source = as_source(generator, draft.shape[0], device=draft.device)
         horizon = full_horizon(pi) if horizon is None else horizon
-        noise = source.exponential(tuple(pi.shape[1:])).to(pi.dtype)
-        sample = race(pi, q, draft, noise)
+        noise = source.exponential(tuple(pi.shape[1:]))  # [R, V, A]
+        lazy_q, lazy_pi = as_lazy(q), as_lazy(pi)
+        sample = torch.zeros_like(draft)
+        rows, positions = (torch.arange(draft.shape[1], device=draft.device) < horizon.window[:, None]).nonzero(
+            as_tuple=True
+        )
+        for span in lazy_pi.spans(rows.numel()):
+            r, i = rows[span], positions[span]
+            own = noise[r, i].to(pi.dtype)
+            sample[r, i] = race(lazy_pi.log_probs(r, i), lazy_q.log_probs(r, i), draft[r, i], own)
         agreed = (sample == draft).long().cumprod(-1).sum(-1)
         end = horizon.end(sample)
         length = torch.minimum(agreed + 1, end)

@@ -13,7 +13,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.intermediate import Intermediate
+from smc_bridge.distributions.lazy import as_lazy
 from smc_bridge.kernels.protocol import (
     Horizon,
     Kernel,
@@ -29,6 +31,9 @@ from smc_bridge.randomness import Randomness
 
 class Lanes(NamedTuple):
     """All that is known of the K lanes of R particles after the move.
+
+    The three laws are lazy where the engine made them (`smc_bridge.distributions.lazy`): read them through `at_tokens`,
+    or use them as dense tensors.
 
     Attributes:
         log_q: `[R, K, V, A]`, each lane's own proposal.
@@ -94,17 +99,17 @@ class BalanceHeuristic:
 
     def cross(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> tuple[Tensor, Tensor]:
         """`log kappa_j` and `log g_j` of every lane's block under every lane's law, `[R, K, K]` (block, law)."""
-        rows, count, window, size = lanes.log_q.shape
+        rows, count, _, _ = lanes.log_q.shape
         horizon = Horizon(lanes.horizon.window.repeat_interleave(count), lanes.horizon.eos_id)
+        q, p = as_lazy(lanes.log_q).shaped(rows * count), as_lazy(lanes.log_p).shaped(rows * count)
+        first = torch.arange(rows, device=q.device).repeat_interleave(count) * count
         stops, densities = [], []
         for k in range(count):
-            log_p = lanes.log_p[:, k : k + 1].expand(rows, count, window, size)
-            log_pi = intermediate.log_prob(lanes.log_q, log_p).reshape(-1, window, size)
-            log_q = lanes.log_q.reshape(-1, window, size)
+            pi = bridge_law(intermediate, q, p.of_rows(first + k), lanes=count)
             block = lanes.move.block[:, k].repeat_interleave(count, 0)
             length = lanes.move.length[:, k].repeat_interleave(count)
-            stops.append(kernel.log_stop(log_q, log_pi, block, length, horizon=horizon).reshape(rows, count))
-            densities.append(kernel.log_density(log_q, log_pi, block, length, horizon=horizon).reshape(rows, count))
+            stops.append(kernel.log_stop(q, pi, block, length, horizon=horizon).reshape(rows, count))
+            densities.append(kernel.log_density(q, pi, block, length, horizon=horizon).reshape(rows, count))
         return torch.stack(stops, dim=1), torch.stack(densities, dim=1)
 
 
@@ -117,7 +122,7 @@ class AcceptAll(StoppingKernel):
 
     def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
         """See `StoppingKernel.log_continue`: never stops before the end."""
-        return torch.zeros_like(at_tokens(pi, block))
+        return torch.zeros(block.shape, dtype=pi.dtype, device=block.device)
 
     def __call__(
         self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
@@ -125,8 +130,7 @@ class AcceptAll(StoppingKernel):
         """See `DraftKernel.__call__`."""
         horizon = full_horizon(pi) if horizon is None else horizon
         end = horizon.end(draft)
-        gap = prefix_sum((at_tokens(q, draft) - at_tokens(pi, draft)).abs(), end)
-        if bool((gap > 1e-3).any()):
+        if q is not pi and bool((prefix_sum((at_tokens(q, draft) - at_tokens(pi, draft)).abs(), end) > 1e-3).any()):
             raise ValueError(
                 "intermediate differs from the proposal, but AcceptAll commits the proposal's own draft: use "
                 "Proposal() as the intermediate, or the Rejection kernel"

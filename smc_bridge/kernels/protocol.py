@@ -11,7 +11,9 @@ committed token goes on with a probability that depends on the past only (condit
 and `sum_L g(x_{1:L}, L) / pi(x_{1:L}) = 1` along every path (design 2.2). `kappa` stands on both sides of the
 importance weight and cancels (design 2.3).
 
-Shapes: R rows (a row is one lane), V window, A alphabet; laws are log-probabilities `[R, V, A]` along the block.
+Shapes: R rows (a row is one lane), V window, A alphabet; laws are log-probabilities `[R, V, A]` along the block. The
+engine hands out *lazy* ones (`smc_bridge.distributions.lazy`), which are computed where `at_tokens`, `row_at` and
+`rows_of` read them; any other use of them is that of a dense tensor.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.lazy import LazyLaw
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Randomness, as_source
 
@@ -69,7 +72,22 @@ def full_horizon(log_pi: Tensor) -> Horizon:
 
 def at_tokens(log_probs: Tensor, block: Tensor) -> Tensor:
     """Log-probability of each token: `[..., V, A]`, `[..., V]` -> `[..., V]`; entries at `PAD` are arbitrary."""
+    if isinstance(log_probs, LazyLaw):
+        return log_probs.at(block)
     return log_probs.gather(-1, block.clamp_min(0)[..., None])[..., 0]
+
+
+def row_at(log_probs: Tensor, position: Tensor) -> Tensor:
+    """`log_probs[r, position[r]]`: `[R, V, A]`, `[R]` -> `[R, A]`; positions past V are clamped."""
+    index = position.clamp_max(log_probs.shape[1] - 1)
+    if isinstance(log_probs, LazyLaw):
+        return log_probs.row(index)
+    return log_probs[torch.arange(log_probs.shape[0], device=log_probs.device), index]
+
+
+def rows_of(log_probs: Tensor, index: Tensor) -> Tensor:
+    """`log_probs[index]`: the laws of rows `index: [R']` of `[R, V, A]`, `[R', V, A]`."""
+    return log_probs.of_rows(index) if isinstance(log_probs, LazyLaw) else log_probs[index]
 
 
 def prefix_sum(log_terms: Tensor, length: Tensor) -> Tensor:
@@ -126,7 +144,7 @@ class StoppingKernel(ABC):
 
         Args:
             q, pi: log-probabilities along the block, `[R, V, A]`.
-            block: token ids, `[R, V]`; entries past the end are arbitrary.
+            block: token ids, `[R, V]`; `PAD` past the end, where the result is arbitrary.
             horizon: where blocks must end; a kernel whose draft depends on it needs it here too.
         Returns:
             `[R, V]`, at most 0.
@@ -152,7 +170,7 @@ class StoppingKernel(ABC):
         # Tokens past the length must not decide where the block ends.
         known = block.masked_fill(position >= length[:, None], PAD)
         end = horizon.end(known)
-        log_c = self.log_continue(q, pi, block, horizon=horizon).double()
+        log_c = self.log_continue(q, pi, known, horizon=horizon).double()
         last = log_c.gather(1, (length - 1).clamp(0, block.shape[1] - 1)[:, None])[:, 0]
         refused = torch.where(length == end, 0.0, log1mexp(last))
         total = prefix_sum(log_c, length - 1) + refused
@@ -163,7 +181,7 @@ class StoppingKernel(ABC):
     ):
         """Log-law `log g(block, length) = log pi(block) + log kappa(length | block)`, nats; arguments as `log_stop`."""
         stop = self.log_stop(q, pi, block, length, horizon=horizon)
-        inside = prefix_sum(at_tokens(pi, block), length)
+        inside = prefix_sum(at_tokens(pi, truncate(block, length)), length)
         return torch.where(stop == -math.inf, stop, inside + stop)
 
     def draft(self, q: Tensor, *, generator: Randomness) -> Tensor:

@@ -14,7 +14,17 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, at_tokens, full_horizon, truncate
+from smc_bridge.distributions.bridge import ResidualLaw
+from smc_bridge.distributions.lazy import LazyLaw, as_lazy
+from smc_bridge.kernels.protocol import (
+    Horizon,
+    Move,
+    StoppingKernel,
+    at_tokens,
+    full_horizon,
+    truncate,
+)
+from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Randomness, Source, as_source
 
 
@@ -41,18 +51,15 @@ def commit_correction(
         end: `[R]`, length of the draft (window or end of sequence).
         residual: unnormalised log-law of the correction, `[R, A]`; at rows that need none, any law.
     """
-    correction = source.categorical(residual)
+    return _committed(draft, accepted, end, source.categorical(residual))
+
+
+def _committed(draft: Tensor, accepted: Tensor, end: Tensor, correction: Tensor) -> Move:
     refused = accepted < end
     place = accepted.clamp_max(draft.shape[1] - 1)[:, None]
     block = draft.scatter(1, place, torch.where(refused, correction, draft.gather(1, place)[:, 0])[:, None])
     length = accepted + refused
     return Move(truncate(block, length), length, accepted)
-
-
-def row_at(log_probs: Tensor, position: Tensor) -> Tensor:
-    """`log_probs[r, position[r]]`: `[R, V, A]`, `[R]` -> `[R, A]`; positions past V are clamped."""
-    index = position.clamp_max(log_probs.shape[1] - 1)
-    return log_probs[torch.arange(log_probs.shape[0], device=log_probs.device), index]
 
 
 def log_ratio(q: Tensor, pi: Tensor, block: Tensor) -> Tensor:
@@ -61,19 +68,57 @@ def log_ratio(q: Tensor, pi: Tensor, block: Tensor) -> Tensor:
     return torch.where(log_pi == -math.inf, -math.inf, log_pi - at_tokens(q, block))
 
 
-def accepted_tokens(q: Tensor, pi: Tensor, draft: Tensor, *, source: Source) -> Tensor:
-    """Trials of probability `min(1, pi_i / q_i)` at the drafted tokens, BoolTensor `[R, V]`."""
-    return source.bernoulli(log_ratio(q, pi, draft).clamp_max(0.0).exp())
+def accepted_tokens(
+    q: Tensor, pi: Tensor, draft: Tensor, *, end: Tensor, source: Source, forced: Tensor | None = None
+) -> Tensor:
+    """How many drafted tokens stand before the first refusal: trials of probability `min(1, pi_i / q_i)`.
+
+    Looked at from left to right, some positions at a time, so that laws after the refusals are not computed.
+
+    Args:
+        q, pi, draft: `[R, V, A]`, `[R, V, A]`, `[R, V]`.
+        end: `[R]`; nothing after it is looked at.
+        forced: rows whose first token is accepted whatever its trial, `[R]`.
+    Returns:
+        `[R]`, at most `end`.
+    """
+    rows, window = draft.shape
+    trial = source.bernoulli_stream(window)
+    position = torch.arange(window, device=draft.device)
+    inside = position < end[:, None]
+    accepted = torch.zeros(rows, dtype=torch.long, device=draft.device)
+    going = torch.ones(rows, dtype=torch.bool, device=draft.device)
+    start = 0
+    while start < window and (growing := int(going.sum())):
+        reach = pi.chunks.reach(growing, pi.shape[-1]) if isinstance(pi, LazyLaw) else window
+        stop = min(start + reach, window)
+        asked = inside & going[:, None] & (position >= start) & (position < stop)
+        log_probability = log_ratio(q, pi, torch.where(asked, draft, PAD))[:, start:stop]
+        probability = torch.where(asked[:, start:stop], log_probability.clamp_max(0.0).exp(), 0.0)
+        accept = trial(probability)
+        if forced is not None and start == 0:
+            accept[:, 0] |= forced & inside[:, 0]
+        run = accept.long().cumprod(-1).sum(-1)
+        accepted += torch.where(going, run, 0)
+        going = going & (run == stop - start)
+        start = stop
+    return accepted
 
 
-def commit_accepted(
-    q: Tensor, pi: Tensor, draft: Tensor, accept: Tensor, *, horizon: Horizon, source: Source
+def commit_residual(
+    q: Tensor, pi: Tensor, draft: Tensor, accepted: Tensor, end: Tensor, *, source: Source,
+    log_scale: Tensor | None = None,
 ) -> Move:
-    """Commit the draft up to the first token that is not in `accept: [R, V]`, and correct that one."""
-    end = horizon.end(draft)
-    accepted = torch.minimum(accept.long().cumprod(-1).sum(-1), end)
-    residual = log_residual(row_at(pi, accepted), row_at(q, accepted))
-    return commit_correction(draft, accepted, end, residual, source=source)
+    """Commit the first `accepted` tokens of the draft and, unless that is all of it, a draw from `(e^s pi - q)_+`.
+
+    Args:
+        q, pi: `[R, V, A]`; only the refused position of each row is read.
+        accepted, end: `[R]`.
+        log_scale: s, `[R]`, or None for 0.
+    """
+    place = accepted.clamp_max(draft.shape[1] - 1)
+    residual = ResidualLaw(as_lazy(q), as_lazy(pi), place, accepted < end, log_scale)
+    return _committed(draft, accepted, end, source.categorical(residual)[:, 0])
 
 
 class Rejection(StoppingKernel):
@@ -90,5 +135,6 @@ class Rejection(StoppingKernel):
         """See `DraftKernel.__call__`."""
         source = as_source(generator, draft.shape[0], device=draft.device)
         horizon = full_horizon(pi) if horizon is None else horizon
-        accept = accepted_tokens(q, pi, draft, source=source)
-        return commit_accepted(q, pi, draft, accept, horizon=horizon, source=source)
+        end = horizon.end(draft)
+        accepted = accepted_tokens(q, pi, draft, end=end, source=source)
+        return commit_residual(q, pi, draft, accepted, end, source=source)

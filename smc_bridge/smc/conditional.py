@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, truncate
+from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, rows_of, truncate
 from smc_bridge.randomness import Source
 from smc_bridge.smc.state import SMCState
 
@@ -43,6 +43,11 @@ class Pinned(NamedTuple):
         free = torch.full((lanes, window), -1, dtype=torch.long, device=self.block.device)
         return free.index_copy(0, self.lane, self.block)
 
+    def part(self, first: int, last: int) -> Pinned:
+        """Those among lanes `first` .. `last - 1`, counted from `first`."""
+        own = (self.lane >= first) & (self.lane < last)
+        return Pinned(self.lane[own] - first, self.block[own], self.uniform[own])
+
     def stop(self, move: Move, kernel: object, q: Tensor, pi: Tensor, *, horizon: Horizon) -> Move:
         """Replace the pinned lanes' moves: their own tokens, stopped by `kappa`.
 
@@ -57,7 +62,7 @@ class Pinned(NamedTuple):
         if not isinstance(kernel, StoppingKernel):
             raise TypeError(f"kernel {type(kernel).__name__} has no stopping law: use a proper kernel")
         own = Horizon(horizon.window[self.lane], horizon.eos_id)
-        log_c = kernel.log_continue(q[self.lane], pi[self.lane], self.block, horizon=own)
+        log_c = kernel.log_continue(rows_of(q, self.lane), rows_of(pi, self.lane), self.block, horizon=own)
         going = (self.uniform < log_c.double().exp()).long().cumprod(-1).sum(-1)
         end = own.end(self.block)
         length, accepted = torch.minimum(going + 1, end), torch.minimum(going, end)

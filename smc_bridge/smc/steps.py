@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.protocols import ABSENT, MASKED
-from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
+from smc_bridge.distributions.bridge import bridge_law
+from smc_bridge.distributions.intermediate import Intermediate
+from smc_bridge.distributions.lazy import Chunks, LazyLaw
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import Lanes
@@ -47,20 +51,68 @@ def propose(state: SMCState, rows: Tensor, proposal: DLMProposal) -> Tensor:
     return served[0]
 
 
-class Branch(NamedTuple):
-    """Lanes before the move: `raw_q: [B, V, A]` logits, `log_q: [B, K, V, A]`, horizon of the B particles."""
+@dataclass(frozen=True)
+class Branch:
+    """The lanes of B particles before the move.
 
-    raw_q: Tensor
-    log_q: Tensor
+    Attributes:
+        law: proposal of every lane, `[B * K, V, A]`, lazy.
+        logits, place: the marginals `[U, M, A]`, and which of their `U * M` places each position reads, `[B, V]`.
+        horizon: of the B particles.
+        proposal: the law's origin.
+        lanes: K.
+        chunks: how much of a law is computed at a time.
+    """
+
+    law: LazyLaw
+    logits: Tensor
+    place: Tensor
     horizon: Horizon
+    proposal: DLMProposal
+    lanes: int
+    chunks: Chunks
+
+    @cached_property
+    def raw_q(self) -> Tensor:
+        """The marginals' logits, `[B, V, A]`."""
+        slot, column = self.place // self.logits.shape[1], self.place % self.logits.shape[1]
+        return self.logits[slot, column]
+
+    @cached_property
+    def log_q(self) -> Tensor:
+        """`law` as a dense tensor, `[B, K, V, A]`; lanes with one law share its memory."""
+        return self.proposal.log_probs(self.raw_q, self.lanes)
+
+    def part(self, first: int, last: int) -> Branch:
+        """Of particles `first` .. `last - 1`."""
+        lane = torch.arange(first * self.lanes, last * self.lanes, device=self.place.device)
+        horizon = Horizon(self.horizon.window[first:last], self.horizon.eos_id)
+        return replace(self, law=self.law.of_rows(lane), place=self.place[first:last], horizon=horizon)
+
+    def raw_at(self, block: Tensor) -> Tensor:
+        """The marginals' logits at tokens `[B, K, V]`, float32 or better; entries at `PAD` are arbitrary."""
+        place = self.place[:, None].expand(block.shape)
+        slot, column = place // self.logits.shape[1], place % self.logits.shape[1]
+        return self.logits[slot, column, block.clamp_min(0)].to(self.law.dtype)
 
 
-def branch(state: SMCState, rows: Tensor, proposal: DLMProposal, *, lanes: int, window: int) -> Branch:
-    """Every particle's next window of marginals under every lane's temperature."""
-    raw_q = state.marginals.window(rows, window)
-    room = torch.minimum(state.marginals.remaining()[rows], state.limit[rows] - state.prefix.length[rows])
+def branch(
+    state: SMCState, rows: Tensor, proposal: DLMProposal, *, lanes: int, window: int, chunks: Chunks | None = None
+) -> Branch:
+    """Every particle's next window of marginals under every lane's temperature; equal windows are one law."""
+    marginals = state.marginals
+    left = marginals.remaining()[rows]
+    room = torch.minimum(left, state.limit[rows] - state.prefix.length[rows])
     horizon = Horizon(room.clamp_max(window), proposal.model.eos_id)
-    return Branch(raw_q, proposal.log_probs(raw_q, lanes), horizon)
+    width = marginals.logits.shape[1]
+    start, owner = torch.unique(marginals.slot[rows] * width + marginals.offset[rows], return_inverse=True)
+    column = start[:, None] % width + torch.arange(window, device=rows.device)
+    slot = start[:, None] // width
+    # Past the end of a slot its last position is repeated; nothing is committed there.
+    place = slot * width + torch.minimum(column, marginals.width[slot] - 1)
+    chunks = Chunks() if chunks is None else chunks
+    law = proposal.lazy(marginals.logits, place, owner, lanes, chunks=chunks)
+    return Branch(law, marginals.logits, place[owner], horizon, proposal, lanes, chunks)
 
 
 def lane_horizon(horizon: Horizon, lanes: int) -> Horizon:
@@ -77,29 +129,42 @@ def move_drafts(
     Returns:
         the lanes, and the drafts `[B, K, V]`.
     """
-    count, lanes, window, size = at.log_q.shape
-    log_q = at.log_q.reshape(-1, window, size)
-    draft = kernel.draft(log_q, generator=source)
+    def score(drafts: Tensor) -> Tensor:
+        return state.ar.score(rows.repeat_interleave(at.lanes), drafts)
+
+    return bridge(
+        at, score, kernel=kernel, target=target, intermediate=intermediate, source=source, pinned=pinned
+    )
+
+
+def bridge(
+    at: Branch, score: Callable[[Tensor], Tensor], *, kernel: DraftKernel, target: ARTarget, intermediate: Intermediate,
+    source: Source, pinned: Pinned | None = None,
+) -> tuple[Lanes, Tensor]:
+    """The step's own arithmetic on linear drafts: from the marginals' logits to committed blocks and their laws.
+
+    Args:
+        score: AR logits along drafts, `[B * K, V]` -> `[B * K, V, A]`.
+    Returns:
+        the lanes, and the drafts `[B, K, V]`.
+    """
+    count, lanes, window = at.place.shape[0], at.lanes, at.place.shape[1]
+    draft = kernel.draft(at.law, generator=source)
     if pinned is not None:
         draft = pinned.impose(draft)
-    raw_p = state.ar.score(rows.repeat_interleave(lanes), draft)
-    log_p = target.log_probs(raw_p).reshape(at.log_q.shape)
-    log_pi = checked_log_prob(intermediate, at.log_q, log_p.to(at.log_q.dtype))
-    flat_pi = log_pi.reshape(-1, window, size)
+    raw_p = score(draft)
+    log_p = target.lazy(raw_p, chunks=at.chunks)
+    log_pi = bridge_law(intermediate, at.law, log_p, lanes=lanes)
     horizon = lane_horizon(at.horizon, lanes)
-    move = kernel(log_q, flat_pi, draft, generator=source, horizon=horizon)
+    move = kernel(at.law, log_pi, draft, generator=source, horizon=horizon)
     if pinned is not None:
-        move = pinned.stop(move, kernel, log_q, flat_pi, horizon=horizon)
-    raw = at_tokens(raw_p, move.block).reshape(count, lanes, window)
-    return _lanes(at, log_p, log_pi, move, raw), draft.reshape(count, lanes, window)
-
-
-def _lanes(at: Branch, log_p: Tensor, log_pi: Tensor, move: Move, raw_p: Tensor) -> Lanes:
-    count, lanes, window, _ = at.log_q.shape
+        move = pinned.stop(move, kernel, at.law, log_pi, horizon=horizon)
+    raw = at_tokens(raw_p, move.block).to(log_p.dtype).reshape(count, lanes, window)
     block = move.block.reshape(count, lanes, window)
     shaped = Move(block, move.length.reshape(count, lanes), move.accepted.reshape(count, lanes))
-    raw_q = at_tokens(at.raw_q[:, None].expand(-1, lanes, -1, -1), block)
-    return Lanes(at.log_q, log_p, log_pi, shaped, raw_q, raw_p, at.horizon)
+    log_q, log_p, log_pi = (law.shaped(count, lanes) for law in (at.law, log_p, log_pi))
+    moved = Lanes(log_q, log_p, log_pi, shaped, at.raw_at(block), raw, at.horizon)
+    return moved, draft.reshape(count, lanes, window)
 
 
 #: Draws for some prompts (`[P']` indices), the given number of rows each.

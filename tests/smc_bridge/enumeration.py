@@ -57,6 +57,9 @@ class EnumeratingSource:
         drawn = [self.choose((law / law.sum()).tolist()) for law in laws]
         return torch.tensor(drawn, dtype=torch.long).reshape(log_probs.shape[:-1])
 
+    def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
+        return self.bernoulli
+
     def categorical_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
         left = iter(range(steps))
 

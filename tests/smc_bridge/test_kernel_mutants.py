@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from smc_bridge.kernels.baselines import ReleasedRejection
-from smc_bridge.kernels.protocol import Horizon, Move, at_tokens, truncate
-from smc_bridge.kernels.rejection import Rejection, commit_correction, log_residual, row_at
+from smc_bridge.kernels.protocol import Horizon, Move, at_tokens, row_at, truncate
+from smc_bridge.kernels.rejection import Rejection, commit_correction, log_residual
 from smc_bridge.randomness import Randomness, as_source
 from tests.oracle import laws
 from tests.oracle.laws import Block, Toy

@@ -1,0 +1,271 @@
+"""Lazy laws made of two others: the intermediate from q and p, and the residual that corrects a refusal.
+
+`bridge_law(intermediate, q, p)` picks the cheapest form that the intermediate allows:
+
+    Proposal, Target         q or p itself
+    ProductOfExperts         one fused normaliser per cell that is read
+    Mixture, Defensive       token by token: no normaliser at all
+    any other of this package, or one that says `positionwise = True`: its `log_prob` on cells that are read
+    a user's own             its `log_prob` on whole windows of all lanes, `[R, K, V, A]`, some particles at a time
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from smc_bridge.distributions.arithmetic import compiled_softmax, softmax
+from smc_bridge.distributions.intermediate import (
+    Defensive,
+    Intermediate,
+    Mixture,
+    ProductOfExperts,
+    Proposal,
+    Target,
+    checked_log_prob,
+    positionwise,
+)
+from smc_bridge.distributions.lazy import Dense, LazyLaw, Pointwise
+
+
+class ProductLaw(LazyLaw):
+    """`pi ∝ q^a p^b`, and p where the product has no support.
+
+    Args:
+        q, p: laws of R rows, any leading dimensions.
+        a: exponent of q.
+        b: exponent of p, a number or one per row `[R]`.
+    """
+
+    def __init__(self, q: LazyLaw, p: LazyLaw, a: float, b: float | Tensor) -> None:
+        self.q, self.p, self.a, self.b, self.chunks = q, p, a, b, q.chunks
+        cells = (q.rows, q.shape[-2])
+        self._normalise = compiled_softmax() if self.chunks.compile else softmax
+        self.known = torch.zeros(cells, dtype=torch.bool, device=q.device)
+        self.peak, self.log_total = (torch.zeros(cells, dtype=q.dtype, device=q.device) for _ in range(2))
+        self.some_zero = isinstance(b, Tensor) and bool((b == 0).any())
+        self.some_empty = False
+
+    @staticmethod
+    def describe(
+        q: LazyLaw, p: LazyLaw, a: float, b: float | Tensor
+    ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+        """See `LazyLaw.describe`."""
+        return tuple(q.shape), q.dtype, q.device
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `LazyLaw.log_probs`."""
+        self._ensure(rows, positions)
+        peak = self.peak[rows, positions][:, None]
+        log_probs = self._product(rows, positions, tokens).sub_(peak).sub_(self.log_total[rows, positions][:, None])
+        if self.some_empty:
+            other = self.p.log_probs(rows, positions, tokens).to(self.dtype)
+            log_probs = torch.where(peak == -math.inf, other, log_probs)
+        return log_probs
+
+    def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.probs`."""
+        return self.log_probs(rows, positions).exp_()
+
+    def _product(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Unnormalised log-product, `[n, A]` or `[n, 1]`, in memory of its own. `0 * -inf = 0`."""
+        product: Tensor | None = None
+        for law, exponent in ((self.p, self.b), (self.q, self.a)):
+            if not isinstance(exponent, Tensor) and exponent == 0.0:
+                continue
+            scores, factor = law.scores(rows, positions, tokens)
+            scores = scores.to(self.dtype)
+            if isinstance(exponent, Tensor):
+                exponent = exponent.to(self.dtype)[rows, None]
+            factor = exponent * factor
+            if isinstance(exponent, Tensor) and self.some_zero:
+                scores = torch.where(exponent == 0, 0.0, scores)
+            if product is None:
+                product = scores * factor
+            elif isinstance(factor, Tensor):
+                product.addcmul_(scores, factor)
+            else:
+                product.add_(scores, alpha=factor)
+        if product is None:
+            shape = (rows.numel(), self.shape[-1] if tokens is None else 1)
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return product
+
+    def _ensure(self, rows: Tensor, positions: Tensor) -> None:
+        """Know the normalisers of these cells."""
+        known = self.known[rows, positions]
+        if bool(known.all()):
+            return
+        rows, positions = rows[~known], positions[~known]
+        for span in self.spans(rows.numel()):
+            r, i = rows[span], positions[span]
+            _, peak, log_total = self._normalise(self._product(r, i), 1.0)
+            self.peak[r, i], self.log_total[r, i] = peak[:, 0], log_total[:, 0]
+            self.known[r, i] = True
+        total, peak = self.log_total[rows, positions], self.peak[rows, positions]
+        if not bool(total.isfinite().all()):
+            bad = ~total.isfinite() & (peak != -math.inf)
+            if bool(bad.any()):
+                where = [int(rows[bad][0]), int(positions[bad][0])]
+                raise ValueError(f"log_probs has NaN at (row, position) {where}: check the model's logits there")
+            self.some_empty = True
+
+
+class PointwiseLaw(LazyLaw):
+    """A law whose value at a token depends on other laws' values at that token only."""
+
+    def __init__(self, function: Pointwise, *parents: LazyLaw) -> None:
+        self.function, self.parents, self.chunks = function, parents, parents[0].chunks
+
+    @staticmethod
+    def describe(function: Pointwise, *parents: LazyLaw) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+        """See `LazyLaw.describe`."""
+        return tuple(parents[0].shape), parents[0].dtype, parents[0].device
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `LazyLaw.log_probs`."""
+        first, *others = (law.log_probs(rows, positions, tokens) for law in self.parents)
+        return self.function(first, *(other.to(first.dtype) for other in others))
+
+
+class CellwiseLaw(LazyLaw):
+    """An intermediate's `log_prob` on cells; the values at tokens that were asked for once are kept.
+
+    Args:
+        intermediate: without lanes of its own (`per_lane`).
+        q, p: laws of R rows.
+    """
+
+    def __init__(self, intermediate: Intermediate, q: LazyLaw, p: LazyLaw) -> None:
+        self.intermediate, self.q, self.p, self.chunks = intermediate, q, p, q.chunks
+        cells = (q.rows, q.shape[-2])
+        self.token = torch.full(cells, -1, dtype=torch.long, device=q.device)
+        self.value = torch.zeros(cells, dtype=q.dtype, device=q.device)
+
+    @staticmethod
+    def describe(
+        intermediate: Intermediate, q: LazyLaw, p: LazyLaw
+    ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+        """See `LazyLaw.describe`."""
+        return tuple(q.shape), q.dtype, q.device
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `LazyLaw.log_probs`."""
+        if tokens is None:
+            log_q = self.q.log_probs(rows, positions)
+            # Intermediates are told of lanes and positions, [R, K, V, A]; a cell is the only one of both.
+            log_p = self.p.log_probs(rows, positions).to(log_q.dtype)
+            return checked_log_prob(self.intermediate, log_q[:, None, None], log_p[:, None, None])[:, 0, 0]
+        missing = self.token[rows, positions] != tokens
+        if bool(missing.any()):
+            r, i, t = rows[missing], positions[missing], tokens[missing]
+            for span in self.spans(r.numel()):
+                self.value[r[span], i[span]] = self.log_probs(r[span], i[span]).gather(1, t[span][:, None])[:, 0]
+            self.token[r, i] = t
+        return self.value[rows, positions][:, None]
+
+
+class ResidualLaw(LazyLaw):
+    """`(e^s pi_i - q_i)_+`, normalised, at one position i of each row, and `pi_i` where no mass is left (round-off).
+
+    Args:
+        q, pi: laws of R rows.
+        position: i of each row, `[R]`.
+        needed: rows that are corrected, `[R]`; the others' law is a point mass on token 0.
+        log_scale: s, `[R]`, or None for 0.
+    """
+
+    def __init__(self, q: LazyLaw, pi: LazyLaw, position: Tensor, needed: Tensor, log_scale: Tensor | None) -> None:
+        self.q, self.pi, self.position, self.needed, self.log_scale = q, pi, position, needed, log_scale
+        self.chunks = q.chunks
+
+    @staticmethod
+    def describe(
+        q: LazyLaw, pi: LazyLaw, position: Tensor, needed: Tensor, log_scale: Tensor | None
+    ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+        """See `LazyLaw.describe`: one position per row."""
+        return (q.rows, 1, q.shape[-1]), q.dtype, q.device
+
+    def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.probs`; every row must be needed."""
+        position = self.position[rows]
+        target = self.pi.log_probs(rows, position).to(self.dtype)
+        if self.log_scale is not None:
+            target = target.add_(self.log_scale[rows, None].to(self.dtype))
+        target = target.exp_()
+        residual = self.q.log_probs(rows, position).exp_().neg_().add_(target).clamp_min_(0.0)
+        empty = ~(residual.sum(-1, keepdim=True) > 0)
+        return torch.where(empty, target, residual) if bool(empty.any()) else residual
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `LazyLaw.log_probs`."""
+        needed = self.needed[rows]
+        out = torch.full((rows.numel(), self.shape[-1]), -math.inf, dtype=self.dtype, device=self.device)
+        out[~needed, 0] = 0.0
+        if bool(needed.any()):
+            probs = self.probs(rows[needed], positions[needed])
+            out[needed] = (probs / probs.sum(-1, keepdim=True)).log()
+        return out if tokens is None else out.gather(1, tokens[:, None])
+
+    def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
+        """See `LazyLaw.draw`."""
+        out = torch.zeros(uniform.shape, dtype=torch.long, device=self.device)
+        drawn = self.needed[owner].nonzero().flatten()
+        if drawn.numel():
+            out[drawn] = super().draw(owner[drawn], uniform[drawn])
+        return out
+
+
+def bridge_law(intermediate: Intermediate, q: LazyLaw, p: LazyLaw, *, lanes: int) -> LazyLaw:
+    """`intermediate.log_prob(log q, log p)`, lazily (module docstring).
+
+    Args:
+        q, p: laws of R = B * K rows, `[R, V, A]`.
+        lanes: K; consecutive rows are the lanes of one particle.
+    Raises:
+        ValueError: a user's intermediate returned no law; see `checked_log_prob`.
+    """
+    kind = type(intermediate)
+    if kind is Proposal:
+        return q
+    if kind is Target:
+        return p
+    if isinstance(intermediate, ProductOfExperts) and kind is ProductOfExperts:
+        return _product(intermediate, q, p, lanes)
+    if isinstance(intermediate, Mixture) and kind is Mixture:
+        if intermediate.w in (0.0, 1.0):
+            return q if intermediate.w == 1.0 else p
+        return PointwiseLaw(intermediate.log_prob, q, p)
+    if isinstance(intermediate, Defensive) and kind is Defensive:
+        return PointwiseLaw(intermediate.mixed, bridge_law(intermediate.base, q, p, lanes=lanes), p)
+    if positionwise(intermediate) and not getattr(intermediate, "per_lane", False):
+        return CellwiseLaw(intermediate, q, p)
+    return _windows(intermediate, q, p, lanes)
+
+
+def _product(intermediate: ProductOfExperts, q: LazyLaw, p: LazyLaw, lanes: int) -> LazyLaw:
+    w, b = intermediate.w, intermediate.target_exponent
+    if isinstance(b, Tensor):
+        b = b.to(q.device).expand(q.rows // lanes, lanes).reshape(-1) if intermediate.per_lane else float(b)
+    if not isinstance(b, Tensor):
+        if w == 0.0 and b == 1.0:
+            return p
+        if w == 1.0 and b == 0.0:
+            return q
+    return ProductLaw(q, p, w, b)
+
+
+def _windows(intermediate: Intermediate, q: LazyLaw, p: LazyLaw, lanes: int) -> LazyLaw:
+    """A user's intermediate, on whole windows: it may treat lanes and positions as it likes."""
+    width, size = q.shape[-2:]
+    particles = q.rows // lanes
+    step = max(1, q.chunks.cells(size, q.dtype.itemsize) // (lanes * width))
+    out = torch.empty(q.rows, width, size, dtype=q.dtype, device=q.device)
+    for start in range(0, particles, step):
+        rows = torch.arange(start * lanes, min(start + step, particles) * lanes, device=q.device)
+        shape = (-1, lanes, width, size)
+        log_q, log_p = (law.of_rows(rows).dense().to(q.dtype).reshape(shape) for law in (q, p))
+        out[rows] = checked_log_prob(intermediate, log_q, log_p).reshape(-1, width, size)
+    return Dense(out, q.chunks)

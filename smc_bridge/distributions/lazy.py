@@ -1,0 +1,275 @@
+"""`LazyLaw`: log-probabilities `[R, V, A]` that are computed where they are read, and never held as a whole.
+
+With A in the hundred thousands, a tensor for every lane, position and token is the sampler's memory and most of its
+time, while a step reads few of its entries: the law at the drafted tokens, up to the first refusal, and one whole row
+per lane for the correction. A lazy law answers exactly these questions, some *cells* (row, position) at a time:
+
+    at(tokens)           log-probability of one token per cell
+    log_probs(r, i)      the whole law of cells
+    draw(owner, u)       tokens by inverse cdf, several draws per row where rows share a law
+
+It is a `torch.Tensor` of shape `[..., V, A]` all the same: any operation of torch on it computes the dense one first.
+So a kernel or a weight rule that does tensor arithmetic needs to know nothing of it, and one that goes through
+`smc_bridge.kernels.protocol` (`at_tokens`, `row_at`, `rows_of`) is spared the dense tensor.
+
+Shapes: R rows, V positions, A alphabet, n cells of one call.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from smc_bridge.distributions.arithmetic import block_width, search
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How much is computed at a time; the results do not depend on it.
+
+    Attributes:
+        bytes: of one `[n, A]` tensor of a chunk; about what a core's cache holds. A chunk has at least one cell.
+        ahead: cells times alphabet that are worth one more round of looking for the first refusal (see `reach`).
+        compile: run the arithmetic of a chunk through `torch.compile`.
+    """
+
+    bytes: int = 1 << 20
+    ahead: int = 1 << 21
+    compile: bool = False
+
+    def cells(self, size: int, itemsize: int) -> int:
+        """Cells of one chunk."""
+        return max(1, self.bytes // (size * itemsize))
+
+    def reach(self, rows: int, size: int) -> int:
+        """Positions to look at before asking again which of `rows` go on.
+
+        More positions waste the work on those after the first refusal, fewer cost more rounds; the sum of a waste in
+        proportion to the width and of rounds in inverse proportion is least at a square root.
+        """
+        return max(1, round(math.sqrt(self.ahead / max(1, rows * size))))
+
+
+class LazyLaw(Tensor):
+    """Normalised log-probabilities `[..., V, A]`, computed on demand (module docstring).
+
+    A subclass gives `log_probs`. Leading dimensions count as one, R, in everything but the shape.
+    """
+
+    chunks: Chunks
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, *arguments: Any, **options: Any) -> LazyLaw:
+        """A tensor without storage; `__init__` says what it stands for."""
+        shape, dtype, device = cls.describe(*arguments, **options)
+        out: LazyLaw = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
+        return out
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Any operation runs on the dense tensor.
+
+        Raises:
+            TypeError: the operation would write into the law.
+        """
+        if func._schema.is_mutable:
+            raise TypeError(f"{func} writes into a law: work on law.clone()")
+        dense = tree_map(lambda x: x.dense() if isinstance(x, LazyLaw) else x, (args, kwargs or {}))
+        return func(*dense[0], **dense[1])
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"{type(self).__name__}{tuple(self.shape)}"
+
+    @staticmethod
+    @abstractmethod
+    def describe(*arguments: Any, **options: Any) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+        """Shape `[..., V, A]`, dtype and device from the arguments of `__init__`."""
+
+    @abstractmethod
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Log-probabilities of n cells, all tokens or one of each.
+
+        Args:
+            rows, positions: `[n]`.
+            tokens: `[n]` ids, or None for all.
+        Returns:
+            `[n, A]` in memory of its own, or `[n, 1]`. With all tokens, n is the caller's to keep small.
+        """
+
+    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, float | Tensor]:
+        """Unnormalised scores and a factor, `log_probs = factor * scores + constant of the cell`, as `log_probs`.
+
+        Returns:
+            `[n, A]` or `[n, 1]`, not to be written to, and a number or `[n, 1]`.
+        """
+        return self.log_probs(rows, positions, tokens), 1.0
+
+    def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Probabilities of n cells up to a factor, `[n, A]`."""
+        return self.log_probs(rows, positions).exp()
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return math.prod(self.shape[:-2])
+
+    def spans(self, count: int) -> Iterator[slice]:
+        """Chunks of `count` cells."""
+        step = self.chunks.cells(self.shape[-1], self.dtype.itemsize)
+        return (slice(start, start + step) for start in range(0, count, step))
+
+    def at(self, tokens: Tensor) -> Tensor:
+        """Log-probability of `tokens: [..., V]`, same shape; any value where the token is negative: not computed."""
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        rows, positions = (flat >= 0).nonzero(as_tuple=True)
+        out = torch.zeros(flat.shape, dtype=self.dtype, device=self.device)
+        if rows.numel():
+            out[rows, positions] = self.log_probs(rows, positions, flat[rows, positions])[:, 0]
+        return out.reshape(tokens.shape)
+
+    def row(self, position: Tensor) -> Tensor:
+        """The law of one position of every row, `[R]` -> `[R, A]`."""
+        rows = torch.arange(self.rows, device=self.device)
+        return torch.cat([self.log_probs(rows[span], position[span]) for span in self.spans(self.rows)])
+
+    def dense(self) -> Tensor:
+        """The whole tensor, computed once."""
+        known: Tensor | None = self.__dict__.get("_dense")
+        if known is None:
+            width, size = self.shape[-2:]
+            known = torch.empty(self.rows * width, size, dtype=self.dtype, device=self.device)
+            cell = torch.arange(self.rows * width, device=self.device)
+            for span in self.spans(self.rows * width):
+                known[span] = self.log_probs(cell[span] // width, cell[span] % width)
+            known = self.__dict__["_dense"] = known.reshape(self.shape)
+        return known
+
+    def of_rows(self, index: Tensor) -> LazyLaw:
+        """The law of rows `index: [R']`, shape `[R', V, A]`; what it computes is kept for all."""
+        return Selected(self, index)
+
+    def shaped(self, *lead: int) -> LazyLaw:
+        """The same law with other leading dimensions of the same number of rows."""
+        return Selected(self, None, lead)
+
+    def inverse_cdf(self, uniform: Tensor) -> Tensor:
+        """First token of every cell whose cumulative probability passes `uniform: [..., V]` (float64, on [0, 1))."""
+        flat = uniform.reshape(-1, uniform.shape[-1])
+        return self.draw(torch.arange(self.rows, device=self.device), flat).reshape(uniform.shape)
+
+    def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
+        """Tokens of rows `owner: [Q]` by inverse cdf, `uniform: [Q, V]` -> `[Q, V]`.
+
+        The probabilities of a cell are computed once for all draws from it.
+
+        Raises:
+            ValueError: a cell has NaN or no token of positive probability.
+        """
+        out = torch.empty(uniform.shape, dtype=torch.long, device=self.device)
+        order = owner.argsort(stable=True)
+        present, counts = torch.unique_consecutive(owner[order], return_counts=True)
+        first = [0, *counts.cumsum(0).tolist()]
+        width = uniform.shape[1]
+        cells = self.chunks.cells(self.shape[-1], self.dtype.itemsize)
+        columns = min(width, cells)
+        step = max(1, cells // width)
+        for a in range(0, len(first) - 1, step):
+            b = min(a + step, len(first) - 1)
+            lanes = order[first[a] : first[b]]
+            local = torch.arange(b - a, device=self.device).repeat_interleave(counts[a:b])
+            for start in range(0, width, columns):
+                positions = torch.arange(start, min(start + columns, width), device=self.device)
+                span = positions.numel()
+                rows = present[a:b].repeat_interleave(span)
+                probs = self.probs(rows, positions.repeat(b - a))
+                cell = local[:, None] * span + (positions - start)
+                given = uniform[lanes, start : start + span]
+                drawn = search(probs, block_width(self.shape[-1]), cell.flatten(), given.flatten())
+                if drawn is None:
+                    raise ValueError(
+                        f"log_probs at rows {rows.unique().tolist()} has NaN or no positive probability: check the "
+                        "model's logits"
+                    )
+                out[lanes, start : start + span] = drawn.reshape(given.shape)
+        return out
+
+
+class Selected(LazyLaw):
+    """Some rows of another law, or the same rows in another shape."""
+
+    def __init__(self, base: LazyLaw, chosen: Tensor | None, lead: tuple[int, ...] | None = None) -> None:
+        while isinstance(base, Selected):
+            if base.chosen is not None:
+                chosen = base.chosen if chosen is None else base.chosen[chosen]
+            base = base.base
+        self.base: LazyLaw = base
+        self.chosen: Tensor | None = chosen
+        self.chunks = base.chunks
+
+    @staticmethod
+    def describe(
+        base: LazyLaw, chosen: Tensor | None, lead: tuple[int, ...] | None = None
+    ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+        """See `LazyLaw.describe`."""
+        rows = lead if lead is not None else tuple(base.shape[:-2]) if chosen is None else (chosen.numel(),)
+        return (*rows, *base.shape[-2:]), base.dtype, base.device
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        return rows if self.chosen is None else self.chosen[rows]
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `LazyLaw.log_probs`."""
+        return self.base.log_probs(self._rows(rows), positions, tokens)
+
+    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, float | Tensor]:
+        """See `LazyLaw.scores`."""
+        return self.base.scores(self._rows(rows), positions, tokens)
+
+    def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.probs`."""
+        return self.base.probs(self._rows(rows), positions)
+
+    def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
+        """See `LazyLaw.draw`: rows that share a row of the base share its cdf."""
+        return self.base.draw(self._rows(owner), uniform)
+
+
+class Dense(LazyLaw):
+    """A tensor of log-probabilities that exists, read like a lazy law."""
+
+    def __init__(self, tensor: Tensor, chunks: Chunks | None = None) -> None:
+        self.tensor = tensor
+        self.flat = tensor.reshape(-1, *tensor.shape[-2:])
+        self.chunks = Chunks() if chunks is None else chunks
+
+    @staticmethod
+    def describe(tensor: Tensor, chunks: Chunks | None = None) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+        """See `LazyLaw.describe`."""
+        return tuple(tensor.shape), tensor.dtype, tensor.device
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `LazyLaw.log_probs`."""
+        return self.flat[rows, positions] if tokens is None else self.flat[rows, positions, tokens][:, None]
+
+    def dense(self) -> Tensor:
+        """See `LazyLaw.dense`."""
+        return self.tensor
+
+
+def as_lazy(law: Tensor) -> LazyLaw:
+    """A law in the lazy form, whatever its form."""
+    return law if isinstance(law, LazyLaw) else Dense(law)
+
+
+#: What turns the laws of cells into another law, token by token.
+Pointwise = Callable[..., Tensor]

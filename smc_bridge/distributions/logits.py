@@ -1,0 +1,198 @@
+"""Lazy laws of a model: from logits that exist to `log q` and `log p` where they are read.
+
+`LogitLaw` keeps two numbers per cell, peak and log-total, in place of the A log-probabilities; `TruncatedLaw` keeps the
+boundary of top-k and top-p besides.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from smc_bridge.distributions.arithmetic import compiled_softmax, softmax
+from smc_bridge.distributions.law import Law, kept_boundary, within_boundary
+from smc_bridge.distributions.lazy import Chunks, LazyLaw, Selected
+
+
+class LogitLaw(LazyLaw):
+    """`log softmax(logits / temperature)`, some ids banned: a `Law` without truncation.
+
+    Args:
+        logits: `[U, M, A]`, of any float dtype.
+        source: LongTensor `[R, V]`, which of the `U * M` places each cell reads.
+        temperature: a number, or one per row `[R]`.
+        banned_ids: tokens of probability zero.
+        chunks: see `Chunks`.
+    """
+
+    def __init__(
+        self, logits: Tensor, source: Tensor, *, temperature: float | Tensor = 1.0, banned_ids: tuple[int, ...] = (),
+        chunks: Chunks | None = None,
+    ) -> None:
+        self.logits = logits
+        self.flat = logits.view(-1, logits.shape[-1]) if logits.is_contiguous() else None
+        self.source = source
+        self.temperature = temperature
+        self.chunks = Chunks() if chunks is None else chunks
+        self._normalise = compiled_softmax() if self.chunks.compile else softmax
+        self.banned: Tensor | None = None
+        if banned_ids:
+            ids = torch.tensor(banned_ids, device=logits.device)
+            self.banned_ids = ids
+            none = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            self.banned = none.index_fill_(0, ids, True)
+        self.known = torch.zeros(source.shape, dtype=torch.bool, device=logits.device)
+        self.peak = torch.zeros(source.shape, dtype=self.dtype, device=logits.device)
+        self.log_total = torch.zeros_like(self.peak)
+
+    @staticmethod
+    def describe(
+        logits: Tensor, source: Tensor, *, temperature: float | Tensor = 1.0, banned_ids: tuple[int, ...] = (),
+        chunks: Chunks | None = None,
+    ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+        """See `LazyLaw.describe`; float32 or better."""
+        precise = logits.dtype if logits.dtype in (torch.float32, torch.float64) else torch.float32
+        return (*source.shape, logits.shape[-1]), precise, logits.device
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `LazyLaw.log_probs`."""
+        self._ensure(rows, positions)
+        shifted = self.raw(rows, positions, tokens) - self.peak[rows, positions][:, None]
+        factor = self._factor(rows)
+        if isinstance(factor, Tensor) or factor != 1.0:
+            shifted *= factor
+        return shifted.sub_(self.log_total[rows, positions][:, None])
+
+    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, float | Tensor]:
+        """See `LazyLaw.scores`: the logits. Reading them all makes the cells known, while they are at hand."""
+        raw = self.raw(rows, positions, tokens)
+        if tokens is None and not bool(self.known[rows, positions].all()):
+            self._note(rows, positions, raw)
+        return raw, self._factor(rows)
+
+    def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.probs`."""
+        return self._note(rows, positions, self.raw(rows, positions))
+
+    def raw(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """The logits of cells, float32 or better, -inf where banned; `[n, A]` or `[n, 1]`, perhaps the model's own."""
+        place = self.source[rows, positions]
+        if tokens is not None:
+            raw = self._single(place, tokens).to(self.dtype)
+            return raw if self.banned is None else raw.masked_fill(self.banned[tokens][:, None], -math.inf)
+        if self.flat is None:
+            raw = self.logits[place // self.logits.shape[1], place % self.logits.shape[1]]
+        elif place.numel() == 1 and self.banned is None:
+            raw = self.flat.narrow(0, int(place), 1)
+        else:
+            raw = self.flat.index_select(0, place)
+        raw = raw.to(self.dtype)
+        return raw if self.banned is None else raw.index_fill_(-1, self.banned_ids, -math.inf)
+
+    def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """The model's own logits at tokens, before any law, `[n]`."""
+        return self._single(self.source[rows, positions], tokens)[:, 0].to(self.dtype)
+
+    def _single(self, place: Tensor, tokens: Tensor) -> Tensor:
+        if self.flat is not None:
+            return self.flat[place, tokens][:, None]
+        return self.logits[place // self.logits.shape[1], place % self.logits.shape[1], tokens][:, None]
+
+    def _factor(self, rows: Tensor) -> float | Tensor:
+        if isinstance(self.temperature, Tensor):
+            return self.temperature.to(self.dtype)[rows, None].reciprocal()
+        return 1.0 / self.temperature
+
+    def _ensure(self, rows: Tensor, positions: Tensor) -> None:
+        """Know the normalisers of these cells."""
+        known = self.known[rows, positions]
+        if bool(known.all()):
+            return
+        width = self.source.shape[1]
+        cell = torch.unique((rows * width + positions)[~known])
+        for span in self.spans(cell.numel()):
+            r, i = cell[span] // width, cell[span] % width
+            self._note(r, i, self.raw(r, i))
+
+    def _note(self, rows: Tensor, positions: Tensor, raw: Tensor) -> Tensor:
+        """Keep the normalisers of cells whose logits are at hand; returns their probabilities."""
+        probs, peak, log_total = self._normalise(raw, self._factor(rows))
+        bad = ~log_total.isfinite()[:, 0]
+        if bool(bad.any()):
+            where = [int(rows[bad][0]), int(positions[bad][0])]
+            raise ValueError(f"log_probs has NaN at (row, position) {where}: check the model's logits there")
+        self.peak[rows, positions], self.log_total[rows, positions] = peak[:, 0], log_total[:, 0]
+        self.known[rows, positions] = True
+        return probs
+
+
+class TruncatedLaw(LazyLaw):
+    """A law cut by top-k and top-p, and normalised again.
+
+    Args:
+        base: the law before the cut.
+        law: gives `top_k` and `top_p`; its temperature and banned ids are not looked at.
+    """
+
+    def __init__(self, base: LazyLaw, law: Law) -> None:
+        self.base, self.law, self.chunks = base, law, base.chunks
+        cells = (base.rows, base.shape[-2])
+        self.known = torch.zeros(cells, dtype=torch.bool, device=base.device)
+        self.value, self.log_mass = (torch.zeros(cells, dtype=base.dtype, device=base.device) for _ in range(2))
+        self.last = torch.zeros(cells, dtype=torch.long, device=base.device)
+
+    @staticmethod
+    def describe(base: LazyLaw, law: Law) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+        """See `LazyLaw.describe`."""
+        return tuple(base.shape), base.dtype, base.device
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `LazyLaw.log_probs`."""
+        self._ensure(rows, positions)
+        log_probs = self.base.log_probs(rows, positions, tokens)
+        token = torch.arange(self.shape[-1], device=self.device) if tokens is None else tokens[:, None]
+        kept = within_boundary(
+            log_probs, token, self.value[rows, positions][:, None], self.last[rows, positions][:, None]
+        )
+        return torch.where(kept, log_probs - self.log_mass[rows, positions][:, None], -math.inf)
+
+    def _ensure(self, rows: Tensor, positions: Tensor) -> None:
+        known = self.known[rows, positions]
+        if bool(known.all()):
+            return
+        width = self.shape[-2]
+        cell = torch.unique((rows * width + positions)[~known])
+        for span in self.spans(cell.numel()):
+            r, i = cell[span] // width, cell[span] % width
+            value, last, log_mass = kept_boundary(
+                self.base.log_probs(r, i), top_p=self.law.top_p, top_k=self.law.top_k
+            )
+            self.value[r, i], self.last[r, i], self.log_mass[r, i] = value[:, 0], last[:, 0], log_mass[:, 0]
+            self.known[r, i] = True
+
+
+def truncated(base: LazyLaw, law: Law) -> LazyLaw:
+    """`base` under the truncation of `law`; rows that share a row of the base go on sharing it."""
+    if not law.truncates:
+        return base
+    if isinstance(base, Selected):
+        return Selected(TruncatedLaw(base.base, law), base.chosen, tuple(base.shape[:-2]))
+    return TruncatedLaw(base, law)
+
+
+def model_law(
+    logits: Tensor, source: Tensor, law: Law, *, temperature: Tensor | None = None, chunks: Chunks | None = None
+) -> LazyLaw:
+    """`law.log_probs` of logits, lazily.
+
+    Args:
+        logits, source: see `LogitLaw`.
+        temperature: overrides the law's own, one per row `[R]`.
+    """
+    plain = LogitLaw(
+        logits, source, temperature=law.temperature if temperature is None else temperature,
+        banned_ids=law.banned_ids, chunks=chunks,
+    )
+    return truncated(plain, law)
