@@ -11,7 +11,6 @@ prompt) are read once, in a forward of their own, and copied.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,41 +21,12 @@ from models.huggingface.attention import Attention
 from models.huggingface.cache import KeyValues, Span, as_span
 from models.huggingface.chunks import RowChunks
 from models.huggingface.packing import Forest, chain_forest, fresh_mask, group_lanes, no_forest, tree_forest
-from models.huggingface.trees import check_trees, longest_match
+from models.huggingface.scored import Scored
+from models.huggingface.trees import check_trees
 from models.rows import Rows
 
 #: Padded tokens that reading equal prefixes apart must save to be worth a forward of its own.
 WORTH_A_FORWARD = 64
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What the last forward has left behind the prefixes.
-
-    Attributes:
-        slot: packed row of each row of the buffer, -1 if it was not scored, `[R]`.
-        base: first fresh column.
-        widest: columns of pending tokens, which stand in the last of them.
-        forest: the nodes after them.
-    """
-
-    slot: Tensor
-    base: int
-    widest: int
-    forest: Forest
-
-    def column(self, pending: Tensor, path: Tensor, count: int) -> Tensor:
-        """Column of the first `count` tokens of `[pending | path]` of each row, `[R, count]`.
-
-        Args:
-            pending: number of pending tokens, `[R]`.
-            path: nodes after them, `[R, L]`.
-        """
-        index = torch.arange(count, device=pending.device) - pending[:, None]
-        if path.shape[1]:
-            node = path.gather(1, index.clamp(0, path.shape[1] - 1))
-            index = torch.where(index < 0, index, node)
-        return self.base + self.widest + index
 
 
 class CachedCausalSession(Rows):
@@ -81,7 +51,7 @@ class CachedCausalSession(Rows):
         self.lanes = lanes
         self.cache = KeyValues(tokens.shape[0])
         self.cached = torch.zeros_like(self.length)  # [R]: columns that hold keys and values; below `length`
-        self._scored: Scored | None = None
+        self._scored: list[Scored] = []  # since the last commit, of rows that do not overlap
         self._source: Tensor | None = None  # [R]: the buffer's row that each row has been gathered from
         self._before = self.tokens, self.cached  # of the buffer's rows, while `_source` is set
 
@@ -128,8 +98,9 @@ class CachedCausalSession(Rows):
         """Logits `[B, C, A]` along drafts `tokens: [B, C]`, or after the nodes of trees `[B, C - 1]`."""
         lengths = self.length[rows]
         check_prefixes(rows, lengths)
-        self._settle(self.length, self.length)
         lanes = group_lanes(rows.tolist())
+        if self._source is not None or any(not set(lanes.rows).isdisjoint(scored.rows) for scored in self._scored):
+            self._settle(self.length, self.length)
         order = None if lanes.entry is None else torch.tensor(lanes.entry, device=tokens.device).flatten()
         shape = len(lanes.rows), lanes.width, tokens.shape[1]
         tokens = (tokens if order is None else tokens[order]).view(shape)
@@ -143,7 +114,8 @@ class CachedCausalSession(Rows):
                 tokens.flatten(0, 1)[:, None], parents.flatten(0, 1)[:, None]
             )
         self._read_equal_prefixes_once(lanes.rows)
-        out = self._forward(lanes.rows, self.length, forest, alone, lanes.width)
+        out, scored = self._forward(lanes.rows, self.length, forest, alone, lanes.width)
+        self._scored.append(scored)
         out = out.reshape(shape[0] * shape[1], -1, self.model.vocab_size)
         depth = torch.nn.functional.pad(forest.depth, (1, 0)).expand(shape[0], -1)  # [G, T + 1]
         if forest.wanted is not None:
@@ -157,14 +129,14 @@ class CachedCausalSession(Rows):
 
     def _forward(
         self, rows: list[int], length: Tensor, forest: Forest, alone: Forest | None = None, lanes: int = 1
-    ) -> Tensor:
+    ) -> tuple[Tensor, Scored]:
         """One forward over `[pending | forest]` of G distinct rows, whose prefixes end at `length: [R]`.
 
         Args:
             alone: the same nodes with every lane in a row of its own (`lanes = "copied"`).
             lanes: K; only read with `alone`.
         Returns:
-            wanted logits, `[G, C, A]`.
+            wanted logits, `[G, C, A]`, and what is left in the buffer.
         """
         at = as_span(rows, length.device)
         length, cached = length[at], self.cached[at]
@@ -203,8 +175,7 @@ class CachedCausalSession(Rows):
         )
         slot = torch.full_like(self.length, -1)
         slot[at] = torch.arange(len(rows), device=slot.device)
-        self._scored = Scored(slot, base, widest, forest)
-        return scores
+        return scores, Scored(rows, slot, base, widest, forest)
 
     def _settle(
         self, before: Tensor, after: Tensor, block: Tensor | None = None, count: Tensor | None = None
@@ -217,42 +188,34 @@ class CachedCausalSession(Rows):
             block, count: tokens that followed, `[R, L]`, and how many of them count, `[R]`.
         """
         scored, source = self._scored, self._source
-        if scored is None and source is None:
-            return
-        self._scored = self._source = None
+        if scored or source is not None:
+            self._scored, self._source = [], None
+            self._put(scored, source, before, after, block, count)
+
+    def _put(
+        self, records: list[Scored], source: Tensor | None, before: Tensor, after: Tensor, block: Tensor | None = None,
+        count: Tensor | None = None,
+    ) -> None:
+        """See `_settle`. Everything is read before anything is written, since rows may change places."""
         here = torch.arange(before.shape[0], device=before.device)
         origin = here if source is None else source
-        values: list[Tensor] | None = None
-        cached = self.cached
-        if scored is not None:
-            kept, column = self._kept(scored, scored.slot[origin], before, after, block, count)
-            target = cached[:, None] + torch.arange(column.shape[1], device=column.device)
+        held, writes = self.cached, []
+        for scored in records:
+            kept, column = scored.kept(origin, held, before, after, block, count)
+            target = held[:, None] + torch.arange(column.shape[1], device=column.device)
             put = (target < kept[:, None]) & ((column != target) | (origin != here)[:, None])
             row, which = put.nonzero(as_tuple=True)
             if row.numel():
                 values = self.cache.read(origin[row], column[row, which])
-            self.cached = torch.maximum(cached, kept)
+                writes.append((row, target[row, which], values))
+            self.cached = torch.maximum(self.cached, kept)
         if source is not None:
-            self._move(source, cached)
-        if values is not None:
-            self.cache.write(row, target[row, which], values)
+            self._move(source, held)
+        for row, target, values in writes:
+            self.cache.write(row, target, values)
 
-    def _kept(
-        self, scored: Scored, slot: Tensor, before: Tensor, after: Tensor, block: Tensor | None, count: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Columns that each row holds from now on, `[R]`, and the column of each of its scored tokens, `[R, n]`."""
-        slot, real = slot.clamp_min(0), slot >= 0
-        matched, path = torch.zeros_like(before), before[:, None][:, :0]
-        forest = scored.forest
-        if block is not None and count is not None and block.shape[1] and forest.tokens.shape[1]:
-            depth, lineage = (x if x.shape[0] == 1 else x[slot] for x in (forest.depth, forest.lineage))
-            matched, path = longest_match(forest.tokens[slot], depth, lineage, block, count)
-        kept = torch.where(real, torch.minimum(before + matched, after - 1), 0)
-        fresh = int((kept - self.cached).max()) if kept.numel() else 0
-        return kept, scored.column(before - self.cached, path, max(fresh, 0))
-
-    def _move(self, source: Tensor, cached: Tensor) -> None:
-        """Copy the columns in which rows differ from their sources; `cached: [R]` of them hold something."""
+    def _move(self, source: Tensor, end: Tensor) -> None:
+        """Copy the columns in which rows differ from their sources, of the first `end: [R]`."""
         tokens, held = self._before
         if source.shape[0] != tokens.shape[0]:
             self.cache.resize(source)
@@ -263,7 +226,7 @@ class CachedCausalSession(Rows):
         origin = source[changed]
         equal = (tokens[changed] == tokens[origin]).cumprod(1).sum(1)
         first = int(torch.minimum(equal, held[changed]).min())
-        self.cache.move(changed, origin, first, int(cached[changed].max()))
+        self.cache.move(changed, origin, first, int(end[changed].max()))
 
     def _read_equal_prefixes_once(self, rows: list[int]) -> None:
         """Read what is pending of rows with equal prefixes in one forward over distinct ones, if that saves enough."""
@@ -283,8 +246,8 @@ class CachedCausalSession(Rows):
         first = torch.full((distinct.shape[0],), len(rows), device=at.device)
         first = first.scatter_reduce(0, group, torch.arange(len(long), device=at.device), "amin")
         reader = long[first]
-        self._forward(reader.tolist(), self.length - 1, no_forest(len(reader), at.device))
-        self._settle(self.length - 1, self.length)
+        _, scored = self._forward(reader.tolist(), self.length - 1, no_forest(len(reader), at.device))
+        self._put([scored], None, self.length - 1, self.length)
         source = torch.arange(self.length.shape[0], device=at.device)
         source[long] = reader[group]
         self._before = self.tokens, self.cached
