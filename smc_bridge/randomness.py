@@ -21,6 +21,14 @@ from torch import Tensor
 from smc_bridge.distributions.lazy import LazyLaw
 
 
+class Stream(Protocol):
+    """Successive draws from laws that depend on what was drawn before."""
+
+    def __call__(self, log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The next draw of rows `rows: [n]` (default: all R, in order) from `log_probs: [n, A]`, `[n]`."""
+        ...
+
+
 class Source(Protocol):
     """Random draws for R rows."""
 
@@ -43,8 +51,8 @@ class Source(Protocol):
         """
         ...
 
-    def categorical_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
-        """A function for up to `steps` successive draws from laws `[R, A]`, `[R]` each.
+    def categorical_stream(self, steps: int) -> Stream:
+        """A function for up to `steps` successive draws of every row (see `Stream`).
 
         All its randomness is reserved at once, so that what follows does not depend on how many draws were used.
         """
@@ -159,10 +167,15 @@ class UniformSource(ABC):
 
         return trial
 
-    def categorical_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
+    def categorical_stream(self, steps: int) -> Stream:
         """See `Source.categorical_stream`."""
         columns = iter(self.uniform((steps,)).unbind(1))
-        return lambda log_probs: inverse_cdf(log_probs, next(columns))
+
+        def draw(log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
+            column = next(columns)
+            return inverse_cdf(log_probs, column if rows is None else column[rows])
+
+        return draw
 
     def exponential(self, size: tuple[int, ...]) -> Tensor:
         """See `Source.exponential`."""

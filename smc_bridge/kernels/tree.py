@@ -1,139 +1,123 @@
 """Tree walk: the AR model is run once over a tree of likely continuations, then the intermediate is drawn on it.
 
-From the proposal's marginals build the tree of the B likeliest continuations (best first by products of `q`); one
-forward of the AR model under a tree mask gives `p` after every node; then draw `x_i ~ pi_i` exactly, node by node, and
-stop after the first token that is not in the tree (design 2.2). Nothing is rejected, any number of lanes walk on the
-same forward, and the B nodes are spent where q puts its mass. The tree is a deterministic function of q, so stopping
-depends on the past only:
+From the proposal's marginals build a tree of likely continuations (`smc_bridge.kernels.tree_build`); one forward of the
+AR model under a tree mask gives `p` after every node; then draw `x_i ~ pi_i` exactly, node by node, and stop after the
+first token that is not in the tree (design 2.2). Nothing is rejected, any number of lanes walk on the same forward, and
+the nodes are spent where q puts its mass. The tree is a deterministic function of q, so stopping depends on the past
+only:
 
     c_i = 1 if x_{1:i} is in the tree, else 0.
+
+A walk commits one token more than it meets nodes, `E[L] = 1 + sum over nodes of P(the walk gets there)`. So the best
+tree of a given size holds the continuations that a walk most likely takes. Which these are is judged by the marginals
+raised to a power and normalised again, `q_i^a / sum q_i^a`: a product of marginals that were made for drawing is not
+the best judge, too flat at a high temperature and too sharp at a low one, where an early token that is not the first
+choice moves all that follow. And a node is worth its forward only if it is likely enough to be met: the tree ends where
+that probability falls below `min_probability`, so that confident marginals give a deep and narrow tree and others a
+small one. All of this is a function of q alone, and any such tree is proper.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon, truncate
+from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon
+from smc_bridge.kernels.tree_build import Tree, best_first
+from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Randomness, as_source
 
+__all__ = ["Edges", "Tree", "TreeWalk", "best_first", "cells"]
 
-class Tree(NamedTuple):
-    """T-node token trees of R rows; parents stand before their children.
-
-    Attributes:
-        tokens: LongTensor `[R, T]`.
-        parents: LongTensor `[R, T]`: 0 is the root, j + 1 is node j.
-        depth: LongTensor `[R, T]`, 1 for children of the root.
-        real: BoolTensor `[R, T]`; the others only fill the rectangle and are never walked on.
-    """
-
-    tokens: Tensor
-    parents: Tensor
-    depth: Tensor
-    real: Tensor
+#: LongTensors' counterpart.
+Index = npt.NDArray[np.int64]
 
 
-def best_first(q: Tensor, nodes: int, horizon: Horizon) -> Tree:
-    """The `nodes` likeliest non-empty continuations under the product law q.
-
-    A continuation's probability never exceeds its parent's, so the likeliest ones form a tree. Continuations of the end
-    of sequence, those as long as the window (nothing is drawn after them) and those of probability zero are left out.
+class Edges:
+    """The edges of R trees, as a sorted list of (row, node, token).
 
     Args:
-        q: log-marginals `[R, V, A]`.
-        nodes: B, budget per row.
-        horizon: see `Horizon`.
-    Returns:
-        Trees of at most `nodes` real nodes.
+        tree: see `Tree`.
+        size: alphabet size A.
     """
-    rows, window, size = q.shape
-    width = min(nodes, size)
-    log_prob = torch.zeros(rows, 1, dtype=q.dtype, device=q.device)
-    levels: list[tuple[Tensor, Tensor, Tensor]] = []  # score, token, index of the parent within the level before
-    for d in range(window - 1):
-        law = q[:, d]
-        if horizon.eos_id is not None:  # masked before the choice, so that it takes no place in it
-            law = law.index_fill(-1, torch.tensor(horizon.eos_id, device=q.device), -math.inf)
-        best = law.topk(width, dim=-1)
-        score = log_prob[:, :, None] + best.values[:, None, :]
-        token = best.indices[:, None, :].expand_as(score)
-        score = score.masked_fill((d + 1 >= horizon.window)[:, None, None], -math.inf)
-        flat = score.reshape(rows, -1)
-        kept = flat.topk(min(nodes, flat.shape[1]), dim=-1)
-        levels.append((kept.values, token.reshape(rows, -1).gather(1, kept.indices), kept.indices // width))
-        log_prob = kept.values
-        if bool((log_prob == -math.inf).all()):
-            break
-    if not levels:
-        empty = torch.zeros(rows, 0, dtype=torch.long, device=q.device)
-        return Tree(empty, empty, empty, empty.bool())
-    start = torch.tensor([0, *[level[0].shape[1] for level in levels]], device=q.device).cumsum(0)
-    score = torch.cat([level[0] for level in levels], dim=1)
-    token = torch.cat([level[1] for level in levels], dim=1)
-    # Index of the parent among all candidates, -1 for the root.
-    parent = torch.cat([levels[0][2] * 0 - 1, *[level[2] + start[d] for d, level in enumerate(levels[1:])]], dim=1)
-    depth = torch.cat([torch.full_like(level[1], d + 1) for d, level in enumerate(levels)], dim=1)
-    # A stable sort keeps parents before children of equal score: candidates are listed level by level.
-    order = score.sort(dim=-1, descending=True, stable=True).indices[:, :nodes]
-    # Position of each candidate among the kept ones, plus one; 0 is the root.
-    rank = torch.zeros_like(parent).scatter(
-        1, order, torch.arange(1, order.shape[1] + 1, device=q.device).expand_as(order)
-    )
-    kept_parent = parent.gather(1, order)
-    mapped = torch.where(kept_parent < 0, 0, rank.gather(1, kept_parent.clamp_min(0)))
-    real = score.gather(1, order) > -math.inf
-    return Tree(
-        token.gather(1, order), torch.where(real, mapped, 0), torch.where(real, depth.gather(1, order), 1), real
-    )
+
+    def __init__(self, tree: Tree, size: int) -> None:
+        tokens, parents, real = tree.tokens.cpu().numpy(), tree.parents.cpu().numpy(), tree.real.cpu().numpy()
+        self.size, self.places = size, tokens.shape[1] + 1
+        row, child = real.nonzero()
+        key = (row * self.places + parents[row, child]) * size + tokens[row, child]
+        order = key.argsort()
+        self.key, self.child = np.append(key[order], np.iinfo(np.int64).max), np.append(child[order] + 1, -1)
+
+    def follow(self, row: Index, node: Index, token: Index) -> Index:
+        """Node that each token leads to (0 is the root, j + 1 node j), -1 off the tree or for a negative token."""
+        key = (row * self.places + node) * self.size + token
+        place = np.searchsorted(self.key, key)
+        found: Index = np.where((self.key[place] == key) & (token >= 0), self.child[place], -1)
+        return found
 
 
-def child(tree: Tree, node: Tensor, token: Tensor) -> Tensor:
-    """Node reached from `node: [R, W]` by `token: [R, W]` (0 is the root, j + 1 node j), -1 if not in the tree."""
-    if tree.tokens.shape[1] == 0:
-        return torch.full_like(node, -1)
-    match = (tree.parents[:, None] == node[..., None]) & (tree.tokens[:, None] == token[..., None]) & tree.real[:, None]
-    return torch.where(match.any(-1), match.to(torch.uint8).argmax(-1) + 1, -1)
+def cells(law: Tensor, rows: Tensor, places: Tensor) -> Tensor:
+    """`law[rows, places]`: `[R, T, A]`, `[n]`, `[n]` -> `[n, A]`."""
+    return law[rows, places]
 
 
 class TreeWalk(StoppingKernel):
     """Tree walk (module docstring).
 
     Args:
-        nodes: B, nodes verified by one AR forward.
+        nodes: B, greatest number of nodes verified by one AR forward.
+        min_probability: continuations that are taken less likely than this, by the powers of the marginals, are left
+            out; 0 fills the budget.
+        exponent: a, power of the marginals by which continuations are ranked.
+    Raises:
+        ValueError: an argument out of range.
     """
 
-    def __init__(self, nodes: int = 64) -> None:
+    def __init__(self, nodes: int = 64, *, min_probability: float = 0.0, exponent: float = 1.0) -> None:
         if nodes < 1:
             raise ValueError(f"nodes = {nodes}: give a budget of at least 1 node")
+        if not 0.0 <= min_probability < 1.0:
+            raise ValueError(f"min_probability = {min_probability}: give a probability in [0, 1)")
+        if not (math.isfinite(exponent) and exponent > 0.0):
+            raise ValueError(f"exponent = {exponent}: give a positive number; 1 ranks by the marginals themselves")
         self.nodes = nodes
+        self.min_probability = float(min_probability)
+        self.exponent = float(exponent)
+
+    def __repr__(self) -> str:
+        return f"TreeWalk({self.nodes}, min_probability={self.min_probability:g}, exponent={self.exponent:g})"
 
     def tree(self, q: Tensor, *, horizon: Horizon | None = None) -> Tree:
         """The tree that is walked on, a deterministic function of `q: [R, V, A]`."""
-        return best_first(q, self.nodes, full_horizon(q) if horizon is None else horizon)
+        horizon = full_horizon(q) if horizon is None else horizon
+        return best_first(q, self.nodes, horizon, min_probability=self.min_probability, exponent=self.exponent)
 
     def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
         """See `StoppingKernel.log_continue`: 0 while the block stays in the tree, -inf after it."""
-        tree = self.tree(q, horizon=horizon)
-        node = torch.zeros(block.shape[0], 1, dtype=torch.long, device=block.device)
-        inside = []
-        for i in range(block.shape[1]):
-            node = torch.where(node < 0, -1, child(tree, node, block[:, i : i + 1]))
-            inside.append(node >= 0)
-        return torch.where(torch.cat(inside, dim=1), 0.0, -math.inf).to(pi.dtype)
+        edges = Edges(self.tree(q, horizon=horizon), q.shape[-1])
+        tokens = block.cpu().numpy()
+        row, node = np.arange(tokens.shape[0]), np.zeros(tokens.shape[0], dtype=np.int64)
+        inside = np.zeros(tokens.shape, dtype=bool)
+        for i in range(tokens.shape[1]):
+            node = np.where(node < 0, -1, edges.follow(row, node, tokens[:, i]))
+            inside[:, i] = node >= 0
+        return torch.where(torch.from_numpy(inside).to(pi.device), 0.0, -math.inf).to(pi.dtype)
 
     def walk(
-        self, tree: Tree, node_log_pi: Tensor, *, generator: Randomness, window: int, horizon: Horizon,
+        self, tree: Tree, node_log_pi: Tensor, *, walks: int, generator: Randomness, window: int, horizon: Horizon,
         forced: Tensor | None = None,
     ) -> tuple[Move, Tensor]:
-        """Draw W walks per tree.
+        """Draw W walks per tree. The law at a node is read when a walk stands on it, and at no other node.
 
         Args:
             tree: of R rows.
-            node_log_pi: `log pi` after every node, `[R, W, T + 1, A]` (entry 0 after the root).
+            node_log_pi: `log pi` after every node, `[R, T + 1, A]` (entry 0 after the root).
+            walks: W.
             generator: draws for R * W rows.
             window: V.
             horizon: of the R trees.
@@ -141,37 +125,42 @@ class TreeWalk(StoppingKernel):
         Returns:
             the moves, `[R * W, ...]`, and the node before each position, `[R * W, V]` (0 past the end).
         """
-        rows, walks, _, size = node_log_pi.shape
-        source = as_source(generator, rows * walks, device=node_log_pi.device)
-        draw = source.categorical_stream(window)
-        node = torch.zeros(rows, walks, dtype=torch.long, device=node_log_pi.device)
-        visited, tokens, going = [], [], torch.ones(rows, walks, dtype=torch.bool, device=node.device)
-        length = torch.zeros_like(node)
-        inside = torch.zeros_like(node)
+        device = node_log_pi.device
+        total = tree.tokens.shape[0] * walks
+        draw = as_source(generator, total, device=device).categorical_stream(window)
+        edges, limit = Edges(tree, node_log_pi.shape[-1]), horizon.window.cpu().numpy()
+        given = None if forced is None else forced.cpu().numpy()
+        block, before = np.full((total, window), PAD), np.zeros((total, window), dtype=np.int64)
+        length, accepted = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
+        going = np.arange(total)
+        row, node = going // walks, np.zeros(total, dtype=np.int64)
         for i in range(window):
-            visited.append(node)
-            index = node[..., None, None].expand(rows, walks, 1, size)
-            law = node_log_pi.gather(2, index)[:, :, 0]
-            token = draw(law.reshape(rows * walks, size)).reshape(rows, walks)
-            if forced is not None:
-                given = forced[:, i].reshape(rows, walks)
-                token = torch.where(given >= 0, given, token)
-            tokens.append(token)
-            length = length + going
-            after = child(tree, node, token)
-            inside = inside + (going & (after >= 0))
-            ends = i + 1 >= horizon.window[:, None]
+            law = self._laws(node_log_pi, row, node, shared=walks > 1)
+            lanes = None if going.size == total else torch.from_numpy(going).to(device)
+            token = draw(law, lanes).cpu().numpy()
+            if given is not None:
+                token = np.where(given[going, i] >= 0, given[going, i], token)
+            after = edges.follow(row, node, token)
+            ends = limit[row] == i + 1
+            block[going, i], before[going, i], length[going] = token, node, i + 1
+            # A token that fills the window is the draft's own wherever it leads: nothing would be drawn after it.
+            accepted[going] = i + ((after >= 0) | ends)
+            stays = (after >= 0) & ~ends
             if horizon.eos_id is not None:
-                ends = ends | (token == horizon.eos_id)
-            going = going & (after >= 0) & ~ends
-            if not bool(going.any()):
+                stays &= token != horizon.eos_id
+            going, row, node = going[stays], row[stays], after[stays]
+            if not going.size:
                 break
-            node = torch.where(going, after, 0)
-        missing = window - len(tokens)
-        block = torch.nn.functional.pad(torch.stack(tokens, -1), (0, missing)).reshape(rows * walks, window)
-        before = torch.nn.functional.pad(torch.stack(visited, -1), (0, missing)).reshape(rows * walks, window)
-        flat = length.reshape(-1)
-        accepted = torch.where(
-            flat == horizon.window.repeat_interleave(walks), flat, inside.reshape(-1)
-        )
-        return Move(truncate(block, flat), flat, accepted), before
+        move = Move(*(torch.from_numpy(x).to(device) for x in (block, length, accepted)))
+        return move, torch.from_numpy(before).to(device)
+
+    @staticmethod
+    def _laws(node_log_pi: Tensor, row: Index, node: Index, *, shared: bool) -> Tensor:
+        """The law where each walk stands, `[n, A]`; computed once for walks of one tree that stand on one node."""
+        device = node_log_pi.device
+        if not shared:
+            return cells(node_log_pi, *(torch.from_numpy(x).to(device) for x in (row, node)))
+        places = node_log_pi.shape[1]
+        distinct, which = np.unique(row * places + node, return_inverse=True)
+        laws = cells(node_log_pi, *(torch.from_numpy(x).to(device) for x in (distinct // places, distinct % places)))
+        return laws if distinct.size == row.size else laws[torch.from_numpy(which).to(device)]

@@ -40,12 +40,14 @@ def move_tree(
         intermediate, log_q_node.reshape(shape), log_p_node.to(log_q.dtype).reshape(shape)
     )
     walks = lanes if shared else 1
-    law = log_pi_node.reshape(-1, 1, nodes, size).expand(-1, walks, -1, -1)
+    law = log_pi_node.reshape(-1, nodes, size)
     forced = None if pinned is None else pinned.forced(count * lanes, window)
-    move, before = kernel.walk(tree, law, generator=source, window=window, horizon=horizon, forced=forced)
+    move, before = kernel.walk(
+        tree, law, walks=walks, generator=source, window=window, horizon=horizon, forced=forced
+    )
     owner = torch.arange(count * trees, device=rows.device).repeat_interleave(walks)[:, None]
     log_p = log_p_node[owner, before].reshape(at.log_q.shape)
-    log_pi = log_pi_node.reshape(-1, nodes, size)[owner, before].reshape(at.log_q.shape)
+    log_pi = law[owner, before].reshape(at.log_q.shape)
     raw = at_tokens(raw_node[owner, before], move.block).reshape(count, lanes, window)
     block = move.block.reshape(count, lanes, window)
     shaped = Move(block, move.length.reshape(count, lanes), move.accepted.reshape(count, lanes))

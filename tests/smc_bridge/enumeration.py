@@ -17,6 +17,7 @@ from torch import Tensor
 
 from smc_bridge.kernels.protocol import DraftKernel, Horizon, Move
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.randomness import Stream
 from tests.oracle.laws import Block, Law, Toy
 
 T = TypeVar("T")
@@ -60,10 +61,10 @@ class EnumeratingSource:
     def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
         return self.bernoulli
 
-    def categorical_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
+    def categorical_stream(self, steps: int) -> Stream:
         left = iter(range(steps))
 
-        def draw(log_probs: Tensor) -> Tensor:
+        def draw(log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
             next(left)
             return self.categorical(log_probs)
 
@@ -124,7 +125,7 @@ def moved(kernel: DraftKernel | TreeWalk, toy: Toy, source: EnumeratingSource, *
         prefixes.append((*prefixes[parent], token) if real else ())
     node_law = torch.stack([log(toy.pi[prefix]) for prefix in prefixes])
     move, _ = kernel.walk(
-        tree, node_law.expand(1, rows, -1, -1), generator=source, window=toy.q.shape[0], horizon=horizon_of(toy)
+        tree, node_law[None], walks=rows, generator=source, window=toy.q.shape[0], horizon=horizon_of(toy)
     )
     return move
 

@@ -8,15 +8,14 @@ engine hands to it*. That the kernels' random paths have these laws is proved by
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move, StoppingKernel, truncate
-from smc_bridge.kernels.tree import Tree, TreeWalk
-from smc_bridge.randomness import Source
+from smc_bridge.kernels.tree import Tree, TreeWalk, cells
+from smc_bridge.randomness import Source, Stream
 from smc_bridge.smc.resampling import UniformResampler
 
 
@@ -121,9 +120,9 @@ class LaneScript:
         log_prob = log_prob + torch.where(split < 0, torch.log1p(-onward.exp().clamp_max(1.0)), 0.0)
         self.script.log_prob[self.at] = log_prob
 
-    def categorical_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
+    def categorical_stream(self, steps: int) -> Stream:
         """For tree walks; every token is forced, so these are not used."""
-        return lambda log_probs: torch.zeros(log_probs.shape[0], dtype=torch.long)
+        return lambda log_probs, rows=None: torch.zeros(log_probs.shape[0], dtype=torch.long)
 
 
 class ScriptedDraftKernel(StoppingKernel):
@@ -154,24 +153,29 @@ class ScriptedDraftKernel(StoppingKernel):
 class ScriptedTreeWalk(TreeWalk):
     """A tree walk along prescribed tokens: the real walk, forced."""
 
+    def __init__(self, real: TreeWalk) -> None:
+        super().__init__(real.nodes, min_probability=real.min_probability, exponent=real.exponent)
+        self.real = real
+
     def tree(self, q: Tensor, *, horizon: Horizon | None = None) -> Tree:
         self.q = q
         return super().tree(q, horizon=horizon)
 
     def walk(  # type: ignore[override]
-        self, tree: Tree, node_log_pi: Tensor, *, generator: Source, window: int, horizon: Horizon,
+        self, tree: Tree, node_log_pi: Tensor, *, walks: int, generator: Source, window: int, horizon: Horizon,
         forced: Tensor | None = None,
     ) -> tuple[Move, Tensor]:
         assert isinstance(generator, LaneScript)
         script = generator.move()
         prescribed = script.block if forced is None else torch.where(forced >= 0, forced, script.block)
         move, before = super().walk(
-            tree, node_log_pi, generator=generator, window=window, horizon=horizon, forced=prescribed  # type: ignore[arg-type]
+            tree, node_log_pi, walks=walks, generator=generator, window=window, horizon=horizon,  # type: ignore[arg-type]
+            forced=prescribed,
         )
-        rows, walks, nodes, size = node_log_pi.shape
-        pi = node_log_pi.reshape(rows * walks, nodes, size)[torch.arange(rows * walks)[:, None], before]
+        owner = torch.arange(node_log_pi.shape[0]).repeat_interleave(walks)[:, None].expand_as(before)
+        pi = cells(node_log_pi, owner.flatten(), before.flatten()).reshape(*before.shape, -1)
         lane_horizon = Horizon(horizon.window.repeat_interleave(walks), horizon.eos_id)
-        generator.record(TreeWalk(self.nodes), self.q.repeat_interleave(walks, 0), pi, lane_horizon)
+        generator.record(self.real, self.q.repeat_interleave(walks, 0), pi, lane_horizon)
         # A prescribed length at which the walk does not stop has probability zero; a retained lane has its own tokens.
         obeyed = ((script.block == prescribed) | (script.block < 0)).all(1)
         wrong = obeyed & (move.length != script.length)
@@ -195,6 +199,6 @@ class Recorded:
 def scripted_kernel(kernel: Kernel) -> Kernel:
     """The scripted counterpart of a proper kernel."""
     if isinstance(kernel, TreeWalk):
-        return ScriptedTreeWalk(kernel.nodes)
+        return ScriptedTreeWalk(kernel)
     assert isinstance(kernel, StoppingKernel)
     return ScriptedDraftKernel(kernel)

@@ -290,8 +290,8 @@ def test_real_draws_follow_the_oracles_law(kernel: str, name: str, device: str) 
         prefixes: list[tuple[int, ...]] = [()]
         for parent, token, real in zip(one.parents[0], one.tokens[0], one.real[0], strict=True):
             prefixes.append((*prefixes[int(parent)], int(token)) if bool(real) else ())
-        node_law = torch.stack([log(toy.pi[p]) for p in prefixes]).to(device).expand(rows, 1, -1, -1)
-        move, _ = built.walk(tree, node_law, generator=generator, window=toy.q.shape[0], horizon=horizon)
+        node_law = torch.stack([log(toy.pi[p]) for p in prefixes]).to(device).expand(rows, -1, -1)
+        move, _ = built.walk(tree, node_law, walks=1, generator=generator, window=toy.q.shape[0], horizon=horizon)
     else:
         draft = built.draft(q, generator=generator)
         move = built(q, along_many(toy, draft), draft, generator=generator, horizon=horizon)

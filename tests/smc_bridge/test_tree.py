@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.tabular import TabularAR
 from smc_bridge.kernels.protocol import Horizon
-from smc_bridge.kernels.tree import Tree, TreeWalk, best_first, child
+from smc_bridge.kernels.tree import Edges, Tree, TreeWalk, best_first
 from tests.oracle import laws
 from tests.smc_bridge.enumeration import horizon_of, log, log_q_of
 
@@ -71,7 +71,7 @@ def test_rows_have_their_own_trees() -> None:
     assert nodes_of(together, 1) == [], "a window of one token needs no nodes"
 
 
-def test_child_follows_tokens_and_knows_what_is_not_there() -> None:
+def test_edges_follow_tokens_and_know_what_is_not_there() -> None:
     toy = laws.random_toy(3, 3, seed=5)
     tree = best_first(log_q_of(toy), 4, horizon_of(toy))
     found = nodes_of(tree)
@@ -79,7 +79,7 @@ def test_child_follows_tokens_and_knows_what_is_not_there() -> None:
         for token in range(3):
             there = (*path, token)
             expected = found.index(there) + 1 if there in found else -1
-            got = int(child(tree, torch.tensor([[j]]), torch.tensor([[token]])))
+            got = int(Edges(tree, 3).follow(*(np.array([x]) for x in (0, j, token)))[0])
             assert got == expected, f"token {token} after {path}: node {got}, expected {expected}"
 
 
@@ -88,7 +88,8 @@ def test_fill_nodes_are_never_walked_on() -> None:
     q = log(np.array([[[0.0, 1.0], [0.0, 1.0], [0.5, 0.5]], [[0.4, 0.6], [0.3, 0.7], [0.5, 0.5]]]))
     tree = best_first(q, 6, Horizon(torch.tensor([3, 3]), None))
     assert nodes_of(tree, 0) == [(1,), (1, 1)]
-    assert int(child(tree, torch.tensor([[0], [0]]), torch.tensor([[0], [0]]))[0]) == -1
+    row, node, token = (np.array(x) for x in zip((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 2, 0), (0, 0, -1), strict=True))
+    assert Edges(tree, 2).follow(row, node, token).tolist() == [-1, 1, 2, -1, -1]
     assert len(nodes_of(tree, 1)) == 6
 
 
@@ -112,7 +113,7 @@ def walk(forced: Tensor | None, *, walks: int = 1, seed: int = 1) -> tuple[Tenso
     tree = kernel.tree(log_q_of(toy), horizon=horizon_of(toy))
     node_law = torch.stack([log(toy.pi[path]) for path in [(), *nodes_of(tree)]])
     move, before = kernel.walk(
-        tree, node_law.expand(1, walks, -1, -1), generator=torch.Generator().manual_seed(seed), window=4,
+        tree, node_law[None], walks=walks, generator=torch.Generator().manual_seed(seed), window=4,
         horizon=horizon_of(toy), forced=forced,
     )
     return move.block, before, nodes_of(tree)
