@@ -16,12 +16,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, dominates
+from smc_bridge.distributions.lazy import Chunks
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import Lanes, OwnWeights, WeightRule
@@ -34,6 +36,7 @@ from smc_bridge.result import Result
 from smc_bridge.settings import sampler_settings
 from smc_bridge.smc import steps
 from smc_bridge.smc.conditional import Pinned, pin
+from smc_bridge.smc.parts import in_parts
 from smc_bridge.smc.queue import OnResult, Queue, Request, prompts_of
 from smc_bridge.smc.record import record_step, result_of
 from smc_bridge.smc.resampling import Multinomial, Resampler, Systematic
@@ -58,6 +61,9 @@ class Sampler:
         particles: N.  lanes: K drafts per particle.  window: V tokens verified at once.
         name: for tables.
         tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text.
+        max_logit_bytes: cap of the AR model's logits of one call: particles are scored in parts, at least one at a
+            time. None for no cap. The draws do not depend on it.
+        compile: run the arithmetic of laws through `torch.compile`.
         pair: name of the pair of models, for the settings of results.
     """
 
@@ -74,6 +80,8 @@ class Sampler:
     name: str = "smc"
     tokenize: Callable[[str], Sequence[int] | Tensor] | None = None
     detokenize: Callable[[list[int]], str] | None = None
+    max_logit_bytes: int | None = None
+    compile: bool = False
     pair: str | None = None
 
     def __post_init__(self) -> None:
@@ -203,9 +211,11 @@ class Sampler:
             )
 
         served = steps.propose(state, rows, self.proposal)
-        at = steps.branch(state, rows, self.proposal, lanes=k, window=self.window)
-        lanes, drafts, work = self._move(state, rows, at, source=source, pinned=pinned)
-        increments = self.weight(lanes, kernel=self.kernel, intermediate=self.intermediate)
+        at = steps.branch(state, rows, self.proposal, lanes=k, window=self.window, chunks=self._chunks)
+        lanes, increments, drafts, work = in_parts(
+            rows, at, partial(self._move, state), self._weigh, source=source, pinned=pinned,
+            max_logit_bytes=self.max_logit_bytes,
+        )
         log_potential, gain = self._potential(state, rows, lanes.move)
         increments = increments + gain
 
@@ -229,8 +239,19 @@ class Sampler:
         kept = reduced if self.weight.proper else reduced._replace(log_weights=torch.zeros_like(reduced.log_weights))
         steps.commit(state, active, growing, lanes, kept, log_potential, eos_id=self.target.model.eos_id)
 
+    def _weigh(self, lanes: Lanes) -> Tensor:
+        """Log-weight increments of lanes, `[B, K]`."""
+        return self.weight(lanes, kernel=self.kernel, intermediate=self.intermediate)
+
+    @property
+    def _chunks(self) -> Chunks:
+        """How much of a law is computed at a time."""
+        standard = Chunks(compile=self.compile)
+        cap = self.max_logit_bytes
+        return standard if cap is None else replace(standard, bytes=min(standard.bytes, cap))
+
     def _move(
-        self, state: SMCState, rows: Tensor, at: steps.Branch, *, source: Source, pinned: Pinned | None
+        self, state: SMCState, rows: Tensor, at: steps.Branch, source: Source, pinned: Pinned | None
     ) -> tuple[Lanes, Tensor | None, int]:
         """Verify and move; also the drafts (if linear) and how many tokens the AR model scored per particle."""
         if isinstance(self.kernel, TreeWalk):

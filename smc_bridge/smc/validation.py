@@ -42,6 +42,8 @@ def _check_parts(sampler: Sampler) -> None:
         value = getattr(sampler, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} = {value}: give a whole number of at least 1")
+    if sampler.max_logit_bytes is not None and sampler.max_logit_bytes < 1:
+        raise ValueError(f"max_logit_bytes = {sampler.max_logit_bytes}: give a positive number of bytes, or None")
     for name in ("kernel", "weight", "resampler", "intermediate"):
         value = getattr(sampler, name)
         if isinstance(value, type):
@@ -68,6 +70,14 @@ def check_tokens(sequences: Sequence[Sequence[int]], vocab_size: int, name: str)
             )
 
 
+def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
+    """One seed for each prompt; ValueError if there are not as many as prompts."""
+    seeds = [seed] * prompts if isinstance(seed, int) else [int(own) for own in seed]
+    if len(seeds) != prompts:
+        raise ValueError(f"seed has {len(seeds)} entries for {prompts} prompts: give one, or one per prompt")
+    return seeds
+
+
 def make_requests(
     sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int], max_new_tokens: int,
     retained: Sequence[Sequence[int]] | None,
@@ -81,9 +91,7 @@ def make_requests(
         raise ValueError(f"max_new_tokens = {max_new_tokens}: allow at least 1 token")
     size = sampler.target.model.vocab_size
     check_tokens(prompts, size, "prompts")
-    seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
-    if len(seeds) != len(prompts):
-        raise ValueError(f"seed has {len(seeds)} entries for {len(prompts)} prompts: give one, or one per prompt")
+    seeds = seeds_of(seed, len(prompts))
     if retained is not None:
         if not sampler.proper or not isinstance(sampler.weight, OwnWeights):
             raise ValueError("retained needs a proper program whose lanes have their own weights: use OwnWeights()")
@@ -92,6 +100,6 @@ def make_requests(
         check_tokens(retained, size, "retained")
         check_whole(retained, eos_id=sampler.target.model.eos_id, max_new_tokens=max_new_tokens)
     return [
-        Request(i, list(map(int, prompt)), int(seeds[i]), None if retained is None else list(map(int, retained[i])))
+        Request(i, list(map(int, prompt)), seeds[i], None if retained is None else list(map(int, retained[i])))
         for i, prompt in enumerate(prompts)
     ]
