@@ -1,6 +1,7 @@
 """The decoders whose speed is compared, each as a function from prompts and a batch size to results.
 
-`batch` prompts are in work at a time, one batch after the other.
+`batch` prompts are in work at a time: when one is done, the next takes its place. transformers' `generate` knows no
+refill; it decodes one batch after the other.
 """
 
 from __future__ import annotations
@@ -45,23 +46,25 @@ def decoder(
     """The decoder of that name, with the limits that suit the task; all draw at the same target temperature."""
     limit = max_new_tokens or task.max_new_tokens
     if name == "generate":
-        return in_batches(lambda prompts: generate(
-            pair, prompts, temperature=temperature, seed=seed, max_new_tokens=limit,
-        ))
+        return lambda prompts, batch: [
+            result for start in range(0, len(prompts), batch) for result in generate(
+                pair, prompts[start : start + batch], temperature=temperature, seed=seed, max_new_tokens=limit,
+            )
+        ]
     if name == "ar":
         target = ARTarget(pair.ar, temperature=temperature)
-        return in_batches(lambda prompts: ar_sampling(
-            target, prompts, seed=seed, max_new_tokens=limit, detokenize=pair.decode, name=name,
-        ))
+        return lambda prompts, batch: ar_sampling(
+            target, prompts, seed=seed, max_new_tokens=limit, batch=batch, detokenize=pair.decode, name=name,
+        )
     kind, _, number = name.partition("-")
     if kind == "dlm":
         proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=task.window)
-        return in_batches(lambda prompts: diffusion(
+        return lambda prompts, batch: diffusion(
             proposal, prompts, tokens_per_forward=int(number), window=task.window, seed=seed, max_new_tokens=limit,
-            detokenize=pair.decode, name=name,
-        ))
+            batch=batch, detokenize=pair.decode, name=name,
+        )
     program = sampler(name, pair, task, temperature=temperature)
-    return in_batches(lambda prompts: program.run(prompts, seed=seed, max_new_tokens=limit))
+    return lambda prompts, batch: program.run(prompts, seed=seed, max_new_tokens=limit, batch=batch)
 
 
 def sampler(name: str, pair: Pair, task: Task, *, temperature: float) -> Sampler:
@@ -78,17 +81,6 @@ def sampler(name: str, pair: Pair, task: Task, *, temperature: float) -> Sampler
         "speculative": presets.speculative, "released": presets.released, "paper": presets.paper,
     }[kind]
     return preset(pair, **options)
-
-
-def in_batches(decode: Callable[[Sequence[Sequence[int]]], list[Result]]) -> Decode:
-    """One batch after the other."""
-
-    def run(prompts: Sequence[Sequence[int]], batch: int) -> list[Result]:
-        return [
-            result for start in range(0, len(prompts), batch) for result in decode(prompts[start : start + batch])
-        ]
-
-    return run
 
 
 @torch.inference_mode()

@@ -41,14 +41,16 @@ class MockModel:
         return MockSession(self, tokens, length)
 
     def take(self, rows: int, positions: int) -> Tensor:
-        """The next rows' logits, `[rows, positions, A]`.
+        """The next rows' logits, `[rows, positions, A]`; after the last row comes the first.
 
         Raises:
-            ValueError: the step asks for more rows than were prepared.
+            ValueError: there are not so many rows.
         """
-        first, self._next = self._next, self._next + rows
-        if self._next > self._copy.shape[0]:
-            raise ValueError(f"logits hold {self._copy.shape[0]} rows: prepare before every step")
+        total = self._copy.shape[0]
+        if rows > total:
+            raise ValueError(f"logits hold {total} rows and {rows} are scored: give as many rows as a step has lanes")
+        first = self._next if self._next + rows <= total else 0
+        self._next = first + rows
         return self._copy[first : self._next, :positions]
 
 

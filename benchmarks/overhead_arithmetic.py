@@ -6,7 +6,6 @@ uniforms. Memory is what is allocated beyond the models' logits, at its peak, in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from benchmarks.mock import MockPair
 from benchmarks.textbook import Step, Uniforms, textbook_step
 from smc_bridge import presets
 from smc_bridge.randomness import prompt_generator
+from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.state import SMCState
 
@@ -79,9 +79,9 @@ class MockStep:
         return state, state.active()
 
     @torch.inference_mode()
-    def ours(self, state: SMCState, active: Tensor, *, keep: bool = False) -> None:
+    def ours(self, state: SMCState, active: Tensor) -> None:
         """The sampler's step."""
-        self.sampler.step(state, active, keep_drafts=keep)
+        self.sampler.step(state, active)
 
     def textbook(self) -> Step:
         """The textbook's step on the prepared logits, with the uniforms of the sampler."""
@@ -91,17 +91,19 @@ class MockStep:
             lane_temperatures=self.lane_temperatures, temperature=TEMPERATURE, w=W, target_exponent=self.exponent,
         )
 
-    def blocks(self) -> tuple[list[list[int]], list[list[int]]]:
-        """What every lane commits: in the sampler's step, and in the textbook's."""
-        state, active = self.start()
-        self.ours(state, active, keep=True)
-        kept = state.records[0][0].blocks
-        assert kept is not None
+    def compare(self) -> tuple[Result, Step]:
+        """A run of one window, whose first step is the one in question, and the textbook's step."""
         self.pair.prepare()
-        book = self.textbook()
-        return kept[0], [
-            row[:length] for row, length in zip(book.block.tolist(), book.length.tolist(), strict=True)
-        ]
+        run = self.sampler.run([PROMPT], seed=self.seed, max_new_tokens=self.window, keep_drafts=True)[0]
+        self.pair.prepare()
+        return run, self.textbook()
+
+
+def blocks(run: Result, book: Step) -> tuple[list[list[int]], list[list[int]]]:
+    """What every lane commits: in the sampler's first step, and in the textbook's."""
+    kept = run.trace[0].blocks
+    assert kept is not None
+    return kept[0], [row[:length] for row, length in zip(book.block.tolist(), book.length.tolist(), strict=True)]
 
 
 def arithmetic(
@@ -122,13 +124,9 @@ def arithmetic(
     memory = peak_bytes(lambda begun: mock.ours(*begun), prepare=mock.start)
     book_memory = peak_bytes(lambda _: mock.textbook(), prepare=mock.pair.prepare)
     unit = 4 * lanes * window * alphabet
-    committed, expected = mock.blocks()
+    committed, expected = blocks(*mock.compare())
     return Arithmetic(
         name, lanes, window, alphabet, Spread.of(found["ours"]), Spread.of(found["textbook"]),
         ratios(found["ours"], found["textbook"]), memory / unit, book_memory / unit,
-        sum(a == b for a, b in zip(committed, expected, strict=True)), _lengths(committed),
+        sum(a == b for a, b in zip(committed, expected, strict=True)), [len(block) for block in committed],
     )
-
-
-def _lengths(blocks: Sequence[Sequence[int]]) -> list[int]:
-    return [len(block) for block in blocks]

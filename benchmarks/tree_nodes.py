@@ -157,7 +157,8 @@ def measure(options: argparse.Namespace) -> Report:
                 for tree, linear, tokens, per_node in comparisons
             ],
         },
-        lambda figure: _draw(figure, cells, laws), size=(3.6 * min(3, len(laws)) + 0.6, 3.3 * -(-len(laws) // 3)),
+        lambda figure: _draw(figure, cells, laws),
+        size=(max(6.4, 3.6 * min(3, len(laws))), 3.3 * -(-len(laws) // 3) + 0.3),
         verdicts=verdicts,
     )
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "overhead": ((), "run / networks"),
     "scaling": (("--factors", "N"), "exponent"),
     "cache": ((), "same tokens"),
+    "proposal_cache": ((), "ms / DLM forward"),
     "tree_nodes": ((), "tokens / AR node"),
 }
 

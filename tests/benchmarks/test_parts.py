@@ -10,7 +10,7 @@ import torch
 from benchmarks.bias_vs_particles import ToyPair
 from benchmarks.harness import Spread, interleaved, ratios
 from benchmarks.memory import peak_bytes
-from benchmarks.overhead_arithmetic import PROMPT, MockStep
+from benchmarks.overhead_arithmetic import MockStep, blocks
 from benchmarks.replay import Tape, observe, replay
 from benchmarks.report import Sheet, Verdict
 from benchmarks.scaling import slope
@@ -27,7 +27,7 @@ def toy() -> ToyPair:
 def test_textbook_form_commits_the_same_blocks_as_the_sampler(program: str, seed: int) -> None:
     """Same logits and same uniforms; in double precision round-off decides nothing."""
     mock = MockStep(program, lanes=4, window=6, alphabet=40, seed=seed, dtype=torch.float64)
-    ours, book = mock.blocks()
+    ours, book = blocks(*mock.compare())
     assert ours == book
 
 
@@ -35,15 +35,11 @@ def test_textbook_form_commits_the_same_blocks_as_the_sampler(program: str, seed
 def test_textbook_form_gives_the_same_weights_and_survivor(program: str) -> None:
     for seed in range(8):
         mock = MockStep(program, lanes=4, window=6, alphabet=40, seed=seed, dtype=torch.float64)
-        state, active = mock.start()
-        mock.ours(state, active)
-        record = state.records[0][0]
-        mock.pair.prepare()
-        book = mock.textbook()
-        assert record.log_increments[0] == pytest.approx(book.log_weight.tolist(), rel=1e-9, abs=1e-12)
-        assert record.lanes == [book.survivor]
-        committed = state.prefix.tokens[0, len(PROMPT) : int(state.prefix.length[0])]
-        assert committed.tolist() == book.block[book.survivor, : int(book.length[book.survivor])].tolist()
+        run, book = mock.compare()
+        assert run.trace[0].log_increments[0] == pytest.approx(book.log_weight.tolist(), rel=1e-9, abs=1e-12)
+        assert run.trace[0].lanes == [book.survivor]
+        length = int(book.length[book.survivor])
+        assert run.sequences[0][:length] == book.block[book.survivor, :length].tolist()
 
 
 def test_peak_counts_what_is_held_at_one_time() -> None:

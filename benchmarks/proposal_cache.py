@@ -1,0 +1,178 @@
+"""Proposal cache: what an approximate cache of the diffusion model saves per forward, and costs in acceptance.
+
+    python -m benchmarks.proposal_cache [--caches none,prefix,window] [--window 32]
+        [--methods paper,smc-4,tree-32] [--temperature 0.2] [--blocks 4] [--block 16] [--batch 4] [--quick]
+        [--threads N] [--seed 0] [--out runs] [--markdown]
+
+The proposal may come from stale states (design 4): the law that was sampled is the law that is scored, so the weights
+stay proper, but a worse proposal is refused sooner. For every cache of the DLM session: milliseconds of a DLM forward
+(all that the session does for it), tokens per DLM forward, and what is left of it in tokens per second. Repetitions are
+blocks of problems, the same ones for all; ratios to `none` are taken within a block.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Spread, progress, ratios, timed
+from benchmarks.methods import KNOWN, decoder, known
+from benchmarks.replay import Tape, observe
+from benchmarks.report import Report, Sheet, execute, several
+from models.huggingface import HuggingFaceMaskedLM
+from models.pairs import Pair, load_pair
+from smc_bridge.commands.base import one_of, positive, whole
+from smc_bridge.tasks import TASKS
+
+CACHES = ("none", "prefix", "window")
+
+
+def with_cache(pair: Pair, cache: Any, *, window: int) -> Pair:
+    """The pair with another cache in its DLM session; `window` is what "window" shows of a prefix, tokens."""
+    dlm: Any = pair.dlm
+    return replace(pair, dlm=HuggingFaceMaskedLM(
+        dlm.model, mask_id=dlm.mask_id, shift=dlm.shift, eos_id=dlm.eos_id, banned_ids=dlm.banned_ids,
+        vocab_size=dlm.vocab_size, causal_backbone=dlm.causal_backbone, cache=cache,
+        window=window if cache == "window" else None,
+    ))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one cache on one block: seconds of a DLM forward, tokens per DLM forward, tokens per second."""
+
+    forward: float
+    tokens: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method with one cache, a run for each block, and the same method without a cache."""
+
+    method: str
+    cache: str
+    runs: list[Run]
+    plain: list[Run]
+
+    def spread(self, figure: str) -> Spread:
+        """A figure of `Run` over the blocks."""
+        return Spread.of([getattr(run, figure) for run in self.runs])
+
+    def over_none(self, figure: str) -> Spread:
+        """The same, divided by its value without a cache."""
+        return ratios([getattr(run, figure) for run in self.runs], [getattr(run, figure) for run in self.plain])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        figures = {"forward": "dlm_forward_seconds", "tokens": "tokens_per_dlm_forward", "rate": "tokens_per_second"}
+        return {
+            "method": self.method, "cache": self.cache,
+            **{name: self.spread(figure).to_dict() for figure, name in figures.items()},
+            **{f"{name}_over_none": self.over_none(figure).to_dict() for figure, name in figures.items()},
+        }
+
+
+def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add the arguments."""
+    parser.add_argument("--caches", type=several(one_of(CACHES)), default=CACHES, metavar="a,b,..", help="of "
+                        f"{', '.join(CACHES)}; none is always there")
+    parser.add_argument(
+        "--methods", type=several(known), default="paper" if quick else "paper,smc-4,tree-32", metavar="a,b,..",
+        help=f"of {KNOWN}, such as draft with the diffusion model",
+    )
+    parser.add_argument("--window", type=whole(1), default=32, help="tokens of a prefix that the cache 'window' shows")
+    parser.add_argument("--temperature", type=positive, default=0.2, help="of the target (default: 0.2)")
+    parser.add_argument("--blocks", type=whole(1), default=1 if quick else 4, help="repetitions, of other problems")
+    parser.add_argument("--block", type=whole(1), default=2 if quick else 16, help="problems in a block")
+    parser.add_argument(
+        "--tokens", type=whole(1), default=16 if quick else None, help="length limit (default: the task's)"
+    )
+    parser.add_argument("--batch", type=whole(1), default=4, help="prompts in work at a time")
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Every method with every cache on every block."""
+    methods = options.methods
+    if not set(methods).isdisjoint(("ar", "generate")):
+        raise ValueError("--methods = ar or generate: they use no diffusion model; choose others")
+    kinds = tuple(dict.fromkeys(("none", *options.caches)))
+    task = TASKS["arithmetic"]
+    pair = load_pair(task.pair)
+    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(options.blocks * options.block)]
+    pairs = {cache: with_cache(pair, cache, window=options.window) for cache in kinds}
+
+    def run(method: str, cache: str, part: Sequence[Sequence[int]]) -> Run:
+        tape = Tape(keep=False)
+        decode = decoder(
+            method, observe(pairs[cache], tape), task, temperature=options.temperature, seed=options.seed,
+            max_new_tokens=options.tokens,
+        )
+        seconds, results = timed(lambda: decode(part, options.batch))
+        tokens = sum(result.tokens for result in results)
+        forwards = sum(result.forwards.dlm_forwards for result in results)
+        return Run(tape.seconds("dlm") / tape.forwards("dlm"), tokens / forwards, tokens / seconds)
+
+    runs: dict[tuple[str, str], list[Run]] = {(m, c): [] for m in methods for c in kinds}
+    with progress("proposal_cache", options.blocks * len(runs)) as advance:
+        for block in range(options.blocks):
+            part = prompts[block * options.block : (block + 1) * options.block]
+            cells = list(runs)
+            turn = block % len(cells)
+            for method, cache in cells[turn:] + cells[:turn]:
+                if block == 0:
+                    run(method, cache, part[:1])  # the first call of all is slow
+                runs[method, cache].append(run(method, cache, part))
+                advance()
+    found = [Cell(method, cache, own, runs[method, "none"]) for (method, cache), own in runs.items()]
+    return Report(
+        [_sheet(found, options)], {"cells": [cell.to_dict() for cell in found]},
+        lambda figure: _draw(figure, found, methods, kinds), size=(9.6, 3.6),
+    )
+
+
+def _sheet(cells: Sequence[Cell], options: argparse.Namespace) -> Sheet:
+    rows = [
+        (f"{cell.method}, {cell.cache}", cell.spread("forward").times(1000).text(), cell.over_none("forward").text(),
+         cell.spread("tokens").text(), cell.over_none("tokens").text(), cell.over_none("rate").text())
+        for cell in cells
+    ]
+    columns = (
+        "method, cache", "ms / DLM forward", "over none", "tokens / DLM forward", "over none", "tokens/s over none"
+    )
+    title = (
+        f"{options.blocks} blocks of {options.block} problems, {options.batch} at a time, target temperature "
+        f"{options.temperature:g}"
+    )
+    return Sheet(title, columns, rows)
+
+
+def _draw(figure: Any, cells: Sequence[Cell], methods: Sequence[str], kinds: Sequence[str]) -> None:
+    axes = figure.subplots(1, 3)
+    place = np.arange(len(methods))
+    titles = (("forward", "ms per DLM forward"), ("tokens", "tokens per DLM forward"), ("rate", "tokens per second"))
+    for ax, (figure_name, title) in zip(axes, titles, strict=True):
+        for i, cache in enumerate(kinds):
+            scale = 1000 if figure_name == "forward" else 1
+            own = [cell.spread(figure_name).times(scale) for cell in cells if cell.cache == cache]
+            width = 0.8 / len(kinds)
+            ax.bar(
+                place + (i - (len(kinds) - 1) / 2) * width, [s.median for s in own], width, label=cache,
+                yerr=np.transpose([s.bars for s in own]), error_kw={"lw": 0.8},
+            )
+        ax.set_xticks(place, methods)
+        ax.set_ylabel(title)
+    axes[0].legend(title="cache", fontsize="small")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line (module docstring)."""
+    execute("proposal_cache", __doc__, configure, measure, arguments)
+
+
+if __name__ == "__main__":
+    main()
