@@ -8,12 +8,12 @@ the partial file removed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.journal import Journal
 from smc_bridge.result import write_text
 
 #: Version of both files' layout.
@@ -87,68 +87,37 @@ class Store:
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
         self.path = path
-        self.partial = None if path is None else path.with_name(path.name + ".partial")
         self.settings = {"kind": KIND, "format": FORMAT, **settings}
         self.cells: dict[tuple[str, int], Cell] = {}
-        if path is None or self.partial is None:
+        self.journal: Journal | None = None
+        if path is None:
             return
+        partial = path.with_name(path.name + ".partial")
+        self.journal = journal = Journal(partial, self.settings, argument="--json", noun="comparison")
         if fresh:
-            if path.exists() and _parse(path, _read(path)).get("kind") != KIND:
-                raise ValueError(_foreign(path))
+            if path.exists() and journal.parse(path, journal.read(path)).get("kind") != KIND:
+                raise journal.foreign(path)
             # A finished FILE stays until the new one replaces it whole.
-            self.partial.unlink(missing_ok=True)
-        elif self.partial.exists():
-            self._resume(self.partial)
+            partial.unlink(missing_ok=True)
+        elif partial.exists():
+            self._load(partial, journal.resume())
         elif path.exists():
-            data = _parse(path, _read(path))
-            self._check(path, data)
+            data = journal.parse(path, journal.read(path))
+            journal.check(path, data)
             self._load(path, data.get("cells", ()))
 
     def add(self, cell: Cell) -> None:
         """Keep a finished cell, on disk too."""
-        if self.partial is not None:
-            new = not self.partial.exists()
-            if new:
-                self.partial.parent.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps(self.settings)] if new else []
-            with self.partial.open("a", encoding="utf-8") as file:
-                file.write("".join(line + "\n" for line in [*lines, json.dumps(cell.to_dict(), allow_nan=False)]))
-                file.flush()
-                os.fsync(file.fileno())
+        if self.journal is not None:
+            self.journal.append(cell.to_dict())
         self.cells[cell.method, cell.batch] = cell
 
     def finish(self, summary: Mapping[str, Any], cells: Sequence[Cell]) -> None:
         """Write FILE whole, with a summary for readers and the cells in order, and remove the partial file."""
-        if self.path is not None and self.partial is not None:
+        if self.path is not None and self.journal is not None:
             data = {**self.settings, **summary, "cells": [cell.to_dict() for cell in cells]}
             write_text(self.path, json.dumps(data, allow_nan=False))
-            self.partial.unlink(missing_ok=True)
-
-    def _resume(self, path: Path) -> None:
-        """Load a partial file, and cut off a last line that was not finished."""
-        text = _read(path)
-        whole = text[: text.rfind("\n") + 1]
-        lines = whole.splitlines()
-        if not lines:
-            if text and not json.dumps(self.settings).startswith(text):
-                raise ValueError(_foreign(path))
-            path.unlink()
-            return
-        self._check(path, _parse(path, lines[0]))
-        self._load(path, [_parse(path, line) for line in lines[1:]])
-        if whole != text:
-            write_text(path, whole)
-
-    def _check(self, path: Path, data: Mapping[str, Any]) -> None:
-        if data.get("kind") != KIND or data.get("format") != FORMAT:
-            raise ValueError(_foreign(path))
-        different = [name for name, value in self.settings.items() if data.get(name) != value]
-        if different:
-            name = different[0]
-            raise ValueError(
-                f"--json = {path}: holds a comparison with {name} = {_short(data.get(name))} rather than "
-                f"{_short(self.settings[name])}; start anew with --fresh, or give another file"
-            )
+            self.journal.path.unlink(missing_ok=True)
 
     def _load(self, path: Path, cells: Any) -> None:
         try:
@@ -156,31 +125,5 @@ class Store:
                 cell = Cell.from_dict(data)
                 self.cells.setdefault((cell.method, cell.batch), cell)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise ValueError(_foreign(path)) from error
-
-
-def _short(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _foreign(path: Path) -> str:
-    return f"--json = {path}: is not a saved comparison; give another file"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"--json = {path}: cannot be read ({error.strerror}); give another file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(_foreign(path)) from error
-
-
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ValueError(_foreign(path)) from error
-    if not isinstance(data, dict):
-        raise ValueError(_foreign(path))
-    return data
+            assert self.journal is not None
+            raise self.journal.foreign(path) from error

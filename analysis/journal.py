@@ -1,0 +1,120 @@
+"""Records in a file that are appended as they come, and survive a killed process.
+
+A journal is JSON lines: a header, which says what made it, then one record a line. Every record is on the disk before
+the next is made. The line that a kill cut short is dropped when the journal is read again; whatever else is not as it
+was written is refused, and the file is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smc_bridge.result import write_text
+
+
+class Journal:
+    """A journal and its header.
+
+    Args:
+        path: of the file; its folder is made at the first record.
+        header: plain data with `kind` and `format`; a file with another header is refused.
+        argument: what the user typed before the file's name, for messages.
+        noun: what the file holds, for messages.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], *, argument: str, noun: str) -> None:
+        self.path, self.header, self.argument, self.noun = path, dict(header), argument, noun
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record, after the header if the file is new, and wait until it is on the disk."""
+        new = not self.path.exists()
+        if new:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(self.header)] if new else []
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in [*lines, json.dumps(record, allow_nan=False)]))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def resume(self) -> list[dict[str, Any]]:
+        """The records of an existing file, which ends with a whole line afterwards; none if there is no file.
+
+        Raises:
+            ValueError: the file cannot be read, is something else, or has another header.
+        """
+        if not self.path.exists():
+            return []
+        text = self.read(self.path)
+        whole = text[: text.rfind("\n") + 1]
+        lines = whole.splitlines()
+        if not lines:
+            if text and not json.dumps(self.header).startswith(text):
+                raise self.foreign(self.path)
+            self.path.unlink()
+            return []
+        self.check(self.path, self.parse(self.path, lines[0]))
+        records = [self.parse(self.path, line) for line in lines[1:]]
+        if whole != text:
+            write_text(self.path, whole)
+        return records
+
+    def clear(self) -> None:
+        """Remove the file, if it is of this kind at all.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if self.path.exists():
+            first = self.read(self.path).partition("\n")[0]
+            # A header that was cut short belongs to nobody's work.
+            if not json.dumps(self.header).startswith(first):
+                self.check_kind(self.path, self.parse(self.path, first))
+            self.path.unlink()
+
+    def check_kind(self, path: Path, header: Mapping[str, Any]) -> None:
+        """Raise ValueError if another program, or another version of it, wrote the header."""
+        if any(header.get(name) != self.header[name] for name in ("kind", "format")):
+            raise self.foreign(path)
+
+    def check(self, path: Path, header: Mapping[str, Any]) -> None:
+        """Raise ValueError unless a file's header is this one."""
+        self.check_kind(path, header)
+        for name, value in self.header.items():
+            if header.get(name) != value:
+                raise ValueError(
+                    f"{self.argument} = {path}: holds a {self.noun} with {name} = {_short(header.get(name))} rather "
+                    f"than {_short(value)}; start anew with --fresh, or give another file"
+                )
+
+    def foreign(self, path: Path) -> ValueError:
+        """The error for a file that is something else."""
+        return ValueError(f"{self.argument} = {path}: is not a saved {self.noun}; give another file")
+
+    def read(self, path: Path) -> str:
+        """The text of a file; ValueError if it cannot be read."""
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(
+                f"{self.argument} = {path}: cannot be read ({error.strerror}); give another file"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise self.foreign(path) from error
+
+    def parse(self, path: Path, text: str) -> dict[str, Any]:
+        """The JSON object of a text of a file; ValueError if it is none."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise self.foreign(path) from error
+        if not isinstance(data, dict):
+            raise self.foreign(path)
+        return data
+
+
+def _short(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
