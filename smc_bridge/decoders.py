@@ -21,6 +21,7 @@ from smc_bridge.randomness import PromptSource, inverse_cdf, prompt_generator
 from smc_bridge.result import Forwards, Result
 from smc_bridge.settings import law_settings, name_of
 from smc_bridge.smc.queue import OnResult, Queue, Request, prompts_of, reseat_sessions
+from smc_bridge.smc.validation import seeds_of
 
 #: In which order a diffusion model's decoder commits positions.
 Order = Literal["left_to_right", "entropy", "confidence"]
@@ -55,10 +56,13 @@ def _seat(request: Request | None) -> Seat | None:
     return None if request is None else Seat(request, prompt_generator(request.seed, request.prompt))
 
 
-def _requests(prompts: Sequence[Sequence[int]], seed: int, max_new_tokens: int) -> list[Request]:
+def _requests(
+    prompts: Sequence[Sequence[int]], seed: int | Sequence[int], max_new_tokens: int
+) -> list[Request]:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}: allow at least 1 token")
-    return [Request(i, list(map(int, prompt)), seed) for i, prompt in enumerate(prompts)]
+    seeds = seeds_of(seed, len(prompts))
+    return [Request(i, list(map(int, prompt)), seeds[i]) for i, prompt in enumerate(prompts)]
 
 
 def _refill(queue: Queue, seats: list[Seat | None], length: Tensor, session: Session, finish: Finish) -> list[int]:
@@ -88,13 +92,13 @@ def _unfinished(seats: Sequence[Seat | None], finish: Finish) -> list[tuple[Requ
 
 @torch.inference_mode()
 def ar_sampling(
-    target: ARTarget, prompts: Sequence[Sequence[int]], *, seed: int = 0, max_new_tokens: int = 256,
+    target: ARTarget, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
     batch: int | None = None, on_result: OnResult | None = None, detokenize: Detokenize = None, name: str = "AR",
 ) -> list[Result]:
     """Exact ancestral samples of the target, one per prompt and one token per forward.
 
     Args:
-        batch, on_result: as for `Sampler.run`.
+        seed, batch, on_result: as for `Sampler.run`.
     Raises:
         ValueError: the target has a potential (ancestral sampling cannot follow it), or an argument is out of range.
         Interrupted: see `Sampler.run`.
@@ -180,7 +184,7 @@ def commit_scores(log_q: Tensor, order: Order) -> Tensor:
 @torch.inference_mode()
 def diffusion(
     proposal: DLMProposal, prompts: Sequence[Sequence[int]], *, tokens_per_forward: int | None = 1,
-    order: Order = "left_to_right", window: int = 32, seed: int = 0, max_new_tokens: int = 256,
+    order: Order = "left_to_right", window: int = 32, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
     batch: int | None = None, on_result: OnResult | None = None, detokenize: Detokenize = None, name: str = "DLM",
 ) -> list[Result]:
     """The diffusion model's standard decoder: per forward, draw some masked positions and keep them.

@@ -1,0 +1,150 @@
+"""The other direction: conditional runs that retain an exact AR sample bound `KL(p || r)`, and both bounds together.
+
+An exact draw `x* ~ p` (ancestral sampling, always possible without a potential) is retained in a conditional SMC run.
+That run is then an exact draw from the extended target, so `KL(p || r) <= E[log Z_hat_cond]` (design 2.5; docs/theory,
+Theorem 4), r being the output's law of the same program *with multinomial resampling*. With the certificate
+`KL(r || p) <= E[-log Z_hat]` the sum bounds the symmetric (Jeffreys) divergence: bidirectional Monte Carlo (Grosse,
+Ghahramani & Adams 2015) as a measure of accuracy, AIDE (Cusumano-Towner & Mansinghka 2017).
+
+What the bounds do not say: they are about r against p *as the AR model has it*, not about right answers; they average
+over the prompts that were run; and a loose bound is not a large divergence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from analysis.bounds import TokenBound, kl_per_token
+from smc_bridge.certificate import Certificate, certify
+from smc_bridge.decoders import ar_sampling
+from smc_bridge.result import Result
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.resampling import Multinomial
+from smc_bridge.smc.validation import seeds_of
+
+#: Streams of draws must differ: the retained samples, the conditional runs and the free runs of one seed.
+_RETAINED, _CONDITIONAL = 1_000_003, 2_000_003
+
+#: Told what is being run and how many of its prompts are finished.
+Report = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Bidirectional:
+    """Both bounds over the same prompts, with what they were computed from.
+
+    Attributes:
+        forward: `KL(r || p)`, nats per sequence.  forward_per_token: the same per token.
+        reverse: `KL(p || r)`, nats per sequence.  reverse_per_token: the same per token.
+        symmetric: their sum, nats per sequence.
+        free: ordinary runs, one per prompt.  retained: conditional ones.
+    """
+
+    forward: Certificate
+    forward_per_token: TokenBound
+    reverse: Certificate
+    reverse_per_token: TokenBound
+    symmetric: Certificate
+    free: list[Result]
+    retained: list[Result]
+
+
+def multinomial(sampler: Sampler) -> Sampler:
+    """The same program with multinomial resampling: the one that conditional runs belong to."""
+    return dataclasses.replace(sampler, resampler=Multinomial())
+
+
+def conditional_runs(
+    sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
+    batch: int | None = None, report: Report | None = None,
+) -> list[Result]:
+    """One conditional run per prompt, each with an exact sample of the target retained in place 0.
+
+    Args:
+        sampler: a proper program without potential whose lanes have their own weights.
+        prompts: token ids; repeat a prompt with other seeds for independent runs.
+        seed, max_new_tokens, batch: as `Sampler.run`.
+        report: told how many exact samples and conditional runs are finished.
+    Raises:
+        ValueError: the program is not proper or has a potential, or an argument is out of range.
+    """
+    if sampler.target.potential is not None:
+        raise ValueError("the target has a potential: exact samples of it are not at hand, so it has no reverse bound")
+    if not sampler.proper:
+        raise ValueError(f"method {sampler.name!r} has no reverse bound: {'; '.join(sampler.why_improper())}")
+    seeds = seeds_of(seed, len(prompts))
+    drawn = 0
+
+    def sampled(place: int, result: Result) -> None:
+        nonlocal drawn
+        drawn += 1
+        if report is not None:
+            report("exact samples", drawn)
+
+    exact = ar_sampling(
+        sampler.target, prompts, seed=[value + _RETAINED for value in seeds], max_new_tokens=max_new_tokens,
+        batch=batch, on_result=sampled,
+    )
+    return multinomial(sampler).run(
+        prompts, seed=[value + _CONDITIONAL for value in seeds], max_new_tokens=max_new_tokens, batch=batch,
+        retained=[result.sequences[0] for result in exact],
+        progress=None if report is None else lambda done: report("conditional runs", done),
+    )
+
+
+def reverse_certificate(results: Sequence[Result], *, level: float = 0.95) -> Certificate:
+    """Bound on `KL(p || r)`, the mean of `log Z_hat` over conditional runs, with Student's interval.
+
+    Args:
+        results: of `conditional_runs`.
+        level: confidence, in (0, 1).
+    """
+    return certify([-result.log_evidence for result in results], level=level)
+
+
+def reverse_per_token(results: Sequence[Result], *, level: float = 0.95) -> TokenBound:
+    """The reverse bound by the mean length of the *retained* sequences, which are the ones drawn from p."""
+    flipped = [
+        dataclasses.replace(result, sequences=[result.sequences[0]], log_weights=[-result.log_evidence], texts=None,
+                            trace=[])
+        for result in results
+    ]
+    return kl_per_token(flipped, level=level)
+
+
+def symmetric_certificate(free: Sequence[Result], retained: Sequence[Result], *, level: float = 0.95) -> Certificate:
+    """Bound on `KL(r || p) + KL(p || r)`: mean of `log Z_hat_cond - log Z_hat` over pairs of runs.
+
+    Args:
+        free, retained: runs of the same prompts in the same order.
+        level: confidence, in (0, 1).
+    Raises:
+        ValueError: different numbers of runs.
+    """
+    if len(free) != len(retained):
+        raise ValueError(f"{len(free)} free and {len(retained)} retained runs: give one of each per prompt")
+    return certify([a.log_evidence - b.log_evidence for a, b in zip(free, retained, strict=True)], level=level)
+
+
+def bidirectional(
+    sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
+    level: float = 0.95, batch: int | None = None, report: Report | None = None,
+) -> Bidirectional:
+    """Both bounds for a program with multinomial resampling; arguments and errors as `conditional_runs`.
+
+    `level` is the confidence of every interval.
+    """
+    retained = conditional_runs(
+        sampler, prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch, report=report
+    )
+    free = multinomial(sampler).run(
+        prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch,
+        progress=None if report is None else lambda done: report("free runs", done),
+    )
+    return Bidirectional(
+        certify([run.log_evidence for run in free], level=level), kl_per_token(free, level=level),
+        reverse_certificate(retained, level=level), reverse_per_token(retained, level=level),
+        symmetric_certificate(free, retained, level=level), free, retained,
+    )
