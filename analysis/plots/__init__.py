@@ -1,0 +1,22 @@
+"""Plots of what runs did and of what studies found, one function each; they return the axes.
+
+    ax = plot_steps(result)
+    ax = plot_against_particles(frame, "tv")
+
+Every function draws on `ax`, or on new axes of 6.4 x 3.6 inches. matplotlib is needed only here. Lengths are in tokens,
+logarithms in nats.
+"""
+
+from analysis.plots.blocks import plot_acceptance, plot_block_lengths
+from analysis.plots.cost import plot_cost
+from analysis.plots.frontier import plot_frontier
+from analysis.plots.genealogy import plot_genealogy
+from analysis.plots.particles import plot_against_particles
+from analysis.plots.steps import plot_steps
+from analysis.plots.trace import plot_trace_grid
+from analysis.plots.weights import plot_ess_along, plot_log_weight_variance
+
+__all__ = [
+    "plot_acceptance", "plot_against_particles", "plot_block_lengths", "plot_cost", "plot_ess_along", "plot_frontier",
+    "plot_genealogy", "plot_log_weight_variance", "plot_steps", "plot_trace_grid",
+]

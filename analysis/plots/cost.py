@@ -1,0 +1,46 @@
+"""Any figure of a study against its cost, so that methods are compared at equal budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from analysis.plots.curves import Data, curves
+from analysis.plots.style import band, legend, looks, new_axes
+
+
+def plot_cost(
+    data: Data, y: str, ax: Any = None, *, x: str = "cost", by: str = "method", unit: str = "", log: bool = True
+) -> Any:
+    """A figure against cost, a line with its band for each method; the cost on a logarithmic axis.
+
+    Args:
+        data: a data frame with the columns `by`, `x`, `y` and perhaps `y_low` and `y_high`; or a mapping
+            name -> (costs, values) or (costs, values, lows, highs).
+        y: column of the figure; it labels the axis.
+        ax: where to draw.
+        x: column of the cost, as `analysis.budget.Cost` gives it.
+        by: column that names the lines.
+        unit: of the figure, for the axis, such as "nats".
+        log: whether the figure's axis is logarithmic too, where all its values are above 0.
+    Raises:
+        ValueError: a cost that is not above 0, or data that cannot be read (see `curves`).
+    """
+    lines = curves(data, x=x, y=y, by=by)
+    costs = np.concatenate([curve.x for curve in lines.values()])
+    if bool((costs <= 0).any()):
+        raise ValueError(f"data has a {x} of {costs.min():g}: give costs above 0")
+    ax = new_axes(ax)
+    for look, (name, curve) in zip(looks(len(lines)), lines.items(), strict=True):
+        band(ax, curve.x, curve.low, curve.high, look.color)
+        ax.plot(
+            curve.x, curve.y, color=look.color, linestyle=look.linestyle, marker=look.marker, markersize=5, label=name
+        )
+    values = np.concatenate([curve.y for curve in lines.values()])
+    ax.set(xscale="log", xlabel="cost (c_D DLM forwards + c_A AR forwards)")
+    ax.set_ylabel(y.replace("_", " ") + (f" ({unit})" if unit else ""))
+    if log and bool((values > 0).all()):
+        ax.set_yscale("log")
+    legend(ax)
+    return ax

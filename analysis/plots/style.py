@@ -1,0 +1,93 @@
+"""What the plots share: size, colours, lines with bands, legends beside the data.
+
+The colours are those of Okabe & Ito (2008), which people with any of the common colour deficiencies tell apart; markers
+and dashes repeat what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+#: Inches.
+SIZE = (6.4, 3.6)
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+INK, FAINT, MUTED = "#1f2933", "#616e7c", "#9aa5b1"
+
+_COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, INK)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+#: Characters of a legend's row.
+_LEGEND_WIDTH = 80
+
+
+class Look(NamedTuple):
+    """How one line looks."""
+
+    color: str
+    marker: str
+    linestyle: Any
+
+
+def new_axes(ax: Any = None, *, size: tuple[float, float] = SIZE) -> Any:
+    """The given axes, or new ones.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'smc-bridge[dev]', or pip install matplotlib") from error
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def looks(count: int) -> list[Look]:
+    """So many looks, different ones up to 35."""
+    return [Look(*look) for look in islice(zip(cycle(_COLOURS), cycle(_MARKERS), cycle(_DASHES), strict=False), count)]
+
+
+def band(ax: Any, x: npt.NDArray[Any], low: npt.NDArray[Any], high: npt.NDArray[Any], color: str) -> None:
+    """Shade an interval around a line, where there is one."""
+    if np.isfinite(low).any() or np.isfinite(high).any():
+        ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+
+
+def legend(ax: Any, *, handles: Sequence[Any] | None = None) -> None:
+    """Above the axes, where it covers no data, in as many columns as fit."""
+    chosen = list(ax.get_legend_handles_labels()[0]) if handles is None else list(handles)
+    labels = [handle.get_label() for handle in chosen]
+    if not labels:
+        return
+    # Some characters of each entry go to its line and the gaps.
+    columns = max(1, min(len(labels), _LEGEND_WIDTH // (max(map(len, labels)) + 7)))
+    ax.legend(
+        handles=chosen, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=9,
+        handlelength=2.6, columnspacing=1.4,
+    )
+
+
+def integer_ticks(*axes: Any) -> None:
+    """Whole numbers only on the given x or y axes."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def plain_ticks(axis: Any, values: npt.NDArray[Any]) -> None:
+    """Ticks of a logarithmic axis at the values that were measured, written as numbers; every other one if many."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    every = np.unique(values)
+    shown = every[:: max(1, -(-every.size // 10))]
+    axis.set_major_locator(FixedLocator(list(shown)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
