@@ -69,20 +69,34 @@ def search(probs: Tensor, width: int, cell: Tensor, uniform: Tensor) -> Tensor |
     """
     size = probs.shape[1]
     sums = block_sums(probs, width)
+    blocks = sums.shape[1]
     cdf = sums.double().cumsum(-1)
     total = cdf[:, -1]
     if not bool((total > 0).all()):
         return None
-    place = torch.arange(sums.shape[1], device=probs.device)
     threshold = uniform * total[cell]
-    block = torch.searchsorted(cdf[cell], threshold[:, None], right=True)[:, 0]
-    # Round-off can put the threshold on the last value: fall back to the last block, and token, of some probability.
-    block = torch.minimum(block, torch.where(sums > 0, place, 0).amax(-1)[cell])
-    before = torch.where(block > 0, cdf[cell, (block - 1).clamp_min(0)], 0.0)
+    block = torch.searchsorted(cdf[cell], threshold[:, None], right=True)[:, 0].clamp_max_(blocks - 1)
+    block = _possible(block, sums, cell)
+    before = cdf[cell, block] - sums[cell, block]
+    inside = _blocks_of(probs, width, cell, block)
+    place = torch.searchsorted(inside.cumsum(-1), (threshold - before)[:, None], right=True)[:, 0]
+    place = _possible(place.clamp_max_(inside.shape[1] - 1), inside, torch.arange(cell.numel(), device=cell.device))
+    return (block * width + place).clamp_max_(size - 1)
+
+
+def _blocks_of(probs: Tensor, width: int, cell: Tensor, block: Tensor) -> Tensor:
+    """Probabilities of one block for each draw, `[m, width]` float64; 0 past the alphabet."""
+    size = probs.shape[1]
+    if size % width == 0:
+        return probs.view(-1, width).index_select(0, cell * (size // width) + block).double()
     token = block[:, None] * width + torch.arange(width, device=probs.device)
-    inside = probs[cell[:, None], token.clamp_max(size - 1)].double().masked_fill_(token >= size, 0.0)
-    passed = inside.cumsum(-1) > (threshold - before)[:, None]
-    offset = torch.arange(width, device=probs.device)
-    last = torch.where(inside > 0, offset, 0).amax(-1)
-    drawn = torch.where(passed.any(-1), passed.to(torch.uint8).argmax(-1), last)
-    return block * width + drawn
+    return probs[cell[:, None], token.clamp_max(size - 1)].double().masked_fill_(token >= size, 0.0)
+
+
+def _possible(place: Tensor, mass: Tensor, row: Tensor) -> Tensor:
+    """`place: [m]` where `mass[row, place]` is positive; elsewhere, by round-off, the last place of the row that is."""
+    impossible = mass[row, place] <= 0
+    if bool(impossible.any()):
+        last = torch.where(mass > 0, torch.arange(mass.shape[1], device=mass.device), 0).amax(-1)
+        place = torch.where(impossible, last[row], place)
+    return place

@@ -1,0 +1,418 @@
+"""Laws that are computed where they are read are the dense laws, whatever the chunk, and hold next to nothing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from models.protocols import CausalSession
+from models.rows import Rows
+from models.tabular import TabularAR, TabularDLM
+from smc_bridge.distributions.arithmetic import compiled_softmax
+from smc_bridge.distributions.bridge import ResidualLaw, bridge_law
+from smc_bridge.distributions.intermediate import (
+    Chernoff,
+    Defensive,
+    Intermediate,
+    Mixture,
+    PowerMean,
+    ProductOfExperts,
+    Proposal,
+    Target,
+)
+from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.lazy import Chunks, Dense, LazyLaw, Selected
+from smc_bridge.distributions.logits import model_law
+from smc_bridge.distributions.proposal import DLMProposal
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
+from smc_bridge.kernels.block_verification import BlockVerification
+from smc_bridge.kernels.gumbel import GumbelCoupling
+from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, Lanes, OwnWeights
+from smc_bridge.kernels.protocol import Horizon, Kernel, Move, at_tokens, row_at, rows_of
+from smc_bridge.kernels.rejection import Rejection, log_residual
+from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.randomness import PromptSource, Randomness, inverse_cdf
+from smc_bridge.smc import steps
+from smc_bridge.smc.engine import Sampler
+from tests.oracle import laws
+from tests.smc_bridge.enumeration import enumerated_law, log_pi_along, log_q_of, outcomes
+
+B, K, V, A = 3, 2, 4, 300
+TEMPERATURES = (0.5, 1.3)
+#: One cell at a time and one position per round; a few; everything at once.
+CHUNKS = [Chunks(bytes=1, ahead=1), Chunks(bytes=5 * A * 8, ahead=8 * A), Chunks(bytes=1 << 24, ahead=1 << 30)]
+EXPONENTS = torch.tensor([0.4, 0.0], dtype=torch.float64)
+
+
+class Tilted:
+    """A user's intermediate that treats lanes and positions differently, through the shape it is called with."""
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        lanes, width = log_p.shape[1], log_p.shape[2]
+        w = (torch.arange(lanes * width).reshape(lanes, width, 1) + 1.0) / (lanes * width + 1)
+        return torch.log_softmax(w * log_q + (1 - w) * log_p, -1)
+
+
+class Halfway:
+    """A user's intermediate that says that it looks at one position at a time."""
+
+    positionwise = True
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        return torch.log_softmax((log_q + log_p) / 2, -1)
+
+
+INTERMEDIATES: list[Intermediate] = [
+    Proposal(), Target(), ProductOfExperts(0.3), ProductOfExperts(0.0), ProductOfExperts(1.0),
+    ProductOfExperts(0.3, 0.5), ProductOfExperts(0.0, 0.5), ProductOfExperts(0.4, EXPONENTS), Mixture(0.3),
+    Mixture(1.0), PowerMean(0.5, 0.3), Chernoff(), Defensive(ProductOfExperts(0.5), 0.1),
+    Defensive(ProductOfExperts(0.4, EXPONENTS), 0.1), Defensive(Tilted(), 0.2), Tilted(), Halfway(),
+]
+LAWS = [Law(0.7), Law(1.0, banned_ids=(0, 299)), Law(1.2, top_p=0.8), Law(1.0, top_k=7), Law(0.9, 0.7, 20, (5,))]
+
+
+def logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return (3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
+
+
+def gap(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, equal infinities being none."""
+    return float(torch.where(found == expected, 0.0, found - expected).abs().max())
+
+
+def pair_of_laws(chunks: Chunks, *, law: Law = LAWS[0]) -> tuple[LazyLaw, LazyLaw, Tensor, Tensor]:
+    """q (lanes of two temperatures, two particles on one window) and p, lazy and dense `[B, K, V, A]`."""
+    raw_q, raw_p = logits(2, V + 2, A), logits(B * K, V, A, seed=1)
+    raw_p[0, 1, 3:] = -math.inf
+    model = TabularDLM(TabularAR.random(2, 1, seed=0))
+    proposal = DLMProposal(model, temperature=TEMPERATURES)
+    place = torch.arange(V) + torch.tensor([[1], [V + 4]])
+    owner = torch.tensor([0, 1, 0])
+    window = raw_q.reshape(-1, A)[place][owner]
+    q = proposal.lazy(raw_q, place, owner, K, chunks=chunks)
+    p = model_law(raw_p, torch.arange(B * K * V).reshape(-1, V), law, chunks=chunks)
+    return q, p, proposal.log_probs(window, K), law.log_probs(raw_p).reshape(B, K, V, A)
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
+@pytest.mark.parametrize("law", LAWS, ids=str)
+def test_a_models_law_is_the_dense_one(law: Law, chunks: Chunks) -> None:
+    raw = logits(5, V, A)
+    raw[0, 0, :200] = -math.inf
+    raw[1, 1] = raw[1, 1].round()  # ties
+    lazy, dense = model_law(raw, torch.arange(5 * V).reshape(5, V), law, chunks=chunks), law.log_probs(raw)
+    tokens = torch.randint(A, (5, V), generator=torch.Generator().manual_seed(2))
+    assert gap(lazy.at(tokens), at_tokens(dense, tokens)) < 1e-12
+    assert gap(row_at(lazy, torch.arange(5)), row_at(dense, torch.arange(5))) < 1e-12
+    index = torch.tensor([4, 0, 4])
+    assert gap(at_tokens(rows_of(lazy, index), tokens[index]), at_tokens(dense, tokens)[index]) < 1e-12
+    assert gap(lazy.dense(), dense) < 1e-12
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
+@pytest.mark.parametrize("intermediate", INTERMEDIATES, ids=lambda i: f"{i!r:.40}")
+def test_an_intermediate_is_the_dense_one(intermediate: Intermediate, chunks: Chunks) -> None:
+    q, p, log_q, log_p = pair_of_laws(chunks)
+    dense = intermediate.log_prob(log_q, log_p).reshape(-1, V, A)
+    lazy = bridge_law(intermediate, q, p, lanes=K)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(2):
+        tokens = torch.randint(-1, A, (B * K, V), generator=generator)
+        found, expected = (torch.where(tokens < 0, 0.0, at_tokens(law, tokens)) for law in (lazy, dense))
+        assert gap(found, expected) < 1e-11, "at tokens"
+    position = torch.tensor([0, 3, 1, 2, 3, 0])
+    assert gap(lazy.row(position), row_at(dense, position)) < 1e-11, "rows"
+    assert gap(lazy.dense(), dense) < 1e-11, "dense"
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
+def test_draws_are_those_of_the_dense_law(chunks: Chunks) -> None:
+    q, p, log_q, log_p = pair_of_laws(chunks, law=LAWS[2])
+    uniform = torch.rand(B * K, V, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    uniform[0] = torch.tensor([0.0, 1 - 2**-53, 0.0, 1 - 2**-53])
+    for lazy, dense in ((q, log_q), (p, log_p)):
+        expected = inverse_cdf(dense.reshape(-1, V, A), uniform)
+        found = inverse_cdf(lazy, uniform)
+        assert torch.equal(found, expected), f"{found} of the lazy law, {expected} of the dense one"
+        assert bool((at_tokens(dense.reshape(-1, V, A), found) > -math.inf).all())
+
+
+def test_the_residual_is_the_dense_one_at_the_refused_position() -> None:
+    q, p, log_q, log_p = pair_of_laws(CHUNKS[0])
+    pi = bridge_law(ProductOfExperts(0.3), q, p, lanes=K)
+    position = torch.tensor([0, 3, 1, 2, 3, 0])
+    needed = torch.tensor([True, True, False, True, True, True])
+    found = ResidualLaw(q, pi, position, needed, None).dense()[:, 0]
+    dense = log_residual(row_at(ProductOfExperts(0.3).log_prob(log_q, log_p).reshape(-1, V, A), position),
+                         row_at(log_q.reshape(-1, V, A), position))
+    assert gap(found[needed].exp(), torch.softmax(dense, -1)[needed]) < 1e-12
+    assert found[2, 0] == 0.0, "a row that needs no correction has a law without choices"
+
+
+def test_it_is_a_tensor_to_whoever_needs_one() -> None:
+    q, _, log_q, _ = pair_of_laws(CHUNKS[1])
+    law = q.shaped(B, K)
+    assert (law.shape, law.dtype, law.device) == (log_q.shape, log_q.dtype, log_q.device)
+    assert isinstance(law, Tensor)
+    for read in (lambda x: 0.5 * x[:, :1] + x, lambda x: torch.log_softmax(2 * x, -1), lambda x: x.exp().sum(-1)):
+        assert gap(read(law), read(log_q)) < 1e-12
+    with pytest.raises(TypeError, match="clone"):
+        law.mul_(2.0)
+
+
+def test_no_part_of_a_law_hides_a_part_of_a_tensor() -> None:
+    """A name that a law gives another meaning would change what tensor arithmetic does."""
+    own = {name for kind in (LazyLaw, Dense, Selected) for name in vars(kind) if not name.startswith("_")}
+    assert not own & set(dir(Tensor)), own & set(dir(Tensor))
+    q, p, _, _ = pair_of_laws(CHUNKS[0], law=LAWS[4])
+    for law in (q, p, *(bridge_law(i, q, p, lanes=K) for i in INTERMEDIATES), p.base):  # type: ignore[attr-defined]
+        hidden = {name for name in vars(law) if not name.startswith("_")} & set(dir(Tensor))
+        assert not hidden, f"{law!r} hides {hidden}"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_broken_cell_is_named_when_it_is_read(bad: float) -> None:
+    raw = logits(2, V, A)
+    raw[1, 2, 7] = bad
+    law = model_law(raw, torch.arange(2 * V).reshape(2, V), Law())
+    law.at(torch.tensor([[3, 3, 3, 3], [3, 3, -1, 3]]))
+    for read in (lambda: law.at(torch.full((2, V), 3)), lambda: law.inverse_cdf(torch.full((2, V), 0.5).double())):
+        with pytest.raises(ValueError, match=r"NaN at .*\[1, 2\].*logits"):
+            read()
+
+
+KERNELS: dict[str, Any] = {
+    "rejection": Rejection(), "block": BlockVerification(), "released": ReleasedRejection(1, top_p=0.7),
+}
+
+
+@pytest.mark.parametrize("toy", [laws.random_toy(3, 3, seed=7, eos=2), laws.random_toy(2, 3, seed=3)],
+                         ids=lambda toy: toy.name)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_have_one_law_on_dense_and_lazy_laws(kernel: str, toy: laws.Toy) -> None:
+    """By enumeration, one cell at a time: looking at one position after the other changes nothing."""
+    rule = KERNELS[kernel]
+    horizon = Horizon(torch.full((1,), toy.window), toy.eos)
+
+    def lazily(source: Any) -> tuple[tuple[int, ...], int]:
+        q = Dense(log_q_of(toy), CHUNKS[0])
+        draft = rule.draft(q, generator=source)
+        move = rule(q, Dense(log_pi_along(toy, draft), CHUNKS[0]), draft, generator=source, horizon=horizon)
+        return tuple(t for t in move.block[0].tolist() if t >= 0), int(move.accepted)
+
+    found: dict[Any, float] = {}
+    for probability, outcome in outcomes(lazily):
+        found[outcome] = found.get(outcome, 0.0) + probability
+    expected = enumerated_law(rule, toy)
+    worst = max(abs(found.get(k, 0.0) - expected.get(k, 0.0)) for k in {*found, *expected})
+    assert worst < 1e-13, f"{kernel}: laws differ by {worst}"
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
+@pytest.mark.parametrize("kernel", [Rejection(), BlockVerification(), GumbelCoupling()], ids=lambda k: type(k).__name__)
+def test_kernels_move_alike_on_dense_and_lazy_laws(kernel: Any, chunks: Chunks) -> None:
+    q, p, log_q, log_p = pair_of_laws(chunks)
+    pi = bridge_law(ProductOfExperts(0.3), q, p, lanes=K)
+    dense_q, dense_pi = log_q.reshape(-1, V, A), ProductOfExperts(0.3).log_prob(log_q, log_p).reshape(-1, V, A)
+    horizon = Horizon(torch.tensor([4, 4, 2, 3, 4, 1]), 2)
+    for seed in range(20):
+        sources = [PromptSource([torch.Generator().manual_seed(seed)], B * K) for _ in range(2)]
+        moves = []
+        for laws_of, source in zip(((q, pi), (dense_q, dense_pi)), sources, strict=True):
+            draft = kernel.draft(laws_of[0], generator=source)
+            moves.append(kernel(*laws_of, draft, generator=source, horizon=horizon))
+        assert all(torch.equal(a, b) for a, b in zip(*moves, strict=True)), f"seed {seed}: {moves}"
+        block, length = moves[0].block, moves[0].length
+        found, expected = (
+            kernel.log_density(*x, block, length, horizon=horizon) for x in ((q, pi), (dense_q, dense_pi))
+        )
+        assert gap(found, expected) < 1e-11
+
+
+@pytest.mark.parametrize("rule", [OwnWeights(), BalanceHeuristic()], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("intermediate", INTERMEDIATES[2:], ids=lambda i: f"{i!r:.40}")
+def test_weights_are_those_of_the_dense_laws(rule: Any, intermediate: Intermediate) -> None:
+    q, p, log_q, log_p = pair_of_laws(CHUNKS[1])
+    pi = bridge_law(intermediate, q, p, lanes=K)
+    source = PromptSource([torch.Generator().manual_seed(5)], B * K)
+    move = Rejection()(q, pi, Rejection().draft(q, generator=source), generator=source)
+    shaped = Move(move.block.reshape(B, K, V), move.length.reshape(B, K), move.accepted.reshape(B, K))
+    rest = (shaped, log_q[..., 0], log_p[..., 0], Horizon(torch.full((B,), V), None))
+    lazy = Lanes(q.shaped(B, K), p.shaped(B, K), pi.shaped(B, K), *rest)
+    dense = Lanes(log_q, log_p, intermediate.log_prob(log_q, log_p), *rest)
+    found, expected = (rule(x, kernel=Rejection(), intermediate=intermediate) for x in (lazy, dense))
+    assert gap(found, expected) < 1e-10, f"{found}, {expected}"
+
+
+AR = TabularAR.random(3, 6, seed=1, eos_id=1)
+DLM = TabularDLM(AR, noise=0.5)
+PROGRAMS: dict[str, dict[str, Any]] = {
+    "rejection": {"particles": 3, "lanes": 2},
+    "balance": {"weight": BalanceHeuristic(), "lanes": 3, "particles": 2, "temperature": [0.6, 1.0, 1.4]},
+    "block": {"kernel": BlockVerification(), "particles": 3},
+    "gumbel": {"kernel": GumbelCoupling(), "particles": 2, "lanes": 2},
+    "plain": {"kernel": AcceptAll(), "intermediate": Proposal(), "particles": 3},
+    "tree": {"kernel": TreeWalk(4), "particles": 3, "lanes": 2},
+    "users": {"intermediate": Tilted(), "particles": 3, "lanes": 2},
+    "released": {"kernel": ReleasedRejection(2), "weight": ReleasedScore(), "resampler": Argmax(), "lanes": 2},
+}
+
+
+def decoded(name: str, *, retained: Any = None, **options: Any) -> list[tuple[Any, ...]]:
+    parts = {"intermediate": ProductOfExperts(0.5), "window": 3, **PROGRAMS[name], **options}
+    sampler = Sampler(DLMProposal(DLM, temperature=parts.pop("temperature", 1.0)), ARTarget(AR), **parts)
+    results = sampler.run([[], [0], [2, 0], [2]], seed=[1, 2, 3, 4], max_new_tokens=3, retained=retained)
+    return [(r.sequences, r.log_weights, r.forwards) for r in results]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_cap_changes_no_draw_and_no_weight(name: str) -> None:
+    whole = decoded(name)
+    for cap in (1, 300, 700, 10**9):
+        assert decoded(name, max_logit_bytes=cap) == whole, f"max_logit_bytes = {cap}"
+
+
+def test_the_cap_changes_no_conditional_run() -> None:
+    retained = [[0, 1], [2, 2, 0], [1], [0, 0, 2]]
+    assert decoded("rejection", retained=retained) == decoded("rejection", retained=retained, max_logit_bytes=1)
+
+
+def test_the_model_never_scores_more_than_the_cap() -> None:
+    asked: list[int] = []
+
+    class Counting(Rows):
+        def __init__(self, session: CausalSession) -> None:
+            self.session, self.commit, self.gather, self.crop = session, session.commit, session.gather, session.crop
+
+        def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
+            asked.append(drafts.numel() * 3 * 8)
+            return self.session.score(rows, drafts)
+
+    class Model:
+        vocab_size, eos_id, banned_ids, device = 3, 1, (), AR.device
+
+        def session(self, tokens: Tensor, length: Tensor) -> Counting:
+            return Counting(AR.session(tokens, length))
+
+    sampler = Sampler(DLMProposal(DLM), ARTarget(Model()), particles=4, lanes=2, window=3)  # type: ignore[arg-type]
+    for cap, most in ((300, 288), (10**6, 4 * 3 * 144)):
+        asked.clear()
+        replace(sampler, max_logit_bytes=cap).run([[], [0], [2]], max_new_tokens=3)
+        assert 0 < max(asked) <= most, f"{max(asked)} bytes under a cap of {cap}"
+
+
+def test_a_cap_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_logit_bytes = 0"):
+        Sampler(DLMProposal(DLM), ARTarget(AR), max_logit_bytes=0)
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_arithmetic_is_the_plain_one() -> None:
+    scores = logits(4, A)
+    scores[0, :200] = -math.inf
+    law: Any = model_law(scores[:, None], torch.arange(4)[:, None], Law(), chunks=Chunks(compile=True))
+    plain: Any = model_law(scores[:, None], torch.arange(4)[:, None], Law())
+    assert law._normalise is compiled_softmax()
+    tokens = torch.tensor([[250], [0], [1], [2]])
+    assert gap(law.at(tokens), plain.at(tokens)) < 1e-12
+
+
+class LiveBytes(TorchDispatchMode):
+    """Greatest number of bytes that tensors made under it held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.held = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
+                 and not isinstance(x, LazyLaw)}
+        for tensor in tree_leaves(out):
+            if not isinstance(tensor, Tensor) or isinstance(tensor, LazyLaw):
+                continue
+            storage = tensor.untyped_storage()
+            pointer = storage.data_ptr()
+            if pointer in known or pointer in self.live:
+                continue
+            self.live[pointer] = storage.nbytes()
+            self.held += storage.nbytes()
+            self.peak = max(self.peak, self.held)
+            _when_freed(storage, lambda pointer=pointer: self._free(pointer))
+        return out
+
+    def _free(self, pointer: int) -> None:
+        self.held -= self.live.pop(pointer, 0)
+
+
+def _when_freed(storage: torch.UntypedStorage, act: Callable[[], None]) -> None:
+    import weakref
+
+    weakref.finalize(storage, act)
+
+
+def test_a_step_on_a_large_alphabet_holds_a_fraction_of_the_logits() -> None:
+    """A = 151,936, K = 4, V = 32: beyond the models' logits, less than a tenth of one `[K, V, A]` tensor."""
+    size, lanes, window = 151_936, 4, 32
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(1, window, size, generator=generator)
+    base[..., 5] += 14
+    raw_p = base.expand(lanes, -1, -1) + 0.1
+    model = TabularDLM(TabularAR.random(2, 1, seed=0))
+    proposal, target = DLMProposal(model, temperature=[0.5, 0.5, 1.0, 1.0]), ARTarget(model.ar)
+    place, owner = torch.arange(window)[None], torch.zeros(1, dtype=torch.long)
+    source = PromptSource([generator], lanes)
+    with torch.inference_mode(False), torch.no_grad(), LiveBytes() as meter:
+        chunks = Chunks()
+        law = proposal.lazy(base, place, owner, lanes, chunks=chunks)
+        at = steps.Branch(law, base, place, Horizon(torch.tensor([window]), None), proposal, lanes, chunks)
+        moved, _ = steps.bridge(
+            at, lambda drafts: raw_p, kernel=Rejection(), target=target, intermediate=ProductOfExperts(0.3),
+            source=source,
+        )
+        OwnWeights()(moved, kernel=Rejection(), intermediate=ProductOfExperts(0.3))
+        share = meter.peak / (4 * lanes * window * size)
+        copies = [raw_p.clone() for _ in range(2)]
+    assert 0 < share < 0.1, f"{share:.3f} of a [K, V, A] tensor"
+    measured = meter.peak / (4 * lanes * window * size)
+    assert len(copies) <= measured < len(copies) + 0.1, f"two copies are measured as {measured:.3f}"
+
+
+def test_nothing_after_a_refusal_is_computed() -> None:
+    """The normalisers of the target and of the intermediate are known up to the refusals, and no further."""
+    q, p, _, _ = pair_of_laws(Chunks(ahead=1))
+    pi: Any = bridge_law(ProductOfExperts(0.3), q, p, lanes=K)
+    source: Randomness = PromptSource([torch.Generator().manual_seed(0)], B * K)
+    move = Rejection()(q, pi, Rejection().draft(q, generator=source), generator=source)
+    expected = torch.arange(V) < move.length[:, None]
+    assert torch.equal(pi.known, expected), f"{pi.known} for lengths {move.length.tolist()}"
+    assert bool((move.length < V).any())
+
+
+def test_kernels_that_do_tensor_arithmetic_run_in_the_engine() -> None:
+    """A user's kernel need not know of lazy laws: the same draws, the same weights."""
+
+    class Plain(Rejection):
+        def draft(self, q: Tensor, *, generator: Randomness) -> Tensor:
+            return super().draft(q + 0.0, generator=generator)
+
+        def __call__(self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness,
+                     horizon: Horizon | None = None) -> Move:
+            return super().__call__(torch.log(q.exp()), pi.clone(), draft, generator=generator, horizon=horizon)
+
+    kernel: Kernel = Plain()
+    for (left, a, _), (right, b, _) in zip(decoded("rejection"), decoded("rejection", kernel=kernel), strict=True):
+        assert left == right
+        assert max(abs(x - y) for x, y in itertools.zip_longest(a, b)) < 1e-12
