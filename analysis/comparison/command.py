@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from analysis.comparison.compare import Report, compare
+from analysis.comparison.compare import compare
 from analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
 from analysis.comparison.settings import Settings
 from analysis.comparison.store import Cell
 from analysis.comparison.table import render
+from analysis.progress import progress
 from analysis.workers import check_workers
 from smc_bridge.commands.base import (
     INTERRUPTED,
@@ -93,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
             def report(cell: Cell, done: int, total: int) -> None:
                 nonlocal saved
                 saved = done
-                show(cell, done, total)
+                show(done, cell.method, f"{len(cell.outcomes)} problems in {cell.seconds:.1f} s")
 
             found = compare(settings, path=path, fresh=arguments.fresh, workers=arguments.workers, report=report)
     except KeyboardInterrupt:
@@ -109,28 +106,6 @@ def run(arguments: argparse.Namespace) -> int:
     out.print(render(found.rows, title=title))
     out.print(f"saved as {path}", markup=False)
     return 0
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Report]:
-    """A progress bar on standard error, or plain lines where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield _plain
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())
-    with Progress(*columns, console=console(sys.stderr)) as bar:
-        task = bar.add_task("loading", total=total)
-
-        def show(cell: Cell, done: int, total: int) -> None:
-            bar.update(task, completed=done, description=cell.method)
-
-        yield show
-
-
-def _plain(cell: Cell, done: int, total: int) -> None:
-    what = f"{cell.method}: {len(cell.outcomes)} problems in {cell.seconds:.1f} s"
-    print(f"{done}/{total} {what}", file=sys.stderr, flush=True)
 
 
 command = Command("compare", "Compare decoders on the same problems and seeds, in one table.", configure, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 from models.pairs import Pair
 from smc_bridge import presets
@@ -14,7 +14,6 @@ from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
-from smc_bridge.tasks import Task
 
 DEFAULT_METHODS = (
     "ar", "dlm-1", "dlm-1-entropy", "dlm-2", "dlm-4", "dlm-8", "dlm-all", "plain-is", "speculative", "released",
@@ -28,6 +27,25 @@ _FIXED = ("ar", "plain-is", "speculative", "released", "paper", "tree-walk")
 #: For messages.
 KNOWN = "ar, dlm-<tokens per forward>, dlm-<tokens>-entropy, dlm-<tokens>-confidence, dlm-all, plain-is, " \
     "speculative, released, paper, smc-<particles>, smc-<particles>x<lanes>, tree-walk"
+
+
+class Limits(Protocol):
+    """Of a task, what decoders need to know."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Length limit of a continuation, tokens."""
+        ...
+
+    @property
+    def lookahead(self) -> int:
+        """M, tokens."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """V, tokens."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,7 @@ def check_methods(names: Sequence[str]) -> None:
             raise ValueError(f"methods = {name!r}: choose from {KNOWN}")
 
 
-def make_method(name: str, pair: Pair, task: Task, *, temperature: float, weight: float, seed: int) -> Method:
+def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weight: float, seed: int) -> Method:
     """Build a decoder.
 
     Args:

@@ -1,0 +1,193 @@
+"""What a run costs, and comparisons at equal cost.
+
+    cost = c_D * (work of the DLM) + c_A * (work of the AR model)
+
+Work is counted in *forwards* (calls that served the prompt: the measure where a call's time does not depend on how many
+rows it has, as on an accelerator that waits for its memory) or in *rows* of those calls (where it grows with them, as
+on a processor). The coefficients are stated, or measured in seconds by `measure_cost`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from models.protocols import MASKED
+from smc_bridge.presets import ModelPair
+from smc_bridge.result import Forwards, Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Unit = Literal["forwards", "rows"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Price of a unit of work of each model.
+
+    Attributes:
+        dlm, ar: c_D and c_A, in any unit (seconds, if measured).
+        unit: what is counted, "forwards" or "rows".
+    """
+
+    dlm: float = 1.0
+    ar: float = 1.0
+    unit: Unit = "forwards"
+
+    def __post_init__(self) -> None:
+        for name in ("dlm", "ar"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} = {value}: give a finite cost of at least 0")
+        if self.dlm == self.ar == 0:
+            raise ValueError("dlm = 0 and ar = 0: give at least one model a cost")
+        if self.unit not in get_args(Unit):
+            raise ValueError(f"unit = {self.unit!r}: choose from {', '.join(get_args(Unit))}")
+
+    @property
+    def ratio(self) -> float:
+        """`c_D / c_A`; inf where the AR model costs nothing."""
+        return self.dlm / self.ar if self.ar else math.inf
+
+    def relative(self) -> Cost:
+        """The same prices with `c_A = 1`.
+
+        Raises:
+            ValueError: the AR model costs nothing.
+        """
+        if not self.ar:
+            raise ValueError("ar = 0: costs cannot be given relative to it")
+        return replace(self, dlm=self.ratio, ar=1.0)
+
+
+def cost_of(result: Result | Forwards | Sequence[Result], cost: Cost | None = None) -> float:
+    """Cost of a run, or mean cost of several; every forward counts 1 unless a `cost` is given.
+
+    Raises:
+        ValueError: an empty list of results.
+    """
+    price = cost or Cost()
+    if isinstance(result, Sequence):
+        if not result:
+            raise ValueError("results is empty: give at least one Result")
+        return statistics.fmean(cost_of(each, price) for each in result)
+    work = result.forwards if isinstance(result, Result) else result
+    if price.unit == "rows":
+        return price.dlm * work.dlm_rows + price.ar * work.ar_rows
+    return price.dlm * work.dlm_forwards + price.ar * work.ar_forwards
+
+
+@torch.inference_mode()
+def measure_cost(
+    pair: ModelPair, *, lookahead: int, window: int, prompt: Sequence[int] = (), rows: int = 1, repeats: int = 5,
+    unit: Unit = "forwards",
+) -> Cost:
+    """Time a forward of each model: a draft of M positions, and the verification of V tokens.
+
+    Args:
+        pair: the models.
+        lookahead, window: M and V, tokens.
+        prompt: token ids that stand before; its length matters.
+        rows: rows of each call; by unit "rows" the time is divided among them.
+        repeats: calls that are timed after one that is not; the median counts. Every call is on a session of its own,
+            whose cache is filled by a first call that is not timed, as in a run.
+        unit: of the returned cost.
+    Returns:
+        Seconds; `.ratio` is c_D / c_A.
+    Raises:
+        ValueError: a number below 1.
+    """
+    for name, value in (("lookahead", lookahead), ("window", window), ("rows", rows), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"{name} = {value}: give a whole number of at least 1")
+    share = rows if unit == "rows" else 1
+
+    def one(model: str) -> float:
+        """Seconds of one call."""
+        network = pair.dlm if model == "dlm" else pair.ar
+        tokens = torch.tensor([list(prompt)] * rows, dtype=torch.long, device=network.device).reshape(rows, -1)
+        session = network.session(tokens, torch.full((rows,), len(prompt), dtype=torch.long, device=network.device))
+        width, fill = (lookahead, MASKED) if model == "dlm" else (window, 0)
+        draft = torch.full((rows, width), fill, dtype=torch.long, device=network.device)
+        every = torch.arange(rows, device=network.device)
+        session.score(every, draft)
+        _wait(network.device)
+        began = time.perf_counter()
+        session.score(every, draft)
+        _wait(network.device)
+        return time.perf_counter() - began
+
+    seconds = {}
+    for model in ("dlm", "ar"):
+        one(model)
+        seconds[model] = statistics.median(one(model) for _ in range(repeats)) / share
+    return Cost(seconds["dlm"], seconds["ar"], unit)
+
+
+def _wait(device: torch.device) -> None:
+    """Until an accelerator has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def largest_within(budget: float, cost_at: Callable[[int], float], *, most: int = 1024) -> int:
+    """Largest size (N or K) whose cost stays within a budget, by doubling and bisection.
+
+    Args:
+        budget: in the units of `cost_at`.
+        cost_at: cost of a size; taken to grow with it.
+        most: largest size to try.
+    Raises:
+        ValueError: a single particle is too dear.
+    """
+    if most < 1:
+        raise ValueError(f"most = {most}: give a whole number of at least 1")
+    low, high = 1, 1
+    if (least := cost_at(1)) > budget:
+        raise ValueError(f"budget = {budget:g}: size 1 costs {least:g} already; give more")
+    while high < most and cost_at(min(2 * high, most)) <= budget:
+        low = high = min(2 * high, most)
+    if high == most:
+        return most
+    high = min(2 * high, most)  # too dear
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost_at(middle) <= budget else (low, middle)
+    return low
+
+
+def at_equal_cost(frame: pd.DataFrame, budget: float, *, sizes: Sequence[str] = ("particles", "lanes")) -> pd.DataFrame:
+    """From a study, the rows of each sampler at the sizes (N, K) that make best use of a budget.
+
+    Samplers differ in method, intermediate, w, V and temperature. Of each, all rows (models, blocks, seeds) are kept at
+    the sizes of largest mean cost within the budget (of equal cost, the largest); a sampler that exceeds it at every
+    size is left out.
+
+    Args:
+        frame: what `study` returned, with its column `cost`.
+        budget: greatest mean cost, in the units of that column.
+        sizes: columns that may be chosen.
+    Raises:
+        ValueError: no sampler fits.
+    """
+    names = [name for name in ("method", "intermediate", "w", "window", "temperature") if name not in sizes]
+    kept: list[pd.DataFrame] = []
+    for _, sampler in frame.groupby(names, dropna=False, sort=False):
+        means = [
+            (float(group["cost"].mean()), math.prod(float(group[name].iloc[0]) for name in sizes), group)
+            for _, group in sampler.groupby(list(sizes), dropna=False, sort=False)
+        ]
+        if within := [each for each in means if each[0] <= budget]:
+            kept.append(max(within, key=lambda each: each[:2])[2])
+    if not kept:
+        raise ValueError(f"budget = {budget:g}: every sampler costs more, from {frame['cost'].min():g}; give more")
+    import pandas as pd
+
+    return pd.concat(kept).sort_index()
