@@ -16,9 +16,6 @@ from torch import Tensor
 
 from models.protocols import ABSENT, MASKED
 
-#: First tokens that are seen whatever the window: attention gathers there (Xiao et al. 2023, arXiv 2309.17453).
-SINKS = 4
-
 
 class Fresh(NamedTuple):
     """Tokens of one forward over B rows, F columns each, behind K - F columns of a cache."""
@@ -35,7 +32,7 @@ class Fresh(NamedTuple):
 
 def lay_out(
     tokens: Tensor, lengths: Sequence[int], canvas: Tensor, *, mask_id: int, shift: bool,
-    cached: Sequence[int] | None = None, window: int | None = None,
+    cached: Sequence[int] | None = None, window: int | None = None, sinks: int = 0,
 ) -> Fresh:
     """Lay out prefixes `tokens: [B, S]` of these `lengths` (at least 1 if `shift`), and `canvas: [B, M]` after them.
 
@@ -43,20 +40,20 @@ def lay_out(
         mask_id: id that the model reads for `MASKED`.
         shift: whether the last token of a prefix stands before the canvas.
         cached: tokens of each prefix whose keys and values a cache holds, in its first columns (that one excluded).
-        window: tokens at the end of a prefix that are shown, besides its first `SINKS`; None for all. Without `cached`.
+        window: tokens at the end of a prefix that are shown, besides its first `sinks`; None for all. Without `cached`.
     """
     batch, lookahead = canvas.shape
     device, last = canvas.device, int(shift)
     start = [0] * batch if cached is None else list(cached)
     count = [n - last - k for n, k in zip(lengths, start, strict=True)]
     if window is not None:
-        count = [min(c, SINKS + max(window - last, 0)) for c in count]
+        count = [min(c, sinks + max(window - last, 0)) for c in count]
     head = max(count)
     shown = canvas.masked_fill(canvas == MASKED, mask_id)
     step = torch.arange(head, device=device)
     if int(canvas.min()) >= MASKED and len(set(zip(lengths, start, strict=True))) == 1:
         n = lengths[0]
-        before = step + start[0] if window is None else torch.where(step < SINKS, step, step + n - last - head)
+        before = step + start[0] if window is None else torch.where(step < sinks, step, step + n - last - head)
         position = torch.cat([before, torch.arange(n - last, n + lookahead, device=device)])
         ids = torch.cat([tokens.index_select(1, position[: head + last]), shown], dim=1)
         return Fresh(ids, position[None], None, head)
@@ -64,7 +61,7 @@ def lay_out(
     length, first, many = (torch.tensor(x, device=device)[:, None] for x in (lengths, start, count))
     before = step + first
     if window is not None:
-        before = torch.where(step < SINKS, before, step + length - last - many)
+        before = torch.where(step < sinks, before, step + length - last - many)
     present = canvas != ABSENT
     end = length + present.sum(1, keepdim=True)  # a place that a row does not have gets its last position
     after = length - last + torch.arange(last + lookahead, device=device)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask
 from models.huggingface.attention import attention_of
-from models.huggingface.canvas import SINKS, Fresh, lay_out
+from models.huggingface.canvas import Fresh, lay_out
 from models.huggingface.chunks import RowChunks
 from models.huggingface.masked_cache import PrefixCache
 from models.protocols import ABSENT, MASKED
@@ -47,9 +47,11 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
             False it is bidirectional by itself and gets a 2-D mask. Default: whether transformers can generate with it.
         cache: "none" scores what the model scores. "prefix" keeps keys and values of a committed token as the forward
             that first saw it committed computed them, so that a forward is over new tokens and the canvas (after
-            Fast-dLLM, Wu et al. 2025, arXiv 2505.22618). "window" shows only the last `window` tokens of a prefix, and
-            its first 4. Both need a causal backbone.
+            Fast-dLLM, Wu et al. 2025, arXiv 2505.22618). "window" shows only the first `sinks` and the last `window`
+            tokens of a prefix. Both need a causal backbone.
         window: tokens; with cache="window" only.
+        sinks: tokens; read with cache="window" only. Attention gathers at the first few (Xiao et al. 2023, arXiv
+            2309.17453), but a draft that does not see the prompt is seldom accepted: let them cover it.
         max_logit_bytes: bytes of float32 logits that one forward may make; larger batches are cut into row chunks.
     Raises:
         ValueError: an argument out of range, or one that does not fit the model.
@@ -67,6 +69,7 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         causal_backbone: bool | None = None,
         cache: CacheMode = "none",
         window: int | None = None,
+        sinks: int = 64,
         max_logit_bytes: int | None = None,
     ) -> None:
         super().__init__(model, eos_id=eos_id, banned_ids=banned_ids, vocab_size=vocab_size)
@@ -81,7 +84,7 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
                 f"attn_implementation = {attention!r} of a causal backbone takes no bidirectional mask: load the model "
                 f"with one of {ADDITIVE_ATTENTION}"
             )
-        self.cache, self.window = cache, window
+        self.cache, self.window, self.sinks = cache, window, sinks
         self._check_cache()
         #: Cuts batches into row chunks; remembers what fitted into memory.
         self.chunks = RowChunks(max_logit_bytes)
@@ -94,6 +97,8 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
                 f"window = {self.window} with cache = {self.cache!r}: give at least 1 token with cache = 'window', and "
                 "None otherwise"
             )
+        if self.sinks < 0:
+            raise ValueError(f"sinks = {self.sinks}: give 0 tokens or more")
         if self.cache == "none":
             return
         if not self.explicit:
@@ -198,11 +203,12 @@ class HuggingFaceDiffusionSession(Rows):
 
         def forward(part: slice) -> Tensor:
             fresh = lay_out(
-                tokens[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift, window=model.window
+                tokens[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
+                window=model.window, sinks=model.sinks,
             )
             return model.forward(fresh, canvas.shape[1])
 
-        seen = max(lengths) if model.window is None else min(max(lengths), SINKS + model.window)
+        seen = max(lengths) if model.window is None else min(max(lengths), model.sinks + model.window)
         return self._chunked(forward, canvas, seen + canvas.shape[1])
 
     def _cached(self, rows: Tensor, canvas: Tensor, lengths: list[int]) -> Tensor:

@@ -27,7 +27,7 @@ A = 23
 MASK_ID = 3
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 CACHES: dict[str, dict[str, Any]] = {
-    "none": {}, "prefix": {"cache": "prefix"}, "window": {"cache": "window", "window": 3},
+    "none": {}, "prefix": {"cache": "prefix"}, "window": {"cache": "window", "window": 3, "sinks": 2},
 }
 
 
@@ -76,13 +76,14 @@ def test_without_a_cache_scores_are_transformers_own(tiny_model, prefixes, devic
 
 @pytest.mark.parametrize("shift", [True, False])
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
-def test_a_window_shows_the_first_four_and_the_last_tokens_where_they_stand(tiny_model, device, kind, shift):
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_a_window_shows_first_and_last_tokens_where_they_stand(tiny_model, device, kind, shift, sinks):
     model = tiny_model(kind)
     tokens, length = ids(3, 20, seed=1, device=device), torch.tensor([20, 6, 13], device=device)
-    session = masked(model, shift, cache="window", window=5).session(tokens, length)
+    session = masked(model, shift, cache="window", window=5, sinks=sinks).session(tokens, length)
     scores = session.score(everything(tokens), blank(3, 4, device))
     for r, n in enumerate(length.tolist()):
-        place = [i for i in range(n) if i < 4 or i >= n - 5] + list(range(n, n + 4))
+        place = [i for i in range(n) if i < sinks or i >= n - 5] + list(range(n, n + 4))
         position = torch.tensor(place, device=device)
         shown = torch.cat([tokens[r], torch.full((4,), MASK_ID, device=device)])
         shown = torch.cat([tokens[r, position[position < n]], shown[20:]])
@@ -90,7 +91,7 @@ def test_a_window_shows_the_first_four_and_the_last_tokens_where_they_stand(tiny
 
 
 @pytest.mark.parametrize("shift", [True, False])
-@pytest.mark.parametrize("options", [{"cache": "prefix"}, {"cache": "window", "window": 9}], ids=["prefix", "window"])
+@pytest.mark.parametrize("options", [{"cache": "prefix"}, {"cache": "window", "window": 9, "sinks": 0}], ids=str)
 def test_a_cache_that_leaves_nothing_out_is_no_approximation(tiny_model, prefixes, device, shift, options):
     model = tiny_model("qwen2")
     tokens, length = prefixes
@@ -303,6 +304,7 @@ def test_a_row_given_twice_in_a_call_is_scored_for_each_canvas(tiny_model, prefi
         ("modernbert", {"cache": "window", "window": 4}, "cache = 'window' needs a causal backbone"),
         ("qwen2", {"cache": "window"}, "window = None with cache = 'window': give at least 1 token"),
         ("qwen2", {"cache": "window", "window": 0}, "window = 0 with cache = 'window'"),
+        ("qwen2", {"cache": "window", "window": 4, "sinks": -1}, "sinks = -1: give 0 tokens or more"),
         ("qwen2", {"window": 8}, "window = 8 with cache = 'none': .* None otherwise"),
         ("qwen2", {"cache": "dual"}, "cache = 'dual': give one of none, prefix, window"),
     ],
