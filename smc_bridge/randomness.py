@@ -25,7 +25,10 @@ class Stream(Protocol):
     """Successive draws from laws that depend on what was drawn before."""
 
     def __call__(self, log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The next draw of rows `rows: [n]` (default: all R, in order) from `log_probs: [n, A]`, `[n]`."""
+        """The next draw of rows `rows: [n]` (default: all R, in order) from `log_probs`, `[n, A]` -> `[n]`.
+
+        A law of one position, `[n, 1, A]`, gives `[n, 1]`.
+        """
         ...
 
 
@@ -173,7 +176,7 @@ class UniformSource(ABC):
 
         def draw(log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
             column = next(columns)
-            return inverse_cdf(log_probs, column if rows is None else column[rows])
+            return inverse_cdf(log_probs, (column if rows is None else column[rows]).reshape(log_probs.shape[:-1]))
 
         return draw
 

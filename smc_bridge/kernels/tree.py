@@ -26,12 +26,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.lazy import LazyLaw
+from smc_bridge.distributions.placed import Placed
 from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon
 from smc_bridge.kernels.tree_build import Tree, best_first
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Randomness, as_source
 
-__all__ = ["Edges", "Tree", "TreeWalk", "best_first", "cells"]
+__all__ = ["Edges", "Tree", "TreeWalk", "best_first"]
 
 #: LongTensors' counterpart.
 Index = npt.NDArray[np.int64]
@@ -59,11 +61,6 @@ class Edges:
         place = np.searchsorted(self.key, key)
         found: Index = np.where((self.key[place] == key) & (token >= 0), self.child[place], -1)
         return found
-
-
-def cells(law: Tensor, rows: Tensor, places: Tensor) -> Tensor:
-    """`law[rows, places]`: `[R, T, A]`, `[n]`, `[n]` -> `[n, A]`."""
-    return law[rows, places]
 
 
 class TreeWalk(StoppingKernel):
@@ -116,7 +113,7 @@ class TreeWalk(StoppingKernel):
 
         Args:
             tree: of R rows.
-            node_log_pi: `log pi` after every node, `[R, T + 1, A]` (entry 0 after the root).
+            node_log_pi: `log pi` after every node, `[R, T + 1, A]` (entry 0 after the root), lazy or not.
             walks: W.
             generator: draws for R * W rows.
             window: V.
@@ -135,9 +132,8 @@ class TreeWalk(StoppingKernel):
         going = np.arange(total)
         row, node = going // walks, np.zeros(total, dtype=np.int64)
         for i in range(window):
-            law = self._laws(node_log_pi, row, node, shared=walks > 1)
             lanes = None if going.size == total else torch.from_numpy(going).to(device)
-            token = draw(law, lanes).cpu().numpy()
+            token = draw(_laws(node_log_pi, row, node), lanes).flatten().cpu().numpy()
             if given is not None:
                 token = np.where(given[going, i] >= 0, given[going, i], token)
             after = edges.follow(row, node, token)
@@ -154,13 +150,13 @@ class TreeWalk(StoppingKernel):
         move = Move(*(torch.from_numpy(x).to(device) for x in (block, length, accepted)))
         return move, torch.from_numpy(before).to(device)
 
-    @staticmethod
-    def _laws(node_log_pi: Tensor, row: Index, node: Index, *, shared: bool) -> Tensor:
-        """The law where each walk stands, `[n, A]`; computed once for walks of one tree that stand on one node."""
-        device = node_log_pi.device
-        if not shared:
-            return cells(node_log_pi, *(torch.from_numpy(x).to(device) for x in (row, node)))
-        places = node_log_pi.shape[1]
-        distinct, which = np.unique(row * places + node, return_inverse=True)
-        laws = cells(node_log_pi, *(torch.from_numpy(x).to(device) for x in (distinct // places, distinct % places)))
-        return laws if distinct.size == row.size else laws[torch.from_numpy(which).to(device)]
+
+def _laws(node_log_pi: Tensor, row: Index, node: Index) -> Tensor:
+    """The laws where walks stand, `[n, A]`, or lazily `[n, 1, A]`: computed once for walks that stand on one node."""
+    device = node_log_pi.device
+    if not isinstance(node_log_pi, LazyLaw):
+        return node_log_pi[torch.from_numpy(row).to(device), torch.from_numpy(node).to(device)]
+    places = node_log_pi.shape[-2]
+    distinct, which = np.unique(row * places + node, return_inverse=True)
+    at = torch.from_numpy(distinct).to(device)[:, None]
+    return Placed(node_log_pi, at // places, at % places).of_rows(torch.from_numpy(which).to(device))

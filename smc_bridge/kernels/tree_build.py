@@ -15,16 +15,18 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.arithmetic import softmax
+from smc_bridge.distributions.lazy import LazyLaw, as_lazy
 from smc_bridge.kernels.protocol import Horizon
 
-#: Tokens of a chunk.
-CHUNK = 64
+#: Tokens of a chunk, and depths that are looked at in one go (more where they are few numbers).
+CHUNK, DEPTHS = 64, 8
 
 
 class Tree(NamedTuple):
@@ -52,20 +54,23 @@ def best_first(
     of sequence, those as long as the window (nothing is drawn after them) and those of probability zero are left out.
 
     Args:
-        q: log-marginals `[R, V, A]`.
+        q: log-marginals `[R, V, A]`, lazy or not.
         nodes: B, budget per row.
         horizon: see `Horizon`.
         min_probability: continuations less likely than this are left out.
         exponent: 1 for the product law of q itself.
+    Raises:
+        ValueError: a marginal with NaN, or without a possible token.
     Returns:
         Trees of at most `nodes` real nodes; T is the number of nodes of the largest.
     """
-    q = q if exponent == 1.0 else torch.log_softmax(exponent * q, -1)
+    law = as_lazy(q)
     floor = math.log(min_probability) if min_probability > 0.0 else -math.inf
-    row, place, token, log_prob = (x.cpu().numpy() for x in _candidates(q, nodes, horizon, floor))
+    found = _candidates(law, nodes, horizon, floor=floor, exponent=exponent)
+    row, place, token, log_prob = (x.cpu().numpy() for x in found)
     order = np.lexsort((token, -log_prob, place, row))
     row, place, token, log_prob = row[order], place[order], token[order], log_prob[order]
-    rows, window = q.shape[:2]
+    rows, window = law.rows, law.shape[-2]
     bounds = np.searchsorted(row, np.arange(rows + 1)).tolist()
     # Rows with the same candidates, such as particles that share a prefix, have the same tree: it is grown once.
     entries = np.stack([place, token, log_prob.view(np.int64)], axis=1)
@@ -89,41 +94,98 @@ def best_first(
     return Tree(*(torch.from_numpy(x[group]).to(q.device) for x in (tokens, parents, depth, real)))
 
 
-def _candidates(q: Tensor, nodes: int, horizon: Horizon, floor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens that can stand in the tree: row, place (depth - 1), token and log-probability of each, `[C]`."""
-    rows, window, size = q.shape
-    whole = size // CHUNK * CHUNK
-    best = q[..., :whole].view(rows, window, -1, CHUNK).amax(-1) if whole else q[..., :0]
-    if whole < size:
-        best = torch.cat([best, q[..., whole:].amax(-1, keepdim=True)], dim=-1)  # [R, V, G]
-    if horizon.eos_id is not None:
-        first = horizon.eos_id // CHUNK * CHUNK
-        chunk = q[..., first : first + CHUNK].clone()
-        chunk[..., horizon.eos_id - first] = -math.inf
-        best[..., horizon.eos_id // CHUNK] = chunk.amax(-1)
-    best = best.double()
-    position = torch.arange(1, window + 1, device=q.device)
-    best.masked_fill_((position >= horizon.window[:, None])[..., None], -math.inf)
-    before = torch.nn.functional.pad(best.amax(-1)[:, :-1].cumsum(-1), (1, 0))  # S_{d-1}: [R, V]
-    value = (before[..., None] + best).reshape(rows, -1)
-    bar = torch.full_like(value[:, :1], floor)
-    if value.shape[1] > nodes:
-        bar = bar.clamp_min(value.topk(nodes, dim=-1).values[:, -1:])
+class Scale(NamedTuple):
+    """`log_prob = factor * (score - peak) + top` turns scores of cells into log-probabilities, float64."""
+
+    factor: Tensor
+    peak: Tensor
+    top: Tensor
+
+    def __call__(self, cell: Any, scores: Tensor) -> Tensor:
+        """Of scores `[n, ...]` at cells that `cell` picks, `[n]`."""
+        factor, peak, top = (x[cell].reshape(-1, *[1] * (scores.dim() - 1)) for x in self)
+        return factor * (scores.double() - peak) + top
+
+
+def _candidates(
+    law: LazyLaw, nodes: int, horizon: Horizon, *, floor: float, exponent: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens that can stand in the tree: row, place (depth - 1), token and log-probability of each, `[C]`.
+
+    Depths are looked at from the first on, some at a time, until no deviation further down can be among the best.
+    """
+    rows, (window, size), device = law.rows, law.shape[-2:], law.device
+    scale = Scale(*(torch.zeros(rows, window, dtype=torch.float64, device=device) for _ in range(3)))
+    before = torch.zeros(rows, 1, dtype=torch.float64, device=device)  # S of the depths so far and of the next one
+    value = before.new_empty(rows, 0)
+    bar = torch.full_like(before, floor)
+    chunks = -(-size // CHUNK)
+    step = max(DEPTHS, law.chunks.cells(size, law.dtype.itemsize) // max(1, rows))
+    for first in range(0, window, step):
+        place = torch.arange(first, min(first + step, window), device=device)
+        open_ended = (place + 1 < horizon.window[:, None]) & (before[:, -1:] >= bar) & (before[:, -1:] > -math.inf)
+        row, column = open_ended.nonzero(as_tuple=True)
+        if not row.numel():
+            break
+        best = torch.full((rows, place.numel(), chunks), -math.inf, dtype=torch.float64, device=device)
+        for span in law.spans(row.numel()):
+            r, i = row[span], column[span] + first
+            best[r, column[span]] = _chunk_maxima(law, r, i, scale, exponent=exponent, eos_id=horizon.eos_id)
+        deepest = torch.cat([before[:, -1:], best.amax(-1)], dim=1).cumsum(1)
+        value = torch.cat([value, (deepest[:, :-1, None] + best).flatten(1)], dim=1)
+        before = torch.cat([before, deepest[:, 1:]], dim=1)
+        if value.shape[1] > nodes:
+            bar = value.topk(nodes, dim=1).values[:, -1:].clamp_min(floor)
     kept = (value >= bar) & (value > -math.inf)
-    if bool((kept.sum(-1) > nodes).any()):  # chunks tie for the last places
+    if bool((kept.sum(1) > nodes).any()):  # chunks tie for the last places
         above = kept & (value > bar)
         tied = kept & ~above
-        kept = above | (tied & (tied.cumsum(-1) <= nodes - above.sum(-1, keepdim=True)))
+        kept = above | (tied & (tied.cumsum(1) <= nodes - above.sum(1, keepdim=True)))
     row, flat = kept.nonzero(as_tuple=True)
-    place, chunk_id = flat // best.shape[-1], flat % best.shape[-1]
-    token = chunk_id[:, None] * CHUNK + torch.arange(CHUNK, device=q.device)  # [C', 64]
-    log_prob = q[row[:, None], place[:, None], token.clamp_max(size - 1)].double()
-    deviation = before[row, place][:, None] + log_prob
+    cell = row, flat // chunks
+    token = (flat % chunks)[:, None] * CHUNK + torch.arange(CHUNK, device=device)  # [C', 64]
+    each = torch.stack(cell).repeat_interleave(CHUNK, dim=1)
+    scores, _ = law.scores(each[0], each[1], token.clamp_max(size - 1).flatten())
+    log_prob = scale(cell, scores.reshape(token.shape))
+    deviation = before[cell][:, None] + log_prob
     possible = (deviation >= bar[row]) & (deviation > -math.inf) & (token < size)
     if horizon.eos_id is not None:
         possible &= token != horizon.eos_id
     owner, column = possible.nonzero(as_tuple=True)
-    return row[owner], place[owner], token[owner, column], log_prob[owner, column]
+    return row[owner], cell[1][owner], token[owner, column], log_prob[owner, column]
+
+
+def _chunk_maxima(
+    law: LazyLaw, rows: Tensor, places: Tensor, scale: Scale, *, exponent: float, eos_id: int | None
+) -> Tensor:
+    """Greatest log-probability of each chunk of n cells, the end of sequence left out, `[n, chunks]`; fills `scale`."""
+    scores, factor = law.scores(rows, places)
+    count, size = scores.shape
+    whole = size // CHUNK * CHUNK
+    parts = [scores[:, :whole].view(count, -1, CHUNK).amax(-1)] if whole else []
+    parts += [scores[:, whole:].amax(-1, keepdim=True)] if whole < size else []
+    best = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    if exponent == 1.0:
+        peak, chunk = best.max(-1, keepdim=True)
+        column = (chunk * CHUNK + torch.arange(min(CHUNK, size), device=law.device)).clamp_max(size - 1)
+        token = column.gather(1, scores.gather(1, column).argmax(-1, keepdim=True))[:, 0]
+        top = law.log_probs(rows, places, token)
+    else:
+        _, peak, log_total = softmax(scores, exponent * factor)
+        top = -log_total
+    if not bool(top.isfinite().all()):
+        bad = (~top.isfinite()).nonzero()[0, 0]
+        where = [int(rows[bad]), int(places[bad])]
+        raise ValueError(f"log_probs has NaN at (row, position) {where}: check the model's logits there")
+    powers = torch.as_tensor(exponent * factor, dtype=torch.float64, device=law.device).reshape(-1)
+    scale.factor[rows, places] = powers.expand(count)
+    scale.peak[rows, places], scale.top[rows, places] = peak[:, 0].double(), top[:, 0].double()
+    if eos_id is not None:
+        first = eos_id // CHUNK * CHUNK
+        others = scores[:, first : first + CHUNK].clone()
+        others[:, eos_id - first] = -math.inf
+        best[:, eos_id // CHUNK] = others.amax(-1)
+    return scale((rows, places), best)
 
 
 def _grow(

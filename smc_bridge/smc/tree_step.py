@@ -1,19 +1,29 @@
-"""The move of the tree walk: one tree per particle or per lane, scored by one AR forward, then walked on."""
+"""The move of the tree walk: one tree per particle or per lane, scored by one AR forward, then walked on.
+
+A law is needed at the nodes that a walk stands on. With a large alphabet it is computed there and nowhere else; where
+all nodes' laws together are few numbers they are computed at once, which is one round of arithmetic in place of one per
+position.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
+from smc_bridge.distributions.bridge import bridge_law
+from smc_bridge.distributions.intermediate import Intermediate
+from smc_bridge.distributions.placed import Placed
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import Lanes
-from smc_bridge.kernels.protocol import Move, at_tokens
+from smc_bridge.kernels.protocol import Move
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.randomness import Source
 from smc_bridge.smc.conditional import Pinned
 from smc_bridge.smc.state import SMCState
 from smc_bridge.smc.steps import Branch, lane_horizon
+
+#: Entries of all nodes' laws up to which they are computed at once.
+AT_ONCE = 1 << 18
 
 
 def move_tree(
@@ -25,31 +35,28 @@ def move_tree(
     Returns:
         the lanes, and how many tree nodes were scored per particle.
     """
-    count, lanes, window, size = at.log_q.shape
-    trees = 1 if shared else lanes
-    log_q = at.log_q[:, :trees].reshape(-1, window, size)
+    count, window = at.place.shape
+    lanes, trees = at.lanes, 1 if shared else at.lanes
+    walks = lanes // trees
+    particle = torch.arange(count, device=rows.device)
+    log_q = at.law.of_rows(particle * lanes) if shared else at.law
     horizon = lane_horizon(at.horizon, trees)
     tree = kernel.tree(log_q, horizon=horizon)
-    raw_node = state.ar.score_tree(rows.repeat_interleave(trees), tree.tokens, tree.parents)  # [B * K', T + 1, A]
-    log_p_node = target.log_probs(raw_node)
-    depth = torch.nn.functional.pad(tree.depth, (1, 0)).clamp_max(window - 1)  # [B * K', T + 1]
-    log_q_node = log_q.gather(1, depth[..., None].expand(-1, -1, size))
-    nodes = depth.shape[1]
-    shape = (count, trees, nodes, size)
-    log_pi_node = checked_log_prob(
-        intermediate, log_q_node.reshape(shape), log_p_node.to(log_q.dtype).reshape(shape)
-    )
-    walks = lanes if shared else 1
-    law = log_pi_node.reshape(-1, nodes, size)
+    raw = state.ar.score_tree(rows.repeat_interleave(trees), tree.tokens, tree.parents)  # [B * K', T + 1, A]
+    log_p = target.lazy(raw, chunks=at.chunks)
+    place = torch.nn.functional.pad(tree.depth, (1, 0)).clamp_max(window - 1)  # what follows depth d is at place d
+    own = torch.arange(count * trees, device=rows.device)[:, None]
+    log_pi = bridge_law(intermediate, Placed(log_q, own.expand_as(place), place), log_p, lanes=trees)
     forced = None if pinned is None else pinned.forced(count * lanes, window)
-    move, before = kernel.walk(
-        tree, law, walks=walks, generator=source, window=window, horizon=horizon, forced=forced
+    move, node = kernel.walk(
+        tree, log_pi.dense() if log_pi.numel() <= AT_ONCE else log_pi, walks=walks, generator=source, window=window,
+        horizon=horizon, forced=forced,
     )
-    owner = torch.arange(count * trees, device=rows.device).repeat_interleave(walks)[:, None]
-    log_p = log_p_node[owner, before].reshape(at.log_q.shape)
-    log_pi = law[owner, before].reshape(at.log_q.shape)
-    raw = at_tokens(raw_node[owner, before], move.block).reshape(count, lanes, window)
+    owner = own.repeat_interleave(walks, 0).expand_as(node)  # [B * K, V]
+    log_p_along, log_pi_along = (Placed(law, owner, node).shaped(count, lanes) for law in (log_p, log_pi))
     block = move.block.reshape(count, lanes, window)
     shaped = Move(block, move.length.reshape(count, lanes), move.accepted.reshape(count, lanes))
-    raw_q = at_tokens(at.raw_q[:, None].expand(-1, lanes, -1, -1), block)
-    return Lanes(at.log_q, log_p, log_pi, shaped, raw_q, raw, at.horizon), trees * (nodes - 1)
+    raw_p = raw[owner, node, move.block.clamp_min(0)].to(log_p.dtype).reshape(block.shape)
+    log_q_along = at.law.shaped(count, lanes)
+    moved = Lanes(log_q_along, log_p_along, log_pi_along, shaped, at.raw_at(block), raw_p, at.horizon)
+    return moved, trees * tree.tokens.shape[1]

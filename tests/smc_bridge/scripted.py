@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.lazy import as_lazy
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move, StoppingKernel, truncate
-from smc_bridge.kernels.tree import Tree, TreeWalk, cells
+from smc_bridge.kernels.tree import Tree, TreeWalk
 from smc_bridge.randomness import Source, Stream
 from smc_bridge.smc.resampling import UniformResampler
 
@@ -173,9 +174,9 @@ class ScriptedTreeWalk(TreeWalk):
             forced=prescribed,
         )
         owner = torch.arange(node_log_pi.shape[0]).repeat_interleave(walks)[:, None].expand_as(before)
-        pi = cells(node_log_pi, owner.flatten(), before.flatten()).reshape(*before.shape, -1)
+        pi = node_log_pi[owner, before]
         lane_horizon = Horizon(horizon.window.repeat_interleave(walks), horizon.eos_id)
-        generator.record(self.real, self.q.repeat_interleave(walks, 0), pi, lane_horizon)
+        generator.record(self.real, as_lazy(self.q).of_rows(owner[:, 0]), pi, lane_horizon)
         # A prescribed length at which the walk does not stop has probability zero; a retained lane has its own tokens.
         obeyed = ((script.block == prescribed) | (script.block < 0)).all(1)
         wrong = obeyed & (move.length != script.length)
