@@ -158,13 +158,19 @@ class CellwiseLaw(LazyLaw):
             # Intermediates are told of lanes and positions, [R, K, V, A]; a cell is the only one of both.
             log_p = self.p.log_probs(rows, positions).to(log_q.dtype)
             return checked_log_prob(self.intermediate, log_q[:, None, None], log_p[:, None, None])[:, 0, 0]
+        found = self.value[rows, positions]
         missing = self.token[rows, positions] != tokens
         if bool(missing.any()):
             r, i, t = rows[missing], positions[missing], tokens[missing]
+            value = torch.empty(r.numel(), dtype=self.dtype, device=self.device)
             for span in self.spans(r.numel()):
-                self.value[r[span], i[span]] = self.log_probs(r[span], i[span]).gather(1, t[span][:, None])[:, 0]
+                value[span] = self.log_probs(r[span], i[span]).gather(1, t[span][:, None])[:, 0]
+            found[missing] = value
+            # Two walks may ask for different tokens of one cell at once: only one of them is kept.
             self.token[r, i] = t
-        return self.value[rows, positions][:, None]
+            kept = self.token[r, i] == t
+            self.value[r[kept], i[kept]] = value[kept]
+        return found[:, None]
 
 
 class ResidualLaw(LazyLaw):

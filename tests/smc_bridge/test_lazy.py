@@ -136,6 +136,18 @@ def test_an_intermediate_is_the_dense_one(intermediate: Intermediate, chunks: Ch
     assert gap(lazy.dense(), dense) < 1e-11, "dense"
 
 
+@pytest.mark.parametrize("intermediate", [*INTERMEDIATES[:5], PowerMean(0.5, 0.3), Chernoff(), Halfway()], ids=str)
+def test_walks_on_one_cell_may_ask_for_different_tokens_of_it(intermediate: Intermediate) -> None:
+    """As the lanes of a tree walk do, which share the tree's laws."""
+    q, p, log_q, log_p = pair_of_laws(CHUNKS[0])
+    dense = intermediate.log_prob(log_q, log_p).reshape(-1, V, A)
+    lazy = bridge_law(intermediate, q, p, lanes=K)
+    rows, positions = torch.tensor([0, 0, 1, 0, 1]), torch.tensor([1, 1, 2, 1, 2])
+    for tokens in (torch.tensor([7, 9, 7, 11, 5]), torch.tensor([9, 11, 5, 9, 5])):
+        found = lazy.log_probs(rows, positions, tokens)[:, 0]
+        assert gap(found, dense[rows, positions, tokens]) < 1e-11
+
+
 @pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
 def test_draws_are_those_of_the_dense_law(chunks: Chunks) -> None:
     q, p, log_q, log_p = pair_of_laws(chunks, law=LAWS[2])
