@@ -86,9 +86,6 @@ def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weig
     check_methods([name])
     limit = task.max_new_tokens
 
-    def weighted(sampler: Sampler) -> Method:
-        return Method(name, True, lambda prompts: sampler.run(prompts, seed=seed, max_new_tokens=limit))
-
     if name == "ar":
         target = ARTarget(pair.ar, temperature=temperature)
         return Method(name, False, lambda prompts: ar_sampling(
@@ -103,19 +100,32 @@ def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weig
             proposal, prompts, tokens_per_forward=count, order=order, window=task.window, seed=seed,
             max_new_tokens=limit, detokenize=pair.decode, name=name,
         ))
+    sampler = make_sampler(name, pair, task, temperature=temperature, weight=weight)
+    return Method(name, True, lambda prompts: sampler.run(prompts, seed=seed, max_new_tokens=limit))
+
+
+def make_sampler(name: str, pair: Pair, task: Limits, *, temperature: float, weight: float) -> Sampler:
+    """Build the program of a weighted method; arguments as `make_method`.
+
+    Raises:
+        ValueError: the name is unknown, or is that of a decoder that is no program (`ar`, `dlm-..`).
+    """
+    check_methods([name])
+    if name == "ar" or _DLM.fullmatch(name):
+        raise ValueError(f"method = {name!r}: is a plain decoder without weights; choose a weighted one of {KNOWN}")
     common: dict[str, Any] = {
         "temperature": temperature, "lookahead": task.lookahead, "window": task.window, "name": name,
     }
     if match := _SMC.fullmatch(name):
-        return weighted(presets.smc(pair, int(match[1]), lanes=int(match[2] or 1), w=weight, **common))
+        return presets.smc(pair, int(match[1]), lanes=int(match[2] or 1), w=weight, **common)
     match name:
         case "plain-is":
-            return weighted(presets.plain_is(pair, **common))
+            return presets.plain_is(pair, **common)
         case "speculative":
-            return weighted(presets.speculative(pair, **common))
+            return presets.speculative(pair, **common)
         case "released":
-            return weighted(presets.released(pair, w=weight, **common))
+            return presets.released(pair, w=weight, **common)
         case "paper":
-            return weighted(presets.paper(pair, w=weight, **common))
+            return presets.paper(pair, w=weight, **common)
         case _:
-            return weighted(presets.tree_walk(pair, w=weight, **common))
+            return presets.tree_walk(pair, w=weight, **common)

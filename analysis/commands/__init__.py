@@ -1,0 +1,1 @@
+"""Commands of the laboratory, which `smc-bridge` finds by their entry points."""

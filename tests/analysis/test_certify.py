@@ -1,0 +1,48 @@
+"""`smc-bridge certify`: a table and a file of both bounds; bad input is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis.commands.certify import command
+from smc_bridge.cli import main
+
+
+def test_bounds_go_to_the_table_and_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bounds.json"
+    assert main(["certify", "--n", "4", "--method", "smc-1x2", "--json", str(file)], commands=[command]) == 0
+    table = capsys.readouterr().out
+    for text in ("KL(r || p)", "KL(p || r)", "E[-log Z]", "E[log Z], conditional", "their sum"):
+        assert text in table, table
+    bounds = json.loads(file.read_text())["bounds"]
+    assert bounds["symmetric"]["bound"] == pytest.approx(bounds["forward"]["bound"] + bounds["reverse"]["bound"])
+    assert bounds["forward"]["low"] <= bounds["forward"]["bound"] <= bounds["forward"]["high"]
+
+
+def test_speculative_decoding_has_bounds_of_exactly_zero(tmp_path: Path) -> None:
+    file = tmp_path / "bounds.json"
+    assert main(["certify", "--n", "2", "--method", "speculative", "--json", str(file)], commands=[command]) == 0
+    for bound in json.loads(file.read_text())["bounds"].values():
+        assert bound == {"bound": 0.0, "low": 0.0, "high": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--method", "released"], "no reverse bound"),
+        (["--method", "ar"], "method = 'ar'"),
+        (["--method", "smc-0"], "'smc-0'"),
+        (["--n", "1"], "--n = 1"),
+        (["--level", "1"], "--level = 1"),
+        (["--temperature", "0"], "--temperature = 0"),
+        (["--json", "/"], "--json = /"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["certify", "--n", "2", *arguments], commands=[command]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1, error
