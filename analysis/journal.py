@@ -50,17 +50,31 @@ class Journal:
             return []
         text = self.read(self.path)
         whole = text[: text.rfind("\n") + 1]
-        lines = whole.splitlines()
-        if not lines:
+        if not whole:
             if text and not json.dumps(self.header).startswith(text):
                 raise self.foreign(self.path)
             self.path.unlink()
             return []
-        self.check(self.path, self.parse(self.path, lines[0]))
-        records = [self.parse(self.path, line) for line in lines[1:]]
+        header, records = self._parse_lines(whole)
+        self.check(self.path, header)
         if whole != text:
             write_text(self.path, whole)
         return records
+
+    def load(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Header and records of an existing file, which is left as it is.
+
+        Raises:
+            ValueError: the file cannot be read, or is of another kind.
+        """
+        text = self.read(self.path)
+        header, records = self._parse_lines(text[: text.rfind("\n") + 1])
+        self.check_kind(self.path, header)
+        return header, records
+
+    def _parse_lines(self, whole: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        header, *records = [self.parse(self.path, line) for line in whole.splitlines() or [""]]
+        return header, records
 
     def clear(self) -> None:
         """Remove the file, if it is of this kind at all.

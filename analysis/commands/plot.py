@@ -1,0 +1,163 @@
+"""`smc-bridge plot FILE`: a picture of a saved study, comparison or result; the file says which it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from analysis.budget import Cost
+from analysis.comparison.store import KIND as COMPARISON
+from analysis.study.store import KIND as STUDY
+from analysis.study.store import load_study
+from smc_bridge.commands.base import Command, UsageError, check_writable
+from smc_bridge.result import Result
+
+#: Pictures of a result.
+RESULT_PLOTS = ("steps", "genealogy", "lanes", "acceptance", "ess")
+DPI = 150
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `plot`."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="of `study --out`, `compare --json` or `decode --json`")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="picture (default: FILE with the suffix .png)")
+    parser.add_argument(
+        "--x", metavar="COLUMN", help="of a study: particles, w, cost, kl_per_token (the frontier), ..; of a "
+        "comparison: tokens_per_second (default), nats_per_token, ..",
+    )
+    parser.add_argument(
+        "--y", metavar="COLUMN", help="of a study: tv, bias, kl_bound, ess, tokens_per_dlm_forward, ..; of a "
+        f"comparison: accuracy (default), ess, ..; of a result: {', '.join(RESULT_PLOTS)}",
+    )
+    parser.add_argument(
+        "--cost", type=prices, metavar="c_D,c_A", help="prices of a DLM and an AR forward in a study (default: 1,1)"
+    )
+
+
+def prices(text: str) -> Cost:
+    """Argument type: the prices of a forward of either model."""
+    try:
+        dlm, ar = map(float, text.split(","))
+        return Cost(dlm, ar)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"= {text}: give two numbers of at least 0, such as 2,1") from None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw FILE and write the picture."""
+    source: Path = arguments.file
+    out: Path = arguments.out or source.with_suffix(".png")
+    draw = reader(source, arguments)
+    check_writable(out, "--out")
+    if out.resolve() == source.resolve():
+        raise UsageError(f"--out = {out}: is FILE itself; give another name")
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        known = pyplot.figure().canvas.get_supported_filetypes()
+        if out.suffix.removeprefix(".") not in known:
+            raise UsageError(f"--out = {out}: is of no known kind; choose from {', '.join(sorted(known))}")
+        axes = draw()
+    except ImportError as error:
+        raise UsageError(f'{error}: pip install "smc-bridge[analysis]"') from error
+    axes.figure.savefig(out, dpi=DPI, bbox_inches="tight")
+    pyplot.close("all")
+    print(f"drawn as {out}")
+    return 0
+
+
+def reader(path: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
+    """What draws the file, by the kind that its first line tells.
+
+    Raises:
+        UsageError: the file cannot be read, or is nothing that this program wrote.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        head = json.loads(text.partition("\n")[0])
+    except OSError as error:
+        raise UsageError(f"FILE = {path}: cannot be read ({error.strerror}); give another file") from error
+    except ValueError as error:
+        raise _foreign(path) from error
+    if not isinstance(head, dict):
+        raise _foreign(path)
+    if arguments.cost is not None and head.get("kind") != STUDY:
+        raise UsageError(f"--cost with FILE = {path}: is for a study; leave it out")
+    if head.get("kind") == STUDY:
+        return lambda: _study(path, arguments)
+    if head.get("kind") == COMPARISON and isinstance(head.get("rows"), list):
+        return lambda: _comparison(head["rows"], arguments)
+    if "log_weights" in head:
+        return lambda: _result(Result.from_dict(head), arguments)
+    raise _foreign(path)
+
+
+def _foreign(path: Path) -> UsageError:
+    return UsageError(f"FILE = {path}: is no saved study, comparison or result; give another file")
+
+
+def _study(path: Path, arguments: argparse.Namespace) -> Any:
+    from analysis.study.drawing import plot_study
+
+    frame = load_study(path, cost=arguments.cost, argument="FILE")
+    try:
+        return plot_study(frame, arguments.x, arguments.y)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+
+
+def _comparison(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> Any:
+    """A point for every method that has both figures."""
+    from analysis.study.drawing import plot_lines
+
+    x, y = arguments.x or "tokens_per_second", arguments.y or "accuracy"
+    known = [name for name in rows[0] if name != "method"]
+    for option, name in (("x", x), ("y", y)):
+        if name not in known:
+            raise UsageError(f"--{option} = {name}: choose from {', '.join(known)}")
+
+    def ends(value: Any) -> tuple[float, float, float]:
+        """A figure with its interval."""
+        if not isinstance(value, dict):
+            return float(value), math.nan, math.nan
+        middle, low, high = (math.nan if value[k] is None else float(value[k]) for k in ("value", "low", "high"))
+        return middle, low, high
+
+    lines = {}
+    for row in rows:
+        if row[x] is not None and row[y] is not None:
+            place, (value, low, high) = ends(row[x])[0], ends(row[y])
+            lines[row["method"]] = ([place], [value], [low], [high])
+    if not lines:
+        raise UsageError(f"--x = {x} with --y = {y}: no method has both; choose other columns")
+    return plot_lines(lines, x, y)
+
+
+def _result(result: Result, arguments: argparse.Namespace) -> Any:
+    from analysis import plots
+
+    if arguments.x is not None:
+        raise UsageError(f"--x = {arguments.x}: FILE is a result, whose pictures have their own; give --y alone")
+    match arguments.y or "steps":
+        case "steps":
+            return plots.plot_steps(result)
+        case "genealogy":
+            return plots.plot_genealogy(result)
+        case "lanes":
+            return plots.plot_trace_grid(result)
+        case "acceptance":
+            return plots.plot_acceptance({result.method: result})
+        case "ess":
+            return plots.plot_ess_along(result)
+        case other:
+            raise UsageError(f"--y = {other}: choose from {', '.join(RESULT_PLOTS)}")
+
+
+command = Command("plot", "Draw a saved study, comparison or result.", configure, run)

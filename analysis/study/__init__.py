@@ -1,0 +1,9 @@
+"""Cartesian experiments over methods, intermediates, N, K, w, V and seeds: `study`, and `smc-bridge study`."""
+
+from analysis.study.config import Config, Prompts, Tabular
+from analysis.study.frame import pool
+from analysis.study.plan import Axes, Setting
+from analysis.study.run import study
+from analysis.study.store import load_study
+
+__all__ = ["Axes", "Config", "Prompts", "Setting", "Tabular", "load_study", "pool", "study"]

@@ -1,0 +1,109 @@
+"""What a cell's runs give: the figures that a study saves, one flat record a cell.
+
+The evidence and the length of every run are kept, so that bounds can be pooled over seeds and prompts afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.bias import run_bias
+from analysis.law_bias import Distance, output_distance, output_distance_by_identity, run_distance
+from analysis.lengths import block_statistics
+from smc_bridge.result import Result
+
+#: A line of the saved study.
+Record = dict[str, Any]
+
+#: Model calls, means over runs.
+FORWARDS = ("dlm_forwards", "dlm_rows", "ar_forwards", "ar_rows", "ar_tokens")
+#: Every figure of a record, besides its key.
+FIGURES = (
+    "runs", "proper", "log_evidences", "run_tokens", "ess", "tokens", "tokens_per_block", "acceptance", *FORWARDS,
+    "seconds", "tv", "tv_error", "run_tv", "run_tv_error", "bias", "bias_error", "accuracy",
+)
+#: Runs from which a total variation can be estimated.
+LEAST_RUNS = 4
+
+
+def figures(results: Sequence[Result]) -> Record:
+    """Evidence, weights, lengths and model calls of independent runs; None where a figure does not exist."""
+    proper = all(run.proper for run in results)
+    sizes = [run.ess if run.log_evidence > -math.inf else 0.0 for run in results]
+    blocks = block_statistics(results) if all(len(run.trace) for run in results) else None
+    return {
+        "runs": len(results), "proper": proper,
+        "log_evidences": [_written(run.log_evidence) for run in results] if proper else None,
+        "run_tokens": [run.tokens for run in results],
+        "ess": _mean(sizes) if proper else None,
+        "tokens": _mean([run.tokens for run in results]),
+        "tokens_per_block": None if blocks is None else _finite(blocks.tokens),
+        "acceptance": None if blocks is None else _finite(blocks.acceptance),
+        **{name: _mean([getattr(run.forwards, name) for run in results]) for name in FORWARDS},
+    }
+
+
+def distances(results: Sequence[Result], exact: Result | None) -> Record:
+    """Distances from an exact law, with standard errors; None without one, or with too few runs or a dead one.
+
+    `tv` is the total variation between target and output law (of one draw from a run's weights), by the identity
+    `b = -Cov(Z_hat, W)` for a proper method and directly for another (`analysis.law_bias`); `run_tv` that between the
+    target and a single run's particles; `bias` that of a run's estimate of the probability of the likeliest sequence.
+    """
+    names = ("tv", "run_tv", "bias")
+    dead = any(run.log_evidence == -math.inf for run in results)
+    if exact is None or dead or len(results) < LEAST_RUNS:
+        return {key: None for name in names for key in (name, f"{name}_error")}
+    proper = all(run.proper for run in results)
+    law = output_distance_by_identity(results, exact) if proper else output_distance(results, exact)
+    found = dict(zip(names, (law, run_distance(results, exact), _mode_bias(results, exact, proper)), strict=True))
+    return {
+        key: value for name, each in found.items()
+        for key, value in ((name, each.value), (f"{name}_error", each.error))
+    }
+
+
+def _mode_bias(results: Sequence[Result], exact: Result, proper: bool) -> Distance:
+    """Bias of the estimated probability of the target's likeliest sequence."""
+    mode, truth = next(iter(exact.posterior().items()))
+
+    def indicator(value: Any) -> float:
+        return float(value == mode)
+
+    if proper:
+        found = run_bias(results, indicator)
+        return Distance(found.bias, found.error)
+    each = np.array([run.expectation(indicator) for run in results])
+    return Distance(float(each.mean() - truth), float(each.std(ddof=1) / math.sqrt(each.size)))
+
+
+def is_record(record: Record, names: Sequence[str]) -> bool:
+    """Whether data read from a file is a record with the key columns `names`."""
+    if set(record) != {*names, *FIGURES}:
+        return False
+    lists = {name: record[name] for name in ("log_evidences", "run_tokens")}
+    for name, value in lists.items():
+        known = (value is None and name == "log_evidences") or (
+            isinstance(value, list) and len(value) == record["runs"]
+            and all(isinstance(each, int | float) or each == "-inf" for each in value)
+        )
+        if not known:
+            return False
+    return all(record[name] is None or isinstance(record[name], int | float) for name in FIGURES if name not in lists)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _written(log_evidence: float) -> float | str:
+    """JSON has no minus infinity."""
+    return "-inf" if log_evidence == -math.inf else log_evidence

@@ -1,0 +1,115 @@
+"""From records to data frames: one row a cell, and rows pooled over seeds and blocks of prompts.
+
+Columns: the sampler (`method`, `intermediate`, `particles`, `lanes`, `w`, `window`, `temperature`), the source
+(`alphabet`, `length`, `model_seed`, `noise`, or `task`, `block`), `seed`, the figures of `analysis.study.figures`, and
+
+    log_evidence                mean of `log_evidences`, nats
+    kl_bound, _low, _high       `-log_evidence`, a bound on the KL divergence from exact AR sampling, nats
+    kl_per_token, _low, _high   the same by the mean length, nats per token
+    tv_low, tv_high, ..         95 % intervals of `tv`, `run_tv` and `bias`
+    tokens_per_dlm_forward      by the sums of both
+    cost                        mean of a run (`analysis.budget`)
+
+What does not exist for a method or a source is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.budget import Cost
+from analysis.comparison.table import per_token
+from analysis.study.config import Block, TabularPoint
+from analysis.study.figures import FORWARDS, Record
+from analysis.study.plan import SETTING_COLUMNS
+from smc_bridge.certificate import certify
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Half a 95 % interval in standard errors.
+Z = 1.959963984540054
+ESTIMATES = ("tv", "run_tv", "bias")
+#: Columns that name a cell.
+KEYS = (*SETTING_COLUMNS, *TabularPoint._fields, *Block._fields, "seed")
+#: Figures that a pooled row averages over its runs.
+AVERAGED = ("ess", "tokens", "tokens_per_block", "acceptance", *FORWARDS, "seconds", "accuracy")
+
+
+def to_frame(records: Sequence[Record], cost: Cost) -> pd.DataFrame:
+    """A data frame with a row for each record, in their order.
+
+    Raises:
+        ImportError: pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError('studies need pandas: pip install "smc-bridge[analysis]"') from error
+    return pd.DataFrame([_row(record, cost) for record in records])
+
+
+def _row(record: Record, cost: Cost) -> dict[str, Any]:
+    """A record with the columns that follow from it."""
+    row = {name: math.nan if value is None and name != "log_evidences" else value for name, value in record.items()}
+    evidence = None if record["log_evidences"] is None else [float(z) for z in record["log_evidences"]]
+    row["log_evidences"] = evidence
+    for name in ESTIMATES:
+        half = Z * row[f"{name}_error"]
+        row[f"{name}_low"], row[f"{name}_high"] = row[name] - half, row[name] + half
+    dlm, ar = (("dlm_rows", "ar_rows") if cost.unit == "rows" else ("dlm_forwards", "ar_forwards"))
+    return {
+        **row, "log_evidence": math.nan if evidence is None else float(np.mean(evidence)),
+        **_bounds(evidence, record["run_tokens"]),
+        "tokens_per_dlm_forward": row["tokens"] / row["dlm_forwards"] if row["dlm_forwards"] else math.nan,
+        "cost": cost.dlm * row[dlm] + cost.ar * row[ar],
+    }
+
+
+def _bounds(evidence: Sequence[float] | None, tokens: Sequence[float]) -> dict[str, float]:
+    """KL bounds with their intervals; what is infinite for want of runs is NaN."""
+    if evidence is None:
+        return {f"{name}{end}": math.nan for name in ("kl_bound", "kl_per_token") for end in ("", "_low", "_high")}
+    whole, each = certify(evidence), per_token(evidence, tokens)
+    spread = [x if math.isfinite(x) else math.nan for x in (whole.low, whole.high, each.low, each.high)]
+    return {
+        "kl_bound": whole.kl, "kl_bound_low": spread[0], "kl_bound_high": spread[1],
+        "kl_per_token": each.value, "kl_per_token_low": spread[2], "kl_per_token_high": spread[3],
+    }
+
+
+def pool(frame: pd.DataFrame, *, over: Sequence[str] = ("seed", "block"), cost: Cost | None = None) -> pd.DataFrame:
+    """One row for all rows that differ in the columns `over` only; runs weigh alike.
+
+    Args:
+        frame: what `study` returned.
+        over: columns that disappear. Over `model_seed` too, the figures are means over models.
+        cost: other prices than those of the frame's column `cost`, which is averaged otherwise.
+    Returns:
+        Bounds from all evidence together; `tv`, `run_tv` and `bias` are means of the rows' own, with their errors.
+    """
+    given = [name for name in KEYS if name in frame.columns and name not in over]
+    records, costs = [], []
+    for _, rows in frame.groupby(given, dropna=False, sort=False):
+        share = rows["runs"].to_numpy(dtype=np.float64)
+        share = share / share.sum()
+        first = rows.iloc[0]
+        record: Record = {name: first[name] for name in given}
+        record |= {"runs": int(rows["runs"].sum()), "proper": bool(rows["proper"].all())}
+        known = [each for each in rows["log_evidences"] if isinstance(each, list)]
+        record["log_evidences"] = [z for each in known for z in each] if len(known) == len(rows) else None
+        record["run_tokens"] = [t for each in rows["run_tokens"] for t in each]
+        for name in AVERAGED:
+            record[name] = float(share @ rows[name].to_numpy(dtype=np.float64))
+        for name in ESTIMATES:
+            error = share * rows[f"{name}_error"].to_numpy(dtype=np.float64)
+            record[name] = float(share @ rows[name].to_numpy(dtype=np.float64))
+            record[f"{name}_error"] = float(np.sqrt(error @ error))
+        records.append(record)
+        costs.append(float(share @ rows["cost"].to_numpy(dtype=np.float64)))
+    pooled = to_frame(records, cost or Cost())
+    return pooled if cost is not None else pooled.assign(cost=costs)

@@ -1,0 +1,126 @@
+"""Where the runs of a study come from: pairs of tabular models with their exact law, or the problems of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from analysis.comparison.cells import encode_prompts
+from analysis.oracle import oracle
+from analysis.study.config import Block, Point, Prompts, Tabular, TabularPoint
+from models.pairs import PAIRS, Pair, load_pair
+from models.tabular import TabularAR, TabularDLM
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.result import Result
+from smc_bridge.tasks import TASKS, Item, Task
+
+
+class Numerals:
+    """Token a is written as the number a, with blanks between tokens."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids."""
+        return " ".join(str(i) for i in ids)
+
+
+class Numbered(Pair):
+    """A pair whose text keeps the end of a sequence, so that texts and sequences are one to one."""
+
+    def decode(self, ids: Any) -> str:
+        """Text of `ids: [S]`."""
+        text: str = self.tokenizer.decode(map(int, ids))
+        return text
+
+
+def tabular_pair(point: TabularPoint, source: Tabular) -> Pair:
+    """The pair of tabular models of a point."""
+    ar = TabularAR.random(
+        point.alphabet, point.length, seed=point.model_seed, concentration=source.concentration,
+        eos_id=0 if source.eos else None,
+    )
+    dlm = TabularDLM(ar, noise=point.noise, seed=point.model_seed)
+    return Numbered("tabular", dlm, ar, Numerals(), lambda tokenizer, text: list(tokenizer.encode(text)))
+
+
+def exact_law(pair: Pair, length: int, temperature: float) -> Result:
+    """The law of a tabular target, enumerated."""
+    return oracle(
+        ARTarget(pair.ar, temperature=temperature), max_new_tokens=length, detokenize=pair.decode
+    )
+
+
+class Limits(NamedTuple):
+    """Length limit, M and V, tokens (`analysis.comparison.methods.Limits`)."""
+
+    max_new_tokens: int
+    lookahead: int
+    window: int
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What a process needs of a source: the models, the prompts of every point, and what grades them.
+
+    Attributes:
+        pair: models of a task; None for tabular models, which are made where they are needed.
+        task: grades and gives the limits; None for tabular models.
+        items, prompts: of a task.
+    """
+
+    pair: Pair | None = None
+    task: Task | None = None
+    items: Sequence[Item] = ()
+    prompts: Sequence[tuple[int, ...]] = ()
+
+    def limits(self, point: Point, lookahead: int | None, window: int | None) -> Limits:
+        """Limits of the runs of a point."""
+        if isinstance(point, Block):
+            assert self.task is not None
+            return Limits(self.task.max_new_tokens, lookahead or self.task.lookahead, window or self.task.window)
+        return Limits(point.length, lookahead or point.length, window or point.length)
+
+
+def find_task(source: Prompts, task: Task | None) -> Task:
+    """The task of a source, by its name unless it is given.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if task is None and source.name not in TASKS:
+        raise ValueError(f"task = {source.name!r}: choose from {', '.join(TASKS)}")
+    return task or TASKS[source.name]
+
+
+def load_problems(source: Tabular | Prompts, *, pair: Pair | None = None, task: Task | None = None) -> Problems:
+    """Models and prompts of a source.
+
+    Args:
+        pair, task: instead of those that the source names; only for a task.
+    Raises:
+        ValueError: an unknown task, too few problems, a prompt that is too long, or a `pair` for tabular models.
+        FileNotFoundError: the pair's weights are not installed.
+    """
+    if isinstance(source, Tabular):
+        if pair is not None or task is not None:
+            raise ValueError("pair and task are for the problems of a task: give [task], or leave them out")
+        return Problems()
+    known = find_task(source, task)
+    items = known.problems(source.n)
+    loaded = pair or load_pair(known.pair)
+    return Problems(loaded, known, items, encode_prompts(loaded, known, items))
+
+
+def load_elsewhere(source: Tabular | Prompts, pair: Pair | None, task: Task | None, entry: Any) -> Problems:
+    """`load_problems` in another process, where what this process registered is not known.
+
+    Args:
+        entry: of `models.pairs.PAIRS` for the task's pair.
+    """
+    if task is not None and entry is not None:
+        PAIRS.setdefault(task.pair, entry)
+    return load_problems(source, pair=pair, task=task)

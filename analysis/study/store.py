@@ -1,0 +1,113 @@
+"""The file of a study: cells are appended as they are done (`analysis.journal`), and read again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.budget import Cost
+from analysis.comparison.settings import fingerprint
+from analysis.journal import Journal
+from analysis.study.cells import Work
+from analysis.study.config import Config
+from analysis.study.figures import Record, is_record
+from analysis.study.frame import to_frame
+from analysis.study.sources import Problems
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Version of the file's layout.
+FORMAT = 1
+KIND = "smc-bridge study"
+
+#: Told of every finished cell, with how many are done and how many there are.
+Report = Callable[[Record, int, int], None]
+
+
+def cell_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What names a cell, hashable."""
+    return tuple(sorted((name, repr(value)) for name, value in record.items()))
+
+
+class Rows:
+    """Finished cells, on disk too.
+
+    Args:
+        path: of the file, or None to keep them in memory.
+        plan: all cells of the study.
+        fresh: drop what the file holds.
+    Raises:
+        ValueError: the file cannot be read, is something else, or belongs to another study.
+    """
+
+    def __init__(
+        self, path: Path | None, config: Config, problems: Problems, plan: list[Work], *, fresh: bool
+    ) -> None:
+        self.records: dict[tuple[Any, ...], Record] = {}
+        self.total = len(plan)
+        self.names = list(plan[0].key())
+        self.journal = None if path is None else Journal(path, header(config, problems), argument="--out", noun="study")
+        if self.journal is None:
+            return
+        if fresh:
+            self.journal.clear()
+            return
+        planned = {cell_key(work.key()) for work in plan}
+        for record in self.journal.resume():
+            key = cell_key({name: record.get(name) for name in self.names})
+            if key not in planned or not is_record(record, self.names):
+                raise self.journal.foreign(self.journal.path)
+            self.records.setdefault(key, record)
+
+    def take(self, found: Iterable[tuple[int, Record]], report: Report | None) -> None:
+        """Keep cells as they come, from (index, record) pairs."""
+        for _, record in found:
+            if self.journal is not None:
+                self.journal.append(record)
+            self.records[cell_key({name: record[name] for name in self.names})] = record
+            if report is not None:
+                report(record, len(self.records), self.total)
+
+
+def header(config: Config, problems: Problems) -> dict[str, Any]:
+    """First line of the file."""
+    models = "" if problems.pair is None else fingerprint(problems.pair)
+    return {"kind": KIND, "format": FORMAT, **config.header(), "models": models}
+
+
+def cells(config: Config) -> list[Work]:
+    """All cells in the order of the rows: settings, then points of the source, then seeds."""
+    return [
+        Work(setting, point, seed)
+        for setting in config.axes.settings() for point in config.source.points() for seed in config.axes.seeds
+    ]
+
+
+def load_study(path: str | Path, *, cost: Cost | None = None, argument: str = "path") -> pd.DataFrame:
+    """The rows of a saved study, also of one that is not finished; the file is left as it is.
+
+    Args:
+        path: of the file.
+        cost: prices for the column `cost`.
+        argument: what the user typed before the path, for messages.
+    Raises:
+        ValueError: the file cannot be read, is no study, or has no finished cell.
+    """
+    journal = Journal(Path(path), {"kind": KIND, "format": FORMAT}, argument=argument, noun="study")
+    head, records = journal.load()
+    try:
+        plan = cells(Config.from_dict({k: v for k, v in head.items() if k not in ("kind", "format", "models")}))
+    except (ValueError, TypeError) as error:
+        raise journal.foreign(journal.path) from error
+    names = list(plan[0].key())
+    found: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        if not is_record(record, names):
+            raise journal.foreign(journal.path)
+        found.setdefault(cell_key({name: record[name] for name in names}), record)
+    rows = [found[key] for key in (cell_key(work.key()) for work in plan) if key in found]
+    if not rows:
+        raise ValueError(f"{argument} = {path}: no part of the study is done; run it first")
+    return to_frame(rows, cost or Cost())
