@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.plots.curves import Data, curves
+from analysis.plots.curves import By, Data, curves
 from analysis.plots.style import band, legend, looks, new_axes
 
 
 def plot_cost(
-    data: Data, y: str, ax: Any = None, *, x: str = "cost", by: str = "method", unit: str = "", log: bool = True
+    data: Data, y: str, ax: Any = None, *, x: str = "cost", by: By = "method", unit: str = "", log: bool = True
 ) -> Any:
     """A figure against cost, a line with its band for each method; the cost on a logarithmic axis.
 
@@ -21,7 +21,7 @@ def plot_cost(
         y: column of the figure; it labels the axis.
         ax: where to draw.
         x: column of the cost, as `analysis.budget.Cost` gives it.
-        by: column that names the lines.
+        by: column or columns that name the lines.
         unit: of the figure, for the axis, such as "nats".
         log: whether the figure's axis is logarithmic too, where all its values are above 0.
     Raises:

@@ -1,26 +1,20 @@
 """Lines with intervals, read from a data frame or from a mapping: what the plots of studies have in common.
 
-A data frame has one row for each point, with columns of any of these names; for a quantity `y` the columns `y_low` and
-`y_high` hold its interval. Rows that differ in `seed` only are repetitions: they are averaged, and the interval is
-that of their mean (95 %, Student's t).
+A data frame (of `analysis.study`, or one's own) has one row for each point of a line; the columns `y_low` and `y_high`,
+where there are any, hold the interval of `y`. Points that do not exist for a method, whose value is NaN or infinite,
+are left out.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 Array = npt.NDArray[np.float64]
-#: Confidence of the interval over repetitions.
-LEVEL = 0.95
-#: What tells the rows of a repetition apart.
-SEED = "seed"
 
 
 class Frame(Protocol):
@@ -38,6 +32,8 @@ class Frame(Protocol):
 
 #: A frame, or name -> (x, y) or (x, y, low, high).
 Data = Frame | Mapping[str, Sequence[Any]]
+#: Column or columns that name the lines.
+By = str | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -57,27 +53,33 @@ class Curve:
     at: Array
 
 
-def curves(data: Data, *, x: str, y: str, by: str = "method", along: str | None = None) -> dict[str, Curve]:
+def curves(
+    data: Data, *, x: str, y: str, by: By = "method", along: str | None = None
+) -> dict[str, Curve]:
     """The lines of `data` by name, in the order in which names first occur.
 
     Args:
         data: a data frame, or a mapping name -> (x, y), (x, y, low, high) or, with `along`, (along, x, y, low, high)
             where the interval is that of x.
         x, y: columns.
-        by: column that names the lines.
+        by: column or columns that name the lines.
         along: column that orders the points of a line, such as w; then the interval is that of `x`.
     Raises:
-        ValueError: no data, missing columns, sequences of different lengths, NaN in x, an interval upside down, or
-            rows that differ in more than their seed at one point of a line.
+        ValueError: nothing to draw, missing columns, sequences of different lengths, an interval upside down, or
+            several rows at one point of a line.
     """
-    found = _of_mapping(data, along) if isinstance(data, Mapping) else _of_frame(data, x, y, by, along)
-    if not found:
-        raise ValueError("data is empty: give at least one line")
-    for name, curve in found.items():
-        if not np.isfinite(curve.x).all() or not np.isfinite(curve.at).all():
-            raise ValueError(f"data has a point of {name!r} whose {along or x} is not a number: leave such points out")
+    parts = _of_mapping(data, along) if isinstance(data, Mapping) else _of_frame(data, x, y, by, along)
+    found = {}
+    for name, (at, *rest) in parts.items():
+        drawn = np.isfinite(rest[0]) & np.isfinite(rest[1])
+        order = np.flatnonzero(drawn)[np.argsort(at[drawn], kind="stable")]
+        curve = Curve(rest[0][order], rest[1][order], rest[2][order], rest[3][order], at[order])
         if bool((curve.low > curve.high).any()):
             raise ValueError(f"data has an interval of {name!r} whose low is above its high: give low first, then high")
+        if order.size:
+            found[name] = curve
+    if not found:
+        raise ValueError(f"data has no point with both {x} and {y}: give at least one, as finite numbers")
     return found
 
 
@@ -104,62 +106,60 @@ def column(frame: Frame, name: str) -> npt.NDArray[Any]:
     return np.asarray(frame[name])
 
 
-def _of_mapping(data: Mapping[str, Sequence[Any]], along: str | None) -> dict[str, Curve]:
+def _of_mapping(data: Mapping[str, Sequence[Any]], along: str | None) -> dict[str, list[Array]]:
+    """At, x, y, low and high of every line."""
     wanted = (2, 4) if along is None else (3, 5)
     names = "(x, y) or (x, y, low, high)" if along is None else f"({along}, x, y) or ({along}, x, y, low, high)"
     found = {}
     for name, given in data.items():
-        parts = [np.asarray(part, dtype=np.float64) for part in given]
+        parts = [_numbers(part, name) for part in given]
         if len(parts) not in wanted or any(part.shape != parts[0].shape or part.ndim != 1 for part in parts):
             shapes = ", ".join(str(part.shape) for part in parts)
             raise ValueError(f"data[{name!r}] has parts of shapes {shapes}: give {names}, of one length each")
-        if parts[0].size == 0:
-            raise ValueError(f"data[{name!r}] has no points: give at least one, or leave the line out")
-        at, rest = (parts[0], parts) if along is None else (parts[0], parts[1:])
-        bare = np.full(at.shape, math.nan)
-        low, high = (rest[2], rest[3]) if len(rest) == 4 else (bare, bare)
-        order = np.argsort(at, kind="stable")
-        found[name] = Curve(*(values[order] for values in (rest[0], rest[1], low, high, at)))
+        whole = parts if along is not None else [parts[0], *parts]
+        bare = np.full(parts[0].shape, np.nan)
+        found[str(name)] = whole if len(whole) == 5 else [*whole, bare, bare]
     return found
 
 
-def _of_frame(data: Any, x: str, y: str, by: str, along: str | None) -> dict[str, Curve]:
+def _of_frame(
+    data: Any, x: str, y: str, by: By, along: str | None
+) -> dict[str, list[Array]]:
+    """At, x, y, low and high of every line."""
     frame = as_frame(data)
-    names = [str(name) for name in column(frame, by)]
-    at = column(frame, along or x).astype(np.float64)
+    keys = [by] if isinstance(by, str) else list(by)
+    labels = [", ".join(_label(key, value) for key, value in zip(keys, values, strict=True)) for values in zip(
+        *(column(frame, key).tolist() for key in keys), strict=True
+    )]
     bounded = y if along is None else x
-    values = {name: column(frame, name).astype(np.float64) for name in (x, y)}
-    known = set(map(str, frame.columns))
-    given = {f"{bounded}_low", f"{bounded}_high"} <= known
-    interval = [column(frame, f"{bounded}_{end}").astype(np.float64) for end in ("low", "high")] if given else []
+    known = {str(name) for name in frame.columns}
+    ends = [f"{bounded}_low", f"{bounded}_high"]
+    values = [_numbers(column(frame, name), name) for name in (along or x, x, y)]
+    bare = np.full(len(labels), np.nan)
+    values += [_numbers(column(frame, end), end) if set(ends) <= known else bare for end in ends]
     found = {}
-    for name in dict.fromkeys(names):
-        rows = np.array([own == name for own in names])
-        points = [np.flatnonzero(rows & (at == place)) for place in np.unique(at[rows])]
-        if rows.any() and not points:
-            raise ValueError(f"data has a row of {name!r} whose {along or x} is not a number: leave such rows out")
-        line = [_point(frame, group, values, interval, name, (x, y, bounded, along or x)) for group in points]
-        columns = np.array(line)  # [points, 4]
-        found[name] = Curve(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3], np.unique(at[rows]))
+    for name in dict.fromkeys(labels):
+        rows = np.array([label == name for label in labels])
+        line = [part[rows] for part in values]
+        places = line[0][np.isfinite(line[1]) & np.isfinite(line[2])]
+        if np.unique(places).size < places.size:
+            raise ValueError(
+                f"data has several rows of {name!r} at one {along or x}: pool them (analysis.study.pool), choose rows "
+                "that differ in nothing else, or add the column that tells them apart to `by`"
+            )
+        found[name] = line
     return found
 
 
-def _point(
-    frame: Frame, rows: npt.NDArray[np.int64], values: Mapping[str, Array], interval: Sequence[Array], name: str,
-    columns: tuple[str, str, str, str],
-) -> tuple[float, float, float, float]:
-    """x, y, low, high of one point of a line, over the rows that belong to it."""
-    x, y, bounded, place = columns
-    if len(rows) == 1:
-        low, high = (float(end[rows[0]]) for end in interval) if interval else (math.nan, math.nan)
-        return float(values[x][rows[0]]), float(values[y][rows[0]]), low, high
-    known = set(map(str, frame.columns))
-    if SEED not in known or len(set(column(frame, SEED)[rows].tolist())) < len(rows):
-        raise ValueError(
-            f"data has {len(rows)} rows of {name!r} at one {place}: choose rows that differ in nothing else, or name "
-            "the column that tells them apart as `by`"
-        )
-    repeated = values[bounded][rows]
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(rows) - 1) * repeated.std(ddof=1) / math.sqrt(len(rows)))
-    middle = float(repeated.mean())
-    return float(values[x][rows].mean()), float(values[y][rows].mean()), middle - half, middle + half
+def _numbers(values: Any, name: str) -> Array:
+    """Values in float64; None is NaN."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        first = next(iter(np.asarray(values, dtype=object).flatten().tolist()), None)
+        raise ValueError(f"data's {name!r} holds {first!r}: give numbers") from error
+
+
+def _label(key: str, value: Any) -> str:
+    """A value of a column that names lines; numbers need the column's name beside them."""
+    return str(value) if isinstance(value, str) else f"{key} = {value}"

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from analysis.plots.curves import Curve, Data, curves
+from analysis.plots.curves import By, Curve, Data, curves
 from analysis.plots.style import Look, legend, looks, new_axes
 
 #: Nats per token are small; the axis counts them per this many tokens.
 PER = 1000
+#: Most powers of ten that the logarithmic part spans.
+DECADES = 5
+#: Where a point's w is written, in points from it, line by line.
+NOTES = ((-4, 6), (6, -4), (-4, -12), (-18, -3))
 
 
 def plot_frontier(
-    data: Data, ax: Any = None, *, x: str = "kl_per_token", y: str = "tokens_per_dlm_forward", by: str = "intermediate",
+    data: Data, ax: Any = None, *, x: str = "kl_per_token", y: str = "tokens_per_dlm_forward", by: By = "intermediate",
     along: str = "w",
 ) -> Any:
     """Tokens per forward of the diffusion model against the KL bound per token, over w, a line for each intermediate.
@@ -32,21 +38,34 @@ def plot_frontier(
     """
     lines = curves(data, x=x, y=y, by=by, along=along)
     ax = new_axes(ax)
-    for look, (name, curve) in zip(looks(len(lines)), lines.items(), strict=True):
-        _line(ax, name, curve, look)
-    bounds = PER * np.concatenate([curve.x for curve in lines.values()])
-    small = np.abs(bounds[bounds != 0])
-    # Linear up to the smallest bound but two decades at most below the largest, which keeps noise around 0 small.
-    linear = max(float(small.min()), float(small.max()) / 1e4) if small.size else 1.0
-    ax.set_xscale("symlog", linthresh=linear, linscale=0.5)
-    ax.set(xlabel=f"KL bound (nats per {PER:,} tokens)", ylabel="tokens per DLM forward", ylim=(0, None))
-    ax.margins(x=0.06)
+    for i, (look, (name, curve)) in enumerate(zip(looks(len(lines)), lines.items(), strict=True)):
+        _line(ax, name, curve, look, NOTES[i % len(NOTES)])
+    _scale(ax, PER * np.concatenate([curve.x for curve in lines.values()]))
+    ax.set(xlabel=f"KL bound (nats per {PER:,} tokens)", ylabel="tokens per DLM forward")
     ax.grid(visible=True, color="0.93")
     legend(ax)
     return ax
 
 
-def _line(ax: Any, name: str, curve: Curve, look: Look) -> None:
+def _scale(ax: Any, bounds: npt.NDArray[np.float64]) -> None:
+    """Logarithmic above the smallest bound's power of ten; all that is negative lies in the linear part around 0."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    above, below = bounds[bounds > 0], -bounds[bounds < 0]
+    first = math.floor(math.log10(above.min())) if above.size else -1
+    last = max(math.ceil(math.log10(above.max())) if above.size else 0, first + 1)
+    first = max(first, last - DECADES)
+    if below.size:
+        first = max(first, math.ceil(math.log10(below.max())))
+    linear = 10.0**first
+    ax.set_xscale("symlog", linthresh=linear, linscale=1)
+    ax.xaxis.set_major_locator(FixedLocator([0.0, *(10.0**power for power in range(first, max(last, first) + 1))]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.set_xlim(-linear if below.size else -0.15 * linear, 3 * max(float(bounds.max()), linear))
+
+
+def _line(ax: Any, name: str, curve: Curve, look: Look, offset: tuple[int, int]) -> None:
     bounds = PER * curve.x
     bars = np.isfinite(curve.low) & np.isfinite(curve.high)
     if bars.any():
@@ -58,7 +77,9 @@ def _line(ax: Any, name: str, curve: Curve, look: Look) -> None:
     ax.plot(
         bounds, curve.y, color=look.color, linestyle=look.linestyle, marker=look.marker, markersize=5, label=name
     )
-    for place, height, value in zip(bounds, curve.y, curve.at, strict=True):
-        ax.annotate(
-            f"{value:g}", (place, height), xytext=(4, 4), textcoords="offset points", fontsize=7, color=look.color
-        )
+    last = curve.at.size - 1
+    for i, (place, height, value) in enumerate(zip(bounds, curve.y, curve.at, strict=True)):
+        if np.isfinite(value):  # an intermediate without w has none
+            ax.annotate(
+                f"w = {value:g}" if i == last else f"{value:g}", (place, height), xytext=offset, textcoords="offset points", fontsize=7.5, color=look.color
+            )

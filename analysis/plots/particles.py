@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from analysis.plots.curves import Curve, Data, curves
+from analysis.plots.curves import By, Curve, Data, curves
 from analysis.plots.style import MUTED, Look, band, legend, looks, new_axes, plain_ticks
 
 LABELS = {"tv": "total variation from the target", "bias": "absolute bias (units of f)"}
 
 
 def plot_against_particles(
-    data: Data, y: Literal["tv", "bias"] = "tv", ax: Any = None, *, x: str = "particles", by: str = "method",
+    data: Data, y: Literal["tv", "bias"] = "tv", ax: Any = None, *, x: str = "particles", by: By = "method",
     guide: bool = True,
 ) -> Any:
     """A distance from the target against N on logarithmic axes, a line with its Monte-Carlo band for each method.
@@ -27,7 +27,7 @@ def plot_against_particles(
         y: "tv", a total variation, or "bias", of an estimate, of which the size is drawn.
         ax: where to draw.
         x: column of the counts; "lanes" if those are what grows.
-        by: column that names the lines.
+        by: column or columns that name the lines.
         guide: whether to add a grey line that falls like 1/N.
     Raises:
         ValueError: an unknown `y`, counts below 1, or data that cannot be read (see `curves`).
@@ -43,10 +43,10 @@ def plot_against_particles(
     seen = np.concatenate([np.concatenate([c.y, c.high]) for c in lines.values()])
     positive = seen[np.isfinite(seen) & (seen > 0)]
     floor = positive.min() / 2 if positive.size else 1e-3
-    if guide and positive.size:
-        _guide(ax, lines)
     for look, (name, curve) in zip(looks(len(lines)), lines.items(), strict=True):
         _line(ax, name, curve, look, floor)
+    if guide and positive.size:
+        _guide(ax, lines)
     ax.set(xlabel=f"{x} N" if x == "particles" else x, ylabel=LABELS[y])
     if positive.size:
         ax.set_ylim(floor, positive.max() * 1.6)

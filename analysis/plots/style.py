@@ -22,8 +22,8 @@ INK, FAINT, MUTED = "#1f2933", "#616e7c", "#9aa5b1"
 _COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, INK)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
-#: Characters of a legend's row.
-_LEGEND_WIDTH = 80
+#: Inches of a legend's character, and characters that an entry's line and gaps are worth.
+_CHARACTER, _ENTRY = 0.068, 9
 
 
 class Look(NamedTuple):
@@ -66,8 +66,9 @@ def legend(ax: Any, *, handles: Sequence[Any] | None = None) -> None:
     labels = [handle.get_label() for handle in chosen]
     if not labels:
         return
-    # Some characters of each entry go to its line and the gaps.
-    columns = max(1, min(len(labels), _LEGEND_WIDTH // (max(map(len, labels)) + 7)))
+    # A legend may reach over the axes' sides, as far as the labels of their ticks.
+    inches = 1.25 * ax.get_position().width * ax.get_figure().get_size_inches()[0]
+    columns = max(1, min(len(labels), int(inches / _CHARACTER / (max(map(len, labels)) + _ENTRY))))
     ax.legend(
         handles=chosen, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=9,
         handlelength=2.6, columnspacing=1.4,

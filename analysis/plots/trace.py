@@ -17,6 +17,8 @@ from smc_bridge.trace import StepRecord
 
 #: Ids to text.
 Decode = Callable[[list[int]], str]
+#: Indices into a trace.
+Steps = int | Sequence[int] | Literal["all"]
 Kind = Literal["accepted", "corrected", "refused"]
 
 FILL: dict[Kind, str] = {"accepted": "#a6d3ef", "corrected": "#ffd166", "refused": "#f1f3f5"}
@@ -45,7 +47,7 @@ class Lane:
 
 
 def plot_trace_grid(
-    result: Result, steps: int | Literal["all"] = "all", decode: Decode | None = None, ax: Any = None
+    result: Result, steps: Steps = "all", decode: Decode | None = None, ax: Any = None
 ) -> Any:
     """One step or all steps of a run as a coloured grid of lanes.
 
@@ -53,7 +55,7 @@ def plot_trace_grid(
 
     Args:
         result: of a run with `keep_drafts=True`.
-        steps: index into its trace, negative from the end, or "all".
+        steps: index into its trace, negative from the end, or several, or "all".
         decode: turns token ids into text; by default ids are shown.
         ax: where to draw; by default axes that are as high as the number of lanes needs.
     Raises:
@@ -94,16 +96,17 @@ def plot_trace_grid(
     return ax
 
 
-def _steps(result: Result, steps: int | Literal["all"]) -> list[int]:
+def _steps(result: Result, steps: Steps) -> list[int]:
     count = len(result.trace)
-    if steps == "all":
-        chosen = list(range(count))
-    elif isinstance(steps, int) and -count <= steps < count:
-        chosen = [steps % count]
-    else:
-        raise ValueError(f"steps = {steps!r}: the trace has {count} steps; give one of their indices, or 'all'")
-    if not chosen:
+    if not count:
         raise ValueError("result has no steps in its trace: give a run with at least one")
+    if isinstance(steps, str):
+        wanted = list(range(count)) if steps == "all" else []
+    else:
+        wanted = [steps] if isinstance(steps, int) else list(steps)
+    if not wanted or any(not -count <= step < count for step in wanted):
+        raise ValueError(f"steps = {steps!r}: the trace has {count} steps; give their indices, or 'all'")
+    chosen = [step % count for step in wanted]
     if any(result.trace[step].blocks is None for step in chosen):
         raise ValueError("result has no drafts in its trace: run with keep_drafts=True")
     return chosen
@@ -178,7 +181,9 @@ def _draw_lane(ax: Any, lane: Lane, height: float, widths: Sequence[int], size: 
         colour = FAINT if kind == "refused" else INK
         write(left + width / 2, word, ha="center", family="monospace", color=colour)
         if kind == "refused":
-            ax.plot([left + 0.4, left + width - 0.4], [height + 0.5] * 2, color=RED, linewidth=0.6, alpha=0.7)
+            reach = len(word) / 2 + 0.3
+            middle = left + width / 2
+            ax.plot([middle - reach, middle + reach], [height + 0.5] * 2, color=RED, linewidth=0.6, alpha=0.7)
         left += width
     hidden = len(lane.tokens) - len(widths)
     if hidden > 0:

@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from analysis.ess import LogWeights
 from analysis.local import LocalDivergences
-from analysis.plots.curves import LEVEL, Array
+from analysis.plots.curves import Array
 from analysis.plots.style import INK, Look, band, legend, looks, new_axes
 from analysis.runs import Runs, as_runs
-from analysis.variance import log_weight_variance, log_weights_before_selection
+from analysis.variance import log_weight_variance, log_weights_before_selection, weight_variance
 from smc_bridge.result import Result
 
+#: Confidence of the bands.
+LEVEL = 0.95
+Measure = Literal["log weight", "weight"]
+LABELS: dict[Measure, str] = {
+    "log weight": "variance of log weight (nats²)", "weight": "log(1 + Var w / mean² w) (nats)",
+}
 #: Predicted variance after each token, `[T]`, one or several sequences.
 Predicted = LocalDivergences | Sequence[LocalDivergences] | npt.NDArray[Any]
 
@@ -55,9 +62,14 @@ def plot_ess_along(results: Runs | Mapping[str, Runs], ax: Any = None) -> Any:
 
 
 def plot_log_weight_variance(
-    results: Runs | Mapping[str, Runs], predicted: Predicted | Mapping[str, Predicted] | None = None, ax: Any = None
+    results: Runs | Mapping[str, Runs], predicted: Predicted | Mapping[str, Predicted] | None = None, ax: Any = None, *,
+    measure: Measure = "log weight",
 ) -> Any:
-    """Variance of the log weight over particles along the sequence, observed (solid) and predicted (dashed).
+    """Variance of the weights along the sequence on the scale of log weights, observed (solid) and predicted (dashed).
+
+    Two measures, equal for log-normal weights: the variance of the log weight, and `log(1 + Var(w) / mean(w)^2)` =
+    `log(N / ESS)` of the weight. A few particles that are almost dead make the first huge and leave the second alone;
+    the prediction from the local chi-square is about the second.
 
     Resampling evens the weights out; what it removes is added back, so that the line is what the tokens have earned in
     all, as is the prediction. The prediction is that of one lane for each particle.
@@ -67,9 +79,12 @@ def plot_log_weight_variance(
         predicted: `analysis.local.local_divergences` along one or several sequences, of which the mean is drawn, or an
             array of the variance after each token, `[T]`; by the same names if `results` has names.
         ax: where to draw.
+        measure: "log weight" or "weight".
     Raises:
-        ValueError: no runs, no steps, one particle, or names that do not occur in `results`.
+        ValueError: no runs, no steps, one particle, an unknown measure, or names that do not occur in `results`.
     """
+    if measure not in LABELS:
+        raise ValueError(f"measure = {measure!r}: choose from {', '.join(map(repr, LABELS))}")
     groups = _groups(results)
     for name, runs in groups.items():
         if any(len(run.log_weights) < 2 for run in runs):
@@ -87,13 +102,13 @@ def plot_log_weight_variance(
     for look, (name, runs) in zip(looks(len(groups)), groups.items(), strict=True):
         prefix = f"{name}, " if len(groups) > 1 or isinstance(results, Mapping) else ""
         solid = look._replace(linestyle="-")
-        _draw(ax, f"{prefix}observed", solid, [(places(run), accumulated_variance(run), 0.0) for run in runs])
+        _draw(ax, f"{prefix}observed", solid, [(places(run), accumulated_variance(run, measure), 0.0) for run in runs])
         if name in curves:
             colour = INK if len(groups) == 1 else look.color
             tokens = np.arange(curves[name].size)
             label = f"{prefix}predicted"
             ax.plot(tokens, curves[name], color=colour, linestyle="--", linewidth=1.6, label=label)
-    ax.set(xlabel="position (tokens)", ylabel="variance of log weight (nats²)")
+    ax.set(xlabel="position (tokens)", ylabel=LABELS[measure])
     ax.set_xlim(0, None)
     ax.set_ylim(0, None)
     legend(ax)
@@ -111,15 +126,21 @@ def places(run: Result) -> Array:
     return np.array(out)
 
 
-def accumulated_variance(run: Result) -> Array:
-    """Variance of the log weights over particles after every step, with what earlier selections took, nats squared."""
+def accumulated_variance(run: Result, measure: Measure = "log weight") -> Array:
+    """Variance of the weights over particles after every step, with what earlier selections took, `[steps]`."""
+    of = log_weight_variance if measure == "log weight" else _log_relative
     out, taken = [], 0.0
     for row, record in zip(log_weights_before_selection(run), run.trace, strict=True):
-        before, after = log_weight_variance(row), log_weight_variance(record.log_weights)
+        before, after = of(row), of(record.log_weights)
         out.append(taken + before)
-        # Dead particles make the variance infinite from there on.
+        # What is infinite stays so: a line cannot be continued past it.
         taken += before - after if math.isfinite(before) and math.isfinite(after) else math.inf
     return np.array(out)
+
+
+def _log_relative(log_weights: LogWeights) -> float:
+    """`log(1 + Var(w) / mean(w)^2)`, nats; NaN if every weight is zero."""
+    return math.log1p(max(weight_variance(log_weights), 0.0))
 
 
 def _groups(results: Runs | Mapping[str, Runs]) -> dict[str, list[Result]]:
