@@ -6,14 +6,15 @@ import argparse
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from analysis.budget import Cost
+from analysis.budget import Cost, Unit
 from analysis.comparison.store import KIND as COMPARISON
 from analysis.study.store import KIND as STUDY
 from analysis.study.store import load_study
-from smc_bridge.commands.base import Command, UsageError, check_writable
+from smc_bridge.commands.base import Command, UsageError, check_writable, one_of
 from smc_bridge.result import Result
 
 #: Pictures of a result.
@@ -35,6 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cost", type=prices, metavar="c_D,c_A", help="prices of a DLM and an AR forward in a study (default: 1,1)"
+    )
+    parser.add_argument(
+        "--unit", type=one_of(get_args(Unit)), metavar="UNIT",
+        help=f"what the prices are for: {', '.join(get_args(Unit))} (default: forwards)",
     )
 
 
@@ -88,8 +93,9 @@ def reader(path: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
         raise _foreign(path) from error
     if not isinstance(head, dict):
         raise _foreign(path)
-    if arguments.cost is not None and head.get("kind") != STUDY:
-        raise UsageError(f"--cost with FILE = {path}: is for a study; leave it out")
+    for option in ("cost", "unit"):
+        if getattr(arguments, option) is not None and head.get("kind") != STUDY:
+            raise UsageError(f"--{option} with FILE = {path}: is for a study; leave it out")
     if head.get("kind") == STUDY:
         return lambda: _study(path, arguments)
     if head.get("kind") == COMPARISON and isinstance(head.get("rows"), list):
@@ -106,7 +112,8 @@ def _foreign(path: Path) -> UsageError:
 def _study(path: Path, arguments: argparse.Namespace) -> Any:
     from analysis.study.drawing import plot_study
 
-    frame = load_study(path, cost=arguments.cost, argument="FILE")
+    cost = replace(arguments.cost or Cost(), unit=arguments.unit or "forwards")
+    frame = load_study(path, cost=cost, argument="FILE")
     try:
         return plot_study(frame, arguments.x, arguments.y)
     except ValueError as error:

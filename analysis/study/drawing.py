@@ -67,7 +67,7 @@ def plot_study(frame: pd.DataFrame, x: str | None = None, y: str | None = None, 
     if x in SIZES and y in ("tv", "bias"):
         return plot_against_particles(_some(found, x, y), y, ax, x=x)  # type: ignore[arg-type]
     if x == "cost":
-        return plot_cost(_some(found, x, y), y, ax)
+        return plot_cost(_some(found, x, y), y, ax, unit="nats" if y in ("kl_bound", "log_evidence") else "")
     return plot_lines(_some(found, x, y), x, y, ax)
 
 

@@ -1,0 +1,266 @@
+"""`study`: the rows are those of the configuration, however often it was interrupted and however it was spread."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from analysis.law_bias import output_distance, output_distance_by_identity
+from analysis.oracle import oracle
+from analysis.study import Axes, Config, Prompts, Tabular, load_study, pool, study
+from analysis.study.cells import build_sampler, run_seed
+from analysis.study.config import TabularPoint
+from analysis.study.drawing import plot_study
+from analysis.study.frame import KEYS
+from analysis.study.plan import Setting
+from analysis.study.sources import Limits, tabular_pair
+from smc_bridge.distributions.intermediate import Mixture
+from smc_bridge.distributions.target import ARTarget
+from tests.toys import ToyTask, toy_pair
+
+SMALL: dict[str, Any] = {
+    "methods": ["smc", "plain-is", "released", "ar"], "intermediates": ["poe", "chernoff"], "particles": [1, 3],
+    "weights": [0.3, 0.7], "windows": 3, "seeds": [0, 1], "tabular": {"alphabets": 2, "lengths": 3, "runs": 8},
+}
+ROWS = 2 * (2 * 2 + 2 + 2 + 2 + 1)
+
+
+def timeless(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.drop(columns="seconds")
+
+
+def same(left: pd.DataFrame, right: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(timeless(left), timeless(right))
+
+
+def stop_after(count: int) -> Any:
+    def report(record: object, done: int, total: int) -> None:
+        if done == count:
+            raise KeyboardInterrupt
+
+    return report
+
+
+@pytest.fixture(scope="module")
+def whole() -> pd.DataFrame:
+    return study(SMALL)
+
+
+def test_rows_are_the_product_without_what_does_not_exist(whole: pd.DataFrame) -> None:
+    assert len(whole) == ROWS
+    names = [name for name in KEYS if name in whole.columns]
+    assert not whole[names].duplicated().any(), "no row comes twice"
+    assert whole.groupby("method").size().to_dict() == {"smc": 12, "plain-is": 4, "released": 4, "ar": 2}
+    assert set(whole[whole.method == "plain-is"].intermediate) == {"proposal"}
+    for method, names in {"plain-is": ["w"], "ar": ["w", "particles", "lanes", "window", "intermediate"]}.items():
+        assert whole[whole.method == method][names].isna().all(axis=None), f"{method} has no {names}"
+    assert whole[whole.intermediate == "chernoff"].w.isna().all()
+    assert set(whole[whole.method == "released"].particles) == {1}
+    assert list(whole.seed[:2]) == [0, 1], "seeds vary fastest"
+
+
+def test_figures_are_those_of_the_runs(whole: pd.DataFrame) -> None:
+    point = TabularPoint(2, 3, 1, 0.5)
+    pair = tabular_pair(point, Tabular())
+    setting = Setting("smc", "poe", 3, 1, 0.7, 3, 1.0)
+    sampler = build_sampler(setting, pair, Limits(3, 3, 3))
+    runs = sampler.run([()] * 8, seed=[run_seed(1, i) for i in range(8)], max_new_tokens=3)
+    exact = oracle(ARTarget(pair.ar), max_new_tokens=3, detokenize=pair.decode)
+    rows = whole[(whole.intermediate == "poe") & (whole.method == "smc") & (whole.particles == 3)]
+    [(_, row)] = rows[(rows.w == 0.7) & (rows.seed == 1)].iterrows()
+    assert row.log_evidences == pytest.approx([run.log_evidence for run in runs], abs=1e-12)
+    assert row.kl_bound == pytest.approx(-sum(run.log_evidence for run in runs) / 8, abs=1e-12)
+    assert row.ess == pytest.approx(sum(run.ess for run in runs) / 8)
+    assert row.tv == pytest.approx(output_distance_by_identity(runs, exact).value, abs=1e-12)
+    assert row.cost == sum(run.forwards.dlm_forwards + run.forwards.ar_forwards for run in runs) / 8
+    assert row.ar_tokens == sum(run.forwards.ar_tokens for run in runs) / 8
+    assert row.tokens_per_dlm_forward == pytest.approx(3 * 8 / sum(run.forwards.dlm_forwards for run in runs))
+
+
+def test_improper_methods_have_a_direct_distance_and_no_evidence(whole: pd.DataFrame) -> None:
+    rows = whole[whole.method == "released"]
+    assert not rows.proper.any()
+    assert rows[["log_evidence", "kl_bound", "ess"]].isna().all(axis=None)
+    pair = tabular_pair(TabularPoint(2, 3, 1, 0.5), Tabular())
+    sampler = build_sampler(Setting("released", "poe", 1, 1, 0.3, 3, 1.0), pair, Limits(3, 3, 3))
+    runs = sampler.run([()] * 8, seed=[run_seed(0, i) for i in range(8)], max_new_tokens=3)
+    exact = oracle(ARTarget(pair.ar), max_new_tokens=3, detokenize=pair.decode)
+    assert rows[(rows.w == 0.3) & (rows.seed == 0)].tv.item() == output_distance(runs, exact).value
+
+
+def test_exact_methods_have_no_distance() -> None:
+    frame = study(methods=["ar", "speculative"], windows=3, tabular={"runs": 20})
+    assert (frame[["tv", "bias", "kl_bound"]].abs() < 1e-12).all(axis=None)
+
+
+@pytest.mark.parametrize("stops", [[1], [9], [21], [2, 3, 11]])
+def test_interrupted_study_continues_to_the_same_rows(tmp_path: Path, whole: pd.DataFrame, stops: list[int]) -> None:
+    path = tmp_path / "s.jsonl"
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            study(SMALL, path=path, report=stop_after(stop))
+        assert len(load_study(path)) == stop, "what is done can be read"
+    fresh: list[int] = []
+    continued = study(SMALL, path=path, report=lambda record, done, total: fresh.append(done))
+    assert fresh == list(range(stops[-1] + 1, ROWS + 1)), "finished cells are not run again"
+    same(continued, whole)
+    again: list[int] = []
+    pd.testing.assert_frame_equal(study(SMALL, path=path, report=lambda *each: again.append(1)), continued)
+    assert again == []
+    pd.testing.assert_frame_equal(load_study(path), continued)
+
+
+def test_line_that_was_cut_short_is_run_again(tmp_path: Path, whole: pd.DataFrame) -> None:
+    path = tmp_path / "s.jsonl"
+    study(SMALL, path=path)
+    text = path.read_text()
+    lines = text.splitlines(keepends=True)
+    for kept in ("".join(lines[:-1]) + lines[-1][:50], "".join(lines[:2])[:-1], text[:20], ""):
+        path.write_text(kept)
+        same(study(SMALL, path=path), whole)
+        assert sorted(path.read_text().splitlines()[1:], key=len)[0].endswith("}")
+        assert len(path.read_text().splitlines()) == ROWS + 1
+
+
+def test_order_of_completion_does_not_matter(tmp_path: Path, whole: pd.DataFrame) -> None:
+    path = tmp_path / "s.jsonl"
+    study(SMALL, path=path)
+    first, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first, *reversed(lines)]))
+    same(study(SMALL, path=path), whole)
+    same(load_study(path), whole)
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
+def test_two_workers_give_the_rows_of_one(whole: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    same(study(SMALL, workers=2), whole)
+
+
+@pytest.mark.parametrize("change", [
+    {"seeds": [0, 2]}, {"methods": "smc"}, {"weights": 0.5}, {"tabular": {"alphabets": 2, "lengths": 3, "runs": 9}},
+    {"lookahead": 2}, {"temperatures": 0.5},
+])
+def test_file_of_another_study_is_refused_and_left_alone(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "s.jsonl"
+    small = {**SMALL, "methods": ["ar"]}
+    study(small, path=path)
+    before = path.read_text()
+    with pytest.raises(ValueError, match=rf"{next(iter(change))} = .* --fresh, or give another file"):
+        study({**small, **change}, path=path)
+    assert path.read_text() == before
+    study({**small, **change}, path=path, fresh=True)
+
+
+def _damaged(lines: list[str], record: dict[str, Any]) -> str:
+    return "".join([*lines[:-1], json.dumps(record) + "\n"])
+
+
+@pytest.mark.parametrize("damage", ["broken line", "missing figure", "wrong type", "unplanned cell", "foreign"])
+def test_corrupt_file_is_refused_and_left_alone(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "s.jsonl"
+    small = {**SMALL, "methods": ["ar"]}
+    study(small, path=path)
+    lines = path.read_text().splitlines(keepends=True)
+    record = json.loads(lines[-1])
+    text = {
+        "broken line": "".join([lines[0], lines[1][:40] + "\n", lines[2]]),
+        "missing figure": _damaged(lines, {k: v for k, v in record.items() if k != "ess"}),
+        "wrong type": _damaged(lines, {**record, "log_evidences": "none"}),
+        "unplanned cell": _damaged(lines, {**record, "seed": 77}),
+        "foreign": "a diary\n",
+    }[damage]
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"--out = .*s\.jsonl: is not a saved study; give another file"):
+        study(small, path=path)
+    assert path.read_text() == text
+    if damage == "foreign":
+        with pytest.raises(ValueError, match="is not a saved study"):
+            study(small, path=path, fresh=True)
+        assert path.read_text() == text
+
+
+def test_task_gives_a_row_for_every_block_of_prompts() -> None:
+    config = Config(Axes(methods=("smc", "dlm-2", "ar"), windows=(3,), seeds=(0, 1)), Prompts("toy", n=5, batch=2))
+    frame = study(config, pair=toy_pair(), task=ToyTask())
+    assert len(frame) == 3 * 3 * 2
+    assert frame.runs.tolist() == [2, 2, 2, 2, 1, 1] * 3
+    assert frame.accuracy.between(0, 1).all()
+    assert frame.tv.isna().all(), "no exact law is at hand"
+    pooled = pool(frame)
+    assert pooled.method.tolist() == ["smc", "dlm-2", "ar"]
+    assert pooled.runs.tolist() == [10, 10, 10]
+    part = frame[frame.method == "smc"]
+    assert pooled.accuracy[0] == pytest.approx((part.accuracy * part.runs).sum() / 10), "prompts weigh alike"
+    assert pooled.log_evidences[0] == [z for each in part.log_evidences for z in each]
+    assert math.isnan(pooled.kl_bound[1])
+
+
+def test_an_intermediate_of_ones_own_is_swapped_in_by_name() -> None:
+    options: dict[str, Any] = {"particles": 2, "windows": 3, "tabular": {"runs": 6}}
+    mine = study(intermediates=["mine"], custom={"mine": Mixture}, **options)
+    ours = study(intermediates=["mixture"], **options)
+    same(mine.drop(columns="intermediate"), ours.drop(columns="intermediate"))
+    with pytest.raises(ValueError, match="intermediates = 'mine': choose from poe"):
+        study(intermediates=["mine"], **options)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"methods": ["beam"]}, "methods = 'beam': choose from smc"),
+    ({"methods": ["smc-4"]}, "methods = 'smc-4': choose from smc"),
+    ({"methods": []}, "methods = .*: give at least one"),
+    ({"particles": [4, 4]}, "particles = 4, 4: .* none twice"),
+    ({"particles": [0]}, "particles = 0: give whole numbers"),
+    ({"lanes": [1.5]}, "lanes = 1.5: give whole numbers"),
+    ({"weights": [1.5]}, "w = 1.5"),
+    ({"weights": ["x"]}, "weights = 'x'"),
+    ({"temperatures": [0.0]}, "temperatures = 0.0"),
+    ({"intermediates": ["pow"]}, "intermediates = 'pow': choose from poe"),
+    ({"tabular": {}, "task": {}}, "give one source"),
+    ({"tabular": {"alphabets": 40}}, "more than 65536"),
+    ({"tabular": {"size": 4}}, r"size is not part of \[tabular\]"),
+    ({"task": {"name": "poetry"}}, "task = 'poetry'"),
+    ({"task": {"n": 100000}}, "n = 100000"),
+    ({"beams": 3}, "beams is not part of a study"),
+    ({"cost": {"dlm": -1}}, "dlm = -1"),
+    ({"lookahead": 0}, "lookahead = 0"),
+    ({"tabular": 3}, "tabular = 3: give a table"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED, ids=[words for _, words in REFUSED])
+def test_bad_arguments_are_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        study(arguments)
+
+
+def test_pooled_bounds_are_those_of_all_evidence(whole: pd.DataFrame) -> None:
+    pooled = pool(whole)
+    assert len(pooled) == ROWS / 2
+    first, rows = pooled.iloc[0], whole.iloc[:2]
+    assert first.kl_bound == pytest.approx(rows.kl_bound.mean())
+    assert first.kl_bound_low < first.kl_bound < first.kl_bound_high
+    assert first.tv == pytest.approx(rows.tv.mean())
+    assert first.tv_error == pytest.approx(math.hypot(*rows.tv_error) / 2)
+    assert first.cost == pytest.approx(rows.cost.mean())
+
+
+@pytest.mark.parametrize(("x", "y"), [
+    (None, None), ("cost", "kl_bound"), ("kl_per_token", "tokens_per_dlm_forward"), ("w", "ess"), ("particles", "bias"),
+])
+def test_every_pair_of_columns_has_a_picture(whole: pd.DataFrame, x: str | None, y: str | None) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    ax = plot_study(whole, x, y)
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+    labels = ax.get_legend_handles_labels()[1]
+    assert len(labels) == len(set(labels)), "no two lines have one name"
+    pyplot.close(ax.figure)
