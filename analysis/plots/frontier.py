@@ -80,6 +80,6 @@ def _line(ax: Any, name: str, curve: Curve, look: Look, offset: tuple[int, int])
     last = curve.at.size - 1
     for i, (place, height, value) in enumerate(zip(bounds, curve.y, curve.at, strict=True)):
         if np.isfinite(value):  # an intermediate without w has none
-            ax.annotate(
-                f"w = {value:g}" if i == last else f"{value:g}", (place, height), xytext=offset, textcoords="offset points", fontsize=7.5, color=look.color
-            )
+            note = f"w = {value:g}" if i == last else f"{value:g}"
+            where: dict[str, Any] = {"xytext": offset, "textcoords": "offset points"}
+            ax.annotate(note, (place, height), fontsize=7.5, color=look.color, **where)
