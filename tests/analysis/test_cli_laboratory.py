@@ -1,0 +1,233 @@
+"""`smc-bridge study` and `smc-bridge plot` as a user meets them: killed, continued, and given the wrong file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.commands.plot import command as plot_command
+from analysis.commands.study import command as study_command
+from analysis.comparison import Settings, compare
+from analysis.study import Config, load_study, study
+from smc_bridge.cli import main
+from smc_bridge.presets import smc
+from tests.toys import ToyTask, toy_pair
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+methods = ["smc", "plain-is"]
+particles = [1, 2]
+weights = [0.3, 0.7]
+windows = 3
+seeds = [0, 1]
+
+[tabular]
+alphabets = 2
+lengths = 3
+runs = 8
+"""
+ROWS = 12
+#: The same, with cells that take long enough to be killed in the middle.
+LONG = CONFIG.replace("runs = 8", "runs = 120").replace("lengths = 3", "lengths = 5")
+PATIENCE = 90.0
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Exit code, standard output and standard error of a command line in a folder with `small.toml`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(CONFIG)
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        code = main([*argv], commands=[study_command, plot_command])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The file of the study of `small.toml`."""
+    path = tmp_path_factory.mktemp("study") / "s.jsonl"
+    study(Config.from_dict(tomllib.loads(CONFIG)), path=path)
+    return path.read_text()
+
+
+def test_study_prints_its_summary_and_keeps_its_rows_below_the_working_directory(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("study", "small.toml")
+    assert code == 0
+    for word in ("small.toml: 12 rows", "-log Z, nats", "ESS", "TV", "tokens / DLM forward", "plain-is", "±"):
+        assert word in out
+    assert [line.split()[0] for line in err.splitlines()] == [f"{i}/{ROWS}" for i in range(1, ROWS + 1)]
+    assert len((tmp_path / "runs" / "small.jsonl").read_text().splitlines()) == ROWS + 1
+    assert run("study", "small.toml") == (0, out, ""), "a second call reads the file"
+
+
+def test_killed_study_continues_to_the_rows_of_an_uninterrupted_one(tmp_path: Path, run: Run) -> None:
+    """SIGKILL in the middle of a cell: what was done is on the disk, and no row differs in the end."""
+    (tmp_path / "long.toml").write_text(LONG)
+    file = tmp_path / "s.jsonl"
+    program = (
+        "import sys; from smc_bridge.cli import main; from analysis.commands.study import command; "
+        "sys.exit(main(sys.argv[1:], commands=[command]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, "study", "long.toml", "--out", "s.jsonl"], cwd=tmp_path, env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + PATIENCE
+        while not file.exists() or file.read_bytes().count(b"\n") < 4:
+            assert child.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < until, "it does nothing"
+            time.sleep(0.005)
+    finally:
+        child.kill()
+        child.wait()
+    done = file.read_bytes().count(b"\n") - 1
+    assert 3 <= done < ROWS
+    with file.open("ab") as half:
+        half.write(b'{"method": "smc", "interm')
+    code, _, err = run("study", "long.toml", "--out", "s.jsonl")
+    assert code == 0
+    assert err.startswith(f"{done + 1}/{ROWS} "), "finished rows are not run again"
+    whole = study(Config.from_toml(tmp_path / "long.toml"))
+    pd.testing.assert_frame_equal(load_study(file).drop(columns="seconds"), whole.drop(columns="seconds"))
+
+
+def test_ctrl_c_says_what_is_saved(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from analysis.journal import Journal
+
+    append, calls = Journal.append, []
+
+    def interrupted(self: Journal, record: dict[str, object]) -> None:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        append(self, record)
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    code, out, err = run("study", "small.toml", "--out", "s.jsonl")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == (
+        "smc-bridge: interrupted: 4 of 12 rows are saved in s.jsonl; the same command goes on from there"
+    )
+    code, _, err = run("study", "small.toml", "--out", "s.jsonl")
+    assert code == 0
+    assert err.startswith("5/12 ")
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "no config": (["study"], "CONFIG.toml is missing"),
+    "missing config": (["study", "none.toml"], "config = none.toml: cannot be read (No such file or directory)"),
+    "not TOML": (["study", "notes.txt"], "config = notes.txt: is not TOML"),
+    "unknown entry": (["study", "odd.toml"], "config = odd.toml: beams is not part of a study: choose from methods"),
+    "bad value": (["study", "bad.toml"], "config = bad.toml: particles = 0: give whole numbers of at least 1"),
+    "foreign file": (["study", "small.toml", "--out", "notes.txt"], "--out = notes.txt: is not a saved study"),
+    "foreign file, fresh": (
+        ["study", "small.toml", "--out", "notes.txt", "--fresh"], "--out = notes.txt: is not a saved study"
+    ),
+    "other study": (["study", "other.toml", "--out", "s.jsonl"], "--out = s.jsonl: holds a study with seeds = 0,1"),
+    "folder": (["study", "small.toml", "--out", "."], "--out = .: is a folder"),
+    "no workers": (["study", "small.toml", "--workers", "0"], "--workers = 0"),
+    "nothing to plot": (["plot"], "FILE is missing"),
+    "missing file": (["plot", "none.json"], "FILE = none.json: cannot be read"),
+    "no plot": (["plot", "notes.txt"], "FILE = notes.txt: is no saved study, comparison or result"),
+    "other JSON": (["plot", "other.json"], "FILE = other.json: is no saved study, comparison or result"),
+    "damaged study": (["plot", "damaged.jsonl"], "FILE = damaged.jsonl: is not a saved study"),
+    "unknown column": (["plot", "s.jsonl", "--y", "joy"], "--y = 'joy': choose from particles"),
+    "no numbers": (["plot", "s.jsonl", "--y", "accuracy"], "--x = 'particles' with y = 'accuracy': no row has both"),
+    "unknown picture": (["plot", "s.jsonl", "--out", "a.xyz"], "--out = a.xyz: is of no known kind"),
+    "bad prices": (["plot", "s.jsonl", "--cost", "1"], "--cost = 1: give two numbers"),
+    "onto itself": (["plot", "s.jsonl", "--out", "s.jsonl"], "--out = s.jsonl: is FILE itself"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, saved: str, case: str) -> None:
+    (tmp_path / "notes.txt").write_text("buy milk\n")
+    (tmp_path / "odd.toml").write_text("beams = 3\n")
+    (tmp_path / "bad.toml").write_text("particles = 0\n")
+    (tmp_path / "other.toml").write_text(CONFIG.replace("seeds = [0, 1]", "seeds = 5"))
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    (tmp_path / "s.jsonl").write_text(saved)
+    (tmp_path / "damaged.jsonl").write_text(saved.replace('"ess"', '"mess"'))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    argv, words = BAD[case]
+    code, out, err = run(*argv)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"smc-bridge: error: {words}"), err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def drawn(run: Run, *argv: str) -> bytes:
+    code, out, err = run("plot", *argv)
+    assert (code, err) == (0, ""), err
+    return Path(out.removeprefix("drawn as ").strip()).read_bytes()
+
+
+def test_study_is_drawn(run: Run, tmp_path: Path, saved: str) -> None:
+    text = saved
+    (tmp_path / "s.jsonl").write_text(text)
+    pictures = {drawn(run, "s.jsonl", *argv) for argv in (
+        [], ["--y", "ess"], ["--x", "cost"], ["--x", "cost", "--cost", "9,1"], ["--x", "cost", "--unit", "rows"],
+    )}
+    assert len(pictures) == 5, "every option changes the picture"
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert b"<svg" in drawn(run, "s.jsonl", "--out", "s.svg")
+    (tmp_path / "s.jsonl").write_text(text[: len(text) // 2])
+    drawn(run, "s.jsonl")
+    assert (tmp_path / "s.jsonl").read_text() == text[: len(text) // 2], "an unfinished study is left as it is"
+
+
+def test_comparison_is_drawn(run: Run) -> None:
+    settings = Settings("toy", 4, ("ar", "smc-2", "released"), temperature=1.0)
+    compare(settings, path=Path("c.json"), pair=toy_pair(), task=ToyTask())
+    assert drawn(run, "c.json").startswith(b"\x89PNG")
+    assert drawn(run, "c.json", "--x", "nats_per_token", "--y", "tokens_per_dlm_forward").startswith(b"\x89PNG")
+    code, _, err = run("plot", "c.json", "--x", "joy")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--x = joy: choose from" in err
+
+
+@pytest.mark.parametrize("picture", ["steps", "genealogy", "lanes", "acceptance", "ess"])
+def test_result_is_drawn(run: Run, picture: str) -> None:
+    sampler = smc(toy_pair(), 3, lanes=2, window=2, lookahead=4)
+    sampler.run([[1]], max_new_tokens=4, keep_drafts=True)[0].save("r.json")
+    assert drawn(run, "r.json", "--y", picture).startswith(b"\x89PNG")
+    code, _, err = run("plot", "r.json", "--y", "joy")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_the_documented_study_is_one() -> None:
+    config = Config.from_toml(ROOT / "docs" / "study.toml")
+    assert len(config.axes.settings()) == 19
+
+
+def test_entry_points_name_the_commands() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    entries = project["project"]["entry-points"]["smc_bridge.commands"]
+    for command in (study_command, plot_command):
+        found = metadata.EntryPoint(command.name, entries[command.name], "smc_bridge.commands").load()
+        assert found is command
+
+
+def test_saved_rows_are_plain_json_lines(run: Run, tmp_path: Path) -> None:
+    run("study", "small.toml", "--out", "s.jsonl")
+    header, *records = map(json.loads, (tmp_path / "s.jsonl").read_text().splitlines())
+    assert (header["kind"], header["methods"]) == ("smc-bridge study", ["smc", "plain-is"])
+    assert all(len(record["log_evidences"]) == record["runs"] == 8 for record in records)

@@ -1,0 +1,87 @@
+"""Export to xarray: what goes into the tree comes out of it, with named dimensions."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from analysis.export import to_datatree
+from smc_bridge.presets import smc
+from smc_bridge.result import Result
+from tests.analysis.helpers import make_result, two_step_trace
+from tests.toys import toy_pair
+
+xr = pytest.importorskip("xarray")
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Result]:
+    sampler = smc(toy_pair(), 3, lanes=2, w=0.7, window=1, lookahead=4)
+    return sampler.run([[1], [2], [1, 2], [2, 2]], seed=[0, 1, 2, 3], max_new_tokens=4)
+
+
+def test_weights_make_the_round_trip(runs: list[Result]) -> None:
+    tree = to_datatree(runs)
+    weights = tree["weights"]
+    assert weights["log_weights"].dims == ("prompt", "particle")
+    for i, run in enumerate(runs):
+        own = weights.to_dataset().sel(prompt=i)
+        assert own["log_weights"].values.tolist() == run.log_weights
+        assert own["weights"].values.tolist() == run.weights.tolist()
+        assert float(own["log_evidence"]) == run.log_evidence
+        assert float(own["ess"]) == run.ess
+        tokens, lengths = (tree[f"particles/{name}"].values[i] for name in ("tokens", "length"))
+        sequences = [padded[:length].tolist() for padded, length in zip(tokens, lengths, strict=True)]
+        again = Result(run.prompt, sequences, own["log_weights"].values.tolist())
+        assert again.sequences == run.sequences
+        assert again.log_evidence == run.log_evidence
+        assert tree["particles/text"].values[i].tolist() == run.texts
+
+
+def test_trace_is_the_runs_own_and_padded(runs: list[Result]) -> None:
+    trace = to_datatree(runs)["trace"]
+    assert len({len(run.trace) for run in runs}) > 1, "otherwise nothing is padded"
+    assert trace["ancestors"].dims == ("prompt", "step", "particle")
+    assert trace["log_increments"].dims == ("prompt", "step", "particle", "lane")
+    for i, run in enumerate(runs):
+        own, count = trace.to_dataset().sel(prompt=i), len(run.trace)
+        assert int(own["steps"]) == count
+        for t, record in enumerate(run.trace):
+            here = own.sel(step=t)
+            assert float(here["ess"]) == record.ess
+            assert float(here["log_evidence"]) == record.log_evidence
+            assert bool(here["resampled"]) == record.resampled
+            for name in ("ancestors", "lanes", "length", "accepted", "log_weights", "log_increments"):
+                assert here[name].values.tolist() == getattr(record, name), name
+        after = own.sel(step=slice(count, None))
+        assert np.isnan(after["ess"].values).all()
+        assert (after["ancestors"].values == -1).all()
+        assert float(own["log_evidence"][count - 1]) == pytest.approx(run.log_evidence, abs=1e-12)
+
+
+def test_settings_say_how_it_was_made(runs: list[Result]) -> None:
+    attributes = to_datatree(runs[0]).attrs
+    assert (attributes["method"], attributes["proper"]) == ("smc(3)", 1)
+    assert json.loads(attributes["settings"])[0]["particles"] == 3
+
+
+def test_dead_runs_and_runs_without_a_trace_are_kept() -> None:
+    tree = to_datatree([make_result([-math.inf, -math.inf]), make_result([0.0, -1.0])])
+    assert "trace" not in tree.children
+    assert tree["weights/ess"].values[0] == 0
+    assert np.isnan(tree["weights/weights"].values[0]).all()
+    assert tree["weights/log_weights"].values[0].tolist() == [-math.inf, -math.inf]
+    assert "text" not in tree["particles"]
+
+
+def test_runs_of_different_samplers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"results\[1\] has 3 particles and results\[0\] has 2"):
+        to_datatree([make_result([0.0, 0.0]), make_result([0.0, 0.0, 0.0])])
+    single = smc(toy_pair(), 3, window=2, lookahead=4).run([[1]], max_new_tokens=4)
+    with pytest.raises(ValueError, match=r"results have \[1, 2\] lanes"):
+        to_datatree([*single, make_result([0.0] * 3, trace=two_step_trace())])
+    with pytest.raises(ValueError, match="results is empty"):
+        to_datatree([])
