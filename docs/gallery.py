@@ -11,7 +11,7 @@ Every picture takes less than a minute on one core, is seeded throughout, and co
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def particles(*, runs: int = 600, counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32,
     return ax.figure
 
 
-def frontier(*, prompts: int = 8, weights: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9), limit: int = 64) -> Any:
+def frontier(*, prompts: int = 10, weights: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9), limit: int = 64) -> Any:
     """One particle: what w buys in length, and what it costs in divergence from exact AR sampling."""
     pair = load_pair("arithmetic")
     ids = [pair.encode(problem.prompt).tolist() for problem in held_out()[:prompts]] * 2
@@ -135,13 +135,13 @@ def save(path: Path, figure: Any) -> None:
         figure.savefig(path, metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else None, dpi=130)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line (module docstring)."""
     parser = argparse.ArgumentParser(description="Draw the pictures of the gallery.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(PICTURES)}; by default all")
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help="where they go")
     parser.add_argument("--png", action="store_true", help="also write a bitmap, to look at")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for name in options.names or PICTURES:
         if name not in PICTURES:
             parser.error(f"{name}: choose from {', '.join(PICTURES)}")

@@ -15,8 +15,8 @@ from analysis.plots.style import Look, legend, looks, new_axes
 PER = 1000
 #: Most powers of ten that the logarithmic part spans.
 DECADES = 5
-#: Where a point's w is written, in points from it, line by line.
-NOTES = ((-4, 6), (6, -4), (-4, -12), (-18, -3))
+#: Where a point's w is written, in points from it, and to which side, line by line.
+NOTES = ((-4, 5, "right"), (7, -3, "left"), (5, -11, "left"), (-6, -11, "right"))
 
 
 def plot_frontier(
@@ -62,10 +62,10 @@ def _scale(ax: Any, bounds: npt.NDArray[np.float64]) -> None:
     ax.xaxis.set_major_locator(FixedLocator([0.0, *(10.0**power for power in range(first, max(last, first) + 1))]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    ax.set_xlim(-linear if below.size else -0.15 * linear, 3 * max(float(bounds.max()), linear))
+    ax.set_xlim(min(2 * float(bounds.min()), -0.15 * linear), 3 * max(float(bounds.max()), linear))
 
 
-def _line(ax: Any, name: str, curve: Curve, look: Look, offset: tuple[int, int]) -> None:
+def _line(ax: Any, name: str, curve: Curve, look: Look, note: tuple[int, int, str]) -> None:
     bounds = PER * curve.x
     bars = np.isfinite(curve.low) & np.isfinite(curve.high)
     if bars.any():
@@ -80,6 +80,6 @@ def _line(ax: Any, name: str, curve: Curve, look: Look, offset: tuple[int, int])
     last = curve.at.size - 1
     for i, (place, height, value) in enumerate(zip(bounds, curve.y, curve.at, strict=True)):
         if np.isfinite(value):  # an intermediate without w has none
-            note = f"w = {value:g}" if i == last else f"{value:g}"
-            where: dict[str, Any] = {"xytext": offset, "textcoords": "offset points"}
-            ax.annotate(note, (place, height), fontsize=7.5, color=look.color, **where)
+            text = f"w = {value:g}" if i == last else f"{value:g}"
+            where: dict[str, Any] = {"xytext": note[:2], "textcoords": "offset points", "ha": note[2]}
+            ax.annotate(text, (place, height), fontsize=7.5, color=look.color, **where)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -64,7 +62,7 @@ def test_the_same_bytes_every_time(tmp_path: Path, gallery: ModuleType) -> None:
     assert written[0] == written[1]
 
 
-def test_unknown_picture_is_refused_with_the_names() -> None:
-    done = subprocess.run([sys.executable, str(DOCS / "gallery.py"), "sunset"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "sunset: choose from particles, frontier, weights, trace" in done.stderr
+def test_unknown_picture_is_refused_with_the_names(gallery: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gallery.main(["sunset"])
+    assert "sunset: choose from particles, frontier, weights, trace" in capsys.readouterr().err
