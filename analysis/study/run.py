@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def study(
     config: Config | Mapping[str, Any] | str | Path | None = None, *, path: str | Path | None = None,
-    fresh: bool = False, workers: int = 1, pair: Pair | None = None, task: Task | None = None,
+    fresh: bool = False, workers: int = 1, pair: Pair | None = None, problems: Task | None = None,
     custom: Mapping[str, MakeIntermediate] | None = None, report: Report | None = None, show: bool = False,
     **arguments: Any,
 ) -> pd.DataFrame:
@@ -44,7 +44,7 @@ def study(
         path: file of the results; what it holds already is not run again. None keeps nothing.
         fresh: start anew, whatever study the file holds.
         workers: processes (`analysis.workers`).
-        pair, task: models and problems instead of those that `[task]` names.
+        pair, problems: models and a task of your own instead of those that `[task]` names.
         custom: intermediates of your own, name -> function of w, which `intermediates` may then list.
         report: told of every cell that was run, in the order in which cells finish.
         show: progress on standard error.
@@ -61,17 +61,17 @@ def study(
     own = dict(custom or {})
     chosen.axes.check_intermediates(own)
     plan = cells(chosen)
-    problems = load_problems(chosen.source, pair=pair, task=task)
-    check_samplers(chosen, problems, own)
-    store = Rows(None if path is None else Path(path), chosen, problems, plan, fresh=fresh)
+    loaded = load_problems(chosen.source, pair=pair, task=problems)
+    check_samplers(chosen, loaded, own)
+    store = Rows(None if path is None else Path(path), chosen, loaded, plan, fresh=fresh)
     waiting = [work for work in plan if cell_key(work.key()) not in store.records]
     if workers == 1:
-        load: Callable[[], Problems] = partial(_given, problems)
+        load: Callable[[], Problems] = partial(_given, loaded)
     else:
-        known = find_task(chosen.source, task) if isinstance(chosen.source, Prompts) else None
+        known = find_task(chosen.source, problems) if isinstance(chosen.source, Prompts) else None
         entry = None if known is None else PAIRS.get(known.pair)
         load = partial(load_elsewhere, chosen.source, pair, known, entry)
-    del problems  # the workers have their own
+    del loaded  # the workers have their own
     with closing(map_cells(partial(Runner, chosen, load, own), waiting, workers=workers)) as found:
         if show and waiting:
             with progress(len(plan)) as tell:

@@ -107,7 +107,7 @@ def load_problems(source: Tabular | Prompts, *, pair: Pair | None = None, task: 
     """
     if isinstance(source, Tabular):
         if pair is not None or task is not None:
-            raise ValueError("pair and task are for the problems of a task: give [task], or leave them out")
+            raise ValueError("pair and problems are for the prompts of a task: give task, or leave them out")
         return Problems()
     known = find_task(source, task)
     items = known.problems(source.n)

@@ -190,7 +190,7 @@ def test_corrupt_file_is_refused_and_left_alone(tmp_path: Path, damage: str) -> 
 
 def test_task_gives_a_row_for_every_block_of_prompts() -> None:
     config = Config(Axes(methods=("smc", "dlm-2", "ar"), windows=(3,), seeds=(0, 1)), Prompts("toy", n=5, batch=2))
-    frame = study(config, pair=toy_pair(), task=ToyTask())
+    frame = study(config, pair=toy_pair(), problems=ToyTask())
     assert len(frame) == 3 * 3 * 2
     assert frame.runs.tolist() == [2, 2, 2, 2, 1, 1] * 3
     assert frame.accuracy.between(0, 1).all()
@@ -228,6 +228,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tabular": {"alphabets": 40}}, "more than 65536"),
     ({"tabular": {"size": 4}}, r"size is not part of \[tabular\]"),
     ({"task": {"name": "poetry"}}, "task = 'poetry'"),
+    ({"task": 5}, "task = 5: give a table"),
     ({"task": {"n": 100000}}, "n = 100000"),
     ({"beams": 3}, "beams is not part of a study"),
     ({"cost": {"dlm": -1}}, "dlm = -1"),
@@ -240,6 +241,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_bad_arguments_are_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         study(arguments)
+
+
+def test_models_of_ones_own_need_prompts() -> None:
+    with pytest.raises(ValueError, match="pair and problems are for the prompts of a task"):
+        study(SMALL, pair=toy_pair())
+    with pytest.raises(ValueError, match="particles with a config"):
+        study(SMALL, particles=[3])
 
 
 def test_pooled_bounds_are_those_of_all_evidence(whole: pd.DataFrame) -> None:
