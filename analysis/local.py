@@ -7,9 +7,12 @@ At a position with laws q (proposal), pi (intermediate) and p (target):
     1 - TV(pi, q)                 probability that token-level rejection accepts there
     chi2(p || pi) = E_pi[(p/pi)^2] - 1        relative variance that one token adds to the weight
 
-If chi2 did not depend on the path, weights of consecutive tokens would multiply, `1 + Var(w) = prod_i (1 + chi2_i)`;
-for nearly log-normal weights the variance of the log weight then grows by `log(1 + chi2_i)` a token. That is the
-*predicted* growth, to be held against the observed one (`analysis.variance`).
+    Var_pi(log p - log pi)        variance that one token adds to the log weight
+
+If these did not depend on the path, `1 + Var(w) = prod_i (1 + chi2_i)` and `Var(log w) = sum_i Var_pi(log p - log pi)`.
+That is the *predicted* growth, to be held against the observed one (`analysis.variance`). For nearly log-normal weights
+both agree, `log(1 + Var(w)) = Var(log w)`; where a token that pi likes is all but impossible under p, the second is far
+larger: a few almost dead particles inflate the variance of the log weight and hardly matter for that of the weight.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class LocalDivergences:
         kl_pi_q, kl_p_pi: nats.
         acceptance: `1 - TV(pi, q)`.
         chi2: `chi2(p || pi)`; inf where p has mass and pi has none.
+        log_variance: `Var_pi(log p - log pi)` at the position, nats squared; inf where pi has mass and p has none.
         log_ratio: `log p - log pi` at the token, nats; sums to the log weight.
     """
 
@@ -51,12 +55,21 @@ class LocalDivergences:
     kl_p_pi: Array
     acceptance: Array
     chi2: Array
+    log_variance: Array
     log_ratio: Array
 
     @property
     def predicted_log_variance(self) -> Array:
-        """Predicted variance of the log weight after each token, `sum log(1 + chi2)`, nats squared, `[T]`."""
+        """Predicted `log(1 + Var(w))` after each token, w scaled to mean one: `sum log(1 + chi2)`, `[T]`.
+
+        Observed, it is `log(N / ESS)` of N particles that never interacted.
+        """
         return np.asarray(np.cumsum(np.log1p(self.chi2)))
+
+    @property
+    def predicted_variance_of_log_weight(self) -> Array:
+        """Predicted `Var(log w)` after each token, `sum Var_pi(log p - log pi)`, nats squared, `[T]`."""
+        return np.asarray(np.cumsum(self.log_variance))
 
 
 @dataclass(frozen=True)
@@ -125,14 +138,14 @@ def local_divergences(
         raise ValueError("result's trace does not make up its sequence: give the result of this very sampler's run")
     limit = max(map(len, result.sequences)) if max_new_tokens is None else max_new_tokens
     pieces = [_block(sampler, [*result.prompt, *tokens], len(result.prompt), b, limit) for b in blocks]
-    columns = [np.concatenate([piece[i] for piece in pieces]) for i in range(5)] if pieces else [np.zeros(0)] * 5
+    columns = [np.concatenate([piece[i] for piece in pieces]) for i in range(6)] if pieces else [np.zeros(0)] * 6
     numbers = np.concatenate([np.full(b.length, i) for i, b in enumerate(blocks)]) if blocks else np.zeros(0)
     offsets = np.concatenate([b.start - b.forward + np.arange(b.length) for b in blocks]) if blocks else np.zeros(0)
     return LocalDivergences(numbers.astype(np.int64), offsets.astype(np.int64), *columns)
 
 
 def _block(sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, limit: int) -> tuple[Array, ...]:
-    """The five columns of one block, `[L]` each."""
+    """The six columns of one block, `[L]` each."""
     device = sampler.target.model.device
     row = torch.zeros(1, dtype=torch.long, device=device)
     seen = prompt + block.forward
@@ -152,7 +165,7 @@ def _block(sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, li
     log_pi = checked_log_prob(sampler.intermediate, log_q, log_p)
     q, pi, p = (law[0, block.lane] for law in (log_q, log_pi, log_p))
     ratio = (p - pi).gather(-1, draft[0, :, None])[:, 0]
-    columns = (kl(pi, q), kl(p, pi), torch.minimum(pi, q).exp().sum(-1), chi2(p, pi), ratio)
+    columns = (kl(pi, q), kl(p, pi), torch.minimum(pi, q).exp().sum(-1), chi2(p, pi), log_variance(p, pi), ratio)
     return tuple(column.cpu().numpy() for column in columns)
 
 
@@ -165,3 +178,13 @@ def chi2(log_p: Tensor, log_pi: Tensor) -> Tensor:
     """`chi2(p || pi) = sum p^2 / pi - 1`, `[..., A]` -> `[...]`; inf where p has mass and pi has none."""
     terms = torch.where(log_p == -math.inf, -math.inf, 2 * log_p - log_pi)
     return torch.expm1(terms.logsumexp(-1)).clamp_min(0.0)
+
+
+def log_variance(log_p: Tensor, log_pi: Tensor) -> Tensor:
+    """`Var_pi(log p - log pi)`, nats squared, `[..., A]` -> `[...]`; inf where pi has mass and p has none."""
+    pi = log_pi.exp()
+    ratio = torch.where(log_pi == -math.inf, 0.0, log_p - log_pi)
+    lost = ((log_p == -math.inf) & (log_pi > -math.inf)).any(-1)
+    finite = torch.where(ratio == -math.inf, 0.0, ratio)
+    mean = (pi * finite).sum(-1, keepdim=True)
+    return torch.where(lost, math.inf, (pi * (finite - mean).square()).sum(-1))

@@ -97,7 +97,7 @@ def plot_log_weight_variance(
         raise ValueError(f"predicted has no names, results have {len(groups)}: give a mapping with the same names")
     if strange := [name for name in forecasts if name not in groups]:
         raise ValueError(f"predicted has {strange[0]!r}, which results has not: it has {', '.join(groups)}")
-    curves = {name: _predicted_mean(given) for name, given in forecasts.items()}
+    curves = {name: _predicted_mean(given, measure) for name, given in forecasts.items()}
     ax = new_axes(ax)
     for look, (name, runs) in zip(looks(len(groups)), groups.items(), strict=True):
         prefix = f"{name}, " if len(groups) > 1 or isinstance(results, Mapping) else ""
@@ -172,14 +172,15 @@ def _draw(ax: Any, name: str, look: Look, lines: Sequence[tuple[Array, Array, fl
     ax.plot(tokens, mean, color=look.color, linestyle=look.linestyle, linewidth=1.8, label=name)
 
 
-def _predicted_mean(given: Predicted) -> Array:
+def _predicted_mean(given: Predicted, measure: Measure) -> Array:
     """Mean predicted variance from 0 tokens on; NaN from where it is infinite."""
-    if isinstance(given, LocalDivergences):
-        lines = [given.predicted_log_variance]
-    elif isinstance(given, np.ndarray):
+    if isinstance(given, np.ndarray):
         lines = [np.asarray(given, dtype=np.float64)]
     else:
-        lines = [one.predicted_log_variance for one in given]
+        group = [given] if isinstance(given, LocalDivergences) else given
+        lines = [
+            one.predicted_log_variance if measure == "weight" else one.predicted_variance_of_log_weight for one in group
+        ]
     lines = [line for line in lines if line.size]
     if not lines or any(line.ndim != 1 for line in lines):
         raise ValueError("predicted has no tokens: give local divergences of at least one sequence, or an array [T]")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.local import blocks_of, chi2, kl, local_divergences
+from analysis.local import blocks_of, chi2, kl, local_divergences, log_variance
 from analysis.variance import weight_variance
 from models.tabular import TabularAR, TabularDLM
 from smc_bridge import presets
@@ -57,9 +57,14 @@ def test_divergences_are_those_of_plain_numpy() -> None:
     log_a, log_b = torch.from_numpy(np.log(a)), torch.from_numpy(np.log(b))
     assert kl(log_a, log_b).numpy() == pytest.approx((a * np.log(a / b)).sum(-1), abs=1e-12)
     assert chi2(log_a, log_b).numpy() == pytest.approx((a**2 / b).sum(-1) - 1, rel=1e-12)
+    ratio = np.log(a / b)
+    expected = (b * ratio**2).sum(-1) - (b * ratio).sum(-1) ** 2
+    assert log_variance(log_a, log_b).numpy() == pytest.approx(expected, rel=1e-10)
     holes = torch.tensor([[0.0, -math.inf], [-math.inf, 0.0]])
     assert kl(holes, holes.flip(0)).tolist() == [math.inf, math.inf]
     assert chi2(holes, holes).tolist() == [0.0, 0.0]
+    assert log_variance(holes, holes.flip(0)).tolist() == [math.inf, math.inf]
+    assert log_variance(holes, holes).tolist() == [0.0, 0.0]
 
 
 def test_predicted_growth_is_exact_where_the_conditionals_do_not_depend_on_the_path() -> None:
@@ -80,6 +85,10 @@ def test_predicted_growth_is_exact_where_the_conditionals_do_not_depend_on_the_p
     error = 5 * squares.std() / math.sqrt(count)
     assert abs(observed - predicted) < error, f"predicted {predicted:.4f}, observed {observed:.4f} ± {error:.4f}"
     assert predicted > 0.02
+    whole = local_divergences(sampler, result, max_new_tokens=4).predicted_variance_of_log_weight[-1]
+    logs = np.asarray(result.log_weights)
+    spread = 5 * np.square(logs - logs.mean()).std() / math.sqrt(count)
+    assert abs(logs.var() - whole) < spread, f"predicted {whole:.4f}, observed {logs.var():.4f} ± {spread:.4f}"
 
 
 def test_a_particle_that_does_not_exist_is_refused() -> None:

@@ -232,11 +232,14 @@ def test_predicted_variance_is_the_mean_over_sequences_from_zero() -> None:
     def local(*chi2: float) -> LocalDivergences:
         size = len(chi2)
         zeros, places = np.zeros(size), np.arange(size)
-        return LocalDivergences(places, places, zeros, zeros, zeros, np.array(chi2), zeros)
+        return LocalDivergences(places, places, zeros, zeros, zeros, np.array(chi2), 2 * np.array(chi2), zeros)
 
-    ax = plot_log_weight_variance(one_token_steps([1, 1], [[0.0, 2.0]] * 2), [local(math.e - 1, 0.0), local(0.0)])
+    runs, given = one_token_steps([1, 1], [[0.0, 2.0]] * 2), [local(math.e - 1, 0.0), local(0.0)]
+    ax = plot_log_weight_variance(runs, given, measure="weight")
     assert line(ax, "predicted").get_xdata() == pytest.approx([0, 1, 2])
     assert line(ax, "predicted").get_ydata() == pytest.approx([0, 0.5, 0.5])
+    ax = plot_log_weight_variance(runs, given)
+    assert line(ax, "predicted").get_ydata() == pytest.approx([0, math.e - 1, math.e - 1])
     named = plot_log_weight_variance(
         {"a": one_token_steps([1], [[0.0, 1.0]]), "b": one_token_steps([1], [[0.0, 1.0]])}, {"b": np.array([0.1, INF])}
     )
