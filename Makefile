@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a worker: two test workers on two cores, and small models gain nothing from more.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint train clean
+.PHONY: demo test notebooks lint train clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +23,10 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --durations 8
+
+# Every notebook in full size, outputs and all; `make test` runs them in a reduced one.
+notebooks: $(VENV)/.dev
+	$(BIN)/python notebooks/execute.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""Every notebook runs from top to bottom, its own assertions included; the committed one is made from its script."""
+"""Every notebook runs from top to bottom, its own assertions included; the committed one is made from its script.
+
+Here they run in a reduced size; `make notebooks` runs them in full.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,17 @@ SCRIPTS = sorted(NOTEBOOKS.glob("[0-9]*.py"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_script_runs(script: Path) -> None:
-    for needed in ("IPython", "matplotlib"):
+def test_script_runs(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for needed in ("IPython", "matplotlib", "arviz_stats"):
         pytest.importorskip(needed)
     import matplotlib
 
     matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setenv("SMC_BRIDGE_NOTEBOOK_SIZE", "reduced")
     runpy.run_path(str(script))
+    plt.close("all")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
