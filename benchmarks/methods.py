@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,10 +28,15 @@ Decode = Callable[[Sequence[Sequence[int]], int], list[Result]]
 
 METHODS = (
     "generate", "ar", "dlm-1", "dlm-2", "dlm-8", "speculative", "released", "paper", "smc-1", "smc-4", "smc-8",
-    "tree-32", "tree-128",
+    "tree-32", "tree-128", "paper+prefix", "smc-4+prefix", "tree-32+prefix",
 )
-KNOWN = "generate, ar, dlm-<tokens per forward>, speculative, released, paper, smc-<particles>, tree-<nodes>"
-_FORM = re.compile(r"generate|ar|speculative|released|paper|(?:dlm|smc|tree)-[1-9]\d*")
+KNOWN = (
+    "generate, ar, dlm-<tokens per forward>, speculative, released, paper, smc-<particles>, tree-<nodes>; the last "
+    "five also as <name>+prefix (prefix cache of the diffusion model)"
+)
+_FORM = re.compile(
+    r"generate|ar|dlm-[1-9]\d*|(?:speculative|released|paper|(?:smc|tree)-[1-9]\d*)(?:\+prefix)?"
+)
 
 
 def known(name: str) -> str:
@@ -45,6 +51,12 @@ def decoder(
 ) -> Decode:
     """The decoder of that name, with the limits that suit the task; all draw at the same target temperature."""
     limit = max_new_tokens or task.max_new_tokens
+    if name.endswith("+prefix"):
+        dlm: Any = pair.dlm
+        program = sampler(
+            name.removesuffix("+prefix"), replace(pair, dlm=dlm.with_cache("prefix")), task, temperature=temperature
+        )
+        return lambda prompts, batch: program.run(prompts, seed=seed, max_new_tokens=limit, batch=batch)
     if name == "generate":
         return lambda prompts, batch: [
             result for start in range(0, len(prompts), batch) for result in generate(
@@ -58,9 +70,9 @@ def decoder(
         )
     kind, _, number = name.partition("-")
     if kind == "dlm":
-        proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=task.window)
+        proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=task.lookahead)
         return lambda prompts, batch: diffusion(
-            proposal, prompts, tokens_per_forward=int(number), window=task.window, seed=seed, max_new_tokens=limit,
+            proposal, prompts, tokens_per_forward=int(number), window=task.lookahead, seed=seed, max_new_tokens=limit,
             batch=batch, detokenize=pair.decode, name=name,
         )
     program = sampler(name, pair, task, temperature=temperature)

@@ -29,6 +29,9 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.presets import smc
 from smc_bridge.tasks import TASKS, Task
 
+#: V and M of every kernel, tokens.
+WINDOW, LOOKAHEAD = 32, 64
+
 #: (tree nodes, lanes of the drafts, wanted ratio of tokens at target temperature 1): of comparable cost.
 WANTED = ((32, 1, 1.35), (128, 4, 1.4))
 
@@ -83,7 +86,7 @@ def measure_cell(
     """Decode every block and count."""
     kernel, lanes = shape.make()
     sampler = smc(
-        pair, 1, lanes=lanes, w=w, kernel=kernel, temperature=temperature, window=task.window, lookahead=task.lookahead,
+        pair, 1, lanes=lanes, w=w, kernel=kernel, temperature=temperature, window=WINDOW, lookahead=LOOKAHEAD,
     )
     tokens, nodes = [], []
     for block in blocks:

@@ -95,9 +95,9 @@ def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weig
         count = None if match[1] is None else int(match[1])
         order: Order = next((o for o in get_args(Order) if o == match[2]), "left_to_right")
         # Its own decoder opens one window at a time, and drafts that far; all at once drafts the whole continuation.
-        proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=limit if count is None else task.window)
+        proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=limit if count is None else task.lookahead)
         return Method(name, False, lambda prompts: diffusion(
-            proposal, prompts, tokens_per_forward=count, order=order, window=task.window, seed=seed,
+            proposal, prompts, tokens_per_forward=count, order=order, window=task.lookahead, seed=seed,
             max_new_tokens=limit, detokenize=pair.decode, name=name,
         ))
     sampler = make_sampler(name, pair, task, temperature=temperature, weight=weight)
