@@ -23,7 +23,6 @@ from benchmarks.harness import Spread, progress, ratios, timed
 from benchmarks.methods import KNOWN, decoder, known
 from benchmarks.replay import Tape, observe
 from benchmarks.report import Report, Sheet, execute, several
-from models.huggingface import HuggingFaceMaskedLM
 from models.pairs import Pair, load_pair
 from smc_bridge.commands.base import one_of, positive, whole
 from smc_bridge.tasks import TASKS
@@ -34,11 +33,7 @@ CACHES = ("none", "prefix", "window")
 def with_cache(pair: Pair, cache: Any, *, window: int) -> Pair:
     """The pair with another cache in its DLM session; `window` is what "window" shows of a prefix, tokens."""
     dlm: Any = pair.dlm
-    return replace(pair, dlm=HuggingFaceMaskedLM(
-        dlm.model, mask_id=dlm.mask_id, shift=dlm.shift, eos_id=dlm.eos_id, banned_ids=dlm.banned_ids,
-        vocab_size=dlm.vocab_size, causal_backbone=dlm.causal_backbone, cache=cache,
-        window=window if cache == "window" else None,
-    ))
+    return replace(pair, dlm=dlm.with_cache(cache, window=window if cache == "window" else None))
 
 
 @dataclass(frozen=True)
@@ -100,6 +95,8 @@ def measure(options: argparse.Namespace) -> Report:
     methods = options.methods
     if not set(methods).isdisjoint(("ar", "generate")):
         raise ValueError("--methods = ar or generate: they use no diffusion model; choose others")
+    if any("+" in method for method in methods):
+        raise ValueError("--methods with +prefix: leave it out, every method is run with every cache")
     kinds = tuple(dict.fromkeys(("none", *options.caches)))
     task = TASKS["arithmetic"]
     pair = load_pair(task.pair)

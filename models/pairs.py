@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -152,6 +152,7 @@ def load_pair(
     dlm_tokenizer: str | os.PathLike[str] | None = None,
     reduce: bool = False,
     format_prompt: PromptFormat | None = None,
+    dlm_cache: Literal["none", "prefix"] = "none",
 ) -> Pair:
     """Load a pair that ships with the package by its name, or two checkpoints that share a vocabulary.
 
@@ -171,10 +172,14 @@ def load_pair(
         reduce: restrict both laws to the ids that the tokenizers share rather than refuse a pair that differs.
         format_prompt: form of a prompt. Default: the chat template of the autoregressive model's tokenizer if it has
             one, else the text.
+        dlm_cache: "prefix" keeps the diffusion model's keys and values of committed tokens: cheaper drafts that are a
+            little worse, and no other law of what is sampled (`HuggingFaceMaskedLM`).
     Raises:
         ValueError: a name or value that is not known, tokenizers that differ, code that is not trusted, or a checkpoint
             that cannot be loaded. FileNotFoundError: a checkpoint or a part of it is missing.
     """
+    if dlm_cache not in ("none", "prefix"):
+        raise ValueError(f"dlm_cache = {dlm_cache!r}: give 'none' or 'prefix'")
     placement = Placement(as_dtype(dtype), as_device(device), device_map, tp_plan)
     if ar is None:
         if dlm not in PAIRS:
@@ -189,11 +194,23 @@ def load_pair(
             if value is not None:
                 raise ValueError(f"{name} = {value} is for two models of your own: leave it out with the pair {dlm!r}")
         if not placement.spread:
-            return PAIRS[os.fspath(dlm)](placement.device, placement.dtype or torch.float32)
+            return _with_cache(PAIRS[os.fspath(dlm)](placement.device, placement.dtype or torch.float32), dlm_cache)
         ar = dlm
     from models.own import load_two
 
-    return load_two(
+    pair = load_two(
         dlm, ar, placement, trust_remote_code=trust_remote_code, dlm_convention=dlm_convention, mask_id=mask_id,
         dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt,
     )
+    return _with_cache(pair, dlm_cache)
+
+
+def _with_cache(pair: Pair, cache: Literal["none", "prefix"]) -> Pair:
+    """The pair with that cache in the sessions of its diffusion model."""
+    if cache == "none":
+        return pair
+    from models.huggingface import HuggingFaceMaskedLM
+
+    if not isinstance(pair.dlm, HuggingFaceMaskedLM):
+        raise ValueError(f"dlm_cache = {cache!r}: the diffusion model of the pair {pair.name!r} has no cache")
+    return replace(pair, dlm=pair.dlm.with_cache(cache))

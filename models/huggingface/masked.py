@@ -15,6 +15,7 @@ committed tokens (`models.huggingface.masked_cache`), `cache="window"` leaves ou
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -116,6 +117,13 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
     def explicit(self) -> bool:
         """Whether a token's position and what it sees are said to the model, so that its column does not matter."""
         return self.causal_backbone and "position_ids" in self._accepts
+
+    def with_cache(self, cache: CacheMode, *, window: int | None = None, sinks: int = 64) -> HuggingFaceMaskedLM:
+        """The same model with another cache in its sessions; arguments and errors are those of the class."""
+        other = copy.copy(self)
+        other.cache, other.window, other.sinks = cache, window, sinks
+        other._check_cache()
+        return other
 
     def session(self, tokens: Tensor, length: Tensor) -> HuggingFaceDiffusionSession:
         """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count."""

@@ -67,6 +67,18 @@ def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(pair):
         pair.encode("w1 " * 64)
 
 
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+def test_the_diffusion_model_of_a_pair_may_keep_its_prefix(cache, device):
+    dlm: Any = load_pair("arithmetic", device=device, dlm_cache=cache).dlm
+    assert dlm.cache == cache
+
+
+def test_an_unknown_cache_is_refused():
+    wrong: Any = "all"
+    with pytest.raises(ValueError, match="dlm_cache = 'all': give 'none' or 'prefix'"):
+        load_pair("arithmetic", dlm_cache=wrong)
+
+
 def test_an_unknown_pair_is_refused_with_the_known_names():
     with pytest.raises(ValueError, match=r"pair = 'poetry' is unknown: use one of \['arithmetic'\]"):
         load_pair("poetry")
