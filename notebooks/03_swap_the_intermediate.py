@@ -220,8 +220,8 @@ plt.show()
 # %% [markdown]
 # ## The frontier
 #
-# Up is fast, left is faithful; the numbers at the points are $w$ (of `Budget`, $\varepsilon$ in nats per token; `Chernoff`
-# has no parameter, its number means nothing).
+# Up is fast, left is faithful; the numbers at the points are $w$ (of `Budget`, $\varepsilon$ in nats per token; that of
+# `Chernoff`, which has no parameter, means nothing).
 
 # %%
 lines = {
