@@ -144,6 +144,20 @@ def _at_the_end(log_probs: Tensor, uniform: Tensor, rows: Tensor, shape: torch.S
     return torch.minimum(torch.searchsorted(cdf, uniform * total, right=True)[:, 0], last)
 
 
+class UniformStream:
+    """A `Stream` that inverts the cumulative distribution of one reserved uniform per row and draw, `[R, steps]`."""
+
+    def __init__(self, uniform: Tensor) -> None:
+        self.uniform = uniform
+        self.step = 0
+
+    def __call__(self, log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
+        """See `Stream.__call__`."""
+        column = self.uniform[:, self.step]
+        self.step += 1
+        return inverse_cdf(log_probs, (column if rows is None else column[rows]).reshape(log_probs.shape[:-1]))
+
+
 class UniformSource(ABC):
     """A `Source` whose every draw is a function of its uniforms."""
 
@@ -172,13 +186,7 @@ class UniformSource(ABC):
 
     def categorical_stream(self, steps: int) -> Stream:
         """See `Source.categorical_stream`."""
-        columns = iter(self.uniform((steps,)).unbind(1))
-
-        def draw(log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
-            column = next(columns)
-            return inverse_cdf(log_probs, (column if rows is None else column[rows]).reshape(log_probs.shape[:-1]))
-
-        return draw
+        return UniformStream(self.uniform((steps,)))
 
     def exponential(self, size: tuple[int, ...]) -> Tensor:
         """See `Source.exponential`."""

@@ -31,9 +31,12 @@ from smc_bridge.distributions.placed import Placed
 from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon
 from smc_bridge.kernels.tree_build import Tree, best_first
 from smc_bridge.prefix import PAD
-from smc_bridge.randomness import Randomness, as_source
+from smc_bridge.randomness import Randomness, UniformStream, as_source, inverse_cdf
 
-__all__ = ["Edges", "Tree", "TreeWalk", "best_first"]
+__all__ = ["AT_ONCE", "Edges", "Tree", "TreeWalk", "best_first"]
+
+#: Entries of all nodes' laws, for all walks, up to which they are worked on at once.
+AT_ONCE = 1 << 21
 
 #: LongTensors' counterpart.
 Index = npt.NDArray[np.int64]
@@ -125,6 +128,7 @@ class TreeWalk(StoppingKernel):
         device = node_log_pi.device
         total = tree.tokens.shape[0] * walks
         draw = as_source(generator, total, device=device).categorical_stream(window)
+        table = _tokens(tree, node_log_pi, draw, walks) if isinstance(draw, UniformStream) else None
         edges, limit = Edges(tree, node_log_pi.shape[-1]), horizon.window.cpu().numpy()
         given = None if forced is None else forced.cpu().numpy()
         block, before = np.full((total, window), PAD), np.zeros((total, window), dtype=np.int64)
@@ -132,8 +136,11 @@ class TreeWalk(StoppingKernel):
         going = np.arange(total)
         row, node = going // walks, np.zeros(total, dtype=np.int64)
         for i in range(window):
-            lanes = None if going.size == total else torch.from_numpy(going).to(device)
-            token = draw(_laws(node_log_pi, row, node), lanes).flatten().cpu().numpy()
+            if table is None:
+                lanes = None if going.size == total else torch.from_numpy(going).to(device)
+                token = draw(_laws(node_log_pi, row, node), lanes).flatten().cpu().numpy()
+            else:
+                token = table[going, node]
             if given is not None:
                 token = np.where(given[going, i] >= 0, given[going, i], token)
             after = edges.follow(row, node, token)
@@ -149,6 +156,22 @@ class TreeWalk(StoppingKernel):
                 break
         move = Move(*(torch.from_numpy(x).to(device) for x in (block, length, accepted)))
         return move, torch.from_numpy(before).to(device)
+
+
+def _tokens(tree: Tree, node_log_pi: Tensor, stream: UniformStream, walks: int) -> Index | None:
+    """What each walk draws at each node if it gets there, `[R * W, T + 1]`; None if these are too many laws.
+
+    A walk meets at most one node of a depth, where it reads the uniform of that depth. To invert at all nodes at once
+    is one round of arithmetic in place of one per position.
+    """
+    if isinstance(node_log_pi, LazyLaw) or node_log_pi.numel() * walks > AT_ONCE:
+        return None
+    rows, places, _ = node_log_pi.shape
+    depth = torch.nn.functional.pad(tree.depth, (1, 0))[:, None].expand(rows, walks, places)
+    uniform = stream.uniform.reshape(rows, walks, -1).gather(2, depth)
+    drawn = inverse_cdf(node_log_pi[:, None].expand(-1, walks, -1, -1), uniform)
+    tokens: Index = drawn.reshape(rows * walks, places).cpu().numpy()
+    return tokens
 
 
 def _laws(node_log_pi: Tensor, row: Index, node: Index) -> Tensor:

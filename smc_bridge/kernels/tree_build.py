@@ -13,7 +13,6 @@ Ties go to the smaller depth, then to the smaller id: the tree is a function of 
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.distributions.arithmetic import softmax
-from smc_bridge.distributions.lazy import LazyLaw, as_lazy
+from smc_bridge.distributions.lazy import LazyLaw, Selected, as_lazy
 from smc_bridge.kernels.protocol import Horizon
 
 #: Tokens of a chunk, and depths that are looked at in one go (more where they are few numbers).
@@ -65,33 +64,30 @@ def best_first(
         Trees of at most `nodes` real nodes; T is the number of nodes of the largest.
     """
     law = as_lazy(q)
+    if isinstance(law, Selected) and law.chosen is not None:  # rows that share a law and a window share a tree
+        window = law.shape[-2]
+        kinds, group = torch.unique(law.chosen * (window + 1) + horizon.window, return_inverse=True)
+        if kinds.numel() < group.numel():
+            tree = best_first(
+                law.base.of_rows(kinds // (window + 1)), nodes, Horizon(kinds % (window + 1), horizon.eos_id),
+                min_probability=min_probability, exponent=exponent,
+            )
+            return Tree(*(x[group] for x in tree))
     floor = math.log(min_probability) if min_probability > 0.0 else -math.inf
     found = _candidates(law, nodes, horizon, floor=floor, exponent=exponent)
     row, place, token, log_prob = (x.cpu().numpy() for x in found)
     order = np.lexsort((token, -log_prob, place, row))
-    row, place, token, log_prob = row[order], place[order], token[order], log_prob[order]
-    rows, window = law.rows, law.shape[-2]
-    bounds = np.searchsorted(row, np.arange(rows + 1)).tolist()
-    # Rows with the same candidates, such as particles that share a prefix, have the same tree: it is grown once.
-    entries = np.stack([place, token, log_prob.view(np.int64)], axis=1)
-    known: dict[bytes, int] = {}
-    group = [known.setdefault(entries[a:b].tobytes(), len(known)) for a, b in itertools.pairwise(bounds)]
-    grown: list[tuple[list[int], list[int], list[int]]] = []
-    kinds: list[np.ndarray] = []
-    for r, kind in enumerate(group):
-        if kind == len(grown):
-            own = slice(bounds[r], bounds[r + 1])
-            start = np.searchsorted(place[own], np.arange(window + 2)).tolist()
-            grown.append(_grow(start, log_prob[own].tolist(), nodes, floor))
-            kinds.append(token[own][grown[-1][2]])
+    scores = log_prob[order].tolist()
+    rows, stride = law.rows, law.shape[-2] + 1
+    # Where the candidates of each depth of each row begin; there are none at the last depth.
+    start = np.searchsorted((row * stride + place)[order], np.arange(rows * stride + 1)).tolist()
+    grown = [_grow(start[r * stride : (r + 1) * stride + 1], scores, nodes, floor) for r in range(rows)]
     count = np.array([len(parents) for parents, _, _ in grown], dtype=np.int64)
     real = np.arange(count.max(initial=0)) < count[:, None]
     tokens, parents, depth = (np.full(real.shape, fill) for fill in (0, 0, 1))
-    if kinds:
-        tokens[real] = np.concatenate(kinds)
-    parents[real] = [i for parents, _, _ in grown for i in parents]
-    depth[real] = [i for _, depths, _ in grown for i in depths]
-    return Tree(*(torch.from_numpy(x[group]).to(q.device) for x in (tokens, parents, depth, real)))
+    parents[real], depth[real] = (np.array([i for g in grown for i in g[k]], dtype=np.int64) for k in (0, 1))
+    tokens[real] = token[order][np.array([i for g in grown for i in g[2]], dtype=np.int64)]
+    return Tree(*(torch.from_numpy(x).to(q.device) for x in (tokens, parents, depth, real)))
 
 
 class Scale(NamedTuple):

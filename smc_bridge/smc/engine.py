@@ -252,8 +252,8 @@ class Sampler:
 
     def _move(
         self, state: SMCState, rows: Tensor, at: steps.Branch, source: Source, pinned: Pinned | None
-    ) -> tuple[Lanes, Tensor | None, int]:
-        """Verify and move; also the drafts (if linear) and how many tokens the AR model scored per particle."""
+    ) -> tuple[Lanes, Tensor | None, Tensor]:
+        """Verify and move; also the drafts (if linear) and how many tokens the AR model scored for each particle."""
         if isinstance(self.kernel, TreeWalk):
             shared = self.proposal.identical_lanes and not getattr(self.intermediate, "per_lane", False)
             lanes, nodes = move_tree(
@@ -266,7 +266,7 @@ class Sampler:
             state, rows, at, kernel=self.kernel, target=self.target, intermediate=self.intermediate, source=source,
             pinned=pinned,
         )
-        return lanes, drafts, self.lanes * self.window
+        return lanes, drafts, torch.full_like(rows, self.lanes * self.window)
 
     def _potential(self, state: SMCState, rows: Tensor, move: Move) -> tuple[Tensor | None, Tensor]:
         """`log phi` of every lane's extended prefix `[B, K]`, and what it adds to the log weight."""

@@ -18,7 +18,7 @@ from smc_bridge.smc.conditional import Pinned
 from smc_bridge.smc.steps import Branch
 
 #: Moves the particles of one part: their places `[B']`, branch, draws and pinned lanes -> lanes, drafts, work.
-MovePart = Callable[[Tensor, Branch, Source, Pinned | None], tuple[Lanes, Tensor | None, int]]
+MovePart = Callable[[Tensor, Branch, Source, Pinned | None], tuple[Lanes, Tensor | None, Tensor]]
 
 
 class DrawnOnce:
@@ -67,7 +67,7 @@ def particles_per_part(at: Branch, max_logit_bytes: int | None) -> int:
 def in_parts(
     rows: Tensor, at: Branch, move: MovePart, weigh: Callable[[Lanes], Tensor], *, source: Source,
     pinned: Pinned | None, max_logit_bytes: int | None,
-) -> tuple[Lanes, Tensor, Tensor | None, int]:
+) -> tuple[Lanes, Tensor, Tensor | None, Tensor]:
     """Move and weigh all particles.
 
     Args:
@@ -75,14 +75,14 @@ def in_parts(
         weigh: log-weight increments of lanes, `[B', K]`.
         max_logit_bytes: cap of the AR model's logits of one call.
     Returns:
-        the lanes, their laws left out (no rows); increments `[B, K]`; drafts `[B, K, V]`, if there are any; work.
+        the lanes, their laws left out (no rows); increments `[B, K]`; drafts `[B, K, V]`, if there are any; work `[B]`.
     """
     step, total = particles_per_part(at, max_logit_bytes), rows.numel()
     if step >= total:
         lanes, drafts, work = move(rows, at, source, pinned)
         return _without_laws([lanes]), weigh(lanes), drafts, work
     whole, k = DrawnOnce(source), at.lanes
-    moved, increments, drafted, work = [], [], [], 0
+    moved, increments, drafted, works = [], [], [], []
     for first in range(0, total, step):
         last = min(first + step, total)
         own = whole.part(torch.arange(first * k, last * k, device=rows.device))
@@ -91,9 +91,9 @@ def in_parts(
         increments.append(weigh(lanes))
         moved.append(_without_laws([lanes]))
         drafted.append(drafts)
-        work = max(work, spent)
+        works.append(spent)
     known = [d for d in drafted if d is not None]
-    return _without_laws(moved), torch.cat(increments), torch.cat(known) if known else None, work
+    return _without_laws(moved), torch.cat(increments), torch.cat(known) if known else None, torch.cat(works)
 
 
 def _without_laws(parts: list[Lanes]) -> Lanes:

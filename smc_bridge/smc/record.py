@@ -34,14 +34,15 @@ class StepTensors:
         increments: `[B, K]`.
         reduced: the survivors.
         served: seat of every row that the DLM scored, `[U]`.
-        ar_rows, ar_tokens: rows, and drafted tokens or tree nodes, that the AR model scored per particle.
+        ar_rows: rows that the AR model scored per particle.
+        ar_tokens: drafted tokens or tree nodes that it scored for each, `[B]`.
         drafts: `[B, K, V]`, or None.
         keep: whether drafts and blocks are kept.
     """
 
     def __init__(
         self, active: Tensor, growing: Tensor, lanes: Lanes, increments: Tensor, reduced: Reduced, *, served: Tensor,
-        ar_rows: int, ar_tokens: int, drafts: Tensor | None, keep: bool,
+        ar_rows: int, ar_tokens: Tensor, drafts: Tensor | None, keep: bool,
     ) -> None:
         self.seats: list[int] = active.tolist()
         self.growing, self.increments, self.reduced, self.served = growing, increments, reduced, served
@@ -56,13 +57,13 @@ class StepTensors:
         """Of each seat in this step."""
         particles = self.reduced.survivors.shape[1]
         prompts = len(self.seats)
-        grew = torch.bincount(self.growing // particles, minlength=prompts).tolist()
+        owner = self.growing // particles
+        grew = torch.bincount(owner, minlength=prompts).tolist()
+        tokens = torch.zeros(prompts, dtype=torch.long, device=owner.device).index_add_(0, owner, self.ar_tokens)
         scored = torch.bincount(self.served, minlength=max(self.seats, default=0) + 1).tolist()
         return {
-            seat: Forwards(
-                int(scored[seat] > 0), scored[seat], int(count > 0), count * self.ar_rows, count * self.ar_tokens
-            )
-            for seat, count in zip(self.seats, grew, strict=True)
+            seat: Forwards(int(scored[seat] > 0), scored[seat], int(count > 0), count * self.ar_rows, own)
+            for seat, count, own in zip(self.seats, grew, tokens.tolist(), strict=True)
         }
 
     @cached_property
@@ -114,7 +115,7 @@ class StepTensors:
 
 def record_step(
     state: SMCState, active: Tensor, growing: Tensor, lanes: Lanes, increments: Tensor, reduced: Reduced, *,
-    served: Tensor, ar_rows: int, ar_tokens: int, drafts: Tensor | None, keep: bool,
+    served: Tensor, ar_rows: int, ar_tokens: Tensor, drafts: Tensor | None, keep: bool,
 ) -> None:
     """Append the step to the trace of every prompt that took part; arguments as `StepTensors`."""
     step = StepTensors(

@@ -16,24 +16,21 @@ from smc_bridge.distributions.placed import Placed
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import Move
-from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.kernels.tree import AT_ONCE, TreeWalk
 from smc_bridge.randomness import Source
 from smc_bridge.smc.conditional import Pinned
 from smc_bridge.smc.state import SMCState
 from smc_bridge.smc.steps import Branch, lane_horizon
 
-#: Entries of all nodes' laws up to which they are computed at once.
-AT_ONCE = 1 << 18
-
 
 def move_tree(
     state: SMCState, rows: Tensor, at: Branch, *, kernel: TreeWalk, target: ARTarget, intermediate: Intermediate,
     source: Source, pinned: Pinned | None, shared: bool,
-) -> tuple[Lanes, int]:
+) -> tuple[Lanes, Tensor]:
     """Verify one tree per particle (`shared`) or per lane, and walk.
 
     Returns:
-        the lanes, and how many tree nodes were scored per particle.
+        the lanes, and how many tree nodes were scored for each particle, `[B]`.
     """
     count, window = at.place.shape
     lanes, trees = at.lanes, 1 if shared else at.lanes
@@ -48,9 +45,9 @@ def move_tree(
     own = torch.arange(count * trees, device=rows.device)[:, None]
     log_pi = bridge_law(intermediate, Placed(log_q, own.expand_as(place), place), log_p, lanes=trees)
     forced = None if pinned is None else pinned.forced(count * lanes, window)
+    at_nodes = log_pi.dense() if log_pi.numel() * walks <= AT_ONCE else log_pi
     move, node = kernel.walk(
-        tree, log_pi.dense() if log_pi.numel() <= AT_ONCE else log_pi, walks=walks, generator=source, window=window,
-        horizon=horizon, forced=forced,
+        tree, at_nodes, walks=walks, generator=source, window=window, horizon=horizon, forced=forced
     )
     owner = own.repeat_interleave(walks, 0).expand_as(node)  # [B * K, V]
     log_p_along, log_pi_along = (Placed(law, owner, node).shaped(count, lanes) for law in (log_p, log_pi))
@@ -59,4 +56,4 @@ def move_tree(
     raw_p = raw[owner, node, move.block.clamp_min(0)].to(log_p.dtype).reshape(block.shape)
     log_q_along = at.law.shaped(count, lanes)
     moved = Lanes(log_q_along, log_p_along, log_pi_along, shaped, at.raw_at(block), raw_p, at.horizon)
-    return moved, trees * tree.tokens.shape[1]
+    return moved, tree.real.reshape(count, -1).sum(1)

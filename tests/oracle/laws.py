@@ -214,21 +214,24 @@ def accept_all(toy: Toy) -> Law:
     return {(b, len(b)): float(np.prod([toy.q[i, token] for i, token in enumerate(b)])) for b in toy.paths()}
 
 
-def tree_nodes(toy: Toy, budget: int) -> set[Block]:
-    """The `budget` likeliest continuations under the product of q, of those after which a token is drawn."""
+def tree_nodes(toy: Toy, budget: int, *, at_least: float = 0.0, power: float = 1.0) -> set[Block]:
+    """The `budget` likeliest continuations under the product of the normalised powers of q, of those after which a
+    token is drawn and which are at least so likely."""
+    q = toy.q**power
+    q = q / q.sum(-1, keepdims=True)
     every = itertools.chain.from_iterable(
         itertools.product(range(toy.size), repeat=n) for n in range(1, toy.window)
     )
     open_ended = [b for b in every if not any(toy.ends(b[:i]) for i in range(1, len(b) + 1))]
-    score = {b: float(np.prod([toy.q[i, token] for i, token in enumerate(b)])) for b in open_ended}
-    ranked = sorted((b for b in open_ended if score[b] > 0.0), key=lambda b: -score[b])
+    score = {b: float(np.prod([q[i, token] for i, token in enumerate(b)])) for b in open_ended}
+    ranked = sorted((b for b in open_ended if score[b] > 0.0 and score[b] >= at_least), key=lambda b: -score[b])
     return set(ranked[:budget])
 
 
-def tree_walk(toy: Toy, budget: int) -> Law:
+def tree_walk(toy: Toy, budget: int, *, at_least: float = 0.0, power: float = 1.0) -> Law:
     """Draw from pi, stop after the first token that leaves the tree; tokens on the tree count as the draft's own, and
     so does the last one of a full window."""
-    nodes = tree_nodes(toy, budget)
+    nodes = tree_nodes(toy, budget, at_least=at_least, power=power)
     law: Law = defaultdict(float)
 
     def at(prefix: Block, mass: float) -> None:

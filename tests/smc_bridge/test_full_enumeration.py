@@ -198,6 +198,9 @@ RAW: dict[str, tuple[Kernel, dict[str, Any], int]] = {
         TreeWalk(1), {"particles": 1, "lanes": 2, "eos": None, "trigger": never, "weight": BalanceHeuristic()}, 2),
     "tree-walk-lanes": (
         TreeWalk(2), {"particles": 1, "lanes": 2, "eos": 1, "window": 3, "trigger": EssBelow(0.95)}, 3),
+    "tree-walk-threshold": (  # one node, or none, as the marginals have it
+        TreeWalk(2, min_probability=0.5, exponent=1.5),
+        {"eos": None, "trigger": always, "resampler": Systematic()}, 2),
 }
 
 

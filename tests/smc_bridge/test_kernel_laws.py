@@ -45,6 +45,11 @@ KERNELS: dict[str, tuple[Callable[[], Any], Callable[[Toy], Law]]] = {
     "gumbel": (GumbelCoupling, laws.gumbel),
     "accept_all": (AcceptAll, laws.accept_all),
     **{f"tree{b}": (lambda b=b: TreeWalk(b), lambda toy, b=b: laws.tree_walk(toy, b)) for b in (1, 2, 3, 5, 40)},
+    "tree_threshold": (lambda: TreeWalk(40, min_probability=0.07), lambda toy: laws.tree_walk(toy, 40, at_least=0.07)),
+    "tree_power": (
+        lambda: TreeWalk(5, min_probability=0.05, exponent=0.4),
+        lambda toy: laws.tree_walk(toy, 5, at_least=0.05, power=0.4),
+    ),
 }
 DISCRETE = [name for name in KERNELS if name != "gumbel"]
 

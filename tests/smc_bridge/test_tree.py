@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from models.tabular import TabularAR
+from smc_bridge.distributions.lazy import Chunks, as_lazy
+from smc_bridge.distributions.logits import LogitLaw
 from smc_bridge.kernels.protocol import Horizon
 from smc_bridge.kernels.tree import Edges, Tree, TreeWalk, best_first
 from tests.oracle import laws
@@ -150,6 +154,98 @@ def test_a_free_walk_beside_a_forced_one_keeps_its_draws() -> None:
     assert torch.equal(walk(forced, walks=2, seed=3)[0][1], free[1])
 
 
-def test_a_budget_below_one_node_is_refused() -> None:
-    with pytest.raises(ValueError, match="nodes = 0"):
-        TreeWalk(0)
+def test_a_walk_draws_the_same_from_lazy_laws_node_by_node_and_from_all_nodes_at_once() -> None:
+    generator = torch.Generator().manual_seed(2)
+    q, pi = (torch.log_softmax(2 * torch.randn(shape, generator=generator), -1) for shape in ((5, 6, 70), (5, 41, 70)))
+    kernel, horizon = TreeWalk(40), Horizon(torch.tensor([6, 6, 1, 3, 6]), 7)
+    tree = kernel.tree(q, horizon=horizon)
+    for walks in (1, 3):
+        moves = [
+            kernel.walk(
+                tree, law, walks=walks, generator=torch.Generator().manual_seed(4), window=6, horizon=horizon
+            )
+            for law in (pi[:, : tree.tokens.shape[1] + 1], as_lazy(pi[:, : tree.tokens.shape[1] + 1]))
+        ]
+        (left, left_nodes), (right, right_nodes) = moves
+        assert int(left.length.max()) > 1, "the walks stay on the tree for a while"
+        for a, b in zip((*left, left_nodes), (*right, right_nodes), strict=True):
+            assert torch.equal(a, b), f"{walks} walks: {a} at once, {b} node by node"
+
+
+def test_lazy_marginals_give_the_tree_of_dense_ones() -> None:
+    logits = 3 * torch.randn(3, 9, 300, generator=torch.Generator().manual_seed(5))
+    horizon = Horizon(torch.tensor([9, 2, 6]), 64)
+    place = torch.arange(27).reshape(3, 9)
+    for temperature in (0.4, 1.0):
+        dense = torch.log_softmax(logits / temperature, -1)
+        lazy = LogitLaw(logits, place, temperature=temperature, chunks=Chunks(bytes=2400))
+        for exponent, threshold in ((1.0, 0.0), (0.6, 0.0), (1.7, 0.01)):
+            expected, found = (
+                best_first(law, 50, horizon, exponent=exponent, min_probability=threshold) for law in (dense, lazy)
+            )
+            for row in range(3):
+                assert nodes_of(found, row) == nodes_of(expected, row), f"row {row}, exponent {exponent}"
+
+
+@pytest.mark.parametrize("size", [2, 63, 64, 65, 200])
+def test_the_tree_does_not_depend_on_how_the_alphabet_falls_into_chunks(size: int) -> None:
+    """Against a beam over all tokens, with the end of sequence in any place."""
+    generator = torch.Generator().manual_seed(size)
+    for end in {0, size // 2, size - 1}:
+        q = torch.log_softmax(2 * torch.randn(1, 4, size, generator=generator, dtype=torch.float64), -1)
+        score: dict[tuple[int, ...], float] = {(): 0.0}
+        for depth in range(3):
+            level = {path: s for path, s in score.items() if len(path) == depth}
+            grown = {
+                (*path, token): s + float(q[0, depth, token])
+                for path, s in sorted(level.items(), key=lambda x: -x[1])[:25] for token in range(size) if token != end
+            }
+            score |= grown
+        del score[()]
+        expected = sorted(score, key=lambda path: -score[path])[:25]
+        found = nodes_of(best_first(q, 25, Horizon(torch.tensor([4]), end)))
+        assert found == expected, f"alphabet {size}, end of sequence {end}"
+
+
+@pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
+def test_a_threshold_leaves_out_what_is_less_likely(toy: laws.Toy) -> None:
+    for threshold in (0.02, 0.1, 0.3, 0.9):
+        likely = laws.tree_nodes(toy, 10_000, at_least=threshold)
+        found = nodes_of(TreeWalk(10_000, min_probability=threshold).tree(log_q_of(toy), horizon=horizon_of(toy)))
+        assert set(found) == likely, f"at least {threshold}: tree {sorted(found)}, expected {sorted(likely)}"
+
+
+@pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
+def test_an_exponent_ranks_by_powers_of_the_marginals(toy: laws.Toy) -> None:
+    for exponent in (0.3, 2.5):
+        for budget in (2, 5, 9):
+            found = nodes_of(TreeWalk(budget, exponent=exponent).tree(log_q_of(toy), horizon=horizon_of(toy)))
+            assert set(found) == laws.tree_nodes(toy, budget, power=exponent), f"exponent {exponent}, budget {budget}"
+
+
+def test_nodes_with_and_without_company_are_the_same() -> None:
+    """A row alone, in a batch, repeated, and beside a row that needs more depths: one tree."""
+    generator = torch.Generator().manual_seed(6)
+    confident = torch.log_softmax(torch.eye(90)[torch.randint(90, (1, 20), generator=generator)] * 12, -1)
+    doubtful = torch.log_softmax(torch.randn(1, 20, 90, generator=generator), -1)
+    horizon = Horizon(torch.full((4,), 20), None)
+    together = best_first(torch.cat([doubtful, confident, doubtful, confident]), 30, horizon)
+    for row, q in enumerate((doubtful, confident, doubtful, confident)):
+        alone = best_first(q, 30, Horizon(horizon.window[:1], None))
+        assert nodes_of(together, row) == nodes_of(alone), f"row {row}"
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"nodes": 0}, {"min_probability": 1.0}, {"min_probability": -0.1}, {"exponent": 0.0},
+                  {"exponent": math.inf}], ids=str)
+def test_arguments_out_of_range_are_refused(arguments: dict[str, float]) -> None:
+    (name, value), = arguments.items()
+    with pytest.raises(ValueError, match=f"{name} = {value}"):
+        TreeWalk(**arguments)  # type: ignore[arg-type]
+
+
+def test_marginals_with_nan_are_refused_by_place() -> None:
+    q = torch.zeros(2, 3, 4)
+    q[1, 1, 2] = math.nan
+    with pytest.raises(ValueError, match=r"NaN at \(row, position\) \[1, 1\]"):
+        best_first(q, 3, Horizon(torch.tensor([3, 3]), None))
