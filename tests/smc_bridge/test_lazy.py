@@ -136,7 +136,9 @@ def test_an_intermediate_is_the_dense_one(intermediate: Intermediate, chunks: Ch
     assert gap(lazy.dense(), dense) < 1e-11, "dense"
 
 
-@pytest.mark.parametrize("intermediate", [*INTERMEDIATES[:5], PowerMean(0.5, 0.3), Chernoff(), Halfway()], ids=str)
+@pytest.mark.parametrize(
+    "intermediate", [*INTERMEDIATES[:5], PowerMean(0.5, 0.3), Chernoff(), Halfway()], ids=lambda pi: type(pi).__name__
+)
 def test_walks_on_one_cell_may_ask_for_different_tokens_of_it(intermediate: Intermediate) -> None:
     """As the lanes of a tree walk do, which share the tree's laws."""
     q, p, log_q, log_p = pair_of_laws(CHUNKS[0])
