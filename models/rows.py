@@ -23,18 +23,18 @@ def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, 
     Raises:
         ValueError: a count outside 0 .. L.
     """
-    if bool(((count < 0) | (count > block.shape[1])).any()):
-        raise ValueError(f"length {count.tolist()} of a block of {block.shape[1]} tokens: give 0 to {block.shape[1]}")
+    room = block.shape[1]
+    if count.numel() == 0:
+        return tokens[:, :0], length
+    low, high = (int(x) for x in count.aminmax())
+    if low < 0 or high > room:
+        raise ValueError(f"length {count.tolist()} of a block of {room} tokens: give 0 to {room}")
     new_length = length + count
-    width = int(new_length.max()) if new_length.numel() else 0
-    column = torch.arange(width, device=tokens.device).expand(tokens.shape[0], width)  # [R, S']
-    padded = torch.nn.functional.pad(tokens, (0, max(0, width - tokens.shape[1])), value=fill)[:, :width]
-    offset = column - length[:, None]
-    fresh = (offset >= 0) & (offset < count[:, None])
-    source = offset.clamp(0, max(block.shape[1] - 1, 0))
-    appended = block.gather(1, source) if block.shape[1] else padded
-    out = torch.where(fresh, appended, padded)
-    return out.masked_fill(column >= new_length[:, None], fill), new_length
+    width = int(new_length.max())
+    # Whole blocks are put behind the rows, then what is too much is masked.
+    out = torch.nn.functional.pad(tokens, (0, max(0, width + room - tokens.shape[1])), value=fill)
+    out = out.scatter_(1, length[:, None] + torch.arange(room, device=tokens.device), block)[:, :width]
+    return out.masked_fill_(torch.arange(width, device=tokens.device) >= new_length[:, None], fill), new_length
 
 
 class Rows:

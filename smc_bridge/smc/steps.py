@@ -200,14 +200,14 @@ def reduce_lanes(
     prompts, particles, lanes = log_weights.shape
     own = log_weights.logsumexp(-1)  # [P, N]
     resample = trigger(own) & allowed & (own > -math.inf).any(-1)
-    within = torch.log_softmax(torch.where((own == -math.inf)[..., None], 0.0, log_weights), -1)
     base = torch.arange(particles, device=own.device) * lanes
     survivors = base.expand(prompts, particles).clone()
     kept = own.clone()
     everyone = torch.arange(prompts, device=own.device)
     stay, mix = everyone[~resample], everyone[resample]
     if lanes > 1 and stay.numel():
-        drawn = source_of(stay, particles).categorical(within[stay].reshape(-1, lanes)).reshape(-1, particles)
+        within = torch.log_softmax(torch.where((own == -math.inf)[..., None], 0.0, log_weights)[stay], -1)
+        drawn = source_of(stay, particles).categorical(within.reshape(-1, lanes)).reshape(-1, particles)
         survivors[stay] = base + torch.where(pick[stay], drawn, 0)
     if mix.numel():
         flat = log_weights[mix].reshape(mix.numel(), -1)
@@ -267,9 +267,12 @@ def commit(
     if not torch.equal(ancestors, torch.arange(total, device=device)):
         state.dlm.gather(ancestors)
         state.ar.gather(ancestors)
+        state.prefix = state.prefix.select(ancestors)
+        state.marginals.slot = state.marginals.slot[ancestors]
+        state.marginals.offset = state.marginals.offset[ancestors]
     state.dlm.commit(blocks, lengths)
     state.ar.commit(blocks, lengths)
-    state.prefix = state.prefix.select(ancestors).extend(blocks, lengths, eos_id=eos_id, limit=state.limit)
+    state.prefix = state.prefix.extend(blocks, lengths, eos_id=eos_id, limit=state.limit)
     state.log_weights[active] = reduced.log_weights
     if log_potential is not None:
         each = state.log_potential[everyone][:, None].repeat(1, k)
@@ -278,8 +281,7 @@ def commit(
     offered = torch.zeros(everyone.numel(), dtype=torch.long, device=device)
     offered[growing] = lanes.horizon.window
     whole = (length > 0) & (accepted == length) & (length == offered[survivors // k])
-    state.marginals.slot = state.marginals.slot[ancestors]
-    state.marginals.offset = state.marginals.offset[ancestors] + lengths
+    state.marginals.offset = state.marginals.offset + lengths
     spent = torch.ones(total, dtype=torch.bool, device=device)
     spent[everyone] = ~whole
     state.marginals.slot[spent | (state.marginals.remaining() <= 0) | state.prefix.done] = -1
