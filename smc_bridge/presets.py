@@ -136,6 +136,37 @@ def plain_is(pair: ModelPair, *, lanes: int = 4, name: str = "plain IS", **optio
     )
 
 
-def tree_walk(pair: ModelPair, *, nodes: int = 128, name: str = "tree walk", **options: Any) -> Sampler:
-    """One particle that walks on a tree of B nodes (design 2.2), w = 0.3 unless an intermediate is given."""
-    return smc(pair, **{"particles": 1, "kernel": TreeWalk(nodes), "name": name, **options})
+def tree_kernel(
+    nodes: int = 128, *, proposal_temperature: float = 1.0, min_probability: float = 0.05,
+    ranking_temperature: float = 0.65,
+) -> TreeWalk:
+    """A tree walk whose tree ranks continuations by the DLM at one temperature, whatever that of the proposal.
+
+    On 40 problems of the embedded pair a ranking at 0.65 finds the tokens that are committed better than one at the
+    proposal's own temperature, for a target at temperature 1 (7.9 tokens with 23 nodes against 7.7 with 32) and more so
+    at 0.2 (8.7 with 21 against 8.3 with 32). A node that is met with probability 0.05 costs about what it brings where
+    a step without nodes costs as much as 120 of them.
+
+    Args:
+        nodes, min_probability: see `TreeWalk`.
+        proposal_temperature: of the marginals that the kernel will be given.
+        ranking_temperature: of the DLM in the ranking.
+    """
+    return TreeWalk(nodes, min_probability=min_probability, exponent=proposal_temperature / ranking_temperature)
+
+
+def tree_walk(
+    pair: ModelPair, *, nodes: int = 128, min_probability: float = 0.05, name: str = "tree walk", **options: Any
+) -> Sampler:
+    """One particle that walks on a tree of at most B nodes (design 2.2), w = 0.3 unless an intermediate is given.
+
+    The tree is that of `tree_kernel`; with a temperature for each lane it ranks by each lane's own marginals. `options`
+    go to `smc`.
+    """
+    temperature = options.get("proposal_temperature")
+    temperature = options.get("temperature", 1.0) if temperature is None else temperature
+    kernel = (
+        tree_kernel(nodes, proposal_temperature=temperature, min_probability=min_probability)
+        if isinstance(temperature, int | float) else TreeWalk(nodes, min_probability=min_probability)
+    )
+    return smc(pair, **{"particles": 1, "kernel": kernel, "name": name, **options})

@@ -14,6 +14,7 @@ from smc_bridge.distributions.lazy import Chunks, as_lazy
 from smc_bridge.distributions.logits import LogitLaw
 from smc_bridge.kernels.protocol import Horizon
 from smc_bridge.kernels.tree import Edges, Tree, TreeWalk, best_first
+from smc_bridge.presets import tree_kernel
 from tests.oracle import laws
 from tests.smc_bridge.enumeration import horizon_of, log, log_q_of
 
@@ -249,3 +250,16 @@ def test_marginals_with_nan_are_refused_by_place() -> None:
     q[1, 1, 2] = math.nan
     with pytest.raises(ValueError, match=r"NaN at \(row, position\) \[1, 1\]"):
         best_first(q, 3, Horizon(torch.tensor([3, 3]), None))
+
+
+def test_the_presets_tree_is_the_same_at_every_proposal_temperature() -> None:
+    logits = 3 * torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    horizon = Horizon(torch.tensor([8, 5]), 3)
+    trees = [
+        tree_kernel(20, proposal_temperature=t).tree(torch.log_softmax(logits / t, -1), horizon=horizon)
+        for t in (0.2, 0.65, 1.0)
+    ]
+    assert nodes_of(trees[0]) and nodes_of(trees[0]) != nodes_of(trees[0], 1)
+    for row in range(2):
+        found = [nodes_of(tree, row) for tree in trees]
+        assert found[0] == found[1] == found[2], f"row {row}: {found}"
