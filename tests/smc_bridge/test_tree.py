@@ -259,7 +259,7 @@ def test_the_presets_tree_is_the_same_at_every_proposal_temperature() -> None:
         tree_kernel(20, proposal_temperature=t).tree(torch.log_softmax(logits / t, -1), horizon=horizon)
         for t in (0.2, 0.65, 1.0)
     ]
-    assert nodes_of(trees[0]) and nodes_of(trees[0]) != nodes_of(trees[0], 1)
+    assert nodes_of(trees[0]) != nodes_of(trees[0], 1), "two rows of other logits have one tree"
     for row in range(2):
         found = [nodes_of(tree, row) for tree in trees]
         assert found[0] == found[1] == found[2], f"row {row}: {found}"
