@@ -6,11 +6,13 @@ needs grows beyond reason; at 1 or more not even the mean exists. The fit is tha
 Weights of the sampler are bounded above wherever the intermediate dominates, and then k-hat says how far a run of this
 size is from noticing the bound.
 
-Two kinds of sample have no fit, and get an answer all the same:
+Some samples have no fit, and get an answer all the same:
 
-- *too few weights* (a tail of at least 5 is a fifth of 25): `k = nan`;
-- *no tail*, because the largest weights are equal (all weights one in speculative decoding, or one value copied by
-  resampling): `k = -inf`, the shape of a bounded law that ends at once.
+- *too few weights* (a tail of at least 5 is a fifth of 25), or fewer positive ones than a tail: `k = nan`;
+- *no tail*, because all weights in it are equal (all weights one in speculative decoding, or one value copied by
+  resampling): `k = -inf`, the shape of a bounded law that ends at once;
+- *ties*: a quarter of the tail or more stands at its lower end and something lies above it, so that the scale of the
+  fit is 0: `k = nan`. One heavy weight above equal ones is of this kind.
 """
 
 from __future__ import annotations
@@ -62,14 +64,19 @@ def pareto_k(log_weights: LogWeights) -> ParetoK:
     values = as_log_weights(log_weights).numpy()
     if values.size < LEAST:
         return ParetoK(math.nan, 0, f"{values.size} weights are too few, {LEAST} are needed")
-    if not np.isfinite(values).any():
+    positive = int(np.isfinite(values).sum())
+    if positive == 0:
         return ParetoK(math.nan, 0, "every weight is zero")
     tail = int(math.floor(3 * math.sqrt(values.size)) if values.size > 225 else values.size // 5)
+    if positive < tail:
+        return ParetoK(math.nan, 0, f"{positive} of {values.size} weights are positive, a tail needs {tail}")
     ordered = np.sort(values)
-    largest, cutoff = np.exp(ordered[-tail:] - ordered[-1]), math.exp(ordered[-tail - 1] - ordered[-1])
-    # The fit divides by the first quartile of what exceeds the cutoff.
-    if largest[int(tail / 4 + 0.5) - 1] <= cutoff:
+    if ordered[-tail] == ordered[-1]:
         return ParetoK(-math.inf, tail, "the largest weights are equal, there is no tail")
+    largest, cutoff = np.exp(ordered[-tail:] - ordered[-1]), math.exp(ordered[-tail - 1] - ordered[-1])
+    # The fit divides by the first quartile of what exceeds the cutoff, which round-off can take to 0 as well.
+    if largest[int(tail / 4 + 0.5) - 1] <= cutoff:
+        return ParetoK(math.nan, tail, "the tail has ties, and larger weights above them")
     # `psislw` takes log-likelihoods, that is, negated log weights.
     return ParetoK(float(_stats().psislw(-values)[1]), tail)
 

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from analysis.psis import pareto_k, smoothed_log_weights
 
@@ -49,6 +51,47 @@ def test_samples_without_a_fit_have_a_documented_answer() -> None:
     dead = pareto_k(np.full(100, -np.inf))
     assert math.isnan(dead.k)
     assert not dead.reliable
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        (np.r_[np.zeros(99), 8.0], "ties"),
+        (np.r_[np.zeros(90), 3.0 + np.arange(10)], "ties"),
+        (np.r_[np.zeros(5), np.full(95, -np.inf)], "5 of 100 weights are positive"),
+        (np.r_[np.arange(5.0), np.full(95, -np.inf)], "5 of 100 weights are positive"),
+    ],
+    ids=["one heavy", "ten heavy", "five alive and equal", "five alive"],
+)
+def test_hopeless_weights_are_never_called_reliable(weights: np.ndarray, reason: str) -> None:
+    found = pareto_k(weights)
+    assert math.isnan(found.k)
+    assert not found.reliable
+    assert reason in str(found)
+
+
+def test_a_tail_of_equal_weights_is_no_tail_even_if_others_are_smaller() -> None:
+    found = pareto_k(np.r_[np.zeros(80), np.ones(20)])
+    assert found.k == -math.inf
+    assert found.reliable
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    count=st.integers(25, 400), levels=st.lists(st.sampled_from([-math.inf, -800.0, -2.0, 0.0, 1e-12, 1.0, 8.0]),
+                                                min_size=1, max_size=5), seed=st.integers(0, 2**16),
+)
+def test_discrete_weights_always_have_an_answer(count: int, levels: list[float], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.choice(levels, p=rng.dirichlet(np.full(len(levels), 0.5)), size=count)
+    found = pareto_k(values)
+    tail = np.sort(values)[-(math.floor(3 * math.sqrt(count)) if count > 225 else count // 5):]
+    equal = tail[0] == tail[-1] > -math.inf
+    assert (found.k == -math.inf) == equal, (found, tail)
+    assert found.k != math.inf
+    assert not (math.isnan(found.k) and found.reliable)
+    smooth = smoothed_log_weights(values) if tail[-1] > -math.inf else np.zeros(1)
+    assert np.logaddexp.reduce(smooth) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_weights_of_zero_are_legal() -> None:
