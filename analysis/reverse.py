@@ -16,7 +16,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from analysis.bounds import TokenBound, kl_per_token
+from analysis.bounds import TokenBound, kl_certificate, kl_per_token
+from analysis.runs import require_proper
 from smc_bridge.certificate import Certificate, certify
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.result import Result
@@ -75,6 +76,8 @@ def conditional_runs(
     if not sampler.proper:
         raise ValueError(f"method {sampler.name!r} has no reverse bound: {'; '.join(sampler.why_improper())}")
     seeds = seeds_of(seed, len(prompts))
+    if len({(tuple(prompt), own) for prompt, own in zip(prompts, seeds, strict=True)}) < len(prompts):
+        raise ValueError("prompts repeat with the same seed, which would be the same run: give seeds of their own")
     drawn = 0
 
     def sampled(place: int, result: Result) -> None:
@@ -97,10 +100,15 @@ def conditional_runs(
 def reverse_certificate(results: Sequence[Result], *, level: float = 0.95) -> Certificate:
     """Bound on `KL(p || r)`, the mean of `log Z_hat` over conditional runs, with Student's interval.
 
+    The fields of the certificate then read the other way round: `kl` bounds `KL(p || r)`.
+
     Args:
         results: of `conditional_runs`.
         level: confidence, in (0, 1).
+    Raises:
+        ValueError: a run that is not conditional, or the same prompt and seed twice.
     """
+    require_proper(results, "the reverse bound", retained=True)
     return certify([-result.log_evidence for result in results], level=level)
 
 
@@ -108,7 +116,7 @@ def reverse_per_token(results: Sequence[Result], *, level: float = 0.95) -> Toke
     """The reverse bound by the mean length of the *retained* sequences, which are the ones drawn from p."""
     flipped = [
         dataclasses.replace(result, sequences=[result.sequences[0]], log_weights=[-result.log_evidence], texts=None,
-                            trace=[])
+                            trace=[], settings={})
         for result in results
     ]
     return kl_per_token(flipped, level=level)
@@ -121,10 +129,12 @@ def symmetric_certificate(free: Sequence[Result], retained: Sequence[Result], *,
         free, retained: runs of the same prompts in the same order.
         level: confidence, in (0, 1).
     Raises:
-        ValueError: different numbers of runs.
+        ValueError: different numbers of runs, or runs that are of the wrong kind or repeat a prompt and seed.
     """
     if len(free) != len(retained):
         raise ValueError(f"{len(free)} free and {len(retained)} retained runs: give one of each per prompt")
+    require_proper(free, "the symmetric bound")
+    require_proper(retained, "the symmetric bound", retained=True)
     return certify([a.log_evidence - b.log_evidence for a, b in zip(free, retained, strict=True)], level=level)
 
 
@@ -144,7 +154,7 @@ def bidirectional(
         progress=None if report is None else lambda done: report("free runs", done),
     )
     return Bidirectional(
-        certify([run.log_evidence for run in free], level=level), kl_per_token(free, level=level),
+        kl_certificate(free, level=level), kl_per_token(free, level=level),
         reverse_certificate(retained, level=level), reverse_per_token(retained, level=level),
         symmetric_certificate(free, retained, level=level), free, retained,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from smc_bridge.result import Result
 
@@ -22,11 +23,33 @@ def as_runs(results: Runs) -> list[Result]:
     return runs
 
 
-def require_proper(runs: Sequence[Result], purpose: str) -> None:
-    """Raise ValueError unless every run is properly weighted, which `purpose` rests on (design 2.3)."""
+def require_proper(runs: Sequence[Result], purpose: str, *, retained: bool = False) -> None:
+    """Refuse runs that `purpose` cannot rest on (design 2.3, 2.5).
+
+    Args:
+        runs: must be properly weighted, finished, and independent of each other.
+        purpose: for the message.
+        retained: whether they must be conditional runs, rather than free ones.
+    Raises:
+        ValueError: an improper method, a run that was interrupted, one of the other kind, or the same prompt and seed
+            twice (the same run twice, which would make an interval too narrow).
+    """
+    seen: dict[tuple[Any, ...], int] = {}
     for i, run in enumerate(runs):
         if not run.proper:
             raise ValueError(
                 f"results[{i}] of method {run.method!r} is not properly weighted ({'; '.join(run.reasons)}), so "
                 f"{purpose} does not exist: use a proper method"
             )
+        if not run.complete:
+            raise ValueError(f"results[{i}] was interrupted, so {purpose} does not exist: run it to its end")
+        if bool(run.settings.get("retained")) != retained:
+            kind, wanted = ("a free run", "conditional") if retained else ("a conditional run", "free")
+            raise ValueError(f"results[{i}] is {kind}, so {purpose} does not exist: give {wanted} runs")
+        if "seed" in run.settings:
+            first = seen.setdefault((run.method, tuple(run.prompt), run.settings["seed"]), i)
+            if first != i:
+                raise ValueError(
+                    f"results[{i}] repeats prompt and seed of results[{first}], so {purpose} would count it twice: "
+                    "give every repetition its own seed"
+                )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
+from analysis.bounds import kl_certificate
 from analysis.oracle import oracle
-from analysis.reverse import bidirectional, conditional_runs
+from analysis.reverse import bidirectional, conditional_runs, reverse_certificate
 from models.tabular import TabularAR, TabularDLM
 from smc_bridge import presets
 from smc_bridge.kernels.rejection import Rejection
@@ -36,6 +38,8 @@ def test_both_bounds_hold_against_the_exact_divergences(particles: int, lanes: i
         sampler, [[]] * RUNS, seed=list(range(RUNS)), max_new_tokens=LIMIT, level=1 - 1e-5
     )
     assert bounds.forward.low <= -found.log_evidence <= bounds.forward.high
+    conditional = enumerate_program(sampler, LIMIT, retained=law).log_evidence
+    assert bounds.reverse.low <= conditional <= bounds.reverse.high, (conditional, bounds.reverse)
     assert forward <= bounds.forward.high, f"KL(r || p) = {forward}, bound {bounds.forward}"
     assert reverse <= bounds.reverse.high, f"KL(p || r) = {reverse}, bound {bounds.reverse}"
     assert forward + reverse <= bounds.symmetric.high, (forward + reverse, bounds.symmetric)
@@ -82,5 +86,27 @@ def test_programs_without_a_reverse_bound_are_refused() -> None:
     with_potential = presets.smc(Tables(), 2, potential=lambda prefix: prefix.length.double())
     with pytest.raises(ValueError, match="potential"):
         conditional_runs(with_potential, [[]], max_new_tokens=LIMIT)
+    with pytest.raises(ValueError, match="seeds of their own"):
+        conditional_runs(presets.smc(Tables(), 2), [[], []], seed=3, max_new_tokens=LIMIT)
     with pytest.raises(ValueError, match="seed has 1 entries"):
         conditional_runs(presets.smc(Tables(), 2), [[], []], seed=[0], max_new_tokens=LIMIT)
+
+
+def test_the_two_kinds_of_runs_are_not_mistaken_for_each_other() -> None:
+    class Tables:
+        """A tabular pair."""
+
+        ar = TabularAR.random(3, LIMIT, seed=2, eos_id=1)
+        dlm = TabularDLM(ar, noise=0.5)
+
+    sampler = presets.smc(Tables(), 2, w=0.5, window=2)
+    free = sampler.run([[]] * 3, seed=[0, 1, 2], max_new_tokens=LIMIT)
+    retained = conditional_runs(sampler, [[]] * 3, seed=[0, 1, 2], max_new_tokens=LIMIT)
+    with pytest.raises(ValueError, match="give free runs"):
+        kl_certificate(retained)
+    with pytest.raises(ValueError, match="give conditional runs"):
+        reverse_certificate(free)
+    with pytest.raises(ValueError, match=r"results\[1\] repeats prompt and seed of results\[0\]"):
+        kl_certificate([free[0], free[0]])
+    with pytest.raises(ValueError, match="was interrupted"):
+        kl_certificate([dataclasses.replace(free[0], complete=False)])
