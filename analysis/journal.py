@@ -131,4 +131,6 @@ class Journal:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name} {item}" for name, item in value.items()) or "none"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

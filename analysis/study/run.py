@@ -41,7 +41,8 @@ def study(
 
     Args:
         config: a `Config`, the data of one, or a TOML file; or give its entries as `arguments`.
-        path: file of the results; what it holds already is not run again. None keeps nothing.
+        path: file of the results; what it holds already is not run again, and a file whose intermediates or problems
+            of your own were others is refused. None keeps nothing.
         fresh: start anew, whatever study the file holds.
         workers: processes (`analysis.workers`).
         pair, problems: models and a task of your own instead of those that `[task]` names.
@@ -63,7 +64,7 @@ def study(
     plan = cells(chosen)
     loaded = load_problems(chosen.source, pair=pair, task=problems)
     check_samplers(chosen, loaded, own)
-    store = Rows(None if path is None else Path(path), chosen, loaded, plan, fresh=fresh)
+    store = Rows(None if path is None else Path(path), chosen, loaded, plan, own, fresh=fresh)
     waiting = [work for work in plan if cell_key(work.key()) not in store.records]
     if workers == 1:
         load: Callable[[], Problems] = partial(_given, loaded)

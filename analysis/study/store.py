@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from analysis.budget import Cost
 from analysis.comparison.settings import fingerprint
 from analysis.journal import Journal
+from analysis.study import identity
 from analysis.study.cells import Work
 from analysis.study.config import Config
 from analysis.study.figures import Record, is_record
 from analysis.study.frame import to_frame
+from analysis.study.plan import MakeIntermediate
 from analysis.study.sources import Problems
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 #: Version of the file's layout.
 FORMAT = 1
 KIND = "smc-bridge study"
+#: Entries of the header besides the configuration's.
+BESIDES = ("kind", "format", "models", "custom", "problems")
 
 #: Told of every finished cell, with how many are done and how many there are.
 Report = Callable[[Record, int, int], None]
@@ -37,20 +41,23 @@ class Rows:
     Args:
         path: of the file, or None to keep them in memory.
         plan: all cells of the study.
+        custom: intermediates by name besides ours.
         fresh: drop what the file holds.
     Raises:
         ValueError: the file cannot be read, is something else, or belongs to another study.
     """
 
     def __init__(
-        self, path: Path | None, config: Config, problems: Problems, plan: list[Work], *, fresh: bool
+        self, path: Path | None, config: Config, problems: Problems, plan: list[Work],
+        custom: Mapping[str, MakeIntermediate], *, fresh: bool,
     ) -> None:
         self.records: dict[tuple[Any, ...], Record] = {}
         self.total = len(plan)
         self.names = list(plan[0].key())
-        self.journal = None if path is None else Journal(path, header(config, problems), argument="--out", noun="study")
-        if self.journal is None:
+        self.journal: Journal | None = None
+        if path is None:
             return
+        self.journal = Journal(path, header(config, problems, custom), argument="--out", noun="study")
         if fresh:
             self.journal.clear()
             return
@@ -71,10 +78,13 @@ class Rows:
                 report(record, len(self.records), self.total)
 
 
-def header(config: Config, problems: Problems) -> dict[str, Any]:
-    """First line of the file."""
-    models = "" if problems.pair is None else fingerprint(problems.pair)
-    return {"kind": KIND, "format": FORMAT, **config.header(), "models": models}
+def header(config: Config, problems: Problems, custom: Mapping[str, MakeIntermediate]) -> dict[str, Any]:
+    """First line of the file: the configuration, and fingerprints of what it only names."""
+    return {
+        "kind": KIND, "format": FORMAT, **config.header(),
+        "models": "" if problems.pair is None else fingerprint(problems.pair),
+        "custom": identity.intermediates(config, problems, custom), "problems": identity.prompts(config, problems),
+    }
 
 
 def cells(config: Config) -> list[Work]:
@@ -98,7 +108,7 @@ def load_study(path: str | Path, *, cost: Cost | None = None, argument: str = "p
     journal = Journal(Path(path), {"kind": KIND, "format": FORMAT}, argument=argument, noun="study")
     head, records = journal.load()
     try:
-        plan = cells(Config.from_dict({k: v for k, v in head.items() if k not in ("kind", "format", "models")}))
+        plan = cells(Config.from_dict({k: v for k, v in head.items() if k not in BESIDES}))
     except (ValueError, TypeError) as error:
         raise journal.foreign(journal.path) from error
     names = list(plan[0].key())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from analysis.study.drawing import plot_study
 from analysis.study.frame import KEYS
 from analysis.study.plan import Setting
 from analysis.study.sources import Limits, tabular_pair
-from smc_bridge.distributions.intermediate import Mixture
+from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.tasks import Item
 from tests.toys import ToyTask, toy_pair
 
 SMALL: dict[str, Any] = {
@@ -211,6 +213,45 @@ def test_an_intermediate_of_ones_own_is_swapped_in_by_name() -> None:
     same(mine.drop(columns="intermediate"), ours.drop(columns="intermediate"))
     with pytest.raises(ValueError, match="intermediates = 'mine': choose from poe"):
         study(intermediates=["mine"], **options)
+
+
+@pytest.mark.parametrize("name", ["mine", "poe"])
+def test_another_intermediate_of_the_same_name_is_another_study(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "s.jsonl"
+    options: dict[str, Any] = {
+        "intermediates": [name], "particles": 2, "lanes": [1, 2], "windows": 3, "tabular": {"runs": 4}, "path": path,
+    }
+    rows = study(custom={name: Mixture}, **options)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"custom = {name} \w+ rather than {name} \w+; start anew with --fresh"):
+        study(custom={name: ProductOfExperts}, **options)
+    assert path.read_bytes() == before
+    pd.testing.assert_frame_equal(study(custom={name: lambda w: Mixture(w)}, **options), rows)
+    pd.testing.assert_frame_equal(load_study(path), rows)
+    study(custom={name: ProductOfExperts}, fresh=True, **options)
+
+
+@dataclass(frozen=True)
+class OtherTask(ToyTask):
+    """The toy task with one thing changed."""
+
+    change: str = ""
+
+    def problems(self, n: int, offset: int = 0) -> list[Item]:
+        first, *rest = super().problems(n, offset)
+        return [Item("2 1" if self.change == "prompt" else first.prompt, self.change or first.answer), *rest]
+
+
+def test_other_problems_of_the_same_name_are_another_study(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    config = Config(Axes(methods=("ar",), windows=(3,)), Prompts("toy", n=2, batch=2))
+    rows = study(config, pair=toy_pair(), problems=ToyTask(), path=path)
+    before = path.read_bytes()
+    for other in (OtherTask(change="prompt"), OtherTask(change="3"), ToyTask(max_new_tokens=3)):
+        with pytest.raises(ValueError, match=r"problems = \w+ rather than \w+; start anew with --fresh"):
+            study(config, pair=toy_pair(), problems=other, path=path)
+    assert path.read_bytes() == before
+    pd.testing.assert_frame_equal(study(config, pair=toy_pair(), problems=OtherTask(), path=path), rows)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
