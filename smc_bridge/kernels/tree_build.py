@@ -17,6 +17,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,6 +27,11 @@ from smc_bridge.kernels.protocol import Horizon
 
 #: Tokens of a chunk, and depths that are looked at in one go (more where they are few numbers).
 CHUNK, DEPTHS = 64, 8
+
+
+#: Arrays on the CPU.
+Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 class Tree(NamedTuple):
@@ -74,8 +80,7 @@ def best_first(
             )
             return Tree(*(x[group] for x in tree))
     floor = math.log(min_probability) if min_probability > 0.0 else -math.inf
-    found = _candidates(law, nodes, horizon, floor=floor, exponent=exponent)
-    row, place, token, log_prob = (x.cpu().numpy() for x in found)
+    row, place, token, log_prob = _candidates(law, nodes, horizon, floor=floor, exponent=exponent)
     order = np.lexsort((token, -log_prob, place, row))
     scores = log_prob[order].tolist()
     rows, stride = law.rows, law.shape[-2] + 1
@@ -91,70 +96,72 @@ def best_first(
 
 
 class Scale(NamedTuple):
-    """`log_prob = factor * (score - peak) + top` turns scores of cells into log-probabilities, float64."""
+    """`log_prob = factor * (score - peak) + top` turns the scores of a cell into log-probabilities; `[R, V]` each."""
 
-    factor: Tensor
-    peak: Tensor
-    top: Tensor
+    factor: Floats
+    peak: Floats
+    top: Floats
 
-    def __call__(self, cell: Any, scores: Tensor) -> Tensor:
-        """Of scores `[n, ...]` at cells that `cell` picks, `[n]`."""
-        factor, peak, top = (x[cell].reshape(-1, *[1] * (scores.dim() - 1)) for x in self)
-        return factor * (scores.double() - peak) + top
+    def __call__(self, cell: Any, scores: Tensor) -> Floats:
+        """Of scores `[n, m]` at cells that `cell` picks, `[n]`."""
+        factor, peak, top = (x[cell][:, None] for x in self)
+        log_probs: Floats = factor * (scores.double().cpu().numpy() - peak) + top
+        return log_probs
 
 
 def _candidates(
     law: LazyLaw, nodes: int, horizon: Horizon, *, floor: float, exponent: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Indices, Indices, Indices, Floats]:
     """Tokens that can stand in the tree: row, place (depth - 1), token and log-probability of each, `[C]`.
 
     Depths are looked at from the first on, some at a time, until no deviation further down can be among the best.
     """
-    rows, (window, size), device = law.rows, law.shape[-2:], law.device
-    scale = Scale(*(torch.zeros(rows, window, dtype=torch.float64, device=device) for _ in range(3)))
-    before = torch.zeros(rows, 1, dtype=torch.float64, device=device)  # S of the depths so far and of the next one
-    value = before.new_empty(rows, 0)
-    bar = torch.full_like(before, floor)
+    rows, (window, size) = law.rows, law.shape[-2:]
+    limit = horizon.window.cpu().numpy()[:, None]
+    scale = Scale(*np.zeros((3, rows, window)))
+    before = np.zeros((rows, 1))  # S of the depths so far and of the next one
+    value = np.empty((rows, 0))
+    bar = np.full((rows, 1), floor)
     chunks = -(-size // CHUNK)
     step = max(DEPTHS, law.chunks.cells(size, law.dtype.itemsize) // max(1, rows))
     for first in range(0, window, step):
-        place = torch.arange(first, min(first + step, window), device=device)
-        open_ended = (place + 1 < horizon.window[:, None]) & (before[:, -1:] >= bar) & (before[:, -1:] > -math.inf)
-        row, column = open_ended.nonzero(as_tuple=True)
-        if not row.numel():
+        place = np.arange(first, min(first + step, window))
+        row, column = ((place + 1 < limit) & (before[:, -1:] >= bar) & (before[:, -1:] > -math.inf)).nonzero()
+        if not row.size:
             break
-        best = torch.full((rows, place.numel(), chunks), -math.inf, dtype=torch.float64, device=device)
-        for span in law.spans(row.numel()):
-            r, i = row[span], column[span] + first
-            best[r, column[span]] = _chunk_maxima(law, r, i, scale, exponent=exponent, eos_id=horizon.eos_id)
-        deepest = torch.cat([before[:, -1:], best.amax(-1)], dim=1).cumsum(1)
-        value = torch.cat([value, (deepest[:, :-1, None] + best).flatten(1)], dim=1)
-        before = torch.cat([before, deepest[:, 1:]], dim=1)
+        best = np.full((rows, place.size, chunks), -math.inf)
+        for span in law.spans(row.size):
+            r, i = row[span], column[span]
+            best[r, i] = _chunk_maxima(law, r, i + first, scale, exponent=exponent, eos_id=horizon.eos_id)
+        deepest = np.concatenate([before[:, -1:], best.max(-1)], axis=1).cumsum(1)
+        value = np.concatenate([value, (deepest[:, :-1, None] + best).reshape(rows, -1)], axis=1)
+        before = np.concatenate([before, deepest[:, 1:]], axis=1)
         if value.shape[1] > nodes:
-            bar = value.topk(nodes, dim=1).values[:, -1:].clamp_min(floor)
+            bar = np.maximum(np.partition(value, -nodes, axis=1)[:, [-nodes]], floor)
     kept = (value >= bar) & (value > -math.inf)
-    if bool((kept.sum(1) > nodes).any()):  # chunks tie for the last places
+    if (kept.sum(1) > nodes).any():  # chunks tie for the last places
         above = kept & (value > bar)
         tied = kept & ~above
-        kept = above | (tied & (tied.cumsum(1) <= nodes - above.sum(1, keepdim=True)))
-    row, flat = kept.nonzero(as_tuple=True)
-    cell = row, flat // chunks
-    token = (flat % chunks)[:, None] * CHUNK + torch.arange(CHUNK, device=device)  # [C', 64]
-    each = torch.stack(cell).repeat_interleave(CHUNK, dim=1)
-    scores, _ = law.scores(each[0], each[1], token.clamp_max(size - 1).flatten())
-    log_prob = scale(cell, scores.reshape(token.shape))
-    deviation = before[cell][:, None] + log_prob
+        kept = above | (tied & (tied.cumsum(1) <= nodes - above.sum(1, keepdims=True)))
+    row, flat = kept.nonzero()
+    place = flat // chunks
+    token = (flat % chunks)[:, None] * CHUNK + np.arange(CHUNK)  # [C', 64]
+    each = (np.repeat(row, CHUNK), np.repeat(place, CHUNK), np.minimum(token, size - 1).ravel())
+    scores, _ = law.scores(*(torch.from_numpy(x).to(law.device) for x in each))
+    log_prob = scale((row, place), scores.reshape(token.shape))
+    deviation = before[row, place][:, None] + log_prob
     possible = (deviation >= bar[row]) & (deviation > -math.inf) & (token < size)
     if horizon.eos_id is not None:
         possible &= token != horizon.eos_id
-    owner, column = possible.nonzero(as_tuple=True)
-    return row[owner], cell[1][owner], token[owner, column], log_prob[owner, column]
+    owner, column = possible.nonzero()
+    return row[owner], place[owner], token[owner, column], log_prob[owner, column]
 
 
 def _chunk_maxima(
-    law: LazyLaw, rows: Tensor, places: Tensor, scale: Scale, *, exponent: float, eos_id: int | None
-) -> Tensor:
+    law: LazyLaw, row: Indices, place: Indices, scale: Scale, *, exponent: float, eos_id: int | None
+) -> Floats:
     """Greatest log-probability of each chunk of n cells, the end of sequence left out, `[n, chunks]`; fills `scale`."""
+    rows, places = (torch.from_numpy(x).to(law.device) for x in (row, place))
     scores, factor = law.scores(rows, places)
     count, size = scores.shape
     whole = size // CHUNK * CHUNK
@@ -169,19 +176,21 @@ def _chunk_maxima(
     else:
         _, peak, log_total = softmax(scores, exponent * factor)
         top = -log_total
-    if not bool(top.isfinite().all()):
-        bad = (~top.isfinite()).nonzero()[0, 0]
-        where = [int(rows[bad]), int(places[bad])]
-        raise ValueError(f"log_probs has NaN at (row, position) {where}: check the model's logits there")
-    powers = torch.as_tensor(exponent * factor, dtype=torch.float64, device=law.device).reshape(-1)
-    scale.factor[rows, places] = powers.expand(count)
-    scale.peak[rows, places], scale.top[rows, places] = peak[:, 0].double(), top[:, 0].double()
+    peaks, tops = (x[:, 0].double().cpu().numpy() for x in (peak, top))
+    if not np.isfinite(tops).all():
+        bad = np.isfinite(tops).argmin()
+        raise ValueError(
+            f"log_probs has NaN at (row, position) [{row[bad]}, {place[bad]}]: check the model's logits there"
+        )
+    power = exponent * factor
+    scale.factor[row, place] = power[:, 0].double().cpu().numpy() if isinstance(power, Tensor) else power
+    scale.peak[row, place], scale.top[row, place] = peaks, tops
     if eos_id is not None:
         first = eos_id // CHUNK * CHUNK
         others = scores[:, first : first + CHUNK].clone()
         others[:, eos_id - first] = -math.inf
         best[:, eos_id // CHUNK] = others.amax(-1)
-    return scale((rows, places), best)
+    return scale((row, place), best)
 
 
 def _grow(
