@@ -11,7 +11,9 @@ The identity's noise is of the order of 1/N, as the bias, where the direct one's
 The plain `1/2 sum |b_hat|` counts noise as distance. So the signs are taken from one half of the runs and summed over
 the other, both ways round: `1/2 sum_x sign(b_A(x)) b_B(x)`. That is unbiased where the signs are right and falls short
 otherwise: it never overstates the distance in expectation, and is 0 on average for an exact sampler. Where the noise
-is larger than the bias it therefore reads low, and a rate fitted there reads high.
+is larger than the bias it therefore reads low, and a rate fitted there reads high. The two halves' estimates are
+positively correlated, so the standard error is the mean of theirs, which is their error together at worst. It needs
+some twenty runs to mean anything, and says nothing where all runs agree.
 """
 
 from __future__ import annotations
@@ -101,12 +103,13 @@ def _crossed(terms: Matrix) -> Distance:
     if terms.shape[0] < 4:
         raise ValueError(f"results has {terms.shape[0]} runs: the two halves need at least 2 each")
     halves = (terms[0::2], terms[1::2])
-    means, variances = [], []
+    means, errors = [], []
     for here, there in (halves, halves[::-1]):
         projected = 0.5 * there @ np.sign(here.mean(axis=0))
         means.append(projected.mean())
-        variances.append(projected.var(ddof=1) / projected.size)
-    return Distance(float(np.mean(means)), float(math.sqrt(sum(variances)) / 2))
+        errors.append(projected.std(ddof=1) / math.sqrt(projected.size))
+    # The projections are positively correlated, for both use both halves: their standard deviations add up at worst.
+    return Distance(float(np.mean(means)), float(np.mean(errors)))
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,10 @@ FIGURES = (
     "runs", "proper", "log_evidences", "run_tokens", "ess", "tokens", "tokens_per_block", "acceptance", *FORWARDS,
     "seconds", "tv", "tv_error", "run_tv", "run_tv_error", "bias", "bias_error", "accuracy",
 )
-#: Runs from which a total variation can be estimated.
-LEAST_RUNS = 4
+#: Runs from which a total variation can be estimated with an error that means something.
+LEAST_RUNS = 20
+#: Round-off of a distance that is 0.
+_ROUND_OFF = 1e-12
 
 
 def figures(results: Sequence[Result]) -> Record:
@@ -48,7 +50,9 @@ def figures(results: Sequence[Result]) -> Record:
 
 
 def distances(results: Sequence[Result], exact: Result | None) -> Record:
-    """Distances from an exact law, with standard errors; None without one, or with too few runs or a dead one.
+    """Distances from an exact law, with standard errors.
+
+    None without such a law, with too few runs or a dead one, and where the runs do not differ.
 
     `tv` is the total variation between target and output law (of one draw from a run's weights), by the identity
     `b = -Cov(Z_hat, W)` for a proper method and directly for another (`analysis.law_bias`); `run_tv` that between the
@@ -61,8 +65,10 @@ def distances(results: Sequence[Result], exact: Result | None) -> Record:
     proper = all(run.proper for run in results)
     law = output_distance_by_identity(results, exact) if proper else output_distance(results, exact)
     found = dict(zip(names, (law, run_distance(results, exact), _mode_bias(results, exact, proper)), strict=True))
+    # Runs that all agree have no spread to judge a distance by, unless there is none.
+    known = {name: abs(each.value) <= _ROUND_OFF or each.error > 0 for name, each in found.items()}
     return {
-        key: value for name, each in found.items()
+        key: value if known[name] else None for name, each in found.items()
         for key, value in ((name, each.value), (f"{name}_error", each.error))
     }
 

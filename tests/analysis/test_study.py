@@ -29,7 +29,7 @@ from tests.toys import ToyTask, toy_pair
 
 SMALL: dict[str, Any] = {
     "methods": ["smc", "plain-is", "released", "ar"], "intermediates": ["poe", "chernoff"], "particles": [1, 3],
-    "weights": [0.3, 0.7], "windows": 3, "seeds": [0, 1], "tabular": {"alphabets": 2, "lengths": 3, "runs": 8},
+    "weights": [0.3, 0.7], "windows": 3, "seeds": [0, 1], "tabular": {"alphabets": 2, "lengths": 3, "runs": 20},
 }
 ROWS = 2 * (2 * 2 + 2 + 2 + 2 + 1)
 
@@ -73,17 +73,17 @@ def test_figures_are_those_of_the_runs(whole: pd.DataFrame) -> None:
     pair = tabular_pair(point, Tabular())
     setting = Setting("smc", "poe", 3, 1, 0.7, 3, 1.0)
     sampler = build_sampler(setting, pair, Limits(3, 3, 3))
-    runs = sampler.run([()] * 8, seed=[run_seed(1, i) for i in range(8)], max_new_tokens=3)
+    runs = sampler.run([()] * 20, seed=[run_seed(1, i) for i in range(20)], max_new_tokens=3)
     exact = oracle(ARTarget(pair.ar), max_new_tokens=3, detokenize=pair.decode)
     rows = whole[(whole.intermediate == "poe") & (whole.method == "smc") & (whole.particles == 3)]
     [(_, row)] = rows[(rows.w == 0.7) & (rows.seed == 1)].iterrows()
     assert row.log_evidences == pytest.approx([run.log_evidence for run in runs], abs=1e-12)
-    assert row.kl_bound == pytest.approx(-sum(run.log_evidence for run in runs) / 8, abs=1e-12)
-    assert row.ess == pytest.approx(sum(run.ess for run in runs) / 8)
+    assert row.kl_bound == pytest.approx(-sum(run.log_evidence for run in runs) / 20, abs=1e-12)
+    assert row.ess == pytest.approx(sum(run.ess for run in runs) / 20)
     assert row.tv == pytest.approx(output_distance_by_identity(runs, exact).value, abs=1e-12)
-    assert row.cost == sum(run.forwards.dlm_forwards + run.forwards.ar_forwards for run in runs) / 8
-    assert row.ar_tokens == sum(run.forwards.ar_tokens for run in runs) / 8
-    assert row.tokens_per_dlm_forward == pytest.approx(3 * 8 / sum(run.forwards.dlm_forwards for run in runs))
+    assert row.cost == sum(run.forwards.dlm_forwards + run.forwards.ar_forwards for run in runs) / 20
+    assert row.ar_tokens == sum(run.forwards.ar_tokens for run in runs) / 20
+    assert row.tokens_per_dlm_forward == pytest.approx(3 * 20 / sum(run.forwards.dlm_forwards for run in runs))
 
 
 def test_improper_methods_have_a_direct_distance_and_no_evidence(whole: pd.DataFrame) -> None:
@@ -92,7 +92,7 @@ def test_improper_methods_have_a_direct_distance_and_no_evidence(whole: pd.DataF
     assert rows[["log_evidence", "kl_bound", "ess"]].isna().all(axis=None)
     pair = tabular_pair(TabularPoint(2, 3, 1, 0.5), Tabular())
     sampler = build_sampler(Setting("released", "poe", 1, 1, 0.3, 3, 1.0), pair, Limits(3, 3, 3))
-    runs = sampler.run([()] * 8, seed=[run_seed(0, i) for i in range(8)], max_new_tokens=3)
+    runs = sampler.run([()] * 20, seed=[run_seed(0, i) for i in range(20)], max_new_tokens=3)
     exact = oracle(ARTarget(pair.ar), max_new_tokens=3, detokenize=pair.decode)
     assert rows[(rows.w == 0.3) & (rows.seed == 0)].tv.item() == output_distance(runs, exact).value
 
@@ -148,7 +148,7 @@ def test_two_workers_give_the_rows_of_one(whole: pd.DataFrame, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("change", [
-    {"seeds": [0, 2]}, {"methods": "smc"}, {"weights": 0.5}, {"tabular": {"alphabets": 2, "lengths": 3, "runs": 9}},
+    {"seeds": [0, 2]}, {"methods": "smc"}, {"weights": 0.5}, {"tabular": {"alphabets": 2, "lengths": 3, "runs": 21}},
     {"lookahead": 2}, {"temperatures": 0.5},
 ])
 def test_file_of_another_study_is_refused_and_left_alone(tmp_path: Path, change: dict[str, Any]) -> None:
