@@ -72,11 +72,13 @@ def rank_test(
         seed: of all draws.
         max_new_tokens: length limit.
     Raises:
-        ValueError: fewer than 5 (M + 1) prompts, no steps, a potential, or an improper program for the conditional
-            test.
+        ValueError: fewer than 5 (M + 1) prompts, no steps, another kind, a potential, an improper program for the
+            conditional test, or a statistic that is NaN.
     """
-    if steps < 1:
-        raise ValueError(f"steps = {steps}: compare with at least 1 draw")
+    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"steps = {steps!r}: compare with a whole number of draws, at least 1")
+    if kind not in ("conditional", "direct"):
+        raise ValueError(f"kind = {kind!r}: choose 'conditional' or 'direct'")
     if len(prompts) < 5 * (steps + 1):
         raise ValueError(
             f"{len(prompts)} prompts for {steps + 1} places: give at least {5 * (steps + 1)}, or fewer steps"
@@ -95,6 +97,11 @@ def rank_test(
     started = np.array([statistic(result.values[0]) for result in exact])
     chain = _conditional if kind == "conditional" else _direct
     others = chain(sampler, prompts, exact, statistic, steps, seeds, max_new_tokens, rng)  # [T, M]
+    undefined = int(np.isnan(started).sum() + np.isnan(others).sum())
+    if undefined:
+        raise ValueError(
+            f"statistic is NaN for {undefined} of {started.size + others.size} values, which have no rank: give numbers"
+        )
     below = (others < started[:, None]).sum(1)
     tied = (others == started[:, None]).sum(1)
     ranks = below + rng.integers(0, tied + 1)

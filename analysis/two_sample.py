@@ -117,7 +117,7 @@ def mmd_test(
         permutations, seed: of the labels.
         kernel: another kernel's values of all pairs, `[T, T]`, left first.
     Raises:
-        ValueError: samples that are too small, no permutations, or a kernel of another shape.
+        ValueError: samples that are too small, no permutations, or a kernel of another shape or not finite.
     """
     m, total = len(left), len(left) + len(right)
     if m < 2 or total - m < 2:
@@ -127,6 +127,8 @@ def mmd_test(
     gram = spectrum_kernel([*left, *right], n=n) if kernel is None else np.asarray(kernel, dtype=np.float64)
     if gram.shape != (total, total):
         raise ValueError(f"kernel has shape {gram.shape}: give [{total}, {total}], the left sample first")
+    if not np.isfinite(gram).all():
+        raise ValueError(f"kernel has {int((~np.isfinite(gram)).sum())} entries that are not finite: give numbers")
     rng = np.random.default_rng(seed)
     labels = np.zeros((permutations + 1, total))
     labels[0, :m] = 1.0

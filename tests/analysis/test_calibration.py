@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,20 @@ def test_what_has_no_conditional_form_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="potential"):
         rank_test(with_potential, [[]] * 100, statistic, steps=1)
+
+
+def test_a_statistic_without_a_number_is_no_evidence() -> None:
+    with pytest.raises(ValueError, match="statistic is NaN for 200 of 200 values"):
+        rank_test(presets.smc(Tables(), 2), [[]] * 100, lambda value: float("nan"), steps=1, max_new_tokens=LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"kind": "foo"}, "kind = 'foo': choose"), ({"steps": 2.5}, "steps = 2.5: "), ({"steps": 0}, "steps = 0: ")],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rank_test(presets.smc(Tables(), 2), [[]] * 100, statistic, **options)
 
 
 def test_uniformity_is_judged_by_pearson() -> None:

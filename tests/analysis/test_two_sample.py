@@ -120,3 +120,5 @@ def test_what_cannot_be_tested_is_refused() -> None:
         spectrum_kernel(["a"], n=0)
     with pytest.raises(ValueError, match=r"kernel has shape \(2, 2\)"):
         mmd_test(["a", "b"], ["c", "d"], kernel=np.eye(2))
+    with pytest.raises(ValueError, match="kernel has 16 entries that are not finite"):
+        mmd_test(["a", "b"], ["c", "d"], kernel=np.full((4, 4), np.nan))
