@@ -6,9 +6,11 @@ with a common one are not. With `theta = sum_k W_k f(x_k)` and `S_e = sum_{k: E_
     Chan & Lai 2013:       Var(theta) ~ sum_e S_e^2,
     Lee & Whiteley 2018:   the same times (N / (N - 1))^(n + 1) after n resamplings,
 
-and for the evidence `Var(Z_hat / Z) ~ 1 - (N / (N - 1))^(n + 1) sum_{E_i != E_j} W_i W_j`. Derived for multinomial
-resampling; other schemes vary less, so both are then on the safe side. Once all particles have a common Eve the
-families say nothing, and the estimate is *degenerate*: 0 for theta, 1 for the evidence.
+and for the evidence `Var(Z_hat / Z) ~ 1 - (N / (N - 1))^(n + 1) sum_{E_i != E_j} W_i W_j`. Both rest on multinomial
+resampling and on many families. Other schemes keep more families than multinomial draws would, which the factor above
+does not know: the evidence's variance is then too small and often negative, so runs that resampled by another scheme
+are refused. With few families (tens are few) all three are too small in most runs; once all particles have a common Eve
+the estimate is *degenerate*: 0 for theta, 1 for the evidence. Where there are several runs, use those instead.
 
 *Several runs.* Batch means: independent estimates are averaged, with Student's interval.
 """
@@ -27,6 +29,11 @@ from scipy import stats
 from analysis.genealogy import ancestral_lines
 from analysis.runs import require_proper
 from smc_bridge.result import Result
+from smc_bridge.settings import describe
+from smc_bridge.smc.resampling import Multinomial
+
+#: What the settings of a run call the scheme that the formulas are derived for.
+MULTINOMIAL = describe(Multinomial())
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,8 @@ class GenealogyVariance:
         estimate: `theta`.
         chan_lai, lee_whiteley: variance of `theta`.
         evidence: relative variance of `Z_hat` (Lee & Whiteley); it can be negative by chance.
-        families: first particles that have a descendant of positive weight.
+        families: first particles that have a descendant of positive weight; of fewer than some tens the variances are
+            too small in most runs.
         degenerate: whether there is one family only, so that the variances mean nothing.
     """
 
@@ -62,19 +70,26 @@ def genealogy_variance(result: Result, f: Callable[[Any], float]) -> GenealogyVa
         result: a run of at least two particles of a proper method.
         f: function of a value (text, or token ids without a tokenizer).
     Raises:
-        ValueError: one particle, an improper method, or no particle of positive weight.
+        ValueError: one particle, an improper method, no particle of positive weight, or a run that resampled by a
+            scheme other than multinomial (as far as its settings say).
     """
     require_proper([result], "a variance of its weighted estimate")
     particles = len(result.log_weights)
     if particles < 2:
         raise ValueError(f"result has {particles} particle: the genealogy compares at least 2; use more particles")
+    resamplings = sum(record.resampled for record in result.trace)
+    scheme = str(result.settings.get("resampler", MULTINOMIAL))
+    if resamplings and scheme != MULTINOMIAL:
+        raise ValueError(
+            f"result was resampled by {scheme}: its genealogy gives a variance for multinomial resampling only; use "
+            "resampler=Multinomial(), or batch_means over several runs"
+        )
     weights = result.weights
     values = np.array([f(v) if w > 0 else 0.0 for v, w in zip(result.values, weights, strict=True)])
     theta = float(weights @ values)
     eves = eve_indices(result)
     sums = np.bincount(eves, weights * (values - theta), minlength=particles)
     masses = np.bincount(eves, weights, minlength=particles)
-    resamplings = sum(record.resampled for record in result.trace)
     factor = (particles / (particles - 1)) ** (resamplings + 1)
     chan_lai = float(np.square(sums).sum())
     apart = 1.0 - float(np.square(masses).sum())  # sum over pairs with different Eves

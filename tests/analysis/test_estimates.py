@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -13,7 +14,7 @@ from models.tabular import TabularAR, TabularDLM
 from smc_bridge import presets
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import Multinomial
+from smc_bridge.smc.resampling import Multinomial, Systematic
 from smc_bridge.smc.weights import Trigger, always, never
 
 RUNS, PARTICLES = 400, 128
@@ -63,6 +64,23 @@ def test_genealogy_predicts_the_relative_variance_of_the_evidence(trigger: Trigg
     observed = np.exp([r.log_evidence for r in results]).var(ddof=1)
     predicted = float(np.mean([genealogy_variance(r, first_is_zero).evidence for r in results]))
     assert abs(predicted / observed - 1) < 0.30, f"predicted {predicted:.5f}, observed {observed:.5f}"
+
+
+def test_a_genealogy_of_another_resampling_scheme_is_refused() -> None:
+    """With systematic resampling the families' variance of the evidence is below 0 on average, the true one above."""
+    program = presets.smc(Tables(), 8, w=0.8, window=2, resampler=Systematic(), trigger=always)
+    results = program.run([[]] * 200, seed=list(range(200)), max_new_tokens=4)
+    for result in results:
+        with pytest.raises(ValueError, match=r"resampled by Systematic\(\).*multinomial resampling only"):
+            genealogy_variance(result, first_is_zero)
+    unknown = [genealogy_variance(dataclasses.replace(r, settings={}), first_is_zero).evidence for r in results]
+    assert np.mean(unknown) < 0 < np.exp([r.log_evidence for r in results]).var()
+
+
+def test_a_run_that_never_resampled_has_a_variance_whatever_its_scheme() -> None:
+    program = presets.smc(Tables(), 16, w=0.8, window=2, resampler=Systematic(), trigger=never)
+    found = genealogy_variance(program.run([[]], seed=0, max_new_tokens=4)[0], first_is_zero)
+    assert found.families == 16
 
 
 def test_one_family_is_called_degenerate() -> None:
