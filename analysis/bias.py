@@ -167,7 +167,7 @@ class Difference:
 
     Attributes:
         difference: mean of the method's estimates minus mean of the exact values.
-        low, high: confidence interval at `level` (Welch 1947).
+        low, high: confidence interval at `level` (Welch 1947); infinite where no value of f differs from another.
         runs, samples: how many of each.
     """
 
@@ -201,7 +201,8 @@ def bias_against_samples(
     parts = left.var(ddof=1) / left.size, right.var(ddof=1) / right.size
     difference, spread = float(left.mean() - right.mean()), float(sum(parts))
     if spread == 0:
-        return Difference(difference, difference, difference, level, left.size, right.size)
+        # f was the same throughout: samples that do not vary bound nothing, however equal the means are.
+        return Difference(difference, -math.inf, math.inf, level, left.size, right.size)
     freedom = spread**2 / (parts[0] ** 2 / (left.size - 1) + parts[1] ** 2 / (right.size - 1))
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(spread)
     return Difference(difference, difference - half, difference + half, level, left.size, right.size)

@@ -189,6 +189,12 @@ def test_bias_against_exact_samples_covers_the_exact_bias() -> None:
     assert bias_against_samples(exact[:150], exact[150:], f, level=0.9999).low < 0
 
 
+def test_a_function_that_never_varied_bounds_no_bias() -> None:
+    rare = [make_result([0.0]) for _ in range(30)]
+    found = bias_against_samples(rare, rare, lambda x: 0.0)
+    assert (found.difference, found.low, found.high) == (0.0, -INF, INF)
+
+
 def test_bias_against_samples_refuses_too_few() -> None:
     one = make_result([0.0])
     with pytest.raises(ValueError, match="at least 2 of each"):
