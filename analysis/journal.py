@@ -2,7 +2,7 @@
 
 A journal is JSON lines: a header, which says what made it, then one record a line. Every record is on the disk before
 the next is made. The line that a kill cut short is dropped when the journal is read again; whatever else is not as it
-was written is refused, and the file is left alone.
+was written is refused, and the file is left alone. Blank lines at the end are no records.
 """
 
 from __future__ import annotations
@@ -30,15 +30,24 @@ class Journal:
         self.path, self.header, self.argument, self.noun = path, dict(header), argument, noun
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record, after the header if the file is new, and wait until it is on the disk."""
-        new = not self.path.exists()
-        if new:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(self.header)] if new else []
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in [*lines, json.dumps(record, allow_nan=False)]))
-            file.flush()
-            os.fsync(file.fileno())
+        """Write one record, after the header if the file is new, and wait until it is on the disk.
+
+        Raises:
+            ValueError: the file cannot be written.
+        """
+        line = json.dumps(record, allow_nan=False)
+        try:
+            new = not self.path.exists()
+            if new:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(self.header)}\n{line}\n" if new else f"{line}\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ValueError(
+                f"{self.argument} = {self.path}: cannot be written ({error.strerror}); give another file"
+            ) from error
 
     def resume(self) -> list[dict[str, Any]]:
         """The records of an existing file, which ends with a whole line afterwards; none if there is no file.
@@ -57,8 +66,10 @@ class Journal:
             return []
         header, records = self._parse_lines(whole)
         self.check(self.path, header)
-        if whole != text:
-            write_text(self.path, whole)
+        # A record must not come to stand behind a blank line.
+        clean = whole.rstrip() + "\n"
+        if clean != text:
+            write_text(self.path, clean)
         return records
 
     def load(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -73,7 +84,7 @@ class Journal:
         return header, records
 
     def _parse_lines(self, whole: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        header, *records = [self.parse(self.path, line) for line in whole.splitlines() or [""]]
+        header, *records = [self.parse(self.path, line) for line in whole.rstrip().splitlines() or [""]]
         return header, records
 
     def clear(self) -> None:

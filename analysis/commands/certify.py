@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from analysis.bounds import TokenBound
-from analysis.comparison.methods import make_sampler
+from analysis.comparison.methods import check_methods, make_sampler
 from analysis.reverse import Bidirectional, Report, bidirectional
 from models.pairs import load_pair
 from smc_bridge.certificate import Certificate
@@ -34,6 +34,9 @@ from smc_bridge.commands.base import (
 from smc_bridge.result import write_text
 from smc_bridge.tasks import TASKS
 
+#: Methods that can be certified, for messages.
+METHODS = "smc-<particles>, smc-<particles>x<lanes>, tree-walk, plain-is, speculative"
+
 
 def _level(text: str) -> float:
     try:
@@ -45,12 +48,24 @@ def _level(text: str) -> float:
     return value
 
 
+def _method(text: str) -> str:
+    try:
+        check_methods([text])
+    except ValueError:
+        known = False
+    else:
+        known = text != "ar" and not text.startswith("dlm-")
+    if not known:
+        raise argparse.ArgumentTypeError(f"= {text!r}: choose from {METHODS}")
+    return text
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `certify`."""
     parser.add_argument("--task", type=one_of(TASKS), default="arithmetic", metavar="NAME", help=", ".join(TASKS))
     parser.add_argument("--n", type=whole(2), default=100, help="problems, the first ones of the task (default: 100)")
     parser.add_argument(
-        "--method", default="smc-4", metavar="NAME",
+        "--method", type=_method, default="smc-4", metavar="NAME",
         help="a properly weighted method as `compare` names it, such as smc-4, smc-1x4, tree-walk (default: smc-4); it "
         "runs with multinomial resampling, which the reverse bound is about",
     )
@@ -117,18 +132,23 @@ def render(found: Bidirectional, *, title: str = "") -> Table:
 
 
 def to_dict(found: Bidirectional, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Plain data for JSON: settings, and each bound with its interval, nats."""
+    """Plain data for JSON: settings, and each bound with its interval, nats; JSON has no infinity, "inf" stands for it.
+    """
     settings = {
         name: getattr(arguments, name) for name in ("task", "n", "method", "temperature", "weight", "seed", "level")
     }
     bounds = {
-        name: {"bound": bound.kl, "low": bound.low, "high": bound.high}
+        name: {end: _plain(x) for end, x in (("bound", bound.kl), ("low", bound.low), ("high", bound.high))}
         for name, bound in (
             ("forward", found.forward), ("forward_per_token", found.forward_per_token), ("reverse", found.reverse),
             ("reverse_per_token", found.reverse_per_token), ("symmetric", found.symmetric),
         )
     }
     return {"kind": f"{PROGRAM} certificate", "format": 1, **settings, "bounds": bounds}
+
+
+def _plain(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
 
 def _interval(bound: Certificate | TokenBound, scale: float = 1.0) -> str:

@@ -55,6 +55,8 @@ def prices(text: str) -> Cost:
 def run(arguments: argparse.Namespace) -> int:
     """Draw FILE and write the picture."""
     source: Path = arguments.file
+    if source.is_dir():
+        raise UsageError(f"FILE = {source}: is a folder; give a file")
     out: Path = arguments.out or source.with_suffix(".png")
     draw = reader(source, arguments)
     check_writable(out, "--out")
@@ -98,11 +100,30 @@ def reader(path: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
             raise UsageError(f"--{option} with FILE = {path}: is for a study; leave it out")
     if head.get("kind") == STUDY:
         return lambda: _study(path, arguments)
-    if head.get("kind") == COMPARISON and isinstance(head.get("rows"), list):
+    if head.get("kind") == COMPARISON:
+        if not is_table(head.get("rows")):
+            raise UsageError(f"FILE = {path}: is a comparison without its table; make it again with `compare`")
         return lambda: _comparison(head["rows"], arguments)
     if "log_weights" in head:
         return lambda: _result(Result.from_dict(head), arguments)
     raise _foreign(path)
+
+
+def is_table(rows: Any) -> bool:
+    """Whether data is the table of a comparison: rows with the same columns, of methods, numbers and intervals."""
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        return False
+
+    def figure(value: Any) -> bool:
+        ends = value.values() if isinstance(value, dict) else [value]
+        whole = not isinstance(value, dict) or {"value", "low", "high"} <= set(value)
+        return whole and all(end is None or isinstance(end, int | float) for end in ends)
+
+    return all(
+        set(row) == set(rows[0]) and isinstance(row.get("method"), str)
+        and all(figure(value) for name, value in row.items() if name != "method")
+        for row in rows
+    )
 
 
 def _foreign(path: Path) -> UsageError:

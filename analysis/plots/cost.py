@@ -11,7 +11,8 @@ from analysis.plots.style import band, legend, looks, new_axes
 
 
 def plot_cost(
-    data: Data, y: str, ax: Any = None, *, x: str = "cost", by: By = "method", unit: str = "", log: bool = True
+    data: Data, y: str, ax: Any = None, *, x: str = "cost", by: By = "method", unit: str = "", log: bool = True,
+    work: str = "forwards",
 ) -> Any:
     """A figure against cost, a line with its band for each method; the cost on a logarithmic axis.
 
@@ -23,6 +24,7 @@ def plot_cost(
         x: column of the cost, as `analysis.budget.Cost` gives it.
         by: column or columns that name the lines.
         unit: of the figure, for the axis, such as "nats".
+        work: what the cost counts of either model, "forwards" or "rows", for the axis.
         log: whether the figure's axis is logarithmic too, where all its values are above 0.
     Raises:
         ValueError: a cost that is not above 0, or data that cannot be read (see `curves`).
@@ -38,7 +40,7 @@ def plot_cost(
             curve.x, curve.y, color=look.color, linestyle=look.linestyle, marker=look.marker, markersize=5, label=name
         )
     values = np.concatenate([curve.y for curve in lines.values()])
-    ax.set(xscale="log", xlabel="cost (c_D DLM forwards + c_A AR forwards)")
+    ax.set(xscale="log", xlabel=f"cost (c_D DLM {work} + c_A AR {work})")
     ax.set_ylabel(y.replace("_", " ") + (f" ({unit})" if unit else ""))
     if log and bool((values > 0).all()):
         ax.set_yscale("log")

@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from analysis.budget import Cost
 from analysis.study.plan import Axes, check_axis, check_number, check_whole
@@ -93,6 +95,8 @@ class Tabular:
                 f"alphabets = {max(self.alphabets)} with lengths = {max(self.lengths)} gives more than {ENUMERABLE} "
                 "sequences: give smaller models"
             )
+        object.__setattr__(self, "noises", tuple(map(float, self.noises)))
+        object.__setattr__(self, "concentration", float(self.concentration))
 
     def points(self) -> list[TabularPoint]:
         """Every pair of models."""
@@ -168,6 +172,7 @@ class Config:
         given = rest.pop("cost", {})
         cost = given if isinstance(given, Cost) else _section(Cost, given, "cost")
         lookahead = rest.pop("lookahead", None)
+        lookahead = lookahead.item() if isinstance(lookahead, np.generic) else lookahead
         if rest:
             known = [*(item.name for item in fields(Axes)), "lookahead", "[tabular]", "[task]", "[cost]"]
             raise ValueError(f"{next(iter(rest))} is not part of a study: choose from {', '.join(known)}")
@@ -200,22 +205,26 @@ def _section(kind: type[Any], data: Any, name: str) -> Any:
         raise ValueError(f"{name} = {data!r}: give a table, [{name}]")
     known = {item.name: item for item in fields(kind)}
     values = {}
-    for key, value in data.items():
+    for key, given in data.items():
         if key not in known:
             raise ValueError(f"{key} is not part of [{name}]: choose from {', '.join(known)}")
         listed = str(known[key].type).startswith("tuple")
+        value = given.item() if isinstance(given, np.generic) else given
         if isinstance(value, Mapping) or (not listed and not isinstance(value, str | int | float)):
             raise ValueError(f"{key} = {value!r}: give a {'value or a list' if listed else 'value'}")
-        values[key] = _values(value) if listed else value
+        values[key] = _values(key, value) if listed else value
     return kind(**values)
 
 
-def _values(value: Any) -> tuple[Any, ...]:
-    """An axis as a tuple; each value must be plain."""
-    items = (value,) if isinstance(value, str | int | float) else tuple(value)
+def _values(name: str, value: Any) -> tuple[Any, ...]:
+    """An axis as a tuple of plain values; numpy's numbers become Python's."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    items = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    items = tuple(item.item() if isinstance(item, np.generic) else item for item in items)
     for item in items:
         if not isinstance(item, str | int | float):
-            raise ValueError(f"{item!r}: give a value or a list of plain values")
+            raise ValueError(f"{name} = {item!r}: give a value or a list of plain values")
     return items
 
 

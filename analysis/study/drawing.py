@@ -11,7 +11,7 @@ import numpy as np
 from analysis.plots import plot_against_particles, plot_cost, plot_frontier
 from analysis.plots.style import band, legend, looks, new_axes
 from analysis.study.config import Block, TabularPoint
-from analysis.study.frame import pool
+from analysis.study.frame import WORK, pool
 from analysis.study.plan import SETTING_COLUMNS
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def plot_study(frame: pd.DataFrame, x: str | None = None, y: str | None = None, 
     if x in SIZES and y in ("tv", "bias"):
         return plot_against_particles(_some(found, x, y), y, ax, x=x)  # type: ignore[arg-type]
     if x == "cost":
-        return plot_cost(_some(found, x, y), y, ax, unit="nats" if y in ("kl_bound", "log_evidence") else "")
+        unit = "nats" if y in ("kl_bound", "log_evidence") else ""
+        return plot_cost(_some(found, x, y), y, ax, unit=unit, work=pooled.attrs[WORK])
     return plot_lines(_some(found, x, y), x, y, ax)
 
 

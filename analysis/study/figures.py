@@ -87,21 +87,6 @@ def _mode_bias(results: Sequence[Result], exact: Result, proper: bool) -> Distan
     return Distance(float(each.mean() - truth), float(each.std(ddof=1) / math.sqrt(each.size)))
 
 
-def is_record(record: Record, names: Sequence[str]) -> bool:
-    """Whether data read from a file is a record with the key columns `names`."""
-    if set(record) != {*names, *FIGURES}:
-        return False
-    lists = {name: record[name] for name in ("log_evidences", "run_tokens")}
-    for name, value in lists.items():
-        known = (value is None and name == "log_evidences") or (
-            isinstance(value, list) and len(value) == record["runs"]
-            and all(isinstance(each, int | float) or each == "-inf" for each in value)
-        )
-        if not known:
-            return False
-    return all(record[name] is None or isinstance(record[name], int | float) for name in FIGURES if name not in lists)
-
-
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 

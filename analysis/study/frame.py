@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Half a 95 % interval in standard errors.
 Z = 1.959963984540054
+#: Attribute of a frame: what its costs count, "forwards" or "rows".
+WORK = "cost_unit"
 ESTIMATES = ("tv", "run_tv", "bias")
 #: Columns that name a cell.
 KEYS = (*SETTING_COLUMNS, *TabularPoint._fields, *Block._fields, "seed")
@@ -50,7 +52,9 @@ def to_frame(records: Sequence[Record], cost: Cost) -> pd.DataFrame:
         import pandas as pd
     except ImportError as error:
         raise ImportError('studies need pandas: pip install "smc-bridge[analysis]"') from error
-    return pd.DataFrame([_row(record, cost) for record in records])
+    frame = pd.DataFrame([_row(record, cost) for record in records])
+    frame.attrs[WORK] = cost.unit
+    return frame
 
 
 def _row(record: Record, cost: Cost) -> dict[str, Any]:
@@ -112,4 +116,7 @@ def pool(frame: pd.DataFrame, *, over: Sequence[str] = ("seed", "block"), cost: 
         records.append(record)
         costs.append(float(share @ rows["cost"].to_numpy(dtype=np.float64)))
     pooled = to_frame(records, cost or Cost())
-    return pooled if cost is not None else pooled.assign(cost=costs)
+    if cost is None:
+        pooled["cost"] = costs
+        pooled.attrs[WORK] = frame.attrs.get(WORK, Cost().unit)
+    return pooled

@@ -65,11 +65,11 @@ class Setting:
 SETTING_COLUMNS = tuple(item.name for item in fields(Setting))
 
 
-def check_method(name: str) -> None:
+def check_method(name: Any) -> None:
     """Raise ValueError unless a study knows the method."""
     if name in WEIGHTED:
         return
-    if name != "ar" and not name.startswith("dlm-"):
+    if not isinstance(name, str) or (name != "ar" and not name.startswith("dlm-")):
         raise ValueError(f"methods = {name!r}: choose from {KNOWN}")
     check_methods([name])
 
@@ -106,6 +106,9 @@ class Axes:
             check_number("temperatures", value)
             if not 0 < value < float("inf"):
                 raise ValueError(f"temperatures = {value}: give positive numbers")
+        # Whether 1 was written as 1 or as 1.0 makes no other study.
+        for name in ("weights", "temperatures"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
 
     def check_intermediates(self, custom: Collection[str] = ()) -> None:
         """Raise ValueError if a name is neither ours nor among the `custom` ones."""

@@ -11,8 +11,9 @@ from analysis.comparison.settings import fingerprint
 from analysis.journal import Journal
 from analysis.study import identity
 from analysis.study.cells import Work
-from analysis.study.config import Config
-from analysis.study.figures import Record, is_record
+from analysis.study.checks import is_record
+from analysis.study.config import Block, Config, Prompts, Tabular
+from analysis.study.figures import Record
 from analysis.study.frame import to_frame
 from analysis.study.plan import MakeIntermediate
 from analysis.study.sources import Problems
@@ -31,8 +32,35 @@ Report = Callable[[Record, int, int], None]
 
 
 def cell_key(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What names a cell, hashable."""
-    return tuple(sorted((name, repr(value)) for name, value in record.items()))
+    """What names a cell, hashable; 1 and 1.0 are one value."""
+    return tuple(sorted(
+        (name, value if value is None or isinstance(value, str | int | float) else repr(value))
+        for name, value in record.items()
+    ))
+
+
+def run_count(config: Config, work: Work) -> int:
+    """Runs behind a cell."""
+    if isinstance(work.point, Block):
+        assert isinstance(config.source, Prompts)
+        return len(config.source.problems(work.point.block))
+    assert isinstance(config.source, Tabular)
+    return config.source.runs
+
+
+def read_records(
+    records: Iterable[Record], config: Config, plan: Iterable[Work], foreign: Exception
+) -> dict[tuple[Any, ...], Record]:
+    """Records by their cell, the first one of each; `foreign` is raised unless all belong to the plan."""
+    planned = {cell_key(work.key()): work for work in plan}
+    found: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        names = next(iter(planned.values())).key()
+        key = cell_key({name: record.get(name) for name in names})
+        if key not in planned or not is_record(record, list(names), run_count(config, planned[key])):
+            raise foreign
+        found.setdefault(key, record)
+    return found
 
 
 class Rows:
@@ -61,12 +89,7 @@ class Rows:
         if fresh:
             self.journal.clear()
             return
-        planned = {cell_key(work.key()) for work in plan}
-        for record in self.journal.resume():
-            key = cell_key({name: record.get(name) for name in self.names})
-            if key not in planned or not is_record(record, self.names):
-                raise self.journal.foreign(self.journal.path)
-            self.records.setdefault(key, record)
+        self.records = read_records(self.journal.resume(), config, plan, self.journal.foreign(path))
 
     def take(self, found: Iterable[tuple[int, Record]], report: Report | None) -> None:
         """Keep cells as they come, from (index, record) pairs."""
@@ -108,15 +131,11 @@ def load_study(path: str | Path, *, cost: Cost | None = None, argument: str = "p
     journal = Journal(Path(path), {"kind": KIND, "format": FORMAT}, argument=argument, noun="study")
     head, records = journal.load()
     try:
-        plan = cells(Config.from_dict({k: v for k, v in head.items() if k not in BESIDES}))
+        config = Config.from_dict({k: v for k, v in head.items() if k not in BESIDES})
     except (ValueError, TypeError) as error:
         raise journal.foreign(journal.path) from error
-    names = list(plan[0].key())
-    found: dict[tuple[Any, ...], Record] = {}
-    for record in records:
-        if not is_record(record, names):
-            raise journal.foreign(journal.path)
-        found.setdefault(cell_key({name: record[name] for name in names}), record)
+    plan = cells(config)
+    found = read_records(records, config, plan, journal.foreign(journal.path))
     rows = [found[key] for key in (cell_key(work.key()) for work in plan) if key in found]
     if not rows:
         raise ValueError(f"{argument} = {path}: no part of the study is done; run it first")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis.commands.certify import command
+from analysis.reverse import Bidirectional, bidirectional
 from smc_bridge.cli import main
 
 
@@ -29,12 +33,25 @@ def test_speculative_decoding_has_bounds_of_exactly_zero(tmp_path: Path) -> None
         assert bound == {"bound": 0.0, "low": 0.0, "high": 0.0}
 
 
+def test_an_infinite_bound_can_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An infinite end of an interval is written as a word, for JSON has no infinity."""
+    def blown(*arguments: object, **options: Any) -> Bidirectional:
+        found = bidirectional(*arguments, **options)
+        return replace(found, forward=replace(found.forward, kl=math.inf, high=math.inf))
+
+    monkeypatch.setattr("analysis.commands.certify.bidirectional", blown)
+    file = tmp_path / "bounds.json"
+    assert main(["certify", "--n", "2", "--method", "speculative", "--json", str(file)], commands=[command]) == 0
+    assert json.loads(file.read_text())["bounds"]["forward"] == {"bound": "inf", "low": 0.0, "high": "inf"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--method", "released"], "no reverse bound"),
-        (["--method", "ar"], "method = 'ar'"),
-        (["--method", "smc-0"], "'smc-0'"),
+        (["--method", "ar"], "--method = 'ar': choose from smc-"),
+        (["--method", "smc-0"], "--method = 'smc-0': choose from smc-"),
+        (["--method", "plain-is-4"], "--method = 'plain-is-4': choose from smc-"),
         (["--n", "1"], "--n = 1"),
         (["--level", "1"], "--level = 1"),
         (["--temperature", "0"], "--temperature = 0"),

@@ -11,14 +11,17 @@ import tomllib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
 
+from analysis.budget import Cost, Unit
 from analysis.commands.plot import command as plot_command
 from analysis.commands.study import command as study_command
 from analysis.comparison import Settings, compare
 from analysis.study import Config, load_study, study
+from analysis.study.drawing import plot_study
 from smc_bridge.cli import main
 from smc_bridge.presets import smc
 from tests.toys import ToyTask, toy_pair
@@ -143,11 +146,17 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "other study": (["study", "other.toml", "--out", "s.jsonl"], "--out = s.jsonl: holds a study with seeds = 0,1"),
     "folder": (["study", "small.toml", "--out", "."], "--out = .: is a folder"),
+    "unwritable folder": (["study", "small.toml", "--out", "/proc/s.jsonl"], "--out = /proc/s.jsonl: "),
+    "method that is no name": (["study", "three.toml"], "config = three.toml: methods = 3: choose from smc"),
     "no workers": (["study", "small.toml", "--workers", "0"], "--workers = 0"),
     "nothing to plot": (["plot"], "FILE is missing"),
     "missing file": (["plot", "none.json"], "FILE = none.json: cannot be read"),
     "no plot": (["plot", "notes.txt"], "FILE = notes.txt: is no saved study, comparison or result"),
     "other JSON": (["plot", "other.json"], "FILE = other.json: is no saved study, comparison or result"),
+    "folder to plot": (["plot", "."], "FILE = .: is a folder; give a file"),
+    "list": (["plot", "list.json"], "FILE = list.json: is no saved study, comparison or result"),
+    "no rows": (["plot", "empty.json"], "FILE = empty.json: is a comparison without its table"),
+    "no table": (["plot", "rows.json"], "FILE = rows.json: is a comparison without its table"),
     "damaged study": (["plot", "damaged.jsonl"], "FILE = damaged.jsonl: is not a saved study"),
     "unknown column": (["plot", "s.jsonl", "--y", "joy"], "--y = 'joy': choose from particles"),
     "no numbers": (["plot", "s.jsonl", "--y", "accuracy"], "--x = 'particles' with y = 'accuracy': no row has both"),
@@ -163,7 +172,11 @@ def test_bad_input_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, saved: 
     (tmp_path / "odd.toml").write_text("beams = 3\n")
     (tmp_path / "bad.toml").write_text("particles = 0\n")
     (tmp_path / "other.toml").write_text(CONFIG.replace("seeds = [0, 1]", "seeds = 5"))
+    (tmp_path / "three.toml").write_text("methods = 3\n")
     (tmp_path / "other.json").write_text('{"a": 1}')
+    (tmp_path / "list.json").write_text("[3]")
+    (tmp_path / "empty.json").write_text('{"kind": "smc-bridge comparison", "rows": []}')
+    (tmp_path / "rows.json").write_text('{"kind": "smc-bridge comparison", "rows": [{"method": "ar"}, 3]}')
     (tmp_path / "s.jsonl").write_text(saved)
     (tmp_path / "damaged.jsonl").write_text(saved.replace('"ess"', '"mess"'))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -192,6 +205,13 @@ def test_study_is_drawn(run: Run, tmp_path: Path, saved: str) -> None:
     (tmp_path / "s.jsonl").write_text(text[: len(text) // 2])
     drawn(run, "s.jsonl")
     assert (tmp_path / "s.jsonl").read_text() == text[: len(text) // 2], "an unfinished study is left as it is"
+
+
+def test_a_frame_in_rows_says_so_on_its_axis(tmp_path: Path, saved: str) -> None:
+    (tmp_path / "s.jsonl").write_text(saved)
+    for unit in get_args(Unit):
+        frame = load_study(tmp_path / "s.jsonl", cost=Cost(unit=unit))
+        assert plot_study(frame, "cost", "ess").get_xlabel() == f"cost (c_D DLM {unit} + c_A AR {unit})"
 
 
 def test_comparison_is_drawn(run: Run) -> None:

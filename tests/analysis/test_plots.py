@@ -315,6 +315,7 @@ def test_cost_is_what_lines_run_along() -> None:
     assert ax.get_ylabel() == "bias (nats)"
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "linear")
     assert "forwards" in ax.get_xlabel()
+    assert plot_cost(STUDY, "bias", work="rows").get_xlabel() == "cost (c_D DLM rows + c_A AR rows)"
 
 
 FRONTIER = Columns(

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -166,6 +167,65 @@ def _damaged(lines: list[str], record: dict[str, Any]) -> str:
     return "".join([*lines[:-1], json.dumps(record) + "\n"])
 
 
+#: Figures that no run can have.
+IMPOSSIBLE: list[dict[str, Any]] = [
+    {"ess": math.nan}, {"ess": -3}, {"ess": True}, {"ess": 4}, {"ess": None}, {"tv": 7}, {"tv": None}, {"tv_error": -1},
+    {"run_tv": -0.1}, {"tokens": None}, {"tokens": math.inf}, {"runs": 2}, {"runs": 0}, {"run_tokens": ["-inf"] * 24},
+    {"run_tokens": [3] * 23}, {"log_evidences": ["inf"] * 24}, {"log_evidences": None}, {"proper": 1},
+    {"acceptance": 1.5}, {"dlm_forwards": -1}, {"seconds": "long"}, {"accuracy": 2},
+]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    small = {"particles": 3, "windows": 3, "seeds": [0, 1], "tabular": {"alphabets": 2, "lengths": 3, "runs": 24}}
+    path = tmp_path_factory.mktemp("study") / "s.jsonl"
+    study(small, path=path)
+    return small, path.read_text()
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE, ids=str)
+def test_figures_that_no_run_can_have_are_refused(
+    tmp_path: Path, written: tuple[dict[str, Any], str], change: dict[str, Any]
+) -> None:
+    small, text = written
+    path = tmp_path / "s.jsonl"
+    lines = text.splitlines(keepends=True)
+    damaged = _damaged(lines, {**json.loads(lines[-1]), **change})
+    path.write_text(damaged)
+    with pytest.raises(ValueError, match="is not a saved study"):
+        study(small, path=path)
+    with pytest.raises(ValueError, match="is not a saved study"):
+        load_study(path)
+    assert path.read_text() == damaged
+
+
+def test_blank_lines_at_the_end_are_no_records(tmp_path: Path, written: tuple[dict[str, Any], str]) -> None:
+    small, text = written
+    path = tmp_path / "s.jsonl"
+    lines = text.splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + "\n  \n\n")
+    assert len(load_study(path)) == 1
+    assert len(study(small, path=path)) == 2
+    assert len(path.read_text().splitlines()) == 3, "records follow one another"
+    path.write_text(lines[0] + "\n" + "".join(lines[1:]))
+    with pytest.raises(ValueError, match="is not a saved study"):
+        load_study(path)
+
+
+def test_whole_numbers_and_numpys_make_no_other_study(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    common: dict[str, Any] = {"methods": "ar", "windows": 3, "path": path}
+    rows = study(temperatures=1, weights=[1, 0.5], seeds=[0, 1, 2], tabular={"runs": 3, "noises": 1}, **common)
+    ran: list[int] = []
+    again = study(
+        temperatures=[1.0], weights=np.array([1.0, 0.5]), seeds=np.arange(3), lookahead=None,
+        tabular={"runs": np.int64(3), "noises": np.float32(1)}, report=lambda *each: ran.append(1), **common,
+    )
+    assert ran == []
+    pd.testing.assert_frame_equal(again, rows)
+
+
 @pytest.mark.parametrize("damage", ["broken line", "missing figure", "wrong type", "unplanned cell", "foreign"])
 def test_corrupt_file_is_refused_and_left_alone(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "s.jsonl"
@@ -257,6 +317,8 @@ def test_other_problems_of_the_same_name_are_another_study(tmp_path: Path) -> No
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"methods": ["beam"]}, "methods = 'beam': choose from smc"),
     ({"methods": ["smc-4"]}, "methods = 'smc-4': choose from smc"),
+    ({"methods": 3}, "methods = 3: choose from smc"),
+    ({"particles": None}, "particles = None: give a value or a list"),
     ({"methods": []}, "methods = .*: give at least one"),
     ({"particles": [4, 4]}, "particles = 4, 4: .* none twice"),
     ({"particles": [0]}, "particles = 0: give whole numbers"),
