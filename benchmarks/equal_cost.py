@@ -117,7 +117,7 @@ def tabular(options: argparse.Namespace, advance: Callable[[], None]) -> list[Fi
         if name.startswith("speculative"):
             size: int | None = 1
         else:
-            size = fitting(lambda n: make(pair, n, common), lambda s: runs_of(s, 100, 0), options.budget)  # noqa: B023
+            size = fitting(lambda n: make(pair, n, common), lambda s: runs_of(s, 50, 0), options.budget)  # noqa: B023
         if size is not None:
             runs = runs_of(make(pair, size, common), options.runs, options.seed + 1000)
             measure = output_distance_by_identity if runs[0].proper else output_distance
@@ -213,12 +213,12 @@ def measure(options: argparse.Namespace) -> Report:
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     """Add this benchmark's arguments."""
-    parser.add_argument("--budget", type=positive, default=24.0 if quick else 48.0, help="rows, on the tabular pair")
-    parser.add_argument("--runs", type=whole(4), default=50 if quick else 1500, help="of each method, tabular pair")
+    parser.add_argument("--budget", type=positive, default=8.0 if quick else 48.0, help="rows, on the tabular pair")
+    parser.add_argument("--runs", type=whole(4), default=10 if quick else 1500, help="of each method, tabular pair")
     parser.add_argument(
-        "--embedded-budget", type=positive, default=40.0 if quick else 160.0, help="rows, on the embedded pair"
+        "--embedded-budget", type=positive, default=24.0 if quick else 160.0, help="rows, on the embedded pair"
     )
-    parser.add_argument("--prompts", type=whole(4), default=4 if quick else 48, help="problems, embedded pair")
+    parser.add_argument("--prompts", type=whole(2), default=2 if quick else 48, help="problems, embedded pair")
     parser.add_argument("--temperature", type=positive, default=1.0, help="of the target, embedded pair (default: 1)")
 
 
