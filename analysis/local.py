@@ -29,10 +29,14 @@ from torch import Tensor
 from analysis.genealogy import ancestral_lines
 from models.protocols import MASKED
 from smc_bridge.distributions.intermediate import checked_log_prob
+from smc_bridge.kernels.importance import OwnWeights
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
 
 Array = npt.NDArray[np.float64]
+
+#: Nats a token by which a recorded weight may differ from the laws read again: batches of half precision round apart.
+TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,9 @@ class LocalDivergences:
         acceptance: `1 - TV(pi, q)`.
         chi2: `chi2(p || pi)`; inf where p has mass and pi has none.
         log_variance: `Var_pi(log p - log pi)` at the position, nats squared; inf where pi has mass and p has none.
-        log_ratio: `log p - log pi` at the token, nats; sums to the log weight.
+        log_ratio: `log p - log pi` at the token, nats. Over a block it sums to the log weight that its lane earned
+            where lanes have their own weights and the target has no potential; over the sequence to the log weight of
+            a particle with one lane that was never resampled.
     """
 
     block: npt.NDArray[np.int64]
@@ -81,12 +87,14 @@ class Block:
         length: tokens.
         start: tokens of the continuation before it.
         forward: tokens of the continuation before the diffusion model's forward that it was drafted from.
+        earned: log weight that the lane earned, nats.
     """
 
     lane: int
     length: int
     start: int
     forward: int
+    earned: float
 
 
 def blocks_of(sampler: Sampler, result: Result, particle: int = 0) -> list[Block]:
@@ -109,7 +117,7 @@ def blocks_of(sampler: Sampler, result: Result, particle: int = 0) -> list[Block
             continue
         if fresh:
             forward = start
-        out.append(Block(lane, length, start, forward))
+        out.append(Block(lane, length, start, forward, record.log_increments[parent][lane]))
         start += length
         # Marginals outlive a block that was accepted to the end of its window, while some are left.
         offered = min(sampler.window, sampler.proposal.lookahead - (out[-1].start - forward))
@@ -119,18 +127,20 @@ def blocks_of(sampler: Sampler, result: Result, particle: int = 0) -> list[Block
 
 @torch.inference_mode()
 def local_divergences(
-    sampler: Sampler, result: Result, *, particle: int = 0, max_new_tokens: int | None = None
+    sampler: Sampler, result: Result, *, particle: int = 0, max_new_tokens: int | None = None, foreign: bool = False
 ) -> LocalDivergences:
     """Exact local divergences along a final particle of a run of `sampler`.
 
     Args:
-        sampler: the program that made `result`.
+        sampler: the program that made `result`, or with `foreign` the one whose laws are read along its sequence.
         result: with its trace.
         particle: which of the final ones.
         max_new_tokens: the run's length limit, which bounds what the diffusion model saw; by default what the longest
             sequence shows.
+        foreign: whether another program made the run; then its weights are not held against the sampler's laws.
     Raises:
-        ValueError: a particle that does not exist, or a trace that does not fit the sequence.
+        ValueError: a particle that does not exist, a trace that does not fit the sequence, or blocks that earned other
+            weights than the sampler's laws give (compared where lanes have their own weights, without a potential).
     """
     tokens = result.sequences[particle] if 0 <= particle < len(result.sequences) else []
     blocks = blocks_of(sampler, result, particle)
@@ -138,10 +148,22 @@ def local_divergences(
         raise ValueError("result's trace does not make up its sequence: give the result of this very sampler's run")
     limit = max(map(len, result.sequences)) if max_new_tokens is None else max_new_tokens
     pieces = [_block(sampler, [*result.prompt, *tokens], len(result.prompt), b, limit) for b in blocks]
+    if not foreign and sampler.target.potential is None and isinstance(sampler.weight, OwnWeights):
+        _require_earned(blocks, [float(piece[-1].sum()) for piece in pieces])
     columns = [np.concatenate([piece[i] for piece in pieces]) for i in range(6)] if pieces else [np.zeros(0)] * 6
     numbers = np.concatenate([np.full(b.length, i) for i, b in enumerate(blocks)]) if blocks else np.zeros(0)
     offsets = np.concatenate([b.start - b.forward + np.arange(b.length) for b in blocks]) if blocks else np.zeros(0)
     return LocalDivergences(numbers.astype(np.int64), offsets.astype(np.int64), *columns)
+
+
+def _require_earned(blocks: Sequence[Block], given: Sequence[float]) -> None:
+    """Raise unless the recorded weight of every block is the one that the laws give."""
+    for number, (block, found) in enumerate(zip(blocks, given, strict=True)):
+        if not np.isclose(block.earned, found, rtol=0.01, atol=TOLERANCE * block.length):
+            raise ValueError(
+                f"result's block {number} earned {block.earned:.4g} nats, the sampler's laws give {found:.4g}: give "
+                "the sampler and max_new_tokens of this very run, or foreign=True to read another program's sequence"
+            )
 
 
 def _block(sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, limit: int) -> tuple[Array, ...]:

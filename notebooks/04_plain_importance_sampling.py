@@ -263,7 +263,7 @@ fig, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
 bars = {}
 for V in [V for V in lengths if V > 2]:
     ruler = bridge[V][0]
-    along = [local_divergences(ruler, plain[V][1], particle=i, max_new_tokens=V) for i in range(some)]
+    along = [local_divergences(ruler, plain[V][1], particle=i, max_new_tokens=V, foreign=True) for i in range(some)]
     bars[V] = (
         log_weight_variance(plain[V][1].log_weights),
         log_weight_variance([float(one.log_ratio.sum()) for one in along]),

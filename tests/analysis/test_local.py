@@ -13,6 +13,7 @@ from analysis.variance import weight_variance
 from models.tabular import TabularAR, TabularDLM
 from smc_bridge import presets
 from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts
+from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.smc.weights import never
 
@@ -96,3 +97,22 @@ def test_a_particle_that_does_not_exist_is_refused() -> None:
     result = sampler.run([[]], seed=0, max_new_tokens=6)[0]
     with pytest.raises(ValueError, match="particle = 2"):
         local_divergences(sampler, result, particle=2)
+
+
+def test_a_run_of_another_sampler_is_refused_unless_it_is_called_foreign() -> None:
+    made, other = (presets.smc(Tables(), 1, w=w, window=2, trigger=never) for w in (0.9, 0.3))
+    for result in made.run([[]] * 10, seed=list(range(10)), max_new_tokens=6):
+        local_divergences(made, result, max_new_tokens=6)
+        with pytest.raises(ValueError, match=r"block 0 earned .* foreign=True"):
+            local_divergences(other, result, max_new_tokens=6)
+        assert len(local_divergences(other, result, max_new_tokens=6, foreign=True).chi2) == len(result.sequences[0])
+
+
+def test_weights_that_are_not_the_blocks_own_are_not_held_against_the_laws() -> None:
+    potential = presets.smc(Tables(), 2, w=0.5, window=2, potential=lambda prefix: prefix.length.double())
+    balanced = presets.smc(
+        Tables(), 1, lanes=2, w=0.5, window=2, proposal_temperature=[0.7, 1.4], weight=BalanceHeuristic()
+    )
+    for sampler in (potential, balanced):
+        result = sampler.run([[]], seed=0, max_new_tokens=6)[0]
+        assert len(local_divergences(sampler, result, max_new_tokens=6).chi2) == len(result.sequences[0])
