@@ -15,6 +15,7 @@ from torch import Tensor
 from models.huggingface.adapter import HuggingFaceAdapter, check_prefixes
 from models.huggingface.attention import attention_of
 from models.huggingface.cached import CachedCausalSession
+from models.huggingface.causality import check_causal
 from models.huggingface.chunks import RowChunks
 from models.huggingface.trees import check_trees, leaf_paths
 from models.rows import Rows, append_ragged
@@ -37,6 +38,8 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
 
     Attributes:
         attention: how a cached session masks the model, or None if sessions recompute.
+    Raises:
+        ValueError: an argument out of range, or a model that is not causal (`check_causal`).
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
         self.lanes = lanes
         self.attention = attention_of(model) if cache and "logits_to_keep" in self._accepts else None
         self.chunks = RowChunks(max_logit_bytes)
+        check_causal(self)
 
     def session(self, tokens: Tensor, length: Tensor) -> CachedCausalSession | HuggingFaceCausalSession:
         """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count (at least one each)."""

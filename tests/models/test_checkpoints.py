@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models import checkpoints
+from models.own import load_causal
 from models.pairs import load_pair
 from tests.models.checkpoints import MASK_ID, SIZE, make_tokenizer, save_checkpoint
 
@@ -111,6 +112,22 @@ def test_a_masked_model_is_no_target(tmp_path):
     save_checkpoint(tmp_path / "dlm", "modernbert")
     with pytest.raises(ValueError, match=r"^ar = .*its weights cannot be loaded \(ValueError: Unrecognized"):
         load_pair(tmp_path / "dlm", tmp_path / "dlm", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_bidirectional_model_that_loads_as_a_causal_one_is_no_target(tmp_path, kind):
+    save_checkpoint(tmp_path / "dlm", "qwen2", entry={"shift": True, "mask_token_id": MASK_ID})
+    save_checkpoint(tmp_path / "ar", kind)
+    with pytest.raises(ValueError, match=r"ar_model = \w+: is not causal: its logits at a position change by"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+    with pytest.raises(ValueError, match="is not causal"):
+        load_causal(tmp_path / "ar", device="cpu")
+
+
+def test_the_same_architecture_told_to_look_back_alone_is_a_target(tmp_path):
+    save_checkpoint(tmp_path / "ar", "bert")
+    edit_config(is_decoder=True)(tmp_path / "ar")
+    assert load_causal(tmp_path / "ar", device="cpu").model.vocab_size == SIZE
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
 from models.protocols import MASKED, CausalLM, MaskedDiffusionLM
@@ -332,6 +335,13 @@ def test_attention_that_takes_no_4d_mask_is_refused(tiny_model):
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="attn_implementation = 'flash_attention_2'"):
         masked(model, True)
+
+
+def test_a_target_with_an_attention_of_another_name_recomputes(tiny_model):
+    AttentionInterface.register("another", sdpa_attention_forward)
+    AttentionMaskInterface.register("another", sdpa_mask)
+    model = tiny_model("qwen2")
+    model.config._attn_implementation = "another"
     assert causal(model).attention is None
 
 
