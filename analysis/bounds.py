@@ -7,9 +7,11 @@ the mean bounds the mean divergence. Independent runs give a confidence interval
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from analysis.runs import Runs, as_runs, require_proper
@@ -25,7 +27,7 @@ class TokenBound:
         kl: `sum (log Z - log Z_hat) / sum tokens`, nats per token.
         low, high: confidence interval of that ratio (delta method, Student's t); infinite for a single run.
         level: its confidence.
-        tokens: mean length of a run's sequences, tokens.
+        tokens: mean length that was divided by, tokens.
         runs: number of runs.
     """
 
@@ -52,18 +54,47 @@ def kl_certificate(results: Runs, *, log_z: float | None = None, level: float = 
 
 
 def kl_per_token(results: Runs, *, log_z: float | None = None, level: float = 0.95) -> TokenBound:
-    """The certificate divided by the mean length of the sequences. Arguments and errors as `kl_certificate`."""
+    """The certificate divided by the mean length of a sequence drawn from r, `E[sum_k W_k length_k]`.
+
+    That is the length under a run's weights, not the mean over its particles. Arguments and errors as `kl_certificate`.
+    """
     runs = as_runs(results)
-    whole = kl_certificate(runs, log_z=log_z, level=level)
-    tokens = np.array([run.tokens for run in runs])
-    mean = float(tokens.mean())
-    ratio = whole.kl / mean
-    if len(runs) < 2 or not math.isfinite(ratio):
-        return TokenBound(ratio, -math.inf, math.inf, level, mean, len(runs))
     excess = _true_log_z(runs, log_z) - np.array([run.log_evidence for run in runs])
-    spread = float((excess - ratio * tokens).std(ddof=1)) / math.sqrt(len(runs)) / mean
-    half = float(stats.t.ppf((1 + level) / 2, len(runs) - 1)) * spread
-    return TokenBound(ratio, ratio - half, ratio + half, level, mean, len(runs))
+    return ratio_per_token(excess, [drawn_tokens(run) for run in runs], level=level)
+
+
+def drawn_tokens(run: Result) -> float:
+    """Expected length of a sequence drawn from a run's weights, tokens; plain mean where every weight is zero."""
+    if run.log_evidence == -math.inf:
+        return run.tokens
+    return float(run.weights @ np.array([len(sequence) for sequence in run.sequences], dtype=np.float64))
+
+
+def ratio_per_token(
+    nats: Sequence[float] | npt.NDArray[np.float64], tokens: Sequence[float] | npt.NDArray[np.float64], *,
+    level: float = 0.95,
+) -> TokenBound:
+    """`sum nats / sum tokens` over independent runs, with its interval by the delta method.
+
+    Args:
+        nats: one term of the bound per run, nats; inf gives an infinite bound.
+        tokens: length that belongs to each, tokens.
+        level: confidence, in (0, 1).
+    Raises:
+        ValueError: a level out of range, no runs, or lengths that are all 0.
+    """
+    excess, lengths = np.asarray(nats, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+    if not 0 < level < 1:
+        raise ValueError(f"level = {level}: give a confidence in (0, 1)")
+    if excess.size == 0 or excess.size != lengths.size or not lengths.sum() > 0:
+        raise ValueError(f"{excess.size} runs with {lengths.sum():g} tokens: a bound per token needs at least one")
+    mean = float(lengths.mean())
+    ratio = float(excess.mean()) / mean
+    if excess.size < 2 or not math.isfinite(ratio):
+        return TokenBound(ratio, -math.inf, math.inf, level, mean, int(excess.size))
+    spread = float((excess - ratio * lengths).std(ddof=1)) / math.sqrt(excess.size) / mean
+    half = float(stats.t.ppf((1 + level) / 2, excess.size - 1)) * spread
+    return TokenBound(ratio, ratio - half, ratio + half, level, mean, int(excess.size))
 
 
 def _true_log_z(runs: list[Result], log_z: float | None) -> float:

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from analysis.bounds import TokenBound, kl_certificate, kl_per_token
+from analysis.bounds import TokenBound, kl_certificate, kl_per_token, ratio_per_token
 from analysis.runs import require_proper
 from smc_bridge.certificate import Certificate, certify
 from smc_bridge.decoders import ar_sampling
@@ -114,12 +114,10 @@ def reverse_certificate(results: Sequence[Result], *, level: float = 0.95) -> Ce
 
 def reverse_per_token(results: Sequence[Result], *, level: float = 0.95) -> TokenBound:
     """The reverse bound by the mean length of the *retained* sequences, which are the ones drawn from p."""
-    flipped = [
-        dataclasses.replace(result, sequences=[result.sequences[0]], log_weights=[-result.log_evidence], texts=None,
-                            trace=[], settings={})
-        for result in results
-    ]
-    return kl_per_token(flipped, level=level)
+    require_proper(results, "the reverse bound", retained=True)
+    return ratio_per_token(
+        [run.log_evidence for run in results], [len(run.sequences[0]) for run in results], level=level
+    )
 
 
 def symmetric_certificate(free: Sequence[Result], retained: Sequence[Result], *, level: float = 0.95) -> Certificate:

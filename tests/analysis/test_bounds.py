@@ -58,6 +58,14 @@ def test_per_token_by_hand() -> None:
     assert (kl_per_token(runs[:1]).low, kl_per_token(runs[:1]).high) == (-INF, INF)
 
 
+def test_length_per_token_is_that_of_a_draw_from_the_weights() -> None:
+    """Weights 3 : 1 on sequences of 1 and 9 tokens: a draw has 3 tokens on average, the particles 5."""
+    run = make_result([math.log(1.5), math.log(0.5)], sequences=[[0], [0] * 9])
+    assert kl_per_token([run, run]).tokens == pytest.approx(3.0)
+    dead = make_result([-INF, -INF], sequences=[[0], [0] * 9])
+    assert (kl_per_token([run, dead]).kl, kl_per_token([run, dead]).tokens) == (INF, pytest.approx(4.0))
+
+
 def test_certificates_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ValueError, match="argmax is no resampling"):
         kl_certificate(make_result([0.0], proper=False, reasons=["argmax is no resampling"]))

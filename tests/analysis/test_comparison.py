@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis.bounds import kl_per_token
+from analysis.bounds import drawn_tokens, kl_per_token
 from analysis.comparison import DEFAULT_METHODS, Comparison, Row, Settings, compare, render
 from analysis.comparison.cells import answer_seed
 from analysis.comparison.command import command
@@ -338,7 +338,8 @@ def test_wilson_interval_is_that_of_the_literature() -> None:
 def test_nats_per_token_are_those_of_the_analysis_package() -> None:
     method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7, seed=0)
     results = method.decode([[1], [2], [1, 1], [1, 2], [2, 1]])
-    found, expected = per_token([r.log_evidence for r in results], [r.tokens for r in results]), kl_per_token(results)
+    tokens = [drawn_tokens(run) for run in results]
+    found, expected = per_token([run.log_evidence for run in results], tokens), kl_per_token(results)
     assert (found.value, found.low, found.high) == pytest.approx((expected.kl, expected.low, expected.high), rel=1e-9)
     single = per_token([0.5], [4.0])
     assert (single.value, single.low) == (-0.125, -math.inf)
