@@ -3,20 +3,28 @@
 Experiments over many settings are in `analysis.study`, pictures in `analysis.plots`.
 """
 
-from analysis.bias import Bias, bias_against_samples, delta_bias, jackknife_bias, run_bias
-from analysis.bounds import kl_certificate, kl_per_token
-from analysis.budget import Cost, cost_of
-from analysis.calibration import RankTest, rank_test
+from analysis.bias import Bias, Difference, bias_against_samples, delta_bias, jackknife_bias, run_bias
+from analysis.bounds import TokenBound, kl_certificate, kl_per_token
+from analysis.budget import Cost, at_equal_cost, cost_of, largest_within, measure_cost
+from analysis.calibration import RankTest, rank_test, rank_uniformity
 from analysis.ess import conditional_ess, conditional_ess_per_step, entropy_ess, ess, ess_per_step, max_share
-from analysis.estimates import GenealogyVariance, batch_means, genealogy_variance
+from analysis.estimates import GenealogyVariance, Mean, batch_means, genealogy_variance
 from analysis.export import to_datatree
 from analysis.genealogy import coalescence, offspring_count, unique_ancestors
+from analysis.law_bias import Distance, Rate, fit_rate, output_distance, output_distance_by_identity, run_distance
 from analysis.laws import kl, output_law, total_variation, weighted_law
 from analysis.lengths import BlockStatistics, block_statistics
 from analysis.local import LocalDivergences, local_divergences
 from analysis.oracle import oracle
-from analysis.psis import ParetoK, pareto_k
-from analysis.reverse import Bidirectional, bidirectional, conditional_runs, reverse_certificate
+from analysis.psis import ParetoK, pareto_k, smoothed_log_weights
+from analysis.reverse import (
+    Bidirectional,
+    bidirectional,
+    conditional_runs,
+    reverse_certificate,
+    reverse_per_token,
+    symmetric_certificate,
+)
 from analysis.tables import step_table, summary
 from analysis.two_sample import TestResult, chi_square_test, goodness_of_fit, mmd_test
 from analysis.variance import (
@@ -27,12 +35,15 @@ from analysis.variance import (
 )
 
 __all__ = [
-    "Bias", "Bidirectional", "BlockStatistics", "Cost", "GenealogyVariance", "LocalDivergences", "ParetoK", "RankTest",
-    "TestResult", "batch_means", "bias_against_samples", "bidirectional", "block_statistics", "chi_square_test",
-    "coalescence", "conditional_ess", "conditional_ess_per_step", "conditional_runs", "cost_of", "delta_bias",
-    "entropy_ess", "ess", "ess_per_step", "genealogy_variance", "goodness_of_fit", "jackknife_bias", "kl",
-    "kl_certificate", "kl_per_token", "local_divergences", "log_weight_variance", "log_weight_variance_per_step",
-    "log_weight_variance_per_token", "max_share", "mmd_test", "offspring_count", "oracle", "output_law", "pareto_k",
-    "rank_test", "reverse_certificate", "run_bias", "step_table", "summary", "to_datatree", "total_variation",
-    "unique_ancestors", "weight_variance", "weighted_law",
+    "Bias", "Bidirectional", "BlockStatistics", "Cost", "Difference", "Distance", "GenealogyVariance",
+    "LocalDivergences", "Mean", "ParetoK", "RankTest", "Rate", "TestResult", "TokenBound", "at_equal_cost",
+    "batch_means", "bias_against_samples", "bidirectional", "block_statistics", "chi_square_test", "coalescence",
+    "conditional_ess", "conditional_ess_per_step", "conditional_runs", "cost_of", "delta_bias", "entropy_ess", "ess",
+    "ess_per_step", "fit_rate", "genealogy_variance", "goodness_of_fit", "jackknife_bias", "kl", "kl_certificate",
+    "kl_per_token", "largest_within", "local_divergences", "log_weight_variance", "log_weight_variance_per_step",
+    "log_weight_variance_per_token", "max_share", "measure_cost", "mmd_test", "offspring_count", "oracle",
+    "output_distance", "output_distance_by_identity", "output_law", "pareto_k", "rank_test", "rank_uniformity",
+    "reverse_certificate", "reverse_per_token", "run_bias", "run_distance", "smoothed_log_weights", "step_table",
+    "summary", "symmetric_certificate", "to_datatree", "total_variation", "unique_ancestors", "weight_variance",
+    "weighted_law",
 ]
