@@ -4,7 +4,9 @@
   expectation are pooled).
 - `chi_square_test`: two samples of values that repeat, by a contingency table.
 - `mmd_test`: two samples of texts that hardly ever repeat, by the maximum mean discrepancy under a string kernel
-  (Gretton et al. 2012), with a permutation p-value, which is exact whatever the kernel and the sizes.
+  (Gretton et al. 2012), with a permutation p-value, which is exact whatever the kernel and the sizes. The spectrum
+  kernel sees mean n-gram counts only, so it is blind to dependence beyond the reach of an n-gram. Labels are permuted
+  over all texts: samples of several prompts must be tested prompt by prompt.
 
 Draw *one* value per independent run (`Result.sample`): the law that is tested is then the output law r, which for a
 proper method of few particles differs from p by the bias that its certificate bounds: enough draws find it.
@@ -60,11 +62,13 @@ def goodness_of_fit(values: Sequence[Hashable], law: Mapping[Hashable, float]) -
     Returns:
         p-value 0 if a value has probability zero under the law.
     Raises:
-        ValueError: no draws, or so few that only one cell is left.
+        ValueError: no draws, so few that only one cell is left, or values that are no keys, such as lists.
     """
     count = len(values)
     if count == 0:
         raise ValueError("values is empty: give at least one draw")
+    if not all(isinstance(value, Hashable) for value in values):
+        raise ValueError("values has entries that are not hashable, such as lists of token ids: give tuples or texts")
     total = sum(law.values())
     observed = Counter(values)
     if any(law.get(value, 0.0) <= 0 for value in observed):
@@ -135,8 +139,8 @@ def mmd_test(
     for row in labels[1:]:
         row[rng.permutation(total)[:m]] = 1.0
     found = _mmd(gram, labels, m)
-    # Equal arrangements must count as equal in spite of round-off.
-    larger = int((found[1:] >= found[0] - 1e-12).sum())
+    # Equal arrangements must count as equal in spite of round-off, which has the scale of the kernel.
+    larger = int((found[1:] >= found[0] - 1e-12 * np.abs(gram).max()).sum())
     return TestResult("MMD", float(found[0]), (1 + larger) / (1 + permutations), (m, total - m), permutations)
 
 

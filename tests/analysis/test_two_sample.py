@@ -122,3 +122,13 @@ def test_what_cannot_be_tested_is_refused() -> None:
         mmd_test(["a", "b"], ["c", "d"], kernel=np.eye(2))
     with pytest.raises(ValueError, match="kernel has 16 entries that are not finite"):
         mmd_test(["a", "b"], ["c", "d"], kernel=np.full((4, 4), np.nan))
+    with pytest.raises(ValueError, match="give tuples or texts"):
+        goodness_of_fit([[0], [1]], {(0,): 0.5, (1,): 0.5})  # type: ignore[list-item]
+
+
+def test_a_scale_of_the_kernel_changes_no_p_value() -> None:
+    left, right = ["a", "b", "ab", "ba"], ["b", "ab", "bb", "a"]
+    gram = spectrum_kernel([*left, *right])
+    wanted = mmd_test(left, right, kernel=gram, permutations=99).p_value
+    for scale in (1e-9, 1e9):
+        assert mmd_test(left, right, kernel=scale * gram, permutations=99).p_value == wanted
