@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,12 @@ from analysis.plots.style import Look, legend, looks, new_axes
 PER = 1000
 #: Most powers of ten that the logarithmic part spans.
 DECADES = 5
-#: Where a point's w is written, in points from it, and to which side, line by line.
-NOTES = ((-4, 5, "right"), (7, -3, "left"), (5, -11, "left"), (-6, -11, "right"))
+#: Size of the notes, and where one may stand: offset from its point, both in points, and alignment.
+NOTE = 8
+PLACES = (
+    (0, 8, "center", "bottom"), (0, -8, "center", "top"), (9, 0, "left", "center"), (-9, 0, "right", "center"),
+    (6, 6, "left", "bottom"), (-6, 6, "right", "bottom"), (6, -6, "left", "top"), (-6, -6, "right", "top"),
+)
 
 
 def plot_frontier(
@@ -26,7 +32,7 @@ def plot_frontier(
     """Tokens per forward of the diffusion model against the KL bound per token, over w, a line for each intermediate.
 
     The bound is an estimate, and 0 for w = 0: its axis is linear around 0 and logarithmic beyond. Horizontal bars are
-    its intervals. Each point carries its w.
+    its intervals. The ends of a line carry their w; between them w runs in order.
 
     Args:
         data: a data frame with the columns `by`, `along`, `x`, `y` and perhaps `x_low` and `x_high`; or a mapping
@@ -38,13 +44,74 @@ def plot_frontier(
     """
     lines = curves(data, x=x, y=y, by=by, along=along)
     ax = new_axes(ax)
-    for i, (look, (name, curve)) in enumerate(zip(looks(len(lines)), lines.items(), strict=True)):
-        _line(ax, name, curve, look, NOTES[i % len(NOTES)])
+    styles = looks(len(lines))
+    for look, (name, curve) in zip(styles, lines.items(), strict=True):
+        _line(ax, name, curve, look)
     _scale(ax, PER * np.concatenate([curve.x for curve in lines.values()]))
     ax.set(xlabel=f"KL bound (nats per {PER:,} tokens)", ylabel="tokens per DLM forward")
     ax.grid(visible=True, color="0.93")
+    ax.margins(y=0.12)
     legend(ax)
+    _notes(ax, list(zip(styles, lines.values(), strict=True)), along)
     return ax
+
+
+def _notes(ax: Any, drawn: Sequence[tuple[Look, Curve]], along: str) -> None:
+    """Write w at both ends of every line, each where it covers the least of lines, bars and other notes."""
+    from matplotlib.patheffects import withStroke
+
+    ax.get_figure().draw_without_rendering()  # so that the layout is final
+    points = 72 / ax.get_figure().dpi
+    taken = np.concatenate([points * _track(ax, curve) for _, curve in drawn])
+    inside = points * np.asarray(ax.bbox.extents)
+    for look, curve in drawn:
+        known = np.flatnonzero(np.isfinite(curve.at))  # an intermediate without w has none
+        for i in dict.fromkeys(known[[0, -1]] if known.size else ()):
+            text = f"{along} = {curve.at[i]:g}"
+            size = np.array([0.6 * NOTE * len(text), 1.1 * NOTE])
+            point = points * ax.transData.transform((PER * curve.x[i], curve.y[i]))
+
+            corners = [_corner(point, size, place) for place in PLACES]
+            best = min(range(len(PLACES)), key=[_covered(low, size, taken, inside) for low in corners].__getitem__)
+            across, up, ha, va = PLACES[best]
+            ax.annotate(
+                text, (PER * curve.x[i], curve.y[i]), xytext=(across, up), textcoords="offset points", ha=ha, va=va,
+                fontsize=NOTE, color=look.color, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            )
+            grid = np.stack(np.meshgrid(*(np.linspace(0, 1, 12),) * 2), axis=-1).reshape(-1, 2)
+            taken = np.concatenate([taken, corners[best] + grid * size])
+
+
+def _corner(
+    point: npt.NDArray[np.float64], size: npt.NDArray[np.float64], place: tuple[int, int, str, str]
+) -> npt.NDArray[np.float64]:
+    """Lower left corner of a note, points."""
+    share = {"left": 0.0, "bottom": 0.0, "center": 0.5, "right": 1.0, "top": 1.0}
+    across, up, ha, va = place
+    aligned: npt.NDArray[np.float64] = size * np.array([share[ha], share[va]])
+    return point + np.array([across, up], dtype=np.float64) - aligned
+
+
+def _covered(
+    low: npt.NDArray[np.float64], size: npt.NDArray[np.float64], taken: npt.NDArray[np.float64],
+    inside: npt.NDArray[np.float64],
+) -> float:
+    """Drawn points under a note and close to it, and infinitely many if it leaves the axes."""
+    high = low + size
+    if (low < inside[:2]).any() or (high > inside[2:]).any():
+        return math.inf
+    return float(((taken > low - 2) & (taken < high + 2)).all(axis=1).sum())
+
+
+def _track(ax: Any, curve: Curve) -> npt.NDArray[np.float64]:
+    """Points along a line and its bars, `[n, 2]`, pixels."""
+    ends = ax.transData.transform(np.column_stack([PER * curve.x, curve.y]))
+    parts = [ends, *(np.linspace(a, b, 100) for a, b in itertools.pairwise(ends))]
+    for low, high, height in zip(curve.low, curve.high, curve.y, strict=True):
+        if np.isfinite([low, high]).all():
+            bar = ax.transData.transform([(PER * low, height), (PER * high, height)])
+            parts.append(np.linspace(bar[0], bar[1], 50))
+    return np.concatenate(parts)
 
 
 def _scale(ax: Any, bounds: npt.NDArray[np.float64]) -> None:
@@ -65,7 +132,7 @@ def _scale(ax: Any, bounds: npt.NDArray[np.float64]) -> None:
     ax.set_xlim(min(2 * float(bounds.min()), -0.15 * linear), 3 * max(float(bounds.max()), linear))
 
 
-def _line(ax: Any, name: str, curve: Curve, look: Look, note: tuple[int, int, str]) -> None:
+def _line(ax: Any, name: str, curve: Curve, look: Look) -> None:
     bounds = PER * curve.x
     bars = np.isfinite(curve.low) & np.isfinite(curve.high)
     if bars.any():
@@ -77,9 +144,3 @@ def _line(ax: Any, name: str, curve: Curve, look: Look, note: tuple[int, int, st
     ax.plot(
         bounds, curve.y, color=look.color, linestyle=look.linestyle, marker=look.marker, markersize=5, label=name
     )
-    last = curve.at.size - 1
-    for i, (place, height, value) in enumerate(zip(bounds, curve.y, curve.at, strict=True)):
-        if np.isfinite(value):  # an intermediate without w has none
-            text = f"w = {value:g}" if i == last else f"{value:g}"
-            where: dict[str, Any] = {"xytext": note[:2], "textcoords": "offset points", "ha": note[2]}
-            ax.annotate(text, (place, height), fontsize=7.5, color=look.color, **where)

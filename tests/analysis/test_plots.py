@@ -329,13 +329,30 @@ def test_frontier_runs_along_w_and_notes_it() -> None:
     ax = plot_frontier(FRONTIER)
     assert line(ax, "poe").get_xdata() == pytest.approx([0, 1, 500])
     assert line(ax, "poe").get_ydata() == pytest.approx([5, 5.5, 9])
-    assert [text.get_text() for text in ax.texts] == ["0", "0.3", "w = 0.9"]
+    assert [text.get_text() for text in ax.texts] == ["w = 0", "w = 0.9"]
     bars = ax.collections[0].get_segments()
     assert [s[:, 0].tolist() for s in bars] == [pytest.approx(x) for x in ([0, 0], [-1, 3], [400, 600])]
     assert ax.get_xlabel() == "KL bound (nats per 1,000 tokens)"
     assert ax.get_ylabel() == "tokens per DLM forward"
     low, high = ax.get_xlim()
     assert low < 0 < 500 < high
+
+
+def test_notes_of_the_frontier_cover_no_marker_and_no_other_note() -> None:
+    """Lines that run close together, as those of the gallery do."""
+    w = [0.3, 0.7, 0.9]
+    ax = plot_frontier({
+        "a": (w, [0.003, 0.08, 2.5], [5.6, 5.7, 7.1]), "b": (w, [0.17, 2.9, 7.2], [5.7, 6.8, 14.2]),
+        "c": (w, [1.0, 3.6, 7.3], [5.2, 7.1, 12.8]),
+    })
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == 6
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        for name in "abc":
+            for point in ax.transData.transform(line(ax, name).get_xydata()):
+                assert not box.contains(*point), f"{ax.texts[i].get_text()} covers a marker of {name}"
 
 
 def test_frontier_of_noise_around_zero() -> None:
