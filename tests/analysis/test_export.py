@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,17 @@ def test_trace_is_the_runs_own_and_padded(runs: list[Result]) -> None:
         assert np.isnan(after["ess"].values).all()
         assert (after["ancestors"].values == -1).all()
         assert float(own["log_evidence"][count - 1]) == pytest.approx(run.log_evidence, abs=1e-12)
+
+
+def test_a_netcdf_file_gives_the_tree_back(tmp_path: Path, runs: list[Result]) -> None:
+    pytest.importorskip("h5netcdf")
+    tree = to_datatree(runs)
+    tree.to_netcdf(tmp_path / "runs.nc")
+    with xr.open_datatree(tmp_path / "runs.nc") as again:
+        assert set(again.children) == set(tree.children)
+        for name in tree.children:
+            xr.testing.assert_equal(again[name].to_dataset().load(), tree[name].to_dataset())
+        assert again.attrs["settings"] == tree.attrs["settings"]
 
 
 def test_settings_say_how_it_was_made(runs: list[Result]) -> None:
