@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from models.checkpoints import WEIGHTS, WEIGHTS_INDEX, Checkpoint, reason
+from models.checkpoints import CONFIG, WEIGHTS, WEIGHTS_INDEX, Checkpoint, reason
 from models.conventions import UNWRAPPED, WRAPPED, Convention
+from models.weights import unmatched
 
 DTYPES = {
     name: dtype
@@ -137,9 +138,18 @@ def _one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
     """Turn what transformers raises on a checkpoint into one line."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # anything: the checkpoint's own code may run in here
+        from models.huggingface.chunks import is_out_of_memory
+
+        if is_out_of_memory(error):
+            raise MemoryError(
+                f"{checkpoint.said}: out of memory while loading its {what}; give a narrower dtype, or a device_map"
+            ) from error
+        if "ignore_mismatched_sizes" in str(error):  # transformers lists them in a warning, which is silenced
+            raise ValueError(
+                f"{checkpoint.said}: its {what} cannot be loaded: they have other shapes than its {CONFIG} says; copy "
+                "both from one checkpoint"
+            ) from error
         raise ValueError(
             f"{checkpoint.said}: its {what} cannot be loaded ({type(error).__name__}: {reason(error)}); check that the "
             "checkpoint is whole and that this version of transformers reads it"
@@ -241,7 +251,7 @@ def load_model(
         options["attn_implementation"] = ADDITIVE_ATTENTION[-1]
     if is_wrapped(shapes):
         options |= _unwrapped(checkpoint, shapes)
-    # Only transformers' own classes are known to report what they found.
+    # Only transformers' own classes are known to report what they found; for others the names are compared.
     reports = "auto_map" not in checkpoint.config
     with quiet(progress=not checkpoint.offline), _one_line(checkpoint, "weights"):
         loader = getattr(transformers, auto_class)
@@ -251,11 +261,15 @@ def load_model(
         model, report = loaded if reports else (loaded, {})
         if not placement.spread:
             model = model.to(placement.device)
-    missing = sorted(report.get("missing_keys", ()))
+    if reports:
+        missing, unknown = sorted(report.get("missing_keys", ())), sorted(report.get("unexpected_keys", ()))
+    else:
+        missing, unknown = unmatched(model, shapes, options.get("key_mapping"))
     if missing:
+        others = f"; {len(unknown)} others have no place in it, first {unknown[0]}" if unknown else ""
         raise ValueError(
-            f"{checkpoint.said}: {len(missing)} weights of {type(model).__name__} are not in it (first {missing[0]}) "
-            "and would be random; give a checkpoint that was saved with its language-modelling head"
+            f"{checkpoint.said}: {len(missing)} weights of {type(model).__name__} are not in it (first {missing[0]}"
+            f"{others}) and would be random; give a checkpoint that was saved with its language-modelling head"
         )
     return model.eval()
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from models.own import load_causal
 from models.pairs import Pair, load_pair
 from models.protocols import MASKED
+from models.weights import unmatched
 from smc_bridge import smc
 from tests.models.checkpoints import MASK_ID, make_tokenizer, save_checkpoint, save_with_own_code
 
@@ -146,6 +147,29 @@ def test_trusted_code_runs_and_a_model_blind_to_padding_scores_each_row_as_if_al
         torch.testing.assert_close(scores[r], own[n:, : scores.shape[-1]], **CLOSE)
     [result] = smc(pair, particles=2, window=4, lookahead=8).run([[4, 5]], max_new_tokens=4)
     assert math.isfinite(result.log_evidence)
+
+
+def test_weights_that_trusted_code_needs_and_the_checkpoint_lacks_are_refused(own_code):
+    dlm, ar, weights = own_code
+    kept = {name: value for name, value in weights.items() if name != "head.weight"} | {"foreign": torch.ones(2)}
+    save_file(kept, dlm / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError,
+        match=r"1 weights of BlindModel are not in it \(first head.weight; 1 others .*, first foreign\) and would be",
+    ):
+        load_pair(dlm, ar, device="cpu", trust_remote_code=True, dlm_convention="unshifted")
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_tied_weights_and_a_body_without_its_prefix_are_not_missing(tmp_path, prefix):
+    save_checkpoint(tmp_path, "llama")
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    config.tie_word_embeddings = True
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    names = [name.replace("model.", prefix) for name in load_file(tmp_path / "model.safetensors")]
+    assert unmatched(model, [name for name in names if name != "lm_head.weight"]) == ([], [])
+    missing, unknown = unmatched(model, [name for name in names if "embed" not in name and name != "lm_head.weight"])
+    assert (missing, unknown) == (["lm_head.weight", "model.embed_tokens.weight"], [])
 
 
 def test_trusted_code_of_an_unknown_type_still_needs_a_convention(own_code):
