@@ -85,7 +85,10 @@ def _check_weights(folder: Path, said: str) -> None:
     if (folder / WEIGHTS).is_file():
         return
     if (folder / WEIGHTS_INDEX).is_file():
-        parts = set(_json(folder / WEIGHTS_INDEX, said).get("weight_map", {}).values())
+        files = _json(folder / WEIGHTS_INDEX, said).get("weight_map")
+        if not isinstance(files, dict) or not files or not all(isinstance(part, str) for part in files.values()):
+            raise ValueError(f"{said}: {WEIGHTS_INDEX} has no weight_map from weights to files: copy it anew")
+        parts = set(files.values())
         missing = sorted(part for part in parts if not (folder / part).is_file())
         if missing:
             raise FileNotFoundError(
@@ -176,9 +179,13 @@ def find_checkpoint(
         found = _local(argument, Path(text).expanduser(), weights=weights, tokenizer=tokenizer)
     else:
         found = _from_hub(argument, text)
-    if "model_type" not in found.config:
+    if not isinstance(found.config.get("model_type"), str):
         raise ValueError(f"{found.said}: {CONFIG} has no model_type, so it is none of transformers'; give another")
     code = found.config.get("auto_map")
+    if code is not None and not isinstance(code, dict):
+        raise ValueError(
+            f"{found.said}: auto_map in {CONFIG} is {code!r}, no JSON object from classes to code: copy {CONFIG} anew"
+        )
     if code and not trust_remote_code:
         first = next(iter(code.values()))
         raise ValueError(

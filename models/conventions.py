@@ -99,6 +99,24 @@ def _own_class(config: Mapping[str, Any]) -> str | None:
     return next((name for name in ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel") if name in own), None)
 
 
+def _stated(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The `diffusion` entry of a configuration, empty if there is none."""
+    entry = config.get(ENTRY)
+    if entry is None:
+        return {}
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"dlm = {str(name)!r}: {ENTRY} = {entry!r} in its configuration is no JSON object: give one, as "
+            '{"shift": true, "mask_token_id": 3}'
+        )
+    shift = entry.get("shift")
+    if shift is not None and not isinstance(shift, bool):
+        raise ValueError(
+            f"dlm = {str(name)!r}: shift = {shift!r} in the {ENTRY} entry of its configuration: give true or false"
+        )
+    return entry
+
+
 def convention_of(
     config: Mapping[str, Any], *, name: str, override: Override | None = None, wrapped: bool = False
 ) -> Convention:
@@ -113,12 +131,12 @@ def convention_of(
         override: "shifted" or "unshifted".
         wrapped: whether the weights are DiffuLLaMA's or DiffuGPT's (`WRAPPED`).
     Raises:
-        ValueError: the override is neither, or nothing says how a model of this type is read.
+        ValueError: the override or the entry is neither, or nothing says how a model of this type is read.
     """
     if override is not None and override not in OVERRIDES:
         raise ValueError(f"dlm_convention = {override!r}: give 'shifted' or 'unshifted', or leave it out")
     model_type = str(config.get("model_type"))
-    stated = (config.get(ENTRY) or {}).get("shift")
+    stated = _stated(config, name).get("shift")
     if override is not None:
         stated = override == "shifted"
     if model_type in CONVENTIONS:
@@ -148,11 +166,12 @@ def mask_id_of(config: Mapping[str, Any], tokenizer: Any, convention: Convention
     """Id of the mask token: the configuration's, else the tokenizer's, else the convention's.
 
     Raises:
-        ValueError: nothing tells.
+        ValueError: nothing tells, or what does is no id.
     """
-    last = config["vocab_size"] - 1 if convention.last_is_mask else None
+    size = config.get("vocab_size")
+    last = size - 1 if convention.last_is_mask and isinstance(size, int) else None
     found = (
-        (config.get(ENTRY) or {}).get("mask_token_id"), config.get("mask_token_id"), tokenizer.mask_token_id, last
+        _stated(config, name).get("mask_token_id"), config.get("mask_token_id"), tokenizer.mask_token_id, last
     )
     known = next((i for i in found if i is not None), None)
     if known is None:
@@ -160,4 +179,9 @@ def mask_id_of(config: Mapping[str, Any], tokenizer: Any, convention: Convention
             f"mask_id = None, and neither configuration nor tokenizer of dlm = {str(name)!r} has a mask token: give "
             "the id that stands for a masked position"
         )
-    return int(known)
+    if isinstance(known, bool) or not isinstance(known, int) or known < 0:
+        raise ValueError(
+            f"dlm = {str(name)!r}: mask_token_id = {known!r} in its configuration is no id: give mask_id, a number "
+            "from 0"
+        )
+    return known

@@ -51,6 +51,16 @@ def missing_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
 
 
+def weight_map(content: object) -> Spoil:
+    """An index of weights that says nothing."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": content}))
+
+    return spoil
+
+
 def no_head(folder: Path) -> None:
     """The body of a BERT without what predicts tokens."""
     from safetensors.torch import load_file, save_file
@@ -77,7 +87,11 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "weights that are a text": (write("model.safetensors", "hello"), r"model\.safetensors is no safetensors file"),
     "a shard is missing": (missing_shard, r"1 of 2 weight files are missing \(first model-00002-of-00002"),
     "no head": (no_head, r"\d+ weights of BertForMaskedLM are not in it \(first cls\.predictions.*would be random"),
-    "another width": (edit_config(hidden_size=64), r"its weights cannot be loaded"),
+    "another width": (edit_config(hidden_size=64), r"its weights cannot be loaded: they have other shapes than its c"),
+    "code that is a list": (edit_config(auto_map=["a.B"]), r"auto_map in config\.json is \['a\.B'\], no JSON object"),
+    "code that is a text": (edit_config(auto_map="a.B"), r"auto_map in config\.json is 'a\.B', no JSON object"),
+    "index that is a list": (weight_map(["a"]), r"index\.json has no weight_map from weights to files"),
+    "index without files": (weight_map(None), r"index\.json has no weight_map from weights to files"),
     "no tokenizer": (drop("tokenizer.json", "tokenizer_config.json"), r"has no tokenizer \(tokenizer\.json\)"),
     "tokenizer that is no JSON": (write("tokenizer.json", "{"), r"its tokenizer cannot be loaded"),
     "tokenizer with code of its own": (tokenizer_with_code, r"its tokenizer brings code of its own, which is not run"),

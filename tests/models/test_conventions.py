@@ -86,3 +86,22 @@ def test_a_model_without_a_mask_token_is_refused():
     config = {"model_type": "bert"}
     with pytest.raises(ValueError, match="mask_id = None, and neither configuration nor tokenizer of dlm = 'x'"):
         mask_id_of(config, NO_MASK, convention_of(config, name="x"), name="x")
+
+
+@pytest.mark.parametrize("entry", ["shifted", [True], 1])
+def test_a_diffusion_entry_that_is_no_object_is_refused(entry):
+    with pytest.raises(ValueError, match=r"dlm = 'x': diffusion = .* in its configuration is no JSON object: give one"):
+        convention_of({"model_type": "qwen2", "diffusion": entry}, name="x")
+
+
+@pytest.mark.parametrize("shift", ["no", 0, "true"])
+def test_a_shift_that_is_neither_true_nor_false_is_refused(shift):
+    with pytest.raises(ValueError, match=r"shift = .* in the diffusion entry of its configuration: give true or false"):
+        convention_of({"model_type": "qwen2", "diffusion": {"shift": shift}}, name="x")
+
+
+@pytest.mark.parametrize("mask", ["x", -1, 2.5, True])
+def test_a_mask_token_that_is_no_id_is_refused(mask):
+    config = {"model_type": "bert", "mask_token_id": mask}
+    with pytest.raises(ValueError, match=r"dlm = 'x': mask_token_id = .* is no id: give mask_id"):
+        mask_id_of(config, NO_MASK, convention_of(config, name="x"), name="x")
