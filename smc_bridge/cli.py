@@ -15,6 +15,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from models.huggingface.chunks import is_out_of_memory
 from smc_bridge.commands.base import INTERRUPTED, PROGRAM, Command, LineParser, UsageError
 from smc_bridge.commands.decode import command as decode
 
@@ -61,6 +62,14 @@ def build_parser(commands: Iterable[Command]) -> LineParser:
     return parser
 
 
+def _told(error: Exception) -> str:
+    """What an error says, on one line; where memory ran out also what to do, unless that is said."""
+    text = " ".join(str(error).split())
+    if is_out_of_memory(error) and not (isinstance(error, MemoryError) and text):
+        return f"out of memory ({text or type(error).__name__}): use fewer prompts at once, particles or lanes"
+    return text
+
+
 def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | None = None) -> int:
     """Run the command line and return the exit code.
 
@@ -82,8 +91,11 @@ def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | Non
         # The reader has left: nothing more may be written, also not when the interpreter flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except (ValueError, OSError, MemoryError) as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        # Where memory runs out, torch raises errors of its own; any other RuntimeError is a fault, not the user's.
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        print(f"{PROGRAM}: error: {_told(error)}", file=sys.stderr)
         return BAD_INPUT
 
 

@@ -10,11 +10,14 @@ and device share one buffer `[planes, R, H, capacity, D]`, two planes a layer, s
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
+
+from models.huggingface.chunks import told_as
 
 
 class Span(NamedTuple):
@@ -85,11 +88,28 @@ class KeyValues(Cache):  # type: ignore[misc]
         return torch.cat([seen[:, :, : span.base].repeat_interleave(span.copies, 0), fresh], dim=2)
 
     def reserve(self, columns: int) -> None:
-        """Make room for `columns` columns, keeping what is there; the capacity at least doubles."""
+        """Make room for `columns` columns, keeping what is there; the capacity at least doubles.
+
+        Raises:
+            MemoryError: there is no such room; the buffers stay as they were.
+        """
         if columns <= self._capacity:
             return
-        self._capacity = columns if self._capacity == 0 else max(columns, 2 * self._capacity)
-        self._buffers = [self._grown(buffer, self.rows, buffer.shape[3]) for buffer in self._buffers]
+        before = self._capacity
+        self._capacity = columns if before == 0 else max(columns, 2 * before)
+        try:
+            with self._enough(self.rows):
+                self._buffers = [self._grown(buffer, self.rows, buffer.shape[3]) for buffer in self._buffers]
+        except MemoryError:
+            self._capacity = before
+            raise
+
+    def _enough(self, rows: int) -> AbstractContextManager[None]:
+        """Says in one line that buffers of `rows` rows do not fit."""
+        return told_as(
+            f"keys and values of {rows} rows of {self._capacity} tokens: use fewer prompts at once or particles, "
+            "shorten the prompt, or load the models with a narrower dtype"
+        )
 
     def settle(self) -> None:
         """After a forward: make the buffers if it was the first, from what it has written."""
@@ -137,12 +157,13 @@ class KeyValues(Cache):  # type: ignore[misc]
             return
         for buffer in self._buffers:
             part = buffer[:, :, :, first:end]
-            part.index_copy_(1, rows.to(buffer.device), part.index_select(1, source.to(buffer.device)))
+            with self._enough(int(rows.shape[0])):
+                part.index_copy_(1, rows.to(buffer.device), part.index_select(1, source.to(buffer.device)))
 
     def resize(self, source: Tensor) -> None:
         """Let there be as many rows as `source: [R']` has entries, each a copy of the row that it names."""
         self.rows = int(source.shape[0])
-        with torch.inference_mode(False), torch.no_grad():
+        with self._enough(self.rows), torch.inference_mode(False), torch.no_grad():
             self._buffers = [b.index_select(1, source.to(b.device)) for b in self._buffers]
 
 

@@ -7,7 +7,8 @@ what else a forward needs is not, so where memory runs out the chunk is halved a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -24,6 +25,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):  # the latter of every device, whatever its name
         return True
     return isinstance(error, RuntimeError) and any(message in str(error).lower() for message in _MESSAGES)
+
+
+@contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """Turn running out of memory outside of a forward into one line.
+
+    Args:
+        what: what there was no room for, and the remedy.
+    Raises:
+        MemoryError: with `what`, in the place of the allocator's error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"out of memory for {what}") from error
 
 
 class RowChunks:
@@ -104,12 +122,6 @@ def _attempt(forward: Callable[[slice], Tensor], rows: slice) -> Tensor | None:
 
 def _room(part: Tensor, rows: int) -> Tensor:
     """Uninitialised scores of all rows, shaped as the first chunk's."""
-    try:
+    count = rows * part[0].numel() * part.element_size()
+    with told_as(f"the scores of {rows} rows, {count} bytes: use fewer prompts at once, particles or lanes"):
         return part.new_empty(rows, *part.shape[1:])
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        count = rows * part[0].numel() * part.element_size()
-        raise MemoryError(
-            f"out of memory for the scores of {rows} rows, {count} bytes: use fewer prompts at once, particles or lanes"
-        ) from error

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.huggingface.cache import KeyValues
 from models.huggingface.chunks import RowChunks, is_out_of_memory
 
 #: What the CPU allocator raises, shortened.
@@ -93,3 +94,21 @@ def test_scores_that_do_not_fit_together_are_a_clear_error(data):
 def test_a_cap_without_bytes_is_refused():
     with pytest.raises(ValueError, match="max_logit_bytes = 0: give at least 1 byte, or None"):
         RowChunks(0)
+
+
+def test_a_cache_that_does_not_fit_is_a_clear_error_and_stays_as_it_was(monkeypatch):
+    def full(*_: object) -> Tensor:
+        raise RuntimeError(CPU_MESSAGE)
+
+    cache = KeyValues(3)
+    cache.reserve(4)
+    cache.update(torch.ones(3, 1, 4, 2), torch.ones(3, 1, 4, 2), 0)
+    cache.settle()
+    held = cache.bytes
+    monkeypatch.setattr(cache, "_grown", full)
+    with pytest.raises(MemoryError, match=r"memory for keys and values of 3 rows of 9 tokens: use fewer"):
+        cache.reserve(9)
+    assert cache.bytes == held
+    monkeypatch.undo()
+    cache.reserve(5)
+    assert cache.bytes == 2 * held

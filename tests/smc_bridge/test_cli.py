@@ -298,6 +298,36 @@ def test_accepted_lengths_leave_out_finished_particles() -> None:
     assert len(per_step) == len(result.trace)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("can't allocate memory: you\ntried to"), "can't allocate memory: you tried to"),
+        (MemoryError(), "out of memory (MemoryError): use fewer prompts at once"),
+        (MemoryError("out of memory for this: shorten that"), "out of memory for this: shorten that"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def run_out(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Sampler, "run", run_out)
+    code, out, err = run(*BASE)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("smc-bridge: error: out of memory")
+    assert said in err
+
+
+def test_a_fault_of_the_program_is_not_passed_off_as_bad_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Sampler, "run", fault)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run(*BASE)
+
+
 def test_ctrl_c_is_one_line_and_exit_code_130(
     run: Run, monkeypatch: pytest.MonkeyPatch, offer: Callable[[Pair], None]
 ) -> None:
