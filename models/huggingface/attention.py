@@ -18,7 +18,11 @@ from models.huggingface.adapter import ADDITIVE_ATTENTION
 
 #: Model types whose layers share one mask, which slides if `sliding_window` is set.
 ONE_MASK = frozenset(
-    {"gemma", "gpt2", "granite", "llama", "mistral", "olmo", "olmo2", "phi3", "stablelm", "starcoder2"}
+    {
+        "biogpt", "cohere", "ernie4_5", "falcon", "gemma", "glm", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "granite",
+        "helium", "llama", "mistral", "mixtral", "olmo", "olmo2", "opt", "phi", "phi3", "qwen3_moe", "stablelm",
+        "starcoder2", "xglm",
+    }
 )
 
 #: Model types with `layer_types`, which take a mask for each kind of layer.
@@ -74,6 +78,8 @@ def attention_of(model: Any) -> Attention | None:
     """How to mask `model` over a cache, or None if it is not known to take such a mask."""
     config = model.config
     if config._attn_implementation not in ADDITIVE_ATTENTION or _rotary_types(config) & MOVING_ROTARY:
+        return None
+    if getattr(config, "alibi", False):  # distances, which a model takes from a mask of the columns
         return None
     window = getattr(config, "sliding_window", None)
     if config.model_type in ONE_MASK:

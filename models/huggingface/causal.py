@@ -6,6 +6,7 @@ elsewhere: every `score` is then one forward over prefix and draft, and a tree i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -31,7 +32,8 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
         vocab_size: alphabet size A; logits past it are cut off. Default: all output columns.
         cache: keep keys and values of what was read. A model that is not known to take masks and positions of our own
             over them (another attention implementation than eager and sdpa, recurrent or hybrid layers, a type that
-            `models.huggingface.attention` does not list) recomputes all the same: see `attention`.
+            `models.huggingface.attention` does not list) recomputes all the same, with a warning: see
+            `attention`.
         lanes: how a cached session scores lanes of one prefix: "packed" into one row, or each in a row of its own with
             a copy of the cache ("copied", for comparison).
         max_logit_bytes: cap on the bytes of one forward's logits, or None; larger batches are scored in row chunks.
@@ -60,6 +62,13 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
         self.attention = attention_of(model) if cache and "logits_to_keep" in self._accepts else None
         self.chunks = RowChunks(max_logit_bytes)
         check_causal(self)
+        if cache and self.attention is None:
+            warnings.warn(
+                f"ar_model = {type(model).__name__}: it is not known how to mask a cache of its type "
+                f"{model.config.model_type!r} with attention {model.config._attn_implementation!r}, so every score "
+                "reads the prefix again; results are the same, and slower",
+                stacklevel=2,
+            )
 
     def session(self, tokens: Tensor, length: Tensor) -> CachedCausalSession | HuggingFaceCausalSession:
         """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count (at least one each)."""

@@ -45,6 +45,22 @@ FAMILIES: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 }
 #: Families that the project's other tests and the smaller claims below do not need again.
 OTHERS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "biogpt": ("biogpt", None, {}),
+    "cohere": ("cohere", None, {}),
+    "ernie4_5": ("ernie4_5", None, {}),
+    "falcon": ("falcon", None, {}),
+    "glm": ("glm", None, {"head_dim": 8}),
+    "gpt_bigcode": ("gpt_bigcode", None, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+    "gpt_neox": ("gpt_neox", None, {}),
+    "gptj": ("gptj", None, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 8}),
+    "helium": ("helium", None, {"head_dim": 8}),
+    "mixtral": ("mixtral", None, {"num_local_experts": 2}),
+    "opt": ("opt", None, {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "phi": ("phi", None, {}),
+    "qwen3_moe": (
+        "qwen3_moe", None, {"num_experts": 2, "moe_intermediate_size": 16, "num_experts_per_tok": 1, "head_dim": 8},
+    ),
+    "xglm": ("xglm", None, {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4}),
     "gemma": ("gemma", None, {"head_dim": 8}),
     "granite": ("granite", None, {}),
     "olmo": ("olmo", None, {}),
@@ -55,12 +71,14 @@ OTHERS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "stablelm": ("stablelm", None, {}),
     "starcoder2-sliding": ("starcoder2", None, SLIDES),
 }
+#: Types whose configurations name their sizes differently, and take no other names.
+BY_OTHER_NAMES = ("gpt2", "gpt_bigcode", "gptj")
 
 
 @lru_cache
 def tiny(family: str, device: torch.device) -> Any:
     kind, attention, changes = (FAMILIES | OTHERS)[family]
-    shape = {k: v for k, v in SHAPE.items() if kind != "gpt2" or k.endswith("_id") or k == "vocab_size"}
+    shape = {k: v for k, v in SHAPE.items() if kind not in BY_OTHER_NAMES or k.endswith("_id") or k == "vocab_size"}
     options = {} if attention is None else {"attn_implementation": attention}
     config = transformers.CONFIG_MAPPING[kind](**shape | changes)
     model = transformers.AutoModelForCausalLM.from_config(config, **options)

@@ -342,7 +342,8 @@ def test_a_target_with_an_attention_of_another_name_recomputes(tiny_model):
     AttentionMaskInterface.register("another", sdpa_mask)
     model = tiny_model("qwen2")
     model.config._attn_implementation = "another"
-    assert causal(model).attention is None
+    with pytest.warns(UserWarning, match="with attention 'another', so every score reads the prefix again"):
+        assert causal(model).attention is None
 
 
 def test_an_unknown_arrangement_of_lanes_is_refused(tiny_model):

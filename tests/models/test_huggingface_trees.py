@@ -96,7 +96,11 @@ def test_models_that_are_not_known_to_take_our_masks_recompute(tiny_model):
     assert attention_of(flash) is None
     unknown = tiny_model("qwen2")
     unknown.config.model_type = "unknown"
-    assert causal(unknown).attention is None
+    with pytest.warns(UserWarning, match="cache of its type 'unknown'"):
+        assert causal(unknown).attention is None
+    distances = tiny_model("llama")
+    distances.config.alibi = True
+    assert attention_of(distances) is None
 
 
 @pytest.mark.parametrize("cache", [True, False])
