@@ -100,7 +100,7 @@ def encode_prompts(pair: Pair, task: Task, items: Sequence[Item]) -> list[tuple[
     every = []
     for item in items:
         ids = tuple(pair.encode(item.prompt).tolist())
-        if pair.max_length is not None and len(ids) + task.max_new_tokens + task.window > pair.max_length:
+        if pair.max_length is not None and len(ids) + task.max_new_tokens > pair.max_length:
             raise ValueError(
                 f"task = {task.name!r}: a prompt of {len(ids)} tokens with max_new_tokens = {task.max_new_tokens} "
                 f"passes the {pair.max_length} tokens of the pair {pair.name!r}; shorten the limit"

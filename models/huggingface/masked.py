@@ -163,6 +163,8 @@ class HuggingFaceDiffusionSession(Rows):
         super().__init__(tokens.to(model.device), length.to(model.device))
         self.model = model
         self._cache = PrefixCache(len(length)) if model.cache == "prefix" else None
+        #: Whether a row's scores depend on the forwards before, and not on its tokens alone.
+        self.has_history = self._cache is not None
 
     def gather(self, ancestors: Tensor) -> None:
         """See `Session.gather`."""

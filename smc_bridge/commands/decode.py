@@ -72,20 +72,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--trace", action="store_true", help="show every step: drafts, what became of them, lane weights")
 
 
-def check_room(pair: Pair, prompt: int, max_new_tokens: int, window: int) -> None:
+def check_room(pair: Pair, prompt: int, max_new_tokens: int) -> None:
     """Refuse a prompt that leaves too little room in the models' positions.
 
     Args:
         prompt: tokens of the prompt.
-        max_new_tokens: length limit of the continuation; the last window is scored past it.
+        max_new_tokens: length limit of the continuation; nothing is scored past it.
     Raises:
-        UsageError: naming the three numbers.
+        UsageError: naming the numbers.
     """
     limit = pair.max_length
-    if limit is not None and prompt + max_new_tokens + window > limit:
+    if limit is not None and prompt + max_new_tokens > limit:
         raise UsageError(
-            f"PROMPT has {prompt} tokens, with max_new_tokens = {max_new_tokens} and window = {window} more than the "
-            f"{limit} that the pair {pair.name!r} reads: shorten the prompt or the limit"
+            f"PROMPT has {prompt} tokens, with max_new_tokens = {max_new_tokens} more than the {limit} that the pair "
+            f"{pair.name!r} reads: shorten the prompt or the limit"
         )
 
 
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         options = replace(options, lookahead=lookahead_of(pair_name(arguments)))
     sampler = build_sampler(pair, options)
     prompt = pair.encode(arguments.prompt)
-    check_room(pair, prompt.numel(), arguments.max_new_tokens, sampler.window)
+    check_room(pair, prompt.numel(), arguments.max_new_tokens)
     try:
         [result] = sampler.run(
             [prompt.tolist()], seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace

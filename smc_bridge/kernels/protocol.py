@@ -64,6 +64,24 @@ class Horizon(NamedTuple):
         return torch.minimum(self.window, first)
 
 
+def check_move(kernel: object, move: Move, horizon: Horizon) -> None:
+    """Check what a kernel from outside this package commits: from 1 token to where the block must end.
+
+    Raises:
+        ValueError: naming the kernel, the first bad row and its length.
+    """
+    if type(kernel).__module__.startswith(__package__ + "."):
+        return
+    end = horizon.end(move.block)
+    bad = (move.length < 1) | (move.length > end)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"{type(kernel).__name__} committed {int(move.length[row])} tokens in row {row}: commit from 1 to "
+            f"{int(end[row])}, where the window or the first end of sequence ends the block (`horizon.end`)"
+        )
+
+
 def full_horizon(log_pi: Tensor) -> Horizon:
     """The horizon of `[R, V, A]` laws without an end of sequence: every row may commit V tokens."""
     rows, window = log_pi.shape[:2]

@@ -22,10 +22,11 @@ from smc_bridge.distributions.lazy import Chunks, LazyLaw
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import Lanes
-from smc_bridge.kernels.protocol import DraftKernel, Horizon, Move, at_tokens
+from smc_bridge.kernels.protocol import DraftKernel, Horizon, Move, at_tokens, check_move
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Source
 from smc_bridge.smc.conditional import Pinned
+from smc_bridge.smc.reach import score_in_reach
 from smc_bridge.smc.resampling import Resampler
 from smc_bridge.smc.state import SMCState
 from smc_bridge.smc.weights import Trigger, ess, log_mean
@@ -41,8 +42,13 @@ def propose(state: SMCState, rows: Tensor, proposal: DLMProposal) -> Tensor:
     needy = rows[state.marginals.remaining()[rows] == 0]
     if needy.numel() == 0:
         return needy
-    # A prefix with another length limit is drafted to another length: it needs a forward of its own.
-    scored, group = state.prefix.unique(needy, apart=state.limit)
+    # A prefix with another length limit is drafted to another length: it needs a forward of its own. So does one of
+    # another prompt if scores depend on which forwards came before, or the draws would depend on the batch.
+    apart = state.limit
+    if getattr(state.dlm, "has_history", False):
+        seat = torch.arange(apart.numel(), device=apart.device) // state.particles
+        apart = apart * (int(seat[-1]) + 1) + seat
+    scored, group = state.prefix.unique(needy, apart=apart)
     width = (state.limit[scored] - state.prefix.length[scored]).clamp_max(proposal.lookahead)
     column = torch.arange(int(width.max()), device=rows.device)
     canvas = torch.where(column < width[:, None], MASKED, ABSENT)
@@ -129,8 +135,13 @@ def move_drafts(
     Returns:
         the lanes, and the drafts `[B, K, V]`.
     """
+    limit = getattr(target.model, "max_length", None)
+
     def score(drafts: Tensor) -> Tensor:
-        return state.ar.score(rows.repeat_interleave(at.lanes), drafts)
+        if limit is None:
+            return state.ar.score(rows.repeat_interleave(at.lanes), drafts)
+        room = limit - state.prefix.length[rows]
+        return score_in_reach(state.ar, rows, drafts, window=at.horizon.window, room=room, lanes=at.lanes)
 
     return bridge(
         at, score, kernel=kernel, target=target, intermediate=intermediate, source=source, pinned=pinned
@@ -144,7 +155,7 @@ def bridge(
     """The step's own arithmetic on linear drafts: from the marginals' logits to committed blocks and their laws.
 
     Args:
-        score: AR logits along drafts, `[B * K, V]` -> `[B * K, V, A]`.
+        score: AR logits along drafts cut to the longest horizon W of the particles, `[B * K, W]` -> `[B * K, W, A]`.
     Returns:
         the lanes, and the drafts `[B, K, V]`.
     """
@@ -152,11 +163,16 @@ def bridge(
     draft = kernel.draft(at.law, generator=source)
     if pinned is not None:
         draft = pinned.impose(draft)
-    raw_p = score(draft)
+    # Nothing is committed past the longest horizon, and the AR model may have no position there: it is not asked.
+    asked = int(at.horizon.window.max())
+    raw_p = score(draft[:, :asked])
+    if asked < window:  # kernels see laws of V positions; the last one stands for those that no block reaches
+        raw_p = raw_p[:, torch.arange(window, device=raw_p.device).clamp_max(asked - 1)]
     log_p = target.lazy(raw_p, chunks=at.chunks)
     log_pi = bridge_law(intermediate, at.law, log_p, lanes=lanes)
     horizon = lane_horizon(at.horizon, lanes)
     move = kernel(at.law, log_pi, draft, generator=source, horizon=horizon)
+    check_move(kernel, move, horizon)
     if pinned is not None:
         move = pinned.stop(move, kernel, at.law, log_pi, horizon=horizon)
     raw = at_tokens(raw_p, move.block).to(log_p.dtype).reshape(count, lanes, window)

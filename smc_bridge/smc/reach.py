@@ -1,0 +1,67 @@
+"""Scores along drafts near the end of the AR model's positions.
+
+Drafts of a batch have one width, the longest horizon W of its particles. A particle that is close to its length limit
+commits less than that, and the places behind may be past the model's last position. There, and only there, particles
+are scored in groups, each no wider than all of its particles have positions left.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.protocols import CausalSession
+
+
+def groups_in_reach(window: Tensor, room: Tensor, width: int) -> list[Tensor]:
+    """Particles that can be scored together.
+
+    Args:
+        window: greatest length of each particle's block, `[B]`.
+        room: positions that the model has left for each, `[B]`.
+        width: W; one group if everybody has room for it.
+    Returns:
+        indices of the particles of each group, whose greatest window is at most its least room. A particle whose own
+        window passes its room gets a group to itself.
+    """
+    if int(room.min()) >= width:
+        return [torch.arange(window.numel(), device=window.device)]
+    order = room.argsort(stable=True)
+    groups: list[list[int]] = []
+    least = -1
+    for place, wanted, left in zip(order.tolist(), window[order].tolist(), room[order].tolist(), strict=True):
+        if groups and wanted <= least:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+            least = left
+    return [torch.tensor(group, device=window.device) for group in groups]
+
+
+def score_in_reach(
+    session: CausalSession, rows: Tensor, drafts: Tensor, *, window: Tensor, room: Tensor, lanes: int
+) -> Tensor:
+    """`session.score` along the drafts of B particles with K lanes each, without positions that the model has not.
+
+    Args:
+        rows: the particles, `[B]`.
+        drafts: `[B * K, W]`.
+        window, room: see `groups_in_reach`.
+    Returns:
+        `[B * K, W, A]`; entries past a particle's window are arbitrary finite logits.
+    """
+    width = drafts.shape[1]
+    groups = groups_in_reach(window, room, width)
+    owner = rows.repeat_interleave(lanes)
+    if len(groups) == 1 and int(window.max()) == width:
+        return session.score(owner, drafts)
+    parts = []
+    for group in groups:
+        at = (group[:, None] * lanes + torch.arange(lanes, device=group.device)).flatten()
+        asked = int(window[group].max())
+        scores = session.score(owner[at], drafts[at, :asked])
+        parts.append((at, scores[:, torch.arange(width, device=scores.device).clamp_max(asked - 1)]))
+    out = parts[0][1].new_empty(drafts.shape[0], width, parts[0][1].shape[2])
+    for at, scores in parts:
+        out[at] = scores
+    return out
