@@ -101,7 +101,7 @@ def ar_sampling(
         seed, batch, on_result: as for `Sampler.run`.
     Raises:
         ValueError: the target has a potential (ancestral sampling cannot follow it), or an argument is out of range.
-        Interrupted: see `Sampler.run`.
+        Interrupted: see `Sampler.run`, also for other errors.
     """
     if target.potential is not None:
         raise ValueError("target has a potential: ancestral samples do not follow it, use smc")
@@ -146,6 +146,9 @@ def ar_sampling(
                 )
     except KeyboardInterrupt as interrupt:
         raise queue.interrupted(_unfinished(seats, finish)) from interrupt
+    except Exception as error:
+        queue.failed(error, _unfinished(seats, finish))
+        raise
     return queue.ordered()
 
 
@@ -246,6 +249,9 @@ def diffusion(
                 length = prompts_of([None if seat is None else seat.request for seat in seats], device=device).length
     except KeyboardInterrupt as interrupt:
         raise queue.interrupted(_unfinished(seats, finish)) from interrupt
+    except Exception as error:
+        queue.failed(error, _unfinished(seats, finish))
+        raise
     return queue.ordered()
 
 

@@ -127,7 +127,8 @@ class Sampler:
             one `Result` per prompt, in their order.
         Raises:
             ValueError: an argument out of range, or NaN logits from a model.
-            Interrupted: a KeyboardInterrupt that carries what is done, also of prompts that are not finished.
+            Interrupted: a KeyboardInterrupt that carries what is done, also of prompts that are not finished. Any other
+                error during the run carries the same in an attribute `results`.
         """
         requests = make_requests(self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained)
         queue = Queue(requests, batch=batch, on_result=on_result)
@@ -145,11 +146,13 @@ class Sampler:
                     active = state.active()
                 if progress is not None:
                     progress(len(queue.results))
-        except KeyboardInterrupt as interrupt:
+        except (KeyboardInterrupt, Exception) as error:
             begun = [seat for seat, steps_done in enumerate(view.steps) if steps_done]
-            raise queue.interrupted(
-                (view.seated(seat), result_of(self, view, seat, settings)) for seat in begun
-            ) from interrupt
+            partial = [(view.seated(seat), result_of(self, view, seat, settings)) for seat in begun]
+            if isinstance(error, KeyboardInterrupt):
+                raise queue.interrupted(partial) from error
+            queue.failed(error, partial)
+            raise
         return queue.ordered()
 
     def decode(

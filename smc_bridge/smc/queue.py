@@ -83,6 +83,21 @@ class Queue:
         """What to raise when the run is interrupted, with the unfinished results of those who are seated."""
         return Interrupted({**{request.place: result for request, result in partial}, **self.results})
 
+    def failed(self, error: Exception, partial: Iterable[tuple[Request, Result]]) -> None:
+        """Attach to an error what is done when it comes, as `results` (see `Interrupted`), and say so in a note.
+
+        Args:
+            error: goes on to the caller as what it is.
+            partial: unfinished results of those who are seated.
+        """
+        results = self.interrupted(partial).results
+        places = ", ".join(str(place) for place in results if place not in self.results)
+        error.results = results  # type: ignore[attr-defined]
+        error.add_note(
+            f"while decoding prompts {places or 'that had no step yet'}; {len(self.results)} finished and "
+            f"{len(results) - len(self.results)} unfinished results are in `results` of this error"
+        )
+
     def ordered(self) -> list[Result]:
         """All results in the order of the prompts."""
         return [self.results[i] for i in range(self._total)]

@@ -133,8 +133,8 @@ def test_seconds_count_from_when_a_prompt_entered() -> None:
 
 
 @contextmanager
-def interrupt(call: int) -> Iterator[None]:
-    """Ctrl-C in the middle of the n-th forward of any model."""
+def interrupt(call: int, error: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
+    """Ctrl-C, or another error, in the middle of the n-th forward of any model."""
     calls = 0
 
     def stopping(score: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,7 +142,7 @@ def interrupt(call: int) -> Iterator[None]:
             nonlocal calls
             calls += 1
             if calls == call:
-                raise KeyboardInterrupt
+                raise error
             return score(*arguments)
 
         return stopped
@@ -183,6 +183,36 @@ def test_an_interrupt_hands_over_what_is_done(name: str, batch: int | None) -> N
                 assert result.sequences[0] == whole[i].sequences[0][: len(result.sequences[0])]
     assert call > 3
     assert unfinished > 3, "no interrupt left a prompt unfinished"
+
+
+@pytest.mark.parametrize("name", decoders())
+def test_an_error_hands_over_what_is_done_too(name: str) -> None:
+    decode, told = decoders()[name], list[int]()
+    whole = decode(MANY, seed=3, max_new_tokens=NEW)
+    with pytest.raises(ArithmeticError) as caught, interrupt(16 if name != "dlm-all" else 4, ArithmeticError):
+        decode(MANY, seed=3, max_new_tokens=NEW, batch=2, on_result=lambda i, _: told.append(i))
+    results = caught.value.results  # type: ignore[attr-defined]
+    assert told
+    assert sorted(told) == [i for i, result in results.items() if result.complete]
+    assert all(replace(results[i], seconds=0.0) == replace(whole[i], seconds=0.0) for i in told)
+    [note] = caught.value.__notes__
+    assert f"{len(told)} finished" in note
+
+
+def test_prompts_that_occur_twice_share_no_forward_of_a_model_with_a_history() -> None:
+    settings = Settings("rejection", "systematic", 0.8, particles=2, temperatures=(0.9,), window=2, lookahead=3)
+    score, scored = TabularDiffusionSession.score, list[int]()
+
+    def counted(self: TabularDiffusionSession, rows: Any, canvas: Any) -> Any:
+        scored.append(rows.numel())
+        return score(self, rows, canvas)
+
+    with mock.patch.object(TabularDiffusionSession, "score", counted):
+        engine(settings, None).run([[0]] * 3, seed=2, max_new_tokens=NEW)
+        shared, scored = scored[0], []
+        with mock.patch.object(TabularDiffusionSession, "has_history", True, create=True):
+            engine(settings, None).run([[0]] * 3, seed=2, max_new_tokens=NEW)
+    assert (shared, scored[0]) == (1, 3)
 
 
 def test_an_interrupted_commit_leaves_the_last_whole_step() -> None:
