@@ -116,9 +116,9 @@ def _local(argument: str, folder: Path, *, weights: bool, tokenizer: bool) -> Ch
     if weights:
         _check_weights(folder, said)
     if tokenizer and not has_tokenizer(folder):
+        other = ", or name another checkpoint's with dlm_tokenizer" if argument == "dlm" else ""
         raise FileNotFoundError(
-            f"{said}: has no tokenizer ({TOKENIZERS[0]}): copy it from where the model is from, or name another "
-            f"checkpoint's with {argument}_tokenizer"
+            f"{said}: has no tokenizer ({TOKENIZERS[0]}): copy it from where the model is from{other}"
         )
     return Checkpoint(argument, str(folder), config, offline=True)
 

@@ -57,10 +57,12 @@ def as_device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise ValueError(
             f"device = {str(device)!r}: is not there ({reason(error)}); use 'cpu', or leave it out"
         ) from error
+    if found.type == "meta":
+        raise ValueError("device = 'meta': holds no numbers, so nothing is scored there; use 'cpu', or leave it out")
     return found
 
 
@@ -90,6 +92,24 @@ class Placement:
             raise ValueError(
                 f"tp_plan = {self.tp_plan!r}: needs one process per device; start the program with torchrun"
             )
+
+    @classmethod
+    def of(
+        cls,
+        dtype: torch.dtype | str | None,
+        device: torch.device | str | None,
+        device_map: str | Mapping[str, Any] | None,
+        tp_plan: str | Mapping[str, str] | None,
+    ) -> Placement:
+        """A placement as a user names it (see `as_dtype` and `as_device`).
+
+        Raises:
+            ValueError: there is no such type or device, or what is given excludes each other.
+        """
+        if device is not None and (device_map is not None or tp_plan is not None):
+            by = "device_map" if device_map is not None else "tp_plan"
+            raise ValueError(f"device = {str(device)!r} with {by}: {by} places the weights; leave device out")
+        return cls(as_dtype(dtype), as_device(device), device_map, tp_plan)
 
     @property
     def spread(self) -> bool:

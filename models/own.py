@@ -21,8 +21,6 @@ from models.huggingface.unpadded import Unpadded
 from models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, special_ids
 from models.loading import (
     Placement,
-    as_device,
-    as_dtype,
     fit_adapter,
     is_wrapped,
     load_model,
@@ -102,7 +100,7 @@ def load_causal(
     """Load an autoregressive model without a diffusion model; arguments and errors are those of `load_pair`."""
     from models.huggingface import HuggingFaceCausalLM
 
-    placement = Placement(as_dtype(dtype), as_device(device), device_map, tp_plan)
+    placement = Placement.of(dtype, device, device_map, tp_plan)
     source = _source("ar", ar, placement, trust_remote_code=trust_remote_code)
     model = _load_ar(source, trust=trust_remote_code)
     tokenizer = source.tokenizer

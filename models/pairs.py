@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.conventions import Override
-from models.loading import Placement, as_device, as_dtype, quiet
+from models.loading import Placement, quiet
 from models.prompts import PromptFormat, plain_prompt
 from models.protocols import CausalLM, MaskedDiffusionLM
 
@@ -180,7 +180,7 @@ def load_pair(
     """
     if dlm_cache not in ("none", "prefix"):
         raise ValueError(f"dlm_cache = {dlm_cache!r}: give 'none' or 'prefix'")
-    placement = Placement(as_dtype(dtype), as_device(device), device_map, tp_plan)
+    placement = Placement.of(dtype, device, device_map, tp_plan)
     if ar is None:
         if dlm not in PAIRS:
             raise ValueError(

@@ -14,7 +14,7 @@ from smc_bridge.commands.base import UsageError, one_of, whole
 #: Pair, and each model, unless it is named.
 EMBEDDED = "arithmetic"
 #: Options that are about the user's own checkpoints.
-OWN = ("trust_remote_code", "dlm_convention", "mask_id")
+OWN = ("trust_remote_code", "dlm_convention", "mask_id", "dlm_tokenizer", "reduce")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"which place an output of the diffusion model is about: {', '.join(OVERRIDES)} (default: by its type)",
     )
     group.add_argument("--mask-id", type=whole(0), metavar="ID", help="of the diffusion model's mask token")
+    group.add_argument("--dlm-tokenizer", metavar="NAME", help="checkpoint with the diffusion model's tokenizer")
+    group.add_argument(
+        "--reduce", action="store_true", help="where tokenizers differ, sample from the ids that both share"
+    )
 
 
 def pair_name(arguments: argparse.Namespace) -> str:

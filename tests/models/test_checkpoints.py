@@ -128,6 +128,13 @@ def test_a_masked_model_is_no_target(tmp_path):
         load_pair(tmp_path / "dlm", tmp_path / "dlm", device="cpu")
 
 
+def test_only_an_argument_that_exists_is_named_as_the_remedy(tmp_path, ar):
+    save_checkpoint(tmp_path / "dlm", "bert")
+    drop("tokenizer.json", "tokenizer_config.json")(ar)
+    with pytest.raises(FileNotFoundError, match=r"^ar = .*has no tokenizer .*: copy it from where the model is from$"):
+        load_pair(tmp_path / "dlm", ar, device="cpu")
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_a_bidirectional_model_that_loads_as_a_causal_one_is_no_target(tmp_path, kind):
     save_checkpoint(tmp_path / "dlm", "qwen2", entry={"shift": True, "mask_token_id": MASK_ID})
