@@ -153,6 +153,7 @@ def load_pair(
     reduce: bool = False,
     format_prompt: PromptFormat | None = None,
     dlm_cache: Literal["none", "prefix"] = "none",
+    max_logit_bytes: int | None = None,
 ) -> Pair:
     """Load a pair that ships with the package by its name, or two checkpoints that share a vocabulary.
 
@@ -174,6 +175,8 @@ def load_pair(
             one, else the text.
         dlm_cache: "prefix" keeps the diffusion model's keys and values of committed tokens: cheaper drafts that are a
             little worse, and no other law of what is sampled (`HuggingFaceMaskedLM`).
+        max_logit_bytes: cap on the bytes of float32 logits that one forward of either model makes; larger batches are
+            scored in row chunks. A single row may exceed it. Default: no cap.
     Raises:
         ValueError: a name or value that is not known, tokenizers that differ, code that is not trusted, or a checkpoint
             that cannot be loaded. FileNotFoundError: a checkpoint or a part of it is missing.
@@ -194,7 +197,8 @@ def load_pair(
             if value is not None:
                 raise ValueError(f"{name} = {value} is for two models of your own: leave it out with the pair {dlm!r}")
         if not placement.spread:
-            return _with_cache(PAIRS[os.fspath(dlm)](placement.device, placement.dtype or torch.float32), dlm_cache)
+            pair = PAIRS[os.fspath(dlm)](placement.device, placement.dtype or torch.float32)
+            return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
         ar = dlm
     from models.own import load_two
 
@@ -202,7 +206,24 @@ def load_pair(
         dlm, ar, placement, trust_remote_code=trust_remote_code, dlm_convention=dlm_convention, mask_id=mask_id,
         dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt,
     )
-    return _with_cache(pair, dlm_cache)
+    return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
+
+
+def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:
+    """The pair, freshly made, with that cap on the logits of one forward of each of its models."""
+    if max_logit_bytes is None:
+        return pair
+    from models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
+    from models.huggingface.chunks import RowChunks
+
+    for model in (pair.dlm, pair.ar):
+        if not isinstance(model, HuggingFaceCausalLM | HuggingFaceMaskedLM):
+            raise ValueError(
+                f"max_logit_bytes = {max_logit_bytes}: {type(model).__name__} of {pair.name!r} has no forwards "
+                "to cut; leave it out"
+            )
+        model.chunks = RowChunks(max_logit_bytes)
+    return pair
 
 
 def _with_cache(pair: Pair, cache: Literal["none", "prefix"]) -> Pair:

@@ -73,6 +73,13 @@ def test_the_diffusion_model_of_a_pair_may_keep_its_prefix(cache, device):
     assert dlm.cache == cache
 
 
+def test_a_cap_on_the_logits_of_a_forward_holds_for_both_models(device):
+    pair: Any = load_pair("arithmetic", device=device, max_logit_bytes=5000, dlm_cache="prefix")
+    assert pair.dlm.chunks.max_logit_bytes == pair.ar.chunks.max_logit_bytes == 5000
+    with pytest.raises(ValueError, match="max_logit_bytes = 0: give at least 1 byte, or None"):
+        load_pair("arithmetic", device=device, max_logit_bytes=0)
+
+
 def test_an_unknown_cache_is_refused():
     wrong: Any = "all"
     with pytest.raises(ValueError, match="dlm_cache = 'all': give 'none' or 'prefix'"):
