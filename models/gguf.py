@@ -98,13 +98,13 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     from models.loading import quiet
 
-    # Standard error as well: the conversion shows a progress bar that heeds no setting.
+    # Standard error as well: the conversion shows a progress bar that heeds no setting, and so does saving.
     with quiet(progress=False), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are plain floats by now; what still calls the model quantised would refuse to save it.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        # The weights are plain floats by now; what still calls the model quantised would refuse to save it.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer = None
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
