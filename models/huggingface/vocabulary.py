@@ -8,6 +8,7 @@ never is.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,7 @@ def shared_vocabulary(
         mask_id: id that the diffusion model reads for a masked position; it may lie past the alphabet.
         eos_id: id that ends a sequence, or None; never banned, whatever else it stands for.
         reduce: ban the ids that differ rather than refuse the pair; the target is then the AR law restricted to the
-            shared ids.
+            shared ids; a warning says how many these are.
     Raises:
         ValueError: if the tokenizers differ, or have tokens that one of the models has no output for.
     """
@@ -101,4 +102,9 @@ def shared_vocabulary(
             f"DLM, {ar_size} of the AR): give each model its own tokenizer, or set reduce = True"
         )
     banned |= set(range(size)) - known
+    if reduce:
+        warnings.warn(
+            f"reduce = True: both laws are restricted to {size - sum(i < size for i in banned)} of {size} ids",
+            stacklevel=3,
+        )
     return SharedVocabulary(size, eos_id, tuple(sorted(i for i in banned if i < size)))

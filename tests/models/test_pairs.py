@@ -141,7 +141,8 @@ def test_the_end_of_sequence_is_never_banned_even_where_it_is_also_padding(tiny_
 
 def test_reduce_bans_the_ids_that_differ(tiny_model):
     model, other = tiny_model("qwen2", vocab_size=20), make_tokenizer(["v0", *WORDS[1:]])
-    pair = pair_from_models(model, model, make_tokenizer(), dlm_tokenizer=other, shift=True, reduce=True)
+    with pytest.warns(UserWarning, match="reduce = True: both laws are restricted to 16 of 20 ids"):
+        pair = pair_from_models(model, model, make_tokenizer(), dlm_tokenizer=other, shift=True, reduce=True)
     assert tuple(pair.ar.banned_ids) == (0, 1, 3, 4)
 
 
