@@ -21,7 +21,7 @@ from smc_bridge.randomness import PromptSource, inverse_cdf, prompt_generator
 from smc_bridge.result import Forwards, Result
 from smc_bridge.settings import law_settings, name_of
 from smc_bridge.smc.queue import OnResult, Queue, Request, prompts_of, reseat_sessions
-from smc_bridge.smc.validation import seeds_of
+from smc_bridge.smc.validation import check_limit, seeds_of
 
 #: In which order a diffusion model's decoder commits positions.
 Order = Literal["left_to_right", "entropy", "confidence"]
@@ -59,8 +59,7 @@ def _seat(request: Request | None) -> Seat | None:
 def _requests(
     prompts: Sequence[Sequence[int]], seed: int | Sequence[int], max_new_tokens: int
 ) -> list[Request]:
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens = {max_new_tokens}: allow at least 1 token")
+    check_limit(max_new_tokens)
     seeds = seeds_of(seed, len(prompts))
     return [Request(i, list(map(int, prompt)), seeds[i]) for i, prompt in enumerate(prompts)]
 

@@ -58,6 +58,7 @@ def smc(
     intermediate: Intermediate | None = None, kernel: Kernel | None = None, weight: WeightRule | None = None,
     resampler: Resampler | None = None, trigger: Trigger | None = None, potential: Potential | None = None,
     proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
+    max_logit_bytes: int | None = None, compile: bool = False,
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
@@ -71,6 +72,7 @@ def smc(
         proposal_top_p: truncation of the proposal (needs `Defensive` to stay proper).
         intermediate, kernel, weight, resampler, trigger, potential: plug-ins, by default product of experts,
             token-level rejection, own weights, systematic, ESS below half, none.
+        max_logit_bytes, compile: of the sampler, see `Sampler`.
     """
     if w is not None and intermediate is not None:
         raise ValueError(f"w = {w} with intermediate = {intermediate!r}: give one of them")
@@ -83,7 +85,8 @@ def smc(
         intermediate=intermediate or ProductOfExperts(0.3 if w is None else w),
         kernel=kernel or Rejection(), weight=weight or OwnWeights(),
         resampler=resampler or Systematic(), trigger=trigger or EssBelow(), particles=particles, lanes=lanes,
-        window=window, name=name or f"smc({particles})", **_codec(pair),
+        window=window, name=name or f"smc({particles})", max_logit_bytes=max_logit_bytes, compile=compile,
+        **_codec(pair),
     )
 
 
@@ -105,13 +108,15 @@ def paper(
 
 def released(
     pair: ModelPair, *, lanes: int = 4, w: float = 0.3, window: int = 32, lookahead: int = 256,
-    temperature: float = 1.0, top_p: float = 0.95, name: str = "released",
+    temperature: float = 1.0, top_p: float = 0.95, name: str = "released", max_logit_bytes: int | None = None,
+    compile: bool = False,
 ) -> Sampler:
     """The behaviour of the paper's released code (design 2.7). Not proper: a labelled baseline.
 
     Args:
         top_p: of the drafts only.
         temperature: of the target that it is compared with; it enters the product through the lanes' temperatures.
+        max_logit_bytes, compile: of the sampler, see `Sampler`.
     """
     own = lane_temperatures(lanes)
     exponent = (1 - w) * temperature / torch.tensor(own, dtype=torch.float64)
@@ -119,7 +124,8 @@ def released(
         proposal=DLMProposal(pair.dlm, temperature=own, lookahead=lookahead),
         target=ARTarget(pair.ar, temperature=temperature), intermediate=ProductOfExperts(w, exponent),
         kernel=ReleasedRejection(lanes, top_p=top_p), weight=ReleasedScore(), resampler=Argmax(), trigger=always,
-        particles=1, lanes=lanes, window=window, name=name, **_codec(pair),
+        particles=1, lanes=lanes, window=window, name=name, max_logit_bytes=max_logit_bytes, compile=compile,
+        **_codec(pair),
     )
 
 

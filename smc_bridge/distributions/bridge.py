@@ -7,6 +7,7 @@
     Mixture, Defensive       token by token: no normaliser at all
     any other of this package, or one that says `positionwise = True`: its `log_prob` on cells that are read
     a user's own             its `log_prob` on whole windows of all lanes, `[R, K, V, A]`, some particles at a time
+                             (in a tree walk on all nodes of each tree, `[R, trees, nodes + 1, A]`)
 """
 
 from __future__ import annotations

@@ -25,7 +25,10 @@ class Intermediate(Protocol):
 
     It may say `positionwise = True`: the result at a position depends on `log_q` and `log_p` at that position only, and
     not on which lane or position it is. It is then called on the positions that are needed and no others, each as the
-    only position of the only lane; without the attribute, on whole windows of all lanes.
+    only position of the only lane; without the attribute, on whole windows of all lanes. A tree walk has no window
+    before it knows its block: there it is called on the nodes of each tree, `[R, trees, nodes + 1, A]`, entry 0 after
+    the prefix and the others in the order of the nodes. So a law that reads its place in the window or its lane off
+    the shape must not be used with a tree walk.
     """
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:

@@ -61,8 +61,10 @@ class Sampler:
         particles: N.  lanes: K drafts per particle.  window: V tokens verified at once.
         name: for tables.
         tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text.
-        max_logit_bytes: cap of the AR model's logits of one call: particles are scored in parts, at least one at a
-            time. None for no cap. The draws do not depend on it.
+        max_logit_bytes: cap of the AR model's logits of one call (K * V scores of A tokens per particle, or one per
+            tree node): particles are scored in parts, at least one at a time, and each part is a forward of its own.
+            None for no cap. The draws do not depend on it. The DLM's logits are not capped here: give its adapter
+            its own `max_logit_bytes`.
         compile: run the arithmetic of laws through `torch.compile`.
         pair: name of the pair of models, for the settings of results.
     """
@@ -115,7 +117,9 @@ class Sampler:
 
         Args:
             prompts: token ids of each prompt.
-            seed: one for all, or one per prompt; the same (prompt, seed) gives the same draws in every batch.
+            seed: one for all, or one per prompt; the same (prompt, seed) gives the same draws in every batch, up to
+                round-off of the models' forwards: where a model's logits depend on the batch in their last bits (most
+                visibly in bfloat16), a draw at the edge of two tokens may fall on the other.
             max_new_tokens: length limit of a continuation; the target is the AR law cut there.
             batch: prompts that are decoded at a time; when one finishes, the next takes its rows. None: all at once.
             on_result: called with (place in `prompts`, result) as soon as a prompt is finished.
@@ -217,7 +221,7 @@ class Sampler:
         at = steps.branch(state, rows, self.proposal, lanes=k, window=self.window, chunks=self._chunks)
         lanes, increments, drafts, work = in_parts(
             rows, at, partial(self._move, state), self._weigh, source=source, pinned=pinned,
-            max_logit_bytes=self.max_logit_bytes,
+            max_logit_bytes=self.max_logit_bytes, scores=self._scores,
         )
         log_potential, gain = self._potential(state, rows, lanes.move)
         increments = increments + gain
@@ -247,6 +251,18 @@ class Sampler:
         return self.weight(lanes, kernel=self.kernel, intermediate=self.intermediate)
 
     @property
+    def _shared(self) -> bool:
+        """Whether the lanes of a particle have one law, so that they can walk on one tree."""
+        return self.proposal.identical_lanes and not getattr(self.intermediate, "per_lane", False)
+
+    @property
+    def _scores(self) -> int:
+        """Positions that the AR model scores for one particle at most."""
+        if isinstance(self.kernel, TreeWalk):
+            return (self.kernel.nodes + 1) * (1 if self._shared else self.lanes)
+        return self.lanes * self.window
+
+    @property
     def _chunks(self) -> Chunks:
         """How much of a law is computed at a time."""
         standard = Chunks(compile=self.compile)
@@ -258,10 +274,9 @@ class Sampler:
     ) -> tuple[Lanes, Tensor | None, Tensor]:
         """Verify and move; also the drafts (if linear) and how many tokens the AR model scored for each particle."""
         if isinstance(self.kernel, TreeWalk):
-            shared = self.proposal.identical_lanes and not getattr(self.intermediate, "per_lane", False)
             lanes, nodes = move_tree(
                 state, rows, at, kernel=self.kernel, target=self.target, intermediate=self.intermediate,
-                source=source, pinned=pinned, shared=shared,
+                source=source, pinned=pinned, shared=self._shared,
             )
             return lanes, None, nodes
         assert isinstance(self.kernel, DraftKernel)

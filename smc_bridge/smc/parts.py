@@ -57,16 +57,16 @@ class PartSource(UniformSource):
         return drawn[self.rows]
 
 
-def particles_per_part(at: Branch, max_logit_bytes: int | None) -> int:
-    """How many particles' lanes the AR model scores in one call; at least one."""
-    count, window = at.place.shape
-    each = at.lanes * window * at.logits.shape[-1] * at.law.dtype.itemsize
+def particles_per_part(at: Branch, max_logit_bytes: int | None, scores: int) -> int:
+    """How many particles the AR model scores in one call, at most `scores` positions each; at least one particle."""
+    count = at.place.shape[0]
+    each = scores * at.logits.shape[-1] * at.law.dtype.itemsize
     return max(1, count if max_logit_bytes is None else min(count, max_logit_bytes // each))
 
 
 def in_parts(
     rows: Tensor, at: Branch, move: MovePart, weigh: Callable[[Lanes], Tensor], *, source: Source,
-    pinned: Pinned | None, max_logit_bytes: int | None,
+    pinned: Pinned | None, max_logit_bytes: int | None, scores: int,
 ) -> tuple[Lanes, Tensor, Tensor | None, Tensor]:
     """Move and weigh all particles.
 
@@ -74,10 +74,11 @@ def in_parts(
         rows: the B particles.
         weigh: log-weight increments of lanes, `[B', K]`.
         max_logit_bytes: cap of the AR model's logits of one call.
+        scores: positions that it scores for a particle at most: lanes times window, or nodes of its trees.
     Returns:
         the lanes, their laws left out (no rows); increments `[B, K]`; drafts `[B, K, V]`, if there are any; work `[B]`.
     """
-    step, total = particles_per_part(at, max_logit_bytes), rows.numel()
+    step, total = particles_per_part(at, max_logit_bytes, scores), rows.numel()
     if step >= total:
         lanes, drafts, work = move(rows, at, source, pinned)
         return _without_laws([lanes]), weigh(lanes), drafts, work

@@ -42,8 +42,11 @@ def _check_parts(sampler: Sampler) -> None:
         value = getattr(sampler, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} = {value}: give a whole number of at least 1")
-    if sampler.max_logit_bytes is not None and sampler.max_logit_bytes < 1:
-        raise ValueError(f"max_logit_bytes = {sampler.max_logit_bytes}: give a positive number of bytes, or None")
+    cap = sampler.max_logit_bytes
+    if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int) or cap < 1):
+        raise ValueError(f"max_logit_bytes = {cap!r}: give a positive whole number of bytes, or None")
+    if not isinstance(sampler.compile, bool):
+        raise ValueError(f"compile = {sampler.compile!r}: give True or False")
     for name in ("kernel", "weight", "resampler", "intermediate"):
         value = getattr(sampler, name)
         if isinstance(value, type):
@@ -62,8 +65,12 @@ def _check_parts(sampler: Sampler) -> None:
 
 
 def check_tokens(sequences: Sequence[Sequence[int]], vocab_size: int, name: str) -> None:
-    """Raise ValueError if a token lies outside the alphabet."""
+    """Raise ValueError if a token is no whole number or lies outside the alphabet."""
     for i, sequence in enumerate(sequences):
+        if isinstance(sequence, str) or any(
+            isinstance(token, bool | str) or not hasattr(token, "__index__") for token in sequence
+        ):
+            raise ValueError(f"{name}[{i}] = {sequence!r}: give token ids, whole numbers, as the pair's tokenizer does")
         if any(not 0 <= token < vocab_size for token in sequence):
             raise ValueError(
                 f"{name}[{i}] has a token outside 0..{vocab_size - 1}: encode it with the pair's tokenizer"
@@ -71,11 +78,20 @@ def check_tokens(sequences: Sequence[Sequence[int]], vocab_size: int, name: str)
 
 
 def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
-    """One seed for each prompt; ValueError if there are not as many as prompts."""
+    """One seed for each prompt; ValueError if there are not as many as prompts, or one is no whole number."""
+    own = [seed] if isinstance(seed, int) else seed
+    if isinstance(own, str) or not hasattr(own, "__iter__") or not all(hasattr(x, "__index__") for x in own):
+        raise ValueError(f"seed = {seed!r}: give a whole number, or one per prompt")
     seeds = [seed] * prompts if isinstance(seed, int) else [int(own) for own in seed]
     if len(seeds) != prompts:
         raise ValueError(f"seed has {len(seeds)} entries for {prompts} prompts: give one, or one per prompt")
     return seeds
+
+
+def check_limit(max_new_tokens: int) -> None:
+    """Raise ValueError unless the length limit is a whole number of at least 1."""
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {max_new_tokens!r}: allow at least 1 token, a whole number")
 
 
 def make_requests(
@@ -87,8 +103,8 @@ def make_requests(
     Raises:
         ValueError: an argument out of range, or lists of different lengths.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens = {max_new_tokens}: allow at least 1 token")
+    check_sampler(sampler)  # its attributes may have been set since it was made
+    check_limit(max_new_tokens)
     size = sampler.target.model.vocab_size
     check_tokens(prompts, size, "prompts")
     seeds = seeds_of(seed, len(prompts))
