@@ -56,7 +56,7 @@ FACTORS: dict[str, tuple[int, ...]] = {
     "S": (32, 64, 128, 256, 512), "prompt": (32, 64, 128, 256, 512),
 }
 QUICK: dict[str, tuple[int, ...]] = {
-    "P": (1, 2), "N": (1, 2), "K": (1, 2), "V": (8, 16), "S": (8, 16), "prompt": (16, 32),
+    "P": (1, 2), "N": (1, 2), "K": (1, 2), "V": (4, 8), "S": (2, 4), "prompt": (8, 16),
 }
 
 
@@ -175,7 +175,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     """Add the arguments."""
     parser.add_argument("--factors", type=several(one_of(FACTORS)), default=tuple(FACTORS), metavar="P,N,..",
                         help="default: all")
-    parser.add_argument("--steps", type=whole(1), default=2 if quick else 8, help="that are timed at a point")
+    parser.add_argument("--steps", type=whole(1), default=1 if quick else 8, help="that are timed at a point")
     parser.add_argument("--repetitions", type=whole(1), default=1 if quick else 3, help="of every point")
     parser.add_argument("--kernel", type=one_of(("drafts", "tree")), default="drafts", help="token-level rejection of "
                         f"K drafts, or a tree of {NODES} nodes (default: drafts)")
@@ -189,7 +189,7 @@ def measure(options: argparse.Namespace) -> Report:
         pair, [item.prompt for item in task.problems(32)], kernel=options.kernel, steps=options.steps,
         seed=options.seed,
     )
-    base = Point(S=8, prompt=16, V=8) if options.quick else Point()
+    base = Point(P=1, N=1, K=1, S=2, prompt=8, V=4) if options.quick else Point()
     sizes = {name: (QUICK if options.quick else FACTORS)[name] for name in options.factors}
     curves = []
     with progress("scaling", options.repetitions * sum(map(len, sizes.values()))) as advance:
