@@ -65,6 +65,7 @@ def test_trace_is_the_runs_own_and_padded(runs: list[Result]) -> None:
 
 def test_a_netcdf_file_gives_the_tree_back(tmp_path: Path, runs: list[Result]) -> None:
     pytest.importorskip("h5netcdf")
+    pytest.importorskip("h5py")
     tree = to_datatree(runs)
     tree.to_netcdf(tmp_path / "runs.nc")
     with xr.open_datatree(tmp_path / "runs.nc") as again:
