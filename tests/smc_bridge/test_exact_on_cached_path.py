@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from analysis.oracle import oracle
@@ -156,3 +159,24 @@ def test_engine_on_the_cached_path_draws_what_the_naive_loop_draws(kernel: str, 
 def _assert_close(left: Sequence[float], right: Sequence[float], where: str) -> None:
     for a, b in zip(left, right, strict=True):
         assert a == b or abs(a - b) < TOLERANCE, f"log weight {a!r} of the loop, {b!r} of the engine: {where}"
+
+
+@settings_of_hypothesis(max_examples=12, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=2, max_size=5),
+    batch=st.integers(1, 4), program_=st.sampled_from(["rejection", "block-verification", "tree-walk"]),
+    particles=st.integers(1, 3), lanes=st.integers(1, 2),
+)
+def test_a_batch_of_prompts_is_each_alone(
+    prompts: list[list[int]], batch: int, program_: str, particles: int, lanes: int
+) -> None:
+    kernel = {"rejection": Rejection(), "block-verification": BlockVerification(), "tree-walk": TreeWalk(3)}[program_]
+    sampler = program(
+        kernel, size=3, eos=1, particles=particles, lanes=lanes, window=2, trigger=EssBelow(0.95),
+        resampler=RESAMPLERS["systematic"](),
+    )
+    together = sampler.run(prompts, seed=list(range(len(prompts))), max_new_tokens=5, batch=batch)
+    for seed, (prompt, result) in enumerate(zip(prompts, together, strict=True)):
+        (alone,) = sampler.run([prompt], seed=seed, max_new_tokens=5)
+        assert alone.sequences == result.sequences, (prompt, seed)
+        _assert_close(alone.log_weights, result.log_weights, f"prompt {prompt}, seed {seed}")
