@@ -10,8 +10,9 @@ A checkpoint says what its weights are, not how its outputs are to be read. Four
 
 Sources: Dream (Ye et al. 2025, arXiv 2508.15487), DiffuLLaMA and DiffuGPT (Gong et al. 2024, arXiv 2410.17891), LLaDA
 (Nie et al. 2025, arXiv 2502.09992), MDLM (Sahoo et al. 2024, arXiv 2406.07524), BD3LM (Arriola et al. 2025, arXiv
-2503.09573), A2D (github.com/ZHZisZZ/dllm; `right_shift_logits` is off in its trainer, its sampler and the recipes of
-its published checkpoints; a model trained with it on needs `dlm_convention="shifted"`).
+2503.09573), A2D (github.com/ZHZisZZ/dllm: shifted or not by an option of its trainer, `right_shift_logits`, off by
+default; a configuration that carries the option is believed, otherwise a model trained with it needs
+`dlm_convention="shifted"`).
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ def convention_of(
 ) -> Convention:
     """How the diffusion model with this configuration is run.
 
-    The output convention is, in this order: `override`; the `shift` of the configuration's `diffusion` entry; that of
-    the table. What else the convention says is the architecture's.
+    The output convention is, in this order: `override`; the `shift` of the configuration's `diffusion` entry; its
+    `right_shift_logits`; that of the table. What else the convention says is the architecture's.
 
     Args:
         config: contents of `config.json`.
@@ -136,7 +137,12 @@ def convention_of(
     if override is not None and override not in OVERRIDES:
         raise ValueError(f"dlm_convention = {override!r}: give 'shifted' or 'unshifted', or leave it out")
     model_type = str(config.get("model_type"))
-    stated = _stated(config, name).get("shift")
+    flag = config.get("right_shift_logits")
+    if flag is not None and not isinstance(flag, bool):
+        raise ValueError(
+            f"dlm = {str(name)!r}: right_shift_logits = {flag!r} in its configuration: give true or false"
+        )
+    stated = _stated(config, name).get("shift", flag)
     if override is not None:
         stated = override == "shifted"
     if model_type in CONVENTIONS:

@@ -40,6 +40,14 @@ def test_a_diffusion_entry_of_the_configuration_states_the_convention(shift):
     assert (found.shift, found.auto_class) == (shift, "AutoModelForCausalLM")
 
 
+@pytest.mark.parametrize("shift", [True, False])
+def test_a_configuration_that_carries_the_trainers_option_is_believed(shift):
+    found = convention_of({"model_type": "a2d-qwen3", "right_shift_logits": shift}, name="x")
+    assert (found.shift, found.attention) == (shift, "mask-2d")
+    with pytest.raises(ValueError, match="right_shift_logits = 'yes'"):
+        convention_of({"model_type": "a2d-qwen3", "right_shift_logits": "yes"}, name="x")
+
+
 def test_the_override_goes_before_entry_and_table():
     entry = {"model_type": "qwen2", "diffusion": {"shift": True}}
     assert not convention_of(entry, name="x", override="unshifted").shift
