@@ -3,8 +3,8 @@
     python -m benchmarks.scaling [--factors P,N,K,V,S,prompt] [--steps 8] [--repetitions 3] [--kernel drafts|tree]
         [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
-P prompts, N particles, K lanes, V tokens in the window, S tokens committed before the steps are timed, and the tokens
-of the prompt. On the embedded pair, whose laws are kept from ending (the end of sequence is banned), so that every
+P prompts, N particles, K lanes, V tokens in the window, S tokens committed before the steps that are timed (given, and
+others for every particle, so that none share a forward's row), and the tokens of the prompt. On the embedded pair, whose laws are kept from ending (the end of sequence is banned), so that every
 particle takes part in every step. Exponents are slopes of log time (or memory) on log size by least squares, with one
 standard error. Memory is the peak from the start of the run to its last step, models' weights excluded.
 """
@@ -113,12 +113,23 @@ class Bench:
 
     @torch.inference_mode()
     def begin(self, sampler: Sampler, point: Point) -> SMCState:
-        """A state of which every particle has S committed tokens at least."""
-        prompts = self.prompts(point)
-        limit = point.S + (self.steps + 1) * point.V
-        state = sampler.start(prompts, seed=self.seed, max_new_tokens=limit)
-        while int((state.prefix.length - point.prompt).min()) < point.S:
-            sampler.step(state, state.active())
+        """A state after one step, before which S tokens of its own were committed to every particle.
+
+        They are given, not sampled: no two particles share a prefix, which is the worst case for the DLM's forwards.
+        """
+        limit = point.S + (self.steps + 2) * point.V
+        state = sampler.start(self.prompts(point), seed=self.seed, max_new_tokens=limit)
+        rows = state.prefix.length.numel()
+        given = torch.tensor([
+            [self.text[(53 * row + 7 * point.prompt + j) % len(self.text)] for j in range(point.S)]
+            for row in range(rows)
+        ])
+        given = given.to(state.prefix.length.device)
+        count = torch.full_like(state.prefix.length, point.S)
+        state.dlm.commit(given, count)
+        state.ar.commit(given, count)
+        state.prefix = state.prefix.extend(given, count, eos_id=None, limit=state.limit)
+        sampler.step(state, state.active())
         return state
 
     @torch.inference_mode()
