@@ -4,9 +4,10 @@
         [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 P prompts, N particles, K lanes, V tokens in the window, S tokens committed before the steps that are timed (given, and
-others for every particle, so that none share a forward's row), and the tokens of the prompt. On the embedded pair, whose laws are kept from ending (the end of sequence is banned), so that every
-particle takes part in every step. Exponents are slopes of log time (or memory) on log size by least squares, with one
-standard error. Memory is the peak from the start of the run to its last step, models' weights excluded.
+others for every particle, so that none share a forward's row), and the tokens of the prompt. On the embedded pair,
+whose laws are kept from ending (the end of sequence is banned), so that every particle takes part in every step.
+Exponents are slopes of log time (or memory) on log size by least squares, with one standard error. Memory is the peak
+from the start of the run to its last step, models' weights excluded.
 """
 
 from __future__ import annotations

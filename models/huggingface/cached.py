@@ -157,6 +157,7 @@ class CachedCausalSession(Rows):
         keep = nodes.tokens.shape[1] + 1 if nodes.wanted is None else nodes.wanted + widest - 1
 
         def forward(part: slice) -> Tensor:
+            """Wanted logits of these of the rows."""
             mine = slice(part.start * copies, part.stop * copies)
             some = nodes.rows(mine)
             self.cache.span = Span(_part(at, part), base, widest, copies)

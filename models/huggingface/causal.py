@@ -97,6 +97,7 @@ class HuggingFaceCausalSession(Rows):
         position = length[:, None] + torch.arange(window, device=ids.device)
 
         def forward(part: slice) -> Tensor:
+            """Logits of these of the rows."""
             return self.model.logits(
                 ids[part], position[part] - 1, attention_mask=attention[part], position_ids=column[part]
             )

@@ -212,6 +212,7 @@ class HuggingFaceDiffusionSession(Rows):
         model, tokens = self.model, self.tokens[rows]
 
         def forward(part: slice) -> Tensor:
+            """Logits of the canvases of these of the rows."""
             fresh = lay_out(
                 tokens[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
                 window=model.window, sinks=model.sinks,
@@ -239,6 +240,7 @@ class HuggingFaceDiffusionSession(Rows):
         start = [min(known[r], n - int(model.shift)) for r, n in zip(index, lengths, strict=True)]
 
         def forward(part: slice) -> Tensor:
+            """Logits of the canvases of these of the rows."""
             fresh = lay_out(
                 tokens[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift, cached=start[part]
             )
@@ -264,6 +266,7 @@ class HuggingFaceDiffusionSession(Rows):
         wanted = place.clamp_max(whole[:, None] - 1) - int(model.shift)
 
         def forward(part: slice) -> Tensor:
+            """Logits of the canvases of these of the rows."""
             mask = real[part].long()
             if model.causal_backbone:
                 mask = additive_mask(real[part, None, :], model.model.dtype).expand(-1, -1, width, -1)

@@ -62,6 +62,23 @@ def check_shared_vocabulary(a: Any, b: Any, *, ignore: frozenset[int] = frozense
         )
 
 
+def warn_of_other_end(dlm_tokenizer: Any, *, eos_id: int | None) -> None:
+    """Tell of a diffusion model that ends sequences with another token than `eos_id`, which is the target's end.
+
+    Such pairs are common (a base model's end of text against a chat model's end of turn) and sound, but a draft that
+    ends the other way is refused by the target.
+    """
+    other = dlm_tokenizer.eos_token_id
+    if None in (other, eos_id) or other == eos_id:
+        return
+    ends = ", ".join(f"{i} ({dlm_tokenizer.convert_ids_to_tokens(i)!r})" for i in (other, eos_id))
+    warnings.warn(
+        f"end of sequence of the DLM's tokenizer and of the target: {ends}; a sequence ends with the latter, so drafts "
+        "that end with the former cost acceptance",
+        stacklevel=4,
+    )
+
+
 def shared_vocabulary(
     dlm_model: Any,
     ar_model: Any,
@@ -102,6 +119,7 @@ def shared_vocabulary(
             f"DLM, {ar_size} of the AR): give each model its own tokenizer, or set reduce = True"
         )
     banned |= set(range(size)) - known
+    warn_of_other_end(dlm_tokenizer, eos_id=eos_id)
     if reduce:
         warnings.warn(
             f"reduce = True: both laws are restricted to {size - sum(i < size for i in banned)} of {size} ids",

@@ -13,6 +13,8 @@ from smc_bridge.commands.base import UsageError, one_of, whole
 
 #: Pair, and each model, unless it is named.
 EMBEDDED = "arithmetic"
+#: What the diffusion model may keep of a prefix.
+CACHES = ("none", "prefix")
 #: Options that are about the user's own checkpoints.
 OWN = ("trust_remote_code", "dlm_convention", "mask_id", "dlm_tokenizer", "reduce")
 
@@ -33,6 +35,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mask-id", type=whole(0), metavar="ID", help="of the diffusion model's mask token")
     group.add_argument("--dlm-tokenizer", metavar="NAME", help="checkpoint with the diffusion model's tokenizer")
     group.add_argument(
+        "--dlm-cache", type=one_of(CACHES), default="none", metavar="MODE",
+        help="prefix: keep keys and values of committed tokens; cheaper drafts, a little worse (default: none)",
+    )
+    group.add_argument(
+        "--max-logit-bytes", type=whole(1), metavar="B", help="cap on the logits of one forward (default: none)"
+    )
+    group.add_argument(
         "--reduce", action="store_true", help="where tokenizers differ, sample from the ids that both share"
     )
 
@@ -49,7 +58,7 @@ def load_models(arguments: argparse.Namespace) -> Pair:
     Raises:
         UsageError: arguments contradict each other. ValueError, FileNotFoundError: as `load_pair`.
     """
-    place = {"dtype": arguments.dtype, "device": arguments.device}
+    place = {name: getattr(arguments, name) for name in ("dtype", "device", "dlm_cache", "max_logit_bytes")}
     own = {name: getattr(arguments, name) for name in OWN}
     if name := pair_name(arguments):
         given = next((option for option, value in own.items() if value not in (None, False)), None)

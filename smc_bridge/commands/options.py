@@ -189,7 +189,7 @@ def build_sampler(pair: Pair, options: Options) -> Sampler:
     if options.method == "tree-walk":
         arguments["nodes"] = options.nodes or NODES
     elif options.kernel is not None and options.method not in FIXED_KERNEL:
-        arguments["kernel"] = KERNELS[options.kernel](options.nodes or NODES)
+        arguments["kernel"] = _kernel(options)
     if options.resampler is not None:
         arguments["resampler"] = RESAMPLERS[options.resampler]()
     if options.trigger is not None:
@@ -197,6 +197,15 @@ def build_sampler(pair: Pair, options: Options) -> Sampler:
     if options.balance:
         arguments["weight"] = BalanceHeuristic()
     return PRESETS[options.method](pair, **arguments)
+
+
+def _kernel(options: Options) -> Kernel:
+    """The kernel that is named; a tree ranks as that of the preset where all lanes have one temperature."""
+    assert options.kernel is not None
+    nodes = options.nodes or NODES
+    if options.kernel == "tree" and options.lane_temperatures is None and options.method != "paper":
+        return presets.tree_kernel(nodes, proposal_temperature=options.temperature)
+    return KERNELS[options.kernel](nodes)
 
 
 #: Presets by the names of the command line.

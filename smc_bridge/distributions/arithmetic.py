@@ -36,9 +36,25 @@ def softmax(scores: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor, Ten
 
 @functools.lru_cache(maxsize=1)
 def compiled_softmax() -> Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """`softmax` through `torch.compile`, for any number of cells."""
+    """`softmax` through `torch.compile`, for any number of cells.
+
+    What it returns raises ValueError where torch cannot compile, most often for want of a C++ compiler.
+    """
     compiled: Callable[[Tensor, float | Tensor], tuple[Tensor, Tensor, Tensor]] = torch.compile(softmax, dynamic=True)
-    return compiled
+
+    def call(scores: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `softmax`."""
+        try:
+            return compiled(scores, factor)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"compile = True: torch.compile failed ({reason}); install a C++ compiler, or leave compile out"
+            ) from error
+
+    return call
 
 
 def block_width(size: int) -> int:

@@ -216,6 +216,7 @@ def intermediate_block(intermediate: Intermediate, proposal: Block, target: Bloc
     check_same_shape(proposal, target)
 
     def conditional(rows: Tensor, block: Tensor) -> Tensor:
+        """`log pi` along the blocks of these rows."""
         log_q = proposal.conditional(proposal.rows.reshape(-1)[rows], block)
         log_p = target.conditional(target.rows.reshape(-1)[rows], block)
         # Intermediates have a lane axis before the window; every row here is the only lane of its sequence.

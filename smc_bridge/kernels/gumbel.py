@@ -22,6 +22,9 @@ from smc_bridge.distributions.lazy import as_lazy
 from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon, truncate
 from smc_bridge.randomness import Randomness, as_source
 
+#: Noise variables of one row that exist at a time: all of a window over a small alphabet, one position of a large one.
+NOISE = 1 << 16
+
 
 def race(log_pi: Tensor, log_q: Tensor, draft: Tensor, exponential: Tensor) -> Tensor:
     """The intermediate's sample under the noise that made `draft` win under q.
@@ -72,16 +75,21 @@ class GumbelCoupling(StoppingKernel):
         """See `DraftKernel.__call__`."""
         source = as_source(generator, draft.shape[0], device=draft.device)
         horizon = full_horizon(pi) if horizon is None else horizon
-        noise = source.exponential(tuple(pi.shape[1:]))  # [R, V, A]
         lazy_q, lazy_pi = as_lazy(q), as_lazy(pi)
         sample = torch.zeros_like(draft)
-        rows, positions = (torch.arange(draft.shape[1], device=draft.device) < horizon.window[:, None]).nonzero(
-            as_tuple=True
-        )
-        for span in lazy_pi.spans(rows.numel()):
-            r, i = rows[span], positions[span]
-            own = noise[r, i].to(pi.dtype)
-            sample[r, i] = race(lazy_pi.log_probs(r, i), lazy_q.log_probs(r, i), draft[r, i], own)
+        width, size = pi.shape[1:]
+        # How many positions' noise exists at a time must not depend on the rows, or the draws would.
+        step = max(1, NOISE // size)
+        for start in range(0, width, step):
+            stop = min(start + step, width)
+            noise = source.exponential((stop - start, size))  # [R, step, A]
+            asked = torch.arange(start, stop, device=draft.device) < horizon.window[:, None]
+            rows, columns = asked.nonzero(as_tuple=True)
+            for span in lazy_pi.spans(rows.numel()):
+                r, c = rows[span], columns[span]
+                i = c + start
+                own = noise[r, c].to(pi.dtype)
+                sample[r, i] = race(lazy_pi.log_probs(r, i), lazy_q.log_probs(r, i), draft[r, i], own)
         agreed = (sample == draft).long().cumprod(-1).sum(-1)
         end = horizon.end(sample)
         length = torch.minimum(agreed + 1, end)

@@ -142,6 +142,7 @@ class BridgeProgram:
         session = self.sampler.target.model.session(state.tokens.clamp_min(0), state.length)
 
         def conditional(rows: Tensor, block: Tensor) -> Tensor:
+            """`log p` along the blocks of these rows, one metered forward."""
             self.meter.ar_forwards += 1
             self.meter.ar_rows += block.shape[0]
             self.meter.ar_tokens += block.numel()

@@ -146,6 +146,14 @@ def test_reduce_bans_the_ids_that_differ(tiny_model):
     assert tuple(pair.ar.banned_ids) == (0, 1, 3, 4)
 
 
+def test_another_end_of_sequence_is_told_and_the_targets_own_ends(tiny_model):
+    model, other = tiny_model("qwen2", vocab_size=20), make_tokenizer(eos_token="w5")
+    with pytest.warns(UserWarning, match=r"9 \('w5'\), 2 \('<eos>'\); a sequence ends with the latter"):
+        pair = pair_from_models(model, model, make_tokenizer(), dlm_tokenizer=other, shift=True)
+    assert pair.dlm.eos_id == pair.ar.eos_id == 2
+    assert 9 not in pair.ar.banned_ids
+
+
 def test_reduce_does_not_help_where_the_end_of_sequence_differs(tiny_model):
     model, other = tiny_model("qwen2", vocab_size=20), make_tokenizer(special=["<pad>", "<bos>", "<mask>", "<eos>"])
     with pytest.raises(ValueError, match="eos_id = 2 is not the same token in both tokenizers"):

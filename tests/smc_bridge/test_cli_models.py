@@ -9,7 +9,7 @@ import pytest
 
 from models import gguf
 from smc_bridge.cli import main
-from tests.models.checkpoints import save_checkpoint
+from tests.models.checkpoints import WORDS, make_tokenizer, save_checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
 SHORT = ["--window", "4", "--lookahead", "8", "--max-new-tokens", "6", "--device", "cpu"]
@@ -57,6 +57,30 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(run: Run, models: list[str],
     code, out, err = run(*models, *argv)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert words in err
+
+
+def test_tokenizers_that_differ_are_refused_reduced_or_replaced(run: Run, tmp_path: Path) -> None:
+    other = make_tokenizer([*WORDS[:-1], "else"])
+    save_checkpoint(tmp_path / "dlm", "qwen2", seed=1, tokenizer=other)
+    save_checkpoint(tmp_path / "ar", "llama", seed=2)
+    two = ["--dlm", str(tmp_path / "dlm"), "--ar", str(tmp_path / "ar"), "--dlm-convention", "shifted"]
+    code, out, err = run(*two)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "tokenizers differ in 1 ids (19: 'else' against 'w15')" in err
+    with pytest.warns(UserWarning, match="restricted to 16 of 22 ids"):
+        code, out, err = run(*two, "--reduce")
+    assert code == 0, err
+    assert "w15" not in out
+    code, out, err = run(*two, "--dlm-tokenizer", str(tmp_path / "ar"))
+    assert (code, err) == (0, ""), err
+
+
+@pytest.mark.parametrize("argv", [["--dlm-cache", "prefix"], ["--max-logit-bytes", "700"]])
+def test_memory_options_change_the_cost_and_not_the_form(run: Run, models: list[str], argv: list[str]) -> None:
+    code, out, err = run(*models, "--dlm-convention", "shifted", "--dtype", "float64", *argv)
+    assert (code, err) == (0, ""), err
+    assert "w" in out
+    assert run(*models, argv[0], "nonsense")[0] == 2
 
 
 @pytest.mark.parametrize("argv", [["--trust-remote-code"], ["--dlm-convention", "shifted"], ["--mask-id", "3"]])

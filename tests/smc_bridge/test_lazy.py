@@ -342,6 +342,17 @@ def test_compiled_arithmetic_is_the_plain_one() -> None:
     assert gap(law.at(tokens), plain.at(tokens)) < 1e-12
 
 
+def test_a_compiler_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def fails(*arguments: object) -> None:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: fails)
+    with pytest.raises(ValueError, match=r"compile = True: .* \(No working C\+\+ compiler .*\); install"):
+        compiled_softmax.__wrapped__()(logits(1, A), 1.0)
+
+
 class LiveBytes(TorchDispatchMode):
     """Greatest number of bytes that tensors made under it held at one time."""
 
