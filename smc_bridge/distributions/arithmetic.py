@@ -70,7 +70,7 @@ def block_sums(probs: Tensor, width: int) -> Tensor:
     return sums if whole == size else torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True)], dim=1)
 
 
-def search(probs: Tensor, width: int, cell: Tensor, uniform: Tensor) -> Tensor | None:
+def search(probs: Tensor, width: int, cell: Tensor | None, uniform: Tensor) -> Tensor | None:
     """Inverse cdf in two levels: the block whose cumulative sum passes the uniform, then the token within it.
 
     The uniforms and the sums that they are compared with are float64; no cdf over the alphabet is made.
@@ -78,41 +78,57 @@ def search(probs: Tensor, width: int, cell: Tensor, uniform: Tensor) -> Tensor |
     Args:
         probs: `[n, A]`, up to a factor.
         width: tokens of a block.
-        cell: which law each draw is from, `[m]`.
+        cell: which law each draw is from, `[m]`; None for one draw from each law.
         uniform: on [0, 1), float64, `[m]`.
     Returns:
         tokens of positive probability, `[m]`; None if a cell has NaN or no positive probability.
     """
-    size = probs.shape[1]
     sums = block_sums(probs, width)
-    blocks = sums.shape[1]
-    cdf = sums.double().cumsum(-1)
-    total = cdf[:, -1]
-    if not bool((total > 0).all()):
+    cdf = sums.cumsum(-1, dtype=torch.float64)
+    if cell is not None:
+        sums, cdf = sums[cell], cdf[cell]
+    threshold = uniform[:, None] * cdf[:, -1:]
+    block = torch.searchsorted(cdf, threshold, right=True).clamp_max_(sums.shape[1] - 1)
+    token, mass = _within(probs, width, cell, block, threshold - (cdf.gather(1, block) - sums.gather(1, block)))
+    is_law = cdf[:, -1] > 0  # False for NaN too
+    if bool((is_law & (mass > 0)).all()):
+        return token
+    if not bool(is_law.all()):
         return None
-    threshold = uniform * total[cell]
-    block = torch.searchsorted(cdf[cell], threshold[:, None], right=True)[:, 0].clamp_max_(blocks - 1)
-    block = _possible(block, sums, cell)
-    before = cdf[cell, block] - sums[cell, block]
+    # By round-off a uniform passed all that is possible: the last possible block, and token of it, is meant.
+    possible = _possible(block, sums)
+    inside = threshold - (cdf.gather(1, possible) - sums.gather(1, possible))
+    return _within(probs, width, cell, possible, inside, repair=True)[0]
+
+
+def _within(
+    probs: Tensor, width: int, cell: Tensor | None, block: Tensor, threshold: Tensor, *, repair: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Tokens of the blocks `[m, 1]` whose cumulative probability passes the threshold `[m, 1]`, and their masses `[m]`.
+
+    Args:
+        repair: take the last possible token of the block where an impossible one was found.
+    """
     inside = _blocks_of(probs, width, cell, block)
-    place = torch.searchsorted(inside.cumsum(-1), (threshold - before)[:, None], right=True)[:, 0]
-    place = _possible(place.clamp_max_(inside.shape[1] - 1), inside, torch.arange(cell.numel(), device=cell.device))
-    return (block * width + place).clamp_max_(size - 1)
+    place = torch.searchsorted(inside.cumsum(-1), threshold, right=True).clamp_max_(inside.shape[1] - 1)
+    if repair:
+        place = _possible(place, inside)
+    return (block * width + place)[:, 0].clamp_max_(probs.shape[1] - 1), inside.gather(1, place)[:, 0]
 
 
-def _blocks_of(probs: Tensor, width: int, cell: Tensor, block: Tensor) -> Tensor:
+def _blocks_of(probs: Tensor, width: int, cell: Tensor | None, block: Tensor) -> Tensor:
     """Probabilities of one block for each draw, `[m, width]` float64; 0 past the alphabet."""
     size = probs.shape[1]
+    if size == width and cell is None:
+        return probs.double()
+    row = torch.arange(probs.shape[0], device=probs.device) if cell is None else cell
     if size % width == 0:
-        return probs.view(-1, width).index_select(0, cell * (size // width) + block).double()
-    token = block[:, None] * width + torch.arange(width, device=probs.device)
-    return probs[cell[:, None], token.clamp_max(size - 1)].double().masked_fill_(token >= size, 0.0)
+        return probs.view(-1, width).index_select(0, row * (size // width) + block[:, 0]).double()
+    token = block * width + torch.arange(width, device=probs.device)
+    return probs[row[:, None], token.clamp_max(size - 1)].double().masked_fill_(token >= size, 0.0)
 
 
-def _possible(place: Tensor, mass: Tensor, row: Tensor) -> Tensor:
-    """`place: [m]` where `mass[row, place]` is positive; elsewhere, by round-off, the last place of the row that is."""
-    impossible = mass[row, place] <= 0
-    if bool(impossible.any()):
-        last = torch.where(mass > 0, torch.arange(mass.shape[1], device=mass.device), 0).amax(-1)
-        place = torch.where(impossible, last[row], place)
-    return place
+def _possible(place: Tensor, mass: Tensor) -> Tensor:
+    """`place: [m, 1]` where its mass is positive; elsewhere the last place of `mass: [m, C]` that is."""
+    last = torch.where(mass > 0, torch.arange(mass.shape[1], device=mass.device), 0).amax(-1, keepdim=True)
+    return torch.where(mass.gather(1, place) > 0, place, last)

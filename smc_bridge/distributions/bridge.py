@@ -29,6 +29,7 @@ from smc_bridge.distributions.intermediate import (
     positionwise,
 )
 from smc_bridge.distributions.lazy import Dense, LazyLaw, Pointwise
+from smc_bridge.distributions.normaliser import Normaliser
 
 
 class ProductLaw(LazyLaw):
@@ -41,11 +42,11 @@ class ProductLaw(LazyLaw):
     """
 
     def __init__(self, q: LazyLaw, p: LazyLaw, a: float, b: float | Tensor) -> None:
-        self.q, self.p, self.a, self.b, self.chunks = q, p, a, b, q.chunks
-        cells = (q.rows, q.shape[-2])
+        self.q, self.p, self.a, self.chunks = q, p, a, q.chunks
+        #: Exponent of p: a number, or `[R, 1]`.
+        self.b = b.to(q.dtype)[:, None] if isinstance(b, Tensor) else b
         self._normalise = compiled_softmax() if self.chunks.compile else softmax
-        self.known = torch.zeros(cells, dtype=torch.bool, device=q.device)
-        self.peak, self.log_total = (torch.zeros(cells, dtype=q.dtype, device=q.device) for _ in range(2))
+        self.normaliser = Normaliser(q.rows, q.shape[-2], q)
         self.some_zero = isinstance(b, Tensor) and bool((b == 0).any())
         self.some_empty = False
 
@@ -58,9 +59,9 @@ class ProductLaw(LazyLaw):
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """See `LazyLaw.log_probs`."""
-        self._ensure(rows, positions)
-        peak = self.peak[rows, positions][:, None]
-        log_probs = self._product(rows, positions, tokens).sub_(peak).sub_(self.log_total[rows, positions][:, None])
+        normaliser = self._ensure(rows, positions)
+        peak = normaliser[:, :1]
+        log_probs = self._product(rows, positions, tokens).sub_(peak).sub_(normaliser[:, 1:])
         if self.some_empty:
             other = self.p.log_probs(rows, positions, tokens).to(self.dtype)
             log_probs = torch.where(peak == -math.inf, other, log_probs)
@@ -79,7 +80,7 @@ class ProductLaw(LazyLaw):
             scores, factor = law.scores(rows, positions, tokens)
             scores = scores.to(self.dtype)
             if isinstance(exponent, Tensor):
-                exponent = exponent.to(self.dtype)[rows, None]
+                exponent = exponent[rows]
             factor = exponent * factor
             if isinstance(exponent, Tensor) and self.some_zero:
                 scores = torch.where(exponent == 0, 0.0, scores)
@@ -94,24 +95,26 @@ class ProductLaw(LazyLaw):
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         return product
 
-    def _ensure(self, rows: Tensor, positions: Tensor) -> None:
-        """Know the normalisers of these cells."""
-        known = self.known[rows, positions]
-        if bool(known.all()):
-            return
-        rows, positions = rows[~known], positions[~known]
-        for span in self.spans(rows.numel()):
-            r, i = rows[span], positions[span]
-            _, peak, log_total = self._normalise(self._product(r, i), 1.0)
-            self.peak[r, i], self.log_total[r, i] = peak[:, 0], log_total[:, 0]
-            self.known[r, i] = True
-        total, peak = self.log_total[rows, positions], self.peak[rows, positions]
-        if not bool(total.isfinite().all()):
-            bad = ~total.isfinite() & (peak != -math.inf)
+    def _ensure(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Peak and log-total of these cells, `[n, 2]`."""
+        values, missing = self.normaliser.read(rows, positions)
+        if missing is None:
+            return values
+        fresh, place = rows[missing], positions[missing]
+        for span in self.spans(fresh.numel()):
+            self._normalise_cells(fresh[span], place[span])
+        return self.normaliser.read(rows, positions)[0]
+
+    def _normalise_cells(self, rows: Tensor, positions: Tensor) -> None:
+        _, peak, log_total = self._normalise(self._product(rows, positions), 1.0)
+        lost = ~log_total.isfinite()
+        if bool(lost.any()):
+            bad = (lost & (peak != -math.inf))[:, 0]
             if bool(bad.any()):
                 where = [int(rows[bad][0]), int(positions[bad][0])]
                 raise ValueError(f"log_probs has NaN at (row, position) {where}: check the model's logits there")
             self.some_empty = True
+        self.normaliser.write(rows, positions, peak, log_total)
 
 
 class PointwiseLaw(LazyLaw):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,12 +130,7 @@ class LazyLaw(Tensor):
 
     def at(self, tokens: Tensor) -> Tensor:
         """Log-probability of `tokens: [..., V]`, same shape; any value where the token is negative: not computed."""
-        flat = tokens.reshape(-1, tokens.shape[-1])
-        rows, positions = (flat >= 0).nonzero(as_tuple=True)
-        out = torch.zeros(flat.shape, dtype=self.dtype, device=self.device)
-        if rows.numel():
-            out[rows, positions] = self.log_probs(rows, positions, flat[rows, positions])[:, 0]
-        return out.reshape(tokens.shape)
+        return along([self], tokens)[0]
 
     def row(self, position: Tensor) -> Tensor:
         """The law of one position of every row, `[R]` -> `[R, A]`."""
@@ -170,16 +165,20 @@ class LazyLaw(Tensor):
     def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
         """Tokens of rows `owner: [Q]` by inverse cdf, `uniform: [Q, V]` -> `[Q, V]`.
 
-        The probabilities of a cell are computed once for all draws from it.
+        Where more than a chunk is drawn, the probabilities of a cell are computed once for all draws from it.
 
         Raises:
             ValueError: a cell has NaN or no token of positive probability.
         """
+        draws, width = uniform.shape
+        if draws * width <= self.chunks.cells(self.shape[-1], self.dtype.itemsize):
+            return self._drawn(
+                owner.repeat_interleave(width), torch.arange(width, device=self.device).repeat(draws), None, uniform
+            )
         out = torch.empty(uniform.shape, dtype=torch.long, device=self.device)
         order = owner.argsort(stable=True)
         present, counts = torch.unique_consecutive(owner[order], return_counts=True)
         first = [0, *counts.cumsum(0).tolist()]
-        width = uniform.shape[1]
         cells = self.chunks.cells(self.shape[-1], self.dtype.itemsize)
         columns = min(width, cells)
         step = max(1, cells // width)
@@ -191,17 +190,33 @@ class LazyLaw(Tensor):
                 positions = torch.arange(start, min(start + columns, width), device=self.device)
                 span = positions.numel()
                 rows = present[a:b].repeat_interleave(span)
-                probs = self.probs(rows, positions.repeat(b - a))
                 cell = local[:, None] * span + (positions - start)
                 given = uniform[lanes, start : start + span]
-                drawn = search(probs, block_width(self.shape[-1]), cell.flatten(), given.flatten())
-                if drawn is None:
-                    raise ValueError(
-                        f"log_probs at rows {rows.unique().tolist()} has NaN or no positive probability: check the "
-                        "model's logits"
-                    )
-                out[lanes, start : start + span] = drawn.reshape(given.shape)
+                out[lanes, start : start + span] = self._drawn(rows, positions.repeat(b - a), cell.flatten(), given)
         return out
+
+    def _drawn(self, rows: Tensor, positions: Tensor, cell: Tensor | None, uniform: Tensor) -> Tensor:
+        """Tokens from cells `rows, positions: [n]`, of the shape of `uniform`; `cell`: see `search`."""
+        probs = self.probs(rows, positions)
+        drawn = search(probs, block_width(self.shape[-1]), cell, uniform.reshape(-1))
+        if drawn is None:
+            raise ValueError(
+                f"log_probs at rows {sorted(set(rows.tolist()))} has NaN or no positive probability: check the model's "
+                "logits"
+            )
+        return drawn.view(uniform.shape)
+
+
+def along(laws: Sequence[LazyLaw], tokens: Tensor) -> list[Tensor]:
+    """`law.at(tokens)` of several laws of one shape; which cells are read is found out once."""
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    rows, positions = (flat >= 0).nonzero(as_tuple=True)
+    found = [torch.zeros(flat.shape, dtype=law.dtype, device=law.device) for law in laws]
+    if rows.numel():
+        token = flat[rows, positions]
+        for out, law in zip(found, laws, strict=True):
+            out[rows, positions] = law.log_probs(rows, positions, token)[:, 0]
+    return [out.view(tokens.shape) for out in found]
 
 
 class Selected(LazyLaw):

@@ -14,6 +14,7 @@ from torch import Tensor
 from smc_bridge.distributions.arithmetic import compiled_softmax, softmax
 from smc_bridge.distributions.law import Law, kept_boundary, within_boundary
 from smc_bridge.distributions.lazy import Chunks, LazyLaw, Selected
+from smc_bridge.distributions.normaliser import Normaliser
 
 
 class LogitLaw(LazyLaw):
@@ -34,18 +35,19 @@ class LogitLaw(LazyLaw):
         self.logits = logits
         self.flat = logits.view(-1, logits.shape[-1]) if logits.is_contiguous() else None
         self.source = source
-        self.temperature = temperature
+        #: What scores are multiplied by: a number, or `[R, 1]`.
+        self.factor: float | Tensor = (
+            temperature.to(self.dtype).reciprocal()[:, None] if isinstance(temperature, Tensor) else 1.0 / temperature
+        )
         self.chunks = Chunks() if chunks is None else chunks
         self._normalise = compiled_softmax() if self.chunks.compile else softmax
-        self.banned: Tensor | None = None
+        #: What is added to scores: 0, and -inf at banned tokens, `[A]`; None for nothing.
+        self.ban: Tensor | None = None
         if banned_ids:
-            ids = torch.tensor(banned_ids, device=logits.device)
-            self.banned_ids = ids
-            none = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-            self.banned = none.index_fill_(0, ids, True)
-        self.known = torch.zeros(source.shape, dtype=torch.bool, device=logits.device)
-        self.peak = torch.zeros(source.shape, dtype=self.dtype, device=logits.device)
-        self.log_total = torch.zeros_like(self.peak)
+            self.banned_ids = torch.tensor(banned_ids, device=logits.device)
+            none = torch.zeros(logits.shape[-1], dtype=self.dtype, device=logits.device)
+            self.ban = none.index_fill_(0, self.banned_ids, -math.inf)
+        self.normaliser = Normaliser(source.shape[0], source.shape[1], self)
 
     @staticmethod
     def describe(
@@ -58,17 +60,17 @@ class LogitLaw(LazyLaw):
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """See `LazyLaw.log_probs`."""
-        self._ensure(rows, positions)
-        shifted = self.raw(rows, positions, tokens) - self.peak[rows, positions][:, None]
+        normaliser = self._ensure(rows, positions)
+        shifted = self.raw(rows, positions, tokens) - normaliser[:, :1]
         factor = self._factor(rows)
         if isinstance(factor, Tensor) or factor != 1.0:
             shifted *= factor
-        return shifted.sub_(self.log_total[rows, positions][:, None])
+        return shifted.sub_(normaliser[:, 1:])
 
     def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, float | Tensor]:
         """See `LazyLaw.scores`: the logits. Reading them all makes the cells known, while they are at hand."""
         raw = self.raw(rows, positions, tokens)
-        if tokens is None and not bool(self.known[rows, positions].all()):
+        if tokens is None and self.normaliser.read(rows, positions)[1] is not None:
             self._note(rows, positions, raw)
         return raw, self._factor(rows)
 
@@ -81,15 +83,15 @@ class LogitLaw(LazyLaw):
         place = self.source[rows, positions]
         if tokens is not None:
             raw = self._single(place, tokens).to(self.dtype)
-            return raw if self.banned is None else raw.masked_fill(self.banned[tokens][:, None], -math.inf)
+            return raw if self.ban is None else raw + self.ban[tokens, None]
         if self.flat is None:
             raw = self.logits[place // self.logits.shape[1], place % self.logits.shape[1]]
-        elif place.numel() == 1 and self.banned is None:
+        elif place.numel() == 1 and self.ban is None:
             raw = self.flat.narrow(0, int(place), 1)
         else:
             raw = self.flat.index_select(0, place)
         raw = raw.to(self.dtype)
-        return raw if self.banned is None else raw.index_fill_(-1, self.banned_ids, -math.inf)
+        return raw if self.ban is None else raw.index_fill_(-1, self.banned_ids, -math.inf)  # in a copy of its own
 
     def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         """The model's own logits at tokens, before any law, `[n]`."""
@@ -101,30 +103,29 @@ class LogitLaw(LazyLaw):
         return self.logits[place // self.logits.shape[1], place % self.logits.shape[1], tokens][:, None]
 
     def _factor(self, rows: Tensor) -> float | Tensor:
-        if isinstance(self.temperature, Tensor):
-            return self.temperature.to(self.dtype)[rows, None].reciprocal()
-        return 1.0 / self.temperature
+        return self.factor[rows] if isinstance(self.factor, Tensor) else self.factor
 
-    def _ensure(self, rows: Tensor, positions: Tensor) -> None:
-        """Know the normalisers of these cells."""
-        known = self.known[rows, positions]
-        if bool(known.all()):
-            return
+    def _ensure(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Peak and log-total of these cells, `[n, 2]`."""
+        values, missing = self.normaliser.read(rows, positions)
+        if missing is None:
+            return values
         width = self.source.shape[1]
-        cell = torch.unique((rows * width + positions)[~known])
+        cell = torch.unique((rows * width + positions)[missing])
         for span in self.spans(cell.numel()):
             r, i = cell[span] // width, cell[span] % width
             self._note(r, i, self.raw(r, i))
+        return self.normaliser.read(rows, positions)[0]
 
     def _note(self, rows: Tensor, positions: Tensor, raw: Tensor) -> Tensor:
         """Keep the normalisers of cells whose logits are at hand; returns their probabilities."""
         probs, peak, log_total = self._normalise(raw, self._factor(rows))
-        bad = ~log_total.isfinite()[:, 0]
-        if bool(bad.any()):
+        finite = log_total.isfinite()
+        if not bool(finite.all()):
+            bad = ~finite[:, 0]
             where = [int(rows[bad][0]), int(positions[bad][0])]
             raise ValueError(f"log_probs has NaN at (row, position) {where}: check the model's logits there")
-        self.peak[rows, positions], self.log_total[rows, positions] = peak[:, 0], log_total[:, 0]
-        self.known[rows, positions] = True
+        self.normaliser.write(rows, positions, peak, log_total)
         return probs
 
 

@@ -21,6 +21,7 @@ from smc_bridge.kernels.protocol import (
     Kernel,
     Move,
     StoppingKernel,
+    along_tokens,
     at_tokens,
     full_horizon,
     prefix_sum,
@@ -74,7 +75,7 @@ class OwnWeights:
     def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
         """See `WeightRule.__call__`."""
         block, length = lanes.move.block, lanes.move.length
-        log_p, log_pi = at_tokens(lanes.log_p, block).double(), at_tokens(lanes.log_pi, block).double()
+        log_p, log_pi = (x.double() for x in along_tokens(lanes.log_p, lanes.log_pi, block))
         return prefix_sum(torch.where(log_p == -math.inf, -math.inf, log_p - log_pi), length)
 
 

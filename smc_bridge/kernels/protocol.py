@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.lazy import LazyLaw
+from smc_bridge.distributions.lazy import LazyLaw, along
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Randomness, as_source
 
@@ -93,6 +93,14 @@ def at_tokens(log_probs: Tensor, block: Tensor) -> Tensor:
     if isinstance(log_probs, LazyLaw):
         return log_probs.at(block)
     return log_probs.gather(-1, block.clamp_min(0)[..., None])[..., 0]
+
+
+def along_tokens(first: Tensor, second: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """`at_tokens` of two laws of one shape at the same tokens, `[..., V]` each."""
+    if isinstance(first, LazyLaw) and isinstance(second, LazyLaw):
+        one, other = along([first, second], block)
+        return one, other
+    return at_tokens(first, block), at_tokens(second, block)
 
 
 def row_at(log_probs: Tensor, position: Tensor) -> Tensor:

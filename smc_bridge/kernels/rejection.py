@@ -20,7 +20,7 @@ from smc_bridge.kernels.protocol import (
     Horizon,
     Move,
     StoppingKernel,
-    at_tokens,
+    along_tokens,
     full_horizon,
     truncate,
 )
@@ -64,8 +64,8 @@ def _committed(draft: Tensor, accepted: Tensor, end: Tensor, correction: Tensor)
 
 def log_ratio(q: Tensor, pi: Tensor, block: Tensor) -> Tensor:
     """`log pi_i - log q_i` at the tokens, `[R, V, A]`, `[R, V]` -> `[R, V]`; -inf where `pi_i = 0`."""
-    log_pi = at_tokens(pi, block)
-    return torch.where(log_pi == -math.inf, -math.inf, log_pi - at_tokens(q, block))
+    log_pi, log_q = along_tokens(pi, q, block)
+    return torch.where(log_pi == -math.inf, -math.inf, log_pi - log_q)
 
 
 def accepted_tokens(
@@ -126,7 +126,7 @@ class Rejection(StoppingKernel):
 
     def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
         """See `StoppingKernel.log_continue`: `min(0, log q_i - log pi_i)` at the token."""
-        log_q, log_pi = at_tokens(q, block), at_tokens(pi, block)
+        log_q, log_pi = along_tokens(q, pi, block)
         return torch.where(log_pi == -math.inf, 0.0, (log_q - log_pi).clamp_max(0.0))
 
     def __call__(

@@ -422,7 +422,7 @@ def test_nothing_after_a_refusal_is_computed() -> None:
     source: Randomness = PromptSource([torch.Generator().manual_seed(0)], B * K)
     move = Rejection()(q, pi, Rejection().draft(q, generator=source), generator=source)
     expected = torch.arange(V) < move.length[:, None]
-    assert torch.equal(pi.known, expected), f"{pi.known} for lengths {move.length.tolist()}"
+    assert torch.equal(pi.normaliser.known, expected), f"{pi.normaliser.known} for lengths {move.length.tolist()}"
     assert bool((move.length < V).any())
 
 
