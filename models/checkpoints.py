@@ -176,7 +176,11 @@ def find_checkpoint(
     if not text.strip():
         raise ValueError(f"{argument} = {text!r}: is empty; give a folder or a name of the hub")
     if is_path(text):
-        found = _local(argument, Path(text).expanduser(), weights=weights, tokenizer=tokenizer)
+        try:
+            folder = Path(text).expanduser()
+        except RuntimeError as error:
+            raise FileNotFoundError(f"{argument} = {text!r}: there is no such home folder; give a path") from error
+        found = _local(argument, folder, weights=weights, tokenizer=tokenizer)
     else:
         found = _from_hub(argument, text)
     if not isinstance(found.config.get("model_type"), str):

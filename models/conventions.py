@@ -29,6 +29,8 @@ Attention = Literal["mask-4d", "mask-2d", "unpadded"]
 Override = Literal["shifted", "unshifted"]
 OVERRIDES: tuple[str, ...] = get_args(Override)
 
+#: Entry of a configuration with the longest input, tokens, unless the convention names another.
+LENGTH_KEY = "max_position_embeddings"
 #: Entry of a configuration in which a diffusion model states its own convention.
 ENTRY = "diffusion"
 
@@ -50,11 +52,13 @@ class Convention:
     attention: Attention
     auto_class: str = "AutoModelForMaskedLM"
     last_is_mask: bool = False
-    length_key: str = "max_position_embeddings"
+    length_key: str = LENGTH_KEY
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 _A2D = Convention(shift=False, attention="mask-2d")
+#: Masked LMs of transformers that take a mask of the real tokens and let padding through all the same.
+_BLIND = Convention(shift=False, attention="unpadded")
 #: Conventions by `config.model_type`. Masked LMs of transformers need no entry: they are `NATIVE_MASKED`.
 CONVENTIONS: dict[str, Convention] = {
     "Dream": Convention(shift=True, attention="mask-4d", auto_class="AutoModel"),  # and Dream-Coder, DiffuCoder
@@ -67,6 +71,10 @@ CONVENTIONS: dict[str, Convention] = {
     "mdlm": Convention(
         shift=False, attention="unpadded", last_is_mask=True, length_key="model_length", inputs={"timesteps": "zeros"},
     ),
+    "convbert": _BLIND,  # its convolutions reach over padding
+    "fnet": _BLIND,
+    "nystromformer": _BLIND,
+    "yoso": _BLIND,
     "bd3lm": Convention(
         shift=False, attention="unpadded", last_is_mask=True, length_key="model_length",
         inputs={"timesteps": "zeros", "sample_mode": True},

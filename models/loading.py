@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from models.checkpoints import CONFIG, WEIGHTS, WEIGHTS_INDEX, Checkpoint, reason
-from models.conventions import UNWRAPPED, WRAPPED, Convention
+from models.conventions import LENGTH_KEY, UNWRAPPED, WRAPPED, Convention
 from models.weights import unmatched
 
 DTYPES = {
@@ -313,17 +313,7 @@ def _unwrapped(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) ->
     return options
 
 
-def fit_adapter(adapter: Any, model: Any, config: Mapping[str, Any], convention: Convention | None) -> None:
-    """Tell an adapter the positions that the model was built for, where its configuration says it differently.
-
-    RoBERTa and its kin count positions from past the padding id, so their tables have rows that no token takes.
-    """
-    if convention is not None and convention.length_key in config:
-        adapter.max_length = int(config[convention.length_key])
-    tables = [
-        module for name, module in model.named_modules()
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
-    ]
-    for table in tables:
-        if table.padding_idx is not None:
-            adapter.max_length = table.num_embeddings - table.padding_idx - 1
+def fit_adapter(adapter: Any, config: Mapping[str, Any], convention: Convention) -> None:
+    """Tell an adapter the positions that the model was built for, where its configuration says it differently."""
+    if convention.length_key != LENGTH_KEY and convention.length_key in config:
+        adapter.max_length, adapter.limited_by = int(config[convention.length_key]), convention.length_key

@@ -7,6 +7,7 @@ not trusted, and tokenizers, which are compared id by id.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,21 +95,53 @@ def load_causal(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
+    eos_id: int | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     tp_plan: str | Mapping[str, str] | None = None,
 ) -> Causal:
     """Load an autoregressive model without a diffusion model; arguments and errors are those of `load_pair`."""
     from models.huggingface import HuggingFaceCausalLM
 
+    check_id("eos_id", eos_id)
     placement = Placement.of(dtype, device, device_map, tp_plan)
     source = _source("ar", ar, placement, trust_remote_code=trust_remote_code)
+    eos_id = end_of_sequence(source, eos_id)
     model = _load_ar(source, trust=trust_remote_code)
+    warn_of_other_ends(source, model, eos_id)
     tokenizer = source.tokenizer
-    size, eos_id = output_size(model), tokenizer.eos_token_id
+    size = output_size(model)
     banned = (special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))) - {eos_id}
     adapter = HuggingFaceCausalLM(model, eos_id=eos_id, banned_ids=[i for i in banned if i < size])
-    fit_adapter(adapter, model, source.checkpoint.config, None)
     return Causal(adapter, tokenizer, source.format_prompt)
+
+
+def check_id(name: str, value: object) -> None:
+    """Raise ValueError unless the argument `name` is None or a number from 0."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ValueError(f"{name} = {value!r}: give an id, a number from 0")
+
+
+def _ids(value: object) -> list[int]:
+    """Ids of an entry of a configuration, which may be a number, a list, or missing."""
+    return [i for i in (value if isinstance(value, list | tuple) else [value]) if isinstance(i, int)]
+
+
+def end_of_sequence(source: Source, eos_id: int | None) -> int | None:
+    """Id that ends a sequence of the target: the one given, else the tokenizer's, else the configuration's first."""
+    known = [] if eos_id is None else [eos_id]
+    ids = [*known, *_ids(source.tokenizer.eos_token_id), *_ids(source.checkpoint.config.get("eos_token_id"))]
+    return ids[0] if ids else None
+
+
+def warn_of_other_ends(source: Source, model: Any, eos_id: int | None) -> None:
+    """Tell of ids at which the model's own `generate` stops besides `eos_id`: a law here has one end."""
+    others = sorted(set(_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))) - {eos_id})
+    if others:
+        warnings.warn(
+            f"{source.checkpoint.said}: its generation configuration ends sequences at ids {others} too; here only "
+            f"eos_id = {eos_id} does: give another eos_id if that is not what is wanted",
+            stacklevel=4,
+        )
 
 
 def _load_ar(source: Source, *, trust: bool) -> Any:
@@ -135,6 +168,7 @@ def load_two(
     trust_remote_code: bool,
     dlm_convention: Override | None,
     mask_id: int | None,
+    eos_id: int | None,
     dlm_tokenizer: Name | None,
     reduce: bool,
     format_prompt: PromptFormat | None,
@@ -145,6 +179,8 @@ def load_two(
         ValueError, FileNotFoundError: as `load_pair`.
     """
     trust = trust_remote_code
+    check_id("mask_id", mask_id)
+    check_id("eos_id", eos_id)
     left = _source("dlm", dlm, placement, trust_remote_code=trust, tokenizer=dlm_tokenizer)
     config = left.checkpoint.config
     shapes = weight_shapes(left.checkpoint)
@@ -154,17 +190,17 @@ def load_two(
     if mask_id is None:
         mask_id = mask_id_of(config, left.tokenizer, convention, name=left.checkpoint.name)
     right = _source("ar", ar, placement, trust_remote_code=trust)
-    eos_id = right.tokenizer.eos_token_id
+    eos_id = end_of_sequence(right, eos_id)
     if not reduce:
         ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, eos_id=eos_id)
         check_shared_vocabulary(left.tokenizer, right.tokenizer, ignore=ignore)
     ar_model = _load_ar(right, trust=trust)
+    warn_of_other_ends(right, ar_model, eos_id)
     dlm_model = _load_dlm(left, convention, shapes, trust=trust)
     pair = pair_from_models(
         dlm_model, ar_model, right.tokenizer, shift=convention.shift, dlm_tokenizer=left.tokenizer, mask_id=mask_id,
-        reduce=reduce, causal_backbone=convention.attention == "mask-4d",
+        eos_id=eos_id, reduce=reduce, causal_backbone=convention.attention == "mask-4d",
         format_prompt=format_prompt or right.format_prompt, name=f"{os.fspath(dlm)} + {os.fspath(ar)}",
     )
-    fit_adapter(pair.dlm, dlm_model, config, convention)
-    fit_adapter(pair.ar, ar_model, right.checkpoint.config, None)
+    fit_adapter(pair.dlm, config, convention)
     return pair

@@ -149,6 +149,7 @@ def load_pair(
     device_map: str | Mapping[str, Any] | None = None,
     tp_plan: str | Mapping[str, str] | None = None,
     mask_id: int | None = None,
+    eos_id: int | None = None,
     dlm_tokenizer: str | os.PathLike[str] | None = None,
     reduce: bool = False,
     format_prompt: PromptFormat | None = None,
@@ -169,6 +170,8 @@ def load_pair(
         device_map: spread the layers of both over devices, as in transformers (needs accelerate).
         tp_plan: split every layer of both over the processes of `torchrun`, as in transformers.
         mask_id: id of the diffusion model's mask token. Default: configuration, tokenizer, or convention.
+        eos_id: the one id that ends a sequence. Default: that of the autoregressive model's tokenizer, else of its
+            configuration.
         dlm_tokenizer: checkpoint that the diffusion model's tokenizer is read from. Default: `dlm`.
         reduce: restrict both laws to the ids that the tokenizers share rather than refuse a pair that differs.
         format_prompt: form of a prompt. Default: the chat template of the autoregressive model's tokenizer if it has
@@ -191,7 +194,7 @@ def load_pair(
             )
         given = {
             "trust_remote_code": trust_remote_code or None, "dlm_convention": dlm_convention, "mask_id": mask_id,
-            "dlm_tokenizer": dlm_tokenizer, "reduce": reduce or None, "format_prompt": format_prompt,
+            "eos_id": eos_id, "dlm_tokenizer": dlm_tokenizer, "reduce": reduce or None, "format_prompt": format_prompt,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
@@ -204,7 +207,7 @@ def load_pair(
 
     pair = load_two(
         dlm, ar, placement, trust_remote_code=trust_remote_code, dlm_convention=dlm_convention, mask_id=mask_id,
-        dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt,
+        eos_id=eos_id, dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt,
     )
     return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
 

@@ -28,6 +28,44 @@ def output_size(model: Any) -> int:
     return int(weight.shape[0]) if weight is not None else int(model.config.get_text_config().vocab_size)
 
 
+def position_limit(model: Any) -> tuple[int | None, str]:
+    """Greatest number of positions at which a model gives one law, or None; and the name of what limits it.
+
+    RoBERTa and its kin count positions from past the padding id, so their tables have rows that no token takes. Rotary
+    embeddings of the kind "longrope" (Ding et al. 2024, arXiv 2402.13753) have two sets of frequencies, and
+    transformers takes the second for all tokens of a forward as soon as one stands past
+    `original_max_position_embeddings`: the law of a token would depend on the drafts and rows beside it.
+    """
+    config, name = model.config.get_text_config(), "max_position_embeddings"
+    limits = {name: getattr(config, name, None)}
+    for source in ("rope_parameters", "rope_scaling"):
+        rope = getattr(config, source, None) or {}
+        if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) == "longrope":
+            original = "original_max_position_embeddings"
+            limits[original] = rope.get(original) or getattr(config, original, None)
+    for table in position_tables(model):
+        if table.padding_idx is not None:
+            limits["positions past the padding id"] = table.num_embeddings - table.padding_idx - 1
+    known = {name: int(limit) for name, limit in limits.items() if limit is not None}
+    if not known:
+        return None, name
+    name = min(known, key=lambda key: known[key])
+    return known[name], name
+
+
+def counts_past_padding(model: Any) -> bool:
+    """Whether positions are counted from past the padding id, as in RoBERTa and its kin."""
+    return any(table.padding_idx is not None for table in position_tables(model))
+
+
+def position_tables(model: Any) -> list[torch.nn.Embedding]:
+    """The model's tables of learned positions."""
+    return [
+        module for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+    ]
+
+
 def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive attention mask `[B, 1, Q, K]` from `allowed: [B, Q, K]`: 0 where allowed, the least float elsewhere.
 
@@ -76,10 +114,12 @@ class HuggingFaceAdapter:
         self.vocab_size = size
         self.eos_id = eos_id
         self.banned_ids = tuple(sorted(set(banned_ids)))
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        #: Positions that the model was built for, or None if it has no limit.
-        self.max_length: int | None = None if limit is None else int(limit)
-        self._input_size = int(model.get_input_embeddings().weight.shape[0])
+        #: Positions that the model is read at, or None if it has no limit; and what of its configuration says so.
+        self.max_length, self.limited_by = position_limit(model)
+        weight = getattr(model.get_input_embeddings(), "weight", None)
+        if weight is None:
+            raise ValueError(f"{type(model).__name__} has no table of input embeddings: give a model that reads ids")
+        self._input_size = int(weight.shape[0])
         self._accepts = frozenset(inspect.signature(model.forward).parameters)
 
     @property
@@ -191,6 +231,6 @@ class HuggingFaceAdapter:
         longest = ids.shape[1] if position_ids is None else int(position_ids.max()) + 1
         if self.max_length is not None and longest > self.max_length:
             raise ValueError(
-                f"rows reach {longest} tokens, more than max_position_embeddings = {self.max_length} of "
+                f"rows reach {longest} tokens, more than {self.limited_by} = {self.max_length} of "
                 f"{type(self.model).__name__}: shorten the prompt, the window or the lookahead"
             )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.huggingface.adapter import HuggingFaceAdapter, check_prefixes
+from models.huggingface.adapter import HuggingFaceAdapter, check_prefixes, counts_past_padding
 from models.huggingface.attention import attention_of
 from models.huggingface.cached import CachedCausalSession
 from models.huggingface.causality import check_causal
@@ -59,6 +59,8 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
         if lanes not in ("packed", "copied"):
             raise ValueError(f"lanes = {lanes!r}: give 'packed' or 'copied'")
         self.lanes = lanes
+        #: Whether positions are left to the model, because it does not count them from 0.
+        self.counts_itself = counts_past_padding(model)
         self.attention = attention_of(model) if cache and "logits_to_keep" in self._accepts else None
         self.chunks = RowChunks(max_logit_bytes)
         check_causal(self)
@@ -99,7 +101,8 @@ class HuggingFaceCausalSession(Rows):
         def forward(part: slice) -> Tensor:
             """Logits of these of the rows."""
             return self.model.logits(
-                ids[part], position[part] - 1, attention_mask=attention[part], position_ids=column[part]
+                ids[part], position[part] - 1, attention_mask=attention[part],
+                position_ids=None if self.model.counts_itself else column[part],
             )
 
         out = self.model.chunks(forward, batch, tokens=ids.shape[1], logits=window * self.model.vocab_size)

@@ -11,7 +11,7 @@ had scored: rows that are equal in tokens and in what is kept (*twins*) stay so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -81,8 +81,7 @@ class PrefixCache:
         source: dict[int, int] = {}  # index into `rows` of what each twin equals
         if others:
             told = {r: (self._parts[r], tuple(tokens[r, : lengths[r]].tolist())) for r in (*rows, *others)}
-            first = {told[r]: b for b, r in reversed(list(enumerate(rows)))}
-            source = {r: first[told[r]] for r in others if told[r] in first}
+            source = _nearest(rows, others, told)
         if source:
             twins, like = list(source), [rows[b] for b in source.values()]
             at, of = (torch.tensor(x, device=tokens.device) for x in (twins, like))
@@ -107,6 +106,24 @@ class PrefixCache:
     def crop(self, lengths: Sequence[int]) -> None:
         """Forget everything past the first `lengths[r]` tokens of row r."""
         self._parts = [_first(parts, n) for parts, n in zip(self._parts, lengths, strict=True)]
+
+
+def _nearest(rows: Sequence[int], others: Sequence[int], key: Mapping[int, object]) -> dict[int, int]:
+    """Place in `rows` of what each of `others` is equal to in `key`: the nearest before it, else the first of all.
+
+    Several rows may be equal and be scored one by one, as those of a prompt that occurs twice in a batch; the particles
+    of a prompt stand together behind the one that is scored for all, and stay its twins alone.
+    """
+    place = {r: b for b, r in enumerate(rows)}
+    latest: dict[object, int] = {}
+    found: dict[int, int] = {}
+    for r in sorted((*rows, *others)):
+        if r in place:
+            latest[key[r]] = place[r]
+        elif key[r] in latest:
+            found[r] = latest[key[r]]
+    first = {key[r]: place[r] for r in sorted(rows, reverse=True)}
+    return found | {r: first[key[r]] for r in others if r not in found and key[r] in first}
 
 
 def _first(parts: tuple[tuple[int, int], ...], length: int) -> tuple[tuple[int, int], ...]:

@@ -16,7 +16,7 @@ EMBEDDED = "arithmetic"
 #: What the diffusion model may keep of a prefix.
 CACHES = ("none", "prefix")
 #: Options that are about the user's own checkpoints.
-OWN = ("trust_remote_code", "dlm_convention", "mask_id", "dlm_tokenizer", "reduce")
+OWN = ("trust_remote_code", "dlm_convention", "mask_id", "eos_id", "dlm_tokenizer", "reduce")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"which place an output of the diffusion model is about: {', '.join(OVERRIDES)} (default: by its type)",
     )
     group.add_argument("--mask-id", type=whole(0), metavar="ID", help="of the diffusion model's mask token")
+    group.add_argument("--eos-id", type=whole(0), metavar="ID", help="of the token that ends a sequence")
     group.add_argument("--dlm-tokenizer", metavar="NAME", help="checkpoint with the diffusion model's tokenizer")
     group.add_argument(
         "--dlm-cache", type=one_of(CACHES), default="none", metavar="MODE",

@@ -156,6 +156,7 @@ def test_the_same_architecture_told_to_look_back_alone_is_a_target(tmp_path):
     [
         ("", "dlm = '': is empty"),
         ("./nowhere", "dlm = 'nowhere': there is no such folder"),
+        ("~nobody-of-that-name/x", "dlm = '~nobody-of-that-name/x': there is no such home folder"),
         ("/nowhere/at/all", "dlm = '/nowhere/at/all': there is no such folder"),
         (__file__, "is a file; give the folder of a checkpoint"),
     ],

@@ -18,6 +18,7 @@ FAMILIES = {
     "bert": (False, "mask-2d", "AutoModelForMaskedLM"),
     "roberta": (False, "mask-2d", "AutoModelForMaskedLM"),
     "modernbert": (False, "mask-2d", "AutoModelForMaskedLM"),
+    "fnet": (False, "unpadded", "AutoModelForMaskedLM"),
 }
 
 

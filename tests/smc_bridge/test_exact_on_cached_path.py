@@ -11,7 +11,7 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -65,12 +65,12 @@ def models(size: int, eos: int | None, *, cache: bool) -> tuple[HuggingFaceCausa
 
 def program(
     kernel: Kernel, *, size: int, eos: int | None, particles: int, lanes: int, window: int, trigger: Trigger,
-    resampler: UniformResampler, balance: bool = False,
+    resampler: UniformResampler, balance: bool = False, dlm_cache: Literal["none", "prefix"] = "none",
 ) -> Sampler:
     """A sampler on the cached path; two lanes have different temperatures."""
     ar, dlm = models(size, eos, cache=True)
     return Sampler(
-        DLMProposal(dlm, temperature=[0.7, 1.4] if lanes == 2 else 1.1, lookahead=3),
+        DLMProposal(dlm.with_cache(dlm_cache), temperature=[0.7, 1.4] if lanes == 2 else 1.1, lookahead=3),
         ARTarget(ar, temperature=0.8), ProductOfExperts(0.5), kernel, BalanceHeuristic() if balance else OwnWeights(),
         resampler, trigger, particles, lanes, window,
     )
@@ -180,3 +180,19 @@ def test_a_batch_of_prompts_is_each_alone(
         (alone,) = sampler.run([prompt], seed=seed, max_new_tokens=5)
         assert alone.sequences == result.sequences, (prompt, seed)
         _assert_close(alone.log_weights, result.log_weights, f"prompt {prompt}, seed {seed}")
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("batch", [None, 4])
+def test_one_prompt_under_many_seeds_is_each_alone_with_a_prefix_cache(batch: int | None, lanes: int) -> None:
+    """The cache keeps what a row's own forwards computed, also where other rows were equal to it once."""
+    sampler = program(
+        Rejection(), size=5, eos=None, particles=6, lanes=lanes, window=2, trigger=EssBelow(0.95),
+        resampler=RESAMPLERS["systematic"](), dlm_cache="prefix",
+    )
+    seeds = list(range(8))
+    together = sampler.run([[0, 1, 2]] * len(seeds), seed=seeds, max_new_tokens=10, batch=batch)
+    for seed, result in zip(seeds, together, strict=True):
+        (alone,) = sampler.run([[0, 1, 2]], seed=seed, max_new_tokens=10)
+        assert alone.sequences == result.sequences, f"seed {seed}"
+        _assert_close(alone.log_weights, result.log_weights, f"seed {seed}")

@@ -1,0 +1,100 @@
+"""What a model's configuration does not say plainly: what padding leaks into, where positions start and end, and which
+token ends a sequence."""
+
+import pytest
+import torch
+import transformers
+
+from models.own import load_causal
+from models.pairs import load_pair
+from models.protocols import MASKED
+from tests.models.checkpoints import (
+    CONFIGURATIONS,
+    MASK_ID,
+    SIZE,
+    make_tokenizer,
+    save_checkpoint,
+    spread_weights,
+)
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@pytest.mark.parametrize("kind", ["fnet", "nystromformer", "yoso", "convbert"])
+def test_a_masked_model_that_padding_leaks_into_scores_a_short_row_as_it_does_alone(tmp_path, kind):
+    sizes = {"vocab_size": SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 48, "max_position_embeddings": 64}
+    model = transformers.AutoModelForMaskedLM.from_config(transformers.CONFIG_MAPPING[kind](**sizes))
+    spread_weights(model, 1).save_pretrained(tmp_path / "dlm")
+    make_tokenizer().save_pretrained(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "llama")
+    pair = load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+    tokens = torch.randint(4, 20, (2, 30), generator=torch.Generator().manual_seed(1))
+    canvas = torch.full((2, 4), MASKED)
+    together = pair.dlm.session(tokens, torch.tensor([6, 30])).score(torch.arange(2), canvas)
+    alone = pair.dlm.session(tokens[:1, :6], torch.tensor([6])).score(torch.arange(1), canvas[:1])
+    torch.testing.assert_close(together[:1], alone, **CLOSE)
+
+
+def test_longrope_targets_end_where_their_frequencies_would_change(tmp_path):
+    """Past that place a token's law would depend on how long the drafts and rows beside it are."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4,
+            "original_max_position_embeddings": 16}
+    config = transformers.Phi3Config(
+        vocab_size=SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=64, original_max_position_embeddings=16, rope_parameters=rope,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )
+    spread_weights(transformers.AutoModelForCausalLM.from_config(config), 1).save_pretrained(tmp_path / "ar")
+    make_tokenizer().save_pretrained(tmp_path / "ar")
+    with pytest.warns(UserWarning, match="every score reads the prefix again"):
+        model = load_causal(tmp_path / "ar", device="cpu").model
+    tokens, rows = torch.randint(4, 20, (1, 12)), torch.zeros(1, dtype=torch.long)
+    session = model.session(tokens, torch.tensor([12]))
+    assert session.score(rows, tokens[:, :5]).shape == (1, 5, SIZE)
+    with pytest.raises(ValueError, match="rows reach 17 tokens, more than original_max_position_embeddings = 16"):
+        session.score(rows, tokens[:, :6])
+
+
+def test_a_decoder_that_counts_positions_from_past_its_padding_scores_what_transformers_scores(tmp_path):
+    config = CONFIGURATIONS["roberta"]()
+    config.is_decoder = True
+    model = spread_weights(transformers.AutoModelForCausalLM.from_config(config), 1)
+    model.save_pretrained(tmp_path / "ar")
+    make_tokenizer().save_pretrained(tmp_path / "ar")
+    with pytest.warns(UserWarning, match="every score reads the prefix again"):
+        target = load_causal(tmp_path / "ar", device="cpu").model
+    tokens = torch.randint(4, 20, (2, 9), generator=torch.Generator().manual_seed(1))
+    scores = target.session(tokens, torch.tensor([4, 9])).score(torch.arange(2), tokens[:, :3])
+    for r, n in enumerate([4, 9]):
+        with torch.no_grad():
+            own = model(input_ids=torch.cat([tokens[r, :n], tokens[r, :3]])[None]).logits[0, n - 1 : n + 2]
+        torch.testing.assert_close(scores[r], own, **CLOSE)
+
+
+def test_the_end_of_a_sequence_is_the_one_given_else_the_tokenizers_else_the_configurations(tmp_path):
+    save_checkpoint(tmp_path / "dlm", "qwen2", seed=1, entry={"shift": True, "mask_token_id": MASK_ID})
+    save_checkpoint(tmp_path / "ar", "llama", seed=2)
+    two = tmp_path / "dlm", tmp_path / "ar"
+    assert load_pair(*two, device="cpu").ar.eos_id == 2
+    with pytest.warns(UserWarning, match=r"ends sequences at ids \[2\] too; here only eos_id = 7 does"):
+        pair = load_pair(*two, device="cpu", eos_id=7)
+    assert (pair.ar.eos_id, pair.dlm.eos_id) == (7, 7)
+    make_tokenizer(eos_token=None).save_pretrained(tmp_path / "ar")
+    assert load_causal(tmp_path / "ar", device="cpu").model.eos_id == 2
+    for name in ("mask_id", "eos_id"):
+        for value in ("3", -1, True):
+            with pytest.raises(ValueError, match=f"{name} = {value!r}: give an id, a number from 0"):
+                load_pair(*two, device="cpu", **{name: value})
+
+
+def test_a_model_without_a_table_of_input_embeddings_is_refused(tmp_path):
+    config = transformers.PerceiverConfig(
+        vocab_size=SIZE, num_latents=4, d_latents=16, d_model=16, num_blocks=1, num_self_attends_per_block=1,
+        num_self_attention_heads=2, num_cross_attention_heads=2, max_position_embeddings=32,
+    )
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "dlm")
+    make_tokenizer().save_pretrained(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "llama")
+    with pytest.raises(ValueError, match="PerceiverForMaskedLM has no table of input embeddings"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
