@@ -216,9 +216,9 @@ def measure(options: argparse.Namespace) -> Report:
                 [bench.memory(points[str(value)]) for value in values],
             ))
     return Report(
-        [_sheet(curve, base) for curve in curves],
+        [*(_sheet(curve, base) for curve in curves), _summary(curves)],
         {"base": asdict(base), "kernel": options.kernel, "curves": [curve.to_dict() for curve in curves]},
-        lambda figure: _draw(figure, curves), size=(10.5, 3.2 * math.ceil(len(curves) / 3)),
+        lambda figure: _draw(figure, curves), size=(10.5, 0.4 + 3.3 * math.ceil(len(curves) / 3)),
         verdicts=verdicts(curves),
     )
 
@@ -247,24 +247,38 @@ def _sheet(curve: Curve, base: Point) -> Sheet:
     return Sheet(f"{curve.factor}, at {others}", (curve.factor, "ms per step", "peak memory, MiB"), rows)
 
 
+def _summary(curves: Sequence[Curve]) -> Sheet:
+    """The exponents of all factors, and how time grows over the last doubling, where fixed costs weigh least."""
+    rows = []
+    for curve in curves:
+        last = slope(curve.sizes[-2:], [spread.median for spread in curve.seconds[-2:]])
+        rows.append((
+            curve.factor, f"{curve.sizes[0]} to {curve.sizes[-1]}", curve.time_slope.text(), last.text(),
+            curve.memory_slope.text(),
+        ))
+    columns = ("factor", "sizes", "exponent of time", "of time, last two sizes", "exponent of memory")
+    return Sheet("Exponents", columns, rows)
+
+
 def _draw(figure: Any, curves: Sequence[Curve]) -> None:
     grid = figure.subplots(math.ceil(len(curves) / 3), min(3, len(curves)), squeeze=False).flatten()
     names = {"S": "S, committed tokens", "prompt": "prompt, tokens", "V": "V, tokens"}
     for ax, curve in zip(grid, curves, strict=False):
         milliseconds = [s.times(1000) for s in curve.seconds]
-        middle = [s.median for s in milliseconds]
         error = np.transpose([s.bars for s in milliseconds])
-        ax.errorbar(curve.sizes, middle, yerr=error, marker="o", label=f"time (ms), exponent {curve.time_slope.text()}")
-        memory = [peak / 2**20 for peak in curve.bytes]
-        ax.plot(
-            curve.sizes, memory, marker="s", linestyle="--",
-            label=f"peak memory (MiB), exponent {curve.memory_slope.text()}",
+        lines = [
+            ax.errorbar(curve.sizes, [s.median for s in milliseconds], yerr=error, marker="o", capsize=2),
+            *ax.plot(curve.sizes, [peak / 2**20 for peak in curve.bytes], marker="s", linestyle="--"),
+        ]
+        ax.set(
+            xscale="log", yscale="log", xlabel=names.get(curve.factor, curve.factor), ylabel="ms per step; MiB",
+            title=f"exponents: time {curve.time_slope.text()},\nmemory {curve.memory_slope.text()}",
         )
-        ax.set(xscale="log", yscale="log", xlabel=names.get(curve.factor, curve.factor), ylabel="ms per step; MiB")
+        ax.title.set_fontsize("medium")
         ax.set_xticks(curve.sizes, [str(size) for size in curve.sizes])
         ax.minorticks_off()
-        ax.set_ylim(top=4 * max(*middle, *memory))
-        ax.legend(fontsize="small", loc="upper left")
+        ax.grid(alpha=0.25)
+    figure.legend(lines, ["time per step, ms", "peak memory, MiB"], loc="outside upper center", ncols=2)
     for ax in grid[len(curves):]:
         ax.remove()
 
