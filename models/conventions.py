@@ -46,6 +46,7 @@ class Convention:
         last_is_mask: the mask token is the last id of the vocabulary, and no tokenizer knows it.
         length_key: entry of the configuration with the longest input, tokens.
         inputs: further inputs of the forward; "zeros" stands for one zero per row.
+        configuration: entries of the configuration that are set when the model is loaded.
     """
 
     shift: bool
@@ -54,6 +55,7 @@ class Convention:
     last_is_mask: bool = False
     length_key: str = LENGTH_KEY
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    configuration: Mapping[str, Any] = field(default_factory=dict)
 
 
 _A2D = Convention(shift=False, attention="mask-2d")
@@ -73,8 +75,13 @@ CONVENTIONS: dict[str, Convention] = {
     ),
     "convbert": _BLIND,  # its convolutions reach over padding
     "fnet": _BLIND,
+    "funnel": _BLIND,
+    "mobilebert": _BLIND,  # every embedding reads its neighbours'
     "nystromformer": _BLIND,
+    "reformer": _BLIND,
     "yoso": _BLIND,
+    # Its sparse attention reads padding, and gives way to the full one for good at the first short row.
+    "big_bird": Convention(shift=False, attention="mask-2d", configuration={"attention_type": "original_full"}),
     "bd3lm": Convention(
         shift=False, attention="unpadded", last_is_mask=True, length_key="model_length",
         inputs={"timesteps": "zeros", "sample_mode": True},

@@ -250,6 +250,7 @@ def load_model(
     trust_remote_code: bool,
     shapes: Mapping[str, tuple[int, ...]],
     additive: bool = False,
+    configuration: Mapping[str, Any] | None = None,
 ) -> Any:
     """The model of a checkpoint, in evaluation mode, from its safetensors.
 
@@ -257,6 +258,7 @@ def load_model(
         auto_class: class of transformers that finds the architecture.
         shapes: of the weights (`weight_shapes`).
         additive: ask for an attention that takes an additive mask as it stands.
+        configuration: entries of the configuration to set.
     Raises:
         ValueError: it cannot be loaded, or weights are missing, which would then be random.
     """
@@ -276,7 +278,7 @@ def load_model(
     with quiet(progress=not checkpoint.offline), _one_line(checkpoint, "weights"):
         loader = getattr(transformers, auto_class)
         loaded = loader.from_pretrained(
-            checkpoint.name, output_loading_info=reports, **options, **placement.options()
+            checkpoint.name, output_loading_info=reports, **options, **placement.options(), **(configuration or {})
         )
         model, report = loaded if reports else (loaded, {})
         if not placement.spread:

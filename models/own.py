@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from models.arguments import ids_of, whole_number
 from models.checkpoints import Checkpoint, find_checkpoint
 from models.conventions import Convention, Override, convention_of, mask_id_of
 from models.gguf import dequantised, packaged_gguf
@@ -61,6 +62,8 @@ def _embedded(argument: str, placement: Placement) -> Source:
 def _source(
     argument: str, name: Name, placement: Placement, *, trust_remote_code: bool, tokenizer: Name | None = None
 ) -> Source:
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"{argument} = {name!r}: give a folder or a name of the hub")
     if name == "arithmetic":
         return _embedded(argument, placement)
     if name == "smollm2":
@@ -117,25 +120,20 @@ def load_causal(
 
 def check_id(name: str, value: object) -> None:
     """Raise ValueError unless the argument `name` is None or a number from 0."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise ValueError(f"{name} = {value!r}: give an id, a number from 0")
-
-
-def _ids(value: object) -> list[int]:
-    """Ids of an entry of a configuration, which may be a number, a list, or missing."""
-    return [i for i in (value if isinstance(value, list | tuple) else [value]) if isinstance(i, int)]
+    if value is not None:
+        whole_number(name, value, least=0, remedy="give an id, a number from 0")
 
 
 def end_of_sequence(source: Source, eos_id: int | None) -> int | None:
     """Id that ends a sequence of the target: the one given, else the tokenizer's, else the configuration's first."""
     known = [] if eos_id is None else [eos_id]
-    ids = [*known, *_ids(source.tokenizer.eos_token_id), *_ids(source.checkpoint.config.get("eos_token_id"))]
+    ids = [*known, *ids_of(source.tokenizer.eos_token_id), *ids_of(source.checkpoint.config.get("eos_token_id"))]
     return ids[0] if ids else None
 
 
 def warn_of_other_ends(source: Source, model: Any, eos_id: int | None) -> None:
     """Tell of ids at which the model's own `generate` stops besides `eos_id`: a law here has one end."""
-    others = sorted(set(_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None))) - {eos_id})
+    others = sorted(set(ids_of(getattr(getattr(model, "generation_config", None), "eos_token_id", None))) - {eos_id})
     if others:
         warnings.warn(
             f"{source.checkpoint.said}: its generation configuration ends sequences at ids {others} too; here only "
@@ -155,7 +153,7 @@ def _load_dlm(source: Source, convention: Convention, shapes: dict[str, tuple[in
     four_d = convention.attention == "mask-4d"
     model = load_model(
         source.checkpoint, convention.auto_class, source.placement, trust_remote_code=trust, shapes=shapes,
-        additive=four_d,
+        additive=four_d, configuration=convention.configuration,
     )
     return Unpadded(model, convention.inputs) if convention.attention == "unpadded" else model
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from models.arguments import whole_number
 from models.conventions import Override
 from models.loading import Placement, quiet
 from models.prompts import PromptFormat, plain_prompt
@@ -107,6 +108,8 @@ def pair_from_models(
     eos_id = tokenizer.eos_token_id if eos_id is None else eos_id
     if mask_id is None:
         raise ValueError("mask_id = None and the tokenizer has no mask token: give the diffusion model's mask_id")
+    if mask_id == eos_id:
+        raise ValueError(f"mask_id = {mask_id} is eos_id too: a position cannot be unknown and the end; give another")
     shared = shared_vocabulary(
         dlm_model, ar_model, dlm_tokenizer, tokenizer, mask_id=mask_id, eos_id=eos_id, reduce=reduce
     )
@@ -186,8 +189,13 @@ def load_pair(
     """
     if dlm_cache not in ("none", "prefix"):
         raise ValueError(f"dlm_cache = {dlm_cache!r}: give 'none' or 'prefix'")
+    if max_logit_bytes is not None:
+        remedy = "give at least 1 byte, or None for no cap"
+        max_logit_bytes = whole_number("max_logit_bytes", max_logit_bytes, remedy=remedy)
     placement = Placement.of(dtype, device, device_map, tp_plan)
     if ar is None:
+        if not isinstance(dlm, str | os.PathLike):
+            raise ValueError(f"pair = {dlm!r}: use one of {sorted(PAIRS)}, or name two models (dlm and ar)")
         if dlm not in PAIRS:
             raise ValueError(
                 f"pair = {os.fspath(dlm)!r} is unknown: use one of {sorted(PAIRS)}, or name two models (dlm and ar)"

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from models.arguments import whole_number
 from models.protocols import ABSENT, MASKED, Session
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
@@ -21,7 +22,7 @@ from smc_bridge.randomness import PromptSource, inverse_cdf, prompt_generator
 from smc_bridge.result import Forwards, Result
 from smc_bridge.settings import law_settings, name_of
 from smc_bridge.smc.queue import OnResult, Queue, Request, prompts_of, reseat_sessions
-from smc_bridge.smc.validation import check_limit, seeds_of
+from smc_bridge.smc.validation import check_limit, check_lists, seeds_of
 
 #: In which order a diffusion model's decoder commits positions.
 Order = Literal["left_to_right", "entropy", "confidence"]
@@ -60,6 +61,7 @@ def _requests(
     prompts: Sequence[Sequence[int]], seed: int | Sequence[int], max_new_tokens: int
 ) -> list[Request]:
     check_limit(max_new_tokens)
+    check_lists(prompts, "prompts")
     seeds = seeds_of(seed, len(prompts))
     return [Request(i, list(map(int, prompt)), seeds[i]) for i, prompt in enumerate(prompts)]
 
@@ -204,8 +206,9 @@ def diffusion(
         ValueError: an argument out of range.
         Interrupted: see `Sampler.run`; of an unfinished continuation it holds what is committed without a gap.
     """
-    if tokens_per_forward is not None and tokens_per_forward < 1:
-        raise ValueError(f"tokens_per_forward = {tokens_per_forward}: commit at least 1, or None for all")
+    if tokens_per_forward is not None:
+        remedy = "commit at least 1, a whole number, or None for all"
+        tokens_per_forward = whole_number("tokens_per_forward", tokens_per_forward, remedy=remedy)
     if window < 1:
         raise ValueError(f"window = {window}: open at least 1 position")
     model = proposal.model

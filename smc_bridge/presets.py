@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from models.arguments import whole_number
 from models.protocols import CausalLM, MaskedDiffusionLM
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal, Target
 from smc_bridge.distributions.proposal import DLMProposal
@@ -41,7 +42,13 @@ class ModelPair(Protocol):
 
 def lane_temperatures(lanes: int) -> list[float]:
     """The paper's lane temperatures, evenly spaced from 0.2 to 0.7; 0.2 for a single lane."""
-    return [float(x) for x in torch.linspace(0.2, 0.7, lanes, dtype=torch.float64)]
+    return [float(x) for x in torch.linspace(0.2, 0.7, whole_number("lanes", lanes), dtype=torch.float64)]
+
+
+def check_pair(pair: ModelPair) -> None:
+    """Raise ValueError unless this is a pair of models, and not the name of one."""
+    if not (hasattr(pair, "dlm") and hasattr(pair, "ar")):
+        raise ValueError(f"pair = {pair!r}: give a pair of models, as load_pair('arithmetic') does")
 
 
 def _codec(pair: ModelPair) -> dict[str, Any]:
@@ -74,6 +81,7 @@ def smc(
             token-level rejection, own weights, systematic, ESS below half, none.
         max_logit_bytes, compile: of the sampler, see `Sampler`.
     """
+    check_pair(pair)
     if w is not None and intermediate is not None:
         raise ValueError(f"w = {w} with intermediate = {intermediate!r}: give one of them")
     return Sampler(
@@ -82,11 +90,11 @@ def smc(
             top_p=proposal_top_p, lookahead=lookahead,
         ),
         target=ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential),
-        intermediate=intermediate or ProductOfExperts(0.3 if w is None else w),
+        intermediate=ProductOfExperts(0.3 if w is None else w) if intermediate is None else intermediate,
         kernel=kernel or Rejection(), weight=weight or OwnWeights(),
-        resampler=resampler or Systematic(), trigger=trigger or EssBelow(), particles=particles, lanes=lanes,
-        window=window, name=name or f"smc({particles})", max_logit_bytes=max_logit_bytes, compile=compile,
-        **_codec(pair),
+        resampler=resampler or Systematic(), trigger=EssBelow() if trigger is None else trigger,
+        particles=particles, lanes=lanes, window=window, name=name or f"smc({particles})",
+        max_logit_bytes=max_logit_bytes, compile=compile, **_codec(pair),
     )
 
 
@@ -118,6 +126,7 @@ def released(
         temperature: of the target that it is compared with; it enters the product through the lanes' temperatures.
         max_logit_bytes, compile: of the sampler, see `Sampler`.
     """
+    check_pair(pair)
     own = lane_temperatures(lanes)
     exponent = (1 - w) * temperature / torch.tensor(own, dtype=torch.float64)
     return Sampler(

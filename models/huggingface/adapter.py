@@ -45,7 +45,7 @@ def position_limit(model: Any) -> tuple[int | None, str]:
             limits[original] = rope.get(original) or getattr(config, original, None)
     for table in position_tables(model):
         if table.padding_idx is not None:
-            limits["positions past the padding id"] = table.num_embeddings - table.padding_idx - 1
+            limits["positions past the padding id"] = int(table.weight.shape[0]) - table.padding_idx - 1
     known = {name: int(limit) for name, limit in limits.items() if limit is not None}
     if not known:
         return None, name
@@ -58,11 +58,11 @@ def counts_past_padding(model: Any) -> bool:
     return any(table.padding_idx is not None for table in position_tables(model))
 
 
-def position_tables(model: Any) -> list[torch.nn.Embedding]:
-    """The model's tables of learned positions."""
+def position_tables(model: Any) -> list[Any]:
+    """The model's tables of learned positions: `torch.nn.Embedding`, or what is like it (where it is quantised)."""
     return [
         module for name, module in model.named_modules()
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+        if name.endswith("position_embeddings") and hasattr(module, "weight") and hasattr(module, "padding_idx")
     ]
 
 

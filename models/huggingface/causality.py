@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from models.arguments import ids_of
 from models.checkpoints import reason
 from models.huggingface.adapter import HuggingFaceAdapter
 from models.huggingface.chunks import is_out_of_memory
@@ -67,8 +68,8 @@ def check_causal(adapter: HuggingFaceAdapter) -> None:
 def _plain_ids(adapter: HuggingFaceAdapter) -> list[int]:
     """Two different ids that the model reads, of ordinary tokens if there are any; padding could be overlooked."""
     config: Any = adapter.model.config.get_text_config()
-    named = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")}
-    special = {i for i in named if isinstance(i, int)} | set(adapter.banned_ids)
+    named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")]
+    special = {i for value in named for i in ids_of(value)} | set(adapter.banned_ids)
     size = min(adapter.vocab_size, adapter._input_size)
     ordinary = [i for i in range(size - 1, -1, -1) if i not in special]
     return (ordinary + [i for i in range(size) if i in special])[:2]

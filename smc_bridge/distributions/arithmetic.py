@@ -89,7 +89,8 @@ def search(probs: Tensor, width: int, cell: Tensor | None, uniform: Tensor) -> T
         sums, cdf = sums[cell], cdf[cell]
     threshold = uniform[:, None] * cdf[:, -1:]
     block = torch.searchsorted(cdf, threshold, right=True).clamp_max_(sums.shape[1] - 1)
-    token, mass = _within(probs, width, cell, block, threshold - (cdf.gather(1, block) - sums.gather(1, block)))
+    inside = (threshold - (cdf.gather(1, block) - sums.gather(1, block))).clamp_min_(0.0)  # below 0 by round-off
+    token, mass = _within(probs, width, cell, block, inside)
     is_law = cdf[:, -1] > 0  # False for NaN too
     if bool((is_law & (mass > 0)).all()):
         return token

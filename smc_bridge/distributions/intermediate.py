@@ -83,6 +83,12 @@ def _power(exponent: float | Tensor, log_prob: Tensor) -> Tensor:
     return exponent * log_prob if exponent != 0 else torch.zeros_like(log_prob)
 
 
+def check_intermediate(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is an intermediate."""
+    if isinstance(value, type) or not callable(getattr(value, "log_prob", None)):
+        raise ValueError(f"{name} = {value!r}: give an intermediate, an object with log_prob, as ProductOfExperts(0.3)")
+
+
 def check_weight(w: float) -> None:
     """Raise ValueError unless w lies in [0, 1]."""
     if not (isinstance(w, int | float) and 0.0 <= w <= 1.0):
@@ -104,6 +110,8 @@ class ProductOfExperts:
         check_weight(w)
         if target_exponent is not None:
             exponents = torch.as_tensor(target_exponent)
+            if exponents.dim() > 1:
+                raise ValueError(f"target_exponent has shape {tuple(exponents.shape)}: give a number, or one per lane")
             if not bool(((exponents >= 0) & exponents.isfinite()).all()):
                 raise ValueError(f"target_exponent = {target_exponent}: give finite exponents of at least 0")
         self.w = float(w)
@@ -217,6 +225,7 @@ class Defensive:
     dominates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_intermediate("base", self.base)
         if not 0.0 < self.eps < 1.0:
             raise ValueError(f"eps = {self.eps}: the defensive share lies strictly between 0 and 1")
 

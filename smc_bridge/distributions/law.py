@@ -10,9 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from models.arguments import real_number, whole_number
 
 
 def check_no_nan(log_probs: Tensor, name: str) -> None:
@@ -21,6 +24,10 @@ def check_no_nan(log_probs: Tensor, name: str) -> None:
     if bool(bad.any()):
         where = bad.nonzero()[0].tolist()
         raise ValueError(f"{name} has NaN at (row, ..., position) {where}: check the model's logits there")
+
+
+#: What top-p can be.
+TOP_P = "give a mass in (0, 1]; 1 keeps every token"
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,13 @@ class Law:
     banned_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+        set_once = object.__setattr__  # the class is frozen
+        set_once(self, "temperature", check_temperature(self.temperature))
+        set_once(self, "top_p", real_number("top_p", self.top_p, remedy=TOP_P))
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p = {self.top_p}: give a mass in (0, 1]; 1 keeps every token")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k = {self.top_k}: keep at least 1 token, or None for all")
+            raise ValueError(f"top_p = {self.top_p}: {TOP_P}")
+        if self.top_k is not None:
+            set_once(self, "top_k", whole_number("top_k", self.top_k, remedy="keep at least 1 token, or None for all"))
 
     @property
     def truncates(self) -> bool:
@@ -122,10 +131,12 @@ def within_boundary(log_probs: Tensor, token: Tensor, value: Tensor, last: Tenso
     return (log_probs > value) | ((log_probs == value) & (token <= last))
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise ValueError unless the temperature is a positive finite number."""
-    if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
+def check_temperature(temperature: Any) -> float:
+    """The temperature as a number; ValueError unless it is positive and finite."""
+    found = real_number("temperature", temperature, remedy="give a positive number")
+    if not (math.isfinite(found) and found > 0):
         raise ValueError(f"temperature = {temperature}: give a positive number")
+    return found
 
 
 def as_ids(banned_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:

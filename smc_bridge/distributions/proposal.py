@@ -6,14 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.arguments import whole_number
 from models.protocols import MaskedDiffusionLM
 from smc_bridge.distributions.law import Law, as_ids, check_temperature
 from smc_bridge.distributions.lazy import Chunks, LazyLaw
 from smc_bridge.distributions.logits import model_law
+
+
+def _several(temperature: Any) -> list[Any] | None:
+    """The entries of a list of temperatures, None for a single one of whatever kind."""
+    single = isinstance(temperature, str) or getattr(temperature, "ndim", 1) == 0
+    return None if single or not hasattr(temperature, "__iter__") else list(temperature)
 
 
 class DLMProposal:
@@ -35,17 +43,13 @@ class DLMProposal:
         banned_ids: Sequence[int] = (), lookahead: int = 256,
     ) -> None:
         self.model = model
-        self.lane_temperatures = None if isinstance(temperature, int | float) else tuple(map(float, temperature))
-        if self.lane_temperatures == ():
+        several = _several(temperature)
+        temperatures = [check_temperature(x) for x in ([temperature] if several is None else several)]
+        if not temperatures:
             raise ValueError("temperature is an empty list: give one number, or one per lane")
-        for value in self.lane_temperatures or ():
-            check_temperature(value)
-        first = self.lane_temperatures[0] if self.lane_temperatures else temperature
-        assert isinstance(first, int | float)
-        self.law = Law(first, top_p, None, as_ids([*model.banned_ids, *banned_ids], model.vocab_size))
-        if lookahead < 1:
-            raise ValueError(f"lookahead = {lookahead}: draft at least 1 position")
-        self.lookahead = lookahead
+        self.lane_temperatures = None if several is None else tuple(map(float, temperatures))
+        self.law = Law(temperatures[0], top_p, None, as_ids([*model.banned_ids, *banned_ids], model.vocab_size))
+        self.lookahead = whole_number("lookahead", lookahead, remedy="draft at least 1 position, a whole number")
 
     @property
     def lanes(self) -> int:

@@ -48,6 +48,8 @@ class ARTarget:
         self, model: CausalLM, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None,
         banned_ids: Sequence[int] = (), potential: Potential | None = None,
     ) -> None:
+        if potential is not None and not callable(potential):
+            raise ValueError(f"potential = {potential!r}: give a function of a Prefix, or None")
         self.model = model
         self.law = Law(temperature, top_p, top_k, as_ids([*model.banned_ids, *banned_ids], model.vocab_size))
         self.potential = potential

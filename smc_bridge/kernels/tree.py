@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.arguments import whole_number
 from smc_bridge.distributions.lazy import LazyLaw
 from smc_bridge.distributions.placed import Placed
 from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon
@@ -79,13 +80,11 @@ class TreeWalk(StoppingKernel):
     """
 
     def __init__(self, nodes: int = 64, *, min_probability: float = 0.0, exponent: float = 1.0) -> None:
-        if nodes < 1:
-            raise ValueError(f"nodes = {nodes}: give a budget of at least 1 node")
         if not 0.0 <= min_probability < 1.0:
             raise ValueError(f"min_probability = {min_probability}: give a probability in [0, 1)")
         if not (math.isfinite(exponent) and exponent > 0.0):
             raise ValueError(f"exponent = {exponent}: give a positive number; 1 ranks by the marginals themselves")
-        self.nodes = nodes
+        self.nodes = whole_number("nodes", nodes, remedy="give a budget of at least 1 node")
         self.min_probability = float(min_probability)
         self.exponent = float(exponent)
 

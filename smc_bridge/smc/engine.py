@@ -42,7 +42,7 @@ from smc_bridge.smc.record import record_step, result_of
 from smc_bridge.smc.resampling import Multinomial, Resampler, Systematic
 from smc_bridge.smc.state import Marginals, Retained, SMCState
 from smc_bridge.smc.tree_step import move_tree
-from smc_bridge.smc.validation import check_sampler, make_requests
+from smc_bridge.smc.validation import check_limit, check_sampler, make_requests
 from smc_bridge.smc.weights import EssBelow, Trigger
 
 #: Called after every step with the number of prompts that are finished.
@@ -134,6 +134,7 @@ class Sampler:
             Interrupted: a KeyboardInterrupt that carries what is done, also of prompts that are not finished. Any other
                 error during the run carries the same in an attribute `results`.
         """
+        max_new_tokens = check_limit(max_new_tokens)
         requests = make_requests(self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained)
         queue = Queue(requests, batch=batch, on_result=on_result)
         settings = sampler_settings(self, max_new_tokens=max_new_tokens)
@@ -169,6 +170,8 @@ class Sampler:
         """
         if self.tokenize is None:
             raise ValueError("tokenize is None: give the sampler a tokenizer, or call run with token ids")
+        if not isinstance(text, str):
+            raise ValueError(f"text = {text!r}: give a string, or call run with token ids")
         prompt = [int(token) for token in self.tokenize(text)]
         return self.run([prompt], seed=seed, max_new_tokens=max_new_tokens, keep_drafts=keep_drafts)[0]
 

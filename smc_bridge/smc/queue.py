@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.arguments import whole_number
 from models.protocols import Session
 from smc_bridge.prefix import Prefix
 from smc_bridge.result import Result
@@ -61,8 +62,10 @@ class Queue:
     ) -> None:
         if not requests:
             raise ValueError("prompts is empty: give at least one")
-        if batch is not None and (not isinstance(batch, int) or batch < 1):
-            raise ValueError(f"batch = {batch}: decode at least 1 prompt at a time, or None for all at once")
+        if batch is not None:
+            batch = whole_number("batch", batch, remedy="decode at least 1 prompt at a time, or None for all at once")
+        if on_result is not None and not callable(on_result):
+            raise ValueError(f"on_result = {on_result!r}: give a function of a prompt's place and its result, or None")
         self.seats = len(requests) if batch is None else min(batch, len(requests))
         self.results: dict[int, Result] = {}
         self._total = len(requests)

@@ -3,11 +3,14 @@ remedy."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from models.arguments import whole_number
+from smc_bridge.distributions.intermediate import check_intermediate
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
 from smc_bridge.kernels.protocol import DraftKernel
 from smc_bridge.kernels.tree import TreeWalk
@@ -39,20 +42,27 @@ def check_sampler(sampler: Sampler) -> None:
 
 def _check_parts(sampler: Sampler) -> None:
     for name in ("particles", "lanes", "window"):
-        value = getattr(sampler, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} = {value}: give a whole number of at least 1")
-    cap = sampler.max_logit_bytes
-    if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int) or cap < 1):
-        raise ValueError(f"max_logit_bytes = {cap!r}: give a positive whole number of bytes, or None")
+        setattr(sampler, name, whole_number(name, getattr(sampler, name)))
+    if sampler.max_logit_bytes is not None:
+        sampler.max_logit_bytes = whole_number(
+            "max_logit_bytes", sampler.max_logit_bytes, remedy="give a positive whole number of bytes, or None"
+        )
     if not isinstance(sampler.compile, bool):
         raise ValueError(f"compile = {sampler.compile!r}: give True or False")
-    for name in ("kernel", "weight", "resampler", "intermediate"):
+    for name in ("kernel", "weight", "resampler", "intermediate", "trigger"):
         value = getattr(sampler, name)
         if isinstance(value, type):
             raise ValueError(f"{name} = {value.__name__} is a class: give an object, {value.__name__}()")
-        if name != "intermediate" and not isinstance(getattr(value, "proper", None), bool):
+        if name not in ("intermediate", "trigger") and not isinstance(getattr(value, "proper", None), bool):
             raise ValueError(f"{name} = {value!r} does not say if it is proper: give it a bool `proper`")
+    check_intermediate("intermediate", sampler.intermediate)
+    exponent = getattr(sampler.intermediate, "target_exponent", None)
+    if isinstance(exponent, torch.Tensor) and exponent.numel() != sampler.lanes and exponent.dim():
+        raise ValueError(
+            f"target_exponent has {exponent.numel()} entries for lanes = {sampler.lanes}: give one per lane"
+        )
+    if not callable(sampler.trigger):
+        raise ValueError(f"trigger = {sampler.trigger!r}: give a function of log weights, such as EssBelow(0.5)")
     if not isinstance(sampler.kernel, DraftKernel | TreeWalk):
         raise ValueError(f"kernel = {sampler.kernel!r}: give a DraftKernel or a TreeWalk")
     if isinstance(sampler.kernel, AcceptAll):
@@ -65,7 +75,8 @@ def _check_parts(sampler: Sampler) -> None:
 
 
 def check_tokens(sequences: Sequence[Sequence[int]], vocab_size: int, name: str) -> None:
-    """Raise ValueError if a token is no whole number or lies outside the alphabet."""
+    """Raise ValueError unless these are lists of whole numbers that lie in the alphabet."""
+    check_lists(sequences, name)
     for i, sequence in enumerate(sequences):
         if isinstance(sequence, str) or any(
             isinstance(token, bool | str) or not hasattr(token, "__index__") for token in sequence
@@ -77,21 +88,34 @@ def check_tokens(sequences: Sequence[Sequence[int]], vocab_size: int, name: str)
             )
 
 
+def check_lists(sequences: Sequence[Sequence[int]], name: str) -> None:
+    """Raise ValueError unless these are several sequences, whatever is in them."""
+    if isinstance(sequences, str) or not (hasattr(sequences, "__len__") and hasattr(sequences, "__iter__")):
+        raise ValueError(f"{name} = {sequences!r}: give a list with the token ids of each")
+    for i, sequence in enumerate(sequences):
+        if isinstance(sequence, str) or not hasattr(sequence, "__iter__"):
+            raise ValueError(f"{name}[{i}] = {sequence!r}: give token ids, whole numbers, as the pair's tokenizer does")
+
+
 def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
     """One seed for each prompt; ValueError if there are not as many as prompts, or one is no whole number."""
-    own = [seed] if isinstance(seed, int) else seed
-    if isinstance(own, str) or not hasattr(own, "__iter__") or not all(hasattr(x, "__index__") for x in own):
+    try:
+        return [operator.index(seed)] * prompts  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    if isinstance(seed, str) or not hasattr(seed, "__iter__") or getattr(seed, "ndim", 1) != 1 or not all(
+        hasattr(x, "__index__") for x in seed
+    ):
         raise ValueError(f"seed = {seed!r}: give a whole number, or one per prompt")
-    seeds = [seed] * prompts if isinstance(seed, int) else [int(own) for own in seed]
+    seeds = [int(own) for own in seed]
     if len(seeds) != prompts:
         raise ValueError(f"seed has {len(seeds)} entries for {prompts} prompts: give one, or one per prompt")
     return seeds
 
 
-def check_limit(max_new_tokens: int) -> None:
-    """Raise ValueError unless the length limit is a whole number of at least 1."""
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens = {max_new_tokens!r}: allow at least 1 token, a whole number")
+def check_limit(max_new_tokens: int) -> int:
+    """The length limit as an int; ValueError unless it is a whole number of at least 1."""
+    return whole_number("max_new_tokens", max_new_tokens, remedy="allow at least 1 token, a whole number")
 
 
 def make_requests(
