@@ -9,6 +9,11 @@ import operator
 from typing import Any
 
 
+def said(value: Any) -> str:
+    """A value for a message, on one line."""
+    return " ".join(repr(value).split())
+
+
 def ids_of(value: Any) -> list[int]:
     """Ids of an entry of a configuration, which may be a number, several of them, or missing."""
     return [i for i in (value if isinstance(value, list | tuple) else [value]) if isinstance(i, int)]
@@ -25,7 +30,7 @@ def whole_number(name: str, value: Any, *, least: int = 1, remedy: str | None = 
     except TypeError:
         found = None
     if found is None or found < least:
-        raise ValueError(f"{name} = {value!r}: {remedy or f'give a whole number of at least {least}'}")
+        raise ValueError(f"{name} = {said(value)}: {remedy or f'give a whole number of at least {least}'}")
     return found
 
 
@@ -38,8 +43,8 @@ def real_number(name: str, value: Any, *, remedy: str = "give a number") -> floa
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     if isinstance(value, bool | str) or value is None or getattr(value, "ndim", 0) > 0:
-        raise ValueError(f"{name} = {value!r}: {remedy}")
+        raise ValueError(f"{name} = {said(value)}: {remedy}")
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} = {value!r}: {remedy}") from error
+        raise ValueError(f"{name} = {said(value)}: {remedy}") from error

@@ -132,11 +132,12 @@ def end_of_sequence(source: Source, eos_id: int | None) -> int | None:
 
 
 def warn_of_other_ends(source: Source, model: Any, eos_id: int | None) -> None:
-    """Tell of ids at which the model's own `generate` stops besides `eos_id`: a law here has one end."""
-    others = sorted(set(ids_of(getattr(getattr(model, "generation_config", None), "eos_token_id", None))) - {eos_id})
+    """Tell of ids at which the model's own `generate` may stop besides `eos_id`: a law here has one end."""
+    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    others = sorted({*ids_of(stated), *ids_of(source.checkpoint.config.get("eos_token_id"))} - {eos_id})
     if others:
         warnings.warn(
-            f"{source.checkpoint.said}: its generation configuration ends sequences at ids {others} too; here only "
+            f"{source.checkpoint.said}: its configuration ends sequences at ids {others} too; here only "
             f"eos_id = {eos_id} does: give another eos_id if that is not what is wanted",
             stacklevel=4,
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.arguments import whole_number
+from models.arguments import said, whole_number
 from smc_bridge.distributions.intermediate import check_intermediate
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
 from smc_bridge.kernels.protocol import DraftKernel
@@ -106,7 +106,7 @@ def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
     if isinstance(seed, str) or not hasattr(seed, "__iter__") or getattr(seed, "ndim", 1) != 1 or not all(
         hasattr(x, "__index__") for x in seed
     ):
-        raise ValueError(f"seed = {seed!r}: give a whole number, or one per prompt")
+        raise ValueError(f"seed = {said(seed)}: give a whole number, or one per prompt")
     seeds = [int(own) for own in seed]
     if len(seeds) != prompts:
         raise ValueError(f"seed has {len(seeds)} entries for {prompts} prompts: give one, or one per prompt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ def save_checkpoint(
     model.save_pretrained(folder)
     (make_tokenizer() if tokenizer is None else tokenizer).save_pretrained(folder)
     return model
+
+
+def edit_config(**changes: object) -> Callable[[Path], None]:
+    """Change entries of a folder's configuration; None deletes."""
+
+    def spoil(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+    return spoil
 
 
 CODE = '''

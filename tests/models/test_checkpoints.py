@@ -10,7 +10,7 @@ import torch
 from models import checkpoints
 from models.own import load_causal
 from models.pairs import load_pair
-from tests.models.checkpoints import MASK_ID, SIZE, make_tokenizer, save_checkpoint
+from tests.models.checkpoints import MASK_ID, SIZE, edit_config, make_tokenizer, save_checkpoint
 
 Spoil = Callable[[Path], object]
 
@@ -23,16 +23,6 @@ def drop(*names: str) -> Spoil:
 def write(name: str, text: str) -> Spoil:
     """Overwrite a file of a folder."""
     return lambda folder: (folder / name).write_text(text)
-
-
-def edit_config(**changes: object) -> Spoil:
-    """Change entries of a folder's configuration; None deletes."""
-
-    def spoil(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text()) | changes
-        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
-
-    return spoil
 
 
 def pickle_only(folder: Path) -> None:

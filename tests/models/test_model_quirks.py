@@ -12,6 +12,7 @@ from tests.models.checkpoints import (
     CONFIGURATIONS,
     MASK_ID,
     SIZE,
+    edit_config,
     make_tokenizer,
     save_checkpoint,
     spread_weights,
@@ -20,11 +21,28 @@ from tests.models.checkpoints import (
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-@pytest.mark.parametrize("kind", ["fnet", "nystromformer", "yoso", "convbert"])
+SIZES = {
+    "vocab_size": SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 64, "pad_token_id": 0,
+}
+#: Masked models whose own mask lets padding through, with what makes it show.
+LEAKY = {
+    "fnet": {}, "nystromformer": {}, "yoso": {}, "convbert": {},
+    "mobilebert": {"embedding_size": 32, "true_hidden_size": 32, "intra_bottleneck_size": 32},
+    "funnel": {"block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48, "num_decoder_layers": 1},
+    "reformer": {
+        "attn_layers": ["local", "local"], "axial_pos_embds": False, "local_attn_chunk_length": 8,
+        "attention_head_size": 8, "feed_forward_size": 48, "is_decoder": False,
+    },
+    "big_bird": {"attention_type": "block_sparse", "block_size": 2, "num_random_blocks": 1},
+}
+
+
+@pytest.mark.parametrize("kind", LEAKY)
 def test_a_masked_model_that_padding_leaks_into_scores_a_short_row_as_it_does_alone(tmp_path, kind):
-    sizes = {"vocab_size": SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "intermediate_size": 48, "max_position_embeddings": 64}
-    model = transformers.AutoModelForMaskedLM.from_config(transformers.CONFIG_MAPPING[kind](**sizes))
+    unsaid = {"funnel": ("num_hidden_layers",), "reformer": ("num_hidden_layers", "intermediate_size")}.get(kind, ())
+    sizes = {name: value for name, value in SIZES.items() if name not in unsaid}
+    model = transformers.AutoModelForMaskedLM.from_config(transformers.CONFIG_MAPPING[kind](**sizes | LEAKY[kind]))
     spread_weights(model, 1).save_pretrained(tmp_path / "dlm")
     make_tokenizer().save_pretrained(tmp_path / "dlm")
     save_checkpoint(tmp_path / "ar", "llama")
@@ -32,8 +50,23 @@ def test_a_masked_model_that_padding_leaks_into_scores_a_short_row_as_it_does_al
     tokens = torch.randint(4, 20, (2, 30), generator=torch.Generator().manual_seed(1))
     canvas = torch.full((2, 4), MASKED)
     together = pair.dlm.session(tokens, torch.tensor([6, 30])).score(torch.arange(2), canvas)
-    alone = pair.dlm.session(tokens[:1, :6], torch.tensor([6])).score(torch.arange(1), canvas[:1])
-    torch.testing.assert_close(together[:1], alone, **CLOSE)
+    again = pair.dlm.session(tokens, torch.tensor([6, 30])).score(torch.arange(2), canvas)
+    torch.testing.assert_close(together, again, **CLOSE)
+    for r, n in enumerate([6, 30]):
+        alone = pair.dlm.session(tokens[r : r + 1, :n], torch.tensor([n])).score(torch.arange(1), canvas[:1])
+        torch.testing.assert_close(together[r : r + 1], alone, **CLOSE)
+
+
+def test_a_quantised_table_of_positions_is_no_longer_than_it_reads(tmp_path):
+    config = transformers.IBertConfig(**SIZES | {"max_position_embeddings": 40, "pad_token_id": 1})
+    spread_weights(transformers.AutoModelForMaskedLM.from_config(config), 1).save_pretrained(tmp_path / "dlm")
+    make_tokenizer().save_pretrained(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "llama")
+    dlm = load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu").dlm
+    tokens = torch.randint(4, 20, (1, 32), generator=torch.Generator().manual_seed(1))
+    assert dlm.max_length == 38
+    with pytest.raises(ValueError, match="rows reach 40 tokens, more than"):
+        dlm.session(tokens, torch.tensor([32])).score(torch.arange(1), torch.full((1, 8), MASKED))
 
 
 def test_longrope_targets_end_where_their_frequencies_would_change(tmp_path):
@@ -80,12 +113,18 @@ def test_the_end_of_a_sequence_is_the_one_given_else_the_tokenizers_else_the_con
     with pytest.warns(UserWarning, match=r"ends sequences at ids \[2\] too; here only eos_id = 7 does"):
         pair = load_pair(*two, device="cpu", eos_id=7)
     assert (pair.ar.eos_id, pair.dlm.eos_id) == (7, 7)
+    edit_config(eos_token_id=[7, 2])(tmp_path / "ar")
+    with pytest.warns(UserWarning, match=r"ends sequences at ids \[7\] too; here only eos_id = 2 does"):
+        assert load_causal(tmp_path / "ar", device="cpu").model.eos_id == 2
+    edit_config(eos_token_id=2)(tmp_path / "ar")
     make_tokenizer(eos_token=None).save_pretrained(tmp_path / "ar")
     assert load_causal(tmp_path / "ar", device="cpu").model.eos_id == 2
     for name in ("mask_id", "eos_id"):
         for value in ("3", -1, True):
             with pytest.raises(ValueError, match=f"{name} = {value!r}: give an id, a number from 0"):
                 load_pair(*two, device="cpu", **{name: value})
+    with pytest.raises(ValueError, match="mask_id = 3 is eos_id too"):
+        load_pair(*two, device="cpu", eos_id=3)
 
 
 def test_a_model_without_a_table_of_input_embeddings_is_refused(tmp_path):

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from models.protocols import CausalSession
 from models.rows import Rows
 from models.tabular import TabularAR, TabularDLM
-from smc_bridge.distributions.arithmetic import compiled_softmax
+from smc_bridge.distributions.arithmetic import block_width, compiled_softmax, search
 from smc_bridge.distributions.bridge import ResidualLaw, bridge_law
 from smc_bridge.distributions.intermediate import (
     Chernoff,
@@ -340,6 +340,32 @@ def test_compiled_arithmetic_is_the_plain_one() -> None:
     assert law._normalise is compiled_softmax()
     tokens = torch.tensor([[250], [0], [1], [2]])
     assert gap(law.at(tokens), plain.at(tokens)) < 1e-12
+
+
+@pytest.mark.parametrize("size", [1, 2, 63, 255, 256, 257, 320, 1000])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_search_finds_the_first_token_past_the_uniform_also_at_the_ends_of_blocks(size: int, shared: bool) -> None:
+    generator = torch.Generator().manual_seed(size)
+    probs = torch.rand(40, size, generator=generator, dtype=torch.float64)
+    probs = probs * (torch.rand(40, size, generator=generator) < 0.1)
+    probs[:, ::64] = 0.0
+    probs[probs.sum(-1) == 0, -1] = 1.0
+    width = block_width(size)
+    cdf, law = probs.cumsum(-1), torch.arange(40).repeat(8) if shared else torch.arange(40)
+    # Uniforms at the very ends of blocks and of the range, where round-off decides, and anywhere.
+    sums = probs.view(40, -1, width).sum(-1).cumsum(-1) if size % width == 0 else cdf[:, -1:]
+    ends = sums / sums[:, -1:]
+    uniform = torch.rand(law.shape, generator=generator, dtype=torch.float64)
+    which = torch.randint(ends.shape[1], law[::2].shape, generator=generator)
+    uniform[::2] = ends[law[::2], which].clamp_max(1 - 2**-53)
+    uniform[::7] = 0.0
+    found = search(probs, width, law if shared else None, uniform)
+    assert found is not None
+    point = uniform * cdf[law, -1]
+    inside = probs[law, found]
+    assert bool((inside > 0).all())
+    assert bool((cdf[law, found] - inside <= point + 1e-12).all())
+    assert bool((point <= cdf[law, found] + 1e-12).all())
 
 
 def test_a_compiler_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
