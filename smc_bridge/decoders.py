@@ -58,9 +58,8 @@ def _seat(request: Request | None) -> Seat | None:
 
 
 def _requests(
-    prompts: Sequence[Sequence[int]], seed: int | Sequence[int], max_new_tokens: int
+    prompts: Sequence[Sequence[int]], seed: int | Sequence[int]
 ) -> list[Request]:
-    check_limit(max_new_tokens)
     check_lists(prompts, "prompts")
     seeds = seeds_of(seed, len(prompts))
     return [Request(i, list(map(int, prompt)), seeds[i]) for i, prompt in enumerate(prompts)]
@@ -107,7 +106,8 @@ def ar_sampling(
     if target.potential is not None:
         raise ValueError("target has a potential: ancestral samples do not follow it, use smc")
     model = target.model
-    queue = Queue(_requests(prompts, seed, max_new_tokens), batch=batch, on_result=on_result)
+    max_new_tokens = check_limit(max_new_tokens)
+    queue = Queue(_requests(prompts, seed), batch=batch, on_result=on_result)
     settings = {
         "method": name, "target": law_settings(target.law), "models": {"ar": name_of(model)},
         "max_new_tokens": max_new_tokens,
@@ -209,10 +209,10 @@ def diffusion(
     if tokens_per_forward is not None:
         remedy = "commit at least 1, a whole number, or None for all"
         tokens_per_forward = whole_number("tokens_per_forward", tokens_per_forward, remedy=remedy)
-    if window < 1:
-        raise ValueError(f"window = {window}: open at least 1 position")
+    window = whole_number("window", window, remedy="open at least 1 position, a whole number")
     model = proposal.model
-    queue = Queue(_requests(prompts, seed, max_new_tokens), batch=batch, on_result=on_result)
+    max_new_tokens = check_limit(max_new_tokens)
+    queue = Queue(_requests(prompts, seed), batch=batch, on_result=on_result)
     settings = {
         "method": name, "tokens_per_forward": tokens_per_forward, "order": order, "window": window,
         "lookahead": proposal.lookahead, "proposal": law_settings(proposal.law), "models": {"dlm": name_of(model)},

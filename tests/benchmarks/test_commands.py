@@ -18,6 +18,7 @@ COMMANDS = {
     "cache": ((), "same tokens"),
     "proposal_cache": ((), "ms / DLM forward"),
     "tree_nodes": ((), "tokens / AR node"),
+    "profile": ((), "networks"),
     "equal_cost": ((), "KL bound"),
 }
 

@@ -15,11 +15,12 @@ import torch
 from rich.console import Console
 
 from models import pairs
-from models.pairs import Pair
+from models.pairs import Pair, load_pair
 from models.tabular import TabularCausalSession
 from smc_bridge import Result, Sampler, presets
 from smc_bridge.cli import declared, main
 from smc_bridge.commands.options import INTERMEDIATES, KERNELS, PRESETS, TRIGGERS, Options, build_sampler
+from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.rendering import accepted_lengths, render_result
 from smc_bridge.smc.resampling import RESAMPLERS
 from smc_bridge.trace_rendering import lane_shares, lane_text, render_trace
@@ -240,6 +241,17 @@ def kept_trace() -> Result:
         [[2, 1]], seed=3, max_new_tokens=LIMIT, keep_drafts=True
     )
     return result
+
+
+def test_the_tree_kernel_ranks_as_the_preset_does_where_lanes_share_a_temperature() -> None:
+    named = build_sampler(load_pair(), Options(kernel="tree", nodes=7, temperature=0.5)).kernel
+    preset = presets.tree_kernel(7, proposal_temperature=0.5)
+    assert isinstance(named, TreeWalk)
+    assert (named.nodes, named.exponent, named.min_probability) == (7, preset.exponent, preset.min_probability)
+    assert preset.exponent != TreeWalk(7).exponent
+    own = build_sampler(load_pair(), Options(kernel="tree", lane_temperatures=(0.5, 1.0))).kernel
+    assert isinstance(own, TreeWalk)
+    assert own.exponent == TreeWalk(7).exponent
 
 
 def test_trace_has_no_colour_codes_but_symbols_where_there_is_no_terminal(run: Run) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from models import gguf
+from models.pairs import Pair, load_pair
 from smc_bridge.cli import main
 from tests.models.checkpoints import WORDS, make_tokenizer, save_checkpoint
 
@@ -75,12 +77,26 @@ def test_tokenizers_that_differ_are_refused_reduced_or_replaced(run: Run, tmp_pa
     assert (code, err) == (0, ""), err
 
 
-@pytest.mark.parametrize("argv", [["--dlm-cache", "prefix"], ["--max-logit-bytes", "700"]])
-def test_memory_options_change_the_cost_and_not_the_form(run: Run, models: list[str], argv: list[str]) -> None:
-    code, out, err = run(*models, "--dlm-convention", "shifted", "--dtype", "float64", *argv)
-    assert (code, err) == (0, ""), err
-    assert "w" in out
-    assert run(*models, argv[0], "nonsense")[0] == 2
+def test_memory_options_reach_the_models(run: Run, models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Pair] = []
+
+    def load(*names: Any, **options: Any) -> Pair:
+        loaded.append(load_pair(*names, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr("smc_bridge.commands.models.load_pair", load)
+    two = [*models, "--dlm-convention", "shifted", "--dtype", "float64"]
+    for argv in ([], ["--dlm-cache", "prefix"], ["--max-logit-bytes", "700"]):
+        code, out, err = run(*two, *argv)
+        assert (code, err) == (0, ""), err
+        assert "w" in out
+    adapters: list[Any] = [(pair.dlm, pair.ar) for pair in loaded]
+    assert [dlm.cache for dlm, _ in adapters] == ["none", "prefix", "none"]
+    assert [(dlm.chunks.max_logit_bytes, ar.chunks.max_logit_bytes) for dlm, ar in adapters] == [
+        (None, None), (None, None), (700, 700),
+    ]
+    for option in ("--dlm-cache", "--max-logit-bytes"):
+        assert run(*two, option, "nonsense")[0] == 2
 
 
 @pytest.mark.parametrize("argv", [["--trust-remote-code"], ["--dlm-convention", "shifted"], ["--mask-id", "3"]])

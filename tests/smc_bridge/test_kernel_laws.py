@@ -19,6 +19,7 @@ from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import Horizon, StoppingKernel, full_horizon, log1mexp
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.randomness import UniformSource
 from tests.oracle import laws
 from tests.oracle.laws import Law, Toy
 from tests.smc_bridge.claims import chi_square, claim
@@ -343,3 +344,31 @@ def test_block_verification_gives_no_nan_after_a_token_that_pi_excludes() -> Non
         count = torch.tensor([length])
         density = BlockVerification().log_density(q, pi, torch.zeros(1, 3, dtype=torch.long), count)
         assert float(density) == -math.inf, (length, float(density))
+
+
+class Noise(UniformSource):
+    """Hands out one table of uniforms `[R, V, A]`, as many positions at a time as are asked for."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table, self.used, self.calls = table, 0, 0
+
+    def uniform(self, size: tuple[int, ...]) -> Tensor:
+        first, self.used, self.calls = self.used, self.used + size[0], self.calls + 1
+        return self.table[:, first : self.used]
+
+
+def test_gumbel_noise_made_a_few_positions_at_a_time_commits_the_same_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows, window, size = 200, 5, 4
+    q, pi = (torch.randn(rows, window, size, generator=generator).double().log_softmax(-1) for _ in range(2))
+    draft = torch.distributions.Categorical(logits=q).sample()
+    table = torch.rand(rows, window, size, generator=generator, dtype=torch.float64)
+    horizon = Horizon(torch.randint(1, window + 1, (rows,), generator=generator), 2)
+    moves = []
+    for positions, calls in ((window, 1), (2, 3), (1, 5)):
+        monkeypatch.setattr("smc_bridge.kernels.gumbel.NOISE", positions * size)
+        source = Noise(table)
+        moves.append(GumbelCoupling()(q, pi, draft, generator=source, horizon=horizon))
+        assert (source.calls, source.used) == (calls, window)
+    assert all(torch.equal(a, b) for move in moves[1:] for a, b in zip(moves[0], move, strict=True))
+    assert len(set(moves[0].length.tolist())) > 2

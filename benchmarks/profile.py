@@ -1,0 +1,112 @@
+"""Profile: where the time of a run goes, by part and by function.
+
+    python -m benchmarks.profile [--method paper] [--problems 8] [--batch 1] [--temperature 0.2] [--top 12]
+        [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
+
+A run on the embedded pair under cProfile. Each moment counts for the Python function that was running, or had called
+the operation of torch that was: for the *networks* if that function is of transformers or `torch.nn`, for the
+*sessions* if it is of `models/`, else for the *program*, by file. cProfile slows Python code and not the operations,
+so the networks' true share is larger than the one seen here (`benchmarks.overhead` measures it without a profiler).
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.methods import KNOWN, decoder, known
+from benchmarks.report import Report, Sheet, execute
+from models.pairs import load_pair
+from smc_bridge.commands.base import positive, whole
+from smc_bridge.tasks import TASKS
+
+HERE = Path(__file__).resolve().parent.parent
+#: Share of a run from which a part is listed; the JSON holds all.
+LEAST = 0.001
+#: File, line and name, as pstats has them; operations of torch have no file.
+Function = tuple[str, int, str]
+
+
+def own_seconds(stats: Mapping[Function, Any]) -> dict[Function, float]:
+    """Seconds of every Python function itself and of the operations that it called; they add up to the whole run."""
+    seconds: dict[Function, float] = defaultdict(float)
+    for function, (_, _, own, _, callers) in stats.items():
+        if function[0] != "~":
+            seconds[function] += own
+            continue
+        for caller, (_, _, part, _) in callers.items():
+            seconds[caller] += part
+    return dict(seconds)
+
+
+def part_of(function: Function) -> str:
+    """Networks, sessions, a file of the program, or other libraries."""
+    file = Path(function[0])
+    if file.is_relative_to(HERE):
+        inside = file.relative_to(HERE)
+        return "sessions" if inside.parts[0] == "models" else str(inside)
+    library = file.as_posix()
+    return "networks" if "/transformers/" in library or "/torch/nn/" in library else "other libraries"
+
+
+def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add the arguments."""
+    parser.add_argument("--method", type=known, default="paper", metavar="NAME", help=f"{KNOWN} (default: paper)")
+    parser.add_argument("--problems", type=whole(1), default=1 if quick else 8, help="that are decoded")
+    parser.add_argument("--batch", type=whole(1), default=1, help="prompts in work at a time")
+    parser.add_argument("--tokens", type=whole(1), default=8 if quick else None, help="length limit")
+    parser.add_argument("--temperature", type=positive, default=0.2, help="of the target (default: 0.2)")
+    parser.add_argument("--top", type=whole(1), default=12, help="functions that are listed")
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """One run to warm up, one under the profiler."""
+    task = TASKS["arithmetic"]
+    pair = load_pair(task.pair)
+    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(options.problems)]
+    decode = decoder(
+        options.method, pair, task, temperature=options.temperature, seed=options.seed, max_new_tokens=options.tokens
+    )
+    decode(prompts[:1], options.batch)
+    profiler = cProfile.Profile()
+    profiler.runcall(decode, prompts, options.batch)
+    seconds = own_seconds(pstats.Stats(profiler).stats)  # type: ignore[attr-defined]
+    whole_run = sum(seconds.values())
+    parts: dict[str, float] = defaultdict(float)
+    for function, spent in seconds.items():
+        parts[part_of(function)] += spent
+    ordered = sorted(parts.items(), key=lambda item: -item[1])
+    functions = [(f, s) for f, s in seconds.items() if Path(f[0]).is_relative_to(HERE)]
+    functions.sort(key=lambda item: -item[1])
+    shares = [(name, f"{100 * spent / whole_run:.1f}") for name, spent in ordered if spent > LEAST * whole_run]
+    listed = [
+        (f"{Path(file).relative_to(HERE)}, {name}", f"{100 * spent / whole_run:.1f}")
+        for (file, _, name), spent in functions[: options.top]
+    ]
+    title = f"{options.method}, {options.problems} problems, {options.batch} at a time"
+    most = f"Its {len(listed)} most expensive functions of {len(functions)}"
+    return Report(
+        [Sheet(title, ("part", "% of the run"), shares), Sheet(most, ("function", "% of the run"), listed)],
+        {"seconds": whole_run, "parts": dict(ordered)}, lambda figure: _draw(figure, ordered, whole_run),
+    )
+
+
+def _draw(figure: Any, parts: Sequence[tuple[str, float]], whole_run: float) -> None:
+    ax = figure.subplots()
+    shown = parts[:15][::-1]
+    ax.barh([name for name, _ in shown], [100 * spent / whole_run for _, spent in shown])
+    ax.set(xlabel="% of the run, under the profiler")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line (module docstring)."""
+    execute("profile", __doc__, configure, measure, arguments)
+
+
+if __name__ == "__main__":
+    main()
