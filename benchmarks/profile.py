@@ -26,6 +26,8 @@ from smc_bridge.commands.base import positive, whole
 from smc_bridge.tasks import TASKS
 
 HERE = Path(__file__).resolve().parent.parent
+#: What is the project's own.
+PACKAGES = ("models", "smc_bridge", "analysis", "benchmarks")
 #: Share of a run from which a part is listed; the JSON holds all.
 LEAST = 0.001
 #: File, line and name, as pstats has them; operations of torch have no file.
@@ -44,13 +46,19 @@ def own_seconds(stats: Mapping[Function, Any]) -> dict[Function, float]:
     return dict(seconds)
 
 
+def own_file(function: Function) -> Path | None:
+    """The function's file from the repository's root, None for a library's (an environment may lie in there too)."""
+    file = Path(function[0])
+    inside = file.relative_to(HERE) if file.is_relative_to(HERE) else None
+    return inside if inside is not None and inside.parts[0] in PACKAGES else None
+
+
 def part_of(function: Function) -> str:
     """Networks, sessions, a file of the program, or other libraries."""
-    file = Path(function[0])
-    if file.is_relative_to(HERE):
-        inside = file.relative_to(HERE)
-        return "sessions" if inside.parts[0] == "models" else str(inside)
-    library = file.as_posix()
+    own = own_file(function)
+    if own is not None:
+        return "sessions" if own.parts[0] == "models" else str(own)
+    library = Path(function[0]).as_posix()
     return "networks" if "/transformers/" in library or "/torch/nn/" in library else "other libraries"
 
 
@@ -81,13 +89,10 @@ def measure(options: argparse.Namespace) -> Report:
     for function, spent in seconds.items():
         parts[part_of(function)] += spent
     ordered = sorted(parts.items(), key=lambda item: -item[1])
-    functions = [(f, s) for f, s in seconds.items() if Path(f[0]).is_relative_to(HERE)]
+    functions = [(f"{file}, {f[2]}", s) for f, s in seconds.items() if (file := own_file(f)) is not None]
     functions.sort(key=lambda item: -item[1])
     shares = [(name, f"{100 * spent / whole_run:.1f}") for name, spent in ordered if spent > LEAST * whole_run]
-    listed = [
-        (f"{Path(file).relative_to(HERE)}, {name}", f"{100 * spent / whole_run:.1f}")
-        for (file, _, name), spent in functions[: options.top]
-    ]
+    listed = [(name, f"{100 * spent / whole_run:.1f}") for name, spent in functions[: options.top]]
     title = f"{options.method}, {options.problems} problems, {options.batch} at a time"
     most = f"Its {len(listed)} most expensive functions of {len(functions)}"
     return Report(

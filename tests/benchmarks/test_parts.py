@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from benchmarks import profile
 from benchmarks.bias_vs_particles import ToyPair
 from benchmarks.harness import Spread, interleaved, ratios
 from benchmarks.memory import peak_bytes
@@ -134,3 +135,21 @@ def test_verdicts_compare_in_the_right_direction() -> None:
 def test_markdown_is_a_rectangle() -> None:
     text = Sheet("title", ("a", "b"), [("1", "2"), ("3", "4")]).markdown()
     assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {3}
+
+
+def test_a_profile_counts_an_environment_inside_of_the_repository_among_the_libraries() -> None:
+    inside = f"{profile.HERE}/.venv/lib/site-packages"
+    assert profile.part_of((f"{inside}/transformers/models/qwen2/modeling_qwen2.py", 1, "forward")) == "networks"
+    assert profile.part_of((f"{inside}/torch/nn/modules/linear.py", 1, "forward")) == "networks"
+    assert profile.part_of((f"{inside}/numpy/core.py", 1, "f")) == "other libraries"
+    assert profile.part_of((f"{profile.HERE}/models/rows.py", 1, "f")) == "sessions"
+    assert profile.part_of((f"{profile.HERE}/smc_bridge/smc/steps.py", 1, "f")) == "smc_bridge/smc/steps.py"
+
+
+def test_a_profile_counts_every_moment_once() -> None:
+    a, b, op = ("a.py", 1, "a"), ("b.py", 1, "b"), ("~", 0, "<op>")
+    stats = {
+        a: (1, 1, 2.0, 7.0, {}), b: (1, 1, 1.0, 2.0, {a: (1, 1, 1.0, 2.0)}),
+        op: (2, 2, 4.0, 4.0, {a: (1, 1, 3.0, 3.0), b: (1, 1, 1.0, 1.0)}),
+    }
+    assert profile.own_seconds(stats) == {a: 5.0, b: 2.0}
