@@ -69,7 +69,9 @@ def conditional_runs(
         seed, max_new_tokens, batch: as `Sampler.run`.
         report: told how many exact samples and conditional runs are finished.
     Raises:
-        ValueError: the program is not proper or has a potential, or an argument is out of range.
+        ValueError: the program is not proper or has a potential, or an argument is out of range; or an exact sample
+            has probability 0 where the run verifies it (truncation in bfloat16, see `smc_bridge.smc.conditional`).
+            Such runs cannot be left out of a bound: the samples that are lost are not like the others.
     """
     if sampler.target.potential is not None:
         raise ValueError("the target has a potential: exact samples of it are not at hand, so it has no reverse bound")

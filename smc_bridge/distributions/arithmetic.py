@@ -3,12 +3,18 @@
 Every function is a fixed number of passes over its argument. `torch.softmax` is one fused pass over memory with the
 fastest exponential there is, so normalisers are read off its result: at the token of greatest score the probability is
 one over the normaliser.
+
+Scores become log-probabilities in one way only, `factor * (score - peak) - log_total`, wherever a law is drawn from,
+accepted against or scored: *the peak is subtracted first*. Logits can be of size 1e4, where float32 has steps of 1e-3;
+to scale them by 1 / temperature first would round them once more, by nats at a low temperature, while differences from
+the peak are exact or small.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,20 +23,50 @@ from torch import Tensor
 BLOCK, TWO_LEVELS = 64, 256
 
 
+class Scores(NamedTuple):
+    """Unnormalised scores of n cells and what makes them a law: `log_prob = factor * (score - peak) - log_total`.
+
+    Attributes:
+        values: `[n, A]`, or `[n, 1]` at one token each; not to be written to.
+        factor: positive, a number or `[n, 1]`.
+        peak, log_total: numbers or `[n, 1]`.
+    """
+
+    values: Tensor
+    factor: float | Tensor
+    peak: float | Tensor
+    log_total: float | Tensor
+
+    def log_probs(self) -> Tensor:
+        """Normalised log-probabilities, of the shape of `values`, in memory of their own."""
+        return shifted(self.values, self.peak, self.factor).sub_(self.log_total)
+
+
+def shifted(scores: Tensor, peak: float | Tensor, factor: float | Tensor) -> Tensor:
+    """`factor * (scores - peak)`, in this order (module docstring), in memory of its own."""
+    out = scores - peak
+    return out if is_one(factor) else out.mul_(factor)
+
+
+def is_one(factor: float | Tensor) -> bool:
+    """Whether to multiply by the factor can be left out."""
+    return not isinstance(factor, Tensor) and factor == 1.0
+
+
 def softmax(scores: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities `softmax(factor * scores)`, and what is needed to compute single log-probabilities again.
 
     Args:
-        scores: `[n, A]`.
-        factor: positive, a number or `[n, 1]`.
+        scores: `[..., A]`.
+        factor: positive, a number or `[..., 1]`.
     Returns:
-        probabilities `[n, A]`; `peak` and `log_total`, `[n, 1]`, such that
+        probabilities `[..., A]`; `peak` and `log_total`, `[..., 1]`, such that
         `log_prob = factor * (scores - peak) - log_total`. `log_total` is NaN where there is no law (NaN, +inf, or no
         finite score).
     """
     peak = scores.amax(-1, keepdim=True)
-    plain = not isinstance(factor, Tensor) and factor == 1.0
-    probs = torch.softmax(scores if plain else scores * factor, -1)
+    # Without a factor torch's own subtraction of the peak is the first operation.
+    probs = torch.softmax(scores if is_one(factor) else shifted(scores, peak, factor), -1)
     return probs, peak, -probs.amax(-1, keepdim=True).log()
 
 

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.arithmetic import compiled_softmax, softmax
+from smc_bridge.distributions.arithmetic import compiled_softmax, shifted, softmax
 from smc_bridge.distributions.intermediate import (
     Defensive,
     Intermediate,
@@ -47,7 +47,7 @@ class ProductLaw(LazyLaw):
         self.b = b.to(q.dtype)[:, None] if isinstance(b, Tensor) else b
         self._normalise = compiled_softmax() if self.chunks.compile else softmax
         self.normaliser = Normaliser(q.rows, q.shape[-2], q)
-        self.some_zero = isinstance(b, Tensor) and bool((b == 0).any())
+        self.some_zero = isinstance(self.b, Tensor) and bool((self.b == 0).any())
         self.some_empty = False
 
     @staticmethod
@@ -77,19 +77,13 @@ class ProductLaw(LazyLaw):
         for law, exponent in ((self.p, self.b), (self.q, self.a)):
             if not isinstance(exponent, Tensor) and exponent == 0.0:
                 continue
-            scores, factor = law.scores(rows, positions, tokens)
-            scores = scores.to(self.dtype)
+            scores, factor, peak, _ = law.scores(rows, positions, tokens)
             if isinstance(exponent, Tensor):
                 exponent = exponent[rows]
-            factor = exponent * factor
-            if isinstance(exponent, Tensor) and self.some_zero:
-                scores = torch.where(exponent == 0, 0.0, scores)
-            if product is None:
-                product = scores * factor
-            elif isinstance(factor, Tensor):
-                product.addcmul_(scores, factor)
-            else:
-                product.add_(scores, alpha=factor)
+                if self.some_zero:
+                    scores = torch.where(exponent == 0, 0.0, scores)
+            term = shifted(scores, peak, exponent * factor).to(self.dtype)
+            product = term if product is None else product.add_(term)
         if product is None:
             shape = (rows.numel(), self.shape[-1] if tokens is None else 1)
             return torch.zeros(shape, dtype=self.dtype, device=self.device)

@@ -103,7 +103,7 @@ class ProductOfExperts:
         target_exponent: exponent of the target instead of `1 - w`; a number, or one per lane `[K]` (the paper's lane
             temperature on the whole product: `(1 - w) tau_p / tau_k`, design 2.4).
     Raises:
-        ValueError: w outside [0, 1], or an exponent that is negative or not finite.
+        ValueError: w outside [0, 1], or an exponent that is negative or more than float32 holds.
     """
 
     def __init__(self, w: float = 0.3, target_exponent: float | Tensor | None = None) -> None:
@@ -112,8 +112,10 @@ class ProductOfExperts:
             exponents = torch.as_tensor(target_exponent)
             if exponents.dim() > 1:
                 raise ValueError(f"target_exponent has shape {tuple(exponents.shape)}: give a number, or one per lane")
-            if not bool(((exponents >= 0) & exponents.isfinite()).all()):
-                raise ValueError(f"target_exponent = {target_exponent}: give finite exponents of at least 0")
+            if not bool(((exponents >= 0) & exponents.float().isfinite()).all()):
+                raise ValueError(
+                    f"target_exponent = {target_exponent}: give exponents of at least 0 that are finite in float32"
+                )
         self.w = float(w)
         self.per_lane = isinstance(target_exponent, Tensor) and target_exponent.dim() == 1
         self.target_exponent: float | Tensor = 1.0 - self.w if target_exponent is None else target_exponent

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.arguments import real_number, whole_number
+from smc_bridge.distributions.arithmetic import Scores, softmax
 
 
 def check_no_nan(log_probs: Tensor, name: str) -> None:
@@ -36,7 +37,8 @@ class Law:
 
     Attributes:
         temperature: divides the logits; positive.
-        top_p: keep the smallest set of likeliest tokens with at least this mass, in (0, 1]; 1 keeps all.
+        top_p: keep the smallest set of likeliest tokens with at least this mass, in (0, 1], up to round-off
+            (`ROUND_OFF`); 1 keeps all.
         top_k: keep this many likeliest tokens; None keeps all.
         banned_ids: tokens of probability zero.
     """
@@ -73,69 +75,100 @@ class Law:
         if self.banned_ids:
             index = torch.tensor(self.banned_ids, device=scores.device)
             scores = scores.index_fill(-1, index, -math.inf)
+        factor: float | Tensor = 1.0 / self.temperature
         if temperature is not None:
-            scores = scores / temperature.to(scores.dtype)
-        elif self.temperature != 1.0:
-            scores = scores / self.temperature
-        log_probs = torch.log_softmax(scores, -1)
+            factor = inverse_temperature(temperature, scores.dtype)
+            scores = scores.expand(torch.broadcast_shapes(scores.shape, factor.shape))
+        _, peak, log_total = softmax(scores, factor)
+        log_probs = Scores(scores, factor, peak, log_total).log_probs()
         check_no_nan(log_probs, "log_probs")
         if self.truncates:
-            value, last, log_mass = kept_boundary(log_probs, top_p=self.top_p, top_k=self.top_k)
-            kept = within_boundary(log_probs, torch.arange(log_probs.shape[-1], device=log_probs.device), value, last)
+            value, last, log_mass = kept_boundary(scores, log_probs, top_p=self.top_p, top_k=self.top_k)
+            kept = within_boundary(scores, torch.arange(scores.shape[-1], device=scores.device), value, last)
             log_probs = torch.where(kept, log_probs - log_mass, -math.inf)
         return log_probs
 
 
+def inverse_temperature(temperature: Tensor, dtype: torch.dtype) -> Tensor:
+    """What scores of that dtype are multiplied by, of the shape of `temperature`; rounded once."""
+    return temperature.double().reciprocal().to(dtype)
+
+
 #: Likeliest tokens among which the boundary of top-p is sought before all of them are sorted.
 LIKELIEST = 1024
+#: Round-off of a mass C, as a share of C (1 - C), within which it counts as `top_p`. Relative errors of at most d in
+#: the probabilities move C by at most 2 d C (1 - C); float32 rounds a log-probability three times, so that d = 5e-6
+#: covers all tokens within 25 nats of the likeliest one.
+ROUND_OFF = 1e-5
 
 
-def kept_boundary(log_probs: Tensor, *, top_p: float, top_k: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """What top-k, then top-p, keep of normalised `log_probs: [..., A]`: see `within_boundary`.
+def kept_boundary(
+    scores: Tensor, log_probs: Tensor, *, top_p: float, top_k: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What top-k, then top-p, keep of the law `log_probs: [..., A]`: see `within_boundary`.
 
-    Among tokens of equal probability those of smaller id are kept.
+    Tokens are ranked by their scores, which no arithmetic has touched, and masses are added up in float64 and compared
+    with `top_p` up to round-off: paths that compute the law differently, or in another dtype, keep the same tokens.
+    Among tokens of equal score those of smaller id are kept.
 
+    Args:
+        scores: what the law is an increasing function of, `[..., A]`.
+        log_probs: the law, normalised up to round-off.
     Returns:
-        log-probability of the least likely token that is kept, its id, and the log-mass of all that are, `[..., 1]`.
+        score of the least likely token that is kept, its id, and the log-mass of all that are, `[..., 1]`.
     """
-    size = log_probs.shape[-1]
+    size, probs = scores.shape[-1], log_probs.exp()
     if top_k is not None and top_k < size:
-        ordered = log_probs.topk(top_k, dim=-1).values
-        count = _within_mass(ordered - ordered.logsumexp(-1, keepdim=True), top_p)
+        ordered, count = _likeliest(scores, probs, top_k, top_p, None)
     else:
-        some = size > 4 * LIKELIEST
-        ordered = log_probs.topk(LIKELIEST, dim=-1).values if some else log_probs.sort(dim=-1, descending=True).values
-        count = _within_mass(ordered, top_p)
-        if some and bool((count == LIKELIEST).any()):
-            ordered = log_probs.sort(dim=-1, descending=True).values
-            count = _within_mass(ordered, top_p)
+        some = LIKELIEST if size > 4 * LIKELIEST else size
+        total = probs.sum(-1, keepdim=True, dtype=torch.float64)
+        ordered, count = _likeliest(scores, probs, some, top_p, total)
+        if some < size and bool((count == some).any()):
+            ordered, count = _likeliest(scores, probs, size, top_p, total)
     value = ordered.gather(-1, count - 1)
-    equal = log_probs == value
-    wanted = count - (log_probs > value).sum(-1, keepdim=True)
+    equal = scores == value
+    wanted = count - (scores > value).sum(-1, keepdim=True)
     last = (equal.cumsum(-1) >= wanted).to(torch.uint8).argmax(-1, keepdim=True)
-    kept = within_boundary(log_probs, torch.arange(size, device=log_probs.device), value, last)
-    return value, last, log_probs.masked_fill(~kept, -math.inf).logsumexp(-1, keepdim=True)
+    kept = within_boundary(scores, torch.arange(size, device=scores.device), value, last)
+    mass = torch.where(kept, probs, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
+    return value, last, mass.log().to(log_probs.dtype)
 
 
-def _within_mass(ordered: Tensor, top_p: float) -> Tensor:
-    """How many of the likeliest tokens make up the mass `top_p`, of log-probabilities in falling order, `[..., 1]`."""
+def _likeliest(
+    scores: Tensor, probs: Tensor, some: int, top_p: float, total: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Scores of the `some` likeliest tokens in falling order, and how many of them make up `top_p`, `[..., 1]`.
+
+    Args:
+        total: the mass that `top_p` is a share of, `[..., 1]`; None for that of the `some` tokens.
+    """
+    ordered, index = scores.topk(some, dim=-1) if some < scores.shape[-1] else scores.sort(dim=-1, descending=True)
     if top_p >= 1.0:
-        return torch.full_like(ordered[..., :1], ordered.shape[-1], dtype=torch.long)
-    probs = ordered.exp()
-    before = probs.cumsum(-1) - probs
-    return (before < top_p).sum(-1, keepdim=True)
+        return ordered, torch.full_like(index[..., :1], some)
+    mass = probs.gather(-1, index).double()
+    reached = mass.cumsum(-1)
+    total = reached[..., -1:] if total is None else total
+    enough = top_p - ROUND_OFF * top_p * (1.0 - top_p)
+    return ordered, (reached - mass < enough * total).sum(-1, keepdim=True)
 
 
-def within_boundary(log_probs: Tensor, token: Tensor, value: Tensor, last: Tensor) -> Tensor:
-    """Whether tokens are kept by `kept_boundary`: likelier than its last token, or as likely and of no larger id."""
-    return (log_probs > value) | ((log_probs == value) & (token <= last))
+def within_boundary(scores: Tensor, token: Tensor, value: Tensor, last: Tensor) -> Tensor:
+    """Whether tokens are kept by `kept_boundary`: of a greater score than its last token, or of its score and of no
+    larger id."""
+    return (scores > value) | ((scores == value) & (token <= last))
+
+
+#: Temperatures between which 1 / temperature is a normal number in float32 (1.2e-38 to 3.4e38).
+COLDEST, HOTTEST = 3e-39, 8e37
 
 
 def check_temperature(temperature: Any) -> float:
-    """The temperature as a number; ValueError unless it is positive and finite."""
-    found = real_number("temperature", temperature, remedy="give a positive number")
-    if not (math.isfinite(found) and found > 0):
-        raise ValueError(f"temperature = {temperature}: give a positive number")
+    """The temperature as a number; ValueError unless it is positive and float32 holds its inverse."""
+    remedy = f"give a positive number between {COLDEST:g} and {HOTTEST:g}, so that float32 holds 1 / temperature"
+    found = real_number("temperature", temperature, remedy=remedy)
+    if not COLDEST <= found <= HOTTEST:
+        raise ValueError(f"temperature = {temperature}: {remedy}")
     return found
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from smc_bridge.distributions.arithmetic import block_width, search
+from smc_bridge.distributions.arithmetic import Scores, block_width, search
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,9 @@ class LazyLaw(Tensor):
             `[n, A]` in memory of its own, or `[n, 1]`. With all tokens, n is the caller's to keep small.
         """
 
-    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, float | Tensor]:
-        """Unnormalised scores and a factor, `log_probs = factor * scores + constant of the cell`, as `log_probs`.
-
-        Returns:
-            `[n, A]` or `[n, 1]`, not to be written to, and a number or `[n, 1]`.
-        """
-        return self.log_probs(rows, positions, tokens), 1.0
+    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
+        """What `log_probs` of the same cells is made of."""
+        return Scores(self.log_probs(rows, positions, tokens), 1.0, 0.0, 0.0)
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Probabilities of n cells up to a factor, `[n, A]`."""
@@ -246,7 +242,7 @@ class Selected(LazyLaw):
         """See `LazyLaw.log_probs`."""
         return self.base.log_probs(self._rows(rows), positions, tokens)
 
-    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, float | Tensor]:
+    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
         """See `LazyLaw.scores`."""
         return self.base.scores(self._rows(rows), positions, tokens)
 

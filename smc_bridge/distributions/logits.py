@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.arithmetic import compiled_softmax, softmax
-from smc_bridge.distributions.law import Law, kept_boundary, within_boundary
+from smc_bridge.distributions.arithmetic import Scores, compiled_softmax, softmax
+from smc_bridge.distributions.law import Law, inverse_temperature, kept_boundary, within_boundary
 from smc_bridge.distributions.lazy import Chunks, LazyLaw, Selected
 from smc_bridge.distributions.normaliser import Normaliser
 
@@ -37,7 +37,8 @@ class LogitLaw(LazyLaw):
         self.source = source
         #: What scores are multiplied by: a number, or `[R, 1]`.
         self.factor: float | Tensor = (
-            temperature.to(self.dtype).reciprocal()[:, None] if isinstance(temperature, Tensor) else 1.0 / temperature
+            inverse_temperature(temperature, self.dtype)[:, None] if isinstance(temperature, Tensor)
+            else 1.0 / temperature
         )
         self.chunks = Chunks() if chunks is None else chunks
         self._normalise = compiled_softmax() if self.chunks.compile else softmax
@@ -60,19 +61,15 @@ class LogitLaw(LazyLaw):
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """See `LazyLaw.log_probs`."""
-        normaliser = self._ensure(rows, positions)
-        shifted = self.raw(rows, positions, tokens) - normaliser[:, :1]
-        factor = self._factor(rows)
-        if isinstance(factor, Tensor) or factor != 1.0:
-            shifted *= factor
-        return shifted.sub_(normaliser[:, 1:])
+        return self.scores(rows, positions, tokens).log_probs()
 
-    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, float | Tensor]:
+    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
         """See `LazyLaw.scores`: the logits. Reading them all makes the cells known, while they are at hand."""
         raw = self.raw(rows, positions, tokens)
         if tokens is None and self.normaliser.read(rows, positions)[1] is not None:
             self._note(rows, positions, raw)
-        return raw, self._factor(rows)
+        normaliser = self._ensure(rows, positions)
+        return Scores(raw, self._factor(rows), normaliser[:, :1], normaliser[:, 1:])
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
         """See `LazyLaw.probs`."""
@@ -141,6 +138,7 @@ class TruncatedLaw(LazyLaw):
         self.base, self.law, self.chunks = base, law, base.chunks
         cells = (base.rows, base.shape[-2])
         self.known = torch.zeros(cells, dtype=torch.bool, device=base.device)
+        #: Score and id of the last token that is kept, and the log-mass of all that are.
         self.value, self.log_mass = (torch.zeros(cells, dtype=base.dtype, device=base.device) for _ in range(2))
         self.last = torch.zeros(cells, dtype=torch.long, device=base.device)
 
@@ -152,12 +150,12 @@ class TruncatedLaw(LazyLaw):
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """See `LazyLaw.log_probs`."""
         self._ensure(rows, positions)
-        log_probs = self.base.log_probs(rows, positions, tokens)
+        found = self.base.scores(rows, positions, tokens)
         token = torch.arange(self.shape[-1], device=self.device) if tokens is None else tokens[:, None]
         kept = within_boundary(
-            log_probs, token, self.value[rows, positions][:, None], self.last[rows, positions][:, None]
+            found.values, token, self.value[rows, positions][:, None], self.last[rows, positions][:, None]
         )
-        return torch.where(kept, log_probs - self.log_mass[rows, positions][:, None], -math.inf)
+        return torch.where(kept, found.log_probs() - self.log_mass[rows, positions][:, None], -math.inf)
 
     def _ensure(self, rows: Tensor, positions: Tensor) -> None:
         known = self.known[rows, positions]
@@ -167,8 +165,9 @@ class TruncatedLaw(LazyLaw):
         cell = torch.unique((rows * width + positions)[~known])
         for span in self.spans(cell.numel()):
             r, i = cell[span] // width, cell[span] % width
+            found = self.base.scores(r, i)
             value, last, log_mass = kept_boundary(
-                self.base.log_probs(r, i), top_p=self.law.top_p, top_k=self.law.top_k
+                found.values, found.log_probs(), top_p=self.law.top_p, top_k=self.law.top_k
             )
             self.value[r, i], self.last[r, i], self.log_mass[r, i] = value[:, 0], last[:, 0], log_mass[:, 0]
             self.known[r, i] = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.arithmetic import Scores
 from smc_bridge.distributions.lazy import LazyLaw
 
 
@@ -30,7 +31,7 @@ class Placed(LazyLaw):
         """See `LazyLaw.log_probs`."""
         return self.base.log_probs(self.row_of[rows, positions], self.position_of[rows, positions], tokens)
 
-    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, float | Tensor]:
+    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
         """See `LazyLaw.scores`."""
         return self.base.scores(self.row_of[rows, positions], self.position_of[rows, positions], tokens)
 

@@ -106,6 +106,5 @@ class DLMProposal:
             log_q = self.law.log_probs(logits)[:, None]
             return log_q.expand(-1, lanes, -1, -1)
         self._check_lanes(lanes)
-        precise = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        temperature = torch.tensor(self.lane_temperatures, dtype=precise, device=logits.device)[:, None, None]
+        temperature = torch.tensor(self.lane_temperatures, dtype=torch.float64, device=logits.device)[:, None, None]
         return self.law.log_probs(logits[:, None].expand(-1, lanes, -1, -1), temperature)

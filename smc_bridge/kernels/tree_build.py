@@ -147,7 +147,7 @@ def _candidates(
     place = flat // chunks
     token = (flat % chunks)[:, None] * CHUNK + np.arange(CHUNK)  # [C', 64]
     each = (np.repeat(row, CHUNK), np.repeat(place, CHUNK), np.minimum(token, size - 1).ravel())
-    scores, _ = law.scores(*(torch.from_numpy(x).to(law.device) for x in each))
+    scores = law.scores(*(torch.from_numpy(x).to(law.device) for x in each)).values
     log_prob = scale((row, place), scores.reshape(token.shape))
     deviation = before[row, place][:, None] + log_prob
     possible = (deviation >= bar[row]) & (deviation > -math.inf) & (token < size)
@@ -162,7 +162,7 @@ def _chunk_maxima(
 ) -> Floats:
     """Greatest log-probability of each chunk of n cells, the end of sequence left out, `[n, chunks]`; fills `scale`."""
     rows, places = (torch.from_numpy(x).to(law.device) for x in (row, place))
-    scores, factor = law.scores(rows, places)
+    scores, factor, _, _ = law.scores(rows, places)
     count, size = scores.shape
     whole = size // CHUNK * CHUNK
     parts = [scores[:, :whole].view(count, -1, CHUNK).amax(-1)] if whole else []

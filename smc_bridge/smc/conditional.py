@@ -6,10 +6,15 @@ stops is simulated from `kappa`*: after token i it goes on with probability `c_i
 other particles choose their ancestors by independent draws from all lanes. If the retained sequence is an exact draw
 from the target, all its lanes, lengths and ancestors are then an exact draw from the extended target, so
 `KL(p || r) <= E[log Z_hat]` for the law r of the unconditional program's output.
+
+A retained sequence must be possible under the very laws that the run reads (`check_possible`). An exact sample that was
+drawn by other forwards need not be: where a model's logits depend on the forward in their last bits, a token at the
+edge of top-k or top-p is in the law of one forward and not in that of the next.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -96,6 +101,35 @@ def pin(
     tokens = state.retained.tokens[prompts].gather(1, column.clamp_max(state.retained.tokens.shape[1] - 1))
     place = torch.searchsorted(rows, first[alive])
     return Pinned(place * lanes + lane[alive], tokens, draws[:, 1:]), lane
+
+
+def check_possible(state: SMCState, rows: Tensor, pinned: Pinned, increments: Tensor, *, truncates: bool) -> None:
+    """Check that no retained sequence has lost its weight in this step.
+
+    Args:
+        rows: the particles that grow, `[B]`.
+        increments: log-weight increments of their lanes without those of a potential, `[B, K]`.
+        truncates: whether the target's law is cut by top-k or top-p.
+    Raises:
+        ValueError: the target gives a retained token probability 0; says which sequence, and what to do.
+    """
+    lost = increments.reshape(-1)[pinned.lane] == -math.inf
+    if not bool(lost.any()):
+        return
+    row = int(rows[pinned.lane[lost][0] // increments.shape[1]])
+    seat = row // state.particles
+    request, done = state.requests[seat], int(state.prefix.length[row] - state.prompt_length[seat])
+    assert request is not None
+    remedy = "retain a sequence that the target can draw"
+    if truncates:
+        remedy = (
+            "an exact sample gets there where a model's logits differ in the last bits from forward to forward and "
+            "top_k or top_p cuts at one of them; load the models in float32, or do not truncate the target"
+        )
+    raise ValueError(
+        f"retained[{request.place}] has probability 0 in the step that verifies it from token {done} on, so the run "
+        f"is no conditional run and bounds nothing: {remedy}"
+    )
 
 
 def check_whole(retained: Sequence[Sequence[int]], *, eos_id: int | None, max_new_tokens: int) -> None:

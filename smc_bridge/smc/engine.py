@@ -35,7 +35,7 @@ from smc_bridge.randomness import PromptSource, Source, prompt_generator
 from smc_bridge.result import Result
 from smc_bridge.settings import sampler_settings
 from smc_bridge.smc import steps
-from smc_bridge.smc.conditional import Pinned, pin
+from smc_bridge.smc.conditional import Pinned, check_possible, pin
 from smc_bridge.smc.parts import in_parts
 from smc_bridge.smc.queue import OnResult, Queue, Request, prompts_of
 from smc_bridge.smc.record import record_step, result_of
@@ -130,7 +130,7 @@ class Sampler:
         Returns:
             one `Result` per prompt, in their order.
         Raises:
-            ValueError: an argument out of range, or NaN logits from a model.
+            ValueError: an argument out of range, NaN logits from a model, or a retained sequence of probability 0.
             Interrupted: a KeyboardInterrupt that carries what is done, also of prompts that are not finished. Any other
                 error during the run carries the same in an attribute `results`.
         """
@@ -226,6 +226,8 @@ class Sampler:
             rows, at, partial(self._move, state), self._weigh, source=source, pinned=pinned,
             max_logit_bytes=self.max_logit_bytes, scores=self._scores,
         )
+        if pinned is not None:
+            check_possible(state, rows, pinned, increments, truncates=self.target.law.truncates)
         log_potential, gain = self._potential(state, rows, lanes.move)
         increments = increments + gain
 
