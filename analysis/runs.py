@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +32,9 @@ def require_proper(runs: Sequence[Result], purpose: str, *, retained: bool = Fal
         purpose: for the message.
         retained: whether they must be conditional runs, rather than free ones.
     Raises:
-        ValueError: an improper method, a run that was interrupted, one of the other kind, or the same prompt and seed
-            twice (the same run twice, which would make an interval too narrow).
+        ValueError: an improper method, a run that was interrupted, one of the other kind, a conditional run without
+            weight (its retained sequence was impossible), or the same prompt and seed twice (the same run twice, which
+            would make an interval too narrow).
     """
     seen: dict[tuple[Any, ...], int] = {}
     for i, run in enumerate(runs):
@@ -46,6 +48,11 @@ def require_proper(runs: Sequence[Result], purpose: str, *, retained: bool = Fal
         if bool(run.settings.get("retained")) != retained:
             kind, wanted = ("a free run", "conditional") if retained else ("a conditional run", "free")
             raise ValueError(f"results[{i}] is {kind}, so {purpose} does not exist: give {wanted} runs")
+        if retained and run.log_evidence == -math.inf:
+            raise ValueError(
+                f"results[{i}] has log_evidence = -inf, so its retained sequence was impossible and {purpose} does not "
+                "exist: run it again in float32, or without truncation of the target"
+            )
         if "seed" in run.settings:
             first = seen.setdefault((run.method, tuple(run.prompt), run.settings["seed"]), i)
             if first != i:

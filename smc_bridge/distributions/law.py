@@ -67,7 +67,7 @@ class Law:
 
         Args:
             logits: of any float dtype; -inf is legal.
-            temperature: overrides the law's own, broadcast against `logits` (one per lane: `[K, 1, 1]`).
+            temperature: overrides the law's own, expanded to the shape of `logits` (one per lane: `[K, 1, 1]`).
         Raises:
             ValueError: a NaN in the logits, or a row without any token left.
         """
@@ -78,7 +78,6 @@ class Law:
         factor: float | Tensor = 1.0 / self.temperature
         if temperature is not None:
             factor = inverse_temperature(temperature, scores.dtype)
-            scores = scores.expand(torch.broadcast_shapes(scores.shape, factor.shape))
         _, peak, log_total = softmax(scores, factor)
         log_probs = Scores(scores, factor, peak, log_total).log_probs()
         check_no_nan(log_probs, "log_probs")

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import Tensor
 
 from analysis.bounds import kl_certificate
 from analysis.oracle import oracle
 from analysis.reverse import bidirectional, conditional_runs, reverse_certificate
+from models.protocols import CausalSession
+from models.rows import Rows
 from models.tabular import TabularAR, TabularDLM
 from smc_bridge import presets
 from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.resampling import Multinomial
 from smc_bridge.smc.weights import EssBelow
 from tests.oracle import smc as numpy_oracle
@@ -110,3 +117,63 @@ def test_the_two_kinds_of_runs_are_not_mistaken_for_each_other() -> None:
         kl_certificate([free[0], free[0]])
     with pytest.raises(ValueError, match="was interrupted"):
         kl_certificate([dataclasses.replace(free[0], complete=False)])
+
+
+def test_the_reverse_bound_is_not_negative_where_a_mass_is_top_p() -> None:
+    """Of p = (.2, .4, .4) exact samples and program keep the same two tokens, so an exact program's bound is 0."""
+    row = torch.tensor([[0.2, 0.4, 0.4]], dtype=torch.float64)
+    ar = TabularAR([row, row.expand(3, -1)])
+    sampler = presets.speculative(SimpleNamespace(dlm=TabularDLM(ar), ar=ar), top_p=0.8)
+    runs = conditional_runs(sampler, [[]] * 60, seed=list(range(60)), max_new_tokens=2)
+    assert {run.log_evidence for run in runs} == {0.0}, [run.log_evidence for run in runs]
+
+
+class Wavering(Rows):
+    """A session whose logits differ in the last bits between forwards on one token and on several, as bfloat16's do."""
+
+    def __init__(self, session: CausalSession) -> None:
+        self.session, self.commit, self.gather, self.crop = session, session.commit, session.gather, session.crop
+        self.nudge = torch.tensor([0.0, 2**-7, 0.0], dtype=torch.float64)
+
+    def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
+        scores = self.session.score(rows, drafts)
+        return scores if drafts.shape[1] == 1 else scores + self.nudge
+
+    def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
+        return self.session.score_tree(rows, tokens, parents) + self.nudge
+
+
+class WaveringModel:
+    """Of tokens 0 and 1, equally likely, `top_k = 1` keeps token 0 in a forward on one token, else token 1."""
+
+    vocab_size, eos_id, banned_ids, device = 3, None, (), torch.device("cpu")
+    tables = TabularAR([torch.tensor([[0.4, 0.4, 0.2]], dtype=torch.float64).expand(3**d, -1) for d in range(2)])
+
+    def session(self, tokens: Tensor, length: Tensor) -> Wavering:
+        return Wavering(self.tables.session(tokens, length))
+
+
+@pytest.mark.parametrize("method", [presets.smc, presets.tree_walk], ids=["smc", "tree-walk"])
+def test_an_exact_sample_that_the_run_finds_impossible_is_told_and_not_averaged(method: Callable[..., Sampler]) -> None:
+    models = SimpleNamespace(dlm=TabularDLM(WaveringModel.tables), ar=WaveringModel())
+    options = {"seed": [0, 1], "max_new_tokens": 2}
+    with pytest.raises(ValueError, match=r"retained\[0\] has probability 0 .* token 0 .*float32, or do not truncate"):
+        bidirectional(method(models, particles=2, w=0.3, window=2, top_k=1), [[], []], **options)
+    found = bidirectional(method(models, particles=2, w=0.3, window=2), [[], []], **options)
+    assert math.isfinite(found.reverse.kl), "without truncation the last bits move the bound by next to nothing"
+
+
+def test_a_retained_sequence_outside_of_the_targets_law_is_told() -> None:
+    ar = TabularAR([torch.tensor([[0.4, 0.6, 0.0]], dtype=torch.float64)])
+    sampler = presets.smc(SimpleNamespace(dlm=TabularDLM(ar), ar=ar), 2, w=0.0, window=1)
+    with pytest.raises(ValueError, match=r"retained\[1\] has probability 0 .*: retain a sequence that the target can"):
+        sampler.run([[], []], seed=[0, 1], max_new_tokens=1, retained=[[1], [2]])
+
+
+def test_a_conditional_run_without_weight_is_in_no_bound() -> None:
+    ar = TabularAR.random(3, LIMIT, seed=2, eos_id=1)
+    sampler = presets.smc(SimpleNamespace(dlm=TabularDLM(ar), ar=ar), 2, w=0.5, window=2)
+    runs = conditional_runs(sampler, [[]] * 2, seed=[0, 1], max_new_tokens=LIMIT)
+    lost = dataclasses.replace(runs[1], log_weights=[-math.inf, -math.inf])
+    with pytest.raises(ValueError, match=r"results\[1\] has log_evidence = -inf"):
+        reverse_certificate([runs[0], lost])

@@ -11,18 +11,21 @@ def model_law(
     logits: np.ndarray, *, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
     banned: tuple[int, ...] = (),
 ) -> np.ndarray:
-    """Probabilities after banned ids, temperature, top-k and top-p, in this order."""
+    """Probabilities after banned ids, temperature, top-k and top-p, in this order.
+
+    Tokens are ranked by their logits, and a mass counts as top-p if it falls short by 1e-5 top_p (1 - top_p) or less.
+    """
     allowed = np.array([i not in banned and logits[i] > -np.inf for i in range(len(logits))])
     prob = np.where(allowed, np.exp((logits - logits[allowed].max()) / temperature), 0.0)
     prob /= prob.sum()
-    order = np.argsort(-prob, kind="stable")
+    order = np.argsort(-np.where(allowed, logits, -np.inf), kind="stable")
     if top_k is not None:
         prob[order[top_k:]] = 0.0
         prob /= prob.sum()
     if top_p < 1.0:
         mass = 0.0
         for token in order:
-            if mass >= top_p:
+            if mass >= top_p - 1e-5 * top_p * (1.0 - top_p):
                 prob[token] = 0.0
             mass += prob[token]
         prob /= prob.sum()
