@@ -82,8 +82,13 @@ class ProductLaw(LazyLaw):
                 exponent = exponent[rows]
                 if self.some_zero:
                     scores = torch.where(exponent == 0, 0.0, scores)
-            term = shifted(scores, peak, exponent * factor).to(self.dtype)
-            product = term if product is None else product.add_(term)
+            power = exponent * factor
+            if product is None:
+                product = shifted(scores, peak, power).to(self.dtype)
+            elif isinstance(power, Tensor):
+                product.addcmul_((scores - peak).to(self.dtype), power)
+            else:
+                product.add_((scores - peak).to(self.dtype), alpha=power)
         if product is None:
             shape = (rows.numel(), self.shape[-1] if tokens is None else 1)
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
