@@ -37,3 +37,7 @@ class Placed(LazyLaw):
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
         """See `LazyLaw.probs`."""
         return self.base.probs(self.row_of[rows, positions], self.position_of[rows, positions])
+
+    def floor(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.floor`."""
+        return self.base.floor(self.row_of[rows, positions], self.position_of[rows, positions])

@@ -43,6 +43,7 @@ from smc_bridge.smc.resampling import Multinomial, Resampler, Systematic
 from smc_bridge.smc.state import Marginals, Retained, SMCState
 from smc_bridge.smc.tree_step import move_tree
 from smc_bridge.smc.validation import check_limit, check_sampler, make_requests
+from smc_bridge.smc.watch import watch
 from smc_bridge.smc.weights import EssBelow, Trigger
 
 #: Called after every step with the number of prompts that are finished.
@@ -223,7 +224,7 @@ class Sampler:
         served = steps.propose(state, rows, self.proposal)
         at = steps.branch(state, rows, self.proposal, lanes=k, window=self.window, chunks=self._chunks)
         lanes, increments, drafts, work = in_parts(
-            rows, at, partial(self._move, state), self._weigh, source=source, pinned=pinned,
+            rows, at, partial(self._move, state), partial(self._weigh, state), source=source, pinned=pinned,
             max_logit_bytes=self.max_logit_bytes, scores=self._scores,
         )
         log_potential, gain = self._potential(state, rows, lanes.move)
@@ -249,8 +250,9 @@ class Sampler:
         kept = reduced if self.weight.proper else reduced._replace(log_weights=torch.zeros_like(reduced.log_weights))
         steps.commit(state, active, growing, lanes, kept, log_potential, eos_id=self.target.model.eos_id)
 
-    def _weigh(self, lanes: Lanes) -> Tensor:
-        """Log-weight increments of lanes, `[B, K]`."""
+    def _weigh(self, state: SMCState, rows: Tensor, lanes: Lanes) -> Tensor:
+        """Log-weight increments of the lanes of particles `rows: [B]`, `[B, K]`, and a look at condition C3."""
+        watch(self, state, rows, lanes)
         return self.weight(lanes, kernel=self.kernel, intermediate=self.intermediate)
 
     @property
