@@ -72,14 +72,14 @@ class ProductLaw(LazyLaw):
         """See `LazyLaw.probs`."""
         return self.log_probs(rows, positions).exp_()
 
-    def floor(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.floor`: `a log q + b log p` without the normaliser, which is below 1 where a + b >= 1.
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.lower_bound`: `a log q + b log p` without the normaliser, which is below 1 where a + b >= 1.
 
         Otherwise it is at most `A^(1 - a - b)` (Hölder).
         """
         b = self.b[rows, 0] if isinstance(self.b, Tensor) else self.b
         excess = (1.0 - self.a - torch.as_tensor(b)).clamp_min(0.0) * math.log(self.shape[-1])
-        below = self.a * self.q.floor(rows, positions) if self.a else torch.zeros_like(rows, dtype=self.dtype)
+        below = self.a * self.q.lower_bound(rows, positions) if self.a else torch.zeros_like(rows, dtype=self.dtype)
         return below + b * LOG_RARE - excess
 
     def _product(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -191,8 +191,8 @@ class CellwiseLaw(LazyLaw):
             self.value[r[kept], i[kept]] = value[kept]
         return found[:, None]
 
-    def floor(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.floor`."""
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.lower_bound`."""
         return torch.where(self.missed[rows, positions], -math.inf, 0.0)
 
 

@@ -5,7 +5,8 @@ laws that it meets (a logit of -inf, a token that a user's intermediate drops). 
 committed block were read whole anyway, for their normalisers, so that they can be compared there.
 
 Compared are cells where pi may be zero; which these are is known from what was kept when they were read
-(`LazyLaw.floor`), and for most programs there is none. A row that no run meets is not seen: a run that says nothing is
+(`LazyLaw.lower_bound`), and for most programs there is none. A row that no run meets is not seen: that a run says
+nothing is
 no proof (`smc_bridge.check` is one, on tables).
 """
 
@@ -46,7 +47,7 @@ def first_uncovered(pi: Tensor, p: Tensor, block: Tensor, length: Tensor) -> Ten
     pi, p, flat = as_lazy(pi), as_lazy(p), block.reshape(-1, width)
     committed = torch.arange(width, device=block.device) < length.reshape(-1)[:, None]
     rows, places = committed.nonzero(as_tuple=True)
-    maybe = pi.floor(rows, places) < LOG_ZERO
+    maybe = pi.lower_bound(rows, places) < LOG_ZERO
     if not bool(maybe.any()):
         return None
     rows, places = rows[maybe], places[maybe]

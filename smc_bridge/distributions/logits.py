@@ -26,7 +26,7 @@ class LogitLaw(LazyLaw):
         temperature: a number, or one per row `[R]`.
         banned_ids: tokens of probability zero.
         chunks: see `Chunks`.
-        lowest: keep the least logit of cells, which `floor` needs: one more pass over each.
+        lowest: keep the least logit of cells, which `lower_bound` needs: one more pass over each.
     """
 
     def __init__(
@@ -137,10 +137,10 @@ class LogitLaw(LazyLaw):
                 raw.index_fill_(-1, self.banned_ids, -math.inf)
         return probs
 
-    def floor(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.floor`."""
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.lower_bound`."""
         if self.lowest is None:
-            return super().floor(rows, positions)
+            return super().lower_bound(rows, positions)
         values, _ = self.normaliser.read(rows, positions)
         shifted = self.lowest[rows, positions][:, None] - values[:, :1]
         return (self._factor(rows) * shifted - values[:, 1:])[:, 0]

@@ -38,6 +38,6 @@ class Placed(LazyLaw):
         """See `LazyLaw.probs`."""
         return self.base.probs(self.row_of[rows, positions], self.position_of[rows, positions])
 
-    def floor(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.floor`."""
-        return self.base.floor(self.row_of[rows, positions], self.position_of[rows, positions])
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.lower_bound`."""
+        return self.base.lower_bound(self.row_of[rows, positions], self.position_of[rows, positions])

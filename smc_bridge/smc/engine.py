@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, dominates
+from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, dominates, log_ratio_bound
 from smc_bridge.distributions.lazy import Chunks
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
@@ -42,9 +42,12 @@ from smc_bridge.smc.record import record_step, result_of
 from smc_bridge.smc.resampling import Multinomial, Resampler, Systematic
 from smc_bridge.smc.state import Marginals, Retained, SMCState
 from smc_bridge.smc.tree_step import move_tree
-from smc_bridge.smc.validation import check_limit, check_sampler, make_requests
+from smc_bridge.smc.validation import check_limit, check_sampler, make_requests, probed
 from smc_bridge.smc.watch import watch
 from smc_bridge.smc.weights import EssBelow, Trigger
+
+#: Bound of `log p - log pi` at a token, nats, from which on its weight may be missing from a thousand runs.
+VISIBLE = math.log(1000.0)
 
 #: Called after every step with the number of prompts that are finished.
 Progress = Callable[[int], None]
@@ -97,11 +100,22 @@ class Sampler:
             for part, value in (("kernel", self.kernel), ("weight", self.weight), ("resampler", self.resampler))
             if not value.proper
         ]
+        reasons += probed(self)
         if self.proposal.law.truncates and not dominates(self.intermediate):
             reasons.append(
                 "the truncated proposal leaves out tokens that the target may draw: wrap the intermediate in Defensive"
             )
         return reasons
+
+    def notes(self) -> list[str]:
+        """What is true of a proper program and easily overlooked, one line each; results carry it in their settings."""
+        bound = log_ratio_bound(self.intermediate)
+        if not VISIBLE < bound < math.inf:
+            return []
+        return [
+            f"p / pi is bounded, but by e^{bound:.3g} at each token: so large a weight may be missing from all runs, "
+            "and then Z is seen below 1; Defensive(..., eps) bounds it by 1 / eps"
+        ]
 
     @property
     def proper(self) -> bool:

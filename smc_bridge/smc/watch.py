@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 def uncovered_reason(sampler: Sampler, place: int) -> str:
     """Why results are not proper, in one line."""
+    name = type(sampler.intermediate).__name__
     return (
-        f"intermediate {type(sampler.intermediate).__name__} has probability 0 where the target has not, first at token "
-        f"{place} of the continuation: wrap it in Defensive"
+        f"intermediate {name} has probability 0 where the target has not, first at token {place} of the continuation: "
+        "wrap it in Defensive"
     )
 
 
