@@ -6,8 +6,7 @@ committed block were read whole anyway, for their normalisers, so that they can 
 
 Compared are cells where pi may be zero; which these are is known from what was kept when they were read
 (`LazyLaw.lower_bound`), and for most programs there is none. A row that no run meets is not seen: that a run says
-nothing is
-no proof (`smc_bridge.check` is one, on tables).
+nothing is no proof (`smc_bridge.check` is one, on tables).
 """
 
 from __future__ import annotations

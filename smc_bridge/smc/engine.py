@@ -95,17 +95,20 @@ class Sampler:
 
     def why_improper(self) -> list[str]:
         """Reasons for which the weights are not proper, one line each; empty for a proper program."""
-        reasons = [
-            f"{part} {type(value).__name__} is not proper"
+        return [reason for _, reason in self.faults()]
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Parts for which the weights are not proper, by their names here, each with the reason in one line."""
+        faults = [
+            (part, f"{part} {type(value).__name__} is not proper")
             for part, value in (("kernel", self.kernel), ("weight", self.weight), ("resampler", self.resampler))
             if not value.proper
         ]
-        reasons += probed(self)
+        faults += [("intermediate", reason) for reason in probed(self)]
         if self.proposal.law.truncates and not dominates(self.intermediate):
-            reasons.append(
-                "the truncated proposal leaves out tokens that the target may draw: wrap the intermediate in Defensive"
-            )
-        return reasons
+            reason = "the truncated proposal leaves out tokens that the target may draw"
+            faults.append(("proposal", f"{reason}: wrap the intermediate in Defensive"))
+        return faults
 
     def notes(self) -> list[str]:
         """What is true of a proper program and easily overlooked, one line each; results carry it in their settings."""

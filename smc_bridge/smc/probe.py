@@ -66,6 +66,11 @@ class _Trial:
         plain = self.call(q, p)
         if differ(plain, self.call(q, p)):
             return ["gives another law when it is asked again with the same arguments: it must be a pure function"]
+        if positionwise(self.intermediate) and not getattr(self.intermediate, "per_lane", False):
+            one = (-1, 1, 1, size)
+            if differ(plain.reshape(one), self.call(q.reshape(one), p.reshape(one))):
+                return ["says positionwise = True, but its law depends on other positions, or on which one it is"]
+            return []
         found = []
         later = torch.arange(width, device=self.device)
         for i in sorted({0, width // 2} - {width - 1}):
@@ -81,10 +86,6 @@ class _Trial:
         beside = self.call(*(torch.cat([law[:1], self.laws(*shape)[1:]]) for law in (q, p)))
         if differ(plain[:1], beside[:1]) or differ(plain[:1], self.call(q[:1], p[:1])):
             found.append("reads the laws of other particles")
-        if positionwise(self.intermediate) and not getattr(self.intermediate, "per_lane", False):
-            one = (-1, 1, 1, size)
-            if differ(plain.reshape(one), self.call(q.reshape(one), p.reshape(one))):
-                found.append("says positionwise = True, but its law depends on other positions, or on which one it is")
         return found
 
     def call(self, q: Tensor, p: Tensor) -> Tensor:
