@@ -35,14 +35,16 @@ from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.queue import Interrupted
 from smc_bridge.smc.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic
 from smc_bridge.smc.weights import EssBelow, always, never
+from smc_bridge.testing.check import Check, check
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "SSP", "ARTarget", "AcceptAll", "BalanceHeuristic", "BlockVerification", "Certificate", "Chernoff", "DLMProposal",
-    "Defensive", "EssBelow", "GumbelCoupling", "Horizon", "Intermediate", "Interrupted", "Kernel", "Mixture", "Move",
-    "Multinomial",
+    "SSP", "ARTarget", "AcceptAll", "BalanceHeuristic", "BlockVerification", "Certificate", "Check", "Chernoff",
+    "DLMProposal", "Defensive", "EssBelow", "GumbelCoupling", "Horizon", "Intermediate", "Interrupted", "Kernel",
+    "Mixture", "Move", "Multinomial",
     "OwnWeights", "Pair", "Potential", "PowerMean", "Prefix", "ProductOfExperts", "Proposal", "Rejection", "Resampler",
     "Residual", "Result", "Sampler", "Stratified", "Systematic", "Target", "TreeWalk", "always", "ar_sampling",
-    "certify", "diffusion", "load_pair", "never", "paper", "plain_is", "released", "smc", "speculative", "tree_walk",
+    "certify", "check", "diffusion", "load_pair", "never", "paper", "plain_is", "released", "smc", "speculative",
+    "tree_walk",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from models.protocols import LanguageModel
+from smc_bridge.distributions.intermediate import log_ratio_bound
 from smc_bridge.distributions.law import Law
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def sampler_settings(sampler: Sampler, *, max_new_tokens: int) -> dict[str, Any]
     """Everything that shapes the draws of a run besides prompt and seed."""
     proposal, target = sampler.proposal, sampler.target
     temperatures = proposal.lane_temperatures
+    bound, notes = log_ratio_bound(sampler.intermediate), sampler.notes()
     return {
         "method": sampler.name,
         "particles": sampler.particles,
@@ -59,6 +62,7 @@ def sampler_settings(sampler: Sampler, *, max_new_tokens: int) -> dict[str, Any]
         "window": sampler.window,
         "lookahead": proposal.lookahead,
         "intermediate": _shown(sampler.intermediate),
+        "log_ratio_bound": bound if math.isfinite(bound) else None,
         "kernel": describe(sampler.kernel),
         "weight": describe(sampler.weight),
         "resampler": describe(sampler.resampler),
@@ -70,6 +74,7 @@ def sampler_settings(sampler: Sampler, *, max_new_tokens: int) -> dict[str, Any]
         "pair": sampler.pair,
         "models": {"dlm": name_of(proposal.model), "ar": name_of(target.model)},
         "max_new_tokens": max_new_tokens,
+        **({"notes": notes} if notes else {}),
     }
 
 

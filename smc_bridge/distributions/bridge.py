@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.distributions.arithmetic import compiled_softmax, shifted, softmax
+from smc_bridge.distributions.coverage import LOG_RARE, leaves_out
 from smc_bridge.distributions.intermediate import (
     Defensive,
     Intermediate,
@@ -70,6 +71,16 @@ class ProductLaw(LazyLaw):
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
         """See `LazyLaw.probs`."""
         return self.log_probs(rows, positions).exp_()
+
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.lower_bound`: `a log q + b log p` without the normaliser, which is below 1 where a + b >= 1.
+
+        Otherwise it is at most `A^(1 - a - b)` (Hölder).
+        """
+        b = self.b[rows, 0] if isinstance(self.b, Tensor) else self.b
+        excess = (1.0 - self.a - torch.as_tensor(b)).clamp_min(0.0) * math.log(self.shape[-1])
+        below = self.a * self.q.lower_bound(rows, positions) if self.a else torch.zeros_like(rows, dtype=self.dtype)
+        return below + b * LOG_RARE - excess
 
     def _product(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Unnormalised log-product, `[n, A]` or `[n, 1]`, in memory of its own. `0 * -inf = 0`."""
@@ -146,6 +157,8 @@ class CellwiseLaw(LazyLaw):
         cells = (q.rows, q.shape[-2])
         self.token = torch.full(cells, -1, dtype=torch.long, device=q.device)
         self.value = torch.zeros(cells, dtype=q.dtype, device=q.device)
+        #: Whether the target has tokens that the intermediate leaves out, as far as cells were read, `[R, V]`.
+        self.missed = torch.zeros(cells, dtype=torch.bool, device=q.device)
 
     @staticmethod
     def describe(
@@ -160,7 +173,9 @@ class CellwiseLaw(LazyLaw):
             log_q = self.q.log_probs(rows, positions)
             # Intermediates are told of lanes and positions, [R, K, V, A]; a cell is the only one of both.
             log_p = self.p.log_probs(rows, positions).to(log_q.dtype)
-            return checked_log_prob(self.intermediate, log_q[:, None, None], log_p[:, None, None])[:, 0, 0]
+            log_pi = checked_log_prob(self.intermediate, log_q[:, None, None], log_p[:, None, None])[:, 0, 0]
+            self.missed[rows, positions] = leaves_out(log_pi, log_p)
+            return log_pi
         found = self.value[rows, positions]
         missing = self.token[rows, positions] != tokens
         if bool(missing.any()):
@@ -174,6 +189,10 @@ class CellwiseLaw(LazyLaw):
             kept = self.token[r, i] == t
             self.value[r[kept], i[kept]] = value[kept]
         return found[:, None]
+
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.lower_bound`."""
+        return torch.where(self.missed[rows, positions], -math.inf, 0.0)
 
 
 class ResidualLaw(LazyLaw):

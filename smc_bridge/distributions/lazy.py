@@ -114,6 +114,14 @@ class LazyLaw(Tensor):
         """Probabilities of n cells up to a factor, `[n, A]`."""
         return self.log_probs(rows, positions).exp()
 
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """A lower bound of the log-probabilities of cells that were read before, `[n]`, nats; -inf where none is known.
+
+        It is for tokens that matter to the target (`smc_bridge.distributions.coverage`): not banned, and not all but
+        impossible.
+        """
+        return torch.full(rows.shape, -math.inf, dtype=self.dtype, device=self.device)
+
     @property
     def rows(self) -> int:
         """R."""
@@ -249,6 +257,10 @@ class Selected(LazyLaw):
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
         """See `LazyLaw.probs`."""
         return self.base.probs(self._rows(rows), positions)
+
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.lower_bound`."""
+        return self.base.lower_bound(self._rows(rows), positions)
 
     def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
         """See `LazyLaw.draw`: rows that share a row of the base share its cdf."""

@@ -26,11 +26,12 @@ class LogitLaw(LazyLaw):
         temperature: a number, or one per row `[R]`.
         banned_ids: tokens of probability zero.
         chunks: see `Chunks`.
+        lowest: keep the least logit of cells, which `lower_bound` needs: one more pass over each.
     """
 
     def __init__(
         self, logits: Tensor, source: Tensor, *, temperature: float | Tensor = 1.0, banned_ids: tuple[int, ...] = (),
-        chunks: Chunks | None = None,
+        chunks: Chunks | None = None, lowest: bool = False,
     ) -> None:
         self.logits = logits
         self.flat = logits.view(-1, logits.shape[-1]) if logits.is_contiguous() else None
@@ -49,11 +50,13 @@ class LogitLaw(LazyLaw):
             none = torch.zeros(logits.shape[-1], dtype=self.dtype, device=logits.device)
             self.ban = none.index_fill_(0, self.banned_ids, -math.inf)
         self.normaliser = Normaliser(source.shape[0], source.shape[1], self)
+        #: Least logit of each cell that was read, but for banned tokens, `[R, V]`.
+        self.lowest = torch.full(source.shape, -math.inf, dtype=self.dtype, device=logits.device) if lowest else None
 
     @staticmethod
     def describe(
         logits: Tensor, source: Tensor, *, temperature: float | Tensor = 1.0, banned_ids: tuple[int, ...] = (),
-        chunks: Chunks | None = None,
+        chunks: Chunks | None = None, lowest: bool = False,
     ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
         """See `LazyLaw.describe`; float32 or better."""
         precise = logits.dtype if logits.dtype in (torch.float32, torch.float64) else torch.float32
@@ -123,7 +126,21 @@ class LogitLaw(LazyLaw):
             where = [int(rows[bad][0]), int(positions[bad][0])]
             raise ValueError(f"log_probs has NaN at (row, position) {where}: check the model's logits there")
         self.normaliser.write(rows, positions, peak, log_total)
+        if self.lowest is not None:
+            if self.ban is not None:  # then `raw` is a copy, and it is -inf at banned tokens
+                raw.index_fill_(-1, self.banned_ids, math.inf)
+            self.lowest[rows, positions] = raw.amin(-1)
+            if self.ban is not None:
+                raw.index_fill_(-1, self.banned_ids, -math.inf)
         return probs
+
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.lower_bound`."""
+        if self.lowest is None:
+            return super().lower_bound(rows, positions)
+        values, _ = self.normaliser.read(rows, positions)
+        shifted = self.lowest[rows, positions][:, None] - values[:, :1]
+        return (self._factor(rows) * shifted - values[:, 1:])[:, 0]
 
 
 class TruncatedLaw(LazyLaw):
@@ -183,16 +200,17 @@ def truncated(base: LazyLaw, law: Law) -> LazyLaw:
 
 
 def model_law(
-    logits: Tensor, source: Tensor, law: Law, *, temperature: Tensor | None = None, chunks: Chunks | None = None
+    logits: Tensor, source: Tensor, law: Law, *, temperature: Tensor | None = None, chunks: Chunks | None = None,
+    lowest: bool = False,
 ) -> LazyLaw:
     """`law.log_probs` of logits, lazily.
 
     Args:
-        logits, source: see `LogitLaw`.
+        logits, source, lowest: see `LogitLaw`.
         temperature: overrides the law's own, one per row `[R]`.
     """
     plain = LogitLaw(
         logits, source, temperature=law.temperature if temperature is None else temperature,
-        banned_ids=law.banned_ids, chunks=chunks,
+        banned_ids=law.banned_ids, chunks=chunks, lowest=lowest,
     )
     return truncated(plain, law)

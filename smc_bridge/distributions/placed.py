@@ -38,3 +38,7 @@ class Placed(LazyLaw):
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
         """See `LazyLaw.probs`."""
         return self.base.probs(self.row_of[rows, positions], self.position_of[rows, positions])
+
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `LazyLaw.lower_bound`."""
+        return self.base.lower_bound(self.row_of[rows, positions], self.position_of[rows, positions])

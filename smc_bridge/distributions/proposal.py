@@ -77,7 +77,7 @@ class DLMProposal:
             ValueError: there is one temperature per lane and their number is not `lanes`.
         """
         if self.identical_lanes:
-            base = model_law(logits, source, self.law, chunks=chunks)
+            base = model_law(logits, source, self.law, chunks=chunks, lowest=True)
             return base.of_rows(owner.repeat_interleave(lanes))
         assert self.lane_temperatures is not None
         self._check_lanes(lanes)
@@ -85,7 +85,7 @@ class DLMProposal:
         temperature = torch.tensor(distinct, dtype=torch.float64, device=logits.device)
         base = model_law(
             logits, source.repeat_interleave(len(distinct), 0), self.law,
-            temperature=temperature.repeat(source.shape[0]), chunks=chunks,
+            temperature=temperature.repeat(source.shape[0]), chunks=chunks, lowest=True,
         )
         of_lane = torch.tensor([distinct.index(t) for t in self.lane_temperatures], device=logits.device)
         return base.of_rows((owner[:, None] * len(distinct) + of_lane).flatten())

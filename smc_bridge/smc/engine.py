@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, dominates
+from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, dominates, log_ratio_bound
 from smc_bridge.distributions.lazy import Chunks
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
@@ -42,8 +42,12 @@ from smc_bridge.smc.record import record_step, result_of
 from smc_bridge.smc.resampling import Multinomial, Resampler, Systematic
 from smc_bridge.smc.state import Marginals, Retained, SMCState
 from smc_bridge.smc.tree_step import move_tree
-from smc_bridge.smc.validation import check_limit, check_sampler, make_requests
+from smc_bridge.smc.validation import check_limit, check_sampler, make_requests, probed
+from smc_bridge.smc.watch import watch
 from smc_bridge.smc.weights import EssBelow, Trigger
+
+#: Bound of `log p - log pi` at a token, nats, from which on its weight may be missing from a thousand runs.
+VISIBLE = math.log(1000.0)
 
 #: Called after every step with the number of prompts that are finished.
 Progress = Callable[[int], None]
@@ -91,16 +95,30 @@ class Sampler:
 
     def why_improper(self) -> list[str]:
         """Reasons for which the weights are not proper, one line each; empty for a proper program."""
-        reasons = [
-            f"{part} {type(value).__name__} is not proper"
+        return [reason for _, reason in self.faults()]
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Parts for which the weights are not proper, by their names here, each with the reason in one line."""
+        faults = [
+            (part, f"{part} {type(value).__name__} is not proper")
             for part, value in (("kernel", self.kernel), ("weight", self.weight), ("resampler", self.resampler))
             if not value.proper
         ]
+        faults += [("intermediate", reason) for reason in probed(self)]
         if self.proposal.law.truncates and not dominates(self.intermediate):
-            reasons.append(
-                "the truncated proposal leaves out tokens that the target may draw: wrap the intermediate in Defensive"
-            )
-        return reasons
+            reason = "the truncated proposal leaves out tokens that the target may draw"
+            faults.append(("proposal", f"{reason}: wrap the intermediate in Defensive"))
+        return faults
+
+    def notes(self) -> list[str]:
+        """What is true of a proper program and easily overlooked, one line each; results carry it in their settings."""
+        bound = log_ratio_bound(self.intermediate)
+        if not VISIBLE < bound < math.inf:
+            return []
+        return [
+            f"p / pi is bounded, but by e^{bound:.3g} at each token: so large a weight may be missing from all runs, "
+            "and then Z is seen below 1; Defensive(..., eps) bounds it by 1 / eps"
+        ]
 
     @property
     def proper(self) -> bool:
@@ -223,7 +241,7 @@ class Sampler:
         served = steps.propose(state, rows, self.proposal)
         at = steps.branch(state, rows, self.proposal, lanes=k, window=self.window, chunks=self._chunks)
         lanes, increments, drafts, work = in_parts(
-            rows, at, partial(self._move, state), self._weigh, source=source, pinned=pinned,
+            rows, at, partial(self._move, state), partial(self._weigh, state), source=source, pinned=pinned,
             max_logit_bytes=self.max_logit_bytes, scores=self._scores,
         )
         if pinned is not None:
@@ -251,8 +269,9 @@ class Sampler:
         kept = reduced if self.weight.proper else reduced._replace(log_weights=torch.zeros_like(reduced.log_weights))
         steps.commit(state, active, growing, lanes, kept, log_potential, eos_id=self.target.model.eos_id)
 
-    def _weigh(self, lanes: Lanes) -> Tensor:
-        """Log-weight increments of lanes, `[B, K]`."""
+    def _weigh(self, state: SMCState, rows: Tensor, lanes: Lanes) -> Tensor:
+        """Log-weight increments of the lanes of particles `rows: [B]`, `[B, K]`, and a look at condition C3."""
+        watch(self, state, rows, lanes)
         return self.weight(lanes, kernel=self.kernel, intermediate=self.intermediate)
 
     @property

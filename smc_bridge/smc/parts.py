@@ -65,14 +65,14 @@ def particles_per_part(at: Branch, max_logit_bytes: int | None, scores: int) -> 
 
 
 def in_parts(
-    rows: Tensor, at: Branch, move: MovePart, weigh: Callable[[Lanes], Tensor], *, source: Source,
+    rows: Tensor, at: Branch, move: MovePart, weigh: Callable[[Tensor, Lanes], Tensor], *, source: Source,
     pinned: Pinned | None, max_logit_bytes: int | None, scores: int,
 ) -> tuple[Lanes, Tensor, Tensor | None, Tensor]:
     """Move and weigh all particles.
 
     Args:
         rows: the B particles.
-        weigh: log-weight increments of lanes, `[B', K]`.
+        weigh: log-weight increments of the lanes of some of them, `[B', K]`, while their laws are at hand.
         max_logit_bytes: cap of the AR model's logits of one call.
         scores: positions that it scores for a particle at most: lanes times window, or nodes of its trees.
     Returns:
@@ -81,7 +81,7 @@ def in_parts(
     step, total = particles_per_part(at, max_logit_bytes, scores), rows.numel()
     if step >= total:
         lanes, drafts, work = move(rows, at, source, pinned)
-        return _without_laws([lanes]), weigh(lanes), drafts, work
+        return _without_laws([lanes]), weigh(rows, lanes), drafts, work
     whole, k = DrawnOnce(source), at.lanes
     moved, increments, drafted, works = [], [], [], []
     for first in range(0, total, step):
@@ -89,7 +89,7 @@ def in_parts(
         own = whole.part(torch.arange(first * k, last * k, device=rows.device))
         part = None if pinned is None else pinned.part(first * k, last * k)
         lanes, drafts, spent = move(rows[first:last], at.part(first, last), own, part)
-        increments.append(weigh(lanes))
+        increments.append(weigh(rows[first:last], lanes))
         moved.append(_without_laws([lanes]))
         drafted.append(drafts)
         works.append(spent)

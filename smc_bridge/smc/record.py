@@ -17,6 +17,7 @@ from smc_bridge.kernels.importance import Lanes
 from smc_bridge.result import Forwards, Result
 from smc_bridge.smc.state import SMCState, View, growing
 from smc_bridge.smc.steps import Reduced
+from smc_bridge.smc.watch import uncovered_reason
 from smc_bridge.smc.weights import log_mean
 from smc_bridge.trace import StepRecord, Trace
 
@@ -132,11 +133,14 @@ def result_of(sampler: Sampler, view: View, seat: int, settings: dict[str, Any])
     rows = torch.arange(seat * particles, (seat + 1) * particles, device=view.prefix.length.device)
     sequences = [sequence[len(request.prompt) :] for sequence in view.prefix.select(rows).lists()]
     steps = view.records[seat][: view.steps[seat]]
+    reasons = sampler.why_improper()
+    if seat in view.uncovered:
+        reasons.append(uncovered_reason(sampler, view.uncovered[seat]))
     parts = [step.forwards[seat] for step in steps]
     return Result(
         prompt=request.prompt, sequences=sequences, log_weights=view.log_weights[seat].tolist(),
         texts=None if sampler.detokenize is None else [sampler.detokenize(s) for s in sequences],
-        method=sampler.name, proper=sampler.proper, reasons=sampler.why_improper(),
+        method=sampler.name, proper=not reasons, reasons=reasons,
         has_potential=sampler.target.potential is not None, forwards=Forwards.total(parts),
         seconds=time.perf_counter() - view.entered[seat],
         trace=Trace(len(steps), lambda: [step.records[seat] for step in steps]),

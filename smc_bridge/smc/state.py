@@ -134,6 +134,7 @@ class View(NamedTuple):
         requests: who sits in each seat, or None.
         records: the trace of each seat, of which the first `steps` count.
         entered: when each prompt was seated.
+        uncovered: see `SMCState`.
     """
 
     prefix: Prefix
@@ -142,6 +143,7 @@ class View(NamedTuple):
     records: list[list[StepTensors]]
     steps: list[int]
     entered: list[float]
+    uncovered: dict[int, int]
 
     def seated(self, seat: int) -> Request:
         """Who sits there."""
@@ -164,6 +166,9 @@ class SMCState:
         requests: who sits in each seat, None for nobody.
         records: what every step did, by seat.
         entered: when each prompt was seated, seconds of `time.perf_counter`.
+        uncovered: seats where the intermediate was seen to leave out a token of the target, and the first place of
+            the continuation where it did.
+        told: whether the user knows of one.
     """
 
     prefix: Prefix
@@ -179,6 +184,8 @@ class SMCState:
     requests: list[Request | None] = field(default_factory=list)
     records: list[list[StepTensors]] = field(default_factory=list)
     entered: list[float] = field(default_factory=list)
+    uncovered: dict[int, int] = field(default_factory=dict)
+    told: bool = False
 
     @property
     def particles(self) -> int:
@@ -198,7 +205,7 @@ class SMCState:
         """The results so far, safe from what comes."""
         return View(
             self.prefix, self.log_weights.clone(), list(self.requests), list(self.records),
-            list(map(len, self.records)), list(self.entered),
+            list(map(len, self.records)), list(self.entered), dict(self.uncovered),
         )
 
     def reseat(self, seats: Sequence[int], requests: Sequence[Request | None], *, max_new_tokens: int) -> None:
@@ -227,5 +234,6 @@ class SMCState:
         now = time.perf_counter()
         for place, request in zip(seats, requests, strict=True):
             self.requests[place], self.records[place], self.entered[place] = request, [], now
+            self.uncovered.pop(place, None)
             if request is not None:
                 self.generators[place] = prompt_generator(request.seed, request.prompt)

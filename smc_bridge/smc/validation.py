@@ -4,6 +4,7 @@ remedy."""
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from smc_bridge.kernels.importance import AcceptAll, OwnWeights
 from smc_bridge.kernels.protocol import DraftKernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.smc.conditional import check_whole
+from smc_bridge.smc.probe import impurities
 from smc_bridge.smc.queue import Request
 
 if TYPE_CHECKING:
@@ -38,6 +40,23 @@ def check_sampler(sampler: Sampler) -> None:
         raise ValueError(
             f"temperature has {len(q.lane_temperatures)} entries for lanes = {sampler.lanes}: give one per lane"
         )
+    probed(sampler)
+
+
+def probed(sampler: Sampler) -> list[str]:
+    """Reasons found in the intermediate by `impurities`, told as a warning when they are found: once for each object.
+    """
+    asked = (sampler.intermediate, sampler.lanes, sampler.window, sampler.target.model)
+    known = sampler.__dict__.get("_probed")
+    if known is None or any(one is not other for one, other in zip(known[0], asked, strict=True)):
+        model = sampler.target.model
+        reasons = impurities(
+            sampler.intermediate, lanes=sampler.lanes, window=sampler.window, size=model.vocab_size, device=model.device
+        )
+        for reason in reasons:
+            warnings.warn(f"{reason}; results are marked as not proper", stacklevel=4)
+        known = sampler.__dict__["_probed"] = (asked, reasons)
+    return list(known[1])
 
 
 def _check_parts(sampler: Sampler) -> None:

@@ -1,0 +1,101 @@
+"""What an intermediate must not look at, tried once on random laws when a `Sampler` is made.
+
+The weights are right for every `pi_i(. | c, x_<i)` that is a function of the past. A user's `log_prob` gets the laws of
+whole windows and all lanes, `[R, K, V, A]`, and nothing stops it from reading p beyond position i (which was computed
+along the draft, so that it tells what was drafted at i), p along another lane's draft, or another particle; or from
+returning something else when it is asked again. Each of these is tried: what must not matter is replaced by other
+random laws, and the result must stay the same.
+
+It may read p before i and q everywhere: the marginals are known before a token is drafted. A probe can find a fault and
+cannot prove that there is none: what it reads only now and then, or far away, is for `smc_bridge.check`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob, of_package, positionwise
+
+#: Greatest difference of log-probabilities, nats, that is put down to round-off, at tokens within `DEEP` of the peak.
+ROUND_OFF, DEEP = 1e-3, 12.0
+#: Entries of the laws that are tried, and the positions of a window at most.
+ENTRIES, WIDTH = 1 << 22, 8
+
+
+def impurities(intermediate: Intermediate, *, lanes: int, window: int, size: int, device: torch.device) -> list[str]:
+    """What the law of a user's intermediate depends on and must not, one reason each; empty for those of this package.
+
+    Args:
+        lanes, window, size: K, V and A of the sampler.
+        device: of its laws.
+    """
+    if of_package(intermediate):
+        return []
+    trial = _Trial(intermediate, device)
+    fits = max(2, min(window, WIDTH, ENTRIES // (2 * lanes * size)))
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        for width in dict.fromkeys((min(fits, window), window)):
+            try:
+                return [f"intermediate {type(intermediate).__name__} {what}" for what in trial.run(lanes, width, size)]
+            except Exception:  # One made for whole windows is given one; one that fails there says so when it runs.
+                continue
+    return []
+
+
+class _Trial:
+    """Calls of one intermediate on laws `[2, K, V, A]` that share a part."""
+
+    def __init__(self, intermediate: Intermediate, device: torch.device) -> None:
+        self.intermediate, self.device = intermediate, device
+        self.generator = torch.Generator().manual_seed(0)
+
+    def laws(self, *shape: int) -> Tensor:
+        """Random laws with a likely token each, as models have them."""
+        scores = 2.0 * torch.randn(shape, generator=self.generator)
+        peak = torch.randint(shape[-1], (*shape[:-1], 1), generator=self.generator)
+        return torch.log_softmax(scores.scatter_add(-1, peak, torch.full(peak.shape, 4.0)), -1).to(self.device)
+
+    def run(self, lanes: int, width: int, size: int) -> list[str]:
+        """What was found."""
+        shape = (2, lanes, width, size)
+        q, p = self.laws(*shape), self.laws(*shape)
+        p[:, :, 0] = p[:, :1, 0]  # the first position is the same along every draft
+        plain = self.call(q, p)
+        if differ(plain, self.call(q, p)):
+            return ["gives another law when it is asked again with the same arguments: it must be a pure function"]
+        if positionwise(self.intermediate) and not getattr(self.intermediate, "per_lane", False):
+            one = (-1, 1, 1, size)
+            if differ(plain.reshape(one), self.call(q.reshape(one), p.reshape(one))):
+                return ["says positionwise = True, but its law depends on other positions, or on which one it is"]
+            return []
+        found = []
+        later = torch.arange(width, device=self.device)
+        for i in sorted({0, width // 2} - {width - 1}):
+            other = torch.where(later[:, None] > i, self.laws(*shape), p)
+            if differ(plain[:, :, : i + 1], self.call(q, other)[:, :, : i + 1]):
+                found.append("reads log_p beyond the position that its law is for, which tells what was drafted there")
+                break
+        if lanes > 1 and width > 1:
+            other = self.laws(*shape)
+            other[:, 0], other[:, :, 0] = p[:, 0], p[:, :, 0]
+            if differ(plain[:, 0], self.call(q, other)[:, 0]):
+                found.append("reads log_p along the drafts of other lanes")
+        beside = self.call(*(torch.cat([law[:1], self.laws(*shape)[1:]]) for law in (q, p)))
+        if differ(plain[:1], beside[:1]) or differ(plain[:1], self.call(q[:1], p[:1])):
+            found.append("reads the laws of other particles")
+        return found
+
+    def call(self, q: Tensor, p: Tensor) -> Tensor:
+        """The law, checked as in a run; arguments are copies, so that what it writes to is its own affair."""
+        return checked_log_prob(self.intermediate, q.clone(), p.clone()).clone()
+
+
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Whether two laws `[..., A]` differ by more than round-off at a token that is not all but impossible."""
+    peak = torch.maximum(one, other).amax(-1, keepdim=True)
+    likely = torch.maximum(one, other) > peak - DEEP
+    gap = torch.where(likely & (one != other), (one - other).abs(), 0.0)
+    return bool(((gap > ROUND_OFF) | (gap == math.inf)).any())

@@ -1,0 +1,66 @@
+"""What a run finds out about its own properness: the intermediate leaves out a token of the target (condition C3).
+
+It is told once, as a warning; results of the prompts where it was seen are not proper and say so.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from smc_bridge.distributions.coverage import LOG_RARE, LOG_ZERO, first_uncovered
+from smc_bridge.distributions.intermediate import Defensive, log_ratio_bound, of_package
+from smc_bridge.kernels.importance import Lanes
+from smc_bridge.kernels.protocol import along_tokens, prefix_sum
+from smc_bridge.smc.state import SMCState
+
+if TYPE_CHECKING:
+    from smc_bridge.smc.engine import Sampler
+
+
+def uncovered_reason(sampler: Sampler, place: int) -> str:
+    """Why results are not proper, in one line."""
+    name = type(sampler.intermediate).__name__
+    return (
+        f"intermediate {name} has probability 0 where the target has not, first at token {place} of the continuation: "
+        "wrap it in Defensive"
+    )
+
+
+def watch(sampler: Sampler, state: SMCState, rows: Tensor, lanes: Lanes) -> None:
+    """Note seats whose blocks went past a place where pi leaves out a token of p.
+
+    Args:
+        rows: particles `[B]`.
+        lanes: their lanes, with the laws along the blocks.
+    Raises:
+        ValueError: a retained sequence goes through such a place, so that its weight is infinite.
+    """
+    # Where the ratio is bounded, a token that counts cannot come down to zero. A user's bound may be wrong.
+    bounded = isinstance(sampler.intermediate, Defensive) or of_package(sampler.intermediate)
+    if (bounded and log_ratio_bound(sampler.intermediate) < LOG_RARE - LOG_ZERO) or sampler.why_improper():
+        return
+    first = first_uncovered(lanes.log_pi, lanes.log_p, lanes.move.block, lanes.move.length)
+    if first is None:
+        return
+    width = lanes.move.block.shape[-1]
+    place = first.amin(-1)  # [B]
+    seat = rows // state.particles
+    start = state.prefix.length[rows] - state.prompt_length[seat]
+    for s, at, begun in zip(seat.tolist(), place.tolist(), start.tolist(), strict=True):
+        if at < width:
+            state.uncovered[s] = min(begun + at, state.uncovered.get(s, begun + at))
+    log_p, log_pi = along_tokens(lanes.log_p, lanes.log_pi, lanes.move.block)
+    ratio = torch.where(log_p == -math.inf, -math.inf, log_p - log_pi)
+    if bool((prefix_sum(ratio, lanes.move.length) == math.inf).any()):
+        raise ValueError(f"retained has weight infinity: {uncovered_reason(sampler, min(state.uncovered.values()))}")
+    if not state.told:
+        state.told = True
+        warnings.warn(
+            f"{uncovered_reason(sampler, min(state.uncovered.values()))}; results are marked as not proper",
+            stacklevel=2,
+        )

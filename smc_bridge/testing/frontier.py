@@ -1,0 +1,235 @@
+"""All states of a program after so many steps, each with its probability: what an enumeration advances step by step.
+
+The frontier is a set of distinct states of *one* prompt's particles. States that are equal up to the scale of their
+weights are merged. Where the dynamics do not depend on the scale, four numbers of a state are enough, all sums over its
+histories: the probability, and E[scale], E[1 / scale], E[log scale].
+
+Shapes: F states, N particles, S tokens at most, U slots of marginals, M positions of each, A alphabet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smc_bridge.prefix import PAD, Prefix
+from smc_bridge.randomness import Source
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.state import Marginals, Retained, SMCState
+
+#: Probability of every complete sequence.
+Law = dict[tuple[int, ...], float]
+
+PROBABILITY, SCALE, INVERSE, LOG = range(4)
+
+
+@dataclass
+class Enumeration:
+    """Exact expectations over everything the sampler draws.
+
+    Attributes:
+        proper: `E[Z_hat sum_k W_k 1{x_k = s}]` of every complete sequence s.
+        output: the law r of one sequence drawn from the final weights.
+        evidence, log_evidence, inverse_evidence: `E[Z_hat]`, `E[log Z_hat]`, `E[1 / Z_hat]`, where Z_hat > 0.
+        probability: of all outcomes that were met; `dead` of those with `Z_hat = 0`.
+        resampled, kept: probability-weighted number of steps with and without resampling.
+        outcomes: joint outcomes that were executed.
+        retained_first: probability that particle 0 ends as the retained sequence.
+    """
+
+    proper: Law = field(default_factory=dict)
+    output: Law = field(default_factory=dict)
+    evidence: float = 0.0
+    log_evidence: float = 0.0
+    inverse_evidence: float = 0.0
+    probability: float = 0.0
+    dead: float = 0.0
+    resampled: float = 0.0
+    kept: float = 0.0
+    outcomes: int = 0
+    retained_first: float = 0.0
+
+
+@dataclass
+class Frontier:
+    """F distinct states of N particles: as `SMCState`, and `measure: [F, 4]`, `retained: [F]` (index, -1 for none)."""
+
+    tokens: Tensor  # [F, N, S]
+    length: Tensor  # [F, N], as the next four
+    done: Tensor
+    log_weights: Tensor
+    log_potential: Tensor
+    slot: Tensor
+    offset: Tensor
+    logits: Tensor  # [U, M, A]
+    width: Tensor  # [U]
+    retained: Tensor
+    measure: Tensor
+
+    @classmethod
+    def start(cls, particles: int, limit: int, size: int, *, retained: Sequence[float] | None = None) -> Frontier:
+        """Before the first step, on the empty prompt: one state, or one for each retained sequence of these masses."""
+        count = len(retained or [1.0])
+        zeros = torch.zeros(count, particles, dtype=torch.long)
+        measure = torch.tensor(retained or [1.0], dtype=torch.float64)[:, None] * torch.tensor([1.0, 1.0, 1.0, 0.0])
+        follows = torch.arange(count) if retained else torch.full((count,), -1)
+        return cls(
+            torch.full((count, particles, limit), PAD), zeros, zeros.bool(), zeros.double(), zeros.double(), zeros - 1,
+            zeros, torch.empty(0, 0, size), zeros[:0, 0], follows, measure.double(),
+        )
+
+    @property
+    def states(self) -> int:
+        """F."""
+        return self.measure.shape[0]
+
+    def select(self, index: Tensor) -> Frontier:
+        """States `index: [F']`."""
+        of_states = ("tokens", "length", "done", "log_weights", "log_potential", "slot", "offset", "retained", "measure")
+        return replace(self, **{name: getattr(self, name)[index] for name in of_states})
+
+    def remaining(self) -> Tensor:
+        """Marginals left, `[F, N]`."""
+        return Marginals(self.logits, self.width, self.slot, self.offset).remaining()
+
+    def scaled(self, probability: Tensor) -> Frontier:
+        """Every state with its measure times `probability: [F]`."""
+        self.measure = self.measure * probability[:, None]
+        return self
+
+    def merged(self) -> Frontier:
+        """Equal states become one. Weights are rounded as a key only: what is merged differs by round-off."""
+        states = self.states
+        kept = torch.where(self.remaining() > 0, self.offset + 1, 0)
+        digits = torch.cat([self.tokens.reshape(states, -1) + 1, kept, self.retained[:, None] + 1], dim=1)
+        base = int(digits.max()) + 1
+        assert base ** digits.shape[1] < 2**62, "the states do not fit into one integer"
+        code = np.zeros(states, dtype=np.int64)
+        for column in digits.numpy().T:
+            code = code * base + column
+        weights = self.log_weights.clamp_min(-1e4).numpy()
+        order = np.lexsort([code, *(np.rint(w * 1e11) for w in weights.T)])
+        same = code[order][1:] == code[order][:-1]
+        for w in weights.T:
+            same &= np.rint(w[order] * 1e11)[1:] == np.rint(w[order] * 1e11)[:-1]
+        group = np.concatenate([[0], np.cumsum(~same)])
+        first = np.concatenate([[True], ~same])
+        out = self.select(torch.from_numpy(order[first]))
+        out.measure = torch.zeros(out.states, 4, dtype=torch.float64)
+        out.measure.index_add_(0, torch.from_numpy(group), self.measure[torch.from_numpy(order)])
+        return out
+
+
+def step(
+    sampler: Sampler, states: Frontier, limit: int, source_of: Callable[[Tensor, int], Source], *,
+    retained: Retained | None = None,
+) -> Frontier:
+    """One step of the real engine on all states at once; the measure is left as it was.
+
+    Args:
+        sampler: its draws are replaced.
+        limit: greatest length of a sequence.
+        source_of: the draws of some of the F states, so many rows each.
+        retained: sequences that states follow.
+    """
+    particles = states.length.shape[1]
+    tokens, length = states.tokens.reshape(-1, limit), states.length.flatten()
+    state = SMCState(
+        prefix=Prefix(tokens.clone(), length.clone(), states.done.flatten()),
+        log_weights=states.log_weights.clone(), log_potential=states.log_potential.flatten().clone(),
+        prompt_length=torch.zeros(states.states, dtype=torch.long), limit=torch.full_like(length, limit),
+        generators=[],
+        dlm=sampler.proposal.model.session(tokens.clamp_min(0), length),
+        ar=sampler.target.model.session(tokens.clamp_min(0), length),
+        marginals=Marginals(
+            states.logits, states.width, states.slot.flatten().clone(), states.offset.flatten().clone()),
+        retained=None if retained is None else Retained(*(x[states.retained] for x in retained)),
+        records=_Forgetful(), told=True,
+    )
+    active = torch.arange(states.states)
+    assert torch.equal(state.active(), active)
+    sampler._source = lambda state, prompts, rows: source_of(prompts, rows)  # type: ignore[method-assign]
+    sampler.step(state, active)
+    after, marginals = state.prefix, state.marginals
+    padded = torch.nn.functional.pad(after.tokens, (0, limit - after.tokens.shape[1]), value=PAD)
+    length, done, log_weights, log_potential, slot, offset = (x.reshape(states.states, particles) for x in (
+        after.length, after.done, state.log_weights, state.log_potential, marginals.slot, marginals.offset))
+    return Frontier(
+        padded.reshape(states.states, particles, -1), length, done, log_weights, log_potential, slot, offset,
+        marginals.logits, marginals.width, states.retained, states.measure,
+    )
+
+
+class _Forgetful(list[Any]):
+    """Traces of seats that nobody reads."""
+
+    def __getitem__(self, seat: Any) -> Any:
+        return []
+
+
+def joined(parts: Sequence[Frontier]) -> Frontier:
+    """The states of all parts, their slots in one table of marginals."""
+    columns = max(p.logits.shape[1] for p in parts)
+    first = np.cumsum([0, *(p.logits.shape[0] for p in parts)])
+    slots = [torch.where(p.slot >= 0, p.slot + int(start), -1) for p, start in zip(parts, first, strict=False)]
+    logits = [torch.nn.functional.pad(p.logits, (0, 0, 0, columns - p.logits.shape[1])) for p in parts]
+    tokens, length, done, log_weights, log_potential, offset, width, retained, measure = (
+        torch.cat([getattr(p, name) for p in parts]) for name in (
+            "tokens", "length", "done", "log_weights", "log_potential", "offset", "width", "retained", "measure"))
+    return Frontier(
+        tokens, length, done, log_weights, log_potential, torch.cat(slots), offset, torch.cat(logits), width, retained,
+        measure,
+    )
+
+
+def relative(states: Frontier, total: Enumeration, *, rescale: bool = True) -> Frontier:
+    """States of weight zero end here; the scale of the others' weights moves into the measure, and their mean is one.
+
+    Args:
+        rescale: False keeps the weights as they are, where the dynamics may depend on the scale.
+    """
+    log_scale = states.log_weights.logsumexp(-1) - math.log(states.log_weights.shape[1])
+    alive = log_scale > -math.inf
+    lost = float(states.measure[~alive, PROBABILITY].sum())
+    total.dead, total.probability = total.dead + lost, total.probability + lost
+    states, log_scale = states.select(alive.nonzero().flatten()), log_scale[alive]
+    if rescale:
+        states.log_weights = states.log_weights - log_scale[:, None]
+        measure = states.measure
+        states.measure = torch.stack([
+            measure[:, PROBABILITY], measure[:, SCALE] * log_scale.exp(), measure[:, INVERSE] * (-log_scale).exp(),
+            measure[:, LOG] + measure[:, PROBABILITY] * log_scale,
+        ], dim=1)
+    return states
+
+
+def finish(states: Frontier, total: Enumeration, limit: int, *, retained: Retained | None = None) -> Frontier:
+    """Take finished states out and count them."""
+    growing = (~states.done & (states.log_weights > -math.inf)).any(1)
+    ended = relative(states.select((~growing).nonzero().flatten()), total)
+    weights = ended.log_weights.exp() / ended.log_weights.shape[1]
+    names = ("probability", "evidence", "inverse_evidence", "log_evidence")
+    for name, column in zip(names, ended.measure.sum(0).tolist(), strict=True):
+        setattr(total, name, getattr(total, name) + column)
+    digits = (ended.tokens + 1).reshape(-1, limit)
+    sequences, group = torch.unique(digits, dim=0, return_inverse=True)
+    for law, measure in ((total.output, PROBABILITY), (total.proper, SCALE)):
+        share = (weights * ended.measure[:, measure, None]).flatten()
+        mass = torch.zeros(sequences.shape[0], dtype=torch.float64).index_add_(0, group, share)
+        for row, value in zip((sequences - 1).tolist(), mass.tolist(), strict=True):
+            sequence = tuple(token for token in row if token != PAD)
+            if value != 0.0:
+                law[sequence] = law.get(sequence, 0.0) + value
+    if retained is not None and ended.states:
+        own = retained.tokens[ended.retained]
+        inside = torch.arange(own.shape[1]) < retained.length[ended.retained, None]
+        own = torch.nn.functional.pad(torch.where(inside, own, PAD), (0, limit - own.shape[1]), value=PAD)
+        same = (ended.tokens[:, 0] == own).all(-1)
+        total.retained_first += float(ended.measure[same, PROBABILITY].sum())
+    return states.select(growing.nonzero().flatten())

@@ -1,0 +1,122 @@
+"""The parts of a sampler on a small tabular pair, and trusted parts in their places."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from models.tabular import TabularAR, TabularDLM
+from smc_bridge.distributions.intermediate import ProductOfExperts, Proposal
+from smc_bridge.distributions.proposal import DLMProposal
+from smc_bridge.kernels.importance import AcceptAll, OwnWeights
+from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.resampling import Multinomial
+from smc_bridge.smc.weights import EssBelow, always
+from smc_bridge.testing.tabular import TabularPair, tabular_pair
+
+
+class Seated(NamedTuple):
+    """A sampler on a tabular pair, and the greatest length of its sequences."""
+
+    sampler: Sampler
+    limit: int
+
+
+class World(NamedTuple):
+    """Alphabet size, window and length limit of a table, and outcomes that are enumerated on it at most."""
+
+    size: int
+    window: int
+    limit: int
+    outcomes: int
+
+
+#: From the most telling to the smallest. A window of more than one position shows what looks ahead in it.
+WORLDS = (World(3, 3, 3, 10**5), World(2, 2, 3, 10**5), World(2, 2, 2, 10**6))
+
+
+def own_pair(sampler: Sampler) -> TabularPair | None:
+    """The sampler's own models, if they are tables."""
+    dlm, ar = sampler.proposal.model, sampler.target.model
+    return TabularPair(dlm, ar) if isinstance(dlm, TabularDLM) and isinstance(ar, TabularAR) else None
+
+
+def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seated:
+    """The sampler's parts on a table; laws keep their temperatures and truncation.
+
+    Args:
+        sampler: with any models; its own ones are kept if they are tables.
+        particles, lanes: instead of its own; with fewer lanes than before, the first temperature serves.
+    """
+    own = own_pair(sampler)
+    pair = own or tabular_pair(world.size, world.limit, eos=sampler.target.model.eos_id is not None)
+    limit = min(world.limit, pair.ar.depth)
+    proposal, target = copy.copy(sampler.proposal), copy.copy(sampler.target)
+    proposal.model, target.model = pair.dlm, pair.ar
+    proposal.lookahead = min(proposal.lookahead, limit)
+    if own is None:
+        size = pair.ar.vocab_size
+        proposal.law = replace(proposal.law, banned_ids=())
+        top_k = target.law.top_k
+        target.law = replace(target.law, banned_ids=(), top_k=None if top_k is None else min(top_k, size))
+    if proposal.lane_temperatures is not None and len(proposal.lane_temperatures) != lanes:
+        proposal.lane_temperatures = None
+    return Seated(
+        replace(
+            sampler, proposal=proposal, target=target, particles=particles, lanes=lanes,
+            window=min(sampler.window, world.window), tokenize=None, detokenize=None, max_logit_bytes=None,
+            compile=False,
+        ),
+        limit,
+    )
+
+
+def crowds(sampler: Sampler) -> list[tuple[int, int]]:
+    """Particles and lanes that together show how all of them meet: lanes of one particle, and two particles."""
+    n, k = min(2, sampler.particles), sampler.lanes
+    if k == 1:
+        return [(n, 1)]
+    # Equal lanes can be fewer; the released decoder's kernel knows their number.
+    alike = sampler.proposal.identical_lanes and not _knows_lanes(sampler)
+    alone = n > 1 and not _knows_lanes(sampler)
+    return [(1, min(k, 2) if alike else k), *([(n, 1)] if alone else [])]
+
+
+def _knows_lanes(sampler: Sampler) -> bool:
+    return getattr(sampler.intermediate, "per_lane", False) or hasattr(sampler.kernel, "lanes")
+
+
+def rules(sampler: Sampler) -> list[Sampler]:
+    """The sampler, and again resampling after every step where the ESS of two particles may never fall so low."""
+    often = isinstance(sampler.trigger, EssBelow) and sampler.particles > 1
+    return [replace(sampler, trigger=always)] if often else [sampler]
+
+
+def trusted(seated: Seated) -> Iterator[tuple[str, Seated]]:
+    """The same program with a trusted part in the place of one, for each part that is not the trusted one already."""
+    sampler = seated.sampler
+    plain = isinstance(sampler.kernel, AcceptAll)
+    parts: dict[str, Any] = {
+        "intermediate": Proposal() if plain else ProductOfExperts(0.5), "kernel": AcceptAll() if plain else Rejection(),
+        "weight": OwnWeights(), "resampler": Multinomial(), "trigger": EssBelow(0.5),
+    }
+    for name, part in parts.items():
+        if type(getattr(sampler, name)) is not type(part):
+            yield name, Seated(replace(sampler, **{name: part}), seated.limit)
+    if sampler.proposal.law.truncates or type(sampler.proposal) is not DLMProposal:
+        law = replace(sampler.proposal.law, top_p=1.0, top_k=None)
+        whole = DLMProposal(
+            sampler.proposal.model, temperature=sampler.proposal.lane_temperatures or law.temperature,
+            banned_ids=law.banned_ids, lookahead=sampler.proposal.lookahead,
+        )
+        yield "proposal", Seated(replace(sampler, proposal=whole), seated.limit)
+    if sampler.target.potential is not None:
+        target = copy.copy(sampler.target)
+        target.potential = None
+        yield "potential", Seated(replace(sampler, target=target), seated.limit)
+
+
+__all__ = ["WORLDS", "Seated", "World", "crowds", "own_pair", "rules", "seat", "trusted"]

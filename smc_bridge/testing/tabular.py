@@ -1,0 +1,61 @@
+"""Pairs of models that are tables: everything about them is known exactly."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from models.tabular import TabularAR, TabularDLM
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.prefix import Prefix
+from smc_bridge.testing.frontier import Law
+
+
+class TabularPair(NamedTuple):
+    """A diffusion and an autoregressive model over one small alphabet."""
+
+    dlm: TabularDLM
+    ar: TabularAR
+
+
+def tabular_pair(size: int = 2, depth: int = 3, *, seed: int = 0, noise: float = 0.9, eos: bool = True) -> TabularPair:
+    """Random asymmetric tables, with a proposal that is blurred (mean field) and perturbed.
+
+    Args:
+        size: alphabet size A, at least 2.
+        depth: tokens for which the model has tables.
+        seed: of the tables.
+        noise: of the proposal's log-probabilities, nats.
+        eos: whether the last token ends a sequence.
+    """
+    ar = TabularAR.random(size, depth, seed=seed, concentration=1.5, eos_id=size - 1 if eos else None)
+    return TabularPair(TabularDLM(ar, noise=noise, seed=seed + 1), ar)
+
+
+@torch.inference_mode()
+def exact_law(target: ARTarget, limit: int) -> Law:
+    """`p(s) phi(s)` of every complete sequence of at most `limit` tokens after the empty prompt.
+
+    Args:
+        target: with a tabular model.
+        limit: greatest length of a sequence.
+    """
+    model = target.model
+    assert isinstance(model, TabularAR)
+    whole: Law = {}
+    growing: Law = {(): 1.0}
+    while growing:
+        prefix = Prefix.of(list(growing))
+        conditionals = target.log_probs(model.log_conditional(prefix.tokens.clamp_min(0), prefix.length)).exp().tolist()
+        after: Law = {}
+        for (sequence, mass), row in zip(growing.items(), conditionals, strict=True):
+            for token, share in enumerate(row):
+                ended = token == model.eos_id or len(sequence) + 1 == limit
+                (whole if ended else after)[(*sequence, token)] = mass * share
+        growing = {s: mass for s, mass in after.items() if mass > 0.0}
+    if target.potential is None:
+        return whole
+    prefix = Prefix.of(list(whole))
+    phi = target.potential(prefix._replace(done=torch.ones_like(prefix.done))).double().exp().tolist()
+    return {s: mass * f for (s, mass), f in zip(whole.items(), phi, strict=True)}
