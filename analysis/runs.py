@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smc_bridge.result import Result
+from smc_bridge.streams import first_repeat
 
 #: One run, or independent runs.
 Runs = Result | Sequence[Result]
@@ -34,7 +35,6 @@ def require_proper(runs: Sequence[Result], purpose: str, *, retained: bool = Fal
         ValueError: an improper method, a run that was interrupted, one of the other kind, or the same prompt and seed
             twice (the same run twice, which would make an interval too narrow).
     """
-    seen: dict[tuple[Any, ...], int] = {}
     for i, run in enumerate(runs):
         if not run.proper:
             raise ValueError(
@@ -46,10 +46,48 @@ def require_proper(runs: Sequence[Result], purpose: str, *, retained: bool = Fal
         if bool(run.settings.get("retained")) != retained:
             kind, wanted = ("a free run", "conditional") if retained else ("a conditional run", "free")
             raise ValueError(f"results[{i}] is {kind}, so {purpose} does not exist: give {wanted} runs")
-        if "seed" in run.settings:
-            first = seen.setdefault((run.method, tuple(run.prompt), run.settings["seed"]), i)
-            if first != i:
-                raise ValueError(
-                    f"results[{i}] repeats prompt and seed of results[{first}], so {purpose} would count it twice: "
-                    "give every repetition its own seed"
-                )
+    require_independent(runs, purpose)
+
+
+def require_independent(runs: Sequence[Result], purpose: str, *, name: str = "results") -> None:
+    """Refuse a run that is there twice: `purpose` takes runs for independent, and two of one prompt and seed are equal.
+
+    Runs that do not know their seed are told apart as objects.
+
+    Args:
+        runs: of one method, or of several.
+        purpose, name: for the message; `name` is the argument that held the runs.
+    Raises:
+        ValueError: the same method, prompt and seed twice.
+    """
+    repeat = first_repeat([(run.method, *_origin(run)) for run in runs])
+    if repeat is not None:
+        again, first = repeat
+        seed = runs[again].settings.get("seed", "unknown")
+        raise ValueError(
+            f"{name}[{again}] repeats prompt and seed {seed} of {name}[{first}], so {purpose} would count it twice: "
+            "give every repetition its own seed, seed=range(n)"
+        )
+
+
+def require_apart(results: Sequence[Result], exact: Sequence[Result], purpose: str) -> None:
+    """Refuse runs that are held against each other and have the same random numbers.
+
+    Raises:
+        ValueError: a run among `results` and one among `exact` of one stream (`smc_bridge.streams`), prompt and seed.
+    """
+    known = {_origin(run): i for i, run in reversed(list(enumerate(results)))}
+    for i, run in enumerate(exact):
+        first = known.get(_origin(run))
+        if first is not None:
+            raise ValueError(
+                f"exact[{i}] has prompt and seed {run.settings.get('seed', 'unknown')} of results[{first}], so "
+                f"{purpose} would compare equal draws: give other seeds"
+            )
+
+
+def _origin(run: Result) -> tuple[Any, ...]:
+    """What the draws of a run come from."""
+    if "seed" not in run.settings:
+        return (id(run),)
+    return run.settings.get("stream"), tuple(run.prompt), run.settings["seed"]

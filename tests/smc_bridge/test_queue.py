@@ -19,6 +19,7 @@ from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.queue import Queue, Request
 from smc_bridge.smc.state import SMCState
+from smc_bridge.streams import Role
 from tests.smc_bridge.reference_loop import Settings
 from tests.smc_bridge.test_engine_loop import KERNELS, NEW, PROMPTS, engine, log_phi, seeds
 
@@ -254,4 +255,4 @@ def test_a_queue_refuses_what_makes_no_sense() -> None:
         Queue([])
     for batch in (0, -1, 1.5):
         with pytest.raises(ValueError, match=f"batch = {batch}: decode at least 1"):
-            Queue([Request(0, [1], 0)], batch=batch)  # type: ignore[arg-type]
+            Queue([Request(0, [1], 0, Role.SMC)], batch=batch)  # type: ignore[arg-type]
