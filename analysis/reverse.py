@@ -79,7 +79,7 @@ def conditional_runs(
     if repeat is not None:
         raise ValueError(
             f"prompts[{repeat[0]}] repeats prompts[{repeat[1]}] with seed {seeds[repeat[0]]}, which would be the same "
-            f"run: give seed=range({len(prompts)})"
+            f"run: give seeds of their own, seed=range({len(prompts)})"
         )
     drawn = 0
 

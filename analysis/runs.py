@@ -52,7 +52,7 @@ def require_proper(runs: Sequence[Result], purpose: str, *, retained: bool = Fal
 def require_independent(runs: Sequence[Result], purpose: str, *, name: str = "results") -> None:
     """Refuse a run that is there twice: `purpose` takes runs for independent, and two of one prompt and seed are equal.
 
-    Runs that do not know their seed are told apart as objects.
+    Results that do not know their seed (made by hand) are taken at their word.
 
     Args:
         runs: of one method, or of several.
@@ -60,13 +60,13 @@ def require_independent(runs: Sequence[Result], purpose: str, *, name: str = "re
     Raises:
         ValueError: the same method, prompt and seed twice.
     """
-    repeat = first_repeat([(run.method, *_origin(run)) for run in runs])
+    origins = enumerate(map(_origin, runs))
+    repeat = first_repeat([i if origin is None else (runs[i].method, origin) for i, origin in origins])
     if repeat is not None:
         again, first = repeat
-        seed = runs[again].settings.get("seed", "unknown")
         raise ValueError(
-            f"{name}[{again}] repeats prompt and seed {seed} of {name}[{first}], so {purpose} would count it twice: "
-            "give every repetition its own seed, seed=range(n)"
+            f"{name}[{again}] repeats prompt and seed of {name}[{first}] (seed {runs[again].settings['seed']}), so "
+            f"{purpose} would count it twice: give every repetition its own seed, seed=range(n)"
         )
 
 
@@ -76,18 +76,18 @@ def require_apart(results: Sequence[Result], exact: Sequence[Result], purpose: s
     Raises:
         ValueError: a run among `results` and one among `exact` of one stream (`smc_bridge.streams`), prompt and seed.
     """
-    known = {_origin(run): i for i, run in reversed(list(enumerate(results)))}
+    known = {_origin(run): i for i, run in enumerate(results)}
     for i, run in enumerate(exact):
-        first = known.get(_origin(run))
-        if first is not None:
+        origin = _origin(run)
+        if origin is not None and origin in known:
             raise ValueError(
-                f"exact[{i}] has prompt and seed {run.settings.get('seed', 'unknown')} of results[{first}], so "
+                f"exact[{i}] has prompt and seed of results[{known[origin]}] (seed {run.settings['seed']}), so "
                 f"{purpose} would compare equal draws: give other seeds"
             )
 
 
-def _origin(run: Result) -> tuple[Any, ...]:
-    """What the draws of a run come from."""
+def _origin(run: Result) -> tuple[Any, ...] | None:
+    """What the draws of a run come from, if it knows."""
     if "seed" not in run.settings:
-        return (id(run),)
+        return None
     return run.settings.get("stream"), tuple(run.prompt), run.settings["seed"]

@@ -73,8 +73,9 @@ def compare(
     ar, dlm = models(eos)
     results = engine(settings, eos).run(
         PROMPTS, seed=seeds, max_new_tokens=NEW, keep_drafts=True, retained=retained)
+    role = Role.SMC if retained is None else Role.CONDITIONAL
     for i, (prompt, seed, result) in enumerate(zip(PROMPTS, seeds, results, strict=True)):
-        loop = Reference(settings, ar, dlm, prompt_generator(seed, prompt, role=Role.SMC))
+        loop = Reference(settings, ar, dlm, prompt_generator(seed, prompt, role=role))
         particles = loop.run(prompt, NEW, None if retained is None else retained[i])
         where = f"prompt {prompt}, seed {seed}, {settings}"
         assert [p.tokens[len(prompt):] for p in particles] == result.sequences, where
