@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from analysis.runs import Runs, as_runs, require_proper
+from analysis.runs import Runs, as_runs, require_apart, require_independent, require_proper
 from smc_bridge.result import Result
 
 
@@ -190,12 +190,18 @@ def bias_against_samples(
         f: function of a value (text, or token ids without a tokenizer).
         level: confidence, in (0, 1).
     Raises:
-        ValueError: fewer than two of either, a run of weight zero, or a level out of range.
+        ValueError: fewer than two of either, a run of weight zero, a level out of range, or runs that are not
+            independent: the same prompt and seed twice, or in both if both are a sampler's (ancestral samples have
+            random numbers of their own).
     """
     if not 0 < level < 1:
         raise ValueError(f"level = {level}: give a number in (0, 1)")
     if len(results) < 2 or len(exact) < 2:
         raise ValueError(f"{len(results)} results and {len(exact)} exact samples: give at least 2 of each")
+    purpose = "the interval of the difference"
+    require_independent(results, purpose)
+    require_independent(exact, purpose, name="exact")
+    require_apart(results, exact, purpose)
     left = np.array([run.expectation(f) for run in results])
     right = np.array([run.expectation(f) for run in exact])
     parts = left.var(ddof=1) / left.size, right.var(ddof=1) / right.size

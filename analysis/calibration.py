@@ -29,12 +29,10 @@ from analysis.reverse import multinomial
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
+from smc_bridge.streams import Role, derived_seed, numpy_generator
 
 #: A number of a value: text, or token ids where the sampler knows no tokenizer.
 Statistic = Callable[[Any], float]
-
-#: Distance between the seeds of the steps of one test.
-_STRIDE = 7_919
 
 
 @dataclass(frozen=True)
@@ -89,14 +87,14 @@ def rank_test(
         raise ValueError(
             f"method {sampler.name!r} has no conditional form ({'; '.join(sampler.why_improper())}): use kind='direct'"
         )
-    rng = np.random.default_rng([seed, len(prompts), steps])
-    seeds = [seed + _STRIDE * (steps + 1) * i for i in range(len(prompts))]
+    rng = numpy_generator(Role.RANK, seed)
     exact = ar_sampling(
-        sampler.target, prompts, seed=seeds, max_new_tokens=max_new_tokens, detokenize=sampler.detokenize
+        sampler.target, prompts, seed=_seeds(seed, len(prompts), 0), max_new_tokens=max_new_tokens,
+        detokenize=sampler.detokenize,
     )
     started = np.array([statistic(result.values[0]) for result in exact])
     chain = _conditional if kind == "conditional" else _direct
-    others = chain(sampler, prompts, exact, statistic, steps, seeds, max_new_tokens, rng)  # [T, M]
+    others = chain(sampler, prompts, exact, statistic, steps, seed, max_new_tokens, rng)  # [T, M]
     undefined = int(np.isnan(started).sum() + np.isnan(others).sum())
     if undefined:
         raise ValueError(
@@ -116,9 +114,14 @@ def rank_uniformity(ranks: npt.NDArray[np.int64], places: int) -> RankTest:
     return RankTest(ranks, places, statistic, float(stats.chi2.sf(statistic, places - 1)))
 
 
+def _seeds(seed: int, trials: int, step: int) -> list[int]:
+    """Seeds of one step of every trial; step 0 is the exact sample."""
+    return [derived_seed(Role.TRIAL, seed, trial, step) for trial in range(trials)]
+
+
 def _conditional(
     sampler: Sampler, prompts: Sequence[Sequence[int]], exact: Sequence[Result], statistic: Statistic, steps: int,
-    seeds: Sequence[int], limit: int, rng: np.random.Generator,
+    seed: int, limit: int, rng: np.random.Generator,
 ) -> npt.NDArray[np.float64]:
     """Statistics of the M other states of every trial's chain, `[T, M]`."""
     program = multinomial(sampler)
@@ -130,7 +133,7 @@ def _conditional(
         # Both walks leave from the exact sample: the second begins where the first has its length.
         at = [own if step == m else here for own, here, m in zip(start, at, turn, strict=True)]
         runs = program.run(
-            prompts, seed=[s + _STRIDE * (step + 1) for s in seeds], max_new_tokens=limit, retained=at
+            prompts, seed=_seeds(seed, len(prompts), step + 1), max_new_tokens=limit, retained=at
         )
         chosen = [int(rng.choice(len(run.sequences), p=run.weights)) for run in runs]
         at = [run.sequences[i] for run, i in zip(runs, chosen, strict=True)]
@@ -140,12 +143,12 @@ def _conditional(
 
 def _direct(
     sampler: Sampler, prompts: Sequence[Sequence[int]], exact: Sequence[Result], statistic: Statistic, steps: int,
-    seeds: Sequence[int], limit: int, rng: np.random.Generator,
+    seed: int, limit: int, rng: np.random.Generator,
 ) -> npt.NDArray[np.float64]:
     """Statistics of M independent outputs for every trial, `[T, M]`."""
     out = np.empty((len(prompts), steps))
     for step in range(steps):
-        runs = sampler.run(prompts, seed=[s + _STRIDE * (step + 1) for s in seeds], max_new_tokens=limit)
+        runs = sampler.run(prompts, seed=_seeds(seed, len(prompts), step + 1), max_new_tokens=limit)
         out[:, step] = [
             statistic(run.values[int(rng.choice(len(run.sequences), p=run.weights))]) for run in runs
         ]

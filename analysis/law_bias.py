@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize
 
-from analysis.runs import as_runs, require_proper
+from analysis.runs import as_runs, require_independent, require_proper
 from smc_bridge.result import Result
 
 Matrix = npt.NDArray[np.float64]
@@ -44,8 +44,12 @@ def posterior_matrix(results: Sequence[Result], exact: Result) -> tuple[Matrix, 
     """Normalised weights of every run on the exact law's support, `[M, S + 1]`, and the exact law, `[S + 1]`.
 
     The last column holds what lies outside the support.
+
+    Raises:
+        ValueError: no runs, or the same prompt and seed twice.
     """
     runs = as_runs(results)
+    require_independent(runs, "the distance between laws")
     law = exact.posterior()
     column = {value: i for i, value in enumerate(law)}
     weights = np.zeros((len(runs), len(law) + 1))

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from analysis.runs import Runs, as_runs
+from analysis.runs import Runs, as_runs, require_independent
 from smc_bridge.result import Result
 
 #: Probability of each sequence (or text); masses need not sum to 1.
@@ -22,8 +22,13 @@ Measure = Mapping[Hashable, float]
 
 
 def output_law(results: Runs) -> dict[Hashable, float]:
-    """Estimate of the law of a sequence drawn from a run's weights; for one run its posterior."""
+    """Estimate of the law of a sequence drawn from a run's weights; for one run its posterior.
+
+    Raises:
+        ValueError: no runs, or the same prompt and seed twice.
+    """
     runs = as_runs(results)
+    require_independent(runs, "the mean law")
     return _mean([run.posterior() for run in runs], [1.0 / len(runs)] * len(runs))
 
 
@@ -33,8 +38,11 @@ def weighted_law(results: Runs, *, log_z: float = 0.0) -> dict[Hashable, float]:
     Args:
         results: independent runs.
         log_z: true `log Z`, 0 without a potential.
+    Raises:
+        ValueError: no runs, or the same prompt and seed twice.
     """
     runs = as_runs(results)
+    require_independent(runs, "the weighted law")
     alive = [run for run in runs if run.log_evidence > -math.inf]
     shares = [math.exp(run.log_evidence - log_z) / len(runs) for run in alive]
     return _mean([run.posterior() for run in alive], shares)

@@ -24,9 +24,7 @@ from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.resampling import Multinomial
 from smc_bridge.smc.validation import seeds_of
-
-#: Streams of draws must differ: the retained samples, the conditional runs and the free runs of one seed.
-_RETAINED, _CONDITIONAL = 1_000_003, 2_000_003
+from smc_bridge.streams import Role, derived_seed, first_repeat
 
 #: Told what is being run and how many of its prompts are finished.
 Report = Callable[[str, int], None]
@@ -66,7 +64,8 @@ def conditional_runs(
     Args:
         sampler: a proper program without potential whose lanes have their own weights.
         prompts: token ids; repeat a prompt with other seeds for independent runs.
-        seed, max_new_tokens, batch: as `Sampler.run`.
+        seed, max_new_tokens, batch: as `Sampler.run`; samples and runs are independent of each other, and of the
+            free runs and the `ar_sampling` of the same seed.
         report: told how many exact samples and conditional runs are finished.
     Raises:
         ValueError: the program is not proper or has a potential, or an argument is out of range; or an exact sample
@@ -78,8 +77,12 @@ def conditional_runs(
     if not sampler.proper:
         raise ValueError(f"method {sampler.name!r} has no reverse bound: {'; '.join(sampler.why_improper())}")
     seeds = seeds_of(seed, len(prompts))
-    if len({(tuple(prompt), own) for prompt, own in zip(prompts, seeds, strict=True)}) < len(prompts):
-        raise ValueError("prompts repeat with the same seed, which would be the same run: give seeds of their own")
+    repeat = first_repeat([(tuple(prompt), own) for prompt, own in zip(prompts, seeds, strict=True)])
+    if repeat is not None:
+        raise ValueError(
+            f"prompts[{repeat[0]}] repeats prompts[{repeat[1]}] with seed {seeds[repeat[0]]}, which would be the same "
+            f"run: give seeds of their own, seed=range({len(prompts)})"
+        )
     drawn = 0
 
     def sampled(place: int, result: Result) -> None:
@@ -89,11 +92,11 @@ def conditional_runs(
             report("exact samples", drawn)
 
     exact = ar_sampling(
-        sampler.target, prompts, seed=[value + _RETAINED for value in seeds], max_new_tokens=max_new_tokens,
-        batch=batch, on_result=sampled,
+        sampler.target, prompts, seed=[derived_seed(Role.RETAINED, own) for own in seeds],
+        max_new_tokens=max_new_tokens, batch=batch, on_result=sampled,
     )
     return multinomial(sampler).run(
-        prompts, seed=[value + _CONDITIONAL for value in seeds], max_new_tokens=max_new_tokens, batch=batch,
+        prompts, seed=seeds, max_new_tokens=max_new_tokens, batch=batch,
         retained=[result.sequences[0] for result in exact],
         progress=None if report is None else lambda done: report("conditional runs", done),
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smc_bridge.result import Result
+from smc_bridge.streams import first_repeat
 
 #: One run, or independent runs.
 Runs = Result | Sequence[Result]
@@ -36,7 +37,6 @@ def require_proper(runs: Sequence[Result], purpose: str, *, retained: bool = Fal
             weight (its retained sequence was impossible), or the same prompt and seed twice (the same run twice, which
             would make an interval too narrow).
     """
-    seen: dict[tuple[Any, ...], int] = {}
     for i, run in enumerate(runs):
         if not run.proper:
             raise ValueError(
@@ -53,10 +53,48 @@ def require_proper(runs: Sequence[Result], purpose: str, *, retained: bool = Fal
                 f"results[{i}] has log_evidence = -inf, so its retained sequence was impossible and {purpose} does not "
                 "exist: run it again in float32, or without truncation of the target"
             )
-        if "seed" in run.settings:
-            first = seen.setdefault((run.method, tuple(run.prompt), run.settings["seed"]), i)
-            if first != i:
-                raise ValueError(
-                    f"results[{i}] repeats prompt and seed of results[{first}], so {purpose} would count it twice: "
-                    "give every repetition its own seed"
-                )
+    require_independent(runs, purpose)
+
+
+def require_independent(runs: Sequence[Result], purpose: str, *, name: str = "results") -> None:
+    """Refuse a run that is there twice: `purpose` takes runs for independent, and two of one prompt and seed are equal.
+
+    Results that do not know their seed (made by hand) are taken at their word.
+
+    Args:
+        runs: of one method, or of several.
+        purpose, name: for the message; `name` is the argument that held the runs.
+    Raises:
+        ValueError: the same method, prompt and seed twice.
+    """
+    origins = enumerate(map(_origin, runs))
+    repeat = first_repeat([i if origin is None else (runs[i].method, origin) for i, origin in origins])
+    if repeat is not None:
+        again, first = repeat
+        raise ValueError(
+            f"{name}[{again}] repeats prompt and seed of {name}[{first}] (seed {runs[again].settings['seed']}), so "
+            f"{purpose} would count it twice: give every repetition its own seed, seed=range(n)"
+        )
+
+
+def require_apart(results: Sequence[Result], exact: Sequence[Result], purpose: str) -> None:
+    """Refuse runs that are held against each other and have the same random numbers.
+
+    Raises:
+        ValueError: a run among `results` and one among `exact` of one stream (`smc_bridge.streams`), prompt and seed.
+    """
+    known = {_origin(run): i for i, run in enumerate(results)}
+    for i, run in enumerate(exact):
+        origin = _origin(run)
+        if origin is not None and origin in known:
+            raise ValueError(
+                f"exact[{i}] has prompt and seed of results[{known[origin]}] (seed {run.settings['seed']}), so "
+                f"{purpose} would compare equal draws: give other seeds"
+            )
+
+
+def _origin(run: Result) -> tuple[Any, ...] | None:
+    """What the draws of a run come from, if it knows."""
+    if "seed" not in run.settings:
+        return None
+    return run.settings.get("stream"), tuple(run.prompt), run.settings["seed"]

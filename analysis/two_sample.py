@@ -23,6 +23,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from analysis.features import Sequential, spectrum_kernel
+from smc_bridge.streams import Role, numpy_generator
 
 #: Least expected count of a cell of a chi-square test (Cochran 1954).
 LEAST_EXPECTED = 5.0
@@ -133,7 +134,7 @@ def mmd_test(
         raise ValueError(f"kernel has shape {gram.shape}: give [{total}, {total}], the left sample first")
     if not np.isfinite(gram).all():
         raise ValueError(f"kernel has {int((~np.isfinite(gram)).sum())} entries that are not finite: give numbers")
-    rng = np.random.default_rng(seed)
+    rng = numpy_generator(Role.PERMUTATION, seed)
     labels = np.zeros((permutations + 1, total))
     labels[0, :m] = 1.0
     for row in labels[1:]:

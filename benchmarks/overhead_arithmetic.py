@@ -17,10 +17,10 @@ from benchmarks.memory import peak_bytes
 from benchmarks.mock import MockPair
 from benchmarks.textbook import Step, Uniforms, textbook_step
 from smc_bridge import presets
-from smc_bridge.randomness import prompt_generator
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.state import SMCState
+from smc_bridge.streams import Role, prompt_generator
 
 PROMPT = [0, 1, 2]
 TEMPERATURE, W = 1.0, 0.3
@@ -85,7 +85,7 @@ class MockStep:
 
     def textbook(self) -> Step:
         """The textbook's step on the prepared logits, with the uniforms of the sampler."""
-        uniforms = Uniforms.draw(prompt_generator(self.seed, PROMPT), self.lanes, self.window)
+        uniforms = Uniforms.draw(prompt_generator(self.seed, PROMPT, role=Role.SMC), self.lanes, self.window)
         return textbook_step(
             self.pair.dlm.take(1, self.window)[0], lambda draft: self.pair.ar.take(*draft.shape), uniforms,
             lane_temperatures=self.lane_temperatures, temperature=TEMPERATURE, w=W, target_exponent=self.exponent,

@@ -11,6 +11,7 @@ Positions past `depth` are uniform: a caller with a length limit of at most `dep
 from __future__ import annotations
 
 import itertools
+import operator
 
 import torch
 from torch import Tensor
@@ -19,6 +20,14 @@ from models.rows import Rows
 
 #: Continuations that an enumeration may list.
 ENUMERABLE = 65536
+#: Seeds that torch's generator tells apart on the CPU.
+SEEDS = 2**32
+
+
+def _generator(seed: int) -> torch.Generator:
+    if not 0 <= operator.index(seed) < SEEDS:
+        raise ValueError(f"seed = {seed}: tables are made from 32 bits, give a whole number from 0 to {SEEDS - 1}")
+    return torch.Generator().manual_seed(seed)
 
 
 class TabularAR:
@@ -58,7 +67,7 @@ class TabularAR:
         banned_ids: tuple[int, ...] = (), device: torch.device | str = "cpu",
     ) -> TabularAR:
         """Seeded Dirichlet tables, asymmetric: token a has concentration `concentration * (a + 1)`."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = _generator(seed)
         alpha = concentration * torch.arange(1, vocab_size + 1, dtype=torch.float64)
         tables = []
         for d in range(depth):
@@ -153,7 +162,7 @@ class TabularDLM:
         for d in range(depth):
             start = int(ar._offset[d])
             flat[start : start + size**d, : depth - d] = marginal[d]
-        generator = torch.Generator().manual_seed(seed)
+        generator = _generator(seed)
         shift = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(self.device)
         self._noise = noise * shift
         self._flat = flat.log() + self._noise

@@ -18,11 +18,12 @@ from models.arguments import whole_number
 from models.protocols import ABSENT, MASKED, Session
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.randomness import PromptSource, inverse_cdf, prompt_generator
+from smc_bridge.randomness import PromptSource, inverse_cdf
 from smc_bridge.result import Forwards, Result
 from smc_bridge.settings import law_settings, name_of
 from smc_bridge.smc.queue import OnResult, Queue, Request, prompts_of, reseat_sessions
-from smc_bridge.smc.validation import check_limit, check_lists, seeds_of
+from smc_bridge.smc.validation import check_limit, check_lists, seeds_of, warn_of_repeats
+from smc_bridge.streams import Role
 
 #: In which order a diffusion model's decoder commits positions.
 Order = Literal["left_to_right", "entropy", "confidence"]
@@ -54,15 +55,15 @@ class Seat:
 
 
 def _seat(request: Request | None) -> Seat | None:
-    return None if request is None else Seat(request, prompt_generator(request.seed, request.prompt))
+    return None if request is None else Seat(request, request.generator())
 
 
-def _requests(
-    prompts: Sequence[Sequence[int]], seed: int | Sequence[int]
-) -> list[Request]:
+def _requests(prompts: Sequence[Sequence[int]], seed: int | Sequence[int], role: Role) -> list[Request]:
     check_lists(prompts, "prompts")
     seeds = seeds_of(seed, len(prompts))
-    return [Request(i, list(map(int, prompt)), seeds[i]) for i, prompt in enumerate(prompts)]
+    requests = [Request(i, list(map(int, prompt)), seeds[i], role) for i, prompt in enumerate(prompts)]
+    warn_of_repeats(requests)
+    return requests
 
 
 def _refill(queue: Queue, seats: list[Seat | None], length: Tensor, session: Session, finish: Finish) -> list[int]:
@@ -98,7 +99,7 @@ def ar_sampling(
     """Exact ancestral samples of the target, one per prompt and one token per forward.
 
     Args:
-        seed, batch, on_result: as for `Sampler.run`.
+        seed, batch, on_result: as for `Sampler.run`; under one seed the samples are independent of a sampler's runs.
     Raises:
         ValueError: the target has a potential (ancestral sampling cannot follow it), or an argument is out of range.
         Interrupted: see `Sampler.run`, also for other errors.
@@ -107,7 +108,7 @@ def ar_sampling(
         raise ValueError("target has a potential: ancestral samples do not follow it, use smc")
     model = target.model
     max_new_tokens = check_limit(max_new_tokens)
-    queue = Queue(_requests(prompts, seed), batch=batch, on_result=on_result)
+    queue = Queue(_requests(prompts, seed, Role.AR), batch=batch, on_result=on_result)
     settings = {
         "method": name, "target": law_settings(target.law), "models": {"ar": name_of(model)},
         "max_new_tokens": max_new_tokens,
@@ -166,7 +167,7 @@ def _result(
         prompt=seat.request.prompt, sequences=[seat.tokens], log_weights=[0.0],
         texts=None if detokenize is None else [detokenize(seat.tokens)], method=settings["method"],
         proper=not reasons, reasons=list(reasons), forwards=forwards, seconds=time.perf_counter() - seat.entered,
-        complete=seat.complete, settings={**settings, "seed": seat.request.seed},
+        complete=seat.complete, settings={**settings, **seat.request.settings()},
     )
 
 
@@ -201,7 +202,7 @@ def diffusion(
         tokens_per_forward: positions committed per forward; None commits all `lookahead` positions at once.
         order: which positions come first within the window.
         window: positions that are open at a time (all of them if `tokens_per_forward` is None).
-        batch, on_result: as for `Sampler.run`.
+        seed, batch, on_result: as for `Sampler.run`; under one seed it is independent of other methods.
     Raises:
         ValueError: an argument out of range.
         Interrupted: see `Sampler.run`; of an unfinished continuation it holds what is committed without a gap.
@@ -212,7 +213,7 @@ def diffusion(
     window = whole_number("window", window, remedy="open at least 1 position, a whole number")
     model = proposal.model
     max_new_tokens = check_limit(max_new_tokens)
-    queue = Queue(_requests(prompts, seed), batch=batch, on_result=on_result)
+    queue = Queue(_requests(prompts, seed, Role.DLM), batch=batch, on_result=on_result)
     settings = {
         "method": name, "tokens_per_forward": tokens_per_forward, "order": order, "window": window,
         "lookahead": proposal.lookahead, "proposal": law_settings(proposal.law), "models": {"dlm": name_of(model)},

@@ -1,8 +1,9 @@
 """Explicit randomness: where every random number of the sampler comes from.
 
 A kernel draws through a `Source`, for R rows at once. The engine's source holds one `torch.Generator` per prompt,
-derived from (seed, prompt), so that the same prompt and seed give the same draws whatever else is in the batch. The
-generators live on the CPU: draws do not depend on the device either. Tests replace the source by one that enumerates.
+derived from (role, seed, prompt), so that the same prompt and seed give the same draws whatever else is in the batch,
+and procedures that are held against each other under one seed are independent (`smc_bridge.streams`). The generators
+live on the CPU: draws do not depend on the device either. Tests replace the source by one that enumerates.
 
 Uniforms are float64; a categorical draw inverts the cumulative distribution of one uniform, and never returns a token
 of probability zero.
@@ -10,7 +11,6 @@ of probability zero.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -224,13 +224,6 @@ class SelectedRows(UniformSource):
     def uniform(self, size: tuple[int, ...]) -> Tensor:
         """See `Source.uniform`."""
         return self.base.uniform(size)[self.index]
-
-
-def prompt_generator(seed: int, prompt: Sequence[int], *, stream: str = "decode") -> torch.Generator:
-    """CPU generator that depends on the seed, the prompt's token ids and the name of the stream only."""
-    text = f"{stream}|{seed}|" + ",".join(str(int(token)) for token in prompt)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 #: What a kernel accepts as its `generator`: a torch generator, or a source that knows its rows.

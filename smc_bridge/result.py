@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import json
 import math
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from smc_bridge.certificate import Certificate, certify
+from smc_bridge.streams import Role, numpy_generator
 from smc_bridge.trace import StepRecord
 
 #: Version of the JSON layout.
@@ -126,18 +126,25 @@ class Result:
 
         Args:
             count: how many draws, or None for a single value.
-            seed: repeats the draw for this very result; results that differ draw independently under one seed, so
-                that a loop over prompts with one seed follows the weights too. None draws afresh.
+            seed: repeats the draw for this very run. Runs of another seed or prompt draw independently under one seed
+                here, also if their particles are the same, so that a loop over runs follows their weights. (A result
+                that does not know its run's seed is told apart by its particles, so that equal ones draw the same.)
+                None draws afresh.
+        Raises:
+            ValueError: every weight is zero, or a seed that is no whole number.
         """
-        rng = np.random.default_rng(None if seed is None else self._entropy(seed))
+        rng = np.random.default_rng() if seed is None else self._generator(seed)
         index = rng.choice(len(self.sequences), size=count, p=self.weights)
         values = self.values
         return values[int(index)] if count is None else [values[int(i)] for i in index]
 
-    def _entropy(self, seed: int) -> int:
-        """A seed that depends on this result as well."""
-        own = json.dumps([seed, self.prompt, self.sequences, [float(w).hex() for w in self.log_weights]])
-        return int.from_bytes(hashlib.blake2b(own.encode(), digest_size=16).digest(), "little")
+    def _generator(self, seed: int) -> np.random.Generator:
+        """A generator that depends on this run as well: on what its own draws come from, or else on its particles."""
+        own = self.settings.get("seed")
+        if own is None:
+            text = json.dumps([self.prompt, self.sequences, [float(w).hex() for w in self.log_weights]])
+            return numpy_generator(Role.SAMPLE, seed, text)
+        return numpy_generator(Role.SAMPLE, seed, str(own), str(self.settings.get("stream")), *self.prompt)
 
     def posterior(self) -> dict[Any, float]:
         """Distinct values with their probabilities, likeliest first."""

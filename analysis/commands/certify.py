@@ -32,6 +32,7 @@ from smc_bridge.commands.base import (
     whole,
 )
 from smc_bridge.result import write_text
+from smc_bridge.streams import seeds_apart
 from smc_bridge.tasks import TASKS
 
 #: Methods that can be certified, for messages.
@@ -90,8 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with _progress(arguments.n) as report:
             found = bidirectional(
-                sampler, prompts, seed=arguments.seed, max_new_tokens=task.max_new_tokens, level=arguments.level,
-                batch=arguments.batch, report=report,
+                sampler, prompts, seed=seeds_apart(prompts, arguments.seed), max_new_tokens=task.max_new_tokens,
+                level=arguments.level, batch=arguments.batch, report=report,
             )
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted: nothing was saved; fewer problems (--n) take less time", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,12 +17,13 @@ from smc_bridge.tasks import Item, Task
 
 
 class Work(NamedTuple):
-    """What a cell consists of; its prompts are encoded and checked."""
+    """What a cell consists of; its prompts are encoded and checked, and each has its seed."""
 
     method: str
     batch: int
     items: tuple[Item, ...]
     prompts: tuple[tuple[int, ...], ...]
+    seeds: tuple[int, ...]
 
 
 class Decoder:
@@ -44,7 +44,7 @@ class Decoder:
         """Decode and grade the prompts of a cell."""
         method = self._method(work.method)
         began = time.perf_counter()
-        results = method.decode(work.prompts)
+        results = method.decode(work.prompts, work.seeds)
         seconds = time.perf_counter() - began
         outcomes = tuple(
             self._outcome(item, problem, result, weighted=method.weighted)
@@ -56,13 +56,13 @@ class Decoder:
         if name not in self._methods:
             settings = self.settings
             self._methods[name] = make_method(
-                name, self.pair, self.task, temperature=settings.temperature, weight=settings.weight, seed=settings.seed
+                name, self.pair, self.task, temperature=settings.temperature, weight=settings.weight
             )
         return self._methods[name]
 
     def _outcome(self, item: Item, problem: int, result: Result, *, weighted: bool) -> Outcome:
         alive = max(result.log_weights) > -float("inf")
-        text: Any = result.sample(seed=answer_seed(self.settings.seed, problem)) if alive else None
+        text: Any = result.sample(seed=self.settings.seed) if alive else None
         proper = weighted and result.proper
         return Outcome(
             problem=problem, text=text, correct=text is not None and self.task.grade(text, item.answer),
@@ -84,11 +84,6 @@ def decoder_elsewhere(
     if entry is not None:
         PAIRS.setdefault(task.pair, entry)
     return Decoder(settings, task, pair)
-
-
-def answer_seed(seed: int, problem: int) -> int:
-    """Seed of the draw that picks a problem's answer among the weighted particles."""
-    return int.from_bytes(hashlib.blake2b(f"answer|{seed}|{problem}".encode(), digest_size=8).digest(), "little")
 
 
 def encode_prompts(pair: Pair, task: Task, items: Sequence[Item]) -> list[tuple[int, ...]]:

@@ -1,9 +1,9 @@
 """`compare`: decode the same problems with several methods, and put their figures into one table.
 
 The work is cut into cells, one method on one batch of problems. Batches do not depend on interruptions, and the draws
-of a problem depend on the seed and on its prompt only, so that a comparison which was interrupted and continued gives
-the same figures as one in a single go, and one that was spread over processes the same as one in this process, timings
-aside.
+of a problem depend on the seed and on its prompt only (and on how often the prompt stood before it), so that a
+comparison which was interrupted and continued gives the same figures as one in a single go, and one that was spread
+over processes the same as one in this process, timings aside.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from analysis.comparison.store import Cell, Store
 from analysis.comparison.table import Row, summarise
 from analysis.workers import check_workers, map_cells
 from models.pairs import PAIRS, Pair, load_pair
+from smc_bridge.streams import seeds_apart
 from smc_bridge.tasks import TASKS, Task
 
 #: Told of every finished cell, with how many are done and how many there are.
@@ -65,13 +66,17 @@ def compare(
     items = task.problems(settings.n)
     loaded = load_pair(task.pair) if pair is None else pair
     prompts = encode_prompts(loaded, task, items)
+    seeds = seeds_apart(prompts, settings.seed)
     store = Store(path, {**settings.to_dict(), "models": fingerprint(loaded)}, fresh=fresh)
     cells = [(name, batch) for name in settings.methods for batch in range(settings.batches)]
     waiting = []
     for name, batch in cells:
         if (name, batch) not in store.cells:
             chosen = settings.problems(batch)
-            waiting.append(Work(name, batch, tuple(items[i] for i in chosen), tuple(prompts[i] for i in chosen)))
+            waiting.append(Work(
+                name, batch, tuple(items[i] for i in chosen), tuple(prompts[i] for i in chosen),
+                tuple(seeds[i] for i in chosen),
+            ))
     if workers == 1:
         make = partial(Decoder, settings, task, loaded)
     else:

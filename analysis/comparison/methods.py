@@ -55,12 +55,12 @@ class Method:
     Attributes:
         name: as the user types it.
         weighted: whether its results carry weights (of whatever quality).
-        decode: results of prompts (token ids).
+        decode: results of prompts (token ids), each with its seed.
     """
 
     name: str
     weighted: bool
-    decode: Callable[[Sequence[Sequence[int]]], list[Result]]
+    decode: Callable[[Sequence[Sequence[int]], Sequence[int]], list[Result]]
 
 
 def check_methods(names: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ def check_methods(names: Sequence[str]) -> None:
             raise ValueError(f"methods = {name!r}: choose from {KNOWN}")
 
 
-def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weight: float, seed: int) -> Method:
+def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weight: float) -> Method:
     """Build a decoder.
 
     Args:
@@ -79,7 +79,6 @@ def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weig
         task: gives length limit, lookahead and window.
         temperature: of the target, and of the diffusion model's own decoders.
         weight: w where there is a product of experts.
-        seed: of all draws; a prompt's draws depend on it and on the prompt only.
     Raises:
         ValueError: the name is unknown.
     """
@@ -88,20 +87,20 @@ def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weig
 
     if name == "ar":
         target = ARTarget(pair.ar, temperature=temperature)
-        return Method(name, False, lambda prompts: ar_sampling(
-            target, prompts, seed=seed, max_new_tokens=limit, detokenize=pair.decode, name=name,
+        return Method(name, False, lambda prompts, seeds: ar_sampling(
+            target, prompts, seed=seeds, max_new_tokens=limit, detokenize=pair.decode, name=name,
         ))
     if match := _DLM.fullmatch(name):
         count = None if match[1] is None else int(match[1])
         order: Order = next((o for o in get_args(Order) if o == match[2]), "left_to_right")
         # Its own decoder opens one window at a time, and drafts that far; all at once drafts the whole continuation.
         proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=limit if count is None else task.lookahead)
-        return Method(name, False, lambda prompts: diffusion(
-            proposal, prompts, tokens_per_forward=count, order=order, window=task.lookahead, seed=seed,
+        return Method(name, False, lambda prompts, seeds: diffusion(
+            proposal, prompts, tokens_per_forward=count, order=order, window=task.lookahead, seed=seeds,
             max_new_tokens=limit, detokenize=pair.decode, name=name,
         ))
     sampler = make_sampler(name, pair, task, temperature=temperature, weight=weight)
-    return Method(name, True, lambda prompts: sampler.run(prompts, seed=seed, max_new_tokens=limit))
+    return Method(name, True, lambda prompts, seeds: sampler.run(prompts, seed=seeds, max_new_tokens=limit))
 
 
 def make_sampler(name: str, pair: Pair, task: Limits, *, temperature: float, weight: float) -> Sampler:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from analysis.comparison.cells import answer_seed
 from analysis.comparison.methods import make_method
 from analysis.study.config import Block, Config, Point, Prompts, Tabular, TabularPoint
 from analysis.study.figures import Record, distances, figures
@@ -18,6 +16,7 @@ from models.pairs import Pair
 from smc_bridge import presets
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
+from smc_bridge.streams import Role, derived_seed, seeds_apart
 
 #: Pairs of tabular models, and exact laws, that a process keeps.
 KEPT = 16
@@ -37,7 +36,7 @@ class Work(NamedTuple):
 
 def run_seed(seed: int, run: int) -> int:
     """Seed of one of the runs behind a row of tabular models."""
-    return int.from_bytes(hashlib.blake2b(f"study|{seed}|{run}".encode(), digest_size=7).digest(), "little")
+    return derived_seed(Role.STUDY, seed, run)
 
 
 class Runner:
@@ -77,8 +76,8 @@ class Runner:
         if isinstance(work.point, Block):
             assert isinstance(source, Prompts)
             assert self.problems.pair is not None
-            prompts = [self.problems.prompts[i] for i in source.problems(work.point.block)]
-            return self.problems.pair, prompts, [work.seed] * len(prompts)
+            chosen, seeds = source.problems(work.point.block), seeds_apart(self.problems.prompts, work.seed)
+            return self.problems.pair, [self.problems.prompts[i] for i in chosen], [seeds[i] for i in chosen]
         assert isinstance(source, Tabular)
         return self._pair(work.point), [()] * source.runs, [run_seed(work.seed, run) for run in range(source.runs)]
 
@@ -96,15 +95,7 @@ class Runner:
         if setting.method in WEIGHTED:
             sampler = build_sampler(setting, pair, limits, self.custom)
             return lambda prompts, seeds: sampler.run(prompts, seed=seeds, max_new_tokens=limits.max_new_tokens)
-
-        def decode(prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Result]:
-            make = partial(make_method, setting.method, pair, limits, temperature=setting.temperature, weight=0.0)
-            if len(set(seeds)) == 1:
-                return make(seed=seeds[0]).decode(prompts)
-            # These decoders have one seed for all prompts.
-            return [make(seed=seed).decode([prompt])[0] for prompt, seed in zip(prompts, seeds, strict=True)]
-
-        return decode
+        return make_method(setting.method, pair, limits, temperature=setting.temperature, weight=0.0).decode
 
     def _accuracy(self, work: Work, results: Sequence[Result]) -> float:
         """Share of right answers, each a draw from its result's weights."""
@@ -115,7 +106,7 @@ class Runner:
         right = 0
         for problem, result in zip(source.problems(work.point.block), results, strict=True):
             if max(result.log_weights) > -float("inf"):
-                text = result.sample(seed=answer_seed(work.seed, problem))
+                text = result.sample(seed=work.seed)
                 right += task.grade(text, self.problems.items[problem].answer)
         return right / len(results)
 

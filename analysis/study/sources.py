@@ -10,9 +10,10 @@ from analysis.comparison.cells import encode_prompts
 from analysis.oracle import oracle
 from analysis.study.config import Block, Point, Prompts, Tabular, TabularPoint
 from models.pairs import PAIRS, Pair, load_pair
-from models.tabular import TabularAR, TabularDLM
+from models.tabular import SEEDS, TabularAR, TabularDLM
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.result import Result
+from smc_bridge.streams import Role, derived_seed
 from smc_bridge.tasks import TASKS, Item, Task
 
 
@@ -43,7 +44,8 @@ def tabular_pair(point: TabularPoint, source: Tabular) -> Pair:
         point.alphabet, point.length, seed=point.model_seed, concentration=source.concentration,
         eos_id=0 if source.eos else None,
     )
-    dlm = TabularDLM(ar, noise=point.noise, seed=point.model_seed)
+    # With one seed for both, noise and tables would be correlated: the model would know where the target is uncertain.
+    dlm = TabularDLM(ar, noise=point.noise, seed=derived_seed(Role.NOISE, point.model_seed) % SEEDS)
     return Numbered("tabular", dlm, ar, Numerals(), lambda tokenizer, text: list(tokenizer.encode(text)))
 
 

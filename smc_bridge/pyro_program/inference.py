@@ -23,6 +23,7 @@ from smc_bridge.randomness import Randomness
 from smc_bridge.result import Forwards, Result
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.weights import log_mean
+from smc_bridge.streams import Role, derived_seed, prompt_generator
 from smc_bridge.trace import StepRecord
 
 
@@ -48,7 +49,7 @@ def run_program(
     Args:
         sampler: with one lane.
         prompt: token ids.
-        seed: sets Pyro's global generator (`pyro.set_rng_seed`), which all sample sites draw from; None leaves it.
+        seed: with the prompt, sets torch's global generator, which all sample sites draw from; None leaves it.
         max_new_tokens: length limit of a continuation.
         generator: of the resampling; the global one by default.
     Returns:
@@ -59,7 +60,7 @@ def run_program(
     started = time.perf_counter()
     program = BridgeProgram(sampler, prompt, max_new_tokens=max_new_tokens)
     if seed is not None:
-        pyro.set_rng_seed(seed)
+        _seed_everything(seed, prompt)
     smc = filter_of(program, generator=generator)
     smc.init()
     records: list[StepRecord] = []
@@ -71,7 +72,7 @@ def run_program(
     tokens, length = smc.state["tokens"].tolist(), smc.state["length"].tolist()
     return _result(
         sampler, prompt, [row[start:n] for row, n in zip(tokens, length, strict=True)], smc.log_weights.tolist(),
-        meter=program.meter, seconds=time.perf_counter() - started, trace=records,
+        meter=program.meter, seconds=time.perf_counter() - started, trace=records, seed=seed,
     )
 
 
@@ -89,16 +90,22 @@ def _record(smc: EvidenceSMCFilter, step: int, before: Meter, after: Meter) -> S
     )
 
 
+def _seed_everything(seed: int, prompt: Sequence[int]) -> None:
+    """Let torch's global generators depend on seed and prompt only, on every device."""
+    torch.manual_seed(derived_seed(Role.PYRO, seed, *prompt) % 2**64)
+    torch.set_rng_state(prompt_generator(seed, prompt, role=Role.PYRO).get_state())
+
+
 def _result(
     sampler: Sampler, prompt: Sequence[int], sequences: list[list[int]], log_weights: list[float], *, meter: Meter,
-    seconds: float, trace: list[StepRecord],
+    seconds: float, trace: list[StepRecord], seed: int | None,
 ) -> Result:
     return Result(
         prompt=list(prompt), sequences=sequences, log_weights=log_weights,
         texts=None if sampler.detokenize is None else [sampler.detokenize(s) for s in sequences],
         method=sampler.name, proper=sampler.proper, reasons=sampler.why_improper(),
         has_potential=sampler.target.potential is not None, forwards=Forwards(**asdict(meter)), seconds=seconds,
-        trace=trace,
+        trace=trace, settings={} if seed is None else {"seed": seed, "stream": Role.PYRO.value},
     )
 
 
@@ -184,7 +191,7 @@ def importance_baseline(
         sampler: with one lane.
         prompt: token ids.
         num_samples: N, whole sequences, drawn one after the other.
-        seed: sets Pyro's global generator; None leaves it.
+        seed: with the prompt, sets torch's global generator; None leaves it.
         max_new_tokens: length limit of a continuation.
     Raises:
         ValueError: no samples, more than one lane, or an argument out of range.
@@ -197,7 +204,7 @@ def importance_baseline(
     )
     program = BridgeProgram(plain, prompt, max_new_tokens=max_new_tokens)
     if seed is not None:
-        pyro.set_rng_seed(seed)
+        _seed_everything(seed, prompt)
     posterior = Importance(
         program.unrolled(is_target=True), program.unrolled(is_target=False), num_samples=num_samples
     )
@@ -210,5 +217,5 @@ def importance_baseline(
     sequences = [trace.nodes["_RETURN"]["value"].tolist() for trace in posterior.exec_traces]
     return _result(
         plain, prompt, sequences, [float(w) for w in posterior.log_weights], meter=program.meter,
-        seconds=time.perf_counter() - started, trace=[],
+        seconds=time.perf_counter() - started, trace=[], seed=seed,
     )

@@ -31,7 +31,7 @@ from smc_bridge.kernels.protocol import DraftKernel, Kernel, Move
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import Prefix, ends
-from smc_bridge.randomness import PromptSource, Source, prompt_generator
+from smc_bridge.randomness import PromptSource, Source
 from smc_bridge.result import Result
 from smc_bridge.settings import sampler_settings
 from smc_bridge.smc import steps
@@ -135,9 +135,12 @@ class Sampler:
 
         Args:
             prompts: token ids of each prompt.
-            seed: one for all, or one per prompt; the same (prompt, seed) gives the same draws in every batch, up to
-                round-off of the models' forwards: where a model's logits depend on the batch in their last bits (most
-                visibly in bfloat16), a draw at the edge of two tokens may fall on the other.
+            seed: one for all, or one per prompt; a whole number of any size. The same (prompt, seed) gives the same
+                draws in every batch, up to round-off of the models' forwards: where a model's logits depend on the
+                batch in their last bits (most visibly in bfloat16), a draw at the edge of two tokens may fall on the
+                other. Samplers share their draws under one seed (common random numbers); conditional runs,
+                `ar_sampling`, `diffusion` and `Result.sample` have streams of their own. A prompt that repeats under
+                one seed is told by a warning: its runs are one and the same.
             max_new_tokens: length limit of a continuation; the target is the AR law cut there.
             batch: prompts that are decoded at a time; when one finishes, the next takes its rows. None: all at once.
             on_result: called with (place in `prompts`, result) as soon as a prompt is finished.
@@ -217,7 +220,7 @@ class Sampler:
             log_potential=zeros.double(),
             prompt_length=single.length,
             limit=prefix.length + max_new_tokens,
-            generators=[prompt_generator(request.seed, request.prompt) for request in seated],
+            generators=[request.generator() for request in seated],
             dlm=self.proposal.model.session(tokens, prefix.length),
             ar=self.target.model.session(tokens, prefix.length),
             marginals=Marginals.empty(zeros, self.target.model.vocab_size),

@@ -8,7 +8,7 @@ the same whatever the seat, and whoever sits beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from models.arguments import whole_number
 from models.protocols import Session
 from smc_bridge.prefix import Prefix
 from smc_bridge.result import Result
+from smc_bridge.streams import Role, prompt_generator
 
 #: Told the place of a prompt among those of the run, and its result, as soon as it is finished.
 OnResult = Callable[[int, Result], None]
@@ -38,12 +39,28 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Request(NamedTuple):
-    """A prompt of a run: its place in it, token ids, seed, and for conditional SMC the continuation to follow."""
+    """A prompt of a run.
+
+    Attributes:
+        place: in the run.  prompt: token ids.
+        seed: with the prompt and the role, decides its draws.  role: what is run.
+        retained: for conditional SMC, the continuation to follow.
+    """
 
     place: int
     prompt: list[int]
     seed: int
+    role: Role
     retained: list[int] | None = None
+
+    def generator(self) -> torch.Generator:
+        """Its draws, from the first on."""
+        return prompt_generator(self.seed, self.prompt, role=self.role)
+
+    def settings(self) -> dict[str, Any]:
+        """What its result's settings say of its draws."""
+        retained = {} if self.retained is None else {"retained": True}
+        return {"seed": self.seed, "stream": self.role.value, **retained}
 
 
 class Queue:

@@ -145,5 +145,5 @@ def result_of(sampler: Sampler, view: View, seat: int, settings: dict[str, Any])
         seconds=time.perf_counter() - view.entered[seat],
         trace=Trace(len(steps), lambda: [step.records[seat] for step in steps]),
         complete=not bool(growing(view.prefix, view.log_weights)[seat].any()),
-        settings={**settings, "seed": request.seed, **({} if request.retained is None else {"retained": True})},
+        settings={**settings, **request.settings()},
     )

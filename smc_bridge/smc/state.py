@@ -16,7 +16,6 @@ from torch import Tensor
 
 from models.protocols import CausalSession, DiffusionSession
 from smc_bridge.prefix import Prefix
-from smc_bridge.randomness import prompt_generator
 from smc_bridge.smc.queue import Request, prompts_of, reseat_sessions
 
 if TYPE_CHECKING:
@@ -236,4 +235,4 @@ class SMCState:
             self.requests[place], self.records[place], self.entered[place] = request, [], now
             self.uncovered.pop(place, None)
             if request is not None:
-                self.generators[place] = prompt_generator(request.seed, request.prompt)
+                self.generators[place] = request.generator()

@@ -18,6 +18,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.smc.conditional import check_whole
 from smc_bridge.smc.probe import impurities
 from smc_bridge.smc.queue import Request
+from smc_bridge.streams import Role, first_repeat
 
 if TYPE_CHECKING:
     from smc_bridge.smc.engine import Sampler
@@ -132,6 +133,18 @@ def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
     return seeds
 
 
+def warn_of_repeats(requests: Sequence[Request]) -> None:
+    """Warn, once, of a prompt that stands there twice with one seed: its runs have the same draws."""
+    repeat = first_repeat([(tuple(request.prompt), request.seed) for request in requests])
+    if repeat is not None:
+        again, first = repeat
+        warnings.warn(
+            f"prompts[{again}] repeats prompts[{first}] with seed {requests[again].seed}: equal draws; give "
+            f"seed=range({len(requests)})",
+            stacklevel=5,  # the caller of `run`, past its decorator
+        )
+
+
 def check_limit(max_new_tokens: int) -> int:
     """The length limit as an int; ValueError unless it is a whole number of at least 1."""
     return whole_number("max_new_tokens", max_new_tokens, remedy="allow at least 1 token, a whole number")
@@ -151,6 +164,7 @@ def make_requests(
     size = sampler.target.model.vocab_size
     check_tokens(prompts, size, "prompts")
     seeds = seeds_of(seed, len(prompts))
+    role = Role.SMC if retained is None else Role.CONDITIONAL
     if retained is not None:
         if not sampler.proper or not isinstance(sampler.weight, OwnWeights):
             raise ValueError("retained needs a proper program whose lanes have their own weights: use OwnWeights()")
@@ -158,7 +172,9 @@ def make_requests(
             raise ValueError(f"retained has {len(retained)} sequences for {len(prompts)} prompts: give one per prompt")
         check_tokens(retained, size, "retained")
         check_whole(retained, eos_id=sampler.target.model.eos_id, max_new_tokens=max_new_tokens)
-    return [
-        Request(i, list(map(int, prompt)), seeds[i], None if retained is None else list(map(int, retained[i])))
+    requests = [
+        Request(i, list(map(int, prompt)), seeds[i], role, None if retained is None else list(map(int, retained[i])))
         for i, prompt in enumerate(prompts)
     ]
+    warn_of_repeats(requests)
+    return requests

@@ -17,7 +17,6 @@ import torch
 
 from analysis.bounds import drawn_tokens, kl_per_token
 from analysis.comparison import DEFAULT_METHODS, Comparison, Row, Settings, compare, render
-from analysis.comparison.cells import answer_seed
 from analysis.comparison.command import command
 from analysis.comparison.methods import make_method
 from analysis.comparison.settings import fingerprint
@@ -309,21 +308,20 @@ def test_missing_extra_is_one_line_and_exit_code_2(run: Run, monkeypatch: pytest
 
 
 def test_smc_method_names_its_particles_and_lanes() -> None:
-    method = make_method("smc-2x3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7, seed=0)
-    [result] = method.decode([[1]])
+    method = make_method("smc-2x3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7)
+    [result] = method.decode([[1]], [0])
     assert len(result.sequences) == 2
     assert {len(lanes) for record in result.trace for lanes in record.length} == {3}
 
 
 def test_answer_is_a_draw_from_the_weights() -> None:
-    method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7, seed=0)
+    method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7)
     comparison = toy()
     outcomes = [o for cell in comparison.cells if cell.method == "smc-3" for o in cell.outcomes]
     prompts = [toy_pair().encode(item.prompt).tolist() for item in ToyTask().problems(5)]
-    for outcome, result in zip(outcomes, method.decode(prompts), strict=True):
-        assert outcome.text == result.sample(seed=answer_seed(0, outcome.problem))
+    for outcome, result in zip(outcomes, method.decode(prompts, [0] * 5), strict=True):
+        assert outcome.text == result.sample(seed=0)
         assert outcome.log_evidence == pytest.approx(result.log_evidence, abs=1e-12)
-    assert len({answer_seed(s, i) for s in range(20) for i in range(20)}) == 400
 
 
 def test_wilson_interval_is_that_of_the_literature() -> None:
@@ -336,8 +334,8 @@ def test_wilson_interval_is_that_of_the_literature() -> None:
 
 
 def test_nats_per_token_are_those_of_the_analysis_package() -> None:
-    method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7, seed=0)
-    results = method.decode([[1], [2], [1, 1], [1, 2], [2, 1]])
+    method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7)
+    results = method.decode([[1], [2], [1, 1], [1, 2], [2, 1]], [0] * 5)
     tokens = [drawn_tokens(run) for run in results]
     found, expected = per_token([run.log_evidence for run in results], tokens), kl_per_token(results)
     assert (found.value, found.low, found.high) == pytest.approx((expected.kl, expected.low, expected.high), rel=1e-9)

@@ -21,11 +21,11 @@ from smc_bridge.kernels.protocol import Horizon, Kernel, Move
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import Prefix
-from smc_bridge.randomness import prompt_generator
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.resampling import RESAMPLERS
 from smc_bridge.smc.weights import EssBelow, Trigger, always, never
+from smc_bridge.streams import Role, prompt_generator
 from tests.smc_bridge.reference_loop import Particle, Reference, Settings
 
 DEPTH, NEW = 6, 4
@@ -73,8 +73,9 @@ def compare(
     ar, dlm = models(eos)
     results = engine(settings, eos).run(
         PROMPTS, seed=seeds, max_new_tokens=NEW, keep_drafts=True, retained=retained)
+    role = Role.SMC if retained is None else Role.CONDITIONAL
     for i, (prompt, seed, result) in enumerate(zip(PROMPTS, seeds, results, strict=True)):
-        loop = Reference(settings, ar, dlm, prompt_generator(seed, prompt))
+        loop = Reference(settings, ar, dlm, prompt_generator(seed, prompt, role=role))
         particles = loop.run(prompt, NEW, None if retained is None else retained[i])
         where = f"prompt {prompt}, seed {seed}, {settings}"
         assert [p.tokens[len(prompt):] for p in particles] == result.sequences, where
@@ -160,7 +161,8 @@ def test_a_naive_loop_with_one_other_rule_differs() -> None:
     settings = Settings("rejection", "systematic", 0.8, particles=2, temperatures=(1.0,), window=2, lookahead=4)
     ar, dlm = models(None)
     results = engine(settings, None).run(PROMPTS, seed=seeds(0), max_new_tokens=NEW)
-    loops = [Forgets(settings, ar, dlm, prompt_generator(s, p)) for s, p in zip(seeds(0), PROMPTS, strict=True)]
+    draws = [prompt_generator(s, p, role=Role.SMC) for s, p in zip(seeds(0), PROMPTS, strict=True)]
+    loops = [Forgets(settings, ar, dlm, generator) for generator in draws]
     found = [[x.tokens[len(p):] for x in loop.run(p, NEW)] for loop, p in zip(loops, PROMPTS, strict=True)]
     assert found != [r.sequences for r in results]
 

@@ -30,10 +30,10 @@ from smc_bridge.kernels.importance import BalanceHeuristic, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.randomness import prompt_generator
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.resampling import RESAMPLERS, Multinomial, Systematic, UniformResampler
 from smc_bridge.smc.weights import EssBelow, Trigger, always
+from smc_bridge.streams import Role, prompt_generator
 from tests.smc_bridge.enumeration import EnumeratingSource, outcomes
 from tests.smc_bridge.programs import KERNELS
 from tests.smc_bridge.reference_loop import Reference, Settings
@@ -149,7 +149,7 @@ def test_engine_on_the_cached_path_draws_what_the_naive_loop_draws(kernel: str, 
         reference_ar, reference_dlm = models(3, 1, cache=False)
         for prompt, seed, result in zip(PROMPTS, seeds, results, strict=True):
             with torch.inference_mode():
-                loop = Reference(settings, reference_ar, reference_dlm, prompt_generator(seed, prompt))
+                loop = Reference(settings, reference_ar, reference_dlm, prompt_generator(seed, prompt, role=Role.SMC))
                 particles_ = loop.run(prompt, 6, None)
             where = f"prompt {prompt}, seed {seed}, {settings}"
             assert [p.tokens[len(prompt):] for p in particles_] == result.sequences, where

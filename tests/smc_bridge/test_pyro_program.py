@@ -230,6 +230,9 @@ def test_seeds_decide_the_draws_and_none_goes_on() -> None:
     first = run_program(sampler, [], seed=5, max_new_tokens=3)
     assert run_program(sampler, [], seed=5, max_new_tokens=3).sequences == first.sequences
     assert any(run_program(sampler, [], max_new_tokens=3).sequences != first.sequences for _ in range(3))
+    assert first.settings == {"seed": 5, "stream": "pyro"}, "so that `Result.sample` and averages know the run"
+    for other in (5 + 2**32, 5 + 2**64):
+        assert run_program(sampler, [], seed=other, max_new_tokens=3).sequences != first.sequences, other
 
 
 def test_the_resampler_has_its_own_generator() -> None:

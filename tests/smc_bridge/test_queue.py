@@ -19,12 +19,15 @@ from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.queue import Queue, Request
 from smc_bridge.smc.state import SMCState
+from smc_bridge.streams import Role
 from tests.smc_bridge.reference_loop import Settings
 from tests.smc_bridge.test_engine_loop import KERNELS, NEW, PROMPTS, engine, log_phi, seeds
 
 #: Prompts of several lengths, some of them twice.
 MANY = [*PROMPTS, [2, 0], [0], [1]]
 BATCHES = [1, 2, 5, len(MANY), 99]
+#: A seed for each, for those that stand there twice have other draws.
+OWN = list(range(3, 3 + len(MANY)))
 
 
 def same(left: list[Result], right: list[Result], where: str) -> None:
@@ -41,14 +44,13 @@ def test_draws_do_not_depend_on_the_batch(kernel: str, resampler: str, potential
         kernel, resampler, 0.8, particles=3, temperatures=(0.7, 1.5) if potential else (0.9,), target_temperature=0.8,
         w=0.4, window=2, lookahead=3, nodes=3, potential=potential)
     sampler = engine(settings, 1)
-    own = list(range(40, 40 + len(MANY)))
     alone = [
         sampler.run([prompt], seed=seed, max_new_tokens=NEW, keep_drafts=True)[0]
-        for prompt, seed in zip(MANY, own, strict=True)
+        for prompt, seed in zip(MANY, OWN, strict=True)
     ]
     assert len({len(result.trace) for result in alone}) > 1, "prompts finish at different times"
     for batch in (None, *BATCHES):
-        found = sampler.run(MANY, seed=own, max_new_tokens=NEW, batch=batch, keep_drafts=True)
+        found = sampler.run(MANY, seed=OWN, max_new_tokens=NEW, batch=batch, keep_drafts=True)
         same(found, alone, f"batch {batch}")
 
 
@@ -86,10 +88,10 @@ def decoders() -> dict[str, Decoder]:
 @pytest.mark.parametrize("name", ["ar", "dlm-1", "dlm-2-entropy", "dlm-all"])
 def test_other_decoders_do_not_depend_on_the_batch_either(name: str) -> None:
     decode = decoders()[name]
-    alone = [decode([prompt], seed=3, max_new_tokens=NEW)[0] for prompt in MANY]
+    alone = [decode([prompt], seed=s, max_new_tokens=NEW)[0] for prompt, s in zip(MANY, OWN, strict=True)]
     assert len({tuple(result.sequences[0]) for result in alone}) >= 3
     for batch in (None, *BATCHES):
-        same(decode(MANY, seed=3, max_new_tokens=NEW, batch=batch), alone, f"batch {batch}")
+        same(decode(MANY, seed=OWN, max_new_tokens=NEW, batch=batch), alone, f"batch {batch}")
 
 
 @pytest.mark.parametrize("name", decoders())
@@ -97,7 +99,7 @@ def test_other_decoders_do_not_depend_on_the_batch_either(name: str) -> None:
 def test_every_result_is_reported_once_as_soon_as_it_is_there(name: str, batch: int | None) -> None:
     told: list[tuple[int, Result]] = []
     results = decoders()[name](
-        MANY, seed=3, max_new_tokens=NEW, batch=batch, on_result=lambda i, result: told.append((i, result)))
+        MANY, seed=OWN, max_new_tokens=NEW, batch=batch, on_result=lambda i, result: told.append((i, result)))
     assert sorted(i for i, _ in told) == list(range(len(MANY)))
     assert all(result is results[i] for i, result in told)
     assert all(result.complete for result in results)
@@ -117,7 +119,7 @@ def test_no_more_than_a_batch_is_decoded_at_a_time_and_no_seat_stays_empty() -> 
         step(self, state, active, **options)
 
     with mock.patch.object(Sampler, "step", watched):
-        results = sampler.run(MANY, seed=1, max_new_tokens=NEW, batch=3)
+        results = sampler.run(MANY, seed=OWN, max_new_tokens=NEW, batch=3)
     assert sum(sizes) == sum(len(result.trace) for result in results)
     assert max(sizes) == 3
     tail = sizes[sizes.index(min(sizes)):]
@@ -127,14 +129,14 @@ def test_no_more_than_a_batch_is_decoded_at_a_time_and_no_seat_stays_empty() -> 
 def test_seconds_count_from_when_a_prompt_entered() -> None:
     settings = Settings("rejection", "systematic", 0.8, particles=2, temperatures=(0.9,), window=2, lookahead=3)
     with mock.patch("time.perf_counter", side_effect=range(10_000)):
-        results = engine(settings, 1).run([[0]] * 6, seed=2, max_new_tokens=NEW, batch=1)
+        results = engine(settings, 1).run([[0]] * 6, seed=range(6), max_new_tokens=NEW, batch=1)
     seconds = [result.seconds for result in results]
     assert max(seconds) < 3 * min(seconds), f"{seconds}: every prompt takes about as long as the first"
 
 
 @contextmanager
-def interrupt(call: int, error: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
-    """Ctrl-C, or another error, in the middle of the n-th forward of any model."""
+def interrupt(call: int, error: type[BaseException] = KeyboardInterrupt) -> Iterator[Callable[[], int]]:
+    """Ctrl-C, or another error, in the middle of the n-th forward of any model; gives the forwards so far."""
     calls = 0
 
     def stopping(score: Callable[..., Any]) -> Callable[..., Any]:
@@ -150,7 +152,7 @@ def interrupt(call: int, error: type[BaseException] = KeyboardInterrupt) -> Iter
     causal, masked = TabularCausalSession, TabularDiffusionSession
     with mock.patch.object(causal, "score", stopping(causal.score)), \
             mock.patch.object(masked, "score", stopping(masked.score)):
-        yield
+        yield lambda: calls
 
 
 @pytest.mark.parametrize("name", decoders())
@@ -158,13 +160,13 @@ def interrupt(call: int, error: type[BaseException] = KeyboardInterrupt) -> Iter
 def test_an_interrupt_hands_over_what_is_done(name: str, batch: int | None) -> None:
     """At whichever forward it comes: finished results are those of the whole run, unfinished ones its beginning."""
     decode = decoders()[name]
-    whole = decode(MANY, seed=3, max_new_tokens=NEW)
+    whole = decode(MANY, seed=OWN, max_new_tokens=NEW)
     unfinished = 0
     for call in range(1, 10_000):
         told = list[int]()
         try:
             with interrupt(call):
-                decode(MANY, seed=3, max_new_tokens=NEW, batch=batch, on_result=lambda i, _: told.append(i))  # noqa: B023
+                decode(MANY, seed=OWN, max_new_tokens=NEW, batch=batch, on_result=lambda i, _: told.append(i))  # noqa: B023
         except Interrupted as error:
             results = error.results
         else:
@@ -188,9 +190,11 @@ def test_an_interrupt_hands_over_what_is_done(name: str, batch: int | None) -> N
 @pytest.mark.parametrize("name", decoders())
 def test_an_error_hands_over_what_is_done_too(name: str) -> None:
     decode, told = decoders()[name], list[int]()
-    whole = decode(MANY, seed=3, max_new_tokens=NEW)
-    with pytest.raises(ArithmeticError) as caught, interrupt(16 if name != "dlm-all" else 4, ArithmeticError):
-        decode(MANY, seed=3, max_new_tokens=NEW, batch=2, on_result=lambda i, _: told.append(i))
+    whole = decode(MANY, seed=OWN, max_new_tokens=NEW)
+    with interrupt(10_000) as forwards:
+        decode(MANY, seed=OWN, max_new_tokens=NEW, batch=2)
+    with pytest.raises(ArithmeticError) as caught, interrupt(forwards() * 3 // 4, ArithmeticError):
+        decode(MANY, seed=OWN, max_new_tokens=NEW, batch=2, on_result=lambda i, _: told.append(i))
     results = caught.value.results  # type: ignore[attr-defined]
     assert told
     assert sorted(told) == [i for i, result in results.items() if result.complete]
@@ -208,10 +212,10 @@ def test_prompts_that_occur_twice_share_no_forward_of_a_model_with_a_history() -
         return score(self, rows, canvas)
 
     with mock.patch.object(TabularDiffusionSession, "score", counted):
-        engine(settings, None).run([[0]] * 3, seed=2, max_new_tokens=NEW)
+        engine(settings, None).run([[0]] * 3, seed=range(3), max_new_tokens=NEW)
         shared, scored = scored[0], []
         with mock.patch.object(TabularDiffusionSession, "has_history", True, create=True):
-            engine(settings, None).run([[0]] * 3, seed=2, max_new_tokens=NEW)
+            engine(settings, None).run([[0]] * 3, seed=range(3), max_new_tokens=NEW)
     assert (shared, scored[0]) == (1, 3)
 
 
@@ -254,4 +258,4 @@ def test_a_queue_refuses_what_makes_no_sense() -> None:
         Queue([])
     for batch in (0, -1, 1.5):
         with pytest.raises(ValueError, match=f"batch = {batch}: decode at least 1"):
-            Queue([Request(0, [1], 0)], batch=batch)  # type: ignore[arg-type]
+            Queue([Request(0, [1], 0, Role.SMC)], batch=batch)  # type: ignore[arg-type]

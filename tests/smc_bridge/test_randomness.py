@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from smc_bridge import randomness
-from smc_bridge.randomness import BLOCK, PromptSource, as_source, inverse_cdf, prompt_generator
+from smc_bridge.randomness import BLOCK, PromptSource, as_source, inverse_cdf
 from tests.smc_bridge.claims import chi_square, claim
 from tests.smc_bridge.enumeration import EnumeratingSource, log, outcomes
 
@@ -149,16 +149,6 @@ def test_a_stream_draws_afresh_at_every_step() -> None:
     first, second = draw(law), draw(law)
     table = np.array([[int(((first == a) & (second == b)).sum()) for b in (0, 1)] for a in (0, 1)])
     claim(chi_square(table, np.full(4, 0.25)), "two steps of a stream are independent")
-
-
-def test_a_prompts_generator_depends_on_seed_prompt_and_stream_only() -> None:
-    def first(seed: int, prompt: list[int], stream: str = "decode") -> float:
-        return float(torch.rand((), generator=prompt_generator(seed, prompt, stream=stream), dtype=torch.float64))
-
-    assert first(3, [1, 2]) == first(3, [1, 2])
-    others = [first(3, [1, 2]), first(4, [1, 2]), first(3, [2, 1]), first(3, [12]), first(3, []),
-              first(3, [1, 2], "other"), first(-3, [1, 2]), first(31, [2])]
-    assert len(set(others)) == len(others), f"first draws {others}"
 
 
 def test_a_plain_generator_serves_as_a_source() -> None:
