@@ -10,9 +10,9 @@ from analysis.comparison.compare import compare
 from analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
 from analysis.comparison.settings import Settings
 from analysis.comparison.store import Cell
-from analysis.comparison.table import render
 from analysis.progress import progress
 from analysis.workers import check_workers
+from models.extras import install
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=whole(1), default=1, metavar="N",
         help="processes that share the work, with the same figures; tokens/s is then that of one of them. More than 1 "
-        'needs the extra: pip install "smc-bridge[ray]" (default: 1)',
+        f"need ray: {install('ray')} (default: 1)",
     )
     parser.add_argument(
         "--json", type=Path, default=DEFAULT_FILE, metavar="FILE",
@@ -99,11 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{PROGRAM}: interrupted: {what}; {again} goes on from there", file=sys.stderr)
         return INTERRUPTED
     out = console(sys.stdout)
-    title = (
-        f"{settings.task}: {settings.n} problems, target temperature {settings.temperature:g}, "
-        f"w = {settings.weight:g}, seed {settings.seed}"
-    )
-    out.print(render(found.rows, title=title))
+    out.print(found.table())
     out.print(f"saved as {path}", markup=False)
     return 0
 

@@ -13,27 +13,61 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.comparison.cells import Decoder, Work, decoder_elsewhere, encode_prompts
 from analysis.comparison.methods import check_methods
 from analysis.comparison.settings import Settings, fingerprint
 from analysis.comparison.store import Cell, Store
-from analysis.comparison.table import Row, summarise
+from analysis.comparison.table import Row, render, summarise
 from analysis.workers import check_workers, map_cells
+from models.extras import need
 from models.pairs import PAIRS, Pair, load_pair
+from smc_bridge.display import PrintedTable, block
 from smc_bridge.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Told of every finished cell, with how many are done and how many there are.
 Report = Callable[[Cell, int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What a comparison found: its settings, one row a method, and the cells behind them."""
 
     settings: Settings
     rows: list[Row]
     cells: list[Cell]
+
+    def __repr__(self) -> str:
+        s = self.settings
+        return block(
+            f"Comparison on {s.n} problems of {s.task!r}: target temperature {s.temperature:g}, w = {s.weight:g}, "
+            f"seed {s.seed}",
+            [f"methods {', '.join(s.methods)}", "figures in .frame(), .table() and .rows"],
+        )
+
+    def table(self) -> PrintedTable:
+        """The rows as a table that prints itself."""
+        s = self.settings
+        return render(self.rows, title=(
+            f"{s.task}: {s.n} problems, target temperature {s.temperature:g}, w = {s.weight:g}, seed {s.seed}"
+        ))
+
+    def frame(self) -> pd.DataFrame:
+        """A data frame with a row for each method: the fields of `Row`, intervals as `NAME`, `NAME_low`, `NAME_high`.
+
+        What does not apply to a method is NaN.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        need("pandas", "data frames", extra="analysis")
+        import pandas as pd
+
+        return pd.DataFrame([row.flat() for row in self.rows])
 
 
 def compare(

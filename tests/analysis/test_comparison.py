@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis.bounds import drawn_tokens, kl_per_token
+from analysis.bounds import kl_per_token
 from analysis.comparison import DEFAULT_METHODS, Comparison, Row, Settings, compare, render
 from analysis.comparison.cells import answer_seed
 from analysis.comparison.command import command
 from analysis.comparison.methods import make_method
 from analysis.comparison.settings import fingerprint
 from analysis.comparison.store import KIND, Cell
-from analysis.comparison.table import per_token, wilson
+from analysis.comparison.table import wilson
 from models import pairs
 from models.arithmetic import architecture
 from models.arithmetic.tokenizer import load_tokenizer
@@ -304,7 +304,7 @@ def test_missing_extra_is_one_line_and_exit_code_2(run: Run, monkeypatch: pytest
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, out, err = run(*BASE, "--workers", "4")
     assert (code, out) == (2, "")
-    assert err == 'smc-bridge: error: --workers 4 needs the extra: pip install "smc-bridge[ray]"\n'
+    assert err == "smc-bridge: error: --workers 4 needs ray: pip install -e '.[ray]' in a clone\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -336,13 +336,35 @@ def test_wilson_interval_is_that_of_the_literature() -> None:
 
 
 def test_nats_per_token_are_those_of_the_analysis_package() -> None:
+    """By the length of what is drawn, which is not the mean over the particles."""
     method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7, seed=0)
-    results = method.decode([[1], [2], [1, 1], [1, 2], [2, 1]])
-    tokens = [drawn_tokens(run) for run in results]
-    found, expected = per_token([run.log_evidence for run in results], tokens), kl_per_token(results)
+    results = method.decode([toy_pair().encode(item.prompt).tolist() for item in ToyTask().problems(5)])
+    assert sum(run.drawn_tokens for run in results) != pytest.approx(sum(run.tokens for run in results), rel=1e-3)
+    expected = kl_per_token(results)
+    found = next(row for row in toy().rows if row.method == "smc-3").nats_per_token
+    assert found is not None
     assert (found.value, found.low, found.high) == pytest.approx((expected.kl, expected.low, expected.high), rel=1e-9)
-    single = per_token([0.5], [4.0])
-    assert (single.value, single.low) == (-0.125, -math.inf)
+
+
+def test_frame_has_a_row_for_each_method_and_a_column_for_each_number() -> None:
+    comparison = toy()
+    frame = comparison.frame()
+    assert frame["method"].tolist() == list(SETTINGS.methods)
+    for row, (_, found) in zip(comparison.rows, frame.iterrows(), strict=True):
+        assert (found["accuracy"], found["accuracy_low"]) == (row.accuracy.value, row.accuracy.low)
+        assert found["tokens_per_second"] == row.tokens_per_second
+        assert math.isnan(found["nats_high"]) if row.nats is None else found["nats_high"] == row.nats.high
+        assert math.isnan(found["ess"]) if row.ess is None else found["ess"] == row.ess
+    assert not any(isinstance(value, dict | list) for value in frame.to_numpy().ravel())
+
+
+def test_a_comparison_shows_itself_in_a_few_lines() -> None:
+    comparison = toy()
+    assert repr(comparison).splitlines() == [
+        "Comparison on 5 problems of 'toy': target temperature 1, w = 0.7, seed 0",
+        "  methods ar, dlm-2, released, smc-3", "  figures in .frame(), .table() and .rows",
+    ]
+    assert all(name in str(comparison.table()) for name in SETTINGS.methods)
 
 
 def test_arithmetic_task_is_the_held_out_problems() -> None:
