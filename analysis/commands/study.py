@@ -13,6 +13,7 @@ from analysis.study.table import render
 from analysis.workers import check_workers
 from models.extras import install
 from smc_bridge.commands.base import INTERRUPTED, PROGRAM, Command, check_writable, console, whole
+from smc_bridge.commands.threads import use_free_cores
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_workers(arguments.workers, name="--workers")
     path: Path = arguments.out or Path("runs") / f"{arguments.config.stem}.jsonl"
     check_writable(path, "--out", make_folder=True)
+    use_free_cores()
     total, saved = len(cells(config)), 0
 
     def report(record: object, done: int, total: int) -> None:

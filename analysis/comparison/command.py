@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from analysis.comparison.compare import compare
+from analysis.comparison.effort import Clock, about
 from analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
 from analysis.comparison.settings import Settings
 from analysis.comparison.store import Cell
@@ -24,6 +25,7 @@ from smc_bridge.commands.base import (
     share,
     whole,
 )
+from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.tasks import TASKS
 
 DEFAULT_FILE = Path("runs/compare.json")
@@ -83,16 +85,33 @@ def run(arguments: argparse.Namespace) -> int:
     path: Path = arguments.json
     check_writable(path, "--json", make_folder=True)
     cells = len(settings.methods) * settings.batches
-    saved = 0
+    saved, threads = 0, use_free_cores()
+    clock: Clock | None = None
+
+    def begin(found: Clock) -> None:
+        nonlocal clock
+        clock = found
+        print(
+            f"{PROGRAM}: {len(settings.methods)} methods on {settings.n} problems: {about(found.left)} on "
+            f"{threads} {'thread' if threads == 1 else 'threads'}", file=sys.stderr, flush=True,
+        )
+
+    def left() -> str:
+        return "" if clock is None else f"{about(clock.left)} left"
+
     try:
-        with progress(cells) as show:
+        with progress(cells, left=left) as show:
 
             def report(cell: Cell, done: int, total: int) -> None:
                 nonlocal saved
                 saved = done
+                if clock is not None:
+                    clock.finished(cell)
                 show(done, cell.method, f"{len(cell.outcomes)} problems in {cell.seconds:.1f} s")
 
-            found = compare(settings, path=path, fresh=arguments.fresh, workers=arguments.workers, report=report)
+            found = compare(
+                settings, path=path, fresh=arguments.fresh, workers=arguments.workers, report=report, estimate=begin
+            )
     except KeyboardInterrupt:
         what = f"{saved} of {cells} parts are saved beside {path}" if saved else "nothing new was saved"
         again = "the same command without --fresh" if arguments.fresh else "the same command"

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.comparison.cells import Decoder, Work, decoder_elsewhere, encode_prompts
-from analysis.comparison.methods import check_methods
+from analysis.comparison.effort import Clock, probe
+from analysis.comparison.methods import check_methods, make_method
 from analysis.comparison.settings import Settings, fingerprint
 from analysis.comparison.store import Cell, Store
 from analysis.comparison.table import Row, render, summarise
@@ -73,6 +74,7 @@ class Comparison:
 def compare(
     settings: Settings, *, path: Path | None = None, fresh: bool = False, pair: Pair | None = None,
     task: Task | None = None, workers: int = 1, report: Report | None = None,
+    estimate: Callable[[Clock], None] | None = None,
 ) -> Comparison:
     """Run, or continue, a comparison.
 
@@ -85,6 +87,7 @@ def compare(
         workers: processes (`analysis.workers`), each with its own copy of the models. They do not enter the figures,
             except that the last bits of a float32 sum may depend on the threads of a process.
         report: told of every cell that was decoded, in the order in which cells finish.
+        estimate: told before the first cell how long all of them will take, by a short probe.
     Raises:
         ValueError: an argument is out of range, or the file is something else or has other settings.
         FileNotFoundError: the pair's weights are not installed.
@@ -106,6 +109,14 @@ def compare(
         if (name, batch) not in store.cells:
             chosen = settings.problems(batch)
             waiting.append(Work(name, batch, tuple(items[i] for i in chosen), tuple(prompts[i] for i in chosen)))
+    for name in {work.method for work in waiting}:
+        # What cannot run is refused before any work is done.
+        make_method(
+            name, loaded, task, temperature=settings.temperature, weight=settings.weight, seed=settings.seed
+        )
+    if estimate is not None and waiting:
+        unit = probe(loaded, task, prompts, settings)
+        estimate(Clock([(work.method, len(work.items)) for work in waiting], unit, workers=workers))
     if workers == 1:
         make = partial(Decoder, settings, task, loaded)
     else:
