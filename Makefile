@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # One thread a worker: two test workers on two cores, and small models gain nothing from more.
-export OMP_NUM_THREADS ?= 1
+test notebooks: export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test notebooks lint train clean
 
@@ -16,9 +16,10 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
+# Takes a thread for each core that is free, and says how long it will take; OMP_NUM_THREADS overrides.
 demo: $(VENV)/.runtime
-	OMP_NUM_THREADS=2 $(BIN)/smc-bridge decode "Jack has 47 candies. A friend gives Jack 29 more. Jack sells 2. Jack buys 5 bags of 3 candies. How many candies does Jack have now?" --particles 4 --temperature 0.5 --seed 1 --trace
-	OMP_NUM_THREADS=2 $(BIN)/smc-bridge compare --n 30 --fresh --json runs/demo.json --methods \
+	$(BIN)/smc-bridge decode "Jack has 47 candies. A friend gives Jack 29 more. Jack sells 2. Jack buys 5 bags of 3 candies. How many candies does Jack have now?" --particles 4 --temperature 0.5 --seed 1 --trace
+	$(BIN)/smc-bridge compare --n 30 --fresh --json runs/demo.json --methods \
 		ar,dlm-1,dlm-2,dlm-4,dlm-8,dlm-all,plain-is,speculative,released,paper,smc-1,smc-4,tree-walk
 
 test: $(VENV)/.dev

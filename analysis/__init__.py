@@ -9,7 +9,7 @@ from analysis.budget import Cost, at_equal_cost, cost_of, largest_within, measur
 from analysis.calibration import RankTest, rank_test, rank_uniformity
 from analysis.ess import conditional_ess, conditional_ess_per_step, entropy_ess, ess, ess_per_step, max_share
 from analysis.estimates import GenealogyVariance, Mean, batch_means, genealogy_variance
-from analysis.export import to_datatree
+from analysis.export import to_arviz, to_datatree
 from analysis.genealogy import coalescence, offspring_count, unique_ancestors
 from analysis.law_bias import Distance, Rate, fit_rate, output_distance, output_distance_by_identity, run_distance
 from analysis.laws import kl, output_law, total_variation, weighted_law
@@ -44,6 +44,6 @@ __all__ = [
     "log_weight_variance_per_token", "max_share", "measure_cost", "mmd_test", "offspring_count", "oracle",
     "output_distance", "output_distance_by_identity", "output_law", "pareto_k", "rank_test", "rank_uniformity",
     "reverse_certificate", "reverse_per_token", "run_bias", "run_distance", "smoothed_log_weights", "step_table",
-    "summary", "symmetric_certificate", "to_datatree", "total_variation", "unique_ancestors", "weight_variance",
-    "weighted_law",
+    "summary", "symmetric_certificate", "to_arviz", "to_datatree", "total_variation", "unique_ancestors",
+    "weight_variance", "weighted_law",
 ]

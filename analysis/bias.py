@@ -74,7 +74,7 @@ def run_bias(results: Sequence[Result], f: Callable[[Any], float], *, log_z: flo
         raise ValueError(f"results has {len(runs)} run: the covariance needs at least 2")
     if log_z is None and any(run.has_potential for run in runs):
         raise ValueError("log_z is missing: with a potential the evidence must be divided by the true Z")
-    alive = [run for run in runs if run.log_evidence > -math.inf]
+    alive = [run for run in runs if run.alive]
     if len(alive) < len(runs):
         raise ValueError(f"{len(runs) - len(alive)} of {len(runs)} runs have no particle of positive weight: use more")
     theta = np.array([run.expectation(f) for run in runs])
@@ -105,7 +105,7 @@ def _units(
     require_proper(runs, "the bias of its weighted estimate")
     if len(runs) > 1:
         log_weights = np.array([run.log_evidence for run in runs])
-        values = np.array([run.expectation(f) if run.log_evidence > -math.inf else 0.0 for run in runs])
+        values = np.array([run.expectation(f) if run.alive else 0.0 for run in runs])
         return log_weights, values
     run = runs[0]
     if any(record.resampled for record in run.trace):

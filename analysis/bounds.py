@@ -60,14 +60,7 @@ def kl_per_token(results: Runs, *, log_z: float | None = None, level: float = 0.
     """
     runs = as_runs(results)
     excess = _true_log_z(runs, log_z) - np.array([run.log_evidence for run in runs])
-    return ratio_per_token(excess, [drawn_tokens(run) for run in runs], level=level)
-
-
-def drawn_tokens(run: Result) -> float:
-    """Expected length of a sequence drawn from a run's weights, tokens; plain mean where every weight is zero."""
-    if run.log_evidence == -math.inf:
-        return run.tokens
-    return float(run.weights @ np.array([len(sequence) for sequence in run.sequences], dtype=np.float64))
+    return ratio_per_token(excess, [run.drawn_tokens for run in runs], level=level)
 
 
 def ratio_per_token(
@@ -78,7 +71,7 @@ def ratio_per_token(
 
     Args:
         nats: one term of the bound per run, nats; inf gives an infinite bound.
-        tokens: length that belongs to each, tokens.
+        tokens: expected length of what the term bounds, `Result.drawn_tokens` for `-log Z_hat`.
         level: confidence, in (0, 1).
     Raises:
         ValueError: a level out of range, no runs, or lengths that are all 0.

@@ -1,30 +1,40 @@
-"""Export to `xarray.DataTree`, the form that ArviZ works on.
+"""Export to `xarray.DataTree` and to ArviZ.
 
-    to_datatree(results)["weights"]["log_weights"]          # [prompt, particle]
+    to_datatree(results)["weights"]["log_weights"]                   # [prompt, particle]
+    arviz.summary(to_arviz(results, {"right": lambda text: ...}))    # mean, sd, interval, R-hat
 
-Three groups, with named dimensions:
+Groups, with named dimensions:
 
+    posterior   length and functions of your own [chain, draw, prompt]
     particles   tokens [prompt, particle, position], length [prompt, particle], text [prompt, particle] if there is any
     weights     log_weights, weights [prompt, particle], log_evidence, ess [prompt]
     trace       steps [prompt], and by step: ess, log_evidence, resampled [prompt, step], ancestors, lanes, log_weights
                 [prompt, step, particle], length, accepted, log_increments [prompt, step, particle, lane]
 
 Integers are padded with -1 and numbers with NaN, past the end of a sequence and after the last step of a prompt.
-Logarithms are in nats.
+Logarithms are in nats. Of a run whose weights are all zero the ESS is 0, and weights and posterior are NaN.
+
+ArviZ knows chains of draws that weigh alike. So a chain is a run, its draws are N systematic draws from the weights in
+the order of the particles (each particle once if they weigh alike), and runs of one prompt under several seeds are the
+chains of that prompt, NaN where it has fewer than others; `prompt` is there the place of its first run. ArviZ's own ESS
+counts draws; what the weights are worth is `weights/ess`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from analysis.runs import Runs, as_runs
+from models.extras import need
 from smc_bridge.result import Result
+from smc_bridge.smc.resampling import from_points
 from smc_bridge.trace import StepRecord
 
 if TYPE_CHECKING:
@@ -34,28 +44,35 @@ if TYPE_CHECKING:
 PAD = -1
 
 
-def to_datatree(results: Runs) -> xr.DataTree:
-    """Particles, weights and trace of runs of one sampler.
+#: Functions of a continuation (its text, or its token ids without a tokenizer), by name.
+Functions = Mapping[str, Callable[[Any], float]]
+
+
+def to_datatree(results: Runs, functions: Functions | None = None, *, seed: int = 0) -> xr.DataTree:
+    """Posterior, particles, weights and trace of runs of one sampler.
 
     Args:
         results: runs with one N (and one K, where they have a trace); a run's place is its coordinate `prompt`.
+        functions: what the posterior holds besides `length`.
+        seed: of the draws from the weights.
     Returns:
         A tree that `to_netcdf` can write; its attributes hold method, properness and settings.
     Raises:
         ValueError: no runs, or numbers of particles or lanes that differ.
-        ImportError: xarray is not installed.
+        MissingExtraError: xarray is not installed.
     """
-    try:
-        import xarray as xr
-    except ImportError as error:
-        raise ImportError('the export needs xarray: pip install "smc-bridge[analysis]"') from error
+    need("xarray", "exports", extra="analysis")
+    import xarray as xr
+
     runs = as_runs(results)
     _check_alike(runs)
     groups: dict[str, Any] = {"particles": _particles(runs), "weights": _weights(runs)}
     if any(len(run.trace) for run in runs):
         groups["trace"] = _trace(runs)
+    first, drawn = _posterior(runs, functions or {}, seed=seed)
     tree = xr.DataTree.from_dict({
-        name: xr.Dataset(variables, coords=_coordinates(variables)) for name, variables in groups.items()
+        "posterior": xr.Dataset(drawn, coords={**_coordinates(drawn), "prompt": first}),
+        **{name: xr.Dataset(variables, coords=_coordinates(variables)) for name, variables in groups.items()},
     })
     tree.attrs.update({
         "method": runs[0].method, "proper": int(all(run.proper for run in runs)),
@@ -63,6 +80,19 @@ def to_datatree(results: Runs) -> xr.DataTree:
         "settings": json.dumps([run.settings for run in runs]), "inference_library": "smc-bridge",
     })
     return tree
+
+
+def to_arviz(results: Runs, functions: Functions | None = None, *, seed: int = 0) -> Any:
+    """What the installed ArviZ works on: the tree from version 1 on, before it an `InferenceData` with its groups.
+
+    Arguments and errors as `to_datatree`.
+    """
+    need("arviz", "ArviZ's functions", extra="analysis")
+    import arviz
+
+    tree = to_datatree(results, functions, seed=seed)
+    legacy: Any = getattr(arviz, "InferenceData", None)
+    return tree if legacy is None else legacy.from_datatree(tree)
 
 
 #: Variables of a group: dimensions and data, and perhaps attributes.
@@ -89,6 +119,34 @@ def _coordinates(variables: Variables) -> dict[str, npt.NDArray[np.int64]]:
     return {name: np.arange(size) for name, size in sizes.items()}
 
 
+def _posterior(
+    runs: Sequence[Result], functions: Functions, *, seed: int
+) -> tuple[npt.NDArray[np.int64], Variables]:
+    """Place of the first run of every distinct prompt, and the variables `[chain, draw, prompt]`."""
+    if "length" in functions:
+        raise ValueError("functions holds 'length', which is there already: give it another name")
+    chains: dict[tuple[int, ...], list[int]] = {}
+    for place, run in enumerate(runs):
+        chains.setdefault(tuple(run.prompt), []).append(place)
+    size = len(runs[0].log_weights)
+    shape = (max(map(len, chains.values())), size, len(chains))
+    found = {name: np.full(shape, math.nan) for name in ("length", *functions)}
+    rng = np.random.default_rng(seed)
+    for p, places in enumerate(chains.values()):
+        for c, place in enumerate(places):
+            run, points = runs[place], (np.arange(size) + rng.random()) / size
+            if not run.alive:
+                continue
+            drawn = from_points(torch.as_tensor(run.weights)[None], torch.as_tensor(points)[None])[0].tolist()
+            values = run.values
+            for name, f in {"length": None, **functions}.items():
+                value = {i: len(run.sequences[i]) if f is None else float(f(values[i])) for i in set(drawn)}
+                found[name][c, :, p] = [value[i] for i in drawn]
+    units = {"length": {"units": "tokens"}}
+    first = np.array([places[0] for places in chains.values()])
+    return first, {name: (("chain", "draw", "prompt"), data, units.get(name, {})) for name, data in found.items()}
+
+
 def _particles(runs: Sequence[Result]) -> Variables:
     dims = ("prompt", "particle")
     sequences = [run.sequences for run in runs]
@@ -107,13 +165,12 @@ def _particles(runs: Sequence[Result]) -> Variables:
 
 def _weights(runs: Sequence[Result]) -> Variables:
     dims = ("prompt", "particle")
-    alive = [max(run.log_weights) > -math.inf for run in runs]
     blank = np.full(len(runs[0].log_weights), math.nan)
     return {
         "log_weights": (dims, np.array([run.log_weights for run in runs], dtype=np.float64), NATS),
-        "weights": (dims, np.array([run.weights if ok else blank for run, ok in zip(runs, alive, strict=True)])),
+        "weights": (dims, np.array([run.weights if run.alive else blank for run in runs])),
         "log_evidence": (dims[:1], np.array([run.log_evidence for run in runs]), NATS),
-        "ess": (dims[:1], np.array([run.ess if ok else 0.0 for run, ok in zip(runs, alive, strict=True)])),
+        "ess": (dims[:1], np.array([run.ess for run in runs])),
     }
 
 

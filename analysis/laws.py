@@ -43,7 +43,7 @@ def weighted_law(results: Runs, *, log_z: float = 0.0) -> dict[Hashable, float]:
     """
     runs = as_runs(results)
     require_independent(runs, "the weighted law")
-    alive = [run for run in runs if run.log_evidence > -math.inf]
+    alive = [run for run in runs if run.alive]
     shares = [math.exp(run.log_evidence - log_z) / len(runs) for run in alive]
     return _mean([run.posterior() for run in alive], shares)
 

@@ -12,20 +12,30 @@ from smc_bridge.commands.base import console
 
 #: Told how much is done, what it was, and details that only a plain line has room for.
 Show = Callable[[int, str, str], None]
+#: What a bar shows of the time that is left, for callers that know better than the bar.
+Left = Callable[[], str]
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Show]:
-    """Within the block, show progress toward `total`."""
+def progress(total: int, *, left: Left | None = None) -> Iterator[Show]:
+    """Within the block, show progress toward `total`.
+
+    Args:
+        total: of what is counted.
+        left: words for the time that is left; by default a bar takes every part to be as long.
+    """
     if not sys.stderr.isatty():
 
         def line(done: int, name: str, details: str) -> None:
-            print(f"{done}/{total} {name}: {details}", file=sys.stderr, flush=True)
+            rest = "" if left is None or done == total else f", {left()}"
+            print(f"{done}/{total} {name}: {details}{rest}", file=sys.stderr, flush=True)
 
         yield line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())
+    remaining = TimeRemainingColumn() if left is None else TextColumn("{task.fields[left]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), remaining)
     with Progress(*columns, console=console(sys.stderr)) as bar:
-        task = bar.add_task("loading", total=total)
-        yield lambda done, name, details: bar.update(task, completed=done, description=name)
+        task = bar.add_task("loading", total=total, left="")
+        yield lambda done, name, details: bar.update(
+            task, completed=done, description=name, left="" if left is None else left()
+        )

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.ess import LogWeights, as_log_weights
+from models.extras import need
 
 #: Fewer weights than this leave no tail of five.
 LEAST = 25
@@ -93,8 +94,7 @@ def smoothed_log_weights(log_weights: LogWeights) -> npt.NDArray[np.float64]:
 
 
 def _stats() -> Any:
-    try:
-        from arviz_stats.base import array_stats  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise ImportError("k-hat needs arviz-stats: pip install 'smc-bridge[analysis]'") from error
+    need("arviz_stats.base", "Pareto shapes", extra="analysis")
+    from arviz_stats.base import array_stats  # type: ignore[attr-defined]
+
     return array_stats

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from analysis.bounds import TokenBound, kl_certificate, kl_per_token, ratio_per_token
 from analysis.runs import require_proper
@@ -46,8 +46,8 @@ class Bidirectional:
     reverse: Certificate
     reverse_per_token: TokenBound
     symmetric: Certificate
-    free: list[Result]
-    retained: list[Result]
+    free: list[Result] = field(repr=False)
+    retained: list[Result] = field(repr=False)
 
 
 def multinomial(sampler: Sampler) -> Sampler:

@@ -1,6 +1,6 @@
 """Rich tables: one that sums up runs side by side, one that shows a single step lane by lane.
 
-In a notebook a table shows itself; elsewhere `rich.print(table)`.
+In a notebook and at a prompt a table shows itself; in a script `print(table)`.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from analysis.bounds import kl_certificate
 from analysis.lengths import block_statistics
 from analysis.runs import Runs, as_runs
 from analysis.variance import log_weight_variance_per_token
+from smc_bridge.display import PrintedTable
 from smc_bridge.result import Result
 
 
-def summary(results: Runs | Mapping[str, Runs]) -> Table:
+def summary(results: Runs | Mapping[str, Runs]) -> PrintedTable:
     """Means over runs, a row for each method; `±` is half the 95 % confidence interval of the bound.
 
     Args:
         results: runs of one method, or of several by name.
     """
     groups = results if isinstance(results, Mapping) else {as_runs(results)[0].method: results}
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption="means over runs; blocks of all lanes")
+    table = PrintedTable(
+        box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption="means over runs; blocks of all lanes"
+    )
     table.add_column("method", no_wrap=True)
     for name in (
         "runs", "tokens", "tokens /\nblock", "accepted", "ESS / N", "var(log w)\n/ token", "tokens /\nDLM fwd",
@@ -42,7 +44,6 @@ def summary(results: Runs | Mapping[str, Runs]) -> Table:
 
 def _cells(runs: list[Result]) -> list[str]:
     blocks = block_statistics(runs)
-    alive = [run for run in runs if run.log_evidence > -math.inf]
     if not all(run.proper for run in runs):
         bound = "not proper"
     elif any(run.has_potential for run in runs):
@@ -53,7 +54,7 @@ def _cells(runs: list[Result]) -> list[str]:
         bound = f"{certificate.kl:.3g}{spread}"
     values = [
         _mean([run.tokens for run in runs]), blocks.tokens, blocks.acceptance,
-        _mean([run.ess / len(run.log_weights) for run in alive]), log_weight_variance_per_token(runs),
+        _mean([run.ess / len(run.log_weights) for run in runs]), log_weight_variance_per_token(runs),
         _mean([run.tokens_per_dlm_forward for run in runs]), _mean([run.forwards.ar_forwards for run in runs]),
     ]
     return [str(len(runs)), *("–" if math.isnan(value) else f"{value:.3g}" for value in values), bound]
@@ -63,7 +64,7 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def step_table(result: Result, step: int, *, decode: Callable[[list[int]], str] | None = None) -> Table:
+def step_table(result: Result, step: int, *, decode: Callable[[list[int]], str] | None = None) -> PrintedTable:
     """One step lane by lane: accepted tokens green, the correction yellow, refused draft tokens red and struck out.
 
     Args:
@@ -79,7 +80,7 @@ def step_table(result: Result, step: int, *, decode: Callable[[list[int]], str] 
     if record.blocks is None:
         raise ValueError("result has no drafts in its trace: run with keep_drafts=True")
     place = step % len(result.trace)
-    table = Table(
+    table = PrintedTable(
         title=f"Step {place} of {len(result.trace)}: ESS {record.ess:.2f}, log Z {record.log_evidence:.4f}",
         caption="draft: accepted green, corrected yellow, refused red",
     )

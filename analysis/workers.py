@@ -10,7 +10,6 @@ Ray (Moritz et al. 2018) is the extra `ray`. By itself a map starts a cluster on
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import os
@@ -23,6 +22,8 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from models.extras import install, is_installed
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -52,8 +53,8 @@ def check_workers(workers: int, *, name: str = "workers =") -> None:
     """
     if workers < 1:
         raise ValueError(f"{name} {workers}: give a whole number of at least 1")
-    if workers > 1 and importlib.util.find_spec("ray") is None:
-        raise ValueError(f'{name} {workers} needs the extra: pip install "smc-bridge[ray]"')
+    if workers > 1 and not is_installed("ray"):
+        raise ValueError(f"{name} {workers} needs ray: {install('ray')}")
 
 
 def import_ray() -> Any:

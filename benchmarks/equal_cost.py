@@ -95,9 +95,9 @@ def figures(pair: str, method: str, size: int, runs: list[Result], bias: tuple[f
     proper = runs[0].proper
     kl = kl_certificate(runs) if proper else None
     weighted = proper and len(runs[0].log_weights) > 1
-    alive = [run.ess if max(run.log_weights) > -math.inf else 0.0 for run in runs] if weighted else []
+    sizes = [run.ess for run in runs] if weighted else []
     return Figures(
-        pair, method, size, cost_of(runs, COST), bias, float(np.mean(alive)) if alive else None,
+        pair, method, size, cost_of(runs, COST), bias, float(np.mean(sizes)) if sizes else None,
         None if kl is None else (kl.kl, kl.low, kl.high),
         sum(run.tokens for run in runs) / sum(run.forwards.dlm_forwards for run in runs),
     )
@@ -154,10 +154,7 @@ def embedded(options: argparse.Namespace, advance: Callable[[], None]) -> list[F
             )
         if size is not None:
             runs = runs_of(make(pair, size, common), prompts)
-            lengths = [
-                float(run.weights @ [len(s) for s in run.sequences]) if max(run.log_weights) > -math.inf else math.nan
-                for run in runs
-            ]
+            lengths = [run.drawn_tokens if run.alive else math.nan for run in runs]
             mean = batch_means(np.asarray(lengths) - exact)
             found.append(figures("embedded", name, size, runs, (mean.value, mean.value - mean.low)))
         advance()

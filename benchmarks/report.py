@@ -18,6 +18,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.harness import Machine, cores
+from models.extras import need
 from smc_bridge.commands.base import LineParser, check_writable, console, whole
 from smc_bridge.result import write_text
 
@@ -159,10 +160,9 @@ def _files(folder: Path, name: str) -> list[Path]:
 
 def _figure() -> Any:
     """An empty figure; it is made before anything is measured, so that hours are not lost for want of a package."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'smc-bridge[dev]', or pip install matplotlib") from error
+    need("matplotlib.figure", "plots", extra="analysis")
+    from matplotlib.figure import Figure
+
     return Figure(layout="constrained")
 
 

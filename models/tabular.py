@@ -61,6 +61,9 @@ class TabularAR:
         self._flat = torch.cat([*self.tables, uniform]).log()  # [rows, A], log 0 = -inf
         self._offset = torch.tensor([sum(size**e for e in range(d)) for d in range(self.depth)], device=self.device)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.vocab_size} ids, depth {self.depth}, eos_id {self.eos_id})"
+
     @classmethod
     def random(
         cls, vocab_size: int, depth: int, *, seed: int, concentration: float = 0.7, eos_id: int | None = None,
@@ -166,6 +169,10 @@ class TabularDLM:
         shift = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(self.device)
         self._noise = noise * shift
         self._flat = flat.log() + self._noise
+        self._deviation = noise
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.ar!r}, noise {self._deviation:g})"
 
     def session(self, tokens: Tensor, length: Tensor) -> TabularDiffusionSession:
         """Open a session on prefixes `tokens: [R, S]`, `length: [R]`."""

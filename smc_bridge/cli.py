@@ -15,6 +15,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from models.extras import MissingExtraError
 from models.huggingface.chunks import is_out_of_memory
 from smc_bridge.commands.base import INTERRUPTED, PROGRAM, Command, LineParser, UsageError
 from smc_bridge.commands.decode import command as decode
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | Non
         # The reader has left: nothing more may be written, also not when the interpreter flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError, MissingExtraError) as error:
         # Where memory runs out, torch raises errors of its own; any other RuntimeError is a fault, not the user's.
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from smc_bridge.display import PrintedTable
 from smc_bridge.result import Result
 
 
@@ -25,9 +25,9 @@ def render_result(console: Console, result: Result, *, seed: int = 0) -> None:
     console.print(diagnostics(result))
 
 
-def particle_table(result: Result) -> Table:
+def particle_table(result: Result) -> PrintedTable:
     """Weight, log weight, length and text of every particle, heaviest first."""
-    table = Table(title=f"{result.method}: weighted particles", title_justify="left")
+    table = PrintedTable(title=f"{result.method}: weighted particles", title_justify="left")
     for name in ("particle", "weight", "log weight (nats)", "tokens"):
         table.add_column(name, justify="right")
     table.add_column("text", overflow="fold")
@@ -56,9 +56,9 @@ def accepted_lengths(result: Result) -> tuple[float, list[float]]:
     return mean, [sum(step) / len(step) if step else math.nan for step in per_step]
 
 
-def diagnostics(result: Result) -> Table:
+def diagnostics(result: Result) -> PrintedTable:
     """Evidence, ESS, certificate, accepted lengths, forwards and speed, one a line."""
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = PrintedTable(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     forwards = result.forwards

@@ -15,11 +15,14 @@ import numpy as np
 import torch
 
 from smc_bridge.certificate import Certificate, certify
+from smc_bridge.display import block
 from smc_bridge.streams import Role, numpy_generator
 from smc_bridge.trace import StepRecord
 
 #: Version of the JSON layout.
 FORMAT = 1
+#: Distinct continuations that a repr shows.
+SHOWN = 4
 #: Fields that older files of this format do not have.
 ADDED = {"complete", "settings"}
 
@@ -40,7 +43,7 @@ class Forwards:
         return cls(*(sum(getattr(part, item.name) for part in parts) for item in fields(cls)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """N weighted continuations of one prompt.
 
@@ -71,9 +74,9 @@ class Result:
     has_potential: bool = False
     forwards: Forwards = field(default_factory=Forwards)
     seconds: float = 0.0
-    trace: Sequence[StepRecord] = field(default_factory=list, repr=False)
+    trace: Sequence[StepRecord] = field(default_factory=list)
     complete: bool = True
-    settings: dict[str, Any] = field(default_factory=dict, repr=False)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.sequences or len(self.sequences) != len(self.log_weights):
@@ -89,22 +92,26 @@ class Result:
         return float(np.logaddexp.reduce(self.log_weights) - math.log(len(self.log_weights)))
 
     @property
+    def alive(self) -> bool:
+        """Whether any weight is positive. If none is, the run has an ESS of 0 and no law: nothing can be drawn."""
+        return max(self.log_weights) > -math.inf
+
+    @property
     def weights(self) -> np.ndarray:
         """Normalised weights, `[N]`; they sum to 1.
 
         Raises:
             ValueError: every weight is zero.
         """
-        top = max(self.log_weights)
-        if top == -math.inf:
+        if not self.alive:
             raise ValueError("log_weights are all -inf: no particle has positive weight; use more particles or lanes")
-        raw = np.exp(np.asarray(self.log_weights) - top)
+        raw = np.exp(np.asarray(self.log_weights) - max(self.log_weights))
         return np.asarray(raw / raw.sum())
 
     @property
     def ess(self) -> float:
-        """Effective sample size of the final weights, particles."""
-        return float(1.0 / np.square(self.weights).sum())
+        """Effective sample size of the final weights, particles; 0 if every weight is zero."""
+        return float(1.0 / np.square(self.weights).sum()) if self.alive else 0.0
 
     @property
     def values(self) -> list[Any]:
@@ -113,8 +120,16 @@ class Result:
 
     @property
     def tokens(self) -> float:
-        """Mean length of the continuations, tokens."""
+        """Mean length of the continuations, tokens: what was decoded, whatever it weighs."""
         return sum(map(len, self.sequences)) / len(self.sequences)
+
+    @property
+    def drawn_tokens(self) -> float:
+        """Expected length `sum_k W_k length_k` of a sequence drawn from the weights, tokens; `tokens` if all are zero.
+
+        Bounds in nats per token divide by it: they are about the law of what is drawn.
+        """
+        return float(self.weights @ np.array([*map(len, self.sequences)])) if self.alive else self.tokens
 
     @property
     def tokens_per_dlm_forward(self) -> float:
@@ -177,16 +192,32 @@ class Result:
         return certify([self.log_evidence], log_z=log_z or 0.0)
 
     def to_empirical(self) -> Any:
-        """The weighted continuations as a `pyro.distributions.Empirical` over padded token ids (-1 is padding)."""
+        """The weighted continuations as a `pyro.distributions.Empirical` over padded token ids (-1 is padding).
+
+        Raises:
+            ValueError: every weight is zero.
+        """
         from pyro.distributions import Empirical
 
+        weights = self.weights  # that there is a law at all is found out here, not in Pyro
         width = max(map(len, self.sequences))
         padded = torch.tensor([s + [-1] * (width - len(s)) for s in self.sequences], dtype=torch.long)
-        return Empirical(padded, torch.as_tensor(self.log_weights, dtype=torch.float64))
+        return Empirical(padded, torch.as_tensor(weights, dtype=torch.float64).log())
+
+    def __repr__(self) -> str:
+        marks = ("" if self.proper else ", not properly weighted") + ("" if self.complete else ", interrupted")
+        head = (
+            f"Result of {self.method}: N = {len(self.sequences)}, {self.tokens:.1f} tokens, "
+            f"log Z = {self.log_evidence:.4f} nats, ESS = {self.ess:.2f}{marks}"
+        )
+        if not self.alive:
+            return block(head, ["every weight is zero"])
+        mass = list(self.posterior().items())
+        more = [f"and {len(mass) - SHOWN} more"] if len(mass) > SHOWN else []
+        return block(head, [*(f"{weight:.3f}  {value!r}" for value, weight in mass[:SHOWN]), *more])
 
     def _repr_html_(self) -> str:
-        alive = max(self.log_weights) > -math.inf
-        weights = self.weights if alive else np.zeros(len(self.sequences))
+        weights = self.weights if self.alive else np.zeros(len(self.sequences))
         order = np.argsort(-weights, kind="stable")
         rows = "".join(
             f"<tr><td>{i}</td><td>{weights[i]:.3f}</td><td>{self.log_weights[i]:.3f}</td>"
@@ -194,9 +225,8 @@ class Result:
             f"{html.escape(str(self.values[i]))}</code></td></tr>"
             for i in order
         )
-        ess = f"{self.ess:.2f}" if alive else "0"
         return (
-            f"<p><b>{html.escape(self.method)}</b>: log Z = {self.log_evidence:.4f} nats, ESS = {ess} of "
+            f"<p><b>{html.escape(self.method)}</b>: log Z = {self.log_evidence:.4f} nats, ESS = {self.ess:.2f} of "
             f"{len(self.sequences)}, {self.forwards.dlm_forwards} DLM and {self.forwards.ar_forwards} AR forwards"
             f"{'' if self.proper else ' (not properly weighted)'}{'' if self.complete else ' (interrupted)'}</p>"
             "<table><tr><th>particle</th><th>weight</th><th>log weight (nats)</th><th>tokens</th><th>value</th></tr>"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from models.protocols import LanguageModel
+from smc_bridge.display import block
 from smc_bridge.distributions.intermediate import log_ratio_bound
 from smc_bridge.distributions.law import Law
 
@@ -76,6 +77,33 @@ def sampler_settings(sampler: Sampler, *, max_new_tokens: int) -> dict[str, Any]
         "max_new_tokens": max_new_tokens,
         **({"notes": notes} if notes else {}),
     }
+
+
+def sampler_text(sampler: Sampler) -> str:
+    """A few lines: sizes, whether it is proper, and its parts."""
+    found = sampler_settings(sampler, max_new_tokens=0)
+    laws = {
+        name: ", ".join(f"{key} {_number(value)}" for key, value in found[name].items() if value is not None)
+        for name in ("proposal", "target")
+    }
+    reasons = sampler.why_improper()
+    return block(
+        f"Sampler {sampler.name!r}: N = {sampler.particles}, K = {sampler.lanes}, V = {sampler.window}, "
+        f"M = {found['lookahead']}, {'not proper: ' + '; '.join(reasons) if reasons else 'properly weighted'}",
+        (
+            f"proposal      {found['models']['dlm']}: {laws['proposal']}",
+            f"target        {found['models']['ar']}: {laws['target']}",
+            f"intermediate  {found['intermediate']}",
+            f"kernel        {found['kernel']}, {found['weight']}",
+            f"resampling    {found['resampler']}, {found['trigger']}",
+        ),
+    )
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_number, value))}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _shown(value: object) -> Any:

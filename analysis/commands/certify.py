@@ -31,6 +31,7 @@ from smc_bridge.commands.base import (
     share,
     whole,
 )
+from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.result import write_text
 from smc_bridge.streams import seeds_apart
 from smc_bridge.tasks import TASKS
@@ -83,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable(arguments.json, "--json", make_folder=True)
     task = TASKS[arguments.task]
+    use_free_cores()
     pair = load_pair(task.pair)
     sampler = make_sampler(
         arguments.method, pair, task, temperature=arguments.temperature, weight=arguments.weight

@@ -14,6 +14,7 @@ from analysis.budget import Cost, Unit
 from analysis.comparison.store import KIND as COMPARISON
 from analysis.study.store import KIND as STUDY
 from analysis.study.store import load_study
+from models.extras import need
 from smc_bridge.commands.base import Command, UsageError, check_writable, one_of
 from smc_bridge.result import Result
 
@@ -62,18 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(out, "--out")
     if out.resolve() == source.resolve():
         raise UsageError(f"--out = {out}: is FILE itself; give another name")
-    try:
-        import matplotlib
+    need("matplotlib", "plots", extra="analysis")
+    import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
 
-        known = pyplot.figure().canvas.get_supported_filetypes()
-        if out.suffix.removeprefix(".") not in known:
-            raise UsageError(f"--out = {out}: is of no known kind; choose from {', '.join(sorted(known))}")
-        axes = draw()
-    except ImportError as error:
-        raise UsageError(f'{error}: pip install "smc-bridge[analysis]"') from error
+    known = pyplot.figure().canvas.get_supported_filetypes()
+    if out.suffix.removeprefix(".") not in known:
+        raise UsageError(f"--out = {out}: is of no known kind; choose from {', '.join(sorted(known))}")
+    axes = draw()
     axes.figure.savefig(out, dpi=DPI, bbox_inches="tight")
     pyplot.close("all")
     print(f"drawn as {out}")

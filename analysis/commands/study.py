@@ -11,7 +11,9 @@ from analysis.study.run import study
 from analysis.study.store import cells
 from analysis.study.table import render
 from analysis.workers import check_workers
-from smc_bridge.commands.base import INTERRUPTED, PROGRAM, Command, UsageError, check_writable, console, whole
+from models.extras import install
+from smc_bridge.commands.base import INTERRUPTED, PROGRAM, Command, check_writable, console, whole
+from smc_bridge.commands.threads import use_free_cores
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers", type=whole(1), default=1, metavar="N",
-        help='processes that share the work, with the same rows. More than 1 needs the extra: pip install '
-        '"smc-bridge[ray]" (default: 1)',
+        help=f"processes that share the work, with the same rows. More than 1 need ray: {install('ray')} (default: 1)",
     )
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever study FILE holds")
 
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_workers(arguments.workers, name="--workers")
     path: Path = arguments.out or Path("runs") / f"{arguments.config.stem}.jsonl"
     check_writable(path, "--out", make_folder=True)
+    use_free_cores()
     total, saved = len(cells(config)), 0
 
     def report(record: object, done: int, total: int) -> None:
@@ -50,8 +52,6 @@ def run(arguments: argparse.Namespace) -> int:
         again = "the same command without --fresh" if arguments.fresh else "the same command"
         print(f"{PROGRAM}: interrupted: {what}; {again} goes on from there", file=sys.stderr)
         return INTERRUPTED
-    except ImportError as error:
-        raise UsageError(str(error)) from error
     out = console(sys.stdout)
     out.print(render(frame, title=f"{arguments.config.name}: {len(frame)} rows, pooled over seeds and prompts"))
     out.print(f"saved as {path}", markup=False)

@@ -61,14 +61,14 @@ class Decoder:
         return self._methods[name]
 
     def _outcome(self, item: Item, problem: int, result: Result, *, weighted: bool) -> Outcome:
-        alive = max(result.log_weights) > -float("inf")
-        text: Any = result.sample(seed=self.settings.seed) if alive else None
+        text: Any = result.sample(seed=self.settings.seed) if result.alive else None
         proper = weighted and result.proper
         return Outcome(
             problem=problem, text=text, correct=text is not None and self.task.grade(text, item.answer),
-            tokens=result.tokens, dlm_forwards=result.forwards.dlm_forwards, ar_forwards=result.forwards.ar_forwards,
+            tokens=result.tokens, drawn_tokens=result.drawn_tokens, dlm_forwards=result.forwards.dlm_forwards,
+            ar_forwards=result.forwards.ar_forwards,
             log_evidence=result.log_evidence if proper else None,
-            ess=(result.ess if alive else 0.0) if proper else None,
+            ess=result.ess if proper else None,
         )
 
 

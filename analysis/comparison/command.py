@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 from analysis.comparison.compare import compare
+from analysis.comparison.effort import Clock, about
 from analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
 from analysis.comparison.settings import Settings
 from analysis.comparison.store import Cell
-from analysis.comparison.table import render
 from analysis.progress import progress
 from analysis.workers import check_workers
+from models.extras import install
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -24,6 +25,7 @@ from smc_bridge.commands.base import (
     share,
     whole,
 )
+from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.tasks import TASKS
 
 DEFAULT_FILE = Path("runs/compare.json")
@@ -64,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=whole(1), default=1, metavar="N",
         help="processes that share the work, with the same figures; tokens/s is then that of one of them. More than 1 "
-        'needs the extra: pip install "smc-bridge[ray]" (default: 1)',
+        f"need ray: {install('ray')} (default: 1)",
     )
     parser.add_argument(
         "--json", type=Path, default=DEFAULT_FILE, metavar="FILE",
@@ -83,27 +85,40 @@ def run(arguments: argparse.Namespace) -> int:
     path: Path = arguments.json
     check_writable(path, "--json", make_folder=True)
     cells = len(settings.methods) * settings.batches
-    saved = 0
+    saved, threads = 0, use_free_cores()
+    clock: Clock | None = None
+
+    def begin(found: Clock) -> None:
+        nonlocal clock
+        clock = found
+        print(
+            f"{PROGRAM}: {len(settings.methods)} methods on {settings.n} problems: {about(found.left)} on "
+            f"{threads} {'thread' if threads == 1 else 'threads'}", file=sys.stderr, flush=True,
+        )
+
+    def left() -> str:
+        return "" if clock is None else f"{about(clock.left)} left"
+
     try:
-        with progress(cells) as show:
+        with progress(cells, left=left) as show:
 
             def report(cell: Cell, done: int, total: int) -> None:
                 nonlocal saved
                 saved = done
+                if clock is not None:
+                    clock.finished(cell)
                 show(done, cell.method, f"{len(cell.outcomes)} problems in {cell.seconds:.1f} s")
 
-            found = compare(settings, path=path, fresh=arguments.fresh, workers=arguments.workers, report=report)
+            found = compare(
+                settings, path=path, fresh=arguments.fresh, workers=arguments.workers, report=report, estimate=begin
+            )
     except KeyboardInterrupt:
         what = f"{saved} of {cells} parts are saved beside {path}" if saved else "nothing new was saved"
         again = "the same command without --fresh" if arguments.fresh else "the same command"
         print(f"{PROGRAM}: interrupted: {what}; {again} goes on from there", file=sys.stderr)
         return INTERRUPTED
     out = console(sys.stdout)
-    title = (
-        f"{settings.task}: {settings.n} problems, target temperature {settings.temperature:g}, "
-        f"w = {settings.weight:g}, seed {settings.seed}"
-    )
-    out.print(render(found.rows, title=title))
+    out.print(found.table())
     out.print(f"saved as {path}", markup=False)
     return 0
 

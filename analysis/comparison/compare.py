@@ -13,22 +13,29 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.comparison.cells import Decoder, Work, decoder_elsewhere, encode_prompts
-from analysis.comparison.methods import check_methods
+from analysis.comparison.effort import Clock, probe
+from analysis.comparison.methods import check_methods, make_method
 from analysis.comparison.settings import Settings, fingerprint
 from analysis.comparison.store import Cell, Store
-from analysis.comparison.table import Row, summarise
+from analysis.comparison.table import Row, render, summarise
 from analysis.workers import check_workers, map_cells
+from models.extras import need
 from models.pairs import PAIRS, Pair, load_pair
+from smc_bridge.display import PrintedTable, block
 from smc_bridge.streams import seeds_apart
 from smc_bridge.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Told of every finished cell, with how many are done and how many there are.
 Report = Callable[[Cell, int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What a comparison found: its settings, one row a method, and the cells behind them."""
 
@@ -36,10 +43,39 @@ class Comparison:
     rows: list[Row]
     cells: list[Cell]
 
+    def __repr__(self) -> str:
+        s = self.settings
+        return block(
+            f"Comparison on {s.n} problems of {s.task!r}: target temperature {s.temperature:g}, w = {s.weight:g}, "
+            f"seed {s.seed}",
+            [f"methods {', '.join(s.methods)}", "figures in .frame(), .table() and .rows"],
+        )
+
+    def table(self) -> PrintedTable:
+        """The rows as a table that prints itself."""
+        s = self.settings
+        return render(self.rows, title=(
+            f"{s.task}: {s.n} problems, target temperature {s.temperature:g}, w = {s.weight:g}, seed {s.seed}"
+        ))
+
+    def frame(self) -> pd.DataFrame:
+        """A data frame with a row for each method: the fields of `Row`, intervals as `NAME`, `NAME_low`, `NAME_high`.
+
+        What does not apply to a method is NaN.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        need("pandas", "data frames", extra="analysis")
+        import pandas as pd
+
+        return pd.DataFrame([row.flat() for row in self.rows])
+
 
 def compare(
     settings: Settings, *, path: Path | None = None, fresh: bool = False, pair: Pair | None = None,
     task: Task | None = None, workers: int = 1, report: Report | None = None,
+    estimate: Callable[[Clock], None] | None = None,
 ) -> Comparison:
     """Run, or continue, a comparison.
 
@@ -52,6 +88,7 @@ def compare(
         workers: processes (`analysis.workers`), each with its own copy of the models. They do not enter the figures,
             except that the last bits of a float32 sum may depend on the threads of a process.
         report: told of every cell that was decoded, in the order in which cells finish.
+        estimate: told before the first cell how long all of them will take, by a short probe.
     Raises:
         ValueError: an argument is out of range, or the file is something else or has other settings.
         FileNotFoundError: the pair's weights are not installed.
@@ -77,6 +114,12 @@ def compare(
                 name, batch, tuple(items[i] for i in chosen), tuple(prompts[i] for i in chosen),
                 tuple(seeds[i] for i in chosen),
             ))
+    for name in {work.method for work in waiting}:
+        # What cannot run is refused before any work is done.
+        make_method(name, loaded, task, temperature=settings.temperature, weight=settings.weight)
+    if estimate is not None and waiting:
+        unit = probe(loaded, task, prompts, settings)
+        estimate(Clock([(work.method, len(work.items)) for work in waiting], unit, workers=workers))
     if workers == 1:
         make = partial(Decoder, settings, task, loaded)
     else:

@@ -17,7 +17,7 @@ from analysis.journal import Journal
 from smc_bridge.result import write_text
 
 #: Version of both files' layout.
-FORMAT = 1
+FORMAT = 2
 KIND = "smc-bridge comparison"
 
 
@@ -29,7 +29,7 @@ class Outcome:
         problem: its index in the task.
         text: the decoded answer; for a weighted method one draw from the weights. None if every weight was zero.
         correct: whether it is right.
-        tokens: mean length of the particles.
+        tokens: mean length of the particles.  drawn_tokens: expected length of one that is drawn by weight.
         dlm_forwards, ar_forwards: model calls that served the problem.
         log_evidence: `log Z_hat`, nats; None for methods that are not properly weighted.
         ess: of the final weights; None likewise.
@@ -39,6 +39,7 @@ class Outcome:
     text: str | None
     correct: bool
     tokens: float
+    drawn_tokens: float
     dlm_forwards: int
     ar_forwards: int
     log_evidence: float | None

@@ -1,23 +1,26 @@
 """From outcomes to the table of a comparison: one row a method.
 
-Accuracy carries Wilson's score interval (Wilson 1927); `-log Z` carries Student's, and per token that of a ratio (delta
-method).
+Accuracy carries Wilson's score interval (Wilson 1927); `-log Z` carries that of a certificate, and per token that of a
+ratio (`analysis.bounds`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from rich.table import Table
 from scipy import stats
 
+from analysis.bounds import ratio_per_token
 from analysis.comparison.store import Cell
 from smc_bridge.certificate import certify
+from smc_bridge.display import PrintedTable
 
 LEVEL = 0.95
+#: Fields of a row that carry an interval.
+INTERVALS = ("accuracy", "nats", "nats_per_token")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Row:
         tokens_per_second: all tokens by the wall time of all batches; the only figure that depends on the machine.
         ess: mean over problems, of `particles`.
         nats: mean `-log Z_hat` per sequence, a bound on the KL divergence from exact AR sampling.
-        nats_per_token: the same by the mean length.
+        nats_per_token: the same by the mean length of a sequence drawn by weight.
     """
 
     method: str
@@ -59,6 +62,18 @@ class Row:
         data: dict[str, Any] = _finite(asdict(self))
         return data
 
+    def flat(self) -> dict[str, Any]:
+        """One entry a number: intervals as `NAME`, `NAME_low` and `NAME_high`; NaN for what does not apply."""
+        out: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in INTERVALS:
+                given = value or Interval(math.nan, math.nan, math.nan)
+                out |= {item.name: given.value, f"{item.name}_low": given.low, f"{item.name}_high": given.high}
+            else:
+                out[item.name] = math.nan if value is None else value
+        return out
+
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
@@ -75,17 +90,6 @@ def wilson(right: int, n: int, *, level: float = LEVEL) -> Interval:
     return Interval(share, min(share, centre - half), max(share, centre + half))
 
 
-def per_token(log_evidence: Sequence[float], tokens: Sequence[float]) -> Interval:
-    """`sum -log Z_hat / sum tokens` with the delta method's interval, nats per token."""
-    total = sum(tokens)
-    ratio = -sum(log_evidence) / total
-    if len(tokens) < 2 or not math.isfinite(ratio):
-        return Interval(ratio, -math.inf, math.inf)
-    residual = certify([z + ratio * t for z, t in zip(log_evidence, tokens, strict=True)], level=LEVEL)
-    half = (residual.high - residual.kl) * len(tokens) / total
-    return Interval(ratio, ratio - half, ratio + half)
-
-
 def summarise(method: str, cells: Sequence[Cell]) -> Row:
     """The row of a method from its cells."""
     outcomes = [outcome for cell in cells for outcome in cell.outcomes]
@@ -95,19 +99,22 @@ def summarise(method: str, cells: Sequence[Cell]) -> Row:
     seconds = sum(cell.seconds for cell in cells)
     evidence = [o.log_evidence for o in outcomes if o.log_evidence is not None]
     sizes = [o.ess for o in outcomes if o.ess is not None]
-    whole = certify(evidence, level=LEVEL) if evidence else None
+    whole = each = None
+    if evidence:
+        whole = certify(evidence, level=LEVEL)
+        each = ratio_per_token([-z for z in evidence], [o.drawn_tokens for o in outcomes], level=LEVEL)
     return Row(
         method=method, n=n, particles=cells[0].particles, accuracy=wilson(sum(o.correct for o in outcomes), n),
         tokens_per_dlm_forward=sum(tokens) / dlm if dlm else None, ar_forwards=ar / n if ar else None,
         tokens_per_second=sum(tokens) / seconds if seconds else math.inf, ess=sum(sizes) / n if sizes else None,
         nats=None if whole is None else Interval(whole.kl, whole.low, whole.high),
-        nats_per_token=None if whole is None else per_token(evidence, tokens),
+        nats_per_token=None if each is None else Interval(each.kl, each.low, each.high),
     )
 
 
-def render(rows: Sequence[Row], *, title: str = "") -> Table:
+def render(rows: Sequence[Row], *, title: str = "") -> PrintedTable:
     """The table; '-' where a column does not apply."""
-    table = Table(
+    table = PrintedTable(
         title=title, title_justify="left", caption_justify="left",
         caption="in brackets: 95 % confidence interval; -log Z: bound on the KL divergence from exact AR sampling",
     )

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from models.extras import need
+
 #: Inches.
 SIZE = (6.4, 3.6)
 
@@ -38,14 +40,13 @@ def new_axes(ax: Any = None, *, size: tuple[float, float] = SIZE) -> Any:
     """The given axes, or new ones.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed.
     """
     if ax is not None:
         return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'smc-bridge[dev]', or pip install matplotlib") from error
+    need("matplotlib.pyplot", "plots", extra="analysis")
+    import matplotlib.pyplot as plt
+
     return plt.subplots(figsize=size, layout="constrained")[1]
 
 

@@ -105,7 +105,7 @@ class Runner:
         assert task is not None
         right = 0
         for problem, result in zip(source.problems(work.point.block), results, strict=True):
-            if max(result.log_weights) > -float("inf"):
+            if result.alive:
                 text = result.sample(seed=work.seed)
                 right += task.grade(text, self.problems.items[problem].answer)
         return right / len(results)

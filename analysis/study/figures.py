@@ -1,6 +1,7 @@
 """What a cell's runs give: the figures that a study saves, one flat record a cell.
 
-The evidence and the length of every run are kept, so that bounds can be pooled over seeds and prompts afterwards.
+The evidence of every run and the expected length of a sequence drawn from it are kept, so that bounds can be pooled
+over seeds and prompts afterwards.
 """
 
 from __future__ import annotations
@@ -35,13 +36,12 @@ _ROUND_OFF = 1e-12
 def figures(results: Sequence[Result]) -> Record:
     """Evidence, weights, lengths and model calls of independent runs; None where a figure does not exist."""
     proper = all(run.proper for run in results)
-    sizes = [run.ess if run.log_evidence > -math.inf else 0.0 for run in results]
     blocks = block_statistics(results) if all(len(run.trace) for run in results) else None
     return {
         "runs": len(results), "proper": proper,
         "log_evidences": [_written(run.log_evidence) for run in results] if proper else None,
-        "run_tokens": [run.tokens for run in results],
-        "ess": _mean(sizes) if proper else None,
+        "run_tokens": [run.drawn_tokens for run in results],
+        "ess": _mean([run.ess for run in results]) if proper else None,
         "tokens": _mean([run.tokens for run in results]),
         "tokens_per_block": None if blocks is None else _finite(blocks.tokens),
         "acceptance": None if blocks is None else _finite(blocks.acceptance),
@@ -59,7 +59,7 @@ def distances(results: Sequence[Result], exact: Result | None) -> Record:
     target and a single run's particles; `bias` that of a run's estimate of the probability of the likeliest sequence.
     """
     names = ("tv", "run_tv", "bias")
-    dead = any(run.log_evidence == -math.inf for run in results)
+    dead = not all(run.alive for run in results)
     if exact is None or dead or len(results) < LEAST_RUNS:
         return {key: None for name in names for key in (name, f"{name}_error")}
     proper = all(run.proper for run in results)

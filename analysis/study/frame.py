@@ -5,7 +5,7 @@ Columns: the sampler (`method`, `intermediate`, `particles`, `lanes`, `w`, `wind
 
     log_evidence                mean of `log_evidences`, nats
     kl_bound, _low, _high       `-log_evidence`, a bound on the KL divergence from exact AR sampling, nats
-    kl_per_token, _low, _high   the same by the mean length, nats per token
+    kl_per_token, _low, _high   the same by the mean length of a sequence drawn by weight, nats per token
     tv_low, tv_high, ..         95 % intervals of `tv`, `run_tv` and `bias`
     tokens_per_dlm_forward      by the sums of both
     cost                        mean of a run (`analysis.budget`)
@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.bounds import ratio_per_token
 from analysis.budget import Cost
-from analysis.comparison.table import per_token
 from analysis.study.config import Block, TabularPoint
 from analysis.study.figures import FORWARDS, Record
 from analysis.study.plan import SETTING_COLUMNS
+from models.extras import need
 from smc_bridge.certificate import certify
 
 if TYPE_CHECKING:
@@ -46,12 +47,11 @@ def to_frame(records: Sequence[Record], cost: Cost) -> pd.DataFrame:
     """A data frame with a row for each record, in their order.
 
     Raises:
-        ImportError: pandas is not installed.
+        MissingExtraError: pandas is not installed.
     """
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise ImportError('studies need pandas: pip install "smc-bridge[analysis]"') from error
+    need("pandas", "studies", extra="analysis")
+    import pandas as pd
+
     frame = pd.DataFrame([_row(record, cost) for record in records])
     frame.attrs[WORK] = cost.unit
     return frame
@@ -78,11 +78,11 @@ def _bounds(evidence: Sequence[float] | None, tokens: Sequence[float]) -> dict[s
     """KL bounds with their intervals; what is infinite for want of runs is NaN."""
     if evidence is None:
         return {f"{name}{end}": math.nan for name in ("kl_bound", "kl_per_token") for end in ("", "_low", "_high")}
-    whole, each = certify(evidence), per_token(evidence, tokens)
+    whole, each = certify(evidence), ratio_per_token([-z for z in evidence], tokens)
     spread = [x if math.isfinite(x) else math.nan for x in (whole.low, whole.high, each.low, each.high)]
     return {
         "kl_bound": whole.kl, "kl_bound_low": spread[0], "kl_bound_high": spread[1],
-        "kl_per_token": each.value, "kl_per_token_low": spread[2], "kl_per_token_high": spread[3],
+        "kl_per_token": each.kl, "kl_per_token_low": spread[2], "kl_per_token_high": spread[3],
     }
 
 

@@ -22,6 +22,7 @@ from analysis.study.plan import WEIGHTED, MakeIntermediate
 from analysis.study.sources import Problems, find_task, load_elsewhere, load_problems, tabular_pair
 from analysis.study.store import Report, Rows, cell_key, cells
 from analysis.workers import check_workers, map_cells
+from models.extras import need
 from models.pairs import PAIRS, Pair
 from smc_bridge.tasks import Task
 
@@ -54,9 +55,10 @@ def study(
     Raises:
         ValueError: an argument is out of range, or the file is something else or has other settings.
         FileNotFoundError: the pair's weights are not installed.
-        ImportError: pandas is not installed.
+        MissingExtraError: pandas is not installed; nothing is computed then.
         OSError: of `map_cells`, where the cluster or a worker fails; what is done is kept.
     """
+    need("pandas", "studies", extra="analysis")
     chosen = as_config(config, arguments)
     check_workers(workers)
     own = dict(custom or {})

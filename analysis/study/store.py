@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Version of the file's layout.
-FORMAT = 1
+FORMAT = 2
 KIND = "smc-bridge study"
 #: Entries of the header besides the configuration's.
 BESIDES = ("kind", "format", "models", "custom", "problems")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from analysis.study.config import Block, TabularPoint
 from analysis.study.frame import pool
 from analysis.study.plan import SETTING_COLUMNS
+from smc_bridge.display import PrintedTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +27,7 @@ FIGURES = (
 )
 
 
-def render(frame: pd.DataFrame, *, title: str = "") -> Table:
+def render(frame: pd.DataFrame, *, title: str = "") -> PrintedTable:
     """The table; '-' where a column does not apply, and names that are the same throughout are left out.
 
     Args:
@@ -36,7 +35,7 @@ def render(frame: pd.DataFrame, *, title: str = "") -> Table:
     """
     pooled = pool(frame)
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in pooled.to_dict("records")]
-    table = Table(
+    table = PrintedTable(
         title=title, title_justify="left", caption_justify="left",
         caption="±: half a 95 % interval; -log Z: bound on the KL divergence from exact AR sampling; TV: of the law "
         "of one draw from a run's weights; bias: of the estimated probability of the likeliest sequence",

@@ -122,6 +122,12 @@ class HuggingFaceAdapter:
         self._input_size = int(weight.shape[0])
         self._accepts = frozenset(inspect.signature(model.forward).parameters)
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        size = f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+        kind, dtype = type(self.model).__name__, str(self.model.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({kind}, {size} parameters, {dtype}, {self.vocab_size} ids, {self.device})"
+
     @property
     def device(self) -> torch.device:
         """Where scores live: the device of the model's first parameters."""

@@ -33,6 +33,7 @@ from smc_bridge.commands.options import (
     build_sampler,
     check_options,
 )
+from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.rendering import render_result
 from smc_bridge.smc.queue import Interrupted
 from smc_bridge.smc.resampling import RESAMPLERS
@@ -97,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"PROMPT = {arguments.prompt!r}: is empty; give a text")
     if arguments.json is not None:
         check_writable(arguments.json, "--json")
+    use_free_cores()
     pair = load_models(arguments)
     if options.lookahead is None:
         options = replace(options, lookahead=lookahead_of(pair_name(arguments)))

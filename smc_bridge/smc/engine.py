@@ -33,7 +33,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import Prefix, ends
 from smc_bridge.randomness import PromptSource, Source
 from smc_bridge.result import Result
-from smc_bridge.settings import sampler_settings
+from smc_bridge.settings import sampler_settings, sampler_text
 from smc_bridge.smc import steps
 from smc_bridge.smc.conditional import Pinned, check_possible, pin
 from smc_bridge.smc.parts import in_parts
@@ -53,7 +53,7 @@ VISIBLE = math.log(1000.0)
 Progress = Callable[[int], None]
 
 
-@dataclass
+@dataclass(repr=False)
 class Sampler:
     """PoE-Bridge as a sequential Monte Carlo program.
 
@@ -92,6 +92,9 @@ class Sampler:
 
     def __post_init__(self) -> None:
         check_sampler(self)
+
+    def __repr__(self) -> str:
+        return sampler_text(self)
 
     def why_improper(self) -> list[str]:
         """Reasons for which the weights are not proper, one line each; empty for a proper program."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import signal
 import tomllib
 from collections.abc import Callable
@@ -15,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis.bounds import drawn_tokens, kl_per_token
+from analysis.bounds import kl_per_token
 from analysis.comparison import DEFAULT_METHODS, Comparison, Row, Settings, compare, render
 from analysis.comparison.command import command
 from analysis.comparison.methods import make_method
 from analysis.comparison.settings import fingerprint
 from analysis.comparison.store import KIND, Cell
-from analysis.comparison.table import per_token, wilson
+from analysis.comparison.table import wilson
 from models import pairs
 from models.arithmetic import architecture
 from models.arithmetic.tokenizer import load_tokenizer
@@ -177,7 +178,10 @@ def test_command_prints_the_table_and_keeps_it_by_default_below_the_working_dire
     assert code == 0
     for word in ("accuracy", "tokens / DLM forward", "AR forwards", "tokens/s", "ESS", "nats / token"):
         assert word in out
-    assert [line.split()[0] for line in err.splitlines()] == [f"{i}/{CELLS}" for i in range(1, CELLS + 1)]
+    first, *lines = err.splitlines()
+    assert re.fullmatch(r"smc-bridge: 4 methods on 5 problems: about \d+ s on \d+ threads?", first)
+    assert [line.split()[0] for line in lines] == [f"{i}/{CELLS}" for i in range(1, CELLS + 1)]
+    assert all(re.search(r" s, about \d+ s left$", line) for line in lines[:-1]), "the last part leaves nothing"
     saved = json.loads((tmp_path / "runs" / "compare.json").read_text())
     assert [row["method"] for row in saved["rows"]] == list(SETTINGS.methods)
     again = run(*BASE)
@@ -203,7 +207,7 @@ def test_ctrl_c_says_what_is_saved_and_the_second_call_goes_on(run: Run, monkeyp
     )
     code, out, err = run(*BASE, "--json", "c.json")
     assert code == 0
-    assert err.startswith("5/12 ")
+    assert err.splitlines()[1].startswith("5/12 ")
 
     def figures(path: str) -> list[dict[str, object]]:
         rows = json.loads(Path(path).read_text())["rows"]
@@ -230,7 +234,7 @@ def test_two_workers_of_which_one_is_killed_finish_the_table_of_one(
     with killer(tmp_path) as killed:
         code, two, err = run(*BASE, "--json", "c.json", "--workers", "2")
     assert (code, len(killed)) == (0, 1)
-    assert [line.split("/")[0] for line in err.splitlines()] == [str(i) for i in range(4, CELLS + 1)], err
+    assert [line.split("/")[0] for line in err.splitlines()[1:]] == [str(i) for i in range(4, CELLS + 1)], err
     assert len(two.splitlines()) == len(one.splitlines()), two
     together = json.loads((tmp_path / "c.json").read_text())
     for data in (alone, together):
@@ -303,7 +307,7 @@ def test_missing_extra_is_one_line_and_exit_code_2(run: Run, monkeypatch: pytest
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, out, err = run(*BASE, "--workers", "4")
     assert (code, out) == (2, "")
-    assert err == 'smc-bridge: error: --workers 4 needs the extra: pip install "smc-bridge[ray]"\n'
+    assert err == "smc-bridge: error: --workers 4 needs ray: pip install -e '.[ray]' in a clone\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -334,13 +338,35 @@ def test_wilson_interval_is_that_of_the_literature() -> None:
 
 
 def test_nats_per_token_are_those_of_the_analysis_package() -> None:
+    """By the length of what is drawn, which is not the mean over the particles."""
     method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7)
-    results = method.decode([[1], [2], [1, 1], [1, 2], [2, 1]], [0] * 5)
-    tokens = [drawn_tokens(run) for run in results]
-    found, expected = per_token([run.log_evidence for run in results], tokens), kl_per_token(results)
+    results = method.decode([toy_pair().encode(item.prompt).tolist() for item in ToyTask().problems(5)], [0] * 5)
+    assert sum(run.drawn_tokens for run in results) != pytest.approx(sum(run.tokens for run in results), rel=1e-3)
+    expected = kl_per_token(results)
+    found = next(row for row in toy().rows if row.method == "smc-3").nats_per_token
+    assert found is not None
     assert (found.value, found.low, found.high) == pytest.approx((expected.kl, expected.low, expected.high), rel=1e-9)
-    single = per_token([0.5], [4.0])
-    assert (single.value, single.low) == (-0.125, -math.inf)
+
+
+def test_frame_has_a_row_for_each_method_and_a_column_for_each_number() -> None:
+    comparison = toy()
+    frame = comparison.frame()
+    assert frame["method"].tolist() == list(SETTINGS.methods)
+    for row, (_, found) in zip(comparison.rows, frame.iterrows(), strict=True):
+        assert (found["accuracy"], found["accuracy_low"]) == (row.accuracy.value, row.accuracy.low)
+        assert found["tokens_per_second"] == row.tokens_per_second
+        assert math.isnan(found["nats_high"]) if row.nats is None else found["nats_high"] == row.nats.high
+        assert math.isnan(found["ess"]) if row.ess is None else found["ess"] == row.ess
+    assert not any(isinstance(value, dict | list) for value in frame.to_numpy().ravel())
+
+
+def test_a_comparison_shows_itself_in_a_few_lines() -> None:
+    comparison = toy()
+    assert repr(comparison).splitlines() == [
+        "Comparison on 5 problems of 'toy': target temperature 1, w = 0.7, seed 0",
+        "  methods ar, dlm-2, released, smc-3", "  figures in .frame(), .table() and .rows",
+    ]
+    assert all(name in str(comparison.table()) for name in SETTINGS.methods)
 
 
 def test_arithmetic_task_is_the_held_out_problems() -> None:

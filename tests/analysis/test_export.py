@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.export import to_datatree
+from analysis.export import to_arviz, to_datatree
 from smc_bridge.presets import smc
 from smc_bridge.result import Result
 from tests.analysis.helpers import make_result, two_step_trace
@@ -81,9 +81,49 @@ def test_settings_say_how_it_was_made(runs: list[Result]) -> None:
     assert json.loads(attributes["settings"])[0]["particles"] == 3
 
 
+def test_posterior_draws_follow_the_weights() -> None:
+    """A chain for each seed of a prompt, N systematic draws: expectation `sum_k W_k f(x_k)`."""
+    first = make_result([math.log(0.5), math.log(0.25), math.log(0.25), -math.inf], [[7], [8, 8], [9, 9, 9], [1] * 4])
+    equal = make_result([0.0] * 4, [[1], [2, 2], [3, 3, 3], [4] * 4])
+    other = Result([5], [[1]] * 4, [0.0] * 4)
+    tree = to_datatree([first, other, equal], {"even": lambda tokens: tokens[0] % 2 == 0}, seed=3)
+    posterior = tree["posterior"]
+    assert posterior["length"].dims == ("chain", "draw", "prompt")
+    assert posterior["prompt"].values.tolist() == [0, 1], "the place of a prompt's first run"
+    assert posterior["length"].sel(prompt=0).values.tolist() == [[1, 1, 2, 3], [1, 2, 3, 4]]
+    assert posterior["even"].sel(prompt=0).values.tolist() == [[0, 0, 1, 0], [0, 1, 0, 1]]
+    assert posterior["length"].sel(prompt=1, chain=0).values.tolist() == [1] * 4
+    assert np.isnan(posterior["length"].sel(prompt=1, chain=1).values).all(), "that prompt has one run only"
+    with pytest.raises(ValueError, match="functions holds 'length'"):
+        to_datatree(first, {"length": len})
+
+
+def test_draws_of_the_posterior_are_unbiased() -> None:
+    weights = [math.log(w) for w in (0.1, 0.2, 0.7)]
+    runs = [Result([prompt], [[0], [1], [2]], weights) for prompt in range(400)]
+    drawn = to_datatree(runs, {"place": lambda tokens: tokens[0]})["posterior/place"].values
+    # Three systematic draws have a mean of 4/3, 5/3 or 2: Hoeffding's bound at failure rate 1e-7.
+    bound = (2 / 3) * math.sqrt(math.log(2 / 1e-7) / (2 * 400))
+    assert abs(drawn.mean() - 1.6) < bound, (drawn.mean(), bound)
+
+
+@pytest.mark.filterwarnings("ignore:.*ArviZ is undergoing:FutureWarning")
+def test_arviz_sums_up_the_runs(runs: list[Result]) -> None:
+    import arviz
+
+    table = arviz.summary(to_arviz(runs, {"short": lambda text: float(len(text) < 3)}), round_to="none")
+    assert set(table.index) == {f"{name}[{place}]" for name in ("length", "short") for place in range(len(runs))}
+    tree = to_datatree(runs)
+    for place in range(len(runs)):
+        expected = float(tree["posterior/length"][:, :, place].mean())
+        assert table.loc[f"length[{place}]", "mean"] == pytest.approx(expected)
+
+
 def test_dead_runs_and_runs_without_a_trace_are_kept() -> None:
     tree = to_datatree([make_result([-math.inf, -math.inf]), make_result([0.0, -1.0])])
     assert "trace" not in tree.children
+    assert np.isnan(tree["posterior/length"].values[0]).all(), "nothing can be drawn"
+    assert (tree["posterior/length"].values[1] == 1).all()
     assert tree["weights/ess"].values[0] == 0
     assert np.isnan(tree["weights/weights"].values[0]).all()
     assert tree["weights/log_weights"].values[0].tolist() == [-math.inf, -math.inf]

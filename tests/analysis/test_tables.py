@@ -36,6 +36,22 @@ def test_summary_has_a_row_for_each_method() -> None:
     assert "smc(3)" in _text(summary(_run()))
 
 
+def test_summary_prints_as_the_table_and_not_as_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+    table = summary({"one": _run()})
+    print(table)
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines() if line.strip().startswith(("method", "one"))] == [
+        "method", "one",
+    ]
+    assert repr(table) == str(table) == shown.rstrip("\n")
+    assert "object at" not in shown
+
+
+def test_summary_counts_a_dead_run_as_an_ess_of_zero() -> None:
+    row = _text(summary([make_result([-INF, -INF]), make_result([0.0, 0.0])])).splitlines()
+    assert any(" 0.5 " in line for line in row), row
+
+
 def test_summary_survives_dead_runs_and_empty_traces() -> None:
     assert "–" in _text(summary([make_result([-INF, -INF]), make_result([-INF, -INF])]))
 

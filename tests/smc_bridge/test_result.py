@@ -140,6 +140,27 @@ def test_tokens_per_forward() -> None:
     assert math.isnan(make().tokens_per_dlm_forward)
 
 
+def test_length_of_what_is_drawn_is_the_weighted_one() -> None:
+    share = MASS / MASS.sum()
+    expected = float(share @ [len(sequence) for sequence in SEQUENCES])
+    assert make().drawn_tokens == pytest.approx(expected, abs=1e-14)
+    assert abs(expected - make().tokens) > 0.1
+
+
+def test_a_result_shows_itself_in_a_few_lines() -> None:
+    ids = list(range(500))
+    long = Result(ids, [[i, *ids] for i in range(64)], [0.0] * 64, settings={"seed": 0}, proper=False, complete=False)
+    head, *lines = repr(long).splitlines()
+    assert head == (
+        "Result of smc: N = 64, 501.0 tokens, log Z = 0.0000 nats, ESS = 64.00, not properly weighted, interrupted"
+    )
+    assert len(lines) == 5
+    assert lines[0].startswith("  0.016  (0, 0, 1, 2, ")
+    assert lines[-1] == "  and 60 more"
+    assert max(map(len, lines)) <= 102
+    assert f"{MASS[4] / MASS.sum():.3f}  (0, 0, 1)" in repr(make())
+
+
 def test_to_empirical_has_the_weights_and_pads_with_minus_one() -> None:
     empirical = make().to_empirical()
     share = MASS / MASS.sum()
@@ -163,9 +184,13 @@ def test_a_result_of_weight_zero_can_be_shown_and_saved_but_not_sampled(tmp_path
     dead = make(log_weights=[-math.inf] * 5)
     assert dead.log_evidence == -math.inf
     assert "ESS = 0" in dead._repr_html_()
+    assert repr(dead).splitlines() == [
+        "Result of smc: N = 5, 2.2 tokens, log Z = -inf nats, ESS = 0.00", "  every weight is zero",
+    ]
+    assert (dead.ess, dead.alive, dead.drawn_tokens) == (0.0, False, dead.tokens)
     dead.save(tmp_path / "dead.json")
     assert Result.load(tmp_path / "dead.json") == dead
-    for use in (dead.sample, dead.posterior, lambda: dead.expectation(len), lambda: dead.ess, lambda: dead.weights):
+    for use in (dead.sample, dead.posterior, lambda: dead.expectation(len), dead.to_empirical, lambda: dead.weights):
         with pytest.raises(ValueError, match=r"log_weights are all -inf: .* use more particles"):
             use()
 

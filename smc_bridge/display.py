@@ -1,0 +1,38 @@
+"""How things show themselves: a head line with a few lines below it, and tables that can be printed.
+
+Results, samplers and tables hold models, traces and thousands of numbers; what a prompt shows of them are the few that
+a reader asks for first.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+#: Columns of a printed table where the output is no terminal, and of a line of a repr.
+WIDE, LINE = 176, 100
+
+
+class PrintedTable(Table):
+    """A rich table whose text is the table: at a prompt, under `print` and in a log."""
+
+    def __repr__(self) -> str:
+        stream = io.StringIO()
+        width = shutil.get_terminal_size((WIDE, 24)).columns
+        Console(file=stream, width=width, color_system=None, highlight=False).print(self)
+        return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+
+def cut(text: str, width: int = LINE) -> str:
+    """The text on one line of at most `width` characters."""
+    line = " ".join(text.splitlines())
+    return line if len(line) <= width else line[: width - 3] + "..."
+
+
+def block(head: str, lines: Iterable[str]) -> str:
+    """A head with lines below it, indented."""
+    return "\n".join([cut(head, 2 * LINE), *(f"  {cut(line)}" for line in lines)])
