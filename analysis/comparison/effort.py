@@ -47,9 +47,10 @@ def probe(pair: Pair, task: Task, prompts: Sequence[Sequence[int]], settings: Se
     """Seconds that `dlm-1` would take for a problem of half the length limit, from a few tokens of a few problems."""
     limits = _Short(min(LENGTH, task.max_new_tokens), min(LENGTH, task.lookahead), task.window)
     method = make_method(PROBE, pair, limits, temperature=settings.temperature, weight=settings.weight)
-    method.decode(prompts[:1], [settings.seed])
+    few = prompts[:PROBED]
+    method.decode(few[:1], [settings.seed])
     began = time.perf_counter()
-    found = method.decode(prompts[:PROBED], range(PROBED))
+    found = method.decode(few, range(len(few)))
     tokens = sum(result.tokens for result in found)
     return (time.perf_counter() - began) / tokens * task.max_new_tokens / 2 / relative_cost(PROBE)
 
