@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from models.pairs import Pair
+from smc_bridge.distributions.law import check_temperature
 
 #: Entries of each tensor that enter the fingerprint.
 SAMPLED = 4096
@@ -41,8 +41,7 @@ class Settings:
         for name, least in (("n", 1), ("batch", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} = {getattr(self, name)}: give a whole number of at least {least}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature = {self.temperature}: give a positive number")
+        check_temperature(self.temperature)
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight = {self.weight}: give a number in [0, 1]")
         if not self.methods or len(set(self.methods)) != len(self.methods):

@@ -25,6 +25,7 @@ from typing import Any
 from analysis.comparison.methods import check_methods
 from smc_bridge.commands.options import INTERMEDIATES, WITHOUT_WEIGHT
 from smc_bridge.distributions.intermediate import Intermediate, check_weight
+from smc_bridge.distributions.law import check_temperature
 
 #: Makes an intermediate from w.
 MakeIntermediate = Callable[[float], Intermediate]
@@ -104,8 +105,7 @@ class Axes:
             check_weight(w)
         for value in self.temperatures:
             check_number("temperatures", value)
-            if not 0 < value < float("inf"):
-                raise ValueError(f"temperatures = {value}: give positive numbers")
+            check_temperature(value, name="temperatures")
         # Whether 1 was written as 1 or as 1.0 makes no other study.
         for name in ("weights", "temperatures"):
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))

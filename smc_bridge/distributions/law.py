@@ -162,12 +162,12 @@ def within_boundary(scores: Tensor, token: Tensor, value: Tensor, last: Tensor) 
 COLDEST, HOTTEST = 3e-39, 8e37
 
 
-def check_temperature(temperature: Any) -> float:
+def check_temperature(temperature: Any, *, name: str = "temperature") -> float:
     """The temperature as a number; ValueError unless it is positive and float32 holds its inverse."""
     remedy = f"give a positive number between {COLDEST:g} and {HOTTEST:g}, so that float32 holds 1 / temperature"
-    found = real_number("temperature", temperature, remedy=remedy)
+    found = real_number(name, temperature, remedy=remedy)
     if not COLDEST <= found <= HOTTEST:
-        raise ValueError(f"temperature = {temperature}: {remedy}")
+        raise ValueError(f"{name} = {temperature}: {remedy}")
     return found
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from analysis.comparison.settings import Settings
 from analysis.oracle import oracle
 from models.tabular import TabularAR, TabularDLM
 from smc_bridge import presets
@@ -114,7 +115,11 @@ def test_frequencies_of_draws_are_the_law_at_large_logits() -> None:
 )
 def test_temperatures_whose_inverse_float32_does_not_hold_are_refused_by_name(temperature: float) -> None:
     model = TabularDLM(TabularAR.random(3, 1, seed=0))
-    for make in (lambda: Law(temperature), lambda: DLMProposal(model, temperature=[1.0, temperature])):
+    makers = (
+        lambda: Law(temperature), lambda: DLMProposal(model, temperature=[1.0, temperature]),
+        lambda: Settings("arithmetic", 1, ("ar",), temperature),
+    )
+    for make in makers:
         with pytest.raises(ValueError, match=r"temperature = .*: give a positive number between 3e-39 and 8e\+37"):
             make()
 
