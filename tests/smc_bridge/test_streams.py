@@ -125,7 +125,7 @@ def test_conditional_runs_know_the_seed_that_was_given() -> None:
 
 def exact_runs(count: int) -> list[Result]:
     """Runs of an exact sampler: its particles are equally weighted draws, and there are few sets of them."""
-    sampler = program(Rejection(), w=0.0, particles=3, trigger=never)
+    sampler = program(Rejection(), w=0.0, particles=2, trigger=never)
     return sampler.run([[]] * count, seed=range(count), max_new_tokens=3)
 
 
@@ -136,7 +136,7 @@ def saved(results: list[Result], folder: Path) -> list[Result]:
 
 
 def test_one_seed_for_draws_from_many_runs_gives_the_law(tmp_path: Path) -> None:
-    results = exact_runs(1500)
+    results = exact_runs(1000)
     law = target_law(program(Rejection()), 3)
     drawn = [tuple(result.sample(seed=0)) for result in results]
     counts = Counter(drawn)
