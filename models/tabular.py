@@ -11,10 +11,14 @@ Positions past `depth` are uniform: a caller with a length limit of at most `dep
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from models.arguments import is_list, real_between, said, whole_number, whole_numbers
 from models.rows import Rows
 
 #: Continuations that an enumeration may list.
@@ -25,28 +29,33 @@ class TabularAR:
     """Autoregressive model whose conditionals are tabulated (implements `CausalLM`).
 
     Args:
-        tables: for each depth d = 0 .. depth-1 the conditionals `[A**d, A]`, rows in base-A order of the prefix.
+        tables: for each depth d = 0 .. depth-1 the conditionals, `[A**d, A]` with rows in base-A order of the prefix,
+            or `[A, .., A]` with an axis for each token; tensors, arrays, or nested lists.
         eos_id: token that ends a sequence, or None.
         banned_ids: ids to remove from both laws.
+    Raises:
+        ValueError: a table of another shape or with rows that are no probabilities, or an id outside of the alphabet.
     """
 
     def __init__(
-        self, tables: list[Tensor], *, eos_id: int | None = None, banned_ids: tuple[int, ...] = (),
+        self, tables: Sequence[Any] | Tensor, *, eos_id: int | None = None, banned_ids: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ) -> None:
-        size = tables[0].shape[-1] if tables else 0
-        for d, table in enumerate(tables):
+        if not is_list(tables) or len(tables) == 0:
+            raise ValueError(f"tables = {said(tables)}: give at least the table of the first token, [1, A]")
+        self.tables = [_table(f"tables[{d}]", table, d, device) for d, table in enumerate(tables)]
+        size = self.tables[0].shape[1]
+        for d, table in enumerate(self.tables):
             if table.shape != (size**d, size):
-                raise ValueError(f"tables[{d}] has shape {tuple(table.shape)}: give [{size**d}, {size}]")
-            if bool((table < 0).any()) or bool(((table.double().sum(-1) - 1).abs() > 1e-12).any()):
-                raise ValueError(f"tables[{d}] has rows that are not probabilities: normalise them in float64")
-        if not tables:
-            raise ValueError("tables is empty: give at least the table of the first token, [1, A]")
-        self.tables = [table.to(device=device, dtype=torch.float64) for table in tables]
-        self.depth = len(tables)
+                raise ValueError(f"tables[{d}] is over {table.shape[1]} tokens: give {size}, as in tables[0]")
+        self.depth = len(self.tables)
         self.vocab_size = size
-        self.eos_id = eos_id
-        self.banned_ids = banned_ids
+        known = f"give ids from 0 to {size - 1}"
+        self.eos_id = None if eos_id is None else whole_number("eos_id", eos_id, least=0, remedy=f"{known}, or None")
+        self.banned_ids = tuple(whole_numbers("banned_ids", banned_ids, remedy=known))
+        for name, ids in (("eos_id", [] if self.eos_id is None else [self.eos_id]), ("banned_ids", self.banned_ids)):
+            if any(not 0 <= i < size for i in ids):
+                raise ValueError(f"{name} = {said(eos_id if name == 'eos_id' else banned_ids)}: {known}")
         self.device = torch.device(device)
         uniform = torch.full((1, size), 1.0 / size, dtype=torch.float64, device=self.device)
         self._flat = torch.cat([*self.tables, uniform]).log()  # [rows, A], log 0 = -inf
@@ -55,9 +64,10 @@ class TabularAR:
     @classmethod
     def random(
         cls, vocab_size: int, depth: int, *, seed: int, concentration: float = 0.7, eos_id: int | None = None,
-        banned_ids: tuple[int, ...] = (), device: torch.device | str = "cpu",
+        banned_ids: Sequence[int] = (), device: torch.device | str = "cpu",
     ) -> TabularAR:
         """Seeded Dirichlet tables, asymmetric: token a has concentration `concentration * (a + 1)`."""
+        vocab_size, depth = whole_number("vocab_size", vocab_size), whole_number("depth", depth)
         generator = torch.Generator().manual_seed(seed)
         alpha = concentration * torch.arange(1, vocab_size + 1, dtype=torch.float64)
         tables = []
@@ -83,6 +93,24 @@ class TabularAR:
         inside = length < self.depth
         start = self._offset[length.clamp(max=self.depth - 1)]
         return torch.where(inside, start + torch.where(inside, code, 0), self._flat.shape[0] - 1)
+
+
+def _table(name: str, table: Any, depth: int, device: torch.device | str) -> Tensor:
+    """The conditionals of one depth as `[A**depth, A]` float64."""
+    try:
+        found = torch.as_tensor(table if isinstance(table, Tensor) else np.asarray(table, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} = {said(table)}: give numbers, rows of one length") from error
+    size = found.shape[-1] if found.dim() else 0
+    if size == 0 or tuple(found.shape) not in ((size**depth, size), (size,) * (depth + 1)):
+        raise ValueError(
+            f"{name} has shape {list(found.shape)}: give one row of A probabilities for each prefix of {depth} tokens, "
+            "[A**d, A]"
+        )
+    found = found.to(device=device, dtype=torch.float64).reshape(-1, size)
+    if not bool(((found >= 0).all(-1) & ((found.sum(-1) - 1).abs() <= 1e-12)).all()):
+        raise ValueError(f"{name} has rows that are not probabilities: normalise them in float64")
+    return found
 
 
 class TabularCausalSession(Rows):
@@ -132,8 +160,9 @@ class TabularDLM:
     """
 
     def __init__(self, ar: TabularAR, *, noise: float = 0.0, seed: int = 0) -> None:
-        if noise < 0:
-            raise ValueError(f"noise = {noise}: give a standard deviation of at least 0")
+        if not isinstance(ar, TabularAR):
+            raise ValueError(f"ar = {said(ar)}: give a TabularAR, whose marginals these are")
+        noise = real_between("noise", noise, 0.0, 1e6, remedy="give a standard deviation of at least 0")
         self.ar = ar
         self.vocab_size = ar.vocab_size
         self.eos_id = ar.eos_id
