@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from models.protocols import MASKED
-from smc_bridge.presets import ModelPair
+from models.protocols import MASKED, ModelPair
 from smc_bridge.result import Forwards, Result
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from smc_bridge.decoders import ar_sampling
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.resampling import Multinomial
-from smc_bridge.smc.validation import seeds_of
+from smc_bridge.smc.validation import check_prompts, models_of, seeds_of
 
 #: Streams of draws must differ: the retained samples, the conditional runs and the free runs of one seed.
 _RETAINED, _CONDITIONAL = 1_000_003, 2_000_003
@@ -75,6 +75,7 @@ def conditional_runs(
         raise ValueError("the target has a potential: exact samples of it are not at hand, so it has no reverse bound")
     if not sampler.proper:
         raise ValueError(f"method {sampler.name!r} has no reverse bound: {'; '.join(sampler.why_improper())}")
+    prompts = check_prompts(prompts, models_of(sampler), max_new_tokens=max_new_tokens)
     seeds = seeds_of(seed, len(prompts))
     if len({(tuple(prompt), own) for prompt, own in zip(prompts, seeds, strict=True)}) < len(prompts):
         raise ValueError("prompts repeat with the same seed, which would be the same run: give seeds of their own")

@@ -30,7 +30,7 @@ def is_bool(value: Any) -> bool:
 
 
 def is_list(value: Any) -> bool:
-    """Whether this holds entries in an order of their own: a list, tuple, array, tensor, but no text, mapping or set."""
+    """Whether this holds entries in an order: a list, tuple, array or tensor, but no text, mapping or set."""
     return hasattr(value, "__iter__") and getattr(value, "ndim", 1) > 0 and not isinstance(value, str | Mapping | Set)
 
 

@@ -276,11 +276,11 @@ def load_model(
     reports = "auto_map" not in checkpoint.config
     with quiet(progress=not checkpoint.offline), _one_line(checkpoint, "weights"):
         loader = getattr(transformers, auto_class)
-        loaded = _with_attention(
-            ADDITIVE_ATTENTION if additive else (),
-            partial(loader.from_pretrained, checkpoint.name, output_loading_info=reports, **options,
-                    **placement.options(), **(configuration or {})),
+        load = partial(
+            loader.from_pretrained, checkpoint.name, output_loading_info=reports, **options, **placement.options(),
+            **(configuration or {}),
         )
+        loaded = _with_attention(ADDITIVE_ATTENTION, load) if additive else load()
         model, report = loaded if reports else (loaded, {})
         if not placement.spread:
             model = model.to(placement.device)
@@ -298,7 +298,7 @@ def load_model(
 
 
 def _with_attention(implementations: Sequence[str], load: Callable[..., Any]) -> Any:
-    """What `load` returns with the first of these attention implementations that the architecture has; none: its own.
+    """What `load` returns with the first of these attention implementations that the architecture has.
 
     transformers refuses the others with a ValueError before it reads any weight.
     """
@@ -307,7 +307,7 @@ def _with_attention(implementations: Sequence[str], load: Callable[..., Any]) ->
             return load(attn_implementation=name)
         except ValueError:  # of any other kind it comes again
             continue
-    return load(**{"attn_implementation": name for name in implementations[-1:]})
+    return load(attn_implementation=implementations[-1])
 
 
 def _unwrapped(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -79,9 +79,10 @@ class Pair:
         }
         lacking = " and the ".join([kind for kind, size in sizes.items() if not 0 <= outside < size] or sizes)
         name = getattr(self.tokenizer, "convert_ids_to_tokens", lambda i: None)(outside)
+        token = outside if name is None else f"{name!r} (id {outside})"
         raise ValueError(
-            f"prompt has the token {outside if name is None else f'{name!r} (id {outside})'}, which the "
-            f"{lacking} model of the pair {self.name!r} lacks: say it without that token, or give another pair"
+            f"prompt has the token {token}, which is not in the alphabet of the {lacking} model of the pair "
+            f"{self.name!r}: say it without that token, or give another pair"
         )
 
     @cached_property

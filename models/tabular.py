@@ -41,8 +41,10 @@ class TabularAR:
         self, tables: Sequence[Any] | Tensor, *, eos_id: int | None = None, banned_ids: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ) -> None:
-        if not is_list(tables) or len(tables) == 0:
-            raise ValueError(f"tables = {said(tables)}: give at least the table of the first token, [1, A]")
+        if not is_list(tables):
+            raise ValueError(f"tables = {said(tables)}: give a list with a table for each depth")
+        if len(tables) == 0:
+            raise ValueError("tables is empty: give at least the table of the first token, [1, A]")
         self.tables = [_table(f"tables[{d}]", table, d, device) for d, table in enumerate(tables)]
         size = self.tables[0].shape[1]
         for d, table in enumerate(self.tables):
@@ -104,8 +106,8 @@ def _table(name: str, table: Any, depth: int, device: torch.device | str) -> Ten
     size = found.shape[-1] if found.dim() else 0
     if size == 0 or tuple(found.shape) not in ((size**depth, size), (size,) * (depth + 1)):
         raise ValueError(
-            f"{name} has shape {list(found.shape)}: give one row of A probabilities for each prefix of {depth} tokens, "
-            "[A**d, A]"
+            f"{name} has shape {tuple(found.shape)}: give [{size**depth}, {size}], a row of probabilities for each "
+            f"prefix of {depth} tokens"
         )
     found = found.to(device=device, dtype=torch.float64).reshape(-1, size)
     if not bool(((found >= 0).all(-1) & ((found.sum(-1) - 1).abs() <= 1e-12)).all()):

@@ -14,7 +14,7 @@ from typing import Any
 
 def anchor_of(tokenizer: Any) -> tuple[int, str] | None:
     """A token whose text is one ASCII word, and that text; None for a tokenizer that shows no vocabulary."""
-    vocabulary = getattr(tokenizer, "get_vocab", dict)()
+    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
     special = set(getattr(tokenizer, "all_special_ids", ()))
     letter = None
     for token in sorted(set(vocabulary.values()) - special):

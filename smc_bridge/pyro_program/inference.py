@@ -12,16 +12,19 @@ from pyro import poutine
 from pyro.infer import Importance, config_enumerate
 from pyro.infer.enum import iter_discrete_traces
 
+from models.arguments import whole_number
 from smc_bridge.distributions.block import target_block
 from smc_bridge.distributions.intermediate import Proposal
 from smc_bridge.distributions.stopped import stopped_length
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
+from smc_bridge.plugins import texts_of
 from smc_bridge.prefix import Prefix
 from smc_bridge.pyro_filter import EvidenceSMCFilter
 from smc_bridge.pyro_program.program import BridgeProgram, Meter
 from smc_bridge.randomness import Randomness
 from smc_bridge.result import Forwards, Result
 from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.validation import check_prompts, check_tokens
 from smc_bridge.smc.weights import log_mean
 from smc_bridge.trace import StepRecord
 
@@ -95,7 +98,7 @@ def _result(
 ) -> Result:
     return Result(
         prompt=list(prompt), sequences=sequences, log_weights=log_weights,
-        texts=None if sampler.detokenize is None else [sampler.detokenize(s) for s in sequences],
+        texts=texts_of(sampler.detokenize, sequences),
         method=sampler.name, proper=sampler.proper, reasons=sampler.why_improper(),
         has_potential=sampler.target.potential is not None, forwards=Forwards(**asdict(meter)), seconds=seconds,
         trace=trace,
@@ -118,10 +121,13 @@ def score(sampler: Sampler, prompt: Sequence[int], continuation: Sequence[int]) 
     Raises:
         ValueError: an empty continuation, a token outside the alphabet, or one after the end of sequence.
     """
-    target, text = sampler.target, list(continuation)
-    model, size = target.model, target.model.vocab_size
-    if not text or any(not 0 <= token < size for token in [*prompt, *text]):
-        raise ValueError(f"continuation = {text[:8]}: give at least 1 token; it and the prompt hold ids 0..{size - 1}")
+    target, model = sampler.target, sampler.target.model
+    [text] = check_tokens([continuation], model.vocab_size, lambda _: "continuation")
+    if not text:
+        raise ValueError("continuation is empty: give at least 1 token")
+    [prompt] = check_prompts(
+        [prompt], {"autoregressive": model}, max_new_tokens=len(text), called=lambda _: "prompt"
+    )
     if model.eos_id is not None and model.eos_id in text[:-1]:
         raise ValueError("continuation goes on after the end of sequence: cut it there")
     prefix = Prefix.of([prompt], device=model.device)
@@ -135,7 +141,7 @@ def score(sampler: Sampler, prompt: Sequence[int], continuation: Sequence[int]) 
             block = pyro.sample("text", target_block(session, rows, target, window=len(text)))
             if target.potential is not None:
                 ended = prefix.extend(block, count, eos_id=model.eos_id, limit=prefix.length + count)
-                pyro.factor("potential", target.potential(ended).double())
+                pyro.factor("potential", target.log_potential(ended))
 
     conditioned = poutine.condition(whole_text, data={"text": value})
     return float(poutine.trace(conditioned).get_trace().log_prob_sum())
@@ -189,8 +195,7 @@ def importance_baseline(
     Raises:
         ValueError: no samples, more than one lane, or an argument out of range.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples = {num_samples}: draw at least 1")
+    num_samples = whole_number("num_samples", num_samples, remedy="draw at least 1, a whole number")
     started = time.perf_counter()
     plain = replace(
         sampler, intermediate=Proposal(), kernel=AcceptAll(), weight=OwnWeights(), name="importance"
