@@ -70,6 +70,7 @@ def run_program(
         before = replace(program.meter)
         smc.step(len(records))
         records.append(_record(smc, len(records), before, program.meter))
+    prompt = program.prompt_prefix.lists()[0]
     start = len(prompt)
     tokens, length = smc.state["tokens"].tolist(), smc.state["length"].tolist()
     return _result(
@@ -93,11 +94,11 @@ def _record(smc: EvidenceSMCFilter, step: int, before: Meter, after: Meter) -> S
 
 
 def _result(
-    sampler: Sampler, prompt: Sequence[int], sequences: list[list[int]], log_weights: list[float], *, meter: Meter,
+    sampler: Sampler, prompt: list[int], sequences: list[list[int]], log_weights: list[float], *, meter: Meter,
     seconds: float, trace: list[StepRecord],
 ) -> Result:
     return Result(
-        prompt=list(prompt), sequences=sequences, log_weights=log_weights,
+        prompt=prompt, sequences=sequences, log_weights=log_weights,
         texts=texts_of(sampler.detokenize, sequences),
         method=sampler.name, proper=sampler.proper, reasons=sampler.why_improper(),
         has_potential=sampler.target.potential is not None, forwards=Forwards(**asdict(meter)), seconds=seconds,
@@ -214,6 +215,6 @@ def importance_baseline(
             raise
     sequences = [trace.nodes["_RETURN"]["value"].tolist() for trace in posterior.exec_traces]
     return _result(
-        plain, prompt, sequences, [float(w) for w in posterior.log_weights], meter=program.meter,
-        seconds=time.perf_counter() - started, trace=[],
+        plain, program.prompt_prefix.lists()[0], sequences, [float(w) for w in posterior.log_weights],
+        meter=program.meter, seconds=time.perf_counter() - started, trace=[],
     )
