@@ -52,12 +52,8 @@ class TabularAR:
                 raise ValueError(f"tables[{d}] is over {table.shape[1]} tokens: give {size}, as in tables[0]")
         self.depth = len(self.tables)
         self.vocab_size = size
-        known = f"give ids from 0 to {size - 1}"
-        self.eos_id = None if eos_id is None else whole_number("eos_id", eos_id, least=0, remedy=f"{known}, or None")
-        self.banned_ids = tuple(whole_numbers("banned_ids", banned_ids, remedy=known))
-        for name, ids in (("eos_id", [] if self.eos_id is None else [self.eos_id]), ("banned_ids", self.banned_ids)):
-            if any(not 0 <= i < size for i in ids):
-                raise ValueError(f"{name} = {said(eos_id if name == 'eos_id' else banned_ids)}: {known}")
+        self.eos_id = None if eos_id is None else _ids("eos_id", [eos_id], size)[0]
+        self.banned_ids = _ids("banned_ids", banned_ids, size)
         self.device = torch.device(device)
         uniform = torch.full((1, size), 1.0 / size, dtype=torch.float64, device=self.device)
         self._flat = torch.cat([*self.tables, uniform]).log()  # [rows, A], log 0 = -inf
@@ -95,6 +91,15 @@ class TabularAR:
         inside = length < self.depth
         start = self._offset[length.clamp(max=self.depth - 1)]
         return torch.where(inside, start + torch.where(inside, code, 0), self._flat.shape[0] - 1)
+
+
+def _ids(name: str, ids: Sequence[int], size: int) -> tuple[int, ...]:
+    """Ids of an alphabet; ValueError if one is none of it."""
+    known = f"give ids from 0 to {size - 1}"
+    found = tuple(whole_numbers(name, ids, remedy=known))
+    if any(not 0 <= i < size for i in found):
+        raise ValueError(f"{name} = {said(ids)}: {known}")
+    return found
 
 
 def _table(name: str, table: Any, depth: int, device: torch.device | str) -> Tensor:

@@ -101,7 +101,7 @@ def check_tokens(
         outside = next((token for token in ids if not 0 <= token < vocab_size), None)
         if outside is not None:
             raise ValueError(
-                f"{called(i)} has the token {outside}, outside 0..{vocab_size - 1}: give ids of the models' alphabet"
+                f"{called(i)} has a token outside 0..{vocab_size - 1}, {outside}: give ids of the models' alphabet"
             )
     return found
 

@@ -82,8 +82,8 @@ def _decode(models: Any, prompt: Any, limit: Any) -> Any:
 
 #: What is wrong: models, the second of two prompts, length limit, and how the line goes on after the prompt's name.
 BAD: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
-    "id past the alphabet": ({}, [0, 3], LIMIT, "has the token 3, outside 0..2: give ids"),
-    "negative id": ({}, [-1], LIMIT, "has the token -1, outside 0..2: give ids"),
+    "id past the alphabet": ({}, [0, 3], LIMIT, "has a token outside 0..2, 3: give ids"),
+    "negative id": ({}, [-1], LIMIT, "has a token outside 0..2, -1: give ids"),
     "numbers that are not whole": ({}, torch.tensor([0.7, 1.0]), LIMIT, "= tensor([0.7000, 1.0000]): give token ids"),
     "truth values": ({}, [True], LIMIT, "= [True]: give token ids"),
     "a table": ({}, np.array([[0], [1]]), LIMIT, "= array([[0], [1]]): give token ids"),
