@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from models.protocols import MASKED
-from smc_bridge.presets import ModelPair
+from models.arguments import whole_number
+from models.protocols import MASKED, LanguageModel, ModelPair
 from smc_bridge.result import Forwards, Result
+from smc_bridge.smc.validation import check_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,11 +103,12 @@ def measure_cost(
     Returns:
         Seconds; `.ratio` is c_D / c_A.
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, or a prompt that the models cannot read with a draft behind it.
     """
-    for name, value in (("lookahead", lookahead), ("window", window), ("rows", rows), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(f"{name} = {value}: give a whole number of at least 1")
+    lookahead, window = whole_number("lookahead", lookahead), whole_number("window", window)
+    rows, repeats = whole_number("rows", rows), whole_number("repeats", repeats)
+    models: dict[str, LanguageModel] = {"diffusion": pair.dlm, "autoregressive": pair.ar}
+    [prompt] = check_prompts([prompt], models, max_new_tokens=max(lookahead, window), called=lambda _: "prompt")
     share = rows if unit == "rows" else 1
 
     def one(model: str) -> float:

@@ -29,6 +29,7 @@ from analysis.reverse import multinomial
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.validation import check_prompts, models_of
 from smc_bridge.streams import Role, derived_seed, numpy_generator
 
 #: A number of a value: text, or token ids where the sampler knows no tokenizer.
@@ -77,6 +78,7 @@ def rank_test(
         raise ValueError(f"steps = {steps!r}: compare with a whole number of draws, at least 1")
     if kind not in ("conditional", "direct"):
         raise ValueError(f"kind = {kind!r}: choose 'conditional' or 'direct'")
+    prompts = check_prompts(prompts, models_of(sampler), max_new_tokens=max_new_tokens)
     if len(prompts) < 5 * (steps + 1):
         raise ValueError(
             f"{len(prompts)} prompts for {steps + 1} places: give at least {5 * (steps + 1)}, or fewer steps"

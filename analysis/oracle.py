@@ -12,32 +12,38 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from models.protocols import LanguageModel, ModelPair
 from models.tabular import ENUMERABLE
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.plugins import texts_of
 from smc_bridge.prefix import Prefix
 from smc_bridge.result import Result
+from smc_bridge.smc.validation import as_target, check_limit, check_prompts
 
 
 @torch.inference_mode()
 def oracle(
-    target: ARTarget, prompt: Sequence[int] = (), *, max_new_tokens: int,
+    target: ARTarget | ModelPair, prompt: Sequence[int] = (), *, max_new_tokens: int,
     detokenize: Callable[[list[int]], str] | None = None,
 ) -> Result:
     """Exact law of the target after `prompt`.
 
     Args:
-        target: any AR law; meant for tabular models, but small alphabets and limits of any model will do.
+        target: any AR law; meant for tabular models, but small alphabets and limits of any model will do. Or a pair of
+            models, whose AR model at temperature 1 is it (and whose `decode` makes texts).
         prompt: token ids.
         max_new_tokens: length limit; the AR law is cut there.
         detokenize: turns a continuation's ids into text, as in `Sampler`.
     Returns:
         Sequences of positive AR probability, with `log_weights = log p + log phi + log count`.
     Raises:
-        ValueError: a limit below 1, or more than 65536 sequences of positive probability.
+        ValueError: an argument out of range, or more than 65536 sequences of positive probability.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens = {max_new_tokens}: allow at least 1 token")
-    model = target.model
+    detokenize = detokenize or getattr(target, "decode", None)
+    target = as_target(target)
+    model, max_new_tokens = target.model, check_limit(max_new_tokens)
+    models: dict[str, LanguageModel] = {"autoregressive": model}
+    [prompt] = check_prompts([prompt], models, max_new_tokens=max_new_tokens, called=lambda _: "prompt")
     growing: list[tuple[list[int], float]] = [([], 0.0)]
     ended: list[tuple[list[int], float]] = []
     for depth in range(max_new_tokens):
@@ -65,9 +71,8 @@ def oracle(
     if target.potential is not None:
         whole = Prefix.of([[*prompt, *sequence] for sequence in sequences], device=model.device)
         finished = whole._replace(done=torch.ones_like(whole.done))
-        log_weights = log_weights + target.potential(finished).double().cpu()
+        log_weights = log_weights + target.log_potential(finished).cpu()
     return Result(
-        prompt=list(prompt), sequences=sequences, log_weights=(log_weights + math.log(len(sequences))).tolist(),
-        texts=None if detokenize is None else [detokenize(sequence) for sequence in sequences], method="oracle",
-        has_potential=target.potential is not None,
+        prompt=prompt, sequences=sequences, log_weights=(log_weights + math.log(len(sequences))).tolist(),
+        texts=texts_of(detokenize, sequences), method="oracle", has_potential=target.potential is not None,
     )

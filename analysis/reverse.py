@@ -23,7 +23,7 @@ from smc_bridge.decoders import ar_sampling
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.resampling import Multinomial
-from smc_bridge.smc.validation import seeds_of
+from smc_bridge.smc.validation import check_prompts, models_of, seeds_of
 from smc_bridge.streams import Role, derived_seed, first_repeat
 
 #: Told what is being run and how many of its prompts are finished.
@@ -76,6 +76,7 @@ def conditional_runs(
         raise ValueError("the target has a potential: exact samples of it are not at hand, so it has no reverse bound")
     if not sampler.proper:
         raise ValueError(f"method {sampler.name!r} has no reverse bound: {'; '.join(sampler.why_improper())}")
+    prompts = check_prompts(prompts, models_of(sampler), max_new_tokens=max_new_tokens)
     seeds = seeds_of(seed, len(prompts))
     repeat = first_repeat([(tuple(prompt), own) for prompt, own in zip(prompts, seeds, strict=True)])
     if repeat is not None:

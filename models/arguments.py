@@ -6,17 +6,32 @@ Every violation is one line that names argument, value and remedy.
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Set
 from typing import Any
+
+#: Characters of a value that a message shows.
+SHOWN = 160
 
 
 def said(value: Any) -> str:
-    """A value for a message, on one line."""
-    return " ".join(repr(value).split())
+    """A value for a message, on one line; a long one is cut."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def ids_of(value: Any) -> list[int]:
     """Ids of an entry of a configuration, which may be a number, several of them, or missing."""
     return [i for i in (value if isinstance(value, list | tuple) else [value]) if isinstance(i, int)]
+
+
+def is_bool(value: Any) -> bool:
+    """Whether this is True or False, of Python, numpy or torch: no number here."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+def is_list(value: Any) -> bool:
+    """Whether this holds entries in an order: a list, tuple, array or tensor, but no text, mapping or set."""
+    return hasattr(value, "__iter__") and getattr(value, "ndim", 1) > 0 and not isinstance(value, str | Mapping | Set)
 
 
 def whole_number(name: str, value: Any, *, least: int = 1, remedy: str | None = None) -> int:
@@ -26,12 +41,32 @@ def whole_number(name: str, value: Any, *, least: int = 1, remedy: str | None = 
         ValueError: it is no whole number, or less than `least`.
     """
     try:
-        found = None if isinstance(value, bool) else operator.index(value)
+        found = None if is_bool(value) or getattr(value, "ndim", 0) > 0 else operator.index(value)
     except TypeError:
         found = None
     if found is None or found < least:
         raise ValueError(f"{name} = {said(value)}: {remedy or f'give a whole number of at least {least}'}")
     return found
+
+
+def whole_numbers(name: str, value: Any, *, remedy: str) -> list[int]:
+    """The entries of a list, array or tensor of whole numbers, of any sign.
+
+    Raises:
+        ValueError: it is none, or an entry is no whole number (True and 1.0 are none).
+    """
+    flat = value.tolist() if hasattr(value, "tolist") else value  # one transfer, not one for each entry
+    try:
+        if not is_list(flat):
+            raise TypeError
+        entries = list(flat)
+        if all(type(entry) is int for entry in entries):
+            return entries
+        if any(is_bool(entry) or getattr(entry, "ndim", 0) > 0 for entry in entries):
+            raise TypeError
+        return [operator.index(entry) for entry in entries]
+    except TypeError:
+        raise ValueError(f"{name} = {said(value)}: {remedy}") from None
 
 
 def real_number(name: str, value: Any, *, remedy: str = "give a number") -> float:
@@ -40,11 +75,23 @@ def real_number(name: str, value: Any, *, remedy: str = "give a number") -> floa
     Raises:
         ValueError: it is no number.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, bool | str) or value is None or getattr(value, "ndim", 0) > 0:
+    if is_bool(value) or isinstance(value, str | bytes) or value is None or getattr(value, "ndim", 0) > 0:
         raise ValueError(f"{name} = {said(value)}: {remedy}")
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} = {said(value)}: {remedy}") from error
+
+
+def real_between(name: str, value: Any, low: float, high: float, *, remedy: str, strictly: bool = False) -> float:
+    """`value` as a number from `low` to `high`, or, `strictly`, between them.
+
+    Raises:
+        ValueError: it is no number, NaN, or out of range.
+    """
+    found = real_number(name, value, remedy=remedy)
+    if not (low < found < high if strictly else low <= found <= high):
+        raise ValueError(f"{name} = {said(value)}: {remedy}")
+    return found

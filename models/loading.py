@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -270,17 +271,17 @@ def load_model(
     options: dict[str, Any] = {
         "use_safetensors": True, "trust_remote_code": trust_remote_code, "local_files_only": checkpoint.offline,
     }  # fmt: skip
-    if additive:
-        options["attn_implementation"] = ADDITIVE_ATTENTION[-1]
     if is_wrapped(shapes):
         options |= _unwrapped(checkpoint, shapes)
     # Only transformers' own classes are known to report what they found; for others the names are compared.
     reports = "auto_map" not in checkpoint.config
     with quiet(progress=not checkpoint.offline), _one_line(checkpoint, "weights"):
         loader = getattr(transformers, auto_class)
-        loaded = loader.from_pretrained(
-            checkpoint.name, output_loading_info=reports, **options, **placement.options(), **(configuration or {})
+        load = partial(
+            loader.from_pretrained, checkpoint.name, output_loading_info=reports, **options, **placement.options(),
+            **(configuration or {}),
         )
+        loaded = _with_attention(ADDITIVE_ATTENTION, load) if additive else load()
         model, report = loaded if reports else (loaded, {})
         if not placement.spread:
             model = model.to(placement.device)
@@ -295,6 +296,19 @@ def load_model(
             f"{others}) and would be random; give a checkpoint that was saved with its language-modelling head"
         )
     return model.eval()
+
+
+def _with_attention(implementations: Sequence[str], load: Callable[..., Any]) -> Any:
+    """What `load` returns with the first of these attention implementations that the architecture has.
+
+    transformers refuses the others with a ValueError before it reads any weight.
+    """
+    for name in implementations[:-1]:
+        try:
+            return load(attn_implementation=name)
+        except ValueError:  # of any other kind it comes again
+            continue
+    return load(attn_implementation=implementations[-1])
 
 
 def _unwrapped(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from models.arguments import whole_number
+from models.arguments import said, whole_number
 from models.conventions import Override
 from models.loading import Placement, quiet
-from models.prompts import PromptFormat, plain_prompt
+from models.prompts import PromptFormat, formatted, plain_prompt
 from models.protocols import CausalLM, MaskedDiffusionLM
+from models.texts import anchor_of, continuation_text
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,17 +48,21 @@ class Pair:
         """Ids of the prompt made of `text`, `[S]`, on the AR model's device.
 
         Raises:
-            ValueError: if the text is empty or leaves no room for a single token of response.
+            ValueError: the text is empty or leaves no room for a single token of response, a token of it is not in
+                the models' alphabet, or `format_prompt` does not give its ids.
         """
+        if not isinstance(text, str):
+            raise ValueError(f"prompt = {said(text)}: give a text")
         if not text.strip():
             raise ValueError(f"prompt = {text!r} is empty: give a text")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"prompt = {text!r} is not valid Unicode: give UTF-8 text") from error
-        ids = self.format_prompt(self.tokenizer, text)
+        ids = formatted(self.format_prompt, self.tokenizer, text)
         if not ids:
             raise ValueError(f"prompt = {text!r} gives no token: give another text")
+        self._check_alphabet(ids)
         limit = self.max_length
         if limit is not None and len(ids) >= limit:
             raise ValueError(
@@ -65,11 +71,33 @@ class Pair:
             )
         return torch.tensor(ids, dtype=torch.long, device=self.ar.device)
 
+    def _check_alphabet(self, ids: list[int]) -> None:
+        """Raise ValueError, naming the token and who lacks it, unless both models have an output for every one."""
+        outside = next((i for i in ids if not 0 <= i < min(self.dlm.vocab_size, self.ar.vocab_size)), None)
+        if outside is None:
+            return
+        # Of a pair with reduce = True the alphabet is the smaller one: only one of the models lacks the token.
+        sizes = {
+            "diffusion": getattr(self.dlm, "columns", self.dlm.vocab_size),
+            "autoregressive": getattr(self.ar, "columns", self.ar.vocab_size),
+        }
+        lacking = " and the ".join([kind for kind, size in sizes.items() if not 0 <= outside < size] or sizes)
+        name = getattr(self.tokenizer, "convert_ids_to_tokens", lambda i: None)(outside)
+        token = outside if name is None else f"{name!r} (id {outside})"
+        raise ValueError(
+            f"prompt has the token {token}, which is not in the alphabet of the {lacking} model of the pair "
+            f"{self.name!r}: say it without that token, or give another pair"
+        )
+
+    @cached_property
+    def _anchor(self) -> tuple[int, str] | None:
+        return anchor_of(self.tokenizer)
+
     def decode(self, ids: Tensor | Iterable[int]) -> str:
-        """Text of `ids: [S]`, without the end of the sequence and without banned ids."""
+        """Text that the continuation `ids: [S]` adds to what stands before it (`models.texts`), its leading space with
+        it; without the end of the sequence and without banned ids."""
         silent = {self.ar.eos_id, *self.ar.banned_ids}
-        text: str = self.tokenizer.decode([i for i in map(int, ids) if i not in silent])
-        return text
+        return continuation_text(self.tokenizer, [i for i in map(int, ids) if i not in silent], self._anchor)
 
 
 def pair_from_models(

@@ -83,7 +83,12 @@ class CausalSession(Session, Protocol):
 
 
 class LanguageModel(Protocol):
-    """What both kinds of model tell about their alphabet."""
+    """What both kinds of model tell about their alphabet.
+
+    A model may also have `max_length`, the positions that it was built for (None, or no such attribute: any number),
+    with `limited_by`, what of it says so; and `min_length`, tokens that a prefix needs (0 without the attribute). A
+    run is held against both before the first forward.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -121,4 +126,18 @@ class CausalLM(LanguageModel, Protocol):
 
     def session(self, tokens: Tensor, length: Tensor) -> CausalSession:
         """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count."""
+        ...
+
+
+class ModelPair(Protocol):
+    """A diffusion model and an autoregressive model over one alphabet."""
+
+    @property
+    def dlm(self) -> MaskedDiffusionLM:
+        """Gives the proposal."""
+        ...
+
+    @property
+    def ar(self) -> CausalLM:
+        """Gives the target."""
         ...

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from models.arguments import is_list, real_between, said, whole_number, whole_numbers
 from models.rows import Rows
 
 #: Continuations that an enumeration may list.
@@ -34,28 +38,31 @@ class TabularAR:
     """Autoregressive model whose conditionals are tabulated (implements `CausalLM`).
 
     Args:
-        tables: for each depth d = 0 .. depth-1 the conditionals `[A**d, A]`, rows in base-A order of the prefix.
+        tables: for each depth d = 0 .. depth-1 the conditionals, `[A**d, A]` with rows in base-A order of the prefix,
+            or `[A, .., A]` with an axis for each token; tensors, arrays, or nested lists.
         eos_id: token that ends a sequence, or None.
         banned_ids: ids to remove from both laws.
+    Raises:
+        ValueError: a table of another shape or with rows that are no probabilities, or an id outside of the alphabet.
     """
 
     def __init__(
-        self, tables: list[Tensor], *, eos_id: int | None = None, banned_ids: tuple[int, ...] = (),
+        self, tables: Sequence[Any] | Tensor, *, eos_id: int | None = None, banned_ids: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ) -> None:
-        size = tables[0].shape[-1] if tables else 0
-        for d, table in enumerate(tables):
-            if table.shape != (size**d, size):
-                raise ValueError(f"tables[{d}] has shape {tuple(table.shape)}: give [{size**d}, {size}]")
-            if bool((table < 0).any()) or bool(((table.double().sum(-1) - 1).abs() > 1e-12).any()):
-                raise ValueError(f"tables[{d}] has rows that are not probabilities: normalise them in float64")
-        if not tables:
+        if not is_list(tables):
+            raise ValueError(f"tables = {said(tables)}: give a list with a table for each depth")
+        if len(tables) == 0:
             raise ValueError("tables is empty: give at least the table of the first token, [1, A]")
-        self.tables = [table.to(device=device, dtype=torch.float64) for table in tables]
-        self.depth = len(tables)
+        self.tables = [_table(f"tables[{d}]", table, d, device) for d, table in enumerate(tables)]
+        size = self.tables[0].shape[1]
+        for d, table in enumerate(self.tables):
+            if table.shape != (size**d, size):
+                raise ValueError(f"tables[{d}] is over {table.shape[1]} tokens: give {size}, as in tables[0]")
+        self.depth = len(self.tables)
         self.vocab_size = size
-        self.eos_id = eos_id
-        self.banned_ids = banned_ids
+        self.eos_id = None if eos_id is None else _ids("eos_id", [eos_id], size)[0]
+        self.banned_ids = _ids("banned_ids", banned_ids, size)
         self.device = torch.device(device)
         uniform = torch.full((1, size), 1.0 / size, dtype=torch.float64, device=self.device)
         self._flat = torch.cat([*self.tables, uniform]).log()  # [rows, A], log 0 = -inf
@@ -67,9 +74,10 @@ class TabularAR:
     @classmethod
     def random(
         cls, vocab_size: int, depth: int, *, seed: int, concentration: float = 0.7, eos_id: int | None = None,
-        banned_ids: tuple[int, ...] = (), device: torch.device | str = "cpu",
+        banned_ids: Sequence[int] = (), device: torch.device | str = "cpu",
     ) -> TabularAR:
         """Seeded Dirichlet tables, asymmetric: token a has concentration `concentration * (a + 1)`."""
+        vocab_size, depth = whole_number("vocab_size", vocab_size), whole_number("depth", depth)
         generator = _generator(seed)
         alpha = concentration * torch.arange(1, vocab_size + 1, dtype=torch.float64)
         tables = []
@@ -95,6 +103,33 @@ class TabularAR:
         inside = length < self.depth
         start = self._offset[length.clamp(max=self.depth - 1)]
         return torch.where(inside, start + torch.where(inside, code, 0), self._flat.shape[0] - 1)
+
+
+def _ids(name: str, ids: Sequence[int], size: int) -> tuple[int, ...]:
+    """Ids of an alphabet; ValueError if one is none of it."""
+    known = f"give ids from 0 to {size - 1}"
+    found = tuple(whole_numbers(name, ids, remedy=known))
+    if any(not 0 <= i < size for i in found):
+        raise ValueError(f"{name} = {said(ids)}: {known}")
+    return found
+
+
+def _table(name: str, table: Any, depth: int, device: torch.device | str) -> Tensor:
+    """The conditionals of one depth as `[A**depth, A]` float64."""
+    try:
+        found = torch.as_tensor(table if isinstance(table, Tensor) else np.asarray(table, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} = {said(table)}: give numbers, rows of one length") from error
+    size = found.shape[-1] if found.dim() else 0
+    if size == 0 or tuple(found.shape) not in ((size**depth, size), (size,) * (depth + 1)):
+        raise ValueError(
+            f"{name} has shape {tuple(found.shape)}: give [{size**depth}, {size}], a row of probabilities for each "
+            f"prefix of {depth} tokens"
+        )
+    found = found.to(device=device, dtype=torch.float64).reshape(-1, size)
+    if not bool(((found >= 0).all(-1) & ((found.sum(-1) - 1).abs() <= 1e-12)).all()):
+        raise ValueError(f"{name} has rows that are not probabilities: normalise them in float64")
+    return found
 
 
 class TabularCausalSession(Rows):
@@ -144,8 +179,9 @@ class TabularDLM:
     """
 
     def __init__(self, ar: TabularAR, *, noise: float = 0.0, seed: int = 0) -> None:
-        if noise < 0:
-            raise ValueError(f"noise = {noise}: give a standard deviation of at least 0")
+        if not isinstance(ar, TabularAR):
+            raise ValueError(f"ar = {said(ar)}: give a TabularAR, whose marginals these are")
+        noise = real_between("noise", noise, 0.0, 1e6, remedy="give a standard deviation of at least 0")
         self.ar = ar
         self.vocab_size = ar.vocab_size
         self.eos_id = ar.eos_id

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from models.arguments import whole_number
-from models.protocols import ABSENT, MASKED, Session
+from models.protocols import ABSENT, MASKED, ModelPair, Session
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.plugins import texts_of
 from smc_bridge.randomness import PromptSource, inverse_cdf
 from smc_bridge.result import Forwards, Result
 from smc_bridge.settings import law_settings, name_of
 from smc_bridge.smc.queue import OnResult, Queue, Request, prompts_of, reseat_sessions
-from smc_bridge.smc.validation import check_limit, check_lists, seeds_of, warn_of_repeats
+from smc_bridge.smc.validation import as_proposal, as_target, check_limit, requests_of
 from smc_bridge.streams import Role
 
 #: In which order a diffusion model's decoder commits positions.
@@ -58,14 +59,6 @@ def _seat(request: Request | None) -> Seat | None:
     return None if request is None else Seat(request, request.generator())
 
 
-def _requests(prompts: Sequence[Sequence[int]], seed: int | Sequence[int], role: Role) -> list[Request]:
-    check_lists(prompts, "prompts")
-    seeds = seeds_of(seed, len(prompts))
-    requests = [Request(i, list(map(int, prompt)), seeds[i], role) for i, prompt in enumerate(prompts)]
-    warn_of_repeats(requests)
-    return requests
-
-
 def _refill(queue: Queue, seats: list[Seat | None], length: Tensor, session: Session, finish: Finish) -> list[int]:
     """Report finished seats and let the next prompts take them; returns these seats.
 
@@ -93,22 +86,27 @@ def _unfinished(seats: Sequence[Seat | None], finish: Finish) -> list[tuple[Requ
 
 @torch.inference_mode()
 def ar_sampling(
-    target: ARTarget, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
-    batch: int | None = None, on_result: OnResult | None = None, detokenize: Detokenize = None, name: str = "AR",
+    target: ARTarget | ModelPair, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0,
+    max_new_tokens: int = 256, batch: int | None = None, on_result: OnResult | None = None,
+    detokenize: Detokenize = None, name: str = "AR",
 ) -> list[Result]:
     """Exact ancestral samples of the target, one per prompt and one token per forward.
 
     Args:
+        target: or a pair of models, whose AR model at temperature 1 is it (and whose `decode` makes texts).
         seed, batch, on_result: as for `Sampler.run`; under one seed the samples are independent of a sampler's runs.
     Raises:
         ValueError: the target has a potential (ancestral sampling cannot follow it), or an argument is out of range.
         Interrupted: see `Sampler.run`, also for other errors.
     """
+    detokenize = detokenize or getattr(target, "decode", None)
+    target = as_target(target)
     if target.potential is not None:
         raise ValueError("target has a potential: ancestral samples do not follow it, use smc")
     model = target.model
     max_new_tokens = check_limit(max_new_tokens)
-    queue = Queue(_requests(prompts, seed, Role.AR), batch=batch, on_result=on_result)
+    requests = requests_of(prompts, {"autoregressive": model}, seed=seed, max_new_tokens=max_new_tokens, role=Role.AR)
+    queue = Queue(requests, batch=batch, on_result=on_result)
     settings = {
         "method": name, "target": law_settings(target.law), "models": {"ar": name_of(model)},
         "max_new_tokens": max_new_tokens,
@@ -165,7 +163,7 @@ def _result(
 ) -> Result:
     return Result(
         prompt=seat.request.prompt, sequences=[seat.tokens], log_weights=[0.0],
-        texts=None if detokenize is None else [detokenize(seat.tokens)], method=settings["method"],
+        texts=texts_of(detokenize, [seat.tokens]), method=settings["method"],
         proper=not reasons, reasons=list(reasons), forwards=forwards, seconds=time.perf_counter() - seat.entered,
         complete=seat.complete, settings={**settings, **seat.request.settings()},
     )
@@ -188,7 +186,7 @@ def commit_scores(log_q: Tensor, order: Order) -> Tensor:
 
 @torch.inference_mode()
 def diffusion(
-    proposal: DLMProposal, prompts: Sequence[Sequence[int]], *, tokens_per_forward: int | None = 1,
+    proposal: DLMProposal | ModelPair, prompts: Sequence[Sequence[int]], *, tokens_per_forward: int | None = 1,
     order: Order = "left_to_right", window: int = 32, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
     batch: int | None = None, on_result: OnResult | None = None, detokenize: Detokenize = None, name: str = "DLM",
 ) -> list[Result]:
@@ -198,7 +196,8 @@ def diffusion(
     committed.
 
     Args:
-        proposal: its first lane's law is decoded; `lookahead` masks stand behind what is committed.
+        proposal: its first lane's law is decoded; `lookahead` masks stand behind what is committed. Or a pair of
+            models, whose diffusion model at temperature 1 is it (and whose `decode` makes texts).
         tokens_per_forward: positions committed per forward; None commits all `lookahead` positions at once.
         order: which positions come first within the window.
         window: positions that are open at a time (all of them if `tokens_per_forward` is None).
@@ -211,9 +210,12 @@ def diffusion(
         remedy = "commit at least 1, a whole number, or None for all"
         tokens_per_forward = whole_number("tokens_per_forward", tokens_per_forward, remedy=remedy)
     window = whole_number("window", window, remedy="open at least 1 position, a whole number")
+    detokenize = detokenize or getattr(proposal, "decode", None)
+    proposal = as_proposal(proposal)
     model = proposal.model
     max_new_tokens = check_limit(max_new_tokens)
-    queue = Queue(_requests(prompts, seed, Role.DLM), batch=batch, on_result=on_result)
+    requests = requests_of(prompts, {"diffusion": model}, seed=seed, max_new_tokens=max_new_tokens, role=Role.DLM)
+    queue = Queue(requests, batch=batch, on_result=on_result)
     settings = {
         "method": name, "tokens_per_forward": tokens_per_forward, "order": order, "window": window,
         "lookahead": proposal.lookahead, "proposal": law_settings(proposal.law), "models": {"dlm": name_of(model)},

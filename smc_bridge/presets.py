@@ -7,42 +7,34 @@ target's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from models.arguments import whole_number
-from models.protocols import CausalLM, MaskedDiffusionLM
-from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal, Target
+from models.arguments import is_list, whole_number
+from models.protocols import ModelPair
+from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal, Target, check_weight
+from smc_bridge.distributions.law import check_temperature
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget, Potential
 from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
-from smc_bridge.kernels.importance import AcceptAll, OwnWeights, WeightRule
+from smc_bridge.kernels.importance import AcceptAll, WeightRule
 from smc_bridge.kernels.protocol import Kernel
-from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import Resampler, Systematic
-from smc_bridge.smc.weights import EssBelow, Trigger, always
-
-
-class ModelPair(Protocol):
-    """A diffusion model and an autoregressive model over one alphabet."""
-
-    @property
-    def dlm(self) -> MaskedDiffusionLM:
-        """Gives the proposal."""
-        ...
-
-    @property
-    def ar(self) -> CausalLM:
-        """Gives the target."""
-        ...
+from smc_bridge.smc.names import named
+from smc_bridge.smc.resampling import Resampler
+from smc_bridge.smc.weights import Trigger, always
 
 
 def lane_temperatures(lanes: int) -> list[float]:
     """The paper's lane temperatures, evenly spaced from 0.2 to 0.7; 0.2 for a single lane."""
     return [float(x) for x in torch.linspace(0.2, 0.7, whole_number("lanes", lanes), dtype=torch.float64)]
+
+
+def _lane_exponents(w: float, temperature: float, own: Sequence[float]) -> torch.Tensor:
+    """Exponents of the target under which a lane's temperature is that of the whole product, `[K]`."""
+    return (1 - check_weight(w)) * check_temperature(temperature) / torch.tensor(own, dtype=torch.float64)
 
 
 def check_pair(pair: ModelPair) -> None:
@@ -62,10 +54,11 @@ def _codec(pair: ModelPair) -> dict[str, Any]:
 def smc(
     pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float | None = None, window: int = 32,
     lookahead: int = 256, temperature: float = 1.0, proposal_temperature: float | Sequence[float] | None = None,
-    intermediate: Intermediate | None = None, kernel: Kernel | None = None, weight: WeightRule | None = None,
-    resampler: Resampler | None = None, trigger: Trigger | None = None, potential: Potential | None = None,
-    proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
-    max_logit_bytes: int | None = None, compile: bool = False,
+    intermediate: Intermediate | None = None, kernel: Kernel | str | None = None,
+    weight: WeightRule | str | None = None, resampler: Resampler | str | None = None,
+    trigger: Trigger | str | None = None, potential: Potential | None = None, proposal_top_p: float = 1.0,
+    top_p: float = 1.0, top_k: int | None = None, name: str | None = None, max_logit_bytes: int | None = None,
+    compile: bool = False,
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
@@ -77,8 +70,9 @@ def smc(
         temperature, top_p, top_k: of the target.
         proposal_temperature: of the proposal, one or one per lane; by default the target's.
         proposal_top_p: truncation of the proposal (needs `Defensive` to stay proper).
-        intermediate, kernel, weight, resampler, trigger, potential: plug-ins, by default product of experts,
-            token-level rejection, own weights, systematic, ESS below half, none.
+        intermediate, kernel, weight, resampler, trigger, potential: plug-ins; all but the first and the last also by
+            name (`smc_bridge.smc.names`). By default product of experts, token-level rejection, own weights,
+            systematic, ESS below half, none.
         max_logit_bytes, compile: of the sampler, see `Sampler`.
     """
     check_pair(pair)
@@ -91,8 +85,10 @@ def smc(
         ),
         target=ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential),
         intermediate=ProductOfExperts(0.3 if w is None else w) if intermediate is None else intermediate,
-        kernel=kernel or Rejection(), weight=weight or OwnWeights(),
-        resampler=resampler or Systematic(), trigger=EssBelow() if trigger is None else trigger,
+        kernel=named("kernel", "rejection" if kernel is None else kernel),
+        weight=named("weight", "own" if weight is None else weight),
+        resampler=named("resampler", "systematic" if resampler is None else resampler),
+        trigger=named("trigger", "ess" if trigger is None else trigger),
         particles=particles, lanes=lanes, window=window, name=name or f"smc({particles})",
         max_logit_bytes=max_logit_bytes, compile=compile, **_codec(pair),
     )
@@ -107,7 +103,7 @@ def paper(
     each lane weighs by its own `pi^(k)`. `options` go to `smc`.
     """
     own = lane_temperatures(lanes)
-    exponent = (1 - w) * temperature / torch.tensor(own, dtype=torch.float64)
+    exponent = _lane_exponents(w, temperature, own)
     defaults: dict[str, Any] = {
         "particles": 1, "proposal_temperature": own, "intermediate": ProductOfExperts(w, exponent),
     }
@@ -128,7 +124,7 @@ def released(
     """
     check_pair(pair)
     own = lane_temperatures(lanes)
-    exponent = (1 - w) * temperature / torch.tensor(own, dtype=torch.float64)
+    exponent = _lane_exponents(w, temperature, own)
     return Sampler(
         proposal=DLMProposal(pair.dlm, temperature=own, lookahead=lookahead),
         target=ARTarget(pair.ar, temperature=temperature), intermediate=ProductOfExperts(w, exponent),
@@ -167,7 +163,8 @@ def tree_kernel(
         proposal_temperature: of the marginals that the kernel will be given.
         ranking_temperature: of the DLM in the ranking.
     """
-    return TreeWalk(nodes, min_probability=min_probability, exponent=proposal_temperature / ranking_temperature)
+    exponent = check_temperature(proposal_temperature) / check_temperature(ranking_temperature)
+    return TreeWalk(nodes, min_probability=min_probability, exponent=exponent)
 
 
 def tree_walk(
@@ -181,7 +178,7 @@ def tree_walk(
     temperature = options.get("proposal_temperature")
     temperature = options.get("temperature", 1.0) if temperature is None else temperature
     kernel = (
-        tree_kernel(nodes, proposal_temperature=temperature, min_probability=min_probability)
-        if isinstance(temperature, int | float) else TreeWalk(nodes, min_probability=min_probability)
+        TreeWalk(nodes, min_probability=min_probability) if is_list(temperature)
+        else tree_kernel(nodes, proposal_temperature=temperature, min_probability=min_probability)
     )
     return smc(pair, **{"particles": 1, "kernel": kernel, "name": name, **options})

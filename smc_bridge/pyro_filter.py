@@ -28,8 +28,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from smc_bridge.randomness import Randomness
-from smc_bridge.smc.resampling import Resampler, Systematic
-from smc_bridge.smc.weights import EssBelow, Trigger, check_log_weights, ess, log_mean
+from smc_bridge.smc.resampling import Resampler, Systematic, check_ancestors
+from smc_bridge.smc.weights import EssBelow, Trigger, check_log_weights, check_trigger, ess, log_mean
 
 
 class FilterStep(NamedTuple):
@@ -129,10 +129,11 @@ class EvidenceSMCFilter(SMCFilter):  # type: ignore[misc]
         before = self.log_weights
         size = float(ess(before))
         alive = bool((before > -torch.inf).any())
-        resample = bool(self.state) and alive and self.may_resample(self.state) and bool(self.trigger(before[None])[0])
+        resample = bool(self.state) and alive and self.may_resample(self.state)
+        resample = resample and bool(check_trigger(self.trigger, before[None])[0])
         ancestors = torch.arange(self.num_particles)
         if resample:
-            ancestors = self.resampler(before, self.num_particles, generator=self.generator)
+            ancestors = check_ancestors(self.resampler, before, self.num_particles, generator=self.generator)
             carried = log_mean(before).expand(self.num_particles).clone()
             self.state._resample(ancestors)  # which sets the weights to zero in place
             self.state._log_weights = carried

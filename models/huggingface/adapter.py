@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import modeling_utils
 
-#: Attention implementations of transformers that add a 4-D float mask to the scores as it stands.
-ADDITIVE_ATTENTION = ("eager", "sdpa")
+#: Attention implementations of transformers that add a 4-D float mask to the scores as it stands, the quickest first.
+ADDITIVE_ATTENTION = ("sdpa", "eager")
 
 #: Whether this transformers lets `logits_to_keep` name other columns for each row.
 KEEPS_BY_ROW = hasattr(modeling_utils, "slice_logits_to_keep")
@@ -112,10 +112,14 @@ class HuggingFaceAdapter:
             raise ValueError(f"banned_ids holds all {size} ids: leave at least one")
         self.model = model.eval()
         self.vocab_size = size
+        #: Output columns of the model, of which the first `vocab_size` are the alphabet.
+        self.columns = columns
         self.eos_id = eos_id
         self.banned_ids = tuple(sorted(set(banned_ids)))
         #: Positions that the model is read at, or None if it has no limit; and what of its configuration says so.
         self.max_length, self.limited_by = position_limit(model)
+        #: Tokens that a prefix needs, so that something predicts the first place after it.
+        self.min_length = 1
         weight = getattr(model.get_input_embeddings(), "weight", None)
         if weight is None:
             raise ValueError(f"{type(model).__name__} has no table of input embeddings: give a model that reads ids")
@@ -238,5 +242,5 @@ class HuggingFaceAdapter:
         if self.max_length is not None and longest > self.max_length:
             raise ValueError(
                 f"rows reach {longest} tokens, more than {self.limited_by} = {self.max_length} of "
-                f"{type(self.model).__name__}: shorten the prompt, the window or the lookahead"
+                f"{type(self.model).__name__}: shorten the prompt, or allow fewer new tokens"
             )

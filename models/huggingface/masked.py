@@ -78,6 +78,7 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
             raise ValueError(f"mask_id = {mask_id}: give an id from 0 to {self._input_size - 1}")
         self.mask_id = mask_id
         self.shift = shift
+        self.min_length = int(shift)
         self.causal_backbone = bool(model.can_generate()) if causal_backbone is None else causal_backbone
         attention = model.config._attn_implementation
         if self.causal_backbone and attention not in ADDITIVE_ATTENTION:

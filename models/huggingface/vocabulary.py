@@ -110,7 +110,11 @@ def shared_vocabulary(
     else:
         check_shared_vocabulary(dlm_tokenizer, ar_tokenizer, ignore=special)
     if eos_id in banned:
-        raise ValueError(f"eos_id = {eos_id} is not the same token in both tokenizers: give an eos_id that both share")
+        left, right = (t.convert_ids_to_tokens(eos_id) for t in (dlm_tokenizer, ar_tokenizer))
+        raise ValueError(
+            f"eos_id = {eos_id} is not the same token in both tokenizers, {left!r} of the diffusion model's and "
+            f"{right!r} of the target's: give an eos_id that both share"
+        )
     known = set(dlm_tokenizer.get_vocab().values()) | set(ar_tokenizer.get_vocab().values())
     beyond = sorted(i for i in known - banned if i >= size)
     if beyond and not reduce:

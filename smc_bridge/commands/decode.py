@@ -25,16 +25,15 @@ from smc_bridge.commands.base import (
 from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
 from smc_bridge.commands.options import (
     INTERMEDIATES,
-    KERNELS,
     NODES,
     PRESETS,
-    TRIGGERS,
     Options,
     build_sampler,
     check_options,
 )
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.rendering import render_result
+from smc_bridge.smc.names import KERNELS, TRIGGERS
 from smc_bridge.smc.queue import Interrupted
 from smc_bridge.smc.resampling import RESAMPLERS
 from smc_bridge.tasks import lookahead_of

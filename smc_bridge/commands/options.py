@@ -23,29 +23,15 @@ from smc_bridge.distributions.intermediate import (
     Proposal,
     Target,
 )
-from smc_bridge.kernels.block_verification import BlockVerification
-from smc_bridge.kernels.gumbel import GumbelCoupling
-from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic
 from smc_bridge.kernels.protocol import Kernel
-from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import RESAMPLERS
-from smc_bridge.smc.weights import EssBelow, Trigger, always, never
+from smc_bridge.smc.names import named
 
 Method = Literal["smc", "paper", "released", "speculative", "plain-is", "tree-walk"]
 
 #: Nodes of a tree unless they are given.
 NODES = 128
-
-#: Kernels by name; each is made with the budget of nodes, which only the tree walk reads.
-KERNELS: dict[str, Callable[[int], Kernel]] = {
-    "rejection": lambda nodes: Rejection(),
-    "block": lambda nodes: BlockVerification(),
-    "gumbel": lambda nodes: GumbelCoupling(),
-    "tree": TreeWalk,
-    "accept-all": lambda nodes: AcceptAll(),
-}
 
 #: Intermediates by name; each is made with the weight of the diffusion model, which not every one reads.
 INTERMEDIATES: dict[str, Callable[[float], Intermediate]] = {
@@ -58,8 +44,6 @@ INTERMEDIATES: dict[str, Callable[[float], Intermediate]] = {
     "target": lambda w: Target(),
 }
 WITHOUT_WEIGHT = ("chernoff", "proposal", "target")
-
-TRIGGERS: dict[str, Trigger] = {"ess": EssBelow(), "always": always, "never": never}
 
 #: What a preset is about, and so may not be changed.
 FIXED_KERNEL = {"plain-is": "accept-all", "tree-walk": "tree"}
@@ -191,11 +175,11 @@ def build_sampler(pair: Pair, options: Options) -> Sampler:
     elif options.kernel is not None and options.method not in FIXED_KERNEL:
         arguments["kernel"] = _kernel(options)
     if options.resampler is not None:
-        arguments["resampler"] = RESAMPLERS[options.resampler]()
+        arguments["resampler"] = options.resampler
     if options.trigger is not None:
-        arguments["trigger"] = TRIGGERS[options.trigger]
+        arguments["trigger"] = options.trigger
     if options.balance:
-        arguments["weight"] = BalanceHeuristic()
+        arguments["weight"] = "balance"
     return PRESETS[options.method](pair, **arguments)
 
 
@@ -203,9 +187,11 @@ def _kernel(options: Options) -> Kernel:
     """The kernel that is named; a tree ranks as that of the preset where all lanes have one temperature."""
     assert options.kernel is not None
     nodes = options.nodes or NODES
-    if options.kernel == "tree" and options.lane_temperatures is None and options.method != "paper":
+    if options.kernel != "tree":
+        return named("kernel", options.kernel)  # type: ignore[no-any-return]
+    if options.lane_temperatures is None and options.method != "paper":
         return presets.tree_kernel(nodes, proposal_temperature=options.temperature)
-    return KERNELS[options.kernel](nodes)
+    return TreeWalk(nodes)
 
 
 #: Presets by the names of the command line.

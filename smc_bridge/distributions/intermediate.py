@@ -10,11 +10,16 @@ Where a product has no support at all (q and p disjoint at a position), it falls
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from models.arguments import is_list, real_between, real_number, said, whole_number
+from smc_bridge.plugins import check_tensor
 
 
 class Intermediate(Protocol):
@@ -80,8 +85,7 @@ def checked_log_prob(intermediate: Intermediate, log_q: Tensor, log_p: Tensor) -
     if type(intermediate).__module__ == __name__:
         return log_pi
     name = type(intermediate).__name__
-    if log_pi.shape != log_p.shape:
-        raise ValueError(f"{name}.log_prob returned shape {tuple(log_pi.shape)}: return that of log_p, [..., A]")
+    check_tensor(log_pi, f"{name}.log_prob", tuple(log_p.shape), "float", log_p.device)
     # Rounded to half precision, log-probabilities of about -10 are off by some thousandths and their sum by less.
     tolerance = max(1e-3, 8 * torch.finfo(log_pi.dtype).eps)
     log_pi = log_pi.to(log_p.dtype)
@@ -113,10 +117,26 @@ def check_intermediate(name: str, value: object) -> None:
         raise ValueError(f"{name} = {value!r}: give an intermediate, an object with log_prob, as ProductOfExperts(0.3)")
 
 
-def check_weight(w: float) -> None:
-    """Raise ValueError unless w lies in [0, 1]."""
-    if not (isinstance(w, int | float) and 0.0 <= w <= 1.0):
-        raise ValueError(f"w = {w}: the weight of the diffusion model lies in [0, 1]")
+def check_weight(w: Any) -> float:
+    """w as a number; ValueError unless it lies in [0, 1]."""
+    return float(real_between("w", w, 0.0, 1.0, remedy="the weight of the diffusion model lies in [0, 1]"))
+
+
+def _exponents(value: Any) -> float | Tensor:
+    """An exponent as a number, or one per lane as a tensor `[K]`."""
+    if not is_list(value):
+        found = real_number("target_exponent", value, remedy="give a number of at least 0, or one per lane")
+        exponents = torch.tensor(found, dtype=torch.float64)
+    else:
+        try:
+            exponents = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"target_exponent = {said(value)}: give a number, or one per lane") from error
+    if exponents.dim() > 1:
+        raise ValueError(f"target_exponent has shape {tuple(exponents.shape)}: give a number, or one per lane")
+    if not bool(((exponents >= 0) & exponents.float().isfinite()).all()):
+        raise ValueError(f"target_exponent = {said(value)}: give exponents of at least 0 that are finite in float32")
+    return exponents if exponents.dim() else float(exponents)
 
 
 class ProductOfExperts:
@@ -130,19 +150,12 @@ class ProductOfExperts:
         ValueError: w outside [0, 1], or an exponent that is negative or more than float32 holds.
     """
 
-    def __init__(self, w: float = 0.3, target_exponent: float | Tensor | None = None) -> None:
-        check_weight(w)
-        if target_exponent is not None:
-            exponents = torch.as_tensor(target_exponent)
-            if exponents.dim() > 1:
-                raise ValueError(f"target_exponent has shape {tuple(exponents.shape)}: give a number, or one per lane")
-            if not bool(((exponents >= 0) & exponents.float().isfinite()).all()):
-                raise ValueError(
-                    f"target_exponent = {target_exponent}: give exponents of at least 0 that are finite in float32"
-                )
-        self.w = float(w)
-        self.per_lane = isinstance(target_exponent, Tensor) and target_exponent.dim() == 1
-        self.target_exponent: float | Tensor = 1.0 - self.w if target_exponent is None else target_exponent
+    def __init__(
+        self, w: float = 0.3, target_exponent: float | Sequence[float] | Tensor | None = None
+    ) -> None:
+        self.w = check_weight(w)
+        self.target_exponent = 1.0 - self.w if target_exponent is None else _exponents(target_exponent)
+        self.per_lane = isinstance(self.target_exponent, Tensor)
 
     @property
     def dominates(self) -> bool:
@@ -176,7 +189,7 @@ class Mixture:
     w: float = 0.3
 
     def __post_init__(self) -> None:
-        check_weight(self.w)
+        object.__setattr__(self, "w", check_weight(self.w))  # the class is frozen
 
     @property
     def dominates(self) -> bool:
@@ -203,7 +216,9 @@ class PowerMean:
     w: float = 0.3
 
     def __post_init__(self) -> None:
-        check_weight(self.w)
+        set_once = object.__setattr__  # the class is frozen
+        set_once(self, "w", check_weight(self.w))
+        set_once(self, "alpha", float(real_number("alpha", self.alpha, remedy="give a finite number")))
         if not math.isfinite(self.alpha):
             raise ValueError(f"alpha = {self.alpha}: give a finite number")
 
@@ -247,8 +262,8 @@ class Chernoff:
     iterations: int = 40
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations = {self.iterations}: bisect at least once")
+        iterations = whole_number("iterations", self.iterations, remedy="bisect at least once, a whole number")
+        object.__setattr__(self, "iterations", iterations)  # the class is frozen
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         """See `Intermediate.log_prob`."""
@@ -275,8 +290,9 @@ class Defensive:
 
     def __post_init__(self) -> None:
         check_intermediate("base", self.base)
-        if not 0.0 < self.eps < 1.0:
-            raise ValueError(f"eps = {self.eps}: the defensive share lies strictly between 0 and 1")
+        remedy = "the defensive share lies strictly between 0 and 1"
+        eps = real_between("eps", self.eps, 0.0, 1.0, remedy=remedy, strictly=True)
+        object.__setattr__(self, "eps", eps)  # the class is frozen
 
     @property
     def log_ratio_bound(self) -> float:

@@ -32,7 +32,15 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from smc_bridge.distributions.block import Block, all_blocks, broadcast, check_same_shape
-from smc_bridge.kernels.protocol import DraftKernel, Horizon, StoppingKernel, at_tokens, prefix_sum, truncate
+from smc_bridge.kernels.protocol import (
+    DraftKernel,
+    Horizon,
+    StoppingKernel,
+    at_tokens,
+    going_on,
+    prefix_sum,
+    truncate,
+)
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import PAD
 
@@ -167,8 +175,8 @@ class StoppedPrefix(TorchDistribution):  # type: ignore[misc]
         if live.numel():
             horizon = Horizon(window[live], self.horizon.eos_id)
             block, count = flat[live].clamp_min(0), length[live]
-            log_c = self.kernel.log_continue(*self._laws(place[live], block), block, horizon=horizon)
-            last = log_c.double().gather(1, (count - 1).clamp_min(0)[:, None])[:, 0]
+            log_c = going_on(self.kernel, *self._laws(place[live], block), block, horizon=horizon)
+            last = log_c.gather(1, (count - 1).clamp_min(0)[:, None])[:, 0]
             if isinstance(self.kernel, TreeWalk):  # no node stands at the window: who gets there was in the tree
                 last = torch.where(count == horizon.window, 0.0, last)
             out[live] = torch.where(count == horizon.end(flat[live]), last, -torch.inf)
@@ -199,9 +207,9 @@ class StoppedPrefix(TorchDistribution):  # type: ignore[misc]
             log_pi = self.intermediate.select(place).along(draft)
             return self.kernel(log_q, log_pi, draft, generator=generator, horizon=horizon).block
         block = self.base.select(place).sample()
-        log_c = self.kernel.log_continue(*self._laws(place, block), block, horizon=horizon)
+        log_c = going_on(self.kernel, *self._laws(place, block), block, horizon=horizon)
         uniform = torch.rand(block.shape, dtype=torch.float64).to(block.device)
-        going = (uniform < log_c.double().exp()).long().cumprod(-1).sum(-1)
+        going = (uniform < log_c.exp()).long().cumprod(-1).sum(-1)
         return truncate(block, torch.minimum(going + 1, horizon.end(block)))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:

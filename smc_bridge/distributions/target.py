@@ -6,16 +6,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from models.arguments import is_list, said
 from models.protocols import CausalLM
 from smc_bridge.distributions.law import Law, as_ids
 from smc_bridge.distributions.lazy import Chunks, LazyLaw
 from smc_bridge.distributions.logits import model_law
+from smc_bridge.plugins import called, refuse_rows
 from smc_bridge.prefix import Prefix
 
 
@@ -28,7 +32,10 @@ class Potential(Protocol):
     """
 
     def __call__(self, prefix: Prefix) -> Tensor:
-        """`log phi` of every row, `[R]`, nats. Rows hold prompt and continuation."""
+        """`log phi` of every row, `[R]`, nats. Rows hold prompt and continuation.
+
+        A bool says whether a row is allowed: `phi` is 1 or 0. Arrays and lists of R entries serve too.
+        """
         ...
 
 
@@ -58,6 +65,36 @@ class ARTarget:
     def temperature(self) -> float:
         """Temperature of the law."""
         return self.law.temperature
+
+    def log_potential(self, prefix: Prefix) -> Tensor:
+        """`log phi` of every row of `prefix`, `[R]` float64, nats; the target must have a potential.
+
+        Raises:
+            ValueError: the potential returned anything but a number or a bool for each row, NaN, or +inf.
+        """
+        assert self.potential is not None
+        name, rows, device = called(self.potential), prefix.length.numel(), prefix.length.device
+        found = self.potential(prefix)
+        if not isinstance(found, Tensor) and is_list(found):
+            try:
+                found = torch.as_tensor(np.asarray(found))
+            except (TypeError, ValueError):
+                found = None  # a list of what are no numbers
+        if not isinstance(found, Tensor) or found.dtype.is_complex or tuple(found.shape) != (rows,):
+            came = f"shape {list(found.shape)}" if isinstance(found, Tensor) else said(found)
+            raise ValueError(
+                f"potential {name} returned {came} for {rows} rows: return log phi of each row, [{rows}], or whether "
+                "the row is allowed"
+            )
+        if found.dtype == torch.bool:  # log 1 and log 0, not 1 and 0 nats
+            return torch.where(found.to(device), 0.0, -math.inf).double()
+        log_phi = found.to(device=device, dtype=torch.float64)
+        refuse_rows(
+            log_phi.isnan() | (log_phi == math.inf),
+            lambda row: f"potential {name} returned {float(log_phi[row]):g} for row {row[0]}: return a finite "
+            "log-potential, or -inf",
+        )
+        return log_phi
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """`log p` from the model's logits, `[..., A]` -> `[..., A]`, normalised."""

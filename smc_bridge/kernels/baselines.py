@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.arguments import whole_number
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.lazy import as_lazy
@@ -33,9 +34,7 @@ class ReleasedRejection:
     proper = False
 
     def __init__(self, lanes: int = 1, *, top_p: float = 0.95) -> None:
-        if lanes < 1:
-            raise ValueError(f"lanes = {lanes}: give at least 1")
-        self.lanes = lanes
+        self.lanes = whole_number("lanes", lanes)
         self.shape = Law(top_p=top_p)
 
     def draft(self, q: Tensor, *, generator: Randomness) -> Tensor:

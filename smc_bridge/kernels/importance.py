@@ -27,6 +27,7 @@ from smc_bridge.kernels.protocol import (
     prefix_sum,
     truncate,
 )
+from smc_bridge.plugins import called, check_tensor, foreign, refuse_rows
 from smc_bridge.randomness import Randomness
 
 
@@ -67,6 +68,25 @@ class WeightRule(Protocol):
         ...
 
 
+def checked_increments(
+    rule: WeightRule, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate
+) -> Tensor:
+    """What a weight rule returns, `[R, K]`.
+
+    Raises:
+        ValueError: it has another shape or kind, NaN, or +inf; the message names the rule.
+    """
+    found, source = rule(lanes, kernel=kernel, intermediate=intermediate), f"weight {called(rule)}"
+    check_tensor(found, source, tuple(lanes.move.length.shape), "float", lanes.move.length.device)
+    if foreign(rule):
+        refuse_rows(
+            found.isnan() | (found == math.inf),
+            lambda at: f"{source} returned {float(found[at]):g} for lane {at[1]} of particle {at[0]}: return log "
+            "weights, finite or -inf",
+        )
+    return found
+
+
 class OwnWeights:
     """Each lane weighs by its own intermediate: `log p(x) - log pi^(k)(x)` (design 2.3)."""
 
@@ -104,13 +124,15 @@ class BalanceHeuristic:
         horizon = Horizon(lanes.horizon.window.repeat_interleave(count), lanes.horizon.eos_id)
         q, p = as_lazy(lanes.log_q).shaped(rows * count), as_lazy(lanes.log_p).shaped(rows * count)
         first = torch.arange(rows, device=q.device).repeat_interleave(count) * count
-        stops, densities = [], []
+        stops, densities = list[Tensor](), list[Tensor]()
         for k in range(count):
             pi = bridge_law(intermediate, q, p.of_rows(first + k), lanes=count)
             block = lanes.move.block[:, k].repeat_interleave(count, 0)
             length = lanes.move.length[:, k].repeat_interleave(count)
-            stops.append(kernel.log_stop(q, pi, block, length, horizon=horizon).reshape(rows, count))
-            densities.append(kernel.log_density(q, pi, block, length, horizon=horizon).reshape(rows, count))
+            for law, found in ((kernel.log_stop, stops), (kernel.log_density, densities)):
+                value = law(q, pi, block, length, horizon=horizon)
+                check_tensor(value, called(law), (rows * count,), "float", block.device)
+                found.append(value.reshape(rows, count))
         return torch.stack(stops, dim=1), torch.stack(densities, dim=1)
 
 

@@ -25,7 +25,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from models.arguments import said
 from smc_bridge.distributions.lazy import LazyLaw, along
+from smc_bridge.plugins import called, check_tensor, foreign, refuse_rows
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Randomness, as_source
 
@@ -64,22 +66,78 @@ class Horizon(NamedTuple):
         return torch.minimum(self.window, first)
 
 
-def check_move(kernel: object, move: Move, horizon: Horizon) -> None:
-    """Check what a kernel from outside this package commits: from 1 token to where the block must end.
+def check_move(kernel: object, move: Move, horizon: Horizon, *, window: int, vocab_size: int) -> Move:
+    """What a kernel commits: blocks `[R, V]` of tokens, from 1 of them to where the block must end.
 
     Raises:
-        ValueError: naming the kernel, the first bad row and its length.
+        ValueError: naming the kernel, and the first bad row and what is bad there.
     """
-    if type(kernel).__module__.startswith(__package__ + "."):
-        return
-    end = horizon.end(move.block)
-    bad = (move.length < 1) | (move.length > end)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        raise ValueError(
-            f"{type(kernel).__name__} committed {int(move.length[row])} tokens in row {row}: commit from 1 to "
-            f"{int(end[row])}, where the window or the first end of sequence ends the block (`horizon.end`)"
+    name = called(kernel)
+    if not (isinstance(move, tuple) and len(move) == 3):
+        raise ValueError(f"{name} returned {said(move)}: return a Move(block, length, accepted)")
+    move, (rows,), device = Move(*move), horizon.window.shape, horizon.window.device
+    check_tensor(move.block, f"{name} (block)", (rows, window), "int64", device)
+    for field, part in (("length", move.length), ("accepted", move.accepted)):
+        check_tensor(part, f"{name} ({field})", (rows,), "int64", device)
+    if not foreign(kernel):
+        return move
+    end, corrected = horizon.end(move.block), move.length - move.accepted
+    least = torch.where(torch.arange(window, device=device) < move.length[:, None], 0, PAD)
+    too_many = (move.length < 1) | (move.length > end)
+    unknown = ((move.block < least) | (move.block >= vocab_size)).any(-1)
+
+    def message(at: tuple[int, ...]) -> str:
+        row, length = at[0], int(move.length[at])
+        if bool(too_many[row]):
+            return (
+                f"{name} committed {length} tokens in row {row}: commit from 1 to {int(end[row])}, where the window or "
+                "the first end of sequence ends the block (`horizon.end`)"
+            )
+        if bool(unknown[row]):
+            return (
+                f"{name} committed {said(move.block[row].tolist())} in row {row}: give ids from 0 to "
+                f"{vocab_size - 1}, and PAD = {PAD} past the {length} that count"
+            )
+        return (
+            f"{name} says that {int(move.accepted[row])} of {length} tokens in row {row} are the draft's own: all of "
+            "them are, or all but the last"
         )
+
+    refuse_rows(too_many | unknown | (corrected < 0) | (corrected > 1), message)
+    return move
+
+
+def check_draft(kernel: DraftKernel, draft: Tensor, q: Tensor) -> Tensor:
+    """What a kernel drafts from `q: [R, V, A]`: tokens `[R, V]`.
+
+    Raises:
+        ValueError: naming the kernel, and the first row with a token outside of the alphabet.
+    """
+    source, size = f"{called(kernel)}.draft", q.shape[-1]
+    check_tensor(draft, source, tuple(q.shape[:2]), "int64", q.device)
+    if foreign(kernel.draft):
+        refuse_rows(
+            ((draft < 0) | (draft >= size)).any(-1),
+            lambda at: f"{source} returned {said(draft[at].tolist())} in row {at[0]}: give ids from 0 to {size - 1}",
+        )
+    return draft
+
+
+def going_on(kernel: StoppingKernel, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
+    """`kernel.log_continue`, in float64.
+
+    Raises:
+        ValueError: it has another shape or kind, or is no log-probability at a token of the block.
+    """
+    log_c, source = kernel.log_continue(q, pi, block, horizon=horizon), f"{called(kernel)}.log_continue"
+    check_tensor(log_c, source, tuple(block.shape), "float", block.device)
+    if foreign(kernel.log_continue):
+        refuse_rows(
+            ~(log_c <= 1e-3) & (block != PAD),  # above 0 by round-off at most
+            lambda at: f"{source} returned {float(log_c[at]):g} in row {at[0]}, position {at[1]}: return a "
+            "log-probability, at most 0",
+        )
+    return log_c.double()
 
 
 def full_horizon(log_pi: Tensor) -> Horizon:
@@ -196,7 +254,7 @@ class StoppingKernel(ABC):
         # Tokens past the length must not decide where the block ends.
         known = block.masked_fill(position >= length[:, None], PAD)
         end = horizon.end(known)
-        log_c = self.log_continue(q, pi, known, horizon=horizon).double()
+        log_c = going_on(self, q, pi, known, horizon=horizon)
         last = log_c.gather(1, (length - 1).clamp(0, block.shape[1] - 1)[:, None])[:, 0]
         refused = torch.where(length == end, 0.0, log1mexp(last))
         total = prefix_sum(log_c, length - 1) + refused

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.arguments import whole_number
+from models.arguments import real_between, whole_number
 from smc_bridge.distributions.lazy import LazyLaw
 from smc_bridge.distributions.placed import Placed
 from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon
@@ -80,13 +80,11 @@ class TreeWalk(StoppingKernel):
     """
 
     def __init__(self, nodes: int = 64, *, min_probability: float = 0.0, exponent: float = 1.0) -> None:
-        if not 0.0 <= min_probability < 1.0:
-            raise ValueError(f"min_probability = {min_probability}: give a probability in [0, 1)")
-        if not (math.isfinite(exponent) and exponent > 0.0):
-            raise ValueError(f"exponent = {exponent}: give a positive number; 1 ranks by the marginals themselves")
+        least, power = "give a probability in [0, 1)", "give a positive number; 1 ranks by the marginals themselves"
+        below_one = math.nextafter(1.0, 0.0)
         self.nodes = whole_number("nodes", nodes, remedy="give a budget of at least 1 node")
-        self.min_probability = float(min_probability)
-        self.exponent = float(exponent)
+        self.min_probability = float(real_between("min_probability", min_probability, 0.0, below_one, remedy=least))
+        self.exponent = float(real_between("exponent", exponent, 0.0, math.inf, remedy=power, strictly=True))
 
     def __repr__(self) -> str:
         return f"TreeWalk({self.nodes}, min_probability={self.min_probability:g}, exponent={self.exponent:g})"

@@ -12,16 +12,19 @@ from pyro import poutine
 from pyro.infer import Importance, config_enumerate
 from pyro.infer.enum import iter_discrete_traces
 
+from models.arguments import whole_number
 from smc_bridge.distributions.block import target_block
 from smc_bridge.distributions.intermediate import Proposal
 from smc_bridge.distributions.stopped import stopped_length
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
+from smc_bridge.plugins import texts_of
 from smc_bridge.prefix import Prefix
 from smc_bridge.pyro_filter import EvidenceSMCFilter
 from smc_bridge.pyro_program.program import BridgeProgram, Meter
 from smc_bridge.randomness import Randomness
 from smc_bridge.result import Forwards, Result
 from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.validation import check_prompts, check_tokens
 from smc_bridge.smc.weights import log_mean
 from smc_bridge.streams import Role, derived_seed, prompt_generator
 from smc_bridge.trace import StepRecord
@@ -68,6 +71,7 @@ def run_program(
         before = replace(program.meter)
         smc.step(len(records))
         records.append(_record(smc, len(records), before, program.meter))
+    prompt = program.prompt_prefix.lists()[0]
     start = len(prompt)
     tokens, length = smc.state["tokens"].tolist(), smc.state["length"].tolist()
     return _result(
@@ -97,12 +101,12 @@ def _seed_everything(seed: int, prompt: Sequence[int]) -> None:
 
 
 def _result(
-    sampler: Sampler, prompt: Sequence[int], sequences: list[list[int]], log_weights: list[float], *, meter: Meter,
+    sampler: Sampler, prompt: list[int], sequences: list[list[int]], log_weights: list[float], *, meter: Meter,
     seconds: float, trace: list[StepRecord], seed: int | None,
 ) -> Result:
     return Result(
-        prompt=list(prompt), sequences=sequences, log_weights=log_weights,
-        texts=None if sampler.detokenize is None else [sampler.detokenize(s) for s in sequences],
+        prompt=prompt, sequences=sequences, log_weights=log_weights,
+        texts=texts_of(sampler.detokenize, sequences),
         method=sampler.name, proper=sampler.proper, reasons=sampler.why_improper(),
         has_potential=sampler.target.potential is not None, forwards=Forwards(**asdict(meter)), seconds=seconds,
         trace=trace, settings={} if seed is None else {"seed": seed, "stream": Role.PYRO.value},
@@ -125,10 +129,13 @@ def score(sampler: Sampler, prompt: Sequence[int], continuation: Sequence[int]) 
     Raises:
         ValueError: an empty continuation, a token outside the alphabet, or one after the end of sequence.
     """
-    target, text = sampler.target, list(continuation)
-    model, size = target.model, target.model.vocab_size
-    if not text or any(not 0 <= token < size for token in [*prompt, *text]):
-        raise ValueError(f"continuation = {text[:8]}: give at least 1 token; it and the prompt hold ids 0..{size - 1}")
+    target, model = sampler.target, sampler.target.model
+    [text] = check_tokens([continuation], model.vocab_size, lambda _: "continuation")
+    if not text:
+        raise ValueError("continuation is empty: give at least 1 token")
+    [prompt] = check_prompts(
+        [prompt], {"autoregressive": model}, max_new_tokens=len(text), called=lambda _: "prompt"
+    )
     if model.eos_id is not None and model.eos_id in text[:-1]:
         raise ValueError("continuation goes on after the end of sequence: cut it there")
     prefix = Prefix.of([prompt], device=model.device)
@@ -142,7 +149,7 @@ def score(sampler: Sampler, prompt: Sequence[int], continuation: Sequence[int]) 
             block = pyro.sample("text", target_block(session, rows, target, window=len(text)))
             if target.potential is not None:
                 ended = prefix.extend(block, count, eos_id=model.eos_id, limit=prefix.length + count)
-                pyro.factor("potential", target.potential(ended).double())
+                pyro.factor("potential", target.log_potential(ended))
 
     conditioned = poutine.condition(whole_text, data={"text": value})
     return float(poutine.trace(conditioned).get_trace().log_prob_sum())
@@ -196,8 +203,7 @@ def importance_baseline(
     Raises:
         ValueError: no samples, more than one lane, or an argument out of range.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples = {num_samples}: draw at least 1")
+    num_samples = whole_number("num_samples", num_samples, remedy="draw at least 1, a whole number")
     started = time.perf_counter()
     plain = replace(
         sampler, intermediate=Proposal(), kernel=AcceptAll(), weight=OwnWeights(), name="importance"
@@ -216,6 +222,6 @@ def importance_baseline(
             raise
     sequences = [trace.nodes["_RETURN"]["value"].tolist() for trace in posterior.exec_traces]
     return _result(
-        plain, prompt, sequences, [float(w) for w in posterior.log_weights], meter=program.meter,
-        seconds=time.perf_counter() - started, trace=[], seed=seed,
+        plain, program.prompt_prefix.lists()[0], sequences, [float(w) for w in posterior.log_weights],
+        meter=program.meter, seconds=time.perf_counter() - started, trace=[], seed=seed,
     )

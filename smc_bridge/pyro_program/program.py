@@ -197,12 +197,10 @@ class BridgeProgram:
 
     def _potential(self, state: ProgramState, prefix: Prefix) -> Tensor:
         """`log phi` after the step, `[N]`; particles that were done keep theirs."""
-        potential, growing = self.sampler.target.potential, (~state.done).nonzero().flatten()
-        if potential is None:
+        if self.sampler.target.potential is None:
             return state.log_potential
-        log_phi = potential(prefix.select(growing)).double()
-        if bool(log_phi.isnan().any()) or bool((log_phi == torch.inf).any()):
-            raise ValueError("potential returned NaN or +inf: return a finite log-potential, or -inf")
+        growing = (~state.done).nonzero().flatten()
+        log_phi = self.sampler.target.log_potential(prefix.select(growing))
         return state.log_potential.index_copy(0, growing, log_phi)
 
     def step(self, state: ProgramState, step: int, *, is_target: bool) -> ProgramState:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, rows_of, truncate
+from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, going_on, rows_of, truncate
 from smc_bridge.randomness import Source
 from smc_bridge.smc.state import SMCState
 
@@ -67,8 +67,8 @@ class Pinned(NamedTuple):
         if not isinstance(kernel, StoppingKernel):
             raise TypeError(f"kernel {type(kernel).__name__} has no stopping law: use a proper kernel")
         own = Horizon(horizon.window[self.lane], horizon.eos_id)
-        log_c = kernel.log_continue(rows_of(q, self.lane), rows_of(pi, self.lane), self.block, horizon=own)
-        going = (self.uniform < log_c.double().exp()).long().cumprod(-1).sum(-1)
+        log_c = going_on(kernel, rows_of(q, self.lane), rows_of(pi, self.lane), self.block, horizon=own)
+        going = (self.uniform < log_c.exp()).long().cumprod(-1).sum(-1)
         end = own.end(self.block)
         length, accepted = torch.minimum(going + 1, end), torch.minimum(going, end)
         return Move(

@@ -22,11 +22,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from models.prompts import ids_of_prompt
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, dominates, log_ratio_bound
 from smc_bridge.distributions.lazy import Chunks
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.kernels.importance import Lanes, OwnWeights, WeightRule
+from smc_bridge.kernels.importance import Lanes, OwnWeights, WeightRule, checked_increments
 from smc_bridge.kernels.protocol import DraftKernel, Kernel, Move
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
@@ -196,7 +197,7 @@ class Sampler:
             raise ValueError("tokenize is None: give the sampler a tokenizer, or call run with token ids")
         if not isinstance(text, str):
             raise ValueError(f"text = {text!r}: give a string, or call run with token ids")
-        prompt = [int(token) for token in self.tokenize(text)]
+        prompt = ids_of_prompt(self.tokenize(text), "tokenize")
         return self.run([prompt], seed=seed, max_new_tokens=max_new_tokens, keep_drafts=keep_drafts)[0]
 
     def start(
@@ -204,6 +205,7 @@ class Sampler:
         retained: Sequence[Sequence[int]] | None = None,
     ) -> SMCState:
         """The state before the first step: N copies of every prompt with weight one. Arguments as `run`."""
+        max_new_tokens = check_limit(max_new_tokens)
         requests = make_requests(self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained)
         return self._open(Queue(requests).admit(len(requests)), max_new_tokens)
 
@@ -278,7 +280,7 @@ class Sampler:
     def _weigh(self, state: SMCState, rows: Tensor, lanes: Lanes) -> Tensor:
         """Log-weight increments of the lanes of particles `rows: [B]`, `[B, K]`, and a look at condition C3."""
         watch(self, state, rows, lanes)
-        return self.weight(lanes, kernel=self.kernel, intermediate=self.intermediate)
+        return checked_increments(self.weight, lanes, kernel=self.kernel, intermediate=self.intermediate)
 
     @property
     def _shared(self) -> bool:
@@ -325,9 +327,7 @@ class Sampler:
             move.block.reshape(owner.numel(), -1), move.length.reshape(-1), eos_id=self.target.model.eos_id,
             limit=state.limit[owner],
         )
-        log_phi = self.target.potential(extended).double().reshape(move.length.shape)
-        if bool(log_phi.isnan().any()) or bool((log_phi == math.inf).any()):
-            raise ValueError("potential returned NaN or +inf: return a finite log-potential, or -inf")
+        log_phi = self.target.log_potential(extended).reshape(move.length.shape)
         before = state.log_potential[rows][:, None]
         dead = before == -math.inf
         return log_phi, torch.where(dead, -math.inf, log_phi - torch.where(dead, 0.0, before))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.kernels.importance import Lanes
+from smc_bridge.plugins import texts_of
 from smc_bridge.result import Forwards, Result
 from smc_bridge.smc.state import SMCState, View, growing
 from smc_bridge.smc.steps import Reduced
@@ -139,7 +140,7 @@ def result_of(sampler: Sampler, view: View, seat: int, settings: dict[str, Any])
     parts = [step.forwards[seat] for step in steps]
     return Result(
         prompt=request.prompt, sequences=sequences, log_weights=view.log_weights[seat].tolist(),
-        texts=None if sampler.detokenize is None else [sampler.detokenize(s) for s in sequences],
+        texts=texts_of(sampler.detokenize, sequences),
         method=sampler.name, proper=not reasons, reasons=reasons,
         has_potential=sampler.target.potential is not None, forwards=Forwards.total(parts),
         seconds=time.perf_counter() - view.entered[seat],

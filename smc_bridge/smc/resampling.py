@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from smc_bridge.plugins import called, check_tensor, foreign, refuse_rows
 from smc_bridge.randomness import Randomness, as_source
 from smc_bridge.smc.weights import normalised
 
@@ -32,6 +33,23 @@ class Resampler(Protocol):
     def __call__(self, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
         """Ancestor indices `[P, count]` (or `[count]`) for `log_weights: [P, M]` (or `[M]`)."""
         ...
+
+
+def check_ancestors(resampler: Resampler, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
+    """Ancestors `[P, count]` (or `[count]`) that a resampler draws for `log_weights: [P, M]` (or `[M]`).
+
+    Raises:
+        ValueError: it returned another shape or kind, or an index out of range; the message names it.
+    """
+    source, last = f"resampler {called(resampler)}", log_weights.shape[-1] - 1
+    found = resampler(log_weights, count, generator=generator)
+    check_tensor(found, source, (*log_weights.shape[:-1], count), "int64", log_weights.device)
+    if foreign(resampler):
+        refuse_rows(
+            (found < 0) | (found > last),
+            lambda at: f"{source} returned the ancestor {int(found[at])}: give indices from 0 to {last}",
+        )
+    return found
 
 
 class UniformResampler(ABC):

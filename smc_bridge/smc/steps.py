@@ -22,14 +22,14 @@ from smc_bridge.distributions.lazy import Chunks, LazyLaw
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import Lanes
-from smc_bridge.kernels.protocol import DraftKernel, Horizon, Move, at_tokens, check_move
+from smc_bridge.kernels.protocol import DraftKernel, Horizon, Move, at_tokens, check_draft, check_move
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Source
 from smc_bridge.smc.conditional import Pinned
 from smc_bridge.smc.reach import score_in_reach
-from smc_bridge.smc.resampling import Resampler
+from smc_bridge.smc.resampling import Resampler, check_ancestors
 from smc_bridge.smc.state import SMCState
-from smc_bridge.smc.weights import Trigger, ess, log_mean
+from smc_bridge.smc.weights import Trigger, check_trigger, ess, log_mean
 
 
 def propose(state: SMCState, rows: Tensor, proposal: DLMProposal) -> Tensor:
@@ -160,7 +160,7 @@ def bridge(
         the lanes, and the drafts `[B, K, V]`.
     """
     count, lanes, window = at.place.shape[0], at.lanes, at.place.shape[1]
-    draft = kernel.draft(at.law, generator=source)
+    draft = check_draft(kernel, kernel.draft(at.law, generator=source), at.law)
     if pinned is not None:
         draft = pinned.impose(draft)
     # Nothing is committed past the longest horizon, and the AR model may have no position there: it is not asked.
@@ -172,7 +172,7 @@ def bridge(
     log_pi = bridge_law(intermediate, at.law, log_p, lanes=lanes)
     horizon = lane_horizon(at.horizon, lanes)
     move = kernel(at.law, log_pi, draft, generator=source, horizon=horizon)
-    check_move(kernel, move, horizon)
+    move = check_move(kernel, move, horizon, window=window, vocab_size=at.law.shape[-1])
     if pinned is not None:
         move = pinned.stop(move, kernel, at.law, log_pi, horizon=horizon)
     raw = at_tokens(raw_p, move.block).to(log_p.dtype).reshape(count, lanes, window)
@@ -215,7 +215,7 @@ def reduce_lanes(
     """
     prompts, particles, lanes = log_weights.shape
     own = log_weights.logsumexp(-1)  # [P, N]
-    resample = trigger(own) & allowed & (own > -math.inf).any(-1)
+    resample = check_trigger(trigger, own) & allowed & (own > -math.inf).any(-1)
     base = torch.arange(particles, device=own.device) * lanes
     survivors = base.expand(prompts, particles).clone()
     kept = own.clone()
@@ -227,7 +227,7 @@ def reduce_lanes(
         survivors[stay] = base + torch.where(pick[stay], drawn, 0)
     if mix.numel():
         flat = log_weights[mix].reshape(mix.numel(), -1)
-        survivors[mix] = resampler(flat, particles, generator=source_of(mix, 1))
+        survivors[mix] = check_ancestors(resampler, flat, particles, generator=source_of(mix, 1))
         kept[mix] = log_mean(own[mix])[:, None].expand(-1, particles)
     if pinned_lane is not None:
         survivors[:, 0] = pinned_lane

@@ -15,7 +15,7 @@ from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.placed import Placed
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import Lanes
-from smc_bridge.kernels.protocol import Move
+from smc_bridge.kernels.protocol import Move, check_move
 from smc_bridge.kernels.tree import AT_ONCE, TreeWalk
 from smc_bridge.randomness import Source
 from smc_bridge.smc.conditional import Pinned
@@ -49,6 +49,7 @@ def move_tree(
     move, node = kernel.walk(
         tree, at_nodes, walks=walks, generator=source, window=window, horizon=horizon, forced=forced
     )
+    move = check_move(kernel, move, lane_horizon(horizon, walks), window=window, vocab_size=at.law.shape[-1])
     owner = own.repeat_interleave(walks, 0).expand_as(node)  # [B * K, V]
     log_p_along, log_pi_along = (Placed(law, owner, node).shaped(count, lanes) for law in (log_p, log_pi))
     block = move.block.reshape(count, lanes, window)

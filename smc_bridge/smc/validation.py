@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from models.arguments import said, whole_number
-from smc_bridge.distributions.intermediate import check_intermediate
+from models.arguments import is_list, said, whole_number, whole_numbers
+from models.protocols import LanguageModel, ModelPair
+from smc_bridge.distributions.intermediate import check_intermediate, checked_log_prob
+from smc_bridge.distributions.proposal import DLMProposal
+from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
 from smc_bridge.kernels.protocol import DraftKernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.smc.conditional import check_whole
+from smc_bridge.smc.names import named
 from smc_bridge.smc.probe import impurities
 from smc_bridge.smc.queue import Request
 from smc_bridge.streams import Role, first_repeat
@@ -61,6 +65,9 @@ def probed(sampler: Sampler) -> list[str]:
 
 
 def _check_parts(sampler: Sampler) -> None:
+    for law, kind in (("proposal", DLMProposal), ("target", ARTarget)):
+        if not isinstance(getattr(sampler, law), kind):
+            raise ValueError(f"{law} = {said(getattr(sampler, law))}: give a {kind.__name__}")
     for name in ("particles", "lanes", "window"):
         setattr(sampler, name, whole_number(name, getattr(sampler, name)))
     if sampler.max_logit_bytes is not None:
@@ -70,7 +77,8 @@ def _check_parts(sampler: Sampler) -> None:
     if not isinstance(sampler.compile, bool):
         raise ValueError(f"compile = {sampler.compile!r}: give True or False")
     for name in ("kernel", "weight", "resampler", "intermediate", "trigger"):
-        value = getattr(sampler, name)
+        value = named(name, getattr(sampler, name))
+        setattr(sampler, name, value)
         if isinstance(value, type):
             raise ValueError(f"{name} = {value.__name__} is a class: give an object, {value.__name__}()")
         if name not in ("intermediate", "trigger") and not isinstance(getattr(value, "proper", None), bool):
@@ -86,35 +94,58 @@ def _check_parts(sampler: Sampler) -> None:
     if not isinstance(sampler.kernel, DraftKernel | TreeWalk):
         raise ValueError(f"kernel = {sampler.kernel!r}: give a DraftKernel or a TreeWalk")
     if isinstance(sampler.kernel, AcceptAll):
-        flat = torch.log_softmax(torch.arange(4.0), -1)
-        if not torch.equal(sampler.intermediate.log_prob(flat, flat.flip(0)), flat):
+        flat = torch.log_softmax(torch.arange(4.0), -1)[None, None, None]  # one lane, one position
+        if not torch.equal(checked_log_prob(sampler.intermediate, flat, flat.flip(-1)), flat):
             raise ValueError(
                 f"intermediate = {sampler.intermediate!r} with AcceptAll, which commits the proposal's own draft: use "
                 "Proposal()"
             )
 
 
-def check_tokens(sequences: Sequence[Sequence[int]], vocab_size: int, name: str) -> None:
-    """Raise ValueError unless these are lists of whole numbers that lie in the alphabet."""
-    check_lists(sequences, name)
-    for i, sequence in enumerate(sequences):
-        if isinstance(sequence, str) or any(
-            isinstance(token, bool | str) or not hasattr(token, "__index__") for token in sequence
-        ):
-            raise ValueError(f"{name}[{i}] = {sequence!r}: give token ids, whole numbers, as the pair's tokenizer does")
-        if any(not 0 <= token < vocab_size for token in sequence):
+def check_tokens(
+    sequences: Sequence[Sequence[int]], vocab_size: int, called: Callable[[int], str]
+) -> list[list[int]]:
+    """Token ids as lists of ints.
+
+    Args:
+        called: what each of the sequences is called in a message.
+    Raises:
+        ValueError: one is no list of whole numbers, or leaves the alphabet.
+    """
+    name = called(0).split("[")[0]
+    if not is_list(sequences) or not hasattr(sequences, "__len__"):
+        raise ValueError(f"{name} = {said(sequences)}: give a list with the token ids of each")
+    remedy = "give token ids, whole numbers, as the pair's tokenizer does"
+    found = [whole_numbers(called(i), sequence, remedy=remedy) for i, sequence in enumerate(sequences)]
+    for i, ids in enumerate(found):
+        outside = next((token for token in ids if not 0 <= token < vocab_size), None)
+        if outside is not None:
             raise ValueError(
-                f"{name}[{i}] has a token outside 0..{vocab_size - 1}: encode it with the pair's tokenizer"
+                f"{called(i)} has a token outside 0..{vocab_size - 1}, {outside}: give ids of the models' alphabet"
             )
+    return found
 
 
-def check_lists(sequences: Sequence[Sequence[int]], name: str) -> None:
-    """Raise ValueError unless these are several sequences, whatever is in them."""
-    if isinstance(sequences, str) or not (hasattr(sequences, "__len__") and hasattr(sequences, "__iter__")):
-        raise ValueError(f"{name} = {sequences!r}: give a list with the token ids of each")
-    for i, sequence in enumerate(sequences):
-        if isinstance(sequence, str) or not hasattr(sequence, "__iter__"):
-            raise ValueError(f"{name}[{i}] = {sequence!r}: give token ids, whole numbers, as the pair's tokenizer does")
+def check_room(ids: Sequence[int], model: LanguageModel, kind: str, *, max_new_tokens: int, name: str) -> None:
+    """Raise ValueError unless a model can read a prompt and all that may follow it.
+
+    Args:
+        ids: of the prompt, which is called `name`.
+        kind: of the model, for the message.
+        max_new_tokens: length limit of the continuation.
+    """
+    if len(ids) < getattr(model, "min_length", 0):
+        raise ValueError(f"{name} is empty: the {kind} model reads at least one token; give a text, or its bos")
+    limit = getattr(model, "max_length", None)
+    if limit is None or len(ids) + max_new_tokens <= limit:
+        return
+    room = limit - len(ids)
+    reason = f" ({model.limited_by})" if hasattr(model, "limited_by") else ""
+    remedy = f"allow at most {room} new tokens, or shorten the prompt" if room > 0 else "shorten the prompt"
+    raise ValueError(
+        f"{name} has {len(ids)} tokens, with max_new_tokens = {max_new_tokens} more than the {limit} positions of the "
+        f"{kind} model{reason}: {remedy}"
+    )
 
 
 def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
@@ -150,31 +181,91 @@ def check_limit(max_new_tokens: int) -> int:
     return whole_number("max_new_tokens", max_new_tokens, remedy="allow at least 1 token, a whole number")
 
 
-def make_requests(
-    sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int], max_new_tokens: int,
-    retained: Sequence[Sequence[int]] | None,
-) -> list[Request]:
-    """The prompts of a run, checked; arguments as `Sampler.run`.
+def as_target(target: ARTarget | ModelPair) -> ARTarget:
+    """The target itself, or of a pair of models the AR law at temperature 1.
 
     Raises:
-        ValueError: an argument out of range, or lists of different lengths.
+        ValueError: it is neither.
     """
-    check_sampler(sampler)  # its attributes may have been set since it was made
-    check_limit(max_new_tokens)
-    size = sampler.target.model.vocab_size
-    check_tokens(prompts, size, "prompts")
-    seeds = seeds_of(seed, len(prompts))
-    role = Role.SMC if retained is None else Role.CONDITIONAL
+    if isinstance(target, ARTarget):
+        return target
+    if hasattr(target, "ar"):
+        return ARTarget(target.ar)
+    raise ValueError(f"target = {said(target)}: give an ARTarget, or a pair of models")
+
+
+def as_proposal(proposal: DLMProposal | ModelPair) -> DLMProposal:
+    """The proposal itself, or that of a pair of models at temperature 1; raises as `as_target`."""
+    if isinstance(proposal, DLMProposal):
+        return proposal
+    if hasattr(proposal, "dlm"):
+        return DLMProposal(proposal.dlm)
+    raise ValueError(f"proposal = {said(proposal)}: give a DLMProposal, or a pair of models")
+
+
+def models_of(sampler: Sampler) -> dict[str, LanguageModel]:
+    """The models of a sampler by kind."""
+    return {"diffusion": sampler.proposal.model, "autoregressive": sampler.target.model}
+
+
+def check_prompts(
+    prompts: Sequence[Sequence[int]], models: Mapping[str, LanguageModel], *, max_new_tokens: int,
+    called: Callable[[int], str] | None = None,
+) -> list[list[int]]:
+    """The prompts of a run, whatever runs them: every entry comes through here before the first forward.
+
+    Args:
+        prompts: token ids of each.
+        models: who reads them, by kind ("diffusion", "autoregressive"); their alphabet and positions are the limits.
+        max_new_tokens: length limit of a continuation.
+        called: what each prompt is called in a message, `prompts[i]` by default.
+    Raises:
+        ValueError: the limit is no number, or a prompt is no list of ids in the models' alphabet, or has no room in
+            their positions.
+    """
+    called = called or "prompts[{}]".format
+    limit = check_limit(max_new_tokens)
+    ids = check_tokens(prompts, min(model.vocab_size for model in models.values()), called)
+    for i, prompt in enumerate(ids):
+        for kind, model in models.items():
+            check_room(prompt, model, kind, max_new_tokens=limit, name=called(i))
+    return ids
+
+
+def requests_of(
+    prompts: Sequence[Sequence[int]], models: Mapping[str, LanguageModel], *, seed: int | Sequence[int],
+    max_new_tokens: int, role: Role, retained: Sequence[Sequence[int]] | None = None,
+) -> list[Request]:
+    """The requests of a run; `prompts`, `models` and errors as `check_prompts`, the others as `Sampler.run`.
+
+    Args:
+        role: who draws.
+
+    Raises:
+        ValueError: also for seeds or retained sequences that do not fit the prompts.
+    """
+    ids = check_prompts(prompts, models, max_new_tokens=max_new_tokens)
+    seeds = seeds_of(seed, len(ids))
+    kept: list[list[int]] | None = None
     if retained is not None:
-        if not sampler.proper or not isinstance(sampler.weight, OwnWeights):
-            raise ValueError("retained needs a proper program whose lanes have their own weights: use OwnWeights()")
-        if len(retained) != len(prompts):
-            raise ValueError(f"retained has {len(retained)} sequences for {len(prompts)} prompts: give one per prompt")
-        check_tokens(retained, size, "retained")
-        check_whole(retained, eos_id=sampler.target.model.eos_id, max_new_tokens=max_new_tokens)
-    requests = [
-        Request(i, list(map(int, prompt)), seeds[i], role, None if retained is None else list(map(int, retained[i])))
-        for i, prompt in enumerate(prompts)
-    ]
+        kept = check_tokens(retained, models["autoregressive"].vocab_size, "retained[{}]".format)
+        if len(kept) != len(ids):
+            raise ValueError(f"retained has {len(kept)} sequences for {len(ids)} prompts: give one per prompt")
+        check_whole(kept, eos_id=models["autoregressive"].eos_id, max_new_tokens=check_limit(max_new_tokens))
+    requests = [Request(i, prompt, seeds[i], role, None if kept is None else kept[i]) for i, prompt in enumerate(ids)]
     warn_of_repeats(requests)
     return requests
+
+
+def make_requests(
+    sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int], max_new_tokens: int,
+    retained: Sequence[Sequence[int]] | None = None,
+) -> list[Request]:
+    """The prompts of a sampler's run, checked; arguments as `Sampler.run`, errors as `requests_of`."""
+    check_sampler(sampler)  # its attributes may have been set since it was made
+    if retained is not None and not (sampler.proper and isinstance(sampler.weight, OwnWeights)):
+        raise ValueError("retained needs a proper program whose lanes have their own weights: use OwnWeights()")
+    role = Role.SMC if retained is None else Role.CONDITIONAL
+    return requests_of(
+        prompts, models_of(sampler), seed=seed, max_new_tokens=max_new_tokens, role=role, retained=retained
+    )

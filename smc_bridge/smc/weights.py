@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.arguments import real_between
+from smc_bridge.plugins import called, check_tensor
+
 #: Decides, from the particles' log weights `[P, N]`, which prompts resample now: BoolTensor `[P]`.
 Trigger = Callable[[Tensor], Tensor]
 
@@ -46,6 +49,16 @@ def ess(log_weights: Tensor) -> Tensor:
     return torch.where(dead, 0.0, 1.0 / normalised(log_weights).square().sum(-1))
 
 
+def check_trigger(trigger: Trigger, log_weights: Tensor) -> Tensor:
+    """What a trigger decides for each prompt of `log_weights: [P, N]`, `[P]`.
+
+    Raises:
+        ValueError: it returned something else than bools `[P]`; the message names it.
+    """
+    found = trigger(log_weights)
+    return check_tensor(found, f"trigger {called(trigger)}", (log_weights.shape[0],), "bool", log_weights.device)
+
+
 def always(log_weights: Tensor) -> Tensor:
     """Trigger: resample after every step."""
     return torch.ones(log_weights.shape[:-1], dtype=torch.bool, device=log_weights.device)
@@ -63,8 +76,8 @@ class EssBelow:
     fraction: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.fraction <= 1.0:
-            raise ValueError(f"fraction = {self.fraction}: give a share of the particles in [0, 1]")
+        fraction = real_between("fraction", self.fraction, 0.0, 1.0, remedy="give a share of the particles in [0, 1]")
+        object.__setattr__(self, "fraction", fraction)  # the class is frozen
 
     def __call__(self, log_weights: Tensor) -> Tensor:
         """See `Trigger`."""

@@ -24,6 +24,7 @@ DLM = {
     "qwen2 with an entry": ("qwen2", ENTRY, None, True),
     "llama unshifted": ("llama", None, "unshifted", False),
     "gpt2 shifted": ("gpt2", None, "shifted", True),
+    "gemma2 shifted": ("gemma2", None, "shifted", True),  # transformers has it without sdpa
     "bert": ("bert", None, None, False),
     "roberta": ("roberta", None, None, False),
     "modernbert": ("modernbert", None, None, False),

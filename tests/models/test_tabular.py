@@ -1,6 +1,7 @@
 """The tabular models are what enumeration in plain numpy, which shares no code with them, says they are."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -176,6 +177,34 @@ def test_random_tables_follow_their_seed_and_are_asymmetric():
 def test_bad_tables_are_refused(tables, message):
     with pytest.raises(ValueError, match=message):
         TabularAR([torch.tensor(table, dtype=torch.float64) for table in tables])
+
+
+@pytest.mark.parametrize("kind", [list, np.array, lambda x: torch.tensor(x, dtype=torch.float64)])
+def test_tables_may_be_lists_or_arrays_and_have_an_axis_for_each_token(kind):
+    ar = TabularAR.random(2, 3, seed=4)
+    rows = TabularAR([kind(table.tolist()) for table in ar.tables], banned_ids=np.array([1]))
+    axes = TabularAR([kind(table.reshape([2] * (d + 1)).tolist()) for d, table in enumerate(ar.tables)])
+    for other in (rows, axes):
+        assert all(torch.equal(x, y) for x, y in zip(ar.tables, other.tables, strict=True))
+    assert rows.banned_ids == (1,)
+
+
+@pytest.mark.parametrize(("call", "line"), [
+    (lambda: TabularAR(0.5), "tables = 0.5: give a list"),
+    (lambda: TabularAR([[["a", "b"]]]), r"tables\[0\] = .*: give numbers"),
+    (lambda: TabularAR([[[0.5, 0.5], [1.0]]]), r"tables\[0\] = .*: give numbers, rows of one length"),
+    (lambda: TabularAR([[[math.nan, 1.0]]]), r"tables\[0\] has rows that are not probabilities"),
+    (lambda: TabularAR([[[0.5, 0.5]], [[1.0]]]), r"tables\[1\] (has shape|is over)"),
+    (lambda: TabularAR([[[0.5, 0.5]]], eos_id=2), r"eos_id = \[2\]: give ids from 0 to 1"),
+    (lambda: TabularAR([[[0.5, 0.5]]], eos_id=0.0), r"eos_id = \[0.0\]: give ids from 0 to 1"),
+    (lambda: TabularAR([[[0.5, 0.5]]], banned_ids=[2]), r"banned_ids = \[2\]: give ids from 0 to 1"),
+    (lambda: TabularAR.random(2.5, 2, seed=0), "vocab_size = 2.5"),
+    (lambda: TabularDLM([[0.5, 0.5]]), r"ar = \[\[0.5, 0.5\]\]: give a TabularAR"),
+    (lambda: TabularDLM(TabularAR([[1.0]]), noise=math.nan), "noise = nan: give a standard deviation"),
+])
+def test_what_is_no_table_is_refused_in_one_line(call, line):
+    with pytest.raises(ValueError, match=f"^{line}"):
+        call()
 
 
 def test_a_negative_noise_is_refused(ar):

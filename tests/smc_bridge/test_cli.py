@@ -19,9 +19,10 @@ from models.pairs import Pair, load_pair
 from models.tabular import TabularCausalSession
 from smc_bridge import Result, Sampler, presets
 from smc_bridge.cli import declared, main
-from smc_bridge.commands.options import INTERMEDIATES, KERNELS, PRESETS, TRIGGERS, Options, build_sampler
+from smc_bridge.commands.options import INTERMEDIATES, PRESETS, Options, build_sampler
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.rendering import accepted_lengths, render_result
+from smc_bridge.smc.names import KERNELS, TRIGGERS
 from smc_bridge.smc.resampling import RESAMPLERS
 from smc_bridge.trace_rendering import lane_shares, lane_text, render_trace
 from tests.toys import EOS, LIMIT, toy_pair
@@ -98,7 +99,7 @@ BAD_ARGUMENTS = {
     "unknown pair": (["decode", "0", "--pair", "geometry"], "pair = 'geometry'"),
     "empty prompt": (["decode", "", "--pair", "toy"], "PROMPT = ''"),
     "blank prompt": (["decode", " \n ", "--pair", "toy"], "PROMPT = "),
-    "prompt of unknown tokens": (["decode", "7", "--pair", "toy"], "prompts[0] has a token outside 0..2"),
+    "prompt of unknown tokens": (["decode", "7", "--pair", "toy"], "prompt has the token 7, which is not in the"),
 }
 
 

@@ -118,7 +118,7 @@ def test_scores_carry_the_potential() -> None:
 
 def test_texts_that_cannot_be_scored_are_refused() -> None:
     sampler = program(REJECTION)
-    for text, what in (([], "at least 1 token"), ([2], "ids 0..1"), ([1, 0], "after the end of sequence")):
+    for text, what in (([], "at least 1 token"), ([2], "outside 0..1"), ([1, 0], "after the end of sequence")):
         with pytest.raises(ValueError, match=what):
             score(sampler, [], text)
 
