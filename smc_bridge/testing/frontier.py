@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -91,8 +91,8 @@ class Frontier:
 
     def select(self, index: Tensor) -> Frontier:
         """States `index: [F']`."""
-        of_states = ("tokens", "length", "done", "log_weights", "log_potential", "slot", "offset", "retained", "measure")
-        return replace(self, **{name: getattr(self, name)[index] for name in of_states})
+        shared = ("logits", "width")
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in shared})
 
     def remaining(self) -> Tensor:
         """Marginals left, `[F, N]`."""

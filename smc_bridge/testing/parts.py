@@ -20,7 +20,7 @@ from smc_bridge.testing.enumeration import NotEnumerableError, outcomes
 from smc_bridge.testing.statistics import chi_square, mean_test
 
 #: Draws where nothing can be enumerated, and the greatest difference that is put down to round-off where it can.
-DRAWS, ROUND_OFF = 20_000, 1e-9
+DRAWS, ROUND_OFF = 10_000, 1e-9
 #: A, V and the end of sequence of the laws that kernels are tried on.
 SIZE, WINDOW, EOS = 3, 2, 2
 
@@ -62,13 +62,14 @@ def _fault(kernel: DraftKernel, log_q: Tensor, log_pi: Tensor, *, level: float) 
     name = f"kernel {type(kernel).__name__}: log_density"
     try:
         for probability, drawn in outcomes(lambda source: move(source, 1)):
-            found[_block(drawn, 0)] = found.get(_block(drawn, 0), 0.0) + probability
+            (block,) = _blocks(drawn)
+            found[block] = found.get(block, 0.0) + probability
         gap = max(abs(found[b] - expected.get(b, 0.0)) for b in found)
         return None if gap < ROUND_OFF else f"{name} differs from the law of its moves by {gap:.3g}"
     except NotEnumerableError:
         drawn = move(PromptSource([torch.Generator().manual_seed(2)], DRAWS), DRAWS)
-        for row in range(DRAWS):
-            found[_block(drawn, row)] = found.get(_block(drawn, row), 0.0) + 1.0
+        for block in _blocks(drawn):
+            found[block] = found.get(block, 0.0) + 1.0
         law = np.array([expected.get(b, 0.0) for b in found])
         p_value = 0.0 if abs(law.sum() - 1) > 1e-9 else chi_square(np.array(list(found.values())), law)
         return None if p_value >= level else f"{name} is not the law of {DRAWS} moves (p = {p_value:.2g})"
@@ -86,8 +87,9 @@ def _density(
     return dict(zip(blocks, found, strict=True))
 
 
-def _block(move: Move, row: int) -> tuple[int, ...]:
-    return tuple(move.block[row, : int(move.length[row])].tolist())
+def _blocks(move: Move) -> list[tuple[int, ...]]:
+    """What each row commits."""
+    return [tuple(row[:n]) for row, n in zip(move.block.tolist(), move.length.tolist(), strict=True)]
 
 
 def resampler_fault(resampler: Resampler, *, level: float) -> str | None:

@@ -1,15 +1,9 @@
-"""A `Source` that enumerates: the code under test is run once for every outcome of its randomness, depth first.
-
-Every discrete draw is a branch. A run follows a path of branches; the next run replays the path up to its last branch
-that has another outcome. The probabilities of the paths sum to one, and the weighted outcomes are the exact law.
-"""
+"""The exact law of a kernel's code on a toy, by `smc_bridge.testing.enumeration`."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,77 +11,8 @@ from torch import Tensor
 
 from smc_bridge.kernels.protocol import DraftKernel, Horizon, Move
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.randomness import Stream
+from smc_bridge.testing.enumeration import EnumeratingSource, outcomes
 from tests.oracle.laws import Block, Law, Toy
-
-T = TypeVar("T")
-
-
-class EnumeratingSource:
-    """Implements `smc_bridge.randomness.Source` for discrete draws, whatever the number of rows."""
-
-    def __init__(self, path: list[int]) -> None:
-        self.path = path
-        self.options: list[int] = []
-        self.probability = 1.0
-
-    def choose(self, probabilities: list[float]) -> int:
-        """One draw: the branch of this run, or the first one that is possible."""
-        possible = [i for i, p in enumerate(probabilities) if p > 0.0]
-        depth = len(self.options)
-        if depth == len(self.path):
-            self.path.append(0)
-        self.options.append(len(possible))
-        outcome = possible[self.path[depth]]
-        self.probability *= probabilities[outcome]
-        return outcome
-
-    def next_path(self) -> list[int] | None:
-        """The path of the next run, None after the last one."""
-        path = list(self.path)
-        while path and path[-1] == self.options[len(path) - 1] - 1:
-            path.pop()
-        return [*path[:-1], path[-1] + 1] if path else None
-
-    def bernoulli(self, probability: Tensor) -> Tensor:
-        drawn = [self.choose([1.0 - p, p]) for p in probability.double().flatten().tolist()]
-        return torch.tensor(drawn, dtype=torch.bool).reshape(probability.shape)
-
-    def categorical(self, log_probs: Tensor) -> Tensor:
-        laws = log_probs.double().exp().reshape(-1, log_probs.shape[-1])
-        drawn = [self.choose((law / law.sum()).tolist()) for law in laws]
-        return torch.tensor(drawn, dtype=torch.long).reshape(log_probs.shape[:-1])
-
-    def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
-        return self.bernoulli
-
-    def categorical_stream(self, steps: int) -> Stream:
-        left = iter(range(steps))
-
-        def draw(log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
-            next(left)
-            return self.categorical(log_probs)
-
-        return draw
-
-    def select(self, rows: Tensor) -> EnumeratingSource:
-        return self
-
-    def uniform(self, size: tuple[int, ...]) -> Tensor:
-        raise AssertionError(f"a uniform of size {size} cannot be enumerated: draw through bernoulli or categorical")
-
-    def exponential(self, size: tuple[int, ...]) -> Tensor:
-        raise AssertionError(f"an exponential of size {size} cannot be enumerated")
-
-
-def outcomes(run: Callable[[EnumeratingSource], T]) -> Iterator[tuple[float, T]]:
-    """Every outcome of `run` with its probability; an outcome may come several times."""
-    path: list[int] | None = []
-    while path is not None:
-        source = EnumeratingSource(path)
-        outcome = run(source)
-        yield source.probability, outcome
-        path = source.next_path()
 
 
 def log(probabilities: np.ndarray) -> Tensor:

@@ -7,18 +7,15 @@ from all of them into the prompts of one batch and lets `Sampler.step` run on it
     pass 1   every joint outcome of the N * K lanes, to learn the weights
     pass 2   every joint outcome with every choice of own lanes, or every cell of the resampler's uniforms
 
-States that are equal up to the scale of their weights are merged. The dynamics do not depend on the scale, so four
-numbers of a state are enough, all sums over its histories: the probability, and E[scale], E[1 / scale], E[log scale].
+Equal states are merged (`smc_bridge.testing.frontier`).
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from unittest import mock
 
 import numpy as np
@@ -32,93 +29,14 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.resampling import Multinomial, UniformResampler
-from smc_bridge.smc.state import Marginals, Retained, SMCState
+from smc_bridge.smc.state import Retained
 from smc_bridge.smc.weights import normalised
+from smc_bridge.testing.frontier import PROBABILITY, Enumeration, Frontier, finish, joined, relative, step
 from tests.oracle import smc as oracle
 from tests.smc_bridge.scripted import Recorded, Script, scripted_kernel
 
 #: Joint outcomes that one batch may hold before the frontier is split.
 BATCH = 40_000
-PROBABILITY, SCALE, INVERSE, LOG = range(4)
-
-
-@dataclass
-class Enumeration:
-    """Exact expectations over everything the sampler draws.
-
-    Attributes:
-        proper: `E[Z_hat sum_k W_k 1{x_k = s}]` of every complete sequence s.
-        output: the law r of one sequence drawn from the final weights.
-        evidence, log_evidence, inverse_evidence: `E[Z_hat]`, `E[log Z_hat]`, `E[1 / Z_hat]`, where Z_hat > 0.
-        probability: of all outcomes that were met; `dead` of those with `Z_hat = 0`.
-        resampled, kept: probability-weighted number of steps with and without resampling.
-        outcomes: joint outcomes that were executed.
-        retained_first: probability that particle 0 ends as the retained sequence.
-    """
-
-    proper: oracle.Law = field(default_factory=dict)
-    output: oracle.Law = field(default_factory=dict)
-    evidence: float = 0.0
-    log_evidence: float = 0.0
-    inverse_evidence: float = 0.0
-    probability: float = 0.0
-    dead: float = 0.0
-    resampled: float = 0.0
-    kept: float = 0.0
-    outcomes: int = 0
-    retained_first: float = 0.0
-
-
-@dataclass
-class Frontier:
-    """F distinct states of N particles: as `SMCState`, and `measure: [F, 4]`, `retained: [F]` (index, -1 for none)."""
-
-    tokens: Tensor  # [F, N, S]
-    length: Tensor  # [F, N], as the next four
-    done: Tensor
-    log_weights: Tensor
-    log_potential: Tensor
-    slot: Tensor
-    offset: Tensor
-    logits: Tensor  # [U, M, A]
-    width: Tensor  # [U]
-    retained: Tensor
-    measure: Tensor
-
-    @property
-    def states(self) -> int:
-        return self.measure.shape[0]
-
-    def select(self, index: Tensor) -> Frontier:
-        rows = (getattr(self, name)[index] for name in (
-            "tokens", "length", "done", "log_weights", "log_potential", "slot", "offset"))
-        return Frontier(*rows, self.logits, self.width, self.retained[index], self.measure[index])
-
-    def remaining(self) -> Tensor:
-        """Marginals left, `[F, N]`."""
-        return Marginals(self.logits, self.width, self.slot, self.offset).remaining()
-
-    def merged(self) -> Frontier:
-        """Equal states become one. Weights are rounded as a key only: what is merged differs by round-off."""
-        states = self.states
-        kept = torch.where(self.remaining() > 0, self.offset + 1, 0)
-        digits = torch.cat([self.tokens.reshape(states, -1) + 1, kept, self.retained[:, None] + 1], dim=1)
-        base = int(digits.max()) + 1
-        assert base ** digits.shape[1] < 2**62, "the states do not fit into one integer"
-        code = np.zeros(states, dtype=np.int64)
-        for column in digits.numpy().T:
-            code = code * base + column
-        weights = self.log_weights.clamp_min(-1e4).numpy()
-        order = np.lexsort([code, *(np.rint(w * 1e11) for w in weights.T)])
-        same = code[order][1:] == code[order][:-1]
-        for w in weights.T:
-            same &= np.rint(w[order] * 1e11)[1:] == np.rint(w[order] * 1e11)[:-1]
-        group = np.concatenate([[0], np.cumsum(~same)])
-        first = np.concatenate([[True], ~same])
-        out = self.select(torch.from_numpy(order[first]))
-        out.measure = torch.zeros(out.states, 4, dtype=torch.float64)
-        out.measure.index_add_(0, torch.from_numpy(group), self.measure[torch.from_numpy(order)])
-        return out
 
 
 class Program:
@@ -142,41 +60,11 @@ class Program:
 
     def run(self, states: Frontier, script: Script) -> Frontier:
         """One step of the real engine on all states at once; the measure is left as it was."""
-        particles = states.length.shape[1]
-        tokens, length = states.tokens.reshape(-1, self.limit), states.length.flatten()
-        zeros = torch.zeros(states.states, dtype=torch.long)
-        state = SMCState(
-            prefix=Prefix(tokens.clone(), length.clone(), states.done.flatten()),
-            log_weights=states.log_weights.clone(), log_potential=states.log_potential.flatten().clone(),
-            prompt_length=zeros, limit=torch.full_like(length, self.limit), generators=[],
-            dlm=self.real.proposal.model.session(tokens.clamp_min(0), length),
-            ar=self.real.target.model.session(tokens.clamp_min(0), length),
-            marginals=Marginals(
-                states.logits, states.width, states.slot.flatten().clone(), states.offset.flatten().clone()),
-            retained=None if self.retained is None else Retained(*(x[states.retained] for x in self.retained)),
-        )
-        active = torch.arange(states.states)
-        assert torch.equal(state.active(), active)
-        self.sampler._source = lambda state, prompts, rows: script.source(prompts, rows)  # type: ignore[method-assign]
-        self.sampler.step(state, active)
-        after, marginals = state.prefix, state.marginals
-        padded = torch.nn.functional.pad(after.tokens, (0, self.limit - after.tokens.shape[1]), value=PAD)
-        return Frontier(
-            padded.reshape(states.states, particles, -1), *(x.reshape(states.states, particles) for x in (
-                after.length, after.done, state.log_weights, state.log_potential, marginals.slot, marginals.offset)),
-            marginals.logits, marginals.width, states.retained, states.measure,
-        )
+        return step(self.sampler, states, self.limit, script.source, retained=self.retained)
 
     def start(self, retained_law: list[float] | None) -> Frontier:
         """The state before the first step; one for each retained sequence."""
-        count, n = len(retained_law or [1.0]), self.real.particles
-        zeros = torch.zeros(count, n, dtype=torch.long)
-        measure = torch.tensor(retained_law or [1.0], dtype=torch.float64)[:, None] * torch.tensor([1.0, 1.0, 1.0, 0.0])
-        return Frontier(
-            torch.full((count, n, self.limit), PAD), zeros, zeros.bool(), zeros.double(), zeros.double(), zeros - 1,
-            zeros, torch.empty(0, 0, self.size), zeros[:0, 0],
-            torch.arange(count) if retained_law else torch.full((count,), -1), measure.double(),
-        )
+        return Frontier.start(self.real.particles, self.limit, self.size, retained=retained_law)
 
     def candidates(self, states: Frontier) -> tuple[Tensor, list[Tensor]]:
         """What each particle's lanes may commit.
@@ -300,24 +188,10 @@ def enumerate_program(sampler: Sampler, limit: int, *, retained: oracle.Law | No
         frontier = program.start(None if retained is None else list(retained.values()))
         while frontier.states:
             after = [_advance(program, part, total) for part in _parts(program, frontier)]
-            whole = Frontier(
-                *(torch.cat([getattr(a, name) for a in after]) for name in (
-                    "tokens", "length", "done", "log_weights", "log_potential")),
-                *_slots(after), torch.cat([a.retained for a in after]), torch.cat([a.measure for a in after]),
-            )
-            frontier = _finish(program, whole.merged() if whole.states else whole, total)
+            whole = joined(after)
+            frontier = finish(whole.merged() if whole.states else whole, total, limit, retained=program.retained)
     assert abs(total.probability - 1.0) < 1e-12, f"probabilities of all outcomes sum to {total.probability}"
     return total
-
-
-def _slots(parts: list[Frontier]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Slots of all parts in one table of marginals."""
-    columns = max(p.logits.shape[1] for p in parts)
-    first = np.cumsum([0, *(p.logits.shape[0] for p in parts)])
-    slots = [torch.where(p.slot >= 0, p.slot + int(start), -1) for p, start in zip(parts, first, strict=False)]
-    logits = [torch.nn.functional.pad(p.logits, (0, 0, 0, columns - p.logits.shape[1])) for p in parts]
-    offset, width = torch.cat([p.offset for p in parts]), torch.cat([p.width for p in parts])
-    return torch.cat(slots), offset, torch.cat(logits), width
 
 
 def _parts(program: Program, frontier: Frontier) -> Iterator[Frontier]:
@@ -340,7 +214,7 @@ def _advance(program: Program, states: Frontier, total: Enumeration) -> Frontier
         pinned_lane = lanes[row, lane]
         share = torch.where(pinned_lane < 0, 1.0, 1.0 / program.real.lanes).double()
         states = states.select(row)
-        states.measure = _scaled(states.measure, share)
+        states = states.scaled(share)
     exists, parts = program.candidates(states)
     owner = torch.arange(program.lanes) // program.real.lanes
     exists = exists[:, owner]  # [F, J, O]
@@ -382,12 +256,11 @@ def _advance(program: Program, states: Frontier, total: Enumeration) -> Frontier
         source, choice=torch.cat([choice, torch.zeros(of_mix.numel(), program.real.particles, dtype=torch.long)]),
         uniforms=torch.cat([torch.full((of_stay.numel(), uniforms.shape[1]), 0.5).double(), uniforms]),
     )
-    after = program.run(joint.select(source), final)
-    after.measure = _scaled(after.measure, weight)
+    after = program.run(joint.select(source), final).scaled(weight)
     total.outcomes += source.numel()
     total.resampled += float(after.measure[of_stay.numel():, PROBABILITY].sum())
     total.kept += float(after.measure[: of_stay.numel(), PROBABILITY].sum())
-    return _relative(after, total)
+    return relative(after, total)
 
 
 class _NoWeight:
@@ -410,49 +283,3 @@ def _retained_only(
     agrees = ((block == own[:, None]) | ~inside).all(-1)
     pinned = pinned_lane[:, None] == torch.arange(program.lanes)
     return torch.where(pinned[..., None] & ~agrees[:, None], 0.0, lane_probability)
-
-
-def _scaled(measure: Tensor, probability: Tensor) -> Tensor:
-    return measure * probability[:, None]
-
-
-def _relative(states: Frontier, total: Enumeration) -> Frontier:
-    """Move the scale of the weights into the measure, so that their mean is one; states of weight zero end here."""
-    log_scale = states.log_weights.logsumexp(-1) - math.log(states.log_weights.shape[1])
-    alive = log_scale > -math.inf
-    lost = float(states.measure[~alive, PROBABILITY].sum())
-    total.dead, total.probability = total.dead + lost, total.probability + lost
-    states, log_scale = states.select(alive.nonzero().flatten()), log_scale[alive]
-    states.log_weights = states.log_weights - log_scale[:, None]
-    measure = states.measure
-    states.measure = torch.stack([
-        measure[:, PROBABILITY], measure[:, SCALE] * log_scale.exp(), measure[:, INVERSE] * (-log_scale).exp(),
-        measure[:, LOG] + measure[:, PROBABILITY] * log_scale,
-    ], dim=1)
-    return states
-
-
-def _finish(program: Program, states: Frontier, total: Enumeration) -> Frontier:
-    """Take finished states out and count them."""
-    growing = (~states.done & (states.log_weights > -math.inf)).any(1)
-    ended = states.select((~growing).nonzero().flatten())
-    weights = ended.log_weights.exp() / ended.log_weights.shape[1]
-    names = ("probability", "evidence", "inverse_evidence", "log_evidence")
-    for name, column in zip(names, ended.measure.sum(0).tolist(), strict=True):
-        setattr(total, name, getattr(total, name) + column)
-    digits = (ended.tokens + 1).reshape(-1, program.limit)
-    sequences, group = torch.unique(digits, dim=0, return_inverse=True)
-    for law, measure in ((total.output, PROBABILITY), (total.proper, SCALE)):
-        share = (weights * ended.measure[:, measure, None]).flatten()
-        mass = torch.zeros(sequences.shape[0], dtype=torch.float64).index_add_(0, group, share)
-        for row, value in zip((sequences - 1).tolist(), mass.tolist(), strict=True):
-            sequence = tuple(token for token in row if token != PAD)
-            if value != 0.0:
-                law[sequence] = law.get(sequence, 0.0) + value
-    if program.retained is not None and ended.states:
-        own = program.retained.tokens[ended.retained]
-        inside = torch.arange(own.shape[1]) < program.retained.length[ended.retained, None]
-        own = torch.nn.functional.pad(torch.where(inside, own, PAD), (0, program.limit - own.shape[1]), value=PAD)
-        same = (ended.tokens[:, 0] == own).all(-1)
-        total.retained_first += float(ended.measure[same, PROBABILITY].sum())
-    return states.select(growing.nonzero().flatten())

@@ -1,0 +1,260 @@
+"""`check` passes every proper preset, and names the part that breaks any other program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.mock import MockPair
+from smc_bridge import (
+    AcceptAll,
+    BalanceHeuristic,
+    BlockVerification,
+    Check,
+    Defensive,
+    GumbelCoupling,
+    Horizon,
+    Move,
+    Multinomial,
+    OwnWeights,
+    Prefix,
+    ProductOfExperts,
+    Proposal,
+    Rejection,
+    Sampler,
+    TreeWalk,
+    always,
+    check,
+    paper,
+    plain_is,
+    released,
+    smc,
+    speculative,
+    tree_walk,
+)
+from smc_bridge.kernels.importance import Lanes
+from smc_bridge.kernels.protocol import row_at, truncate
+from smc_bridge.kernels.rejection import accepted_tokens, commit_correction
+from smc_bridge.randomness import Randomness, Source
+from smc_bridge.smc.resampling import RESAMPLERS
+from smc_bridge.testing import NotEnumerableError, enumerate_sampler, exact_law, tabular_pair
+from tests.smc_bridge.programs import KERNELS, TablePotential, program, target_law, worst
+from tests.smc_bridge.smc_enumeration import enumerate_program
+from tests.smc_bridge.test_probe import Ahead, Drawn, OtherLanes, Past, product
+from tests.smc_bridge.test_watch import LikeliestTwo
+
+PAIR = tabular_pair(2, 2)
+#: No end of sequence: a window of three positions, where looking ahead is of use.
+LONG = tabular_pair(2, 3, eos=False, seed=4)
+#: Models that are no tables.
+OTHER = MockPair.make(alphabet=50, lanes=1, window=4, seed=0)
+
+
+def per_token(prefix: Prefix) -> Tensor:
+    """Every token 0 halves phi."""
+    return (prefix.tokens == 0).sum(1) * math.log(0.5)
+
+
+PROPER: dict[str, Callable[[], Sampler]] = {
+    "smc": lambda: smc(PAIR, 8),
+    "smc, no end": lambda: smc(LONG, 1),
+    "lanes": lambda: smc(PAIR, 4, lanes=4),
+    "paper": lambda: paper(PAIR, lanes=2),
+    "speculative": lambda: speculative(PAIR),
+    "plain IS": lambda: plain_is(PAIR),
+    "tree walk": lambda: tree_walk(PAIR, nodes=2),
+    "block verification": lambda: smc(PAIR, 2, kernel=BlockVerification()),
+    "balance heuristic": lambda: smc(
+        PAIR, 1, lanes=2, weight=BalanceHeuristic(), proposal_temperature=[0.7, 1.3]),
+    "defended truncation": lambda: smc(
+        PAIR, 2, proposal_top_p=0.7, intermediate=Defensive(ProductOfExperts(0.3), 0.1)),
+    "potential": lambda: smc(PAIR, 2, potential=per_token),
+    "a user's": lambda: smc(LONG, 1, intermediate=Past()),
+    **{name: lambda scheme=scheme: smc(PAIR, 2, resampler=scheme(), trigger=always)  # type: ignore[misc]
+       for name, scheme in RESAMPLERS.items()},
+}
+
+
+@pytest.mark.parametrize("name", PROPER)
+def test_a_proper_program_passes_to_round_off(name: str) -> None:
+    found = check(PROPER[name]())
+    assert found.proper, str(found)
+    assert found.how == "enumeration"
+    assert found.gap < 1e-12
+    assert found.part is None
+    assert found.outcomes > 1
+
+
+def test_what_draws_continuous_variables_is_compared_by_runs() -> None:
+    found = check(smc(PAIR, 2, kernel=GumbelCoupling()), runs=400)
+    assert found.proper, str(found)
+    assert (found.how, found.outcomes) == ("Monte Carlo", 400)
+    assert found.p_value is not None
+
+
+class Suspicious:
+    """Trusts the proposal where the target will be sure of what follows the draft: it looks ahead."""
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        w = 0.9 * (log_p.amax(-1, keepdim=True) > math.log(0.7)).to(log_p.dtype)
+        return product(log_q, log_p, torch.cat([w[..., 1:, :], torch.zeros_like(w[..., :1, :])], -2))
+
+
+class Shorter(Rejection):
+    """Token-level rejection that says that it stops half as often: only conditional runs would notice."""
+
+    def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
+        return super().log_continue(q, pi, block, horizon=horizon) / 2
+
+
+class FromPi(Rejection):
+    """Corrects a refusal by a draw from pi instead of the residual."""
+
+    def __call__(
+        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
+    ) -> Move:
+        assert horizon is not None
+        assert not isinstance(generator, torch.Generator)
+        end = horizon.end(draft)
+        accepted = accepted_tokens(q, pi, draft, end=end, source=generator)
+        return commit_correction(draft, accepted, end, row_at(pi, accepted), source=generator)
+
+
+class DropsUnlikely(Rejection):
+    """Looks at the token after the one that it stops at (C1): goes back where the last token is 0."""
+
+    def __call__(
+        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
+    ) -> Move:
+        move = super().__call__(q, pi, draft, generator=generator, horizon=horizon)
+        last = move.block.gather(1, (move.length - 1)[:, None])[:, 0]
+        length = torch.where((last == 0) & (move.length > 1), move.length - 1, move.length)
+        return Move(truncate(move.block, length), length, torch.minimum(move.accepted, length))
+
+
+class Best:
+    """Copies the best candidate."""
+
+    proper = True
+
+    def __call__(self, log_weights: Tensor, count: int, *, generator: Source) -> Tensor:
+        return log_weights.argmax(-1, keepdim=True).expand(*log_weights.shape[:-1], count)
+
+
+class Sharpened(Multinomial):
+    """Offspring in proportion to a power of the weights, a little above 1."""
+
+    def ancestors(self, weights: Tensor, count: int, uniforms: Tensor) -> Tensor:
+        power = weights**1.2
+        return super().ancestors(power / power.sum(-1, keepdim=True), count, uniforms)
+
+
+class LengthMean(OwnWeights):
+    """The mean over the block's tokens."""
+
+    def __call__(self, lanes: Lanes, **rest: Any) -> Tensor:
+        return super().__call__(lanes, **rest) / lanes.move.length
+
+
+def revives(prefix: Prefix) -> Tensor:
+    """Zero while there is a token 0, and one in the end."""
+    return torch.where(prefix.done | ~(prefix.tokens == 0).any(1), 0.0, -math.inf)
+
+
+WRONG: dict[str, tuple[Callable[[], Sampler], str, str | None, float]] = {
+    # program, part, what the reasons say, least gap
+    "drops tokens": (lambda: smc(tabular_pair(3, 2), 2, intermediate=LikeliestTwo()), "intermediate", "probability 0",
+                     1e-2),
+    "looks ahead": (lambda: smc(LONG, 1, intermediate=Suspicious()), "intermediate", "beyond the position", 1e-2),
+    "looks ahead a little": (lambda: smc(LONG, 1, intermediate=Ahead()), "intermediate", "beyond the position", 1e-4),
+    "couples lanes": (
+        lambda: smc(PAIR, 1, lanes=2, intermediate=OtherLanes(), weight=BalanceHeuristic()), "intermediate",
+        "other lanes", 1e-5),
+    "draws": (lambda: smc(PAIR, 1, intermediate=Drawn()), "intermediate", "asked again", 0.0),
+    "truncates": (lambda: smc(tabular_pair(3, 2), 2, proposal_top_p=0.6), "proposal", "truncated proposal", 1e-2),
+    "wrong correction": (lambda: smc(PAIR, 1, kernel=FromPi()), "kernel", "log_density", 1e-3),
+    "stops by the future": (lambda: smc(LONG, 1, kernel=DropsUnlikely()), "kernel", "log_density", 1e-3),
+    "wrong log_continue": (lambda: smc(PAIR, 1, kernel=Shorter()), "kernel", "log_density", 0.0),
+    "wrong weight": (lambda: smc(LONG, 1, weight=LengthMean()), "weight", None, 1e-3),
+    "argmax": (lambda: smc(LONG, 2, resampler=Best()), "resampler", "mean shares", 1e-3),
+    "biased resampler": (lambda: smc(PAIR, 2, resampler=Sharpened()), "resampler", "mean shares", 0.0),
+    "reviving potential": (lambda: smc(LONG, 1, potential=revives), "potential", None, 1e-3),
+    "released": (lambda: released(PAIR, lanes=2), "kernel", "ReleasedScore is not proper", 1e-3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:intermediate")
+@pytest.mark.parametrize("name", WRONG)
+def test_a_part_that_breaks_the_program_is_named(name: str) -> None:
+    make, part, reason, gap = WRONG[name]
+    found = check(make(), runs=300)
+    assert not found.proper
+    assert found.part == part, str(found)
+    assert reason is None or any(reason in line for line in found.reasons), found.reasons
+    assert found.gap >= gap, f"the gap is only {found.gap}"
+    assert f"not proper: gap {found.gap:.2g}" in str(found)
+
+
+def test_the_parts_of_a_sampler_on_a_real_pair_are_put_on_a_table() -> None:
+    found: Check = check(speculative(OTHER))
+    assert found.proper, str(found)
+    assert found.gap < 1e-12
+    assert check(smc(OTHER, 1, kernel=FromPi())).part == "kernel"
+
+
+def test_a_part_that_needs_another_alphabet_is_refused_with_a_remedy() -> None:
+    class Biased:
+        positionwise = True
+        bias = torch.linspace(0, 1, 50)
+
+        def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+            return torch.log_softmax(0.3 * log_q + 0.7 * log_p + self.bias, -1)
+
+    with pytest.raises(ValueError, match=r"does not run on a table of a few tokens.*tabular_pair\(size\)"):
+        check(smc(OTHER, 1, intermediate=Biased()))
+
+
+@pytest.mark.parametrize(("options", "says"), [({"runs": 0}, "runs = 0"), ({"level": 0.0}, "level = 0.0"),
+                                               ({"level": 1.0}, "level = 1.0")])
+def test_arguments_out_of_range_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check(smc(PAIR), **options)
+
+
+@pytest.mark.parametrize("potential", [None, TablePotential(2, 2, dead=(0, 1))], ids=["plain", "potential"])
+@pytest.mark.parametrize("scheme", RESAMPLERS)
+@pytest.mark.parametrize("kernel", ["rejection", "block-verification", "accept-all", "tree-walk"])
+def test_the_kernels_own_code_has_the_law_of_its_closed_form_in_a_whole_program(
+    kernel: str, scheme: str, potential: TablePotential | None
+) -> None:
+    """Two enumerations that share the engine only: one runs the kernels' draws, one knows their densities."""
+    sampler = program(
+        KERNELS[kernel], eos=None if kernel == "tree-walk" else 1, resampler=RESAMPLERS[scheme](), trigger=always,
+        potential=potential,
+    )
+    drawn, scripted = enumerate_sampler(sampler, 2), enumerate_program(sampler, 2)
+    for found, expected in (
+        (drawn.proper, scripted.proper), (drawn.output, scripted.output), (drawn.proper, target_law(sampler, 2)),
+        (exact_law(sampler.target, 2), target_law(sampler, 2)),
+    ):
+        gap, message = worst(found, expected)
+        assert gap < 1e-12, message
+    assert abs(drawn.log_evidence - scripted.log_evidence) < 1e-12
+    assert abs(drawn.dead - scripted.dead) < 1e-12
+
+
+def test_too_many_outcomes_and_continuous_draws_are_refused() -> None:
+    with pytest.raises(NotEnumerableError, match="more than 10 outcomes"):
+        enumerate_sampler(smc(PAIR, 2, lookahead=2, window=2), 2, most=10)
+    with pytest.raises(NotEnumerableError, match="exponential"):
+        enumerate_sampler(smc(PAIR, 1, lookahead=2, window=2, kernel=GumbelCoupling()), 2)
+
+
+def test_a_wrong_kernel_is_told_from_a_right_one_where_it_accepts_everything() -> None:
+    assert check(smc(PAIR, 1, kernel=AcceptAll(), intermediate=Proposal())).proper
+    assert check(smc(PAIR, 1, kernel=TreeWalk(1))).proper
