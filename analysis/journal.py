@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from smc_bridge.result import write_text
+from smc_bridge.files import write_text
 
 
 class Journal:

@@ -31,7 +31,7 @@ from smc_bridge.commands.base import (
     share,
     whole,
 )
-from smc_bridge.result import write_text
+from smc_bridge.files import write_text
 from smc_bridge.tasks import TASKS
 
 #: Methods that can be certified, for messages.

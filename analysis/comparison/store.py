@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.journal import Journal
-from smc_bridge.result import write_text
+from smc_bridge.files import write_text
 
 #: Version of both files' layout.
 FORMAT = 1

@@ -110,13 +110,15 @@ def run(arguments: argparse.Namespace) -> int:
     except Interrupted as interrupt:
         print(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}", file=sys.stderr)
         return INTERRUPTED
-    out = console(sys.stdout)
-    if arguments.trace:
-        render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
-    render_result(out, result, seed=arguments.seed)
-    if arguments.json is not None:
-        result.save(arguments.json)
-        out.print(f"saved as {arguments.json}", markup=False)
+    def save() -> None:
+        result.save(arguments.json, argument="--json")
+
+    def show(out: Console) -> None:
+        if arguments.trace:
+            render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
+        render_result(out, result, seed=arguments.seed)
+
+    deliver(arguments.json, save, show)
     return 0
 
 
