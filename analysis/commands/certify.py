@@ -24,11 +24,11 @@ from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
     Command,
+    add_w_argument,
     check_writable,
     console,
     one_of,
     positive,
-    share,
     whole,
 )
 from smc_bridge.files import write_text
@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "runs with multinomial resampling, which the reverse bound is about",
     )
     parser.add_argument("--temperature", type=positive, default=1.0, metavar="T", help="of the target (default: 1)")
-    parser.add_argument("--weight", type=share, default=0.3, metavar="w", help="weight of the DLM (default: 0.3)")
+    add_w_argument(parser, "exponent of the DLM in the product of experts (default: 0.3)", default=0.3)
     parser.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     parser.add_argument("--batch", type=whole(1), default=32, help="prompts that are decoded together (default: 32)")
     parser.add_argument("--level", type=_level, default=0.95, help="confidence of the intervals (default: 0.95)")
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     task = TASKS[arguments.task]
     pair = load_pair(task.pair)
     sampler = make_sampler(
-        arguments.method, pair, task, temperature=arguments.temperature, weight=arguments.weight
+        arguments.method, pair, task, temperature=arguments.temperature, weight=arguments.w
     )
     prompts = [pair.encode(item.prompt).tolist() for item in task.problems(arguments.n)]
     try:
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = console(sys.stdout)
     title = (
         f"{arguments.method} on {arguments.n} problems of {task.name}, target temperature "
-        f"{arguments.temperature:g}, w = {arguments.weight:g}, seed {arguments.seed}"
+        f"{arguments.temperature:g}, w = {arguments.w:g}, seed {arguments.seed}"
     )
     out.print(render(found, title=title))
     if arguments.json is not None:
@@ -135,7 +135,7 @@ def to_dict(found: Bidirectional, arguments: argparse.Namespace) -> dict[str, An
     """Plain data for JSON: settings, and each bound with its interval, nats; JSON has no infinity, "inf" stands for it.
     """
     settings = {
-        name: getattr(arguments, name) for name in ("task", "n", "method", "temperature", "weight", "seed", "level")
+        name: getattr(arguments, name) for name in ("task", "n", "method", "temperature", "w", "seed", "level")
     }
     bounds = {
         name: {end: _plain(x) for end, x in (("bound", bound.kl), ("low", bound.low), ("high", bound.high))}

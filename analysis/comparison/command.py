@@ -17,11 +17,11 @@ from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
     Command,
+    add_w_argument,
     check_writable,
     console,
     one_of,
     positive,
-    share,
     whole,
 )
 from smc_bridge.tasks import TASKS
@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"of {KNOWN} (default: {', '.join(DEFAULT_METHODS)}). {_limits()}",
     )
     parser.add_argument("--temperature", type=positive, default=0.2, metavar="T", help="of the target (default: 0.2)")
-    parser.add_argument("--weight", type=share, default=0.3, metavar="w", help="weight of the DLM (default: 0.3)")
+    add_w_argument(parser, "exponent of the DLM in the product of experts (default: 0.3)", default=0.3)
     parser.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     parser.add_argument("--batch", type=whole(1), default=32, help="prompts that are decoded together (default: 32)")
     parser.add_argument(
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run or continue a comparison and print its table; 0, or 130 after Ctrl-C."""
     settings = Settings(
         task=arguments.task, n=arguments.n, methods=arguments.methods, temperature=arguments.temperature,
-        weight=arguments.weight, seed=arguments.seed, batch=arguments.batch,
+        weight=arguments.w, seed=arguments.seed, batch=arguments.batch,
     )
     check_workers(arguments.workers, name="--workers")
     path: Path = arguments.json

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -119,6 +119,18 @@ def positives(text: str) -> tuple[float, ...]:
         return tuple(positive(part) for part in text.split(","))
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"= {text}: give positive numbers with commas between them") from None
+
+
+def add_w_argument(group: Any, text: str, *, default: float | None = None) -> None:
+    """Add `--w`, the exponent on the diffusion model; `--weight`, its old name, is understood and not shown.
+
+    Args:
+        group: parser or group of arguments.
+        text: help.
+        default: None where what is not given is the method's own.
+    """
+    group.add_argument("--w", type=share, default=default, metavar="w", help=text)
+    group.add_argument("--weight", dest="w", type=share, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def one_of(names: Collection[str]) -> Callable[[str], str]:

@@ -13,13 +13,13 @@ from smc_bridge.commands.base import (
     PROGRAM,
     Command,
     UsageError,
+    add_w_argument,
     check_writable,
     console,
     mass,
     one_of,
     positive,
     positives,
-    share,
     whole,
 )
 from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     named("--method", list(PRESETS), "preset (default: smc)", "smc")
     method.add_argument("--particles", type=whole(1), metavar="N", help="particles that survive a step")
     method.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle")
-    method.add_argument("--weight", type=share, metavar="w", help="weight of the diffusion model, in [0, 1]")
+    add_w_argument(method, "exponent (or share) of the diffusion model in the intermediate, in [0, 1] (default: 0.3)")
     method.add_argument("--window", type=whole(1), metavar="V", help="tokens verified at once")
     method.add_argument("--lookahead", type=whole(1), metavar="M", help="masked positions per forward of the DLM")
     named("--kernel", list(KERNELS), "how a draft becomes a block of the intermediate")

@@ -47,7 +47,7 @@ KERNELS: dict[str, Callable[[int], Kernel]] = {
     "accept-all": lambda nodes: AcceptAll(),
 }
 
-#: Intermediates by name; each is made with the weight of the diffusion model, which not every one reads.
+#: Intermediates by name; each is made with w, which not every one reads.
 INTERMEDIATES: dict[str, Callable[[float], Intermediate]] = {
     "poe": ProductOfExperts,
     "mixture": Mixture,
@@ -57,7 +57,7 @@ INTERMEDIATES: dict[str, Callable[[float], Intermediate]] = {
     "proposal": lambda w: Proposal(),
     "target": lambda w: Target(),
 }
-WITHOUT_WEIGHT = ("chernoff", "proposal", "target")
+WITHOUT_W = ("chernoff", "proposal", "target")
 
 TRIGGERS: dict[str, Trigger] = {"ess": EssBelow(), "always": always, "never": never}
 
@@ -65,7 +65,7 @@ TRIGGERS: dict[str, Trigger] = {"ess": EssBelow(), "always": always, "never": ne
 FIXED_KERNEL = {"plain-is": "accept-all", "tree-walk": "tree"}
 FIXED_INTERMEDIATE = {"speculative": "target", "plain-is": "proposal"}
 DEFAULT_LANES = {"paper": 4, "released": 4, "plain-is": 4}
-DEFAULT_WEIGHT = 0.3
+DEFAULT_W = 0.3
 
 #: Options that the released decoder does not have.
 NOT_RELEASED = (
@@ -78,7 +78,7 @@ class Options:
     """Options of `decode` that shape the sampler; None (or False) is the method's own.
 
     Attributes:
-        weight: exponent or share of the diffusion model in the intermediate, in [0, 1].
+        w: exponent or share of the diffusion model in the intermediate, in [0, 1].
         temperature, top_p: of the target; for the released decoder `top_p` is that of the drafts.
         lane_temperatures: of the proposal, one per lane.
         balance: weigh lanes by the balance heuristic.
@@ -88,7 +88,7 @@ class Options:
     method: Method = "smc"
     particles: int | None = None
     lanes: int | None = None
-    weight: float | None = None
+    w: float | None = None
     window: int | None = None
     lookahead: int | None = None
     kernel: str | None = None
@@ -145,9 +145,9 @@ def check_options(options: Options) -> None:
             "kernel", kernel, f"with an intermediate = {intermediate}: it commits the proposal's own draft; use "
             "--intermediate proposal, or --kernel rejection",
         )
-    if options.weight is not None and intermediate in WITHOUT_WEIGHT:
+    if options.w is not None and intermediate in WITHOUT_W:
         _refuse(
-            "weight", options.weight, f"with an intermediate = {intermediate}, which has none: leave it out, or use "
+            "w", options.w, f"with an intermediate = {intermediate}, which has none: leave it out, or use "
             "--intermediate poe",
         )
     if options.nodes is not None and kernel != "tree":
@@ -175,7 +175,7 @@ def build_sampler(pair: Pair, options: Options) -> Sampler:
     """
     check_options(options)
     given = {
-        "w": options.weight, "window": options.window, "lookahead": options.lookahead, "lanes": options.lanes,
+        "w": options.w, "window": options.window, "lookahead": options.lookahead, "lanes": options.lanes,
         "top_p": options.top_p, "temperature": options.temperature, "particles": options.particles,
     }
     arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -183,8 +183,9 @@ def build_sampler(pair: Pair, options: Options) -> Sampler:
         return presets.released(pair, **arguments)
     if options.lane_temperatures is not None:
         arguments |= {"lanes": options.lane_count, "proposal_temperature": list(options.lane_temperatures)}
-    w = DEFAULT_WEIGHT if options.weight is None else options.weight
     if options.intermediate_name != "poe" and options.method not in FIXED_INTERMEDIATE:
+        # The preset's w is that of its product of experts, which this one replaces.
+        w = arguments.pop("w", DEFAULT_W)
         arguments["intermediate"] = INTERMEDIATES[options.intermediate_name](w)
     if options.method == "tree-walk":
         arguments["nodes"] = options.nodes or NODES
