@@ -10,7 +10,7 @@ from smc_bridge.exports import on_demand
 if TYPE_CHECKING:
     from analysis.bias import Bias, Difference, bias_against_samples, delta_bias, jackknife_bias, run_bias
     from analysis.bounds import TokenBound, kl_certificate, kl_per_token
-    from analysis.budget import Cost, at_equal_cost, cost_of, largest_within, measure_cost
+    from analysis.budget import at_equal_cost, cost_of, largest_within, measure_cost
     from analysis.calibration import RankTest, rank_test, rank_uniformity
     from analysis.ess import conditional_ess, conditional_ess_per_step, entropy_ess, ess, ess_per_step, max_share
     from analysis.estimates import GenealogyVariance, Mean, batch_means, genealogy_variance
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from analysis.lengths import BlockStatistics, block_statistics
     from analysis.local import LocalDivergences, local_divergences
     from analysis.oracle import oracle
+    from analysis.prices import Cost
     from analysis.psis import ParetoK, pareto_k, smoothed_log_weights
     from analysis.reverse import (
         Bidirectional,

@@ -180,7 +180,8 @@ def importing() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if before is not None:  # not set by Python
+            signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
 

@@ -28,13 +28,13 @@ def dispatch(argv: Sequence[str], commands: Iterable[Command] | None) -> int:
         try:
             with importing():
                 offer = discover(decode, _check) if commands is None else given(decode, commands)
-                whole, parsers = build_parser(offer.working.values(), offer.broken)
+                whole = build_parser(offer.working.values(), offer.broken)
             for name, reason in offer.broken.items():
                 if [*argv[:1]] == [name]:
                     raise UsageError(f"command {name} is unavailable: {reason}; repair or remove its package")
                 tell(f"{PROGRAM}: command {name} is unavailable: {reason}; repair or remove its package")
             arguments = whole.parse_args(argv)
-            parser = parsers[arguments.command]
+            parser = arguments.parser
             code: int = arguments.run(arguments)
             return _leave(code)
         except SystemExit as done:  # of --help and --version
@@ -54,10 +54,8 @@ def dispatch(argv: Sequence[str], commands: Iterable[Command] | None) -> int:
             return _leave(BAD_INPUT)
 
 
-def build_parser(
-    commands: Iterable[Command], broken: Mapping[str, str] | None = None
-) -> tuple[LineParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of `smc-bridge`, and that of each command.
+def build_parser(commands: Iterable[Command], broken: Mapping[str, str] | None = None) -> LineParser:
+    """The parser of `smc-bridge` with one subparser for each command.
 
     Args:
         broken: commands that are listed and cannot be called, with the reason.
@@ -67,22 +65,21 @@ def build_parser(
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
-    parsers = {}
     for command in commands:
         own = subparsers.add_parser(command.name, help=command.help, description=command.help, allow_abbrev=False)
         command.configure(own)
-        own.set_defaults(run=command.run)
-        parsers[command.name] = own
+        own.set_defaults(run=command.run, parser=own)
     for name, reason in (broken or {}).items():
         subparsers.add_parser(name, help=f"unavailable: {reason}".replace("%", "%%"))
-    return parser, parsers
+    return parser
 
 
 def _check(command: Command) -> None:
     """Raise whatever a command raises where it is offered, and where its help is shown."""
-    whole, parsers = build_parser([command])
-    whole.format_help()
-    parsers[command.name].format_help()
+    build_parser([command]).format_help()
+    own = LineParser(command.name)
+    command.configure(own)
+    own.format_help()
 
 
 @contextmanager

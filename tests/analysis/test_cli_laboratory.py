@@ -16,10 +16,10 @@ from typing import get_args
 import pandas as pd
 import pytest
 
-from analysis.budget import Cost, Unit
 from analysis.commands.plot import command as plot_command
 from analysis.commands.study import command as study_command
 from analysis.comparison import Settings, compare
+from analysis.prices import Cost, Unit
 from analysis.study import Config, load_study, study
 from analysis.study.drawing import plot_study
 from smc_bridge.cli import main
