@@ -1,4 +1,4 @@
-"""The runs behind `smc-bridge certify` in parts, each a few prompts, which are kept as they are done (`analysis.store`).
+"""The runs behind `smc-bridge certify` in parts, a few prompts each, that are kept as they are done (`analysis.store`).
 
 The draws of a prompt depend on the seed and on the prompt only, so that runs which were interrupted and continued give
 the bounds of a single go.

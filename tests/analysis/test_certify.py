@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from analysis.commands.certify import command
-from analysis.reverse import Bidirectional, bidirectional
+from analysis.reverse import Bidirectional, both_bounds
 from smc_bridge.cli import main
 
 
@@ -36,10 +36,10 @@ def test_speculative_decoding_has_bounds_of_exactly_zero(tmp_path: Path) -> None
 def test_an_infinite_bound_can_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An infinite end of an interval is written as a word, for JSON has no infinity."""
     def blown(*arguments: object, **options: Any) -> Bidirectional:
-        found = bidirectional(*arguments, **options)
+        found = both_bounds(*arguments, **options)
         return replace(found, forward=replace(found.forward, kl=math.inf, high=math.inf))
 
-    monkeypatch.setattr("analysis.commands.certify.bidirectional", blown)
+    monkeypatch.setattr("analysis.certified.both_bounds", blown)
     file = tmp_path / "bounds.json"
     assert main(["certify", "--n", "2", "--method", "speculative", "--json", str(file)], commands=[command]) == 0
     assert json.loads(file.read_text())["bounds"]["forward"] == {"bound": "inf", "low": 0.0, "high": "inf"}
@@ -48,7 +48,7 @@ def test_an_infinite_bound_can_be_saved(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--method", "released"], "no reverse bound"),
+        (["--method", "released"], "--method = 'released': choose from smc-"),
         (["--method", "ar"], "--method = 'ar': choose from smc-"),
         (["--method", "smc-0"], "--method = 'smc-0': choose from smc-"),
         (["--method", "plain-is-4"], "--method = 'plain-is-4': choose from smc-"),

@@ -159,7 +159,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no table": (["plot", "rows.json"], "FILE = rows.json: is a comparison without its table"),
     "damaged study": (["plot", "damaged.jsonl"], "FILE = damaged.jsonl: is not a saved study"),
     "unknown column": (["plot", "s.jsonl", "--y", "joy"], "--y = 'joy': choose from particles"),
-    "no numbers": (["plot", "s.jsonl", "--y", "accuracy"], "--x = 'particles' with y = 'accuracy': no row has both"),
+    "no numbers": (["plot", "s.jsonl", "--y", "accuracy"], "--x = 'particles' with --y = 'accuracy': no row has both"),
     "unknown picture": (["plot", "s.jsonl", "--out", "a.xyz"], "--out = a.xyz: is of no known kind"),
     "bad prices": (["plot", "s.jsonl", "--cost", "1"], "--cost = 1: give two numbers"),
     "onto itself": (["plot", "s.jsonl", "--out", "s.jsonl"], "--out = s.jsonl: is FILE itself"),
