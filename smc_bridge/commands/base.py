@@ -63,8 +63,8 @@ class WholeWords(argparse.HelpFormatter):
 class LineParser(argparse.ArgumentParser):
     """An argument parser that raises `UsageError` where argparse prints a usage message and exits."""
 
-    def __init__(self, *arguments: Any, formatter_class: Any = WholeWords, **options: Any) -> None:
-        super().__init__(*arguments, formatter_class=formatter_class, **options)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **({"formatter_class": WholeWords} | options))
 
     def error(self, message: str) -> NoReturn:
         """Raise the error in the form `argument = value: remedy`.

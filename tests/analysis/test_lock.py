@@ -40,7 +40,8 @@ def test_two_studies_on_one_file(tmp_path: Path) -> None:
     child = holder(file)
     try:
         for path in (file, link):
-            with pytest.raises(ValueError, match=rf"--out = {path}: process {child.pid} on \S+ writes it at the moment"):
+            said = rf"--out = {path}: process {child.pid} on \S+ writes it at the moment; wait for it"
+            with pytest.raises(ValueError, match=said):
                 study(STUDY, path=path)
         assert not file.exists()
     finally:

@@ -130,7 +130,7 @@ MESSAGES = {
     "max_new_tokens = 0: give more": "--max-new-tokens = 0: give more",
     "set trust_remote_code = True, or dlm_tokenizer": "set --trust-remote-code, or --dlm-tokenizer",
     "proposal_temperature = 0: no": "--lane-temperatures = 0: no",
-    "--seed = 1 with window = 2 or x.window = 3, 'seed = 3'": "--seed = 1 with --window = 2 or x.window = 3, 'seed = 3'",
+    "--seed = 1, window = 2 or x.window = 3, 'seed = 3'": "--seed = 1, --window = 2 or x.window = 3, 'seed = 3'",
     "path = 'r.json' cannot be written": "--json = 'r.json' cannot be written",
     "a window of 3 tokens, max_new_tokens(x), a.max_new_tokens": "a window of 3 tokens, max_new_tokens(x), "
     "a.max_new_tokens",
