@@ -37,7 +37,7 @@ from smc_bridge.rendering import render_result
 from smc_bridge.smc.queue import Interrupted
 from smc_bridge.smc.resampling import RESAMPLERS
 from smc_bridge.tasks import lookahead_of
-from smc_bridge.trace_rendering import render_trace
+from smc_bridge.trace_rendering import render_trace, token_texts
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     out = console(sys.stdout)
     if arguments.trace:
+        result.settings["tokens"] = token_texts(result, decode=pair.decode, eos_id=pair.ar.eos_id)
         render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
     render_result(out, result, seed=arguments.seed)
     if arguments.json is not None:
