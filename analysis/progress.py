@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from smc_bridge.commands.base import console
+from smc_bridge.commands.base import console, tell
 
 #: Told how much is done, what it was, and details that only a plain line has room for.
 Show = Callable[[int, str, str], None]
@@ -20,7 +20,7 @@ def progress(total: int) -> Iterator[Show]:
     if not sys.stderr.isatty():
 
         def line(done: int, name: str, details: str) -> None:
-            print(f"{done}/{total} {name}: {details}", file=sys.stderr, flush=True)
+            tell(f"{done}/{total} {name}: {details}")
 
         yield line
         return

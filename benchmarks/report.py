@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.harness import Machine, cores
 from smc_bridge.commands.base import LineParser, check_writable, console, whole
-from smc_bridge.result import write_text
+from smc_bridge.files import write_text
 
 #: Adds a benchmark's own arguments; the second argument says whether defaults are to be those of `--quick`.
 Configure = Callable[[argparse.ArgumentParser, bool], None]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from analysis.comparison.compare import compare
 from analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
-from analysis.comparison.settings import Settings
-from analysis.comparison.store import Cell
-from analysis.comparison.table import render
-from analysis.progress import progress
 from analysis.workers import check_workers
 from smc_bridge.commands.base import (
     INTERRUPTED,
@@ -19,12 +14,20 @@ from smc_bridge.commands.base import (
     Command,
     add_w_argument,
     check_writable,
-    console,
+    deliver,
+    destination,
+    importing,
     one_of,
     positive,
+    tell,
     whole,
 )
+from smc_bridge.commands.tables import print_table
+from smc_bridge.files import is_stream, shown
 from smc_bridge.tasks import TASKS
+
+if TYPE_CHECKING:
+    from analysis.comparison.store import Cell
 
 DEFAULT_FILE = Path("runs/compare.json")
 
@@ -67,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         'needs the extra: pip install "smc-bridge[ray]" (default: 1)',
     )
     parser.add_argument(
-        "--json", type=Path, default=DEFAULT_FILE, metavar="FILE",
+        "--json", type=destination, default=DEFAULT_FILE, metavar="FILE",
         help=f"where the comparison is kept; a second call continues it (default: {DEFAULT_FILE})",
     )
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever FILE holds")
@@ -75,6 +78,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run or continue a comparison and print its table; 0, or 130 after Ctrl-C."""
+    with importing():
+        from analysis.comparison.compare import compare
+        from analysis.comparison.settings import Settings
+        from analysis.comparison.table import render
+        from analysis.progress import progress
     settings = Settings(
         task=arguments.task, n=arguments.n, methods=arguments.methods, temperature=arguments.temperature,
         weight=arguments.w, seed=arguments.seed, batch=arguments.batch,
@@ -94,17 +102,16 @@ def run(arguments: argparse.Namespace) -> int:
 
             found = compare(settings, path=path, fresh=arguments.fresh, workers=arguments.workers, report=report)
     except KeyboardInterrupt:
-        what = f"{saved} of {cells} parts are saved beside {path}" if saved else "nothing new was saved"
+        kept = saved and not is_stream(path)
+        what = f"{saved} of {cells} parts are saved beside {shown(path)}" if kept else "nothing new was saved"
         again = "the same command without --fresh" if arguments.fresh else "the same command"
-        print(f"{PROGRAM}: interrupted: {what}; {again} goes on from there", file=sys.stderr)
+        tell(f"{PROGRAM}: interrupted: {what}; {again} {'goes on from there' if kept else 'begins anew'}")
         return INTERRUPTED
-    out = console(sys.stdout)
     title = (
         f"{settings.task}: {settings.n} problems, target temperature {settings.temperature:g}, "
         f"w = {settings.weight:g}, seed {settings.seed}"
     )
-    out.print(render(found.rows, title=title))
-    out.print(f"saved as {path}", markup=False)
+    deliver(path, lambda: None, lambda out: print_table(out, render(found.rows, title=title)))
     return 0
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from analysis.comparison.cells import Decoder, Work, decoder_elsewhere, encode_prompts
 from analysis.comparison.methods import check_methods
 from analysis.comparison.settings import Settings, fingerprint
-from analysis.comparison.store import Cell, Store
+from analysis.comparison.store import Cell, open_store
 from analysis.comparison.table import Row, summarise
+from analysis.lock import holding
 from analysis.workers import check_workers, map_cells
 from models.pairs import PAIRS, Pair, load_pair
 from smc_bridge.tasks import TASKS, Task
@@ -52,7 +53,8 @@ def compare(
             except that the last bits of a float32 sum may depend on the threads of a process.
         report: told of every cell that was decoded, in the order in which cells finish.
     Raises:
-        ValueError: an argument is out of range, or the file is something else or has other settings.
+        ValueError: an argument is out of range, or the file is something else, has other settings, or is
+            being written by another process.
         FileNotFoundError: the pair's weights are not installed.
         OSError: of `map_cells`, where the cluster or a worker fails; what is done is kept.
     """
@@ -65,25 +67,25 @@ def compare(
     items = task.problems(settings.n)
     loaded = load_pair(task.pair) if pair is None else pair
     prompts = encode_prompts(loaded, task, items)
-    store = Store(path, {**settings.to_dict(), "models": fingerprint(loaded)}, fresh=fresh)
-    cells = [(name, batch) for name in settings.methods for batch in range(settings.batches)]
-    waiting = []
-    for name, batch in cells:
-        if (name, batch) not in store.cells:
-            chosen = settings.problems(batch)
-            waiting.append(Work(name, batch, tuple(items[i] for i in chosen), tuple(prompts[i] for i in chosen)))
-    if workers == 1:
-        make = partial(Decoder, settings, task, loaded)
-    else:
-        make = partial(decoder_elsewhere, settings, task, pair, PAIRS.get(task.pair))
-    del loaded  # the workers have their own
-    with closing(map_cells(make, waiting, workers=workers)) as found:
-        for _, cell in found:
-            store.add(cell)
-            if report is not None:
-                report(cell, len(store.cells), len(cells))
-    done = [store.cells[cell] for cell in cells]
-    rows = [summarise(name, [cell for cell in done if cell.method == name]) for name in settings.methods]
-    if waiting:
+    with holding(path, argument="--json"):
+        store = open_store(path, {**settings.to_dict(), "models": fingerprint(loaded)}, fresh=fresh)
+        cells = [(name, batch) for name in settings.methods for batch in range(settings.batches)]
+        waiting = []
+        for name, batch in cells:
+            if (name, batch) not in store.cells:
+                chosen = settings.problems(batch)
+                waiting.append(Work(name, batch, tuple(items[i] for i in chosen), tuple(prompts[i] for i in chosen)))
+        if workers == 1:
+            make = partial(Decoder, settings, task, loaded)
+        else:
+            make = partial(decoder_elsewhere, settings, task, pair, PAIRS.get(task.pair))
+        del loaded  # the workers have their own
+        with closing(map_cells(make, waiting, workers=workers)) as found:
+            for _, cell in found:
+                store.add(cell)
+                if report is not None:
+                    report(cell, len(store.cells), len(cells))
+        done = [store.cells[cell] for cell in cells]
+        rows = [summarise(name, [cell for cell in done if cell.method == name]) for name in settings.methods]
         store.finish({"rows": [row.to_dict() for row in rows]}, done)
     return Comparison(settings, rows, done)

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis.budget import Cost
+from analysis.prices import Cost
 from analysis.study.plan import Axes, check_axis, check_number, check_whole
 from models.tabular import ENUMERABLE
 

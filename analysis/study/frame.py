@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.budget import Cost
 from analysis.comparison.table import per_token
+from analysis.prices import Cost
 from analysis.study.config import Block, TabularPoint
 from analysis.study.figures import FORWARDS, Record
 from analysis.study.plan import SETTING_COLUMNS

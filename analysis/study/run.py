@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.lock import holding
 from analysis.progress import progress
 from analysis.study.cells import Runner, build_sampler
 from analysis.study.config import Config, Prompts
@@ -52,7 +53,8 @@ def study(
     Returns:
         A data frame (`analysis.study.frame`).
     Raises:
-        ValueError: an argument is out of range, or the file is something else or has other settings.
+        ValueError: an argument is out of range, or the file is something else, has other settings, or is being written by
+            another process.
         FileNotFoundError: the pair's weights are not installed.
         ImportError: pandas is not installed.
         OSError: of `map_cells`, where the cluster or a worker fails; what is done is kept.
@@ -64,21 +66,23 @@ def study(
     plan = cells(chosen)
     loaded = load_problems(chosen.source, pair=pair, task=problems)
     check_samplers(chosen, loaded, own)
-    store = Rows(None if path is None else Path(path), chosen, loaded, plan, own, fresh=fresh)
-    waiting = [work for work in plan if cell_key(work.key()) not in store.records]
-    if workers == 1:
-        load: Callable[[], Problems] = partial(_given, loaded)
-    else:
-        known = find_task(chosen.source, problems) if isinstance(chosen.source, Prompts) else None
-        entry = None if known is None else PAIRS.get(known.pair)
-        load = partial(load_elsewhere, chosen.source, pair, known, entry)
-    del loaded  # the workers have their own
-    with closing(map_cells(partial(Runner, chosen, load, own), waiting, workers=workers)) as found:
-        if show and waiting:
-            with progress(len(plan)) as tell:
-                store.take(found, lambda record, done, total: _both(report, tell, record, done, total))
+    file = None if path is None else Path(path)
+    with holding(file, argument="--out"):
+        store = Rows(file, chosen, loaded, plan, own, fresh=fresh)
+        waiting = [work for work in plan if cell_key(work.key()) not in store.records]
+        if workers == 1:
+            load: Callable[[], Problems] = partial(_given, loaded)
         else:
-            store.take(found, report)
+            known = find_task(chosen.source, problems) if isinstance(chosen.source, Prompts) else None
+            entry = None if known is None else PAIRS.get(known.pair)
+            load = partial(load_elsewhere, chosen.source, pair, known, entry)
+        del loaded  # the workers have their own
+        with closing(map_cells(partial(Runner, chosen, load, own), waiting, workers=workers)) as found:
+            if show and waiting:
+                with progress(len(plan)) as tell:
+                    store.take(found, lambda record, done, total: _both(report, tell, record, done, total))
+            else:
+                store.take(found, report)
     return to_frame([store.records[cell_key(work.key())] for work in plan], chosen.cost)
 
 

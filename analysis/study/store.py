@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.budget import Cost
 from analysis.comparison.settings import fingerprint
 from analysis.journal import Journal
+from analysis.prices import Cost
 from analysis.study import identity
 from analysis.study.cells import Work
 from analysis.study.checks import is_record

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.pairs import Pair
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -15,11 +14,14 @@ from smc_bridge.commands.base import (
     UsageError,
     add_w_argument,
     check_writable,
-    console,
+    deliver,
+    destination,
+    importing,
     mass,
     one_of,
     positive,
     positives,
+    tell,
     whole,
 )
 from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
@@ -28,16 +30,21 @@ from smc_bridge.commands.options import (
     KERNELS,
     NODES,
     PRESETS,
+    RESAMPLERS,
     TRIGGERS,
     Options,
     build_sampler,
     check_options,
 )
-from smc_bridge.rendering import render_result
-from smc_bridge.smc.queue import Interrupted
-from smc_bridge.smc.resampling import RESAMPLERS
+from smc_bridge.files import is_stream, shown
 from smc_bridge.tasks import lookahead_of
-from smc_bridge.trace_rendering import render_trace, token_texts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from models.pairs import Pair
+    from smc_bridge.result import Result
+    from smc_bridge.smc.queue import Interrupted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +75,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="T", help="length limit (default: 128)")
     run.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
-    run.add_argument("--json", type=Path, metavar="FILE", help="save the result")
+    run.add_argument(
+        "--json", type=destination, metavar="FILE",
+        help="save the result; - is standard output, tables then go to standard error",
+    )
     run.add_argument("--trace", action="store_true", help="show every step: drafts, what became of them, lane weights")
 
 
@@ -97,6 +107,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"PROMPT = {arguments.prompt!r}: is empty; give a text")
     if arguments.json is not None:
         check_writable(arguments.json, "--json")
+    with importing():
+        from smc_bridge.rendering import render_result
+        from smc_bridge.result import Result
+        from smc_bridge.smc.queue import Interrupted
+        from smc_bridge.trace_rendering import render_trace, token_texts
+    if arguments.json is not None:
+        _refuse_other(arguments.json, Result)
     pair = load_models(arguments)
     if options.lookahead is None:
         options = replace(options, lookahead=lookahead_of(pair_name(arguments)))
@@ -108,17 +125,35 @@ def run(arguments: argparse.Namespace) -> int:
             [prompt.tolist()], seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace
         )
     except Interrupted as interrupt:
-        print(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}", file=sys.stderr)
+        tell(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}")
         return INTERRUPTED
-    out = console(sys.stdout)
     if arguments.trace:
         result.settings["tokens"] = token_texts(result, decode=pair.decode, eos_id=pair.ar.eos_id)
-        render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
-    render_result(out, result, seed=arguments.seed)
-    if arguments.json is not None:
+
+    def save() -> None:
         result.save(arguments.json)
-        out.print(f"saved as {arguments.json}", markup=False)
+
+    def show(out: Console) -> None:
+        if arguments.trace:
+            render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
+        render_result(out, result, seed=arguments.seed)
+
+    deliver(arguments.json, save, show)
     return 0
+
+
+def _refuse_other(path: Path, kind: type[Result]) -> None:
+    """Refuse to overwrite a file with something in it that is no result.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    if is_stream(path) or not path.exists() or path.stat().st_size == 0:
+        return
+    try:
+        kind.load(path)
+    except ValueError as error:
+        raise UsageError(f"--json = {shown(path)}: is not a saved result; give another file") from error
 
 
 def _save_partial(interrupt: Interrupted, path: Path | None) -> str:
@@ -130,7 +165,7 @@ def _save_partial(interrupt: Interrupted, path: Path | None) -> str:
     result = interrupt.results[0]
     result.save(path)
     done = f"{result.tokens:.1f} tokens in {len(result.trace)} steps"
-    return f": the partial result ({done}, complete = False) is saved as {path}"
+    return f": the partial result ({done}, complete = False) is saved as {shown(path)}"
 
 
 command = Command(

@@ -6,10 +6,13 @@ A model that is not named is that of the embedded pair, so `--ar NAME` alone ask
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from models.conventions import OVERRIDES
-from models.pairs import Pair, load_pair
-from smc_bridge.commands.base import UsageError, one_of, whole
+from smc_bridge.commands.base import UsageError, importing, one_of, whole
+
+if TYPE_CHECKING:
+    from models.pairs import Pair
 
 #: Pair, and each model, unless it is named.
 EMBEDDED = "arithmetic"
@@ -59,6 +62,8 @@ def load_models(arguments: argparse.Namespace) -> Pair:
     Raises:
         UsageError: arguments contradict each other. ValueError, FileNotFoundError: as `load_pair`.
     """
+    with importing():
+        from models.pairs import load_pair
     place = {name: getattr(arguments, name) for name in ("dtype", "device", "dlm_cache", "max_logit_bytes")}
     own = {name: getattr(arguments, name) for name in OWN}
     if name := pair_name(arguments):
@@ -68,4 +73,11 @@ def load_models(arguments: argparse.Namespace) -> Pair:
         return load_pair(name, **place)
     if arguments.pair is not None:
         raise UsageError(f"--pair = {arguments.pair} with --dlm or --ar: give either a pair or two models")
-    return load_pair(arguments.dlm or EMBEDDED, arguments.ar or EMBEDDED, **place, **own)
+    if arguments.ar is None:
+        raise UsageError(
+            f"--dlm = {arguments.dlm} without --ar: give the autoregressive model of your pair too, with --ar NAME"
+        )
+    with importing():
+        from transformers.utils import logging
+    logging.disable_progress_bar()  # standard error is for one-line errors and our own progress
+    return load_pair(arguments.dlm or EMBEDDED, arguments.ar, **place, **own)

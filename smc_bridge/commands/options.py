@@ -8,30 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from models.pairs import Pair
-from smc_bridge import presets
+import smc_bridge
 from smc_bridge.commands.base import UsageError
-from smc_bridge.distributions.intermediate import (
-    Chernoff,
-    Defensive,
-    Intermediate,
-    Mixture,
-    PowerMean,
-    ProductOfExperts,
-    Proposal,
-    Target,
-)
-from smc_bridge.kernels.block_verification import BlockVerification
-from smc_bridge.kernels.gumbel import GumbelCoupling
-from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic
-from smc_bridge.kernels.protocol import Kernel
-from smc_bridge.kernels.rejection import Rejection
-from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import RESAMPLERS
-from smc_bridge.smc.weights import EssBelow, Trigger, always, never
+
+if TYPE_CHECKING:
+    from models.pairs import Pair
+    from smc_bridge.smc.weights import Trigger
+
+# What has a name here is imported when it is made, so that the names can be shown without it (`smc_bridge.exports`).
 
 Method = Literal["smc", "paper", "released", "speculative", "plain-is", "tree-walk"]
 
@@ -39,27 +25,37 @@ Method = Literal["smc", "paper", "released", "speculative", "plain-is", "tree-wa
 NODES = 128
 
 #: Kernels by name; each is made with the budget of nodes, which only the tree walk reads.
-KERNELS: dict[str, Callable[[int], Kernel]] = {
-    "rejection": lambda nodes: Rejection(),
-    "block": lambda nodes: BlockVerification(),
-    "gumbel": lambda nodes: GumbelCoupling(),
-    "tree": TreeWalk,
-    "accept-all": lambda nodes: AcceptAll(),
+KERNELS: dict[str, Callable[[int], smc_bridge.Kernel]] = {
+    "rejection": lambda nodes: smc_bridge.Rejection(),
+    "block": lambda nodes: smc_bridge.BlockVerification(),
+    "gumbel": lambda nodes: smc_bridge.GumbelCoupling(),
+    "tree": lambda nodes: smc_bridge.TreeWalk(nodes),
+    "accept-all": lambda nodes: smc_bridge.AcceptAll(),
 }
 
 #: Intermediates by name; each is made with w, which not every one reads.
-INTERMEDIATES: dict[str, Callable[[float], Intermediate]] = {
-    "poe": ProductOfExperts,
-    "mixture": Mixture,
-    "power-mean": lambda w: PowerMean(w=w),
-    "chernoff": lambda w: Chernoff(),
-    "defensive": lambda w: Defensive(ProductOfExperts(w)),
-    "proposal": lambda w: Proposal(),
-    "target": lambda w: Target(),
+INTERMEDIATES: dict[str, Callable[[float], smc_bridge.Intermediate]] = {
+    "poe": lambda w: smc_bridge.ProductOfExperts(w),
+    "mixture": lambda w: smc_bridge.Mixture(w),
+    "power-mean": lambda w: smc_bridge.PowerMean(w=w),
+    "chernoff": lambda w: smc_bridge.Chernoff(),
+    "defensive": lambda w: smc_bridge.Defensive(smc_bridge.ProductOfExperts(w)),
+    "proposal": lambda w: smc_bridge.Proposal(),
+    "target": lambda w: smc_bridge.Target(),
 }
 WITHOUT_W = ("chernoff", "proposal", "target")
 
-TRIGGERS: dict[str, Trigger] = {"ess": EssBelow(), "always": always, "never": never}
+RESAMPLERS: dict[str, Callable[[], smc_bridge.Resampler]] = {
+    "multinomial": lambda: smc_bridge.Multinomial(),
+    "stratified": lambda: smc_bridge.Stratified(),
+    "systematic": lambda: smc_bridge.Systematic(),
+    "residual": lambda: smc_bridge.Residual(),
+    "ssp": lambda: smc_bridge.SSP(),
+}
+
+TRIGGERS: dict[str, Callable[[], Trigger]] = {
+    "ess": lambda: smc_bridge.EssBelow(), "always": lambda: smc_bridge.always, "never": lambda: smc_bridge.never,
+}
 
 #: What a preset is about, and so may not be changed.
 FIXED_KERNEL = {"plain-is": "accept-all", "tree-walk": "tree"}
@@ -167,7 +163,7 @@ def check_options(options: Options) -> None:
         _refuse("resampler", options.resampler, "with --trigger = never is not used: leave one of them out")
 
 
-def build_sampler(pair: Pair, options: Options) -> Sampler:
+def build_sampler(pair: Pair, options: Options) -> smc_bridge.Sampler:
     """The sampler that the options describe.
 
     Raises:
@@ -180,7 +176,7 @@ def build_sampler(pair: Pair, options: Options) -> Sampler:
     }
     arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.method == "released":
-        return presets.released(pair, **arguments)
+        return smc_bridge.released(pair, **arguments)
     if options.lane_temperatures is not None:
         arguments |= {"lanes": options.lane_count, "proposal_temperature": list(options.lane_temperatures)}
     if options.intermediate_name != "poe" and options.method not in FIXED_INTERMEDIATE:
@@ -194,23 +190,29 @@ def build_sampler(pair: Pair, options: Options) -> Sampler:
     if options.resampler is not None:
         arguments["resampler"] = RESAMPLERS[options.resampler]()
     if options.trigger is not None:
-        arguments["trigger"] = TRIGGERS[options.trigger]
+        arguments["trigger"] = TRIGGERS[options.trigger]()
     if options.balance:
-        arguments["weight"] = BalanceHeuristic()
+        arguments["weight"] = smc_bridge.BalanceHeuristic()
     return PRESETS[options.method](pair, **arguments)
 
 
-def _kernel(options: Options) -> Kernel:
+def _kernel(options: Options) -> smc_bridge.Kernel:
     """The kernel that is named; a tree ranks as that of the preset where all lanes have one temperature."""
     assert options.kernel is not None
     nodes = options.nodes or NODES
     if options.kernel == "tree" and options.lane_temperatures is None and options.method != "paper":
-        return presets.tree_kernel(nodes, proposal_temperature=options.temperature)
+        from smc_bridge.presets import tree_kernel
+
+        return tree_kernel(nodes, proposal_temperature=options.temperature)
     return KERNELS[options.kernel](nodes)
 
 
 #: Presets by the names of the command line.
-PRESETS: dict[str, Callable[..., Sampler]] = {
-    "smc": presets.smc, "paper": presets.paper, "released": presets.released, "speculative": presets.speculative,
-    "plain-is": presets.plain_is, "tree-walk": presets.tree_walk,
+PRESETS: dict[str, Callable[..., smc_bridge.Sampler]] = {
+    "smc": lambda *given, **options: smc_bridge.smc(*given, **options),
+    "paper": lambda *given, **options: smc_bridge.paper(*given, **options),
+    "released": lambda *given, **options: smc_bridge.released(*given, **options),
+    "speculative": lambda *given, **options: smc_bridge.speculative(*given, **options),
+    "plain-is": lambda *given, **options: smc_bridge.plain_is(*given, **options),
+    "tree-walk": lambda *given, **options: smc_bridge.tree_walk(*given, **options),
 }

@@ -18,12 +18,12 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 
-from analysis.budget import Cost, Unit
 from analysis.commands.plot import command as plot_command
 from analysis.commands.study import command as study_command
 from analysis.comparison import DEFAULT_METHODS, Row, Settings, compare
 from analysis.plots import plot_trace_grid
 from analysis.plots.labels import LABELS, label
+from analysis.prices import Cost, Unit
 from analysis.study import Config, load_study, pool, study
 from analysis.study.config import Block
 from analysis.study.drawing import plot_lines, plot_study

@@ -18,8 +18,9 @@ from models import pairs
 from models.pairs import Pair, load_pair
 from models.tabular import TabularCausalSession
 from smc_bridge import Result, Sampler, presets
-from smc_bridge.cli import declared, main
+from smc_bridge.cli import main
 from smc_bridge.commands.options import INTERMEDIATES, KERNELS, PRESETS, TRIGGERS, Options, build_sampler
+from smc_bridge.commands.plugins import declared
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.rendering import accepted_lengths, render_result
 from smc_bridge.smc.resampling import RESAMPLERS

@@ -12,8 +12,9 @@ import pytest
 
 from models import pairs
 from smc_bridge import Sampler
-from smc_bridge.cli import build_parser, main
+from smc_bridge.cli import main
 from smc_bridge.commands.decode import command
+from smc_bridge.commands.dispatch import build_parser
 from smc_bridge.commands.options import (
     INTERMEDIATES,
     KERNELS,
