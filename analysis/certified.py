@@ -1,4 +1,4 @@
-"""The runs behind `smc-bridge certify` in parts, a few prompts each, that are kept as they are done (`analysis.store`).
+"""The runs behind `smc-bridge certify`, in parts of a few prompts, which are kept as they are done (`analysis.store`).
 
 The draws of a prompt depend on the seed and on the prompt only, so that runs which were interrupted and continued give
 the bounds of a single go.
@@ -60,9 +60,12 @@ class Runs:
 
     def bounds(
         self, sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int, max_new_tokens: int, batch: int,
-        level: float, report: Report | None,
+        level: float, report: Report | None, ids: Sequence[str | None] = (),
     ) -> Bidirectional:
-        """Both bounds, after the parts that are missing were run, `batch` prompts in each; see `bidirectional`."""
+        """Both bounds, after the parts that are missing were run, `batch` prompts in each; see `bidirectional`.
+
+        `ids`, if there are any, name the prompts in what is saved: `settings["id"]` of their runs.
+        """
         parts = range(-(-len(prompts) // batch))
         for index in parts:
             if index in self.store.cells:
@@ -73,6 +76,9 @@ class Runs:
                 sampler, prompts[start : start + batch], seed=seed, max_new_tokens=max_new_tokens, batch=batch,
                 report=told,
             )
+            for runs in (free, retained):
+                for run, name in zip(runs, ids[start : start + batch], strict=False):
+                    run.settings.update({} if name is None else {"id": name})
             self.store.add(Part(index, *([replace(run, trace=[]) for run in runs] for runs in (free, retained))))
         done = [self.store.cells[index] for index in parts]
         return both_bounds(

@@ -18,20 +18,22 @@ from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
     Command,
+    UsageError,
     add_w_argument,
     check_writable,
     console,
     deliver,
     destination,
     importing,
-    one_of,
     positive,
     tell,
     whole,
 )
+from smc_bridge.commands.models import add_model_arguments
+from smc_bridge.commands.prompts import add_task_arguments, count_of, task_and_models
 from smc_bridge.commands.tables import print_table
 from smc_bridge.files import is_stream, shown
-from smc_bridge.tasks import TASKS
+from smc_bridge.tasks import encode_prompts
 
 if TYPE_CHECKING:
     from analysis.bounds import TokenBound
@@ -39,8 +41,10 @@ if TYPE_CHECKING:
     from smc_bridge.certificate import Certificate
 
 
-#: Arguments that the runs depend on.
-DECISIVE = ("task", "n", "method", "temperature", "w", "seed", "batch")
+#: Problems of a task unless they are given.
+PROBLEMS = 100
+#: Arguments that the runs depend on, besides prompts and models.
+DECISIVE = ("method", "temperature", "w", "seed", "batch")
 
 
 def _level(text: str) -> float:
@@ -63,8 +67,8 @@ def _method(text: str) -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `certify`."""
-    parser.add_argument("--task", type=one_of(TASKS), default="arithmetic", metavar="NAME", help=", ".join(TASKS))
-    parser.add_argument("--n", type=whole(2), default=100, help="problems, the first ones of the task (default: 100)")
+    add_task_arguments(parser, n=PROBLEMS, least=2)
+    add_model_arguments(parser)
     parser.add_argument(
         "--method", type=_method, default="smc-4", metavar="NAME",
         help=f"a properly weighted method as `compare` names it: {KNOWN_PROPER} (default: smc-4); it runs with "
@@ -89,30 +93,36 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(path, "--json", make_folder=True)
     with importing():
         from analysis.certified import Runs
-        from analysis.comparison.settings import fingerprint
+        from analysis.comparison.settings import fingerprint, problems_fingerprint
         from analysis.lock import holding
-        from models.pairs import load_pair
-    task = TASKS[arguments.task]
-    pair = load_pair(task.pair)
+    task, models = task_and_models(arguments)
+    n = count_of(arguments, task, PROBLEMS)
+    items = task.problems(n)
+    if n < 2:
+        raise UsageError(f"--prompts = {arguments.prompts}: has 1 prompt; an interval needs at least 2")
+    pair = models.load()
     sampler = make_sampler(arguments.method, pair, task, temperature=arguments.temperature, weight=arguments.w)
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(arguments.n)]
-    settings = {name: getattr(arguments, name) for name in DECISIVE} | {"models": fingerprint(pair)}
+    prompts = encode_prompts(pair, task, items)
+    settings = {
+        "task": task.name, "n": n, **{name: getattr(arguments, name) for name in DECISIVE}, "pair": models.identity,
+        "models": fingerprint(pair), "problems": problems_fingerprint(task, items, prompts),
+    }
     title = (
-        f"{arguments.method} on {arguments.n} problems of {task.name}, target temperature "
+        f"{arguments.method} on {n} problems of {task.name}, target temperature "
         f"{arguments.temperature:g}, w = {arguments.w:g}, seed {arguments.seed}"
     )
     with holding(path, argument="--json"):
         runs = Runs(path, settings, fresh=arguments.fresh)
         try:
-            with _progress(arguments.n) as report:
+            with _progress(n) as report:
                 found = runs.bounds(
                     sampler, prompts, seed=arguments.seed, max_new_tokens=task.max_new_tokens, level=arguments.level,
-                    batch=arguments.batch, report=report,
+                    batch=arguments.batch, ids=[item.id for item in items], report=report,
                 )
         except KeyboardInterrupt:
             done = len(runs.store.cells)
             kept = done and path is not None and not is_stream(path)
-            what = f"{done} of {-(-arguments.n // arguments.batch)} parts are saved beside {shown(path or '')}; the " \
+            what = f"{done} of {-(-n // arguments.batch)} parts are saved beside {shown(path or '')}; the " \
                 "same command without --fresh goes on from there" if kept else "nothing was saved"
             tell(f"{PROGRAM}: interrupted: {what}")
             return INTERRUPTED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.workers import check_workers
 from smc_bridge.commands.base import (
@@ -18,8 +19,14 @@ from smc_bridge.commands.base import (
     tell,
     whole,
 )
+from smc_bridge.commands.models import MODEL_OPTIONS, Models, add_model_arguments, is_given
+from smc_bridge.commands.prompts import add_prompts_arguments, count_of, described, task_and_models
 from smc_bridge.commands.tables import print_table
 from smc_bridge.files import is_stream, shown
+from smc_bridge.tasks import Task
+
+if TYPE_CHECKING:
+    from analysis.study.config import Config
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,16 +42,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         '"smc-bridge[ray]" (default: 1)',
     )
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever study FILE holds")
+    group = parser.add_argument_group("prompts", "in place of the [task] that CONFIG.toml names")
+    add_prompts_arguments(group)
+    group.add_argument("--max-new-tokens", type=whole(1), metavar="T", help="length limit of a task (default: its own)")
+    add_model_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run or continue a study and print its summary; 0, or 130 after Ctrl-C."""
     with importing():
-        from analysis.study.config import Config
         from analysis.study.run import study
         from analysis.study.store import cells
         from analysis.study.table import render
-    config = Config.from_toml(arguments.config)
+    config, task, models = sources(arguments)
     check_workers(arguments.workers, name="--workers")
     path: Path = arguments.out or Path("runs") / f"{arguments.config.stem}.jsonl"
     check_writable(path, "--out", make_folder=True)
@@ -56,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         frame = study(
-            config, path=path, fresh=arguments.fresh, workers=arguments.workers, report=report, show=True
+            config, path=path, fresh=arguments.fresh, workers=arguments.workers, pair=models, problems=task,
+            report=report, show=True,
         )
     except KeyboardInterrupt:
         kept = saved and not is_stream(path)
@@ -66,9 +77,36 @@ def run(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     except ImportError as error:
         raise UsageError(str(error)) from error
-    title = f"{arguments.config.name}: {len(frame)} rows, pooled over seeds and prompts"
+    prompts = "" if arguments.prompts is None or task is None else f" on {described(task)}"
+    title = f"{arguments.config.name}{prompts}: {len(frame)} rows, pooled over seeds and prompts"
     deliver(path, lambda: None, lambda out: print_table(out, render(frame, title=title)))
     return 0
+
+
+def sources(arguments: argparse.Namespace) -> tuple[Config, Task | None, Models | None]:
+    """The configuration, and the task and the models that the arguments put in the place of its own.
+
+    Raises:
+        UsageError: arguments contradict each other or the configuration. ValueError: a file is not as it should be.
+    """
+    with importing():
+        from analysis.study.config import Config, Prompts
+        from analysis.study.sources import find_task
+    if arguments.prompts is not None:
+        task, models = task_and_models(arguments)
+        named = {"name": task.name, "n": count_of(arguments, task, 0)}
+        return Config.from_toml(arguments.config, prompts=named), task, models
+    config = Config.from_toml(arguments.config)
+    if isinstance(config.source, Prompts):
+        arguments.task = find_task(config.source, None).name
+        return config, *task_and_models(arguments)
+    for name in (*MODEL_OPTIONS, "grader", "max_new_tokens"):
+        if is_given(getattr(arguments, name)):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for prompts, and {arguments.config} has tabular models: give it a "
+                "[task], or give --prompts"
+            )
+    return config, None, None
 
 
 command = Command("study", "Run a Cartesian experiment over samplers, models and seeds.", configure, run)

@@ -17,11 +17,12 @@ from smc_bridge.commands.base import (
     deliver,
     destination,
     importing,
-    one_of,
     positive,
     tell,
     whole,
 )
+from smc_bridge.commands.models import add_model_arguments
+from smc_bridge.commands.prompts import add_task_arguments, count_of, described, task_and_models
 from smc_bridge.commands.tables import print_table
 from smc_bridge.files import is_stream, shown
 from smc_bridge.tasks import TASKS
@@ -29,6 +30,8 @@ from smc_bridge.tasks import TASKS
 if TYPE_CHECKING:
     from analysis.comparison.store import Cell
 
+#: Problems of a task unless they are given.
+PROBLEMS = 200
 DEFAULT_FILE = Path("runs/compare.json")
 
 
@@ -54,8 +57,8 @@ def _limits() -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `compare`."""
-    parser.add_argument("--task", type=one_of(TASKS), default="arithmetic", metavar="NAME", help=", ".join(TASKS))
-    parser.add_argument("--n", type=whole(1), default=200, help="problems, the first ones of the task (default: 200)")
+    add_task_arguments(parser, n=PROBLEMS)
+    add_model_arguments(parser)
     parser.add_argument(
         "--methods", type=method_names, default=DEFAULT_METHODS, metavar="a,b,..",
         help=f"of {KNOWN} (default: {', '.join(DEFAULT_METHODS)}). {_limits()}",
@@ -83,9 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
         from analysis.comparison.settings import Settings
         from analysis.comparison.table import render
         from analysis.progress import progress
+    task, pair = task_and_models(arguments)
     settings = Settings(
-        task=arguments.task, n=arguments.n, methods=arguments.methods, temperature=arguments.temperature,
-        weight=arguments.w, seed=arguments.seed, batch=arguments.batch,
+        task=task.name, n=count_of(arguments, task, PROBLEMS), methods=arguments.methods,
+        temperature=arguments.temperature, weight=arguments.w, seed=arguments.seed, batch=arguments.batch,
     )
     check_workers(arguments.workers, name="--workers")
     path: Path = arguments.json
@@ -100,7 +104,10 @@ def run(arguments: argparse.Namespace) -> int:
                 saved = done
                 show(done, cell.method, f"{len(cell.outcomes)} problems in {cell.seconds:.1f} s")
 
-            found = compare(settings, path=path, fresh=arguments.fresh, workers=arguments.workers, report=report)
+            found = compare(
+                settings, path=path, fresh=arguments.fresh, pair=pair, task=task, workers=arguments.workers,
+                report=report,
+            )
     except KeyboardInterrupt:
         kept = saved and not is_stream(path)
         what = f"{saved} of {cells} parts are saved beside {shown(path)}" if kept else "nothing new was saved"
@@ -108,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         tell(f"{PROGRAM}: interrupted: {what}; {again} {'goes on from there' if kept else 'begins anew'}")
         return INTERRUPTED
     title = (
-        f"{settings.task}: {settings.n} problems, target temperature {settings.temperature:g}, "
+        f"{described(task)}: {settings.n} problems, target temperature {settings.temperature:g}, "
         f"w = {settings.weight:g}, seed {settings.seed}"
     )
     deliver(path, lambda: None, lambda out: print_table(out, render(found.rows, title=title)))

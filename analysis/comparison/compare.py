@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from analysis.comparison.cells import Decoder, Work, decoder_elsewhere, encode_prompts
+from analysis.comparison.cells import Decoder, Work, decoder_elsewhere
 from analysis.comparison.methods import check_methods
-from analysis.comparison.settings import Settings, fingerprint
+from analysis.comparison.settings import Settings, fingerprint, problems_fingerprint
 from analysis.comparison.store import Cell, open_store
 from analysis.comparison.table import Row, summarise
 from analysis.lock import holding
 from analysis.workers import check_workers, map_cells
 from models.pairs import PAIRS, Pair, load_pair
-from smc_bridge.tasks import TASKS, Task
+from smc_bridge.commands.models import Models
+from smc_bridge.tasks import TASKS, Task, encode_prompts
 
 #: Told of every finished cell, with how many are done and how many there are.
 Report = Callable[[Cell, int, int], None]
@@ -38,7 +39,7 @@ class Comparison:
 
 
 def compare(
-    settings: Settings, *, path: Path | None = None, fresh: bool = False, pair: Pair | None = None,
+    settings: Settings, *, path: Path | None = None, fresh: bool = False, pair: Pair | Models | None = None,
     task: Task | None = None, workers: int = 1, report: Report | None = None,
 ) -> Comparison:
     """Run, or continue, a comparison.
@@ -47,7 +48,7 @@ def compare(
         settings: see `Settings`.
         path: file that holds the comparison; unfinished work is kept beside it. None keeps nothing.
         fresh: start anew, whatever the files hold.
-        pair: models; by default the task's.
+        pair: models, or what loads them (every worker its own); by default the task's.
         task: problems and grading; by default the one that the settings name.
         workers: processes (`analysis.workers`), each with its own copy of the models. They do not enter the figures,
             except that the last bits of a float32 sum may depend on the threads of a process.
@@ -65,10 +66,14 @@ def compare(
             raise ValueError(f"task = {settings.task!r}: choose from {', '.join(TASKS)}")
         task = TASKS[settings.task]
     items = task.problems(settings.n)
-    loaded = load_pair(task.pair) if pair is None else pair
+    loaded = load_pair(task.pair) if pair is None else pair.load() if isinstance(pair, Models) else pair
     prompts = encode_prompts(loaded, task, items)
     with holding(path, argument="--json"):
-        store = open_store(path, {**settings.to_dict(), "models": fingerprint(loaded)}, fresh=fresh)
+        header = {
+            **settings.to_dict(), "pair": pair.identity if isinstance(pair, Models) else "",
+            "models": fingerprint(loaded), "problems": problems_fingerprint(task, items, prompts),
+        }
+        store = open_store(path, header, fresh=fresh)
         cells = [(name, batch) for name in settings.methods for batch in range(settings.batches)]
         waiting = []
         for name, batch in cells:

@@ -19,9 +19,9 @@ class Outcome:
     """One problem under one method.
 
     Attributes:
-        problem: its index in the task.
+        problem, id: its index in the task, and its name in a file of prompts.
         text: the decoded answer; for a weighted method one draw from the weights. None if every weight was zero.
-        correct: whether it is right.
+        correct: whether it is right; None where no answer is known.
         tokens: mean length of the particles.
         dlm_forwards, ar_forwards: model calls that served the problem.
         log_evidence: `log Z_hat`, nats; None for methods that are not properly weighted.
@@ -30,12 +30,13 @@ class Outcome:
 
     problem: int
     text: str | None
-    correct: bool
+    correct: bool | None
     tokens: float
     dlm_forwards: int
     ar_forwards: int
     log_evidence: float | None
     ess: float | None
+    id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from analysis.study.sources import Problems, find_task, load_elsewhere, load_pro
 from analysis.study.store import Report, Rows, cell_key, cells
 from analysis.workers import check_workers, map_cells
 from models.pairs import PAIRS, Pair
+from smc_bridge.commands.models import Models
 from smc_bridge.tasks import Task
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 def study(
     config: Config | Mapping[str, Any] | str | Path | None = None, *, path: str | Path | None = None,
-    fresh: bool = False, workers: int = 1, pair: Pair | None = None, problems: Task | None = None,
+    fresh: bool = False, workers: int = 1, pair: Pair | Models | None = None, problems: Task | None = None,
     custom: Mapping[str, MakeIntermediate] | None = None, report: Report | None = None, show: bool = False,
     **arguments: Any,
 ) -> pd.DataFrame:
@@ -46,7 +47,8 @@ def study(
             of your own were others is refused. None keeps nothing.
         fresh: start anew, whatever study the file holds.
         workers: processes (`analysis.workers`).
-        pair, problems: models and a task of your own instead of those that `[task]` names.
+        pair, problems: models (or their names, which every worker loads) and a task of your own instead of those that
+            `[task]` names.
         custom: intermediates of your own, name -> function of w, which `intermediates` may then list.
         report: told of every cell that was run, in the order in which cells finish.
         show: progress on standard error.

@@ -1,4 +1,4 @@
-"""`smc-bridge decode PROMPT`: decode one prompt, and show its weighted particles, evidence and diagnostics."""
+"""`smc-bridge decode PROMPT`: decode a prompt, and show its weighted particles, evidence and diagnostics."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from smc_bridge.commands.base import (
     tell,
     whole,
 )
+from smc_bridge.commands.decode_file import BATCH, refuse_other, run_file
 from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
 from smc_bridge.commands.options import (
     INTERMEDIATES,
@@ -36,20 +37,24 @@ from smc_bridge.commands.options import (
     build_sampler,
     check_options,
 )
-from smc_bridge.files import is_stream, shown
+from smc_bridge.commands.prompts import add_prompts_arguments
+from smc_bridge.files import shown
 from smc_bridge.tasks import lookahead_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from models.pairs import Pair
-    from smc_bridge.result import Result
     from smc_bridge.smc.queue import Interrupted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `decode`."""
-    parser.add_argument("prompt", metavar="PROMPT", help="text to continue, in quotes")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="text to continue, in quotes")
+    prompts = parser.add_argument_group("prompts", "in place of PROMPT, those of a file")
+    add_prompts_arguments(prompts)
+    prompts.add_argument("--n", type=whole(1), help="how many, the first ones (default: all)")
+    prompts.add_argument("--batch", type=whole(1), help=f"how many are decoded together (default: {BATCH})")
     add_model_arguments(parser)
     method = parser.add_argument_group("method", "what is not given is the method's own")
 
@@ -103,6 +108,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Decode and print; returns the exit code."""
     options = Options(**{item.name: getattr(arguments, item.name) for item in fields(Options)})
     check_options(options)
+    if arguments.prompts is not None:
+        if arguments.prompt is not None:
+            raise UsageError("PROMPT with --prompts: give one of them")
+        return run_file(arguments, options)
+    for name in ("grader", "n", "batch"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name} = {getattr(arguments, name)} is for a file of prompts: give --prompts too")
+    if arguments.prompt is None:
+        raise UsageError(f"PROMPT is missing: give it, or --prompts FILE.jsonl, see `{PROGRAM} decode --help`")
     if not arguments.prompt.strip():
         raise UsageError(f"PROMPT = {arguments.prompt!r}: is empty; give a text")
     if arguments.json is not None:
@@ -111,9 +125,9 @@ def run(arguments: argparse.Namespace) -> int:
         from smc_bridge.rendering import render_result
         from smc_bridge.result import Result
         from smc_bridge.smc.queue import Interrupted
-        from smc_bridge.trace_rendering import render_trace
+        from smc_bridge.trace_rendering import render_trace, token_texts
     if arguments.json is not None:
-        _refuse_other(arguments.json, Result)
+        refuse_other(arguments.json, Result.load)
     pair = load_models(arguments)
     if options.lookahead is None:
         options = replace(options, lookahead=lookahead_of(pair_name(arguments)))
@@ -127,6 +141,8 @@ def run(arguments: argparse.Namespace) -> int:
     except Interrupted as interrupt:
         tell(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}")
         return INTERRUPTED
+    if arguments.trace:
+        result.settings["tokens"] = token_texts(result, decode=pair.decode, eos_id=pair.ar.eos_id)
 
     def save() -> None:
         result.save(arguments.json)
@@ -138,20 +154,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     deliver(arguments.json, save, show)
     return 0
-
-
-def _refuse_other(path: Path, kind: type[Result]) -> None:
-    """Refuse to overwrite a file with something in it that is no result.
-
-    Raises:
-        UsageError: naming the file.
-    """
-    if is_stream(path) or not path.exists() or path.stat().st_size == 0:
-        return
-    try:
-        kind.load(path)
-    except ValueError as error:
-        raise UsageError(f"--json = {shown(path)}: is not a saved result; give another file") from error
 
 
 def _save_partial(interrupt: Interrupted, path: Path | None) -> str:
@@ -167,5 +169,6 @@ def _save_partial(interrupt: Interrupted, path: Path | None) -> str:
 
 
 command = Command(
-    "decode", "Decode one prompt and show its weighted particles, evidence and diagnostics.", configure, run
+    "decode", "Decode a prompt, or those of a file, and show weighted particles, evidence and diagnostics.", configure,
+    run,
 )

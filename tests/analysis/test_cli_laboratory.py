@@ -10,27 +10,42 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 from analysis.commands.plot import command as plot_command
 from analysis.commands.study import command as study_command
-from analysis.comparison import Settings, compare
+from analysis.comparison import DEFAULT_METHODS, Row, Settings, compare
+from analysis.plots import plot_trace_grid
+from analysis.plots.labels import LABELS, label
 from analysis.prices import Cost, Unit
 from analysis.store import Store
-from analysis.study import Config, load_study, study
-from analysis.study.drawing import plot_study
+from analysis.study import Config, load_study, pool, study
+from analysis.study.config import Block
+from analysis.study.drawing import plot_lines, plot_study
+from models import pairs
 from smc_bridge.cli import main
 from smc_bridge.presets import smc
+from smc_bridge.result import Result
 from tests.smc_bridge.test_files import full_device
-from tests.toys import ToyTask, toy_pair
+from tests.toys import Digits, ToyTask, toy_pair
+
+
+class Words(Digits):
+    """Token a is written as a word."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(("zero", "one", "two")[i] for i in ids)
+
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -211,6 +226,51 @@ def test_study_is_drawn(run: Run, tmp_path: Path, saved: str) -> None:
     (tmp_path / "s.jsonl").write_text(text[: len(text) // 2])
     drawn(run, "s.jsonl")
     assert (tmp_path / "s.jsonl").read_text() == text[: len(text) // 2], "an unfinished study is left as it is"
+
+
+def test_every_column_has_a_label_with_its_unit(saved: str, tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text(saved)
+    pooled = pool(load_study(tmp_path / "s.jsonl"))
+    drawn = [str(name) for name in pooled.columns if pooled[name].dtype.kind in "fiu"]
+    columns = [name for name in drawn if not name.endswith(("_low", "_high", "_error"))]
+    rows = [item.name for item in fields(Row) if item.name != "method"]
+    missing = {*columns, *rows, *Block._fields} - {"task", "block"} - set(LABELS)
+    assert not missing, f"no label for {missing}"
+    assert all("_" not in text.replace("c_D", "").replace("c_A", "") for text in LABELS.values())
+
+
+@pytest.mark.parametrize("x", [None, "cost", "kl_per_token", "w", "particles", "lanes", "tokens"])
+def test_axes_name_what_is_drawn(saved: str, tmp_path: Path, x: str | None) -> None:
+    (tmp_path / "s.jsonl").write_text(saved)
+    frame = load_study(tmp_path / "s.jsonl")
+    for y in ("tokens_per_dlm_forward", "ess", "acceptance", "kl_bound", "seconds"):
+        ax = plot_study(frame, x, y)
+        assert ax.get_ylabel() == label(y)
+        assert ("KL bound" in ax.get_xlabel()) == (x == "kl_per_token")
+    pyplot.close("all")
+
+
+def test_all_default_methods_of_a_comparison_look_different() -> None:
+    lines = {name: ([1.0 + i], [0.5], [0.4], [0.6]) for i, name in enumerate(DEFAULT_METHODS)}
+    ax = plot_lines(lines, "tokens_per_second", "accuracy")
+    drawn = [(bar.lines[0].get_color(), bar.lines[0].get_marker()) for bar in ax.containers]
+    assert len(drawn) == len(set(drawn)) == len(DEFAULT_METHODS) > 7
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("tokens per second", "accuracy (share)")
+    pyplot.close("all")
+
+
+def test_lanes_of_a_saved_run_are_shown_as_text(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = replace(toy_pair(), tokenizer=Words())
+    monkeypatch.setitem(pairs.PAIRS, "toy", lambda device, dtype: words)
+    argv = ["--pair", "toy", "--window", "3", "--lookahead", "4", "--max-new-tokens", "4", "--particles", "3"]
+    assert main(["decode", "2 1", *argv, "--trace", "--json", "r.json"], commands=[]) == 0
+    capsys.readouterr()
+    shown = {text.get_text() for text in plot_trace_grid(Result.load("r.json")).texts}
+    assert shown <= {"<eos>", "one", "two", "finished"} | {f"finished ×{i}" for i in range(4)}, shown
+    assert {"one", "two"} <= shown
+    drawn(run, "r.json", "--y", "lanes")
 
 
 def test_a_frame_in_rows_says_so_on_its_axis(tmp_path: Path, saved: str) -> None:
