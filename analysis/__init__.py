@@ -3,36 +3,42 @@
 Experiments over many settings are in `analysis.study`, pictures in `analysis.plots`.
 """
 
-from analysis.bias import Bias, Difference, bias_against_samples, delta_bias, jackknife_bias, run_bias
-from analysis.bounds import TokenBound, kl_certificate, kl_per_token
-from analysis.budget import Cost, at_equal_cost, cost_of, largest_within, measure_cost
-from analysis.calibration import RankTest, rank_test, rank_uniformity
-from analysis.ess import conditional_ess, conditional_ess_per_step, entropy_ess, ess, ess_per_step, max_share
-from analysis.estimates import GenealogyVariance, Mean, batch_means, genealogy_variance
-from analysis.export import to_arviz, to_datatree
-from analysis.genealogy import coalescence, offspring_count, unique_ancestors
-from analysis.law_bias import Distance, Rate, fit_rate, output_distance, output_distance_by_identity, run_distance
-from analysis.laws import kl, output_law, total_variation, weighted_law
-from analysis.lengths import BlockStatistics, block_statistics
-from analysis.local import LocalDivergences, local_divergences
-from analysis.oracle import oracle
-from analysis.psis import ParetoK, pareto_k, smoothed_log_weights
-from analysis.reverse import (
-    Bidirectional,
-    bidirectional,
-    conditional_runs,
-    reverse_certificate,
-    reverse_per_token,
-    symmetric_certificate,
-)
-from analysis.tables import step_table, summary
-from analysis.two_sample import TestResult, chi_square_test, goodness_of_fit, mmd_test
-from analysis.variance import (
-    log_weight_variance,
-    log_weight_variance_per_step,
-    log_weight_variance_per_token,
-    weight_variance,
-)
+from typing import TYPE_CHECKING
+
+from smc_bridge.exports import on_demand
+
+if TYPE_CHECKING:
+    from analysis.bias import Bias, Difference, bias_against_samples, delta_bias, jackknife_bias, run_bias
+    from analysis.bounds import TokenBound, kl_certificate, kl_per_token
+    from analysis.budget import at_equal_cost, cost_of, largest_within, measure_cost
+    from analysis.calibration import RankTest, rank_test, rank_uniformity
+    from analysis.ess import conditional_ess, conditional_ess_per_step, entropy_ess, ess, ess_per_step, max_share
+    from analysis.estimates import GenealogyVariance, Mean, batch_means, genealogy_variance
+    from analysis.export import to_arviz, to_datatree
+    from analysis.genealogy import coalescence, offspring_count, unique_ancestors
+    from analysis.law_bias import Distance, Rate, fit_rate, output_distance, output_distance_by_identity, run_distance
+    from analysis.laws import kl, output_law, total_variation, weighted_law
+    from analysis.lengths import BlockStatistics, block_statistics
+    from analysis.local import LocalDivergences, local_divergences
+    from analysis.oracle import oracle
+    from analysis.prices import Cost
+    from analysis.psis import ParetoK, pareto_k, smoothed_log_weights
+    from analysis.reverse import (
+        Bidirectional,
+        bidirectional,
+        conditional_runs,
+        reverse_certificate,
+        reverse_per_token,
+        symmetric_certificate,
+    )
+    from analysis.tables import step_table, summary
+    from analysis.two_sample import TestResult, chi_square_test, goodness_of_fit, mmd_test
+    from analysis.variance import (
+        log_weight_variance,
+        log_weight_variance_per_step,
+        log_weight_variance_per_token,
+        weight_variance,
+    )
 
 __all__ = [
     "Bias", "Bidirectional", "BlockStatistics", "Cost", "Difference", "Distance", "GenealogyVariance",
@@ -47,3 +53,6 @@ __all__ = [
     "summary", "symmetric_certificate", "to_arviz", "to_datatree", "total_variation", "unique_ancestors",
     "weight_variance", "weighted_law",
 ]
+
+if not TYPE_CHECKING:  # any attribute would be right for a type checker
+    __getattr__, __dir__ = on_demand(__name__)

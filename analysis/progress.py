@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from smc_bridge.commands.base import console
+from smc_bridge.commands.base import console, tell
 
 #: Told how much is done, what it was, and details that only a plain line has room for.
 Show = Callable[[int, str, str], None]
@@ -28,7 +28,7 @@ def progress(total: int, *, left: Left | None = None) -> Iterator[Show]:
 
         def line(done: int, name: str, details: str) -> None:
             rest = "" if left is None or done == total else f", {left()}"
-            print(f"{done}/{total} {name}: {details}{rest}", file=sys.stderr, flush=True)
+            tell(f"{done}/{total} {name}: {details}{rest}")
 
         yield line
         return

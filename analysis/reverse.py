@@ -150,6 +150,20 @@ def bidirectional(
 
     `level` is the confidence of every interval.
     """
+    free, retained = both_runs(
+        sampler, prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch, report=report
+    )
+    return both_bounds(free, retained, level=level)
+
+
+def both_runs(
+    sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
+    batch: int | None = None, report: Report | None = None,
+) -> tuple[list[Result], list[Result]]:
+    """Free and conditional runs of a program with multinomial resampling, one of each per prompt.
+
+    The prompts may be run in parts; arguments and errors as `conditional_runs`.
+    """
     retained = conditional_runs(
         sampler, prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch, report=report
     )
@@ -157,8 +171,17 @@ def bidirectional(
         prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch,
         progress=None if report is None else lambda done: report("free runs", done),
     )
+    return free, retained
+
+
+def both_bounds(free: Sequence[Result], retained: Sequence[Result], *, level: float = 0.95) -> Bidirectional:
+    """The bounds from what `both_runs` gave.
+
+    Raises:
+        ValueError: runs that are of the wrong kind, or repeat a prompt and seed, or a level outside (0, 1).
+    """
     return Bidirectional(
         kl_certificate(free, level=level), kl_per_token(free, level=level),
         reverse_certificate(retained, level=level), reverse_per_token(retained, level=level),
-        symmetric_certificate(free, retained, level=level), free, retained,
+        symmetric_certificate(free, retained, level=level), [*free], [*retained],
     )

@@ -43,13 +43,13 @@ from models.tabular import TabularAR, TabularDLM
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.files import write_text
 from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.presets import plain_is, released, smc, speculative
-from smc_bridge.result import write_text
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.weights import always
 

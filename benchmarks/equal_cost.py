@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from analysis.bounds import kl_certificate
-from analysis.budget import Cost, cost_of, largest_within
+from analysis.budget import cost_of, largest_within
 from analysis.estimates import batch_means
 from analysis.law_bias import output_distance, output_distance_by_identity
 from analysis.oracle import oracle
+from analysis.prices import Cost
 from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair, W
 from benchmarks.harness import progress
 from benchmarks.report import Report, Sheet, execute

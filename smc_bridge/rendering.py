@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from smc_bridge.commands.tables import print_table
 from smc_bridge.display import PrintedTable
 from smc_bridge.result import Result
 
@@ -21,7 +22,7 @@ def render_result(console: Console, result: Result, *, seed: int = 0) -> None:
     drawn = str(result.sample(seed=seed))
     console.print(Text(drawn, style="bold"))
     console.print()
-    console.print(particle_table(result))
+    print_table(console, particle_table(result))
     console.print(diagnostics(result))
 
 

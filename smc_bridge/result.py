@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from smc_bridge.certificate import Certificate, certify
 from smc_bridge.display import block
+from smc_bridge.files import write_text
 from smc_bridge.streams import Role, numpy_generator
 from smc_bridge.trace import StepRecord
 
@@ -265,8 +265,12 @@ class Result:
             raise ValueError(f"data is not a saved Result: {error}; give what Result.to_dict returned") from error
 
     def save(self, path: str | Path) -> None:
-        """Write JSON; the file appears whole or not at all."""
-        write_text(Path(path), json.dumps(self.to_dict(), allow_nan=False))
+        """Write JSON; a file appears whole or not at all (`smc_bridge.files`), and `-` is standard output.
+
+        Raises:
+            ValueError: the file cannot be written.
+        """
+        write_text(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
@@ -280,21 +284,6 @@ class Result:
         except (OSError, ValueError) as error:
             raise ValueError(f"path = {str(path)!r} cannot be read as a saved Result: {error}") from error
         return cls.from_dict(data)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: through a temporary file in the same folder.
-
-    Raises:
-        ValueError: the folder cannot be written to.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"path = {str(path)!r} cannot be written: {error}") from error
 
 
 def _encode(value: Any) -> Any:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from models.arithmetic import problems as arithmetic
 
+if TYPE_CHECKING:
+    from models.pairs import Pair
+
 
 class Item(NamedTuple):
-    """A prompt, as text, and its answer, as `Task.grade` knows it."""
+    """A prompt, as text, its answer, as `Task.grade` knows it (None if there is none), and its name in a file."""
 
     prompt: str
-    answer: Any
+    answer: Any = None
+    id: str | None = None
 
 
 class Task(Protocol):
@@ -81,6 +86,28 @@ class Arithmetic:
 
 #: Tasks by name.
 TASKS: dict[str, Task] = {"arithmetic": Arithmetic()}
+
+def encode_prompts(pair: Pair, task: Task, items: Sequence[Item]) -> list[tuple[int, ...]]:
+    """Ids of the items' prompts.
+
+    Raises:
+        ValueError: a prompt has no tokens, or passes with its continuation what the pair was built for.
+    """
+    every = []
+    for place, item in enumerate(items):
+        said = f"task = {task.name!r}: prompt {place if item.id is None else repr(item.id)}"
+        try:
+            ids = tuple(pair.encode(item.prompt).tolist())
+        except ValueError as error:
+            raise ValueError(f"{said}: {error}") from error
+        if pair.max_length is not None and len(ids) + task.max_new_tokens > pair.max_length:
+            raise ValueError(
+                f"{said} has {len(ids)} tokens, with max_new_tokens = {task.max_new_tokens} more than the "
+                f"{pair.max_length} that the pair {pair.name!r} reads: shorten the prompt or the limit"
+            )
+        every.append(ids)
+    return every
+
 
 #: M for a pair that no task knows, tokens: the paper's.
 DEFAULT_LOOKAHEAD = 256

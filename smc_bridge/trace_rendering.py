@@ -46,6 +46,16 @@ def render_trace(console: Console, result: Result, *, decode: Decode, eos_id: in
     console.print()
 
 
+def token_texts(result: Result, *, decode: Decode, eos_id: int | None) -> dict[str, str]:
+    """Text of every token of a trace by its id, which JSON wants as a string; arguments as `render_trace`.
+
+    A result that is saved with them (`settings["tokens"]`) shows its tokens where its tokenizer is not at hand.
+    """
+    rows = [row for record in result.trace for lanes in (record.blocks, record.drafts) for row in lanes or []]
+    every = {token for row in rows for lane in row for token in lane}
+    return {str(token): "<eos>" if token == eos_id else decode([token]) for token in sorted(every)}
+
+
 def lane_shares(record: StepRecord, carried: list[float]) -> list[list[float]]:
     """Normalised weight of every lane of a step before selection, `[N][K]`; 0 throughout if all weights are zero.
 

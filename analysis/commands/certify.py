@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from analysis.bounds import TokenBound
-from analysis.comparison.methods import check_methods, make_sampler
-from analysis.reverse import Bidirectional, Report, bidirectional
-from models.pairs import load_pair
-from smc_bridge.certificate import Certificate
+from analysis.comparison.methods import KNOWN_PROPER, check_proper, make_sampler
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
     Command,
+    UsageError,
+    add_w_argument,
     check_writable,
     console,
-    one_of,
+    deliver,
+    destination,
+    importing,
     positive,
-    share,
+    tell,
     whole,
 )
+from smc_bridge.commands.models import add_model_arguments
+from smc_bridge.commands.prompts import add_task_arguments, count_of, task_and_models
+from smc_bridge.commands.tables import print_table
 from smc_bridge.commands.threads import use_free_cores
-from smc_bridge.result import write_text
-from smc_bridge.streams import seeds_apart
-from smc_bridge.tasks import TASKS
+from smc_bridge.files import is_stream, shown
+from smc_bridge.tasks import encode_prompts
 
-#: Methods that can be certified, for messages.
-METHODS = "smc-<particles>, smc-<particles>x<lanes>, tree-walk, plain-is, speculative"
+if TYPE_CHECKING:
+    from analysis.bounds import TokenBound
+    from analysis.reverse import Bidirectional, Report
+    from smc_bridge.certificate import Certificate
+
+
+#: Problems of a task unless they are given.
+PROBLEMS = 100
+#: Arguments that the runs depend on, besides prompts and models.
+DECISIVE = ("method", "temperature", "w", "seed", "batch")
 
 
 def _level(text: str) -> float:
@@ -52,63 +60,78 @@ def _level(text: str) -> float:
 
 def _method(text: str) -> str:
     try:
-        check_methods([text])
-    except ValueError:
-        known = False
-    else:
-        known = text != "ar" and not text.startswith("dlm-")
-    if not known:
-        raise argparse.ArgumentTypeError(f"= {text!r}: choose from {METHODS}")
+        check_proper(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("method ")) from None
     return text
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `certify`."""
-    parser.add_argument("--task", type=one_of(TASKS), default="arithmetic", metavar="NAME", help=", ".join(TASKS))
-    parser.add_argument("--n", type=whole(2), default=100, help="problems, the first ones of the task (default: 100)")
+    add_task_arguments(parser, n=PROBLEMS, least=2)
+    add_model_arguments(parser)
     parser.add_argument(
         "--method", type=_method, default="smc-4", metavar="NAME",
-        help="a properly weighted method as `compare` names it, such as smc-4, smc-1x4, tree-walk (default: smc-4); it "
-        "runs with multinomial resampling, which the reverse bound is about",
+        help=f"a properly weighted method as `compare` names it: {KNOWN_PROPER} (default: smc-4); it runs with "
+        "multinomial resampling, which the reverse bound is about",
     )
     parser.add_argument("--temperature", type=positive, default=1.0, metavar="T", help="of the target (default: 1)")
-    parser.add_argument("--weight", type=share, default=0.3, metavar="w", help="weight of the DLM (default: 0.3)")
+    add_w_argument(parser, "exponent of the DLM in the product of experts (default: 0.3)", default=0.3)
     parser.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     parser.add_argument("--batch", type=whole(1), default=32, help="prompts that are decoded together (default: 32)")
     parser.add_argument("--level", type=_level, default=0.95, help="confidence of the intervals (default: 0.95)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures are kept")
+    parser.add_argument(
+        "--json", type=destination, metavar="FILE",
+        help="where the runs and the bounds are kept; a second call continues it (--level may differ)",
+    )
+    parser.add_argument("--fresh", action="store_true", help="start anew, whatever certificate FILE holds")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run both kinds of runs and print the bounds; 0, or 130 after Ctrl-C."""
-    if arguments.json is not None:
-        check_writable(arguments.json, "--json", make_folder=True)
-    task = TASKS[arguments.task]
+    """Run, or continue, both kinds of runs and print the bounds; 0, or 130 after Ctrl-C."""
+    path: Path | None = arguments.json
+    if path is not None:
+        check_writable(path, "--json", make_folder=True)
+    with importing():
+        from analysis.certified import Runs
+        from analysis.comparison.settings import fingerprint, problems_fingerprint
+        from analysis.lock import holding
+    task, models = task_and_models(arguments)
+    n = count_of(arguments, task, PROBLEMS)
+    items = task.problems(n)
+    if n < 2:
+        raise UsageError(f"--prompts = {arguments.prompts}: has 1 prompt; an interval needs at least 2")
     use_free_cores()
-    pair = load_pair(task.pair)
-    sampler = make_sampler(
-        arguments.method, pair, task, temperature=arguments.temperature, weight=arguments.weight
-    )
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(arguments.n)]
-    try:
-        with _progress(arguments.n) as report:
-            found = bidirectional(
-                sampler, prompts, seed=seeds_apart(prompts, arguments.seed), max_new_tokens=task.max_new_tokens,
-                level=arguments.level, batch=arguments.batch, report=report,
-            )
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted: nothing was saved; fewer problems (--n) take less time", file=sys.stderr)
-        return INTERRUPTED
-    out = console(sys.stdout)
+    pair = models.load()
+    sampler = make_sampler(arguments.method, pair, task, temperature=arguments.temperature, weight=arguments.w)
+    prompts = encode_prompts(pair, task, items)
+    settings = {
+        "task": task.name, "n": n, **{name: getattr(arguments, name) for name in DECISIVE}, "pair": models.identity,
+        "models": fingerprint(pair), "problems": problems_fingerprint(task, items, prompts),
+    }
     title = (
-        f"{arguments.method} on {arguments.n} problems of {task.name}, target temperature "
-        f"{arguments.temperature:g}, w = {arguments.weight:g}, seed {arguments.seed}"
+        f"{arguments.method} on {n} problems of {task.name}, target temperature "
+        f"{arguments.temperature:g}, w = {arguments.w:g}, seed {arguments.seed}"
     )
-    out.print(render(found, title=title))
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.json, json.dumps(to_dict(found, arguments), indent=2, allow_nan=False) + "\n")
-        out.print(f"saved as {arguments.json}", markup=False)
+    with holding(path, argument="--json"):
+        runs = Runs(path, settings, fresh=arguments.fresh)
+        try:
+            with _progress(n) as report:
+                found = runs.bounds(
+                    sampler, prompts, seed=arguments.seed, max_new_tokens=task.max_new_tokens, level=arguments.level,
+                    batch=arguments.batch, ids=[item.id for item in items], report=report,
+                )
+        except KeyboardInterrupt:
+            done = len(runs.store.cells)
+            kept = done and path is not None and not is_stream(path)
+            what = f"{done} of {-(-n // arguments.batch)} parts are saved beside {shown(path or '')}; the " \
+                "same command without --fresh goes on from there" if kept else "nothing was saved"
+            tell(f"{PROGRAM}: interrupted: {what}")
+            return INTERRUPTED
+        deliver(
+            path, lambda: runs.finish(to_dict(found, arguments)),
+            lambda out: print_table(out, render(found, title=title)),
+        )
     return 0
 
 
@@ -123,11 +146,11 @@ def render(found: Bidirectional, *, title: str = "") -> Table:
     for name in ("by", "nats / sequence", "nats / 1,000 tokens", "total variation at most"):
         table.add_column(name, justify="right")
     table.add_row(
-        "KL(r || p)", escape("E[-log Z]"), _interval(found.forward), _interval(found.forward_per_token, 1000.0),
+        "KL(r || p)", "E[-log Z]", _interval(found.forward), _interval(found.forward_per_token, 1000.0),
         f"{_pinsker(found.forward):.3f}",
     )
     table.add_row(
-        "KL(p || r)", escape("E[log Z]") + ", conditional", _interval(found.reverse),
+        "KL(p || r)", "E[log Z], conditional", _interval(found.reverse),
         _interval(found.reverse_per_token, 1000.0), f"{_pinsker(found.reverse):.3f}",
     )
     table.add_row("their sum", "both", _interval(found.symmetric), "", "")
@@ -135,11 +158,7 @@ def render(found: Bidirectional, *, title: str = "") -> Table:
 
 
 def to_dict(found: Bidirectional, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Plain data for JSON: settings, and each bound with its interval, nats; JSON has no infinity, "inf" stands for it.
-    """
-    settings = {
-        name: getattr(arguments, name) for name in ("task", "n", "method", "temperature", "weight", "seed", "level")
-    }
+    """Plain data for JSON: each bound with its interval, nats; JSON has no infinity, "inf" stands for it."""
     bounds = {
         name: {end: _plain(x) for end, x in (("bound", bound.kl), ("low", bound.low), ("high", bound.high))}
         for name, bound in (
@@ -147,7 +166,7 @@ def to_dict(found: Bidirectional, arguments: argparse.Namespace) -> dict[str, An
             ("reverse_per_token", found.reverse_per_token), ("symmetric", found.symmetric),
         )
     }
-    return {"kind": f"{PROGRAM} certificate", "format": 1, **settings, "bounds": bounds}
+    return {"level": arguments.level, "bounds": bounds}
 
 
 def _plain(value: float) -> float | str:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from analysis.budget import Cost, Unit
 from analysis.comparison.store import KIND as COMPARISON
-from analysis.study.store import KIND as STUDY
-from analysis.study.store import load_study
+from analysis.prices import Cost, Unit
 from models.extras import need
-from smc_bridge.commands.base import Command, UsageError, check_writable, one_of
-from smc_bridge.result import Result
+from smc_bridge.commands.base import (
+    Command,
+    UsageError,
+    check_writable,
+    destination,
+    importing,
+    one_of,
+    printing,
+)
+from smc_bridge.files import is_standard_output, is_stream, shown, write_bytes
+
+if TYPE_CHECKING:
+    from smc_bridge.result import Result
 
 #: Pictures of a result.
 RESULT_PLOTS = ("steps", "genealogy", "lanes", "acceptance", "ess")
@@ -26,7 +37,7 @@ DPI = 150
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `plot`."""
     parser.add_argument("file", type=Path, metavar="FILE", help="of `study --out`, `compare --json` or `decode --json`")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="picture (default: FILE with the suffix .png)")
+    parser.add_argument("--out", type=destination, metavar="PNG", help="picture (default: FILE with the suffix .png)")
     parser.add_argument(
         "--x", metavar="COLUMN", help="of a study: particles, w, cost, kl_per_token (the frontier), ..; of a "
         "comparison: tokens_per_second (default), nats_per_token, ..",
@@ -61,21 +72,27 @@ def run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out or source.with_suffix(".png")
     draw = reader(source, arguments)
     check_writable(out, "--out")
-    if out.resolve() == source.resolve():
-        raise UsageError(f"--out = {out}: is FILE itself; give another name")
+    if out.exists() and os.path.samefile(out, source):
+        raise UsageError(f"--out = {shown(out)}: is FILE itself; give another name")
     need("matplotlib", "plots", extra="analysis")
-    import matplotlib
+    with importing():
+        import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
 
     known = pyplot.figure().canvas.get_supported_filetypes()
-    if out.suffix.removeprefix(".") not in known:
+    kind = out.suffix.removeprefix(".") or ("png" if is_stream(out) else "")
+    if kind not in known:
         raise UsageError(f"--out = {out}: is of no known kind; choose from {', '.join(sorted(known))}")
     axes = draw()
-    axes.figure.savefig(out, dpi=DPI, bbox_inches="tight")
+    picture = io.BytesIO()
+    axes.figure.savefig(picture, format=kind, dpi=DPI, bbox_inches="tight")
     pyplot.close("all")
-    print(f"drawn as {out}")
+    write_bytes(out, picture.getvalue(), argument="--out")
+    if not is_standard_output(out):
+        with printing(f"; the picture is saved as {shown(out)}"):
+            print(f"drawn as {shown(out)}")
     return 0
 
 
@@ -85,6 +102,9 @@ def reader(path: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
     Raises:
         UsageError: the file cannot be read, or is nothing that this program wrote.
     """
+    with importing():
+        from analysis.study.store import KIND as STUDY
+        from smc_bridge.result import Result
     try:
         text = path.read_text(encoding="utf-8")
         head = json.loads(text.partition("\n")[0])
@@ -131,6 +151,7 @@ def _foreign(path: Path) -> UsageError:
 
 def _study(path: Path, arguments: argparse.Namespace) -> Any:
     from analysis.study.drawing import plot_study
+    from analysis.study.store import load_study
 
     cost = replace(arguments.cost or Cost(), unit=arguments.unit or "forwards")
     frame = load_study(path, cost=cost, argument="FILE")

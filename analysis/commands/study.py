@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from analysis.study.config import Config
-from analysis.study.run import study
-from analysis.study.store import cells
-from analysis.study.table import render
 from analysis.workers import check_workers
 from models.extras import install
-from smc_bridge.commands.base import INTERRUPTED, PROGRAM, Command, check_writable, console, whole
+from smc_bridge.commands.base import (
+    INTERRUPTED,
+    PROGRAM,
+    Command,
+    UsageError,
+    check_writable,
+    deliver,
+    destination,
+    importing,
+    tell,
+    whole,
+)
+from smc_bridge.commands.models import MODEL_OPTIONS, Models, add_model_arguments, is_given
+from smc_bridge.commands.prompts import add_prompts_arguments, count_of, described, task_and_models
+from smc_bridge.commands.tables import print_table
 from smc_bridge.commands.threads import use_free_cores
+from smc_bridge.files import is_stream, shown
+from smc_bridge.tasks import Task
+
+if TYPE_CHECKING:
+    from analysis.study.config import Config
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `study`."""
     parser.add_argument("config", type=Path, metavar="CONFIG.toml", help="axes and source; docs/study.toml is one")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE",
+        "--out", type=destination, metavar="FILE",
         help="where the rows are kept, as JSON lines; a second call continues it (default: runs/<CONFIG>.jsonl)",
     )
     parser.add_argument(
@@ -28,11 +43,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"processes that share the work, with the same rows. More than 1 need ray: {install('ray')} (default: 1)",
     )
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever study FILE holds")
+    group = parser.add_argument_group("prompts", "in place of the [task] that CONFIG.toml names")
+    add_prompts_arguments(group)
+    group.add_argument("--max-new-tokens", type=whole(1), metavar="T", help="length limit of a task (default: its own)")
+    add_model_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run or continue a study and print its summary; 0, or 130 after Ctrl-C."""
-    config = Config.from_toml(arguments.config)
+    with importing():
+        from analysis.study.run import study
+        from analysis.study.store import cells
+        from analysis.study.table import render
+    config, task, models = sources(arguments)
     check_workers(arguments.workers, name="--workers")
     path: Path = arguments.out or Path("runs") / f"{arguments.config.stem}.jsonl"
     check_writable(path, "--out", make_folder=True)
@@ -45,17 +68,45 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         frame = study(
-            config, path=path, fresh=arguments.fresh, workers=arguments.workers, report=report, show=True
+            config, path=path, fresh=arguments.fresh, workers=arguments.workers, pair=models, problems=task,
+            report=report, show=True,
         )
     except KeyboardInterrupt:
-        what = f"{saved} of {total} rows are saved in {path}" if saved else "nothing new was saved"
+        kept = saved and not is_stream(path)
+        what = f"{saved} of {total} rows are saved in {shown(path)}" if kept else "nothing new was saved"
         again = "the same command without --fresh" if arguments.fresh else "the same command"
-        print(f"{PROGRAM}: interrupted: {what}; {again} goes on from there", file=sys.stderr)
+        tell(f"{PROGRAM}: interrupted: {what}; {again} {'goes on from there' if kept else 'begins anew'}")
         return INTERRUPTED
-    out = console(sys.stdout)
-    out.print(render(frame, title=f"{arguments.config.name}: {len(frame)} rows, pooled over seeds and prompts"))
-    out.print(f"saved as {path}", markup=False)
+    prompts = "" if arguments.prompts is None or task is None else f" on {described(task)}"
+    title = f"{arguments.config.name}{prompts}: {len(frame)} rows, pooled over seeds and prompts"
+    deliver(path, lambda: None, lambda out: print_table(out, render(frame, title=title)))
     return 0
+
+
+def sources(arguments: argparse.Namespace) -> tuple[Config, Task | None, Models | None]:
+    """The configuration, and the task and the models that the arguments put in the place of its own.
+
+    Raises:
+        UsageError: arguments contradict each other or the configuration. ValueError: a file is not as it should be.
+    """
+    with importing():
+        from analysis.study.config import Config, Prompts
+        from analysis.study.sources import find_task
+    if arguments.prompts is not None:
+        task, models = task_and_models(arguments)
+        named = {"name": task.name, "n": count_of(arguments, task, 0)}
+        return Config.from_toml(arguments.config, prompts=named), task, models
+    config = Config.from_toml(arguments.config)
+    if isinstance(config.source, Prompts):
+        arguments.task = find_task(config.source, None).name
+        return config, *task_and_models(arguments)
+    for name in (*MODEL_OPTIONS, "grader", "max_new_tokens"):
+        if is_given(getattr(arguments, name)):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for prompts, and {arguments.config} has tabular models: give it a "
+                "[task], or give --prompts"
+            )
+    return config, None, None
 
 
 command = Command("study", "Run a Cartesian experiment over samplers, models and seeds.", configure, run)

@@ -1,8 +1,16 @@
 """Decoders side by side on the same prompts and seeds: `smc-bridge compare`, and the function behind it."""
 
-from analysis.comparison.compare import Comparison, compare
-from analysis.comparison.methods import DEFAULT_METHODS
-from analysis.comparison.settings import Settings
-from analysis.comparison.table import Row, render
+from typing import TYPE_CHECKING
+
+from smc_bridge.exports import on_demand
+
+if TYPE_CHECKING:
+    from analysis.comparison.compare import Comparison, compare
+    from analysis.comparison.methods import DEFAULT_METHODS
+    from analysis.comparison.settings import Settings
+    from analysis.comparison.table import Row, render
 
 __all__ = ["DEFAULT_METHODS", "Comparison", "Row", "Settings", "compare", "render"]
+
+if not TYPE_CHECKING:  # any attribute would be right for a type checker
+    __getattr__, __dir__ = on_demand(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from analysis.comparison.methods import Method, make_method
 from analysis.comparison.settings import Settings
 from analysis.comparison.store import Cell, Outcome
 from models.pairs import PAIRS, Pair, load_pair
+from smc_bridge.commands.models import Models
 from smc_bridge.result import Result
 from smc_bridge.tasks import Item, Task
 
@@ -32,12 +33,12 @@ class Decoder:
     Args:
         settings: of the comparison.
         task: grades, and gives the decoding limits.
-        pair: models; by default the task's are loaded.
+        pair: models, or what loads them; by default the task's are loaded.
     """
 
-    def __init__(self, settings: Settings, task: Task, pair: Pair | None = None) -> None:
+    def __init__(self, settings: Settings, task: Task, pair: Pair | Models | None = None) -> None:
         self.settings, self.task = settings, task
-        self.pair = load_pair(task.pair) if pair is None else pair
+        self.pair = load_pair(task.pair) if pair is None else pair.load() if isinstance(pair, Models) else pair
         self._methods: dict[str, Method] = {}
 
     def __call__(self, work: Work) -> Cell:
@@ -64,21 +65,28 @@ class Decoder:
         text: Any = result.sample(seed=self.settings.seed) if result.alive else None
         proper = weighted and result.proper
         return Outcome(
-            problem=problem, text=text, correct=text is not None and self.task.grade(text, item.answer),
+            problem=problem, id=item.id, text=text, correct=self._correct(text, item),
             tokens=result.tokens, drawn_tokens=result.drawn_tokens, dlm_forwards=result.forwards.dlm_forwards,
             ar_forwards=result.forwards.ar_forwards,
             log_evidence=result.log_evidence if proper else None,
             ess=result.ess if proper else None,
         )
 
+    def _correct(self, text: str | None, item: Item) -> bool | None:
+        """Whether a text is right; None where no answer is known."""
+        if item.answer is None:
+            return None
+        return text is not None and self.task.grade(text, item.answer)
+
 
 def decoder_elsewhere(
-    settings: Settings, task: Task, pair: Pair | None, entry: Callable[[torch.device, torch.dtype], Pair] | None
+    settings: Settings, task: Task, pair: Pair | Models | None,
+    entry: Callable[[torch.device, torch.dtype], Pair] | None,
 ) -> Decoder:
     """A decoder in another process, where what this process registered is not known.
 
     Args:
-        pair: models; None loads the task's there, rather than to send weights.
+        pair: models; None loads the task's there, and names load those, rather than to send weights.
         entry: of `models.pairs.PAIRS` for the task's pair.
     """
     if entry is not None:
@@ -86,19 +94,3 @@ def decoder_elsewhere(
     return Decoder(settings, task, pair)
 
 
-def encode_prompts(pair: Pair, task: Task, items: Sequence[Item]) -> list[tuple[int, ...]]:
-    """Ids of the items' prompts.
-
-    Raises:
-        ValueError: a prompt with its continuation passes what the pair was built for.
-    """
-    every = []
-    for item in items:
-        ids = tuple(pair.encode(item.prompt).tolist())
-        if pair.max_length is not None and len(ids) + task.max_new_tokens > pair.max_length:
-            raise ValueError(
-                f"task = {task.name!r}: a prompt of {len(ids)} tokens with max_new_tokens = {task.max_new_tokens} "
-                f"passes the {pair.max_length} tokens of the pair {pair.name!r}; shorten the limit"
-            )
-        every.append(ids)
-    return every

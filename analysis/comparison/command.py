@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from analysis.comparison.compare import compare
-from analysis.comparison.effort import Clock, about
 from analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
-from analysis.comparison.settings import Settings
-from analysis.comparison.store import Cell
-from analysis.progress import progress
 from analysis.workers import check_workers
 from models.extras import install
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
     Command,
+    add_w_argument,
     check_writable,
-    console,
-    one_of,
+    deliver,
+    destination,
+    importing,
     positive,
-    share,
+    tell,
     whole,
 )
+from smc_bridge.commands.models import add_model_arguments
+from smc_bridge.commands.prompts import add_task_arguments, count_of, task_and_models
+from smc_bridge.commands.tables import print_table
 from smc_bridge.commands.threads import use_free_cores
+from smc_bridge.files import is_stream, shown
 from smc_bridge.tasks import TASKS
 
+if TYPE_CHECKING:
+    from analysis.comparison.effort import Clock
+    from analysis.comparison.store import Cell
+
+#: Problems of a task unless they are given.
+PROBLEMS = 200
 DEFAULT_FILE = Path("runs/compare.json")
 
 
@@ -53,14 +60,14 @@ def _limits() -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `compare`."""
-    parser.add_argument("--task", type=one_of(TASKS), default="arithmetic", metavar="NAME", help=", ".join(TASKS))
-    parser.add_argument("--n", type=whole(1), default=200, help="problems, the first ones of the task (default: 200)")
+    add_task_arguments(parser, n=PROBLEMS)
+    add_model_arguments(parser)
     parser.add_argument(
         "--methods", type=method_names, default=DEFAULT_METHODS, metavar="a,b,..",
         help=f"of {KNOWN} (default: {', '.join(DEFAULT_METHODS)}). {_limits()}",
     )
     parser.add_argument("--temperature", type=positive, default=0.2, metavar="T", help="of the target (default: 0.2)")
-    parser.add_argument("--weight", type=share, default=0.3, metavar="w", help="weight of the DLM (default: 0.3)")
+    add_w_argument(parser, "exponent of the DLM in the product of experts (default: 0.3)", default=0.3)
     parser.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     parser.add_argument("--batch", type=whole(1), default=32, help="prompts that are decoded together (default: 32)")
     parser.add_argument(
@@ -69,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"need ray: {install('ray')} (default: 1)",
     )
     parser.add_argument(
-        "--json", type=Path, default=DEFAULT_FILE, metavar="FILE",
+        "--json", type=destination, default=DEFAULT_FILE, metavar="FILE",
         help=f"where the comparison is kept; a second call continues it (default: {DEFAULT_FILE})",
     )
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever FILE holds")
@@ -77,9 +84,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run or continue a comparison and print its table; 0, or 130 after Ctrl-C."""
+    with importing():
+        from analysis.comparison.compare import compare
+        from analysis.comparison.effort import about
+        from analysis.comparison.settings import Settings
+        from analysis.progress import progress
+    task, pair = task_and_models(arguments)
     settings = Settings(
-        task=arguments.task, n=arguments.n, methods=arguments.methods, temperature=arguments.temperature,
-        weight=arguments.weight, seed=arguments.seed, batch=arguments.batch,
+        task=task.name, n=count_of(arguments, task, PROBLEMS), methods=arguments.methods,
+        temperature=arguments.temperature, weight=arguments.w, seed=arguments.seed, batch=arguments.batch,
     )
     check_workers(arguments.workers, name="--workers")
     path: Path = arguments.json
@@ -91,9 +104,9 @@ def run(arguments: argparse.Namespace) -> int:
     def begin(found: Clock) -> None:
         nonlocal clock
         clock = found
-        print(
+        tell(
             f"{PROGRAM}: {len(settings.methods)} methods on {settings.n} problems: {about(found.left)} on "
-            f"{threads} {'thread' if threads == 1 else 'threads'}", file=sys.stderr, flush=True,
+            f"{threads} {'thread' if threads == 1 else 'threads'}"
         )
 
     def left() -> str:
@@ -110,16 +123,16 @@ def run(arguments: argparse.Namespace) -> int:
                 show(done, cell.method, f"{len(cell.outcomes)} problems in {cell.seconds:.1f} s")
 
             found = compare(
-                settings, path=path, fresh=arguments.fresh, workers=arguments.workers, report=report, estimate=begin
+                settings, path=path, fresh=arguments.fresh, pair=pair, task=task, workers=arguments.workers,
+                report=report, estimate=begin,
             )
     except KeyboardInterrupt:
-        what = f"{saved} of {cells} parts are saved beside {path}" if saved else "nothing new was saved"
+        kept = saved and not is_stream(path)
+        what = f"{saved} of {cells} parts are saved beside {shown(path)}" if kept else "nothing new was saved"
         again = "the same command without --fresh" if arguments.fresh else "the same command"
-        print(f"{PROGRAM}: interrupted: {what}; {again} goes on from there", file=sys.stderr)
+        tell(f"{PROGRAM}: interrupted: {what}; {again} {'goes on from there' if kept else 'begins anew'}")
         return INTERRUPTED
-    out = console(sys.stdout)
-    out.print(found.table())
-    out.print(f"saved as {path}", markup=False)
+    deliver(path, lambda: None, lambda out: print_table(out, found.table()))
     return 0
 
 

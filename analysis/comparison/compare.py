@@ -15,18 +15,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.comparison.cells import Decoder, Work, decoder_elsewhere, encode_prompts
+from analysis.comparison.cells import Decoder, Work, decoder_elsewhere
 from analysis.comparison.effort import Clock, probe
 from analysis.comparison.methods import check_methods, make_method
-from analysis.comparison.settings import Settings, fingerprint
-from analysis.comparison.store import Cell, Store
+from analysis.comparison.settings import Settings, fingerprint, problems_fingerprint
+from analysis.comparison.store import Cell, open_store
 from analysis.comparison.table import Row, render, summarise
+from analysis.lock import holding
 from analysis.workers import check_workers, map_cells
 from models.extras import need
 from models.pairs import PAIRS, Pair, load_pair
+from smc_bridge.commands.models import Models
 from smc_bridge.display import PrintedTable, block
 from smc_bridge.streams import seeds_apart
-from smc_bridge.tasks import TASKS, Task
+from smc_bridge.tasks import TASKS, Task, encode_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +75,7 @@ class Comparison:
 
 
 def compare(
-    settings: Settings, *, path: Path | None = None, fresh: bool = False, pair: Pair | None = None,
+    settings: Settings, *, path: Path | None = None, fresh: bool = False, pair: Pair | Models | None = None,
     task: Task | None = None, workers: int = 1, report: Report | None = None,
     estimate: Callable[[Clock], None] | None = None,
 ) -> Comparison:
@@ -83,14 +85,15 @@ def compare(
         settings: see `Settings`.
         path: file that holds the comparison; unfinished work is kept beside it. None keeps nothing.
         fresh: start anew, whatever the files hold.
-        pair: models; by default the task's.
+        pair: models, or what loads them (every worker its own); by default the task's.
         task: problems and grading; by default the one that the settings name.
         workers: processes (`analysis.workers`), each with its own copy of the models. They do not enter the figures,
             except that the last bits of a float32 sum may depend on the threads of a process.
         report: told of every cell that was decoded, in the order in which cells finish.
         estimate: told before the first cell how long all of them will take, by a short probe.
     Raises:
-        ValueError: an argument is out of range, or the file is something else or has other settings.
+        ValueError: an argument is out of range, or the file is something else, has other settings, or is
+            being written by another process.
         FileNotFoundError: the pair's weights are not installed.
         OSError: of `map_cells`, where the cluster or a worker fails; what is done is kept.
     """
@@ -101,37 +104,41 @@ def compare(
             raise ValueError(f"task = {settings.task!r}: choose from {', '.join(TASKS)}")
         task = TASKS[settings.task]
     items = task.problems(settings.n)
-    loaded = load_pair(task.pair) if pair is None else pair
+    loaded = load_pair(task.pair) if pair is None else pair.load() if isinstance(pair, Models) else pair
     prompts = encode_prompts(loaded, task, items)
     seeds = seeds_apart(prompts, settings.seed)
-    store = Store(path, {**settings.to_dict(), "models": fingerprint(loaded)}, fresh=fresh)
-    cells = [(name, batch) for name in settings.methods for batch in range(settings.batches)]
-    waiting = []
-    for name, batch in cells:
-        if (name, batch) not in store.cells:
-            chosen = settings.problems(batch)
-            waiting.append(Work(
-                name, batch, tuple(items[i] for i in chosen), tuple(prompts[i] for i in chosen),
-                tuple(seeds[i] for i in chosen),
-            ))
-    for name in {work.method for work in waiting}:
-        # What cannot run is refused before any work is done.
-        make_method(name, loaded, task, temperature=settings.temperature, weight=settings.weight)
-    if estimate is not None and waiting:
-        unit = probe(loaded, task, prompts, settings)
-        estimate(Clock([(work.method, len(work.items)) for work in waiting], unit, workers=workers))
-    if workers == 1:
-        make = partial(Decoder, settings, task, loaded)
-    else:
-        make = partial(decoder_elsewhere, settings, task, pair, PAIRS.get(task.pair))
-    del loaded  # the workers have their own
-    with closing(map_cells(make, waiting, workers=workers)) as found:
-        for _, cell in found:
-            store.add(cell)
-            if report is not None:
-                report(cell, len(store.cells), len(cells))
-    done = [store.cells[cell] for cell in cells]
-    rows = [summarise(name, [cell for cell in done if cell.method == name]) for name in settings.methods]
-    if waiting:
+    with holding(path, argument="--json"):
+        header = {
+            **settings.to_dict(), "pair": pair.identity if isinstance(pair, Models) else "",
+            "models": fingerprint(loaded), "problems": problems_fingerprint(task, items, prompts),
+        }
+        store = open_store(path, header, fresh=fresh)
+        cells = [(name, batch) for name in settings.methods for batch in range(settings.batches)]
+        waiting = []
+        for name, batch in cells:
+            if (name, batch) not in store.cells:
+                chosen = settings.problems(batch)
+                waiting.append(Work(
+                    name, batch, tuple(items[i] for i in chosen), tuple(prompts[i] for i in chosen),
+                    tuple(seeds[i] for i in chosen),
+                ))
+        for name in {work.method for work in waiting}:
+            # What cannot run is refused before any work is done.
+            make_method(name, loaded, task, temperature=settings.temperature, weight=settings.weight)
+        if estimate is not None and waiting:
+            unit = probe(loaded, task, prompts, settings)
+            estimate(Clock([(work.method, len(work.items)) for work in waiting], unit, workers=workers))
+        if workers == 1:
+            make = partial(Decoder, settings, task, loaded)
+        else:
+            make = partial(decoder_elsewhere, settings, task, pair, PAIRS.get(task.pair))
+        del loaded  # the workers have their own
+        with closing(map_cells(make, waiting, workers=workers)) as found:
+            for _, cell in found:
+                store.add(cell)
+                if report is not None:
+                    report(cell, len(store.cells), len(cells))
+        done = [store.cells[cell] for cell in cells]
+        rows = [summarise(name, [cell for cell in done if cell.method == name]) for name in settings.methods]
         store.finish({"rows": [row.to_dict() for row in rows]}, done)
     return Comparison(settings, rows, done)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
-from models.pairs import Pair
-from smc_bridge import presets
-from smc_bridge.decoders import Order, ar_sampling, diffusion
-from smc_bridge.distributions.proposal import DLMProposal
-from smc_bridge.distributions.target import ARTarget
-from smc_bridge.result import Result
-from smc_bridge.smc.engine import Sampler
+import smc_bridge  # its names are imported when they are used: the parsers of commands need the names here alone
+
+if TYPE_CHECKING:
+    from models.pairs import Pair
+    from smc_bridge.decoders import Order
+    from smc_bridge.result import Result
+    from smc_bridge.smc.engine import Sampler
 
 DEFAULT_METHODS = (
     "ar", "dlm-1", "dlm-1-entropy", "dlm-2", "dlm-4", "dlm-8", "dlm-all", "plain-is", "speculative", "released",
@@ -24,9 +24,11 @@ DEFAULT_METHODS = (
 _DLM = re.compile(r"dlm-(?:all|([1-9]\d*)(?:-(entropy|confidence))?)")
 _SMC = re.compile(r"smc-([1-9]\d*)(?:x([1-9]\d*))?")
 _FIXED = ("ar", "plain-is", "speculative", "released", "paper", "tree-walk")
+#: Those that are properly weighted, for messages.
+KNOWN_PROPER = "smc-<particles>, smc-<particles>x<lanes>, tree-walk, plain-is, speculative, paper"
 #: For messages.
-KNOWN = "ar, dlm-<tokens per forward>, dlm-<tokens>-entropy, dlm-<tokens>-confidence, dlm-all, plain-is, " \
-    "speculative, released, paper, smc-<particles>, smc-<particles>x<lanes>, tree-walk"
+KNOWN = "ar, dlm-<tokens per forward>, dlm-<tokens>-entropy, dlm-<tokens>-confidence, dlm-all, released, " \
+    f"{KNOWN_PROPER}"
 
 
 class Limits(Protocol):
@@ -70,6 +72,13 @@ def check_methods(names: Sequence[str]) -> None:
             raise ValueError(f"methods = {name!r}: choose from {KNOWN}")
 
 
+def check_proper(name: str) -> None:
+    """Raise ValueError unless this is the name of a properly weighted method."""
+    known = name in _FIXED or _SMC.fullmatch(name)
+    if not known or name in ("ar", "released"):
+        raise ValueError(f"method = {name!r}: choose from {KNOWN_PROPER}")
+
+
 def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weight: float) -> Method:
     """Build a decoder.
 
@@ -82,20 +91,23 @@ def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weig
     Raises:
         ValueError: the name is unknown.
     """
+    from smc_bridge.decoders import Order
+
     check_methods([name])
     limit = task.max_new_tokens
 
     if name == "ar":
-        target = ARTarget(pair.ar, temperature=temperature)
-        return Method(name, False, lambda prompts, seeds: ar_sampling(
+        target = smc_bridge.ARTarget(pair.ar, temperature=temperature)
+        return Method(name, False, lambda prompts, seeds: smc_bridge.ar_sampling(
             target, prompts, seed=seeds, max_new_tokens=limit, detokenize=pair.decode, name=name,
         ))
     if match := _DLM.fullmatch(name):
         count = None if match[1] is None else int(match[1])
         order: Order = next((o for o in get_args(Order) if o == match[2]), "left_to_right")
         # Its own decoder opens one window at a time, and drafts that far; all at once drafts the whole continuation.
-        proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=limit if count is None else task.lookahead)
-        return Method(name, False, lambda prompts, seeds: diffusion(
+        lookahead = limit if count is None else task.lookahead
+        proposal = smc_bridge.DLMProposal(pair.dlm, temperature=temperature, lookahead=lookahead)
+        return Method(name, False, lambda prompts, seeds: smc_bridge.diffusion(
             proposal, prompts, tokens_per_forward=count, order=order, window=task.lookahead, seed=seeds,
             max_new_tokens=limit, detokenize=pair.decode, name=name,
         ))
@@ -116,15 +128,15 @@ def make_sampler(name: str, pair: Pair, task: Limits, *, temperature: float, wei
         "temperature": temperature, "lookahead": task.lookahead, "window": task.window, "name": name,
     }
     if match := _SMC.fullmatch(name):
-        return presets.smc(pair, int(match[1]), lanes=int(match[2] or 1), w=weight, **common)
+        return smc_bridge.smc(pair, int(match[1]), lanes=int(match[2] or 1), w=weight, **common)
     match name:
         case "plain-is":
-            return presets.plain_is(pair, **common)
+            return smc_bridge.plain_is(pair, **common)
         case "speculative":
-            return presets.speculative(pair, **common)
+            return smc_bridge.speculative(pair, **common)
         case "released":
-            return presets.released(pair, w=weight, **common)
+            return smc_bridge.released(pair, w=weight, **common)
         case "paper":
-            return presets.paper(pair, w=weight, **common)
+            return smc_bridge.paper(pair, w=weight, **common)
         case _:
-            return presets.tree_walk(pair, w=weight, **common)
+            return smc_bridge.tree_walk(pair, w=weight, **common)

@@ -1,8 +1,9 @@
-"""What decides the figures of a comparison: settings, and a fingerprint of the weights of the two models."""
+"""What decides the figures of a comparison: settings, and fingerprints of the models and of the prompts."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from models.pairs import Pair
 from smc_bridge.distributions.law import check_temperature
+from smc_bridge.tasks import Item, Task
 
 #: Entries of each tensor that enter the fingerprint.
 SAMPLED = 4096
@@ -59,6 +61,16 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {**asdict(self), "methods": list(self.methods)}
+
+
+def problems_fingerprint(task: Task, items: Sequence[Item], prompts: Sequence[Sequence[int]]) -> str:
+    """Short hash of a task's limits and grader, and of its prompts with their answers and ids."""
+    limits = (task.max_new_tokens, task.lookahead, task.window, *([task.grader] if hasattr(task, "grader") else []))
+    digest = hashlib.blake2b(repr(limits).encode(), digest_size=8)
+    for item, ids in zip(items, prompts, strict=True):
+        named = () if item.id is None else (item.id,)
+        digest.update(repr((item.prompt, item.answer, tuple(ids), *named)).encode())
+    return digest.hexdigest()
 
 
 def fingerprint(pair: Pair) -> str:

@@ -49,7 +49,7 @@ class Row:
     method: str
     n: int
     particles: int
-    accuracy: Interval
+    accuracy: Interval | None
     tokens_per_dlm_forward: float | None
     ar_forwards: float | None
     tokens_per_second: float
@@ -98,13 +98,14 @@ def summarise(method: str, cells: Sequence[Cell]) -> Row:
     dlm, ar = sum(o.dlm_forwards for o in outcomes), sum(o.ar_forwards for o in outcomes)
     seconds = sum(cell.seconds for cell in cells)
     evidence = [o.log_evidence for o in outcomes if o.log_evidence is not None]
+    right = [o.correct for o in outcomes if o.correct is not None]
     sizes = [o.ess for o in outcomes if o.ess is not None]
     whole = each = None
     if evidence:
         whole = certify(evidence, level=LEVEL)
         each = ratio_per_token([-z for z in evidence], [o.drawn_tokens for o in outcomes], level=LEVEL)
     return Row(
-        method=method, n=n, particles=cells[0].particles, accuracy=wilson(sum(o.correct for o in outcomes), n),
+        method=method, n=n, particles=cells[0].particles, accuracy=wilson(sum(right), len(right)) if right else None,
         tokens_per_dlm_forward=sum(tokens) / dlm if dlm else None, ar_forwards=ar / n if ar else None,
         tokens_per_second=sum(tokens) / seconds if seconds else math.inf, ess=sum(sizes) / n if sizes else None,
         nats=None if whole is None else Interval(whole.kl, whole.low, whole.high),
@@ -113,25 +114,30 @@ def summarise(method: str, cells: Sequence[Cell]) -> Row:
 
 
 def render(rows: Sequence[Row], *, title: str = "") -> PrintedTable:
-    """The table; '-' where a column does not apply."""
+    """The table; '-' where a column does not apply, and no accuracy where no answer is known."""
     table = PrintedTable(
         title=title, title_justify="left", caption_justify="left",
         caption="in brackets: 95 % confidence interval; -log Z: bound on the KL divergence from exact AR sampling",
     )
     table.add_column("method", no_wrap=True)
+    graded = any(row.accuracy is not None for row in rows)
     for name in (
-        "accuracy, %", "tokens / DLM forward", "AR forwards", "tokens/s", "ESS", "-log Z, nats / sequence",
-        "-log Z, nats / token",
+        *(["accuracy, %"] if graded else []), "tokens / DLM forward", "AR forwards", "tokens/s", "ESS",
+        "-log Z, nats / sequence", "-log Z, nats / token",
     ):
         table.add_column(name, justify="right")
     for row in rows:
-        right = row.accuracy
         table.add_row(
-            row.method, f"{100 * right.value:.1f} [{100 * right.low:.1f}, {100 * right.high:.1f}]",
+            row.method, *([_share(row.accuracy)] if graded else []),
             _plain(row.tokens_per_dlm_forward, ".2f"), _plain(row.ar_forwards, ".1f"), f"{row.tokens_per_second:.1f}",
             _size(row), _spread(row.nats), _spread(row.nats_per_token),
         )
     return table
+
+
+def _share(right: Interval | None) -> str:
+    """Per cent."""
+    return "-" if right is None else f"{100 * right.value:.1f} [{100 * right.low:.1f}, {100 * right.high:.1f}]"
 
 
 def _plain(value: float | None, form: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from analysis.plots.curves import By, Data, curves
+from analysis.plots.labels import label
 from analysis.plots.style import band, legend, looks, new_axes
 
 
@@ -23,7 +24,7 @@ def plot_cost(
         ax: where to draw.
         x: column of the cost, as `analysis.budget.Cost` gives it.
         by: column or columns that name the lines.
-        unit: of the figure, for the axis, such as "nats".
+        unit: of a figure of your own, for the axis, such as "nats"; those of studies have theirs.
         work: what the cost counts of either model, "forwards" or "rows", for the axis.
         log: whether the figure's axis is logarithmic too, where all its values are above 0.
     Raises:
@@ -41,7 +42,7 @@ def plot_cost(
         )
     values = np.concatenate([curve.y for curve in lines.values()])
     ax.set(xscale="log", xlabel=f"cost (c_D DLM {work} + c_A AR {work})")
-    ax.set_ylabel(y.replace("_", " ") + (f" ({unit})" if unit else ""))
+    ax.set_ylabel(f"{y.replace('_', ' ')} ({unit})" if unit else label(y))
     if log and bool((values > 0).all()):
         ax.set_yscale("log")
     legend(ax)

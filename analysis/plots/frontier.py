@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from analysis.plots.curves import By, Curve, Data, curves
+from analysis.plots.labels import label
 from analysis.plots.style import Look, legend, looks, new_axes
 
 #: Nats per token are small; the axis counts them per this many tokens.
-PER = 1000
+PER, PER_TOKEN = 1000, ("kl_per_token", "nats_per_token")
 #: Most powers of ten that the logarithmic part spans.
 DECADES = 5
 #: Size of the notes, and where one may stand: offset from its point, both in points, and alignment.
@@ -29,7 +31,7 @@ def plot_frontier(
     data: Data, ax: Any = None, *, x: str = "kl_per_token", y: str = "tokens_per_dlm_forward", by: By = "intermediate",
     along: str = "w",
 ) -> Any:
-    """Tokens per forward of the diffusion model against the KL bound per token, over w, a line for each intermediate.
+    """A figure against the KL bound per token, over w, a line for each intermediate; by default tokens per DLM forward.
 
     The bound is an estimate, and 0 for w = 0: its axis is linear around 0 and logarithmic beyond. Horizontal bars are
     its intervals. The ends of a line carry their w; between them w runs in order.
@@ -42,13 +44,14 @@ def plot_frontier(
     Raises:
         ValueError: data that cannot be read (see `curves`).
     """
-    lines = curves(data, x=x, y=y, by=by, along=along)
+    per = PER if x in PER_TOKEN else 1
+    lines = {name: _scaled(curve, per) for name, curve in curves(data, x=x, y=y, by=by, along=along).items()}
     ax = new_axes(ax)
     styles = looks(len(lines))
     for look, (name, curve) in zip(styles, lines.items(), strict=True):
         _line(ax, name, curve, look)
-    _scale(ax, PER * np.concatenate([curve.x for curve in lines.values()]))
-    ax.set(xlabel=f"KL bound (nats per {PER:,} tokens)", ylabel="tokens per DLM forward")
+    _scale(ax, np.concatenate([curve.x for curve in lines.values()]))
+    ax.set(xlabel=label(x) if per == 1 else f"KL bound (nats per {per:,} tokens)", ylabel=label(y))
     ax.grid(visible=True, color="0.93")
     ax.margins(y=0.12)
     legend(ax)
@@ -56,30 +59,44 @@ def plot_frontier(
     return ax
 
 
+def _scaled(curve: Curve, per: int) -> Curve:
+    """The curve with its bounds by so many tokens."""
+    return replace(curve, x=per * curve.x, low=per * curve.low, high=per * curve.high)
+
+
 def _notes(ax: Any, drawn: Sequence[tuple[Look, Curve]], along: str) -> None:
-    """Write w at both ends of every line, each where it covers the least of lines, bars and other notes."""
+    """Write w at both ends of every line, each where it covers the least of lines and bars.
+
+    A note that could only stand upon another one, or outside of the axes, is left out.
+    """
     from matplotlib.patheffects import withStroke
 
     ax.get_figure().draw_without_rendering()  # so that the layout is final
     points = 72 / ax.get_figure().dpi
     taken = np.concatenate([points * _track(ax, curve) for _, curve in drawn])
     inside = points * np.asarray(ax.bbox.extents)
+    written: list[npt.NDArray[np.float64]] = []  # lower left and upper right corner of every note
     for look, curve in drawn:
         known = np.flatnonzero(np.isfinite(curve.at))  # an intermediate without w has none
         for i in dict.fromkeys(known[[0, -1]] if known.size else ()):
             text = f"{along} = {curve.at[i]:g}"
             size = np.array([0.6 * NOTE * len(text), 1.1 * NOTE])
-            point = points * ax.transData.transform((PER * curve.x[i], curve.y[i]))
+            point = points * ax.transData.transform((curve.x[i], curve.y[i]))
 
-            corners = [_corner(point, size, place) for place in PLACES]
-            best = min(range(len(PLACES)), key=[_covered(low, size, taken, inside) for low in corners].__getitem__)
-            across, up, ha, va = PLACES[best]
+            corners = {place: _corner(point, size, place) for place in PLACES}
+            covered = {
+                place: _covered(low, size, taken, inside) for place, low in corners.items()
+                if not any(_overlap(low, size, other) for other in written)
+            }
+            if min(covered.values(), default=math.inf) == math.inf:
+                continue
+            best = min(covered, key=covered.__getitem__)
+            across, up, ha, va = best
             ax.annotate(
-                text, (PER * curve.x[i], curve.y[i]), xytext=(across, up), textcoords="offset points", ha=ha, va=va,
+                text, (curve.x[i], curve.y[i]), xytext=(across, up), textcoords="offset points", ha=ha, va=va,
                 fontsize=NOTE, color=look.color, path_effects=[withStroke(linewidth=2.5, foreground="white")],
             )
-            grid = np.stack(np.meshgrid(*(np.linspace(0, 1, 12),) * 2), axis=-1).reshape(-1, 2)
-            taken = np.concatenate([taken, corners[best] + grid * size])
+            written.append(np.concatenate([corners[best], corners[best] + size]))
 
 
 def _corner(
@@ -90,6 +107,13 @@ def _corner(
     across, up, ha, va = place
     aligned: npt.NDArray[np.float64] = size * np.array([share[ha], share[va]])
     return point + np.array([across, up], dtype=np.float64) - aligned
+
+
+def _overlap(
+    low: npt.NDArray[np.float64], size: npt.NDArray[np.float64], other: npt.NDArray[np.float64]
+) -> bool:
+    """Whether a note reaches into another one, or close to it."""
+    return bool((low < other[2:] + 2).all() and (low + size > other[:2] - 2).all())
 
 
 def _covered(
@@ -105,11 +129,11 @@ def _covered(
 
 def _track(ax: Any, curve: Curve) -> npt.NDArray[np.float64]:
     """Points along a line and its bars, `[n, 2]`, pixels."""
-    ends = ax.transData.transform(np.column_stack([PER * curve.x, curve.y]))
+    ends = ax.transData.transform(np.column_stack([curve.x, curve.y]))
     parts = [ends, *(np.linspace(a, b, 100) for a, b in itertools.pairwise(ends))]
     for low, high, height in zip(curve.low, curve.high, curve.y, strict=True):
         if np.isfinite([low, high]).all():
-            bar = ax.transData.transform([(PER * low, height), (PER * high, height)])
+            bar = ax.transData.transform([(low, height), (high, height)])
             parts.append(np.linspace(bar[0], bar[1], 50))
     return np.concatenate(parts)
 
@@ -133,14 +157,13 @@ def _scale(ax: Any, bounds: npt.NDArray[np.float64]) -> None:
 
 
 def _line(ax: Any, name: str, curve: Curve, look: Look) -> None:
-    bounds = PER * curve.x
     bars = np.isfinite(curve.low) & np.isfinite(curve.high)
     if bars.any():
-        reach = PER * np.array([curve.x - curve.low, curve.high - curve.x])
+        reach = np.array([curve.x - curve.low, curve.high - curve.x])
         ax.errorbar(
-            bounds[bars], curve.y[bars], xerr=reach[:, bars], fmt="none", ecolor=look.color, elinewidth=1, capsize=2,
+            curve.x[bars], curve.y[bars], xerr=reach[:, bars], fmt="none", ecolor=look.color, elinewidth=1, capsize=2,
             alpha=0.6,
         )
     ax.plot(
-        bounds, curve.y, color=look.color, linestyle=look.linestyle, marker=look.marker, markersize=5, label=name
+        curve.x, curve.y, color=look.color, linestyle=look.linestyle, marker=look.marker, markersize=5, label=name
     )

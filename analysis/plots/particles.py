@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from analysis.plots.curves import By, Curve, Data, curves
+from analysis.plots.labels import label
 from analysis.plots.style import MUTED, Look, band, legend, looks, new_axes, plain_ticks
 
 LABELS = {"tv": "total variation from the target", "bias": "absolute bias (units of f)"}
@@ -47,7 +48,7 @@ def plot_against_particles(
         _line(ax, name, curve, look, floor)
     if guide and positive.size:
         _guide(ax, lines)
-    ax.set(xlabel=f"{x} N" if x == "particles" else x, ylabel=LABELS[y])
+    ax.set(xlabel=label(x), ylabel=LABELS[y])
     if positive.size:
         ax.set_ylim(floor, positive.max() * 1.6)
     plain_ticks(ax.xaxis, counts)

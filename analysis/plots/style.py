@@ -1,13 +1,12 @@
 """What the plots share: size, colours, lines with bands, legends beside the data.
 
 The colours are those of Okabe & Ito (2008), which people with any of the common colour deficiencies tell apart; markers
-and dashes repeat what they say.
+and dashes say the same again, and tell lines of one colour apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,9 +22,17 @@ INK, FAINT, MUTED = "#1f2933", "#616e7c", "#9aa5b1"
 
 _COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, INK)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+_DASHES: tuple[Any, ...] = (
+    "-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)), (0, (7, 2, 1, 2, 1, 2, 1, 2)),
+)
+#: Lines that can be told apart.
+MOST = len(_COLOURS) ** 2
 #: Inches of a legend's character, and characters that an entry's line and gaps are worth.
 _CHARACTER, _ENTRY = 0.068, 9
+#: Rows of a legend that a figure of its usual height has room for, and inches of each one more.
+ROWS, _ROW = 3, 0.2
+#: Marks figures that `new_axes` made, which may grow.
+OURS = "smc-bridge"
 
 
 class Look(NamedTuple):
@@ -47,12 +54,26 @@ def new_axes(ax: Any = None, *, size: tuple[float, float] = SIZE) -> Any:
     need("matplotlib.pyplot", "plots", extra="analysis")
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=size, layout="constrained")[1]
+    figure, own = plt.subplots(figsize=size, layout="constrained")
+    figure.set_gid(OURS)
+    return own
 
 
 def looks(count: int) -> list[Look]:
-    """So many looks, different ones up to 35."""
-    return [Look(*look) for look in islice(zip(cycle(_COLOURS), cycle(_MARKERS), cycle(_DASHES), strict=False), count)]
+    """So many looks, of which no two have both one colour and one marker, nor both one colour and one kind of dash.
+
+    So lines differ whether they have markers or not, and points that no line joins do as well.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    if count > MOST:
+        raise ValueError(f"{count} lines: no more than {MOST} can be told apart; draw fewer at once")
+    size = len(_COLOURS)
+    return [
+        Look(_COLOURS[i % size], _MARKERS[(i + i // size) % size], _DASHES[(i + i // size) % size])
+        for i in range(count)
+    ]
 
 
 def band(ax: Any, x: npt.NDArray[Any], low: npt.NDArray[Any], high: npt.NDArray[Any], color: str) -> None:
@@ -70,6 +91,10 @@ def legend(ax: Any, *, handles: Sequence[Any] | None = None) -> None:
     # A legend may reach over the axes' sides, as far as the labels of their ticks.
     inches = 1.25 * ax.get_position().width * ax.get_figure().get_size_inches()[0]
     columns = max(1, min(len(labels), int(inches / _CHARACTER / (max(map(len, labels)) + _ENTRY))))
+    rows = -(-len(labels) // columns)
+    if ax.get_figure().get_gid() == OURS and rows > ROWS:
+        # The axes keep their height.
+        ax.get_figure().set_figheight(ax.get_figure().get_figheight() + _ROW * (rows - ROWS))
     ax.legend(
         handles=chosen, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False, fontsize=9,
         handlelength=2.6, columnspacing=1.4,

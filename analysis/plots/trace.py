@@ -56,12 +56,14 @@ def plot_trace_grid(
     Args:
         result: of a run with `keep_drafts=True`.
         steps: index into its trace, negative from the end, or several, or "all".
-        decode: turns token ids into text; by default ids are shown.
+        decode: turns token ids into text; by default the texts that the result was saved with (`decode --trace --json`
+            keeps them), else ids.
         ax: where to draw; by default axes that are as high as the number of lanes needs.
     Raises:
         ValueError: no such step, or the run kept no drafts.
     """
     chosen = _steps(result, steps)
+    decode = decode or saved_decode(result)
     lanes = [lane for step in chosen for lane in _lanes(step, result.trace[step], decode)]
     widths = _widths(lanes)
     gaps = len(chosen) - 1
@@ -94,6 +96,14 @@ def plot_trace_grid(
         Patch(facecolor="white", edgecolor=INK, linewidth=1.6, label="chosen lane (× survivors)"),
     ])
     return ax
+
+
+def saved_decode(result: Result) -> Decode | None:
+    """Text of single tokens from `settings["tokens"]` (`smc_bridge.trace_rendering.token_texts`), if it is there."""
+    texts = result.settings.get("tokens")
+    if not isinstance(texts, dict):
+        return None
+    return lambda ids: "".join(str(texts.get(str(token), "")) for token in ids)
 
 
 def _steps(result: Result, steps: Steps) -> list[int]:

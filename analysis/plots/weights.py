@@ -25,6 +25,8 @@ from smc_bridge.result import Result
 
 #: Confidence of the bands.
 LEVEL = 0.95
+#: Markers along a line over whole tokens.
+MARKS = 8
 Measure = Literal["log weight", "weight"]
 LABELS: dict[Measure, str] = {
     "log weight": "variance of log weight (nats²)", "weight": "log(1 + Var w / mean² w) (nats)",
@@ -107,7 +109,8 @@ def plot_log_weight_variance(
             colour = INK if len(groups) == 1 else look.color
             tokens = np.arange(curves[name].size)
             label = f"{prefix}predicted"
-            ax.plot(tokens, curves[name], color=colour, linestyle="--", linewidth=1.6, label=label)
+            marked: dict[str, Any] = {"marker": look.marker, "markersize": 4, "markevery": max(1, tokens.size // MARKS)}
+            ax.plot(tokens, curves[name], color=colour, linestyle="--", linewidth=1.6, label=label, **marked)
     ax.set(xlabel="position (tokens)", ylabel=LABELS[measure])
     ax.set_xlim(0, None)
     ax.set_ylim(0, None)
@@ -169,7 +172,8 @@ def _draw(ax: Any, name: str, look: Look, lines: Sequence[tuple[Array, Array, fl
     drawn = np.isfinite(mean)
     mean[~drawn] = np.nan
     band(ax, tokens, mean - half, mean + half, look.color)
-    ax.plot(tokens, mean, color=look.color, linestyle=look.linestyle, linewidth=1.8, label=name)
+    marked: dict[str, Any] = {"marker": look.marker, "markersize": 4, "markevery": max(1, len(tokens) // MARKS)}
+    ax.plot(tokens, mean, color=look.color, linestyle=look.linestyle, linewidth=1.8, label=name, **marked)
 
 
 def _predicted_mean(given: Predicted, measure: Measure) -> Array:

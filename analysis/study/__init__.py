@@ -1,9 +1,17 @@
 """Cartesian experiments over methods, intermediates, N, K, w, V and seeds: `study`, and `smc-bridge study`."""
 
-from analysis.study.config import Config, Prompts, Tabular
-from analysis.study.frame import pool
-from analysis.study.plan import Axes, Setting
-from analysis.study.run import study
-from analysis.study.store import load_study
+from typing import TYPE_CHECKING
+
+from smc_bridge.exports import on_demand
+
+if TYPE_CHECKING:
+    from analysis.study.config import Config, Prompts, Tabular
+    from analysis.study.frame import pool
+    from analysis.study.plan import Axes, Setting
+    from analysis.study.run import study
+    from analysis.study.store import load_study
 
 __all__ = ["Axes", "Config", "Prompts", "Setting", "Tabular", "load_study", "pool", "study"]
+
+if not TYPE_CHECKING:  # any attribute would be right for a type checker
+    __getattr__, __dir__ = on_demand(__name__)

@@ -97,12 +97,14 @@ class Runner:
             return lambda prompts, seeds: sampler.run(prompts, seed=seeds, max_new_tokens=limits.max_new_tokens)
         return make_method(setting.method, pair, limits, temperature=setting.temperature, weight=0.0).decode
 
-    def _accuracy(self, work: Work, results: Sequence[Result]) -> float:
-        """Share of right answers, each a draw from its result's weights."""
+    def _accuracy(self, work: Work, results: Sequence[Result]) -> float | None:
+        """Share of right answers, each a draw from its result's weights; None where no answer is known."""
         source, task = self.config.source, self.problems.task
         assert isinstance(source, Prompts)
         assert isinstance(work.point, Block)
         assert task is not None
+        if any(self.problems.items[problem].answer is None for problem in source.problems(work.point.block)):
+            return None
         right = 0
         for problem, result in zip(source.problems(work.point.block), results, strict=True):
             if result.alive:

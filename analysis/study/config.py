@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis.budget import Cost
+from analysis.prices import Cost
 from analysis.study.plan import Axes, check_axis, check_number, check_whole
 from models.tabular import ENUMERABLE
 
@@ -179,11 +179,13 @@ class Config:
         return cls(axes, source, lookahead, cost)
 
     @classmethod
-    def from_toml(cls, path: Path) -> Config:
+    def from_toml(cls, path: Path, *, prompts: Mapping[str, Any] | None = None) -> Config:
         """Read a TOML file.
 
+        Args:
+            prompts: name and number of prompts that come from elsewhere; the file may still say `n` and `batch`.
         Raises:
-            ValueError: it cannot be read, is not TOML, or is not a study.
+            ValueError: it cannot be read, is not TOML, is not a study, or has a source of its own besides `prompts`.
         """
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -192,9 +194,18 @@ class Config:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"config = {path}: is not TOML ({error}); see docs/study.toml") from error
         try:
-            return cls.from_dict(data)
+            return cls.from_dict(data if prompts is None else _with_prompts(data, prompts))
         except ValueError as error:
             raise ValueError(f"config = {path}: {error}") from error
+
+
+def _with_prompts(data: Mapping[str, Any], prompts: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of a study whose `[task]` is that of prompts from elsewhere."""
+    own = data.get("task", {})
+    if "tabular" in data or not isinstance(own, Mapping) or "name" in own:
+        what = "[tabular]" if "tabular" in data else "name of [task]"
+        raise ValueError(f"{what} with prompts from a file: leave it out, or the file")
+    return {**data, "task": {**prompts, **own}}
 
 
 def _section(kind: type[Any], data: Any, name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.plots import plot_against_particles, plot_cost, plot_frontier
+from analysis.plots.labels import label
 from analysis.plots.style import band, legend, looks, new_axes
 from analysis.study.config import Block, TabularPoint
 from analysis.study.frame import WORK, pool
@@ -19,18 +20,6 @@ if TYPE_CHECKING:
 
 SIZES = ("particles", "lanes")
 SHORT = {"particles": "N", "lanes": "K", "window": "V", "temperature": "T", "alphabet": "A", "length": "S"}
-#: Axis labels of columns whose name does not tell.
-LABELS = {
-    "kl_bound": "KL bound (nats)", "kl_per_token": "KL bound (nats per token)", "tv": "total variation",
-    "run_tv": "total variation of one run's particles", "ess": "effective sample size (particles)",
-    "tokens": "tokens of a sequence", "seconds": "seconds per run", "tokens_per_block": "tokens per block",
-    "particles": "particles N", "lanes": "lanes K", "w": "weight w of the diffusion model",
-    "window": "window V (tokens)",
-    "accuracy": "accuracy (share)", "acceptance": "accepted share of the drafts",
-    "cost": "cost (c_D DLM + c_A AR work)", "nats": "KL bound (nats)", "nats_per_token": "KL bound (nats per token)",
-    "tokens_per_second": "tokens per second", "tokens_per_dlm_forward": "tokens per DLM forward",
-    "ar_forwards": "AR forwards per run", "dlm_forwards": "DLM forwards per run",
-}
 #: A line: x, y, low, high.
 Line = tuple[list[float], list[float], list[float], list[float]]
 
@@ -50,7 +39,10 @@ def plot_study(frame: pd.DataFrame, x: str | None = None, y: str | None = None, 
     varying = [name for name in ("particles", "w") if pooled[name].dropna().nunique() > 1]
     x = x or (varying[0] if varying else "cost")
     y = y or ("tv" if pooled["tv"].notna().any() else "kl_bound")
-    numbers = [str(name) for name in pooled.columns if pooled[name].dtype.kind in "fiu" and not name.endswith("_error")]
+    numbers = [
+        str(name) for name in pooled.columns
+        if pooled[name].dtype.kind in "fiu" and not str(name).endswith(("_error", "_low", "_high"))
+    ]
     for option, name in (("x", x), ("y", y)):
         if name not in numbers:
             raise ValueError(f"{option} = {name!r}: choose from {', '.join(numbers)}")
@@ -67,8 +59,7 @@ def plot_study(frame: pd.DataFrame, x: str | None = None, y: str | None = None, 
     if x in SIZES and y in ("tv", "bias"):
         return plot_against_particles(_some(found, x, y), y, ax, x=x)  # type: ignore[arg-type]
     if x == "cost":
-        unit = "nats" if y in ("kl_bound", "log_evidence") else ""
-        return plot_cost(_some(found, x, y), y, ax, unit=unit, work=pooled.attrs[WORK])
+        return plot_cost(_some(found, x, y), y, ax, work=pooled.attrs[WORK])
     return plot_lines(_some(found, x, y), x, y, ax)
 
 
@@ -128,6 +119,6 @@ def plot_lines(lines: Mapping[str, Line], x: str, y: str, ax: Any = None) -> Any
             continue
         band(ax, places, low, high, look.color)
         ax.plot(places, values, label=name, **style)
-    ax.set(xlabel=LABELS.get(x, x.replace("_", " ")), ylabel=LABELS.get(y, y.replace("_", " ")))
+    ax.set(xlabel=label(x), ylabel=label(y))
     legend(ax)
     return ax

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.bounds import ratio_per_token
-from analysis.budget import Cost
+from analysis.prices import Cost
 from analysis.study.config import Block, TabularPoint
 from analysis.study.figures import FORWARDS, Record
 from analysis.study.plan import SETTING_COLUMNS

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
+from analysis.comparison.settings import problems_fingerprint
 from analysis.study.config import Config, Prompts, TabularPoint
 from analysis.study.plan import MakeIntermediate, Setting, intermediate_of
 from analysis.study.sources import Problems
@@ -69,8 +70,4 @@ def prompts(config: Config, problems: Problems) -> str:
     if not isinstance(config.source, Prompts):
         return ""
     assert problems.task is not None
-    task = problems.task
-    digest = hashlib.blake2b(repr((task.max_new_tokens, task.lookahead, task.window)).encode(), digest_size=8)
-    for item, ids in zip(problems.items, problems.prompts, strict=True):
-        digest.update(repr((item.prompt, item.answer, tuple(ids))).encode())
-    return digest.hexdigest()
+    return problems_fingerprint(problems.task, problems.items, problems.prompts)

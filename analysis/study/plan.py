@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from analysis.comparison.methods import check_methods
-from smc_bridge.commands.options import INTERMEDIATES, WITHOUT_WEIGHT
+from smc_bridge.commands.options import INTERMEDIATES, WITHOUT_W
 from smc_bridge.distributions.intermediate import Intermediate, check_weight
 from smc_bridge.distributions.law import check_temperature
 
@@ -133,7 +133,7 @@ def _existing(
         return Setting(method, None, None, None, None, None if method == "ar" else window, temperature)
     own = OWN_INTERMEDIATE.get(method, intermediate)
     return Setting(
-        method, own, 1 if method in SINGLE else particles, lanes, None if own in WITHOUT_WEIGHT else weight, window,
+        method, own, 1 if method in SINGLE else particles, lanes, None if own in WITHOUT_W else weight, window,
         temperature,
     )
 

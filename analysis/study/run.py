@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.lock import holding
 from analysis.progress import progress
 from analysis.study.cells import Runner, build_sampler
 from analysis.study.config import Config, Prompts
@@ -24,6 +25,7 @@ from analysis.study.store import Report, Rows, cell_key, cells
 from analysis.workers import check_workers, map_cells
 from models.extras import need
 from models.pairs import PAIRS, Pair
+from smc_bridge.commands.models import Models
 from smc_bridge.tasks import Task
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 def study(
     config: Config | Mapping[str, Any] | str | Path | None = None, *, path: str | Path | None = None,
-    fresh: bool = False, workers: int = 1, pair: Pair | None = None, problems: Task | None = None,
+    fresh: bool = False, workers: int = 1, pair: Pair | Models | None = None, problems: Task | None = None,
     custom: Mapping[str, MakeIntermediate] | None = None, report: Report | None = None, show: bool = False,
     **arguments: Any,
 ) -> pd.DataFrame:
@@ -46,14 +48,16 @@ def study(
             of your own were others is refused. None keeps nothing.
         fresh: start anew, whatever study the file holds.
         workers: processes (`analysis.workers`).
-        pair, problems: models and a task of your own instead of those that `[task]` names.
+        pair, problems: models (or their names, which every worker loads) and a task of your own instead of those that
+            `[task]` names.
         custom: intermediates of your own, name -> function of w, which `intermediates` may then list.
         report: told of every cell that was run, in the order in which cells finish.
         show: progress on standard error.
     Returns:
         A data frame (`analysis.study.frame`).
     Raises:
-        ValueError: an argument is out of range, or the file is something else or has other settings.
+        ValueError: an argument is out of range, or the file is something else, has other settings, or is being
+            written by another process.
         FileNotFoundError: the pair's weights are not installed.
         MissingExtraError: pandas is not installed; nothing is computed then.
         OSError: of `map_cells`, where the cluster or a worker fails; what is done is kept.
@@ -66,21 +70,23 @@ def study(
     plan = cells(chosen)
     loaded = load_problems(chosen.source, pair=pair, task=problems)
     check_samplers(chosen, loaded, own)
-    store = Rows(None if path is None else Path(path), chosen, loaded, plan, own, fresh=fresh)
-    waiting = [work for work in plan if cell_key(work.key()) not in store.records]
-    if workers == 1:
-        load: Callable[[], Problems] = partial(_given, loaded)
-    else:
-        known = find_task(chosen.source, problems) if isinstance(chosen.source, Prompts) else None
-        entry = None if known is None else PAIRS.get(known.pair)
-        load = partial(load_elsewhere, chosen.source, pair, known, entry)
-    del loaded  # the workers have their own
-    with closing(map_cells(partial(Runner, chosen, load, own), waiting, workers=workers)) as found:
-        if show and waiting:
-            with progress(len(plan)) as tell:
-                store.take(found, lambda record, done, total: _both(report, tell, record, done, total))
+    file = None if path is None else Path(path)
+    with holding(file, argument="--out"):
+        store = Rows(file, chosen, loaded, plan, own, fresh=fresh)
+        waiting = [work for work in plan if cell_key(work.key()) not in store.records]
+        if workers == 1:
+            load: Callable[[], Problems] = partial(_given, loaded)
         else:
-            store.take(found, report)
+            known = find_task(chosen.source, problems) if isinstance(chosen.source, Prompts) else None
+            entry = None if known is None else PAIRS.get(known.pair)
+            load = partial(load_elsewhere, chosen.source, pair, known, entry)
+        del loaded  # the workers have their own
+        with closing(map_cells(partial(Runner, chosen, load, own), waiting, workers=workers)) as found:
+            if show and waiting:
+                with progress(len(plan)) as tell:
+                    store.take(found, lambda record, done, total: _both(report, tell, record, done, total))
+            else:
+                store.take(found, report)
     return to_frame([store.records[cell_key(work.key())] for work in plan], chosen.cost)
 
 

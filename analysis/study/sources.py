@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from analysis.comparison.cells import encode_prompts
 from analysis.oracle import oracle
 from analysis.study.config import Block, Point, Prompts, Tabular, TabularPoint
 from models.pairs import PAIRS, Pair, load_pair
 from models.tabular import SEEDS, TabularAR, TabularDLM
+from smc_bridge.commands.models import Models
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed
-from smc_bridge.tasks import TASKS, Item, Task
+from smc_bridge.tasks import TASKS, Item, Task, encode_prompts
 
 
 class Numerals:
@@ -72,12 +72,14 @@ class Problems:
         pair: models of a task; None for tabular models, which are made where they are needed.
         task: grades and gives the limits; None for tabular models.
         items, prompts: of a task.
+        identity: names and options of models that are no pair of ours (`smc_bridge.commands.models.Models`).
     """
 
     pair: Pair | None = None
     task: Task | None = None
     items: Sequence[Item] = ()
     prompts: Sequence[tuple[int, ...]] = ()
+    identity: str = ""
 
     def limits(self, point: Point, lookahead: int | None, window: int | None) -> Limits:
         """Limits of the runs of a point."""
@@ -98,7 +100,9 @@ def find_task(source: Prompts, task: Task | None) -> Task:
     return task or TASKS[source.name]
 
 
-def load_problems(source: Tabular | Prompts, *, pair: Pair | None = None, task: Task | None = None) -> Problems:
+def load_problems(
+    source: Tabular | Prompts, *, pair: Pair | Models | None = None, task: Task | None = None
+) -> Problems:
     """Models and prompts of a source.
 
     Args:
@@ -113,11 +117,12 @@ def load_problems(source: Tabular | Prompts, *, pair: Pair | None = None, task: 
         return Problems()
     known = find_task(source, task)
     items = known.problems(source.n)
-    loaded = pair or load_pair(known.pair)
-    return Problems(loaded, known, items, encode_prompts(loaded, known, items))
+    loaded = pair.load() if isinstance(pair, Models) else pair or load_pair(known.pair)
+    identity = pair.identity if isinstance(pair, Models) else ""
+    return Problems(loaded, known, items, encode_prompts(loaded, known, items), identity)
 
 
-def load_elsewhere(source: Tabular | Prompts, pair: Pair | None, task: Task | None, entry: Any) -> Problems:
+def load_elsewhere(source: Tabular | Prompts, pair: Pair | Models | None, task: Task | None, entry: Any) -> Problems:
     """`load_problems` in another process, where what this process registered is not known.
 
     Args:

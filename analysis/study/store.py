@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.budget import Cost
 from analysis.comparison.settings import fingerprint
 from analysis.journal import Journal
+from analysis.prices import Cost
 from analysis.study import identity
 from analysis.study.cells import Work
 from analysis.study.checks import is_record
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 KIND = "smc-bridge study"
 #: Entries of the header besides the configuration's.
-BESIDES = ("kind", "format", "models", "custom", "problems")
+BESIDES = ("kind", "format", "pair", "models", "custom", "problems")
 
 #: Told of every finished cell, with how many are done and how many there are.
 Report = Callable[[Record, int, int], None]
@@ -105,7 +105,7 @@ def header(config: Config, problems: Problems, custom: Mapping[str, MakeIntermed
     """First line of the file: the configuration, and fingerprints of what it only names."""
     return {
         "kind": KIND, "format": FORMAT, **config.header(),
-        "models": "" if problems.pair is None else fingerprint(problems.pair),
+        "pair": problems.identity, "models": "" if problems.pair is None else fingerprint(problems.pair),
         "custom": identity.intermediates(config, problems, custom), "problems": identity.prompts(config, problems),
     }
 

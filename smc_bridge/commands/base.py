@@ -10,12 +10,20 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Callable, Collection
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from rich.console import Console
+from rich.text import Text
+
+from smc_bridge.files import STANDARD_OUTPUT, is_standard_output, shown
+from smc_bridge.files import check_writable as check_writable
 
 PROGRAM = "smc-bridge"
 #: Exit code of a command that was interrupted.
@@ -45,8 +53,18 @@ class Command:
     run: Callable[[argparse.Namespace], int]
 
 
+class WholeWords(argparse.HelpFormatter):
+    """Help whose lines end between words: a name such as `plain-is` stays whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class LineParser(argparse.ArgumentParser):
     """An argument parser that raises `UsageError` where argparse prints a usage message and exits."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **({"formatter_class": WholeWords} | options))
 
     def error(self, message: str) -> NoReturn:
         """Raise the error in the form `argument = value: remedy`.
@@ -114,6 +132,18 @@ def positives(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"= {text}: give positive numbers with commas between them") from None
 
 
+def add_w_argument(group: Any, text: str, *, default: float | None = None) -> None:
+    """Add `--w`, the exponent on the diffusion model; `--weight`, its old name, is understood and not shown.
+
+    Args:
+        group: parser or group of arguments.
+        text: help.
+        default: None where what is not given is the method's own.
+    """
+    group.add_argument("--w", type=share, default=default, metavar="w", help=text)
+    group.add_argument("--weight", dest="w", type=share, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
 def one_of(names: Collection[str]) -> Callable[[str], str]:
     """Argument type: one of some names."""
 
@@ -125,28 +155,97 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
     return parse
 
 
-def check_writable(path: Path, argument: str, *, make_folder: bool = False) -> None:
-    """Refuse a file that could not be written, before any work is done.
-
-    Args:
-        path: of the file; it is not touched.
-        argument: its name, for the message.
-        make_folder: whether a missing folder is fine, because the caller makes it, if it is to be below the working
-            directory.
-    Raises:
-        UsageError: the path is a folder, or its folder is missing or read-only.
-    """
-    folder = path.parent
-    if path.is_dir():
-        raise UsageError(f"{argument} = {path}: is a folder; give a file")
-    if make_folder and not folder.exists() and folder.resolve().is_relative_to(Path.cwd()):
-        folder = next(parent for parent in folder.resolve().parents if parent.exists())
-    if not folder.is_dir():
-        raise UsageError(f"{argument} = {path}: its folder does not exist; make it, or give another file")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise UsageError(f"{argument} = {path}: cannot be written; give a file that you may write")
+def destination(text: str) -> Path:
+    """Argument type: a file that is to be written, or `-` for standard output; `./-` is a file of that name."""
+    if not text:
+        raise argparse.ArgumentTypeError("= '': is no name of a file; give a file, or - for standard output")
+    path = Path(text)
+    return path.absolute() if str(path) == STANDARD_OUTPUT != text else path
 
 
 def console(stream: TextIO) -> Console:
-    """A console on `stream`; where that is no terminal, without colour and wide enough for the tables."""
-    return Console(file=stream, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH)
+    """A console on `stream` that prints text as it stands; without a terminal it has no colour, and is as wide as the
+    environment's COLUMNS says, or wide enough for the tables."""
+    columns = os.environ.get("COLUMNS", "")
+    plain = int(columns) if columns.isdecimal() and int(columns) > 0 else PLAIN_WIDTH
+    return Console(
+        file=stream, highlight=False, markup=False, emoji=False, width=None if stream.isatty() else plain
+    )
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Within the block Ctrl-C waits for its end: an import that is cut short leaves half a module, and raises whatever
+    the package makes of it."""
+    pressed = False
+
+    def wait(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    try:
+        before = signal.signal(signal.SIGINT, wait)
+    except ValueError:  # only the main thread hears of signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        if before is not None:  # not set by Python
+            signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def tell(text: str) -> None:
+    """Write a line to standard error; where that cannot be written the line is dropped, for the work goes on."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def printing(saved: str = "") -> Iterator[None]:
+    """Around what prints to standard output, which has left the process at the end of the block.
+
+    Args:
+        saved: where else the result is, for the message.
+    Raises:
+        UsageError: standard output cannot be written to. BrokenPipeError: its reader has left.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(f"standard output cannot be written ({error.strerror}); send it elsewhere{saved}") from error
+
+
+def deliver(path: Path | None, save: Callable[[], None], show: Callable[[Console], None]) -> None:
+    """Save what a command has found, and then print it: printing may fail, and must not take the result along.
+
+    Args:
+        path: where it is saved, or None for nowhere. Where that is standard output, tables go to standard error.
+        save: writes the file. If it fails, the result is shown all the same.
+        show: prints.
+    Raises:
+        ValueError: of `save`, or as `printing`. BrokenPipeError: the reader of standard output has left.
+    """
+    if path is None:
+        with printing():
+            show(console(sys.stdout))
+    elif is_standard_output(path):
+        with printing():
+            save()
+        with suppress(OSError):
+            show(console(sys.stderr))
+    else:
+        try:
+            save()
+        except ValueError:
+            with suppress(OSError, UsageError), printing():
+                show(console(sys.stdout))
+            raise
+        with printing(f"; the result is saved as {shown(path)}"):
+            show(console(sys.stdout))
+            console(sys.stdout).print(Text(f"saved as {shown(path)}"), soft_wrap=True)

@@ -1,27 +1,30 @@
-"""`smc-bridge decode PROMPT`: decode one prompt, and show its weighted particles, evidence and diagnostics."""
+"""`smc-bridge decode PROMPT`: decode a prompt, and show its weighted particles, evidence and diagnostics."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.pairs import Pair
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
     Command,
     UsageError,
+    add_w_argument,
     check_writable,
-    console,
+    deliver,
+    destination,
+    importing,
     mass,
     one_of,
     positive,
     positives,
-    share,
+    tell,
     whole,
 )
+from smc_bridge.commands.decode_file import BATCH, refuse_other, run_file
 from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
 from smc_bridge.commands.options import (
     INTERMEDIATES,
@@ -31,18 +34,26 @@ from smc_bridge.commands.options import (
     build_sampler,
     check_options,
 )
+from smc_bridge.commands.prompts import add_prompts_arguments
 from smc_bridge.commands.threads import use_free_cores
-from smc_bridge.rendering import render_result
-from smc_bridge.smc.names import KERNELS, TRIGGERS
-from smc_bridge.smc.queue import Interrupted
-from smc_bridge.smc.resampling import RESAMPLERS
+from smc_bridge.files import shown
+from smc_bridge.smc.names import KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.tasks import lookahead_of
-from smc_bridge.trace_rendering import render_trace
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from models.pairs import Pair
+    from smc_bridge.smc.queue import Interrupted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `decode`."""
-    parser.add_argument("prompt", metavar="PROMPT", help="text to continue, in quotes")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="text to continue, in quotes")
+    prompts = parser.add_argument_group("prompts", "in place of PROMPT, those of a file")
+    add_prompts_arguments(prompts)
+    prompts.add_argument("--n", type=whole(1), help="how many, the first ones (default: all)")
+    prompts.add_argument("--batch", type=whole(1), help=f"how many are decoded together (default: {BATCH})")
     add_model_arguments(parser)
     method = parser.add_argument_group("method", "what is not given is the method's own")
 
@@ -53,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     named("--method", list(PRESETS), "preset (default: smc)", "smc")
     method.add_argument("--particles", type=whole(1), metavar="N", help="particles that survive a step")
     method.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle")
-    method.add_argument("--weight", type=share, metavar="w", help="weight of the diffusion model, in [0, 1]")
+    add_w_argument(method, "exponent (or share) of the diffusion model in the intermediate, in [0, 1] (default: 0.3)")
     method.add_argument("--window", type=whole(1), metavar="V", help="tokens verified at once")
     method.add_argument("--lookahead", type=whole(1), metavar="M", help="masked positions per forward of the DLM")
     named("--kernel", list(KERNELS), "how a draft becomes a block of the intermediate")
@@ -68,7 +79,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="T", help="length limit (default: 128)")
     run.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
-    run.add_argument("--json", type=Path, metavar="FILE", help="save the result")
+    run.add_argument(
+        "--json", type=destination, metavar="FILE",
+        help="save the result; - is standard output, tables then go to standard error",
+    )
     run.add_argument("--trace", action="store_true", help="show every step: drafts, what became of them, lane weights")
 
 
@@ -93,10 +107,26 @@ def run(arguments: argparse.Namespace) -> int:
     """Decode and print; returns the exit code."""
     options = Options(**{item.name: getattr(arguments, item.name) for item in fields(Options)})
     check_options(options)
+    if arguments.prompts is not None:
+        if arguments.prompt is not None:
+            raise UsageError("PROMPT with --prompts: give one of them")
+        return run_file(arguments, options)
+    for name in ("grader", "n", "batch"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--{name} = {getattr(arguments, name)} is for a file of prompts: give --prompts too")
+    if arguments.prompt is None:
+        raise UsageError(f"PROMPT is missing: give it, or --prompts FILE.jsonl, see `{PROGRAM} decode --help`")
     if not arguments.prompt.strip():
         raise UsageError(f"PROMPT = {arguments.prompt!r}: is empty; give a text")
     if arguments.json is not None:
         check_writable(arguments.json, "--json")
+    with importing():
+        from smc_bridge.rendering import render_result
+        from smc_bridge.result import Result
+        from smc_bridge.smc.queue import Interrupted
+        from smc_bridge.trace_rendering import render_trace, token_texts
+    if arguments.json is not None:
+        refuse_other(arguments.json, Result.load)
     use_free_cores()
     pair = load_models(arguments)
     if options.lookahead is None:
@@ -109,15 +139,20 @@ def run(arguments: argparse.Namespace) -> int:
             [prompt.tolist()], seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace
         )
     except Interrupted as interrupt:
-        print(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}", file=sys.stderr)
+        tell(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}")
         return INTERRUPTED
-    out = console(sys.stdout)
     if arguments.trace:
-        render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
-    render_result(out, result, seed=arguments.seed)
-    if arguments.json is not None:
+        result.settings["tokens"] = token_texts(result, decode=pair.decode, eos_id=pair.ar.eos_id)
+
+    def save() -> None:
         result.save(arguments.json)
-        out.print(f"saved as {arguments.json}", markup=False)
+
+    def show(out: Console) -> None:
+        if arguments.trace:
+            render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
+        render_result(out, result, seed=arguments.seed)
+
+    deliver(arguments.json, save, show)
     return 0
 
 
@@ -130,9 +165,10 @@ def _save_partial(interrupt: Interrupted, path: Path | None) -> str:
     result = interrupt.results[0]
     result.save(path)
     done = f"{result.tokens:.1f} tokens in {len(result.trace)} steps"
-    return f": the partial result ({done}, complete = False) is saved as {path}"
+    return f": the partial result ({done}, complete = False) is saved as {shown(path)}"
 
 
 command = Command(
-    "decode", "Decode one prompt and show its weighted particles, evidence and diagnostics.", configure, run
+    "decode", "Decode a prompt, or those of a file, and show weighted particles, evidence and diagnostics.", configure,
+    run,
 )

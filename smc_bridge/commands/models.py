@@ -6,23 +6,32 @@ A model that is not named is that of the embedded pair, so `--ar NAME` alone ask
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from models.conventions import OVERRIDES
-from models.pairs import Pair, load_pair
-from smc_bridge.commands.base import UsageError, one_of, whole
+from smc_bridge.commands.base import UsageError, importing, one_of, whole
+
+if TYPE_CHECKING:
+    from models.pairs import Pair
 
 #: Pair, and each model, unless it is named.
 EMBEDDED = "arithmetic"
 #: What the diffusion model may keep of a prefix.
 CACHES = ("none", "prefix")
+#: Options that decide where and how much at once is computed, and not what.
+PLACE = ("device", "max_logit_bytes")
 #: Options that are about the user's own checkpoints.
 OWN = ("trust_remote_code", "dlm_convention", "mask_id", "eos_id", "dlm_tokenizer", "reduce")
+#: All options of `add_model_arguments`.
+MODEL_OPTIONS = ("pair", "dlm", "ar", "dtype", "dlm_cache", *PLACE, *OWN)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--pair`, `--dlm`, `--ar` and what goes with them."""
     group = parser.add_argument_group("models", "a pair by name, or two checkpoints with one tokenizer")
-    group.add_argument("--pair", metavar="NAME", help=f"pair of models (default: {EMBEDDED})")
+    group.add_argument("--pair", metavar="NAME", help=f"pair of models (default: the task's; {EMBEDDED})")
     group.add_argument("--dlm", metavar="NAME", help="diffusion model: a folder or a name of the hub")
     group.add_argument("--ar", metavar="NAME", help="autoregressive model: a folder, a name of the hub, or smollm2")
     group.add_argument("--dtype", metavar="TYPE", help="of the weights, as bfloat16 (default: the checkpoint's)")
@@ -47,10 +56,50 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def pair_name(arguments: argparse.Namespace) -> str:
+def is_given(value: Any) -> bool:
+    """Whether an option of a model says anything: not None, nor False, nor the cache that is none."""
+    return value is not None and value is not False and value != "none"
+
+
+def pair_name(arguments: argparse.Namespace, default: str = EMBEDDED) -> str:
     """Name of the pair that is asked for; empty for two checkpoints of the user's."""
     own = arguments.dlm is not None or arguments.ar is not None
-    return "" if own else arguments.pair or EMBEDDED
+    return "" if own else arguments.pair or default
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that a command was asked for, by name: what a process needs to load its own.
+
+    Attributes:
+        names: of a pair, or of a diffusion model and an autoregressive model.
+        options: of `models.pairs.load_pair`.
+    """
+
+    names: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Pair:
+        """Load them.
+
+        Raises:
+            ValueError, FileNotFoundError: as `load_pair`.
+        """
+        with importing():
+            from models.pairs import load_pair
+        if len(self.names) > 1:
+            with importing():
+                from transformers.utils import logging
+            logging.disable_progress_bar()  # standard error is for one-line errors and our own progress
+        return load_pair(*self.names, **self.options)
+
+    @property
+    def identity(self) -> str:
+        """Names and options that figures may depend on, besides the weights; empty for a pair that is as it ships."""
+        said = [
+            f"{name}={value}" for name, value in sorted(self.options.items()) if is_given(value) and name not in PLACE
+        ]
+        return ", ".join([*self.names, *said] if said or len(self.names) > 1 else [])
 
 
 def load_models(arguments: argparse.Namespace) -> Pair:
@@ -59,13 +108,28 @@ def load_models(arguments: argparse.Namespace) -> Pair:
     Raises:
         UsageError: arguments contradict each other. ValueError, FileNotFoundError: as `load_pair`.
     """
+    return models_of(arguments).load()
+
+
+def models_of(arguments: argparse.Namespace, default: str = EMBEDDED) -> Models:
+    """The models that the arguments name; nothing is loaded.
+
+    Args:
+        default: pair, unless one or two models are named.
+    Raises:
+        UsageError: arguments contradict each other.
+    """
     place = {name: getattr(arguments, name) for name in ("dtype", "device", "dlm_cache", "max_logit_bytes")}
     own = {name: getattr(arguments, name) for name in OWN}
-    if name := pair_name(arguments):
-        given = next((option for option, value in own.items() if value not in (None, False)), None)
+    if name := pair_name(arguments, default):
+        given = next((option for option, value in own.items() if is_given(value)), None)
         if given is not None:
             raise UsageError(f"--{given.replace('_', '-')} is for models of your own: give --dlm and --ar too")
-        return load_pair(name, **place)
+        return Models((name,), place)
     if arguments.pair is not None:
         raise UsageError(f"--pair = {arguments.pair} with --dlm or --ar: give either a pair or two models")
-    return load_pair(arguments.dlm or EMBEDDED, arguments.ar or EMBEDDED, **place, **own)
+    if arguments.ar is None:
+        raise UsageError(
+            f"--dlm = {arguments.dlm} without --ar: give the autoregressive model of your pair too, with --ar NAME"
+        )
+    return Models((arguments.dlm or EMBEDDED, arguments.ar), {**place, **own})

@@ -8,48 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from models.pairs import Pair
-from smc_bridge import presets
+import smc_bridge
 from smc_bridge.commands.base import UsageError
-from smc_bridge.distributions.intermediate import (
-    Chernoff,
-    Defensive,
-    Intermediate,
-    Mixture,
-    PowerMean,
-    ProductOfExperts,
-    Proposal,
-    Target,
-)
-from smc_bridge.kernels.protocol import Kernel
-from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.names import named
+
+if TYPE_CHECKING:
+    from models.pairs import Pair
+
+# What has a name here is imported when it is made, so that the names can be shown without it (`smc_bridge.exports`).
 
 Method = Literal["smc", "paper", "released", "speculative", "plain-is", "tree-walk"]
 
 #: Nodes of a tree unless they are given.
 NODES = 128
 
-#: Intermediates by name; each is made with the weight of the diffusion model, which not every one reads.
-INTERMEDIATES: dict[str, Callable[[float], Intermediate]] = {
-    "poe": ProductOfExperts,
-    "mixture": Mixture,
-    "power-mean": lambda w: PowerMean(w=w),
-    "chernoff": lambda w: Chernoff(),
-    "defensive": lambda w: Defensive(ProductOfExperts(w)),
-    "proposal": lambda w: Proposal(),
-    "target": lambda w: Target(),
+#: Intermediates by name; each is made with w, which not every one reads.
+INTERMEDIATES: dict[str, Callable[[float], smc_bridge.Intermediate]] = {
+    "poe": lambda w: smc_bridge.ProductOfExperts(w),
+    "mixture": lambda w: smc_bridge.Mixture(w),
+    "power-mean": lambda w: smc_bridge.PowerMean(w=w),
+    "chernoff": lambda w: smc_bridge.Chernoff(),
+    "defensive": lambda w: smc_bridge.Defensive(smc_bridge.ProductOfExperts(w)),
+    "proposal": lambda w: smc_bridge.Proposal(),
+    "target": lambda w: smc_bridge.Target(),
 }
-WITHOUT_WEIGHT = ("chernoff", "proposal", "target")
+WITHOUT_W = ("chernoff", "proposal", "target")
 
 #: What a preset is about, and so may not be changed.
 FIXED_KERNEL = {"plain-is": "accept-all", "tree-walk": "tree"}
 FIXED_INTERMEDIATE = {"speculative": "target", "plain-is": "proposal"}
 DEFAULT_LANES = {"paper": 4, "released": 4, "plain-is": 4}
-DEFAULT_WEIGHT = 0.3
+DEFAULT_W = 0.3
 
 #: Options that the released decoder does not have.
 NOT_RELEASED = (
@@ -62,7 +53,7 @@ class Options:
     """Options of `decode` that shape the sampler; None (or False) is the method's own.
 
     Attributes:
-        weight: exponent or share of the diffusion model in the intermediate, in [0, 1].
+        w: exponent or share of the diffusion model in the intermediate, in [0, 1].
         temperature, top_p: of the target; for the released decoder `top_p` is that of the drafts.
         lane_temperatures: of the proposal, one per lane.
         balance: weigh lanes by the balance heuristic.
@@ -72,7 +63,7 @@ class Options:
     method: Method = "smc"
     particles: int | None = None
     lanes: int | None = None
-    weight: float | None = None
+    w: float | None = None
     window: int | None = None
     lookahead: int | None = None
     kernel: str | None = None
@@ -129,9 +120,9 @@ def check_options(options: Options) -> None:
             "kernel", kernel, f"with an intermediate = {intermediate}: it commits the proposal's own draft; use "
             "--intermediate proposal, or --kernel rejection",
         )
-    if options.weight is not None and intermediate in WITHOUT_WEIGHT:
+    if options.w is not None and intermediate in WITHOUT_W:
         _refuse(
-            "weight", options.weight, f"with an intermediate = {intermediate}, which has none: leave it out, or use "
+            "w", options.w, f"with an intermediate = {intermediate}, which has none: leave it out, or use "
             "--intermediate poe",
         )
     if options.nodes is not None and kernel != "tree":
@@ -151,7 +142,7 @@ def check_options(options: Options) -> None:
         _refuse("resampler", options.resampler, "with --trigger = never is not used: leave one of them out")
 
 
-def build_sampler(pair: Pair, options: Options) -> Sampler:
+def build_sampler(pair: Pair, options: Options) -> smc_bridge.Sampler:
     """The sampler that the options describe.
 
     Raises:
@@ -159,16 +150,17 @@ def build_sampler(pair: Pair, options: Options) -> Sampler:
     """
     check_options(options)
     given = {
-        "w": options.weight, "window": options.window, "lookahead": options.lookahead, "lanes": options.lanes,
+        "w": options.w, "window": options.window, "lookahead": options.lookahead, "lanes": options.lanes,
         "top_p": options.top_p, "temperature": options.temperature, "particles": options.particles,
     }
     arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.method == "released":
-        return presets.released(pair, **arguments)
+        return smc_bridge.released(pair, **arguments)
     if options.lane_temperatures is not None:
         arguments |= {"lanes": options.lane_count, "proposal_temperature": list(options.lane_temperatures)}
-    w = DEFAULT_WEIGHT if options.weight is None else options.weight
     if options.intermediate_name != "poe" and options.method not in FIXED_INTERMEDIATE:
+        # The preset's w is that of its product of experts, which this one replaces.
+        w = arguments.pop("w", DEFAULT_W)
         arguments["intermediate"] = INTERMEDIATES[options.intermediate_name](w)
     if options.method == "tree-walk":
         arguments["nodes"] = options.nodes or NODES
@@ -183,19 +175,25 @@ def build_sampler(pair: Pair, options: Options) -> Sampler:
     return PRESETS[options.method](pair, **arguments)
 
 
-def _kernel(options: Options) -> Kernel:
+def _kernel(options: Options) -> smc_bridge.Kernel:
     """The kernel that is named; a tree ranks as that of the preset where all lanes have one temperature."""
     assert options.kernel is not None
     nodes = options.nodes or NODES
     if options.kernel != "tree":
         return named("kernel", options.kernel)  # type: ignore[no-any-return]
     if options.lane_temperatures is None and options.method != "paper":
-        return presets.tree_kernel(nodes, proposal_temperature=options.temperature)
-    return TreeWalk(nodes)
+        from smc_bridge.presets import tree_kernel
+
+        return tree_kernel(nodes, proposal_temperature=options.temperature)
+    return smc_bridge.TreeWalk(nodes)
 
 
 #: Presets by the names of the command line.
-PRESETS: dict[str, Callable[..., Sampler]] = {
-    "smc": presets.smc, "paper": presets.paper, "released": presets.released, "speculative": presets.speculative,
-    "plain-is": presets.plain_is, "tree-walk": presets.tree_walk,
+PRESETS: dict[str, Callable[..., smc_bridge.Sampler]] = {
+    "smc": lambda *given, **options: smc_bridge.smc(*given, **options),
+    "paper": lambda *given, **options: smc_bridge.paper(*given, **options),
+    "released": lambda *given, **options: smc_bridge.released(*given, **options),
+    "speculative": lambda *given, **options: smc_bridge.speculative(*given, **options),
+    "plain-is": lambda *given, **options: smc_bridge.plain_is(*given, **options),
+    "tree-walk": lambda *given, **options: smc_bridge.tree_walk(*given, **options),
 }

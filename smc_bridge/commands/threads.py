@@ -11,8 +11,6 @@ import os
 import time
 from pathlib import Path
 
-import torch
-
 VARIABLE = "OMP_NUM_THREADS"
 #: Seconds over which cores are watched.
 WATCHED = 0.25
@@ -22,6 +20,8 @@ COUNTERS, QUOTA = Path("/proc/stat"), Path("/sys/fs/cgroup/cpu.max")
 
 def use_free_cores() -> int:
     """Give torch a thread for each free core, unless `OMP_NUM_THREADS` is set; returns the number of threads."""
+    import torch
+
     if not os.environ.get(VARIABLE):
         torch.set_num_threads(free_cores())
     return torch.get_num_threads()

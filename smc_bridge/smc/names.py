@@ -1,34 +1,29 @@
 """Parts of a sampler by name: the one table that samplers, presets and the command line read.
 
 Only names that say all there is to say: what needs a number of its own (an intermediate's w) is given as an object.
+A name stands for a public one of `smc_bridge`, which is imported when it is asked for (`smc_bridge.exports`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from smc_bridge.kernels.block_verification import BlockVerification
-from smc_bridge.kernels.gumbel import GumbelCoupling
-from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, OwnWeights
-from smc_bridge.kernels.protocol import Kernel
-from smc_bridge.kernels.rejection import Rejection
-from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.smc.resampling import RESAMPLERS
-from smc_bridge.smc.weights import EssBelow, Trigger, always, never
+import smc_bridge
 
-KERNELS: dict[str, type[Kernel]] = {
-    "rejection": Rejection, "block": BlockVerification, "gumbel": GumbelCoupling, "tree": TreeWalk,
-    "accept-all": AcceptAll,
+#: Public name of each part.
+KERNELS = {
+    "rejection": "Rejection", "block": "BlockVerification", "gumbel": "GumbelCoupling", "tree": "TreeWalk",
+    "accept-all": "AcceptAll",
 }
-
-TRIGGERS: dict[str, Trigger] = {"ess": EssBelow(), "always": always, "never": never}
-
-#: Names of each kind of part: a class of which one is made, or the part itself.
-NAMED: dict[str, Mapping[str, Any]] = {
-    "kernel": KERNELS, "resampler": RESAMPLERS, "trigger": TRIGGERS,
-    "weight": {"own": OwnWeights, "balance": BalanceHeuristic},
+RESAMPLERS = {
+    "multinomial": "Multinomial", "stratified": "Stratified", "systematic": "Systematic", "residual": "Residual",
+    "ssp": "SSP",
 }
+TRIGGERS = {"ess": "EssBelow", "always": "always", "never": "never"}
+WEIGHTS = {"own": "OwnWeights", "balance": "BalanceHeuristic"}
+
+#: Names of each kind of part: of a class of which one is made, or of the part itself.
+NAMED = {"kernel": KERNELS, "resampler": RESAMPLERS, "trigger": TRIGGERS, "weight": WEIGHTS}
 
 
 def named(kind: str, value: Any) -> Any:
@@ -42,5 +37,5 @@ def named(kind: str, value: Any) -> Any:
     table = NAMED[kind]
     if value not in table:
         raise ValueError(f"{kind} = {value!r}: give one of {', '.join(table)}, or an object")
-    part = table[value]
+    part = getattr(smc_bridge, table[value])
     return part() if isinstance(part, type) else part

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 
-from analysis.budget import Cost, Unit
 from analysis.commands.plot import command as plot_command
 from analysis.commands.study import command as study_command
-from analysis.comparison import Settings, compare
-from analysis.study import Config, load_study, study
-from analysis.study.drawing import plot_study
+from analysis.comparison import DEFAULT_METHODS, Row, Settings, compare
+from analysis.plots import plot_trace_grid
+from analysis.plots.labels import LABELS, label
+from analysis.prices import Cost, Unit
+from analysis.store import Store
+from analysis.study import Config, load_study, pool, study
+from analysis.study.config import Block
+from analysis.study.drawing import plot_lines, plot_study
+from models import pairs
 from smc_bridge.cli import main
 from smc_bridge.presets import smc
-from tests.toys import ToyTask, toy_pair
+from smc_bridge.result import Result
+from tests.smc_bridge.test_files import full_device
+from tests.toys import Digits, ToyTask, toy_pair
+
+
+class Words(Digits):
+    """Token a is written as a word."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(("zero", "one", "two")[i] for i in ids)
+
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -159,7 +180,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no table": (["plot", "rows.json"], "FILE = rows.json: is a comparison without its table"),
     "damaged study": (["plot", "damaged.jsonl"], "FILE = damaged.jsonl: is not a saved study"),
     "unknown column": (["plot", "s.jsonl", "--y", "joy"], "--y = 'joy': choose from particles"),
-    "no numbers": (["plot", "s.jsonl", "--y", "accuracy"], "--x = 'particles' with y = 'accuracy': no row has both"),
+    "no numbers": (["plot", "s.jsonl", "--y", "accuracy"], "--x = 'particles' with --y = 'accuracy': no row has both"),
     "unknown picture": (["plot", "s.jsonl", "--out", "a.xyz"], "--out = a.xyz: is of no known kind"),
     "bad prices": (["plot", "s.jsonl", "--cost", "1"], "--cost = 1: give two numbers"),
     "onto itself": (["plot", "s.jsonl", "--out", "s.jsonl"], "--out = s.jsonl: is FILE itself"),
@@ -207,6 +228,51 @@ def test_study_is_drawn(run: Run, tmp_path: Path, saved: str) -> None:
     assert (tmp_path / "s.jsonl").read_text() == text[: len(text) // 2], "an unfinished study is left as it is"
 
 
+def test_every_column_has_a_label_with_its_unit(saved: str, tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text(saved)
+    pooled = pool(load_study(tmp_path / "s.jsonl"))
+    drawn = [str(name) for name in pooled.columns if pooled[name].dtype.kind in "fiu"]
+    columns = [name for name in drawn if not name.endswith(("_low", "_high", "_error"))]
+    rows = [item.name for item in fields(Row) if item.name != "method"]
+    missing = {*columns, *rows, *Block._fields} - {"task", "block"} - set(LABELS)
+    assert not missing, f"no label for {missing}"
+    assert all("_" not in text.replace("c_D", "").replace("c_A", "") for text in LABELS.values())
+
+
+@pytest.mark.parametrize("x", [None, "cost", "kl_per_token", "w", "particles", "lanes", "tokens"])
+def test_axes_name_what_is_drawn(saved: str, tmp_path: Path, x: str | None) -> None:
+    (tmp_path / "s.jsonl").write_text(saved)
+    frame = load_study(tmp_path / "s.jsonl")
+    for y in ("tokens_per_dlm_forward", "ess", "acceptance", "kl_bound", "seconds"):
+        ax = plot_study(frame, x, y)
+        assert ax.get_ylabel() == label(y)
+        assert ("KL bound" in ax.get_xlabel()) == (x == "kl_per_token")
+    pyplot.close("all")
+
+
+def test_all_default_methods_of_a_comparison_look_different() -> None:
+    lines = {name: ([1.0 + i], [0.5], [0.4], [0.6]) for i, name in enumerate(DEFAULT_METHODS)}
+    ax = plot_lines(lines, "tokens_per_second", "accuracy")
+    drawn = [(bar.lines[0].get_color(), bar.lines[0].get_marker()) for bar in ax.containers]
+    assert len(drawn) == len(set(drawn)) == len(DEFAULT_METHODS) > 7
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("tokens per second", "accuracy (share)")
+    pyplot.close("all")
+
+
+def test_lanes_of_a_saved_run_are_shown_as_text(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = replace(toy_pair(), tokenizer=Words())
+    monkeypatch.setitem(pairs.PAIRS, "toy", lambda device, dtype: words)
+    argv = ["--pair", "toy", "--window", "3", "--lookahead", "4", "--max-new-tokens", "4", "--particles", "3"]
+    assert main(["decode", "2 1", *argv, "--trace", "--json", "r.json"], commands=[]) == 0
+    capsys.readouterr()
+    shown = {text.get_text() for text in plot_trace_grid(Result.load("r.json")).texts}
+    assert shown <= {"<eos>", "one", "two", "finished"} | {f"finished ×{i}" for i in range(4)}, shown
+    assert {"one", "two"} <= shown
+    drawn(run, "r.json", "--y", "lanes")
+
+
 def test_a_frame_in_rows_says_so_on_its_axis(tmp_path: Path, saved: str) -> None:
     (tmp_path / "s.jsonl").write_text(saved)
     for unit in get_args(Unit):
@@ -251,3 +317,73 @@ def test_saved_rows_are_plain_json_lines(run: Run, tmp_path: Path) -> None:
     header, *records = map(json.loads, (tmp_path / "s.jsonl").read_text().splitlines())
     assert (header["kind"], header["methods"]) == ("smc-bridge study", ["smc", "plain-is"])
     assert all(len(record["log_evidences"]) == record["runs"] == 8 for record in records)
+
+
+def test_a_picture_that_fails_leaves_what_was_there(
+    run: Run, tmp_path: Path, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s.jsonl").write_text(saved)
+    (tmp_path / "old.png").write_text("old")
+
+    def half(self: Figure, file: Any, **options: Any) -> None:
+        with open(file, "wb") if isinstance(file, str | Path) else nullcontext(file) as out:
+            out.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for out in ("old.png", "new.png"):
+        assert run("plot", "s.jsonl", "--out", out)[0] == 2
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_picture_goes_through_links_and_to_standard_output(
+    run: Run, tmp_path: Path, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s.jsonl").write_text(saved)
+    (tmp_path / "link.png").symlink_to("folder.png")
+    picture = drawn(run, "s.jsonl", "--out", "link.png")
+    assert (tmp_path / "link.png").is_symlink()
+    assert (tmp_path / "folder.png").read_bytes() == picture
+    with (tmp_path / "out").open("w") as out, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", out)
+        assert run("plot", "s.jsonl", "--out", "-")[0] == 0
+    assert (tmp_path / "out").read_bytes() == picture, "nothing but the picture"
+
+
+def test_a_study_continues_behind_a_link_and_keeps_its_mode(run: Run, tmp_path: Path, saved: str) -> None:
+    (tmp_path / "link.jsonl").symlink_to("s.jsonl")
+    (tmp_path / "s.jsonl").write_text("".join(saved.splitlines(keepends=True)[:3]) + '{"method"')
+    (tmp_path / "s.jsonl").chmod(0o600)
+    for fresh, first in (([], "3/12"), (["--fresh"], "1/12")):
+        code, out, err = run("study", "small.toml", "--out", "link.jsonl", *fresh)
+        assert (code, err.split()[0]) == (0, first)
+        assert (tmp_path / "link.jsonl").is_symlink()
+        assert stat.S_IMODE((tmp_path / "s.jsonl").stat().st_mode) == 0o600
+        assert len((tmp_path / "s.jsonl").read_text().splitlines()) == ROWS + 1
+    assert "saved as link.jsonl" in out
+
+
+def test_rows_go_to_standard_output_or_through_a_device(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("study", "small.toml", "--out", "-")
+    assert code == 0
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [len(records), records[0]["kind"]] == [ROWS + 1, "smc-bridge study"]
+    assert "pooled over seeds" in err
+    device = full_device(tmp_path)
+    code, out, err = run("study", "small.toml", "--out", str(device))
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"smc-bridge: error: --out = {device}: cannot be written (No space left on")
+    assert stat.S_ISCHR(device.stat().st_mode)
+
+
+def test_a_comparison_whose_last_part_was_done_when_it_was_killed_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, path = Settings("toy", 2, ("ar",), temperature=1.0), tmp_path / "c.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "finish", lambda *_: None)
+        compare(settings, path=path, pair=toy_pair(), task=ToyTask())
+    assert not path.exists()
+    compare(settings, path=path, pair=toy_pair(), task=ToyTask())
+    assert [file.name for file in tmp_path.iterdir()] == ["c.json"]

@@ -36,7 +36,7 @@ from tests.toys import ToyTask, toy_pair
 
 SETTINGS = Settings("toy", 5, ("ar", "dlm-2", "released", "smc-3"), temperature=1.0, weight=0.7, batch=2)
 BASE = [
-    "compare", "--task", "toy", "--n", "5", "--methods", "ar,dlm-2,released,smc-3", "--temperature", "1", "--weight",
+    "compare", "--task", "toy", "--n", "5", "--methods", "ar,dlm-2,released,smc-3", "--temperature", "1", "--w",
     "0.7", "--batch", "2",
 ]
 CELLS = 12
@@ -254,10 +254,10 @@ BAD_ARGUMENTS = {
     "no particles": (["--methods", "smc-0"], "--methods = 'smc-0'"),
     "no methods": (["--methods", ""], "--methods = ''"),
     "n = 0": (["--n", "0"], "--n = 0"),
-    "n beyond the task": (["--n", "7"], "n = 7"),
+    "n beyond the task": (["--n", "7"], "--n = 7"),
     "batch = 0": (["--batch", "0"], "--batch = 0"),
     "temperature 0": (["--temperature", "0"], "--temperature = 0"),
-    "w above 1": (["--weight", "2"], "--weight = 2"),
+    "w above 1": (["--w", "2"], "--w = 2"),
     "folder as file": (["--json", "."], "--json = ."),
     "missing folder": (["--json", "/no-such-folder/c.json"], "--json = /no-such-folder/c.json"),
     "argument too many": (["word"], "word"),

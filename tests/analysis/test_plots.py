@@ -23,6 +23,8 @@ from analysis.plots import (
     plot_steps,
     plot_trace_grid,
 )
+from analysis.plots.labels import label
+from analysis.plots.style import MOST, looks
 from smc_bridge.result import Result
 from tests.analysis.helpers import INF, make_record, make_result, two_step_trace
 
@@ -153,6 +155,13 @@ def test_grid_says_how_many_tokens_do_not_fit() -> None:
     shown = len(grid(ax)["accepted"])
     assert 0 < shown < 30
     assert ax.texts[-1].get_text() == f"+{30 - shown}"
+
+
+def test_tokens_are_shown_by_the_texts_that_the_result_was_saved_with() -> None:
+    saved = drafted(settings={"tokens": {str(i): "abcdefghij"[i] for i in range(10)}})
+    ax = plot_trace_grid(saved, 0)
+    assert [text.get_text() for text in ax.texts][:4] == ["b", "c", "j", "e"]
+    assert plot_trace_grid(saved, 0, decode=lambda ids: "x").texts[0].get_text() == "x"
 
 
 def test_text_of_tokens_stays_on_one_line_and_is_no_mathematics() -> None:
@@ -360,6 +369,48 @@ def test_frontier_of_noise_around_zero() -> None:
     low, high = ax.get_xlim()
     assert low <= -2
     assert high >= 4
+
+
+def test_labels_of_the_frontier_are_of_what_is_drawn() -> None:
+    ax = plot_frontier(FRONTIER, x="tokens_per_dlm_forward", y="kl_per_token")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("tokens per DLM forward", "KL bound (nats per token)")
+    assert line(ax, "poe").get_xdata() == pytest.approx([5, 5.5, 9]), "only nats are counted by 1,000 tokens"
+    assert plot_frontier(Columns(**FRONTIER.data, ess=[1, 2, 3, 4]), y="ess").get_ylabel() == label("ess")
+
+
+def test_notes_of_many_lines_stand_apart_and_inside() -> None:
+    w = [0.1, 0.9]
+    ax = plot_frontier({str(i): (w, [0.001 + i / 1e5, 0.002 + i / 1e5], [5.0 + i / 100, 5.1]) for i in range(16)})
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert boxes
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        assert ax.bbox.x0 <= box.x0 <= box.x1 <= ax.bbox.x1
+
+
+def test_no_two_lines_have_one_look() -> None:
+    every = looks(MOST)
+    assert len({(look.color, look.marker) for look in every}) == MOST, "points that no line joins"
+    assert len({(look.color, str(look.linestyle)) for look in every}) == MOST, "lines without markers"
+    with pytest.raises(ValueError, match="50 lines: no more than 49 can be told apart"):
+        looks(MOST + 1)
+
+
+def test_means_over_runs_of_many_methods_differ_in_colour_or_marker() -> None:
+    runs = [one_token_steps([1, 1], [[0.0, 2.0], [0.0, 1.0]]) for _ in range(2)]
+    ax = plot_log_weight_variance({str(i): runs for i in range(10)})
+    drawn = [(each.get_color(), each.get_marker()) for each in ax.lines if "observed" in each.get_label()]
+    assert len(set(drawn)) == 10
+
+
+def test_a_long_legend_does_not_take_the_room_of_the_data() -> None:
+    heights = []
+    for count in (2, 20):
+        ax = plot_cost({f"a method of some length, {i}": ([1, 2], [i, i + 1]) for i in range(1, count)}, "tv")
+        ax.figure.canvas.draw()
+        heights.append(ax.get_window_extent().height)
+    assert heights[1] > 0.8 * heights[0], f"{heights} pixels"
 
 
 # What all have in common

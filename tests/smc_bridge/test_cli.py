@@ -18,8 +18,9 @@ from models import pairs
 from models.pairs import Pair, load_pair
 from models.tabular import TabularCausalSession
 from smc_bridge import Result, Sampler, presets
-from smc_bridge.cli import declared, main
+from smc_bridge.cli import main
 from smc_bridge.commands.options import INTERMEDIATES, PRESETS, Options, build_sampler
+from smc_bridge.commands.plugins import declared
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.rendering import accepted_lengths, render_result
 from smc_bridge.smc.names import KERNELS, TRIGGERS
@@ -81,9 +82,9 @@ BAD_ARGUMENTS = {
     "V = 0": ([*BASE, "--window", "0"], "--window = 0"),
     "M = 0": ([*BASE, "--lookahead", "0"], "--lookahead = 0"),
     "B = 0": ([*BASE, "--kernel", "tree", "--nodes", "0"], "--nodes = 0"),
-    "w above 1": ([*BASE, "--weight", "1.5"], "--weight = 1.5: give a number in [0, 1]"),
-    "w below 0": ([*BASE, "--weight=-0.1"], "--weight = -0.1"),
-    "w NaN": ([*BASE, "--weight", "nan"], "--weight = nan"),
+    "w above 1": ([*BASE, "--w", "1.5"], "--w = 1.5: give a number in [0, 1]"),
+    "w below 0": ([*BASE, "--w=-0.1"], "--w = -0.1"),
+    "w NaN": ([*BASE, "--w", "nan"], "--w = nan"),
     "temperature 0": ([*BASE, "--temperature", "0"], "--temperature = 0: give a positive number"),
     "temperature negative": ([*BASE, "--temperature=-1"], "--temperature = -1"),
     "temperature infinite": ([*BASE, "--temperature", "inf"], "--temperature = inf"),
@@ -120,8 +121,8 @@ CONTRADICTIONS = {
         ["--lanes", "3", "--lane-temperatures", "0.5,1"], "--lane-temperatures = 0.5,1 has 2 entries for 3 lanes",
     ),
     "lane temperatures of the paper": (["--method", "paper", "--lane-temperatures", "1,1,1,1"], "--method = paper"),
-    "weight of the proposal": (["--intermediate", "proposal", "--weight", "0.3"], "--weight = 0.3"),
-    "weight of speculative decoding": (["--method", "speculative", "--weight", "0.3"], "--weight = 0.3"),
+    "weight of the proposal": (["--intermediate", "proposal", "--w", "0.3"], "--w = 0.3"),
+    "weight of speculative decoding": (["--method", "speculative", "--w", "0.3"], "--w = 0.3"),
     "resampler that never runs": (["--trigger", "never", "--resampler", "ssp"], "--resampler = ssp"),
     "released is fixed": (["--method", "released", "--particles", "4"], "--particles = 4 with --method = released"),
     "tree walk without its kernel": (["--method", "tree-walk", "--kernel", "gumbel"], "--method = tree-walk"),
@@ -188,7 +189,7 @@ PLUGINS = [
     *(["--intermediate", name] for name in INTERMEDIATES),
     *(["--resampler", name, "--particles", "3", "--trigger", "always"] for name in RESAMPLERS),
     *(["--trigger", name] for name in TRIGGERS),
-    ["--lane-temperatures", "0.5,1.5", "--balance"], ["--lanes", "2", "--weight", "0.6"],
+    ["--lane-temperatures", "0.5,1.5", "--balance"], ["--lanes", "2", "--w", "0.6"],
     ["--kernel", "tree", "--nodes", "5"], ["--method", "tree-walk", "--nodes", "5"], ["--top-p", "0.9"],
     ["--method", "paper", "--lanes", "2", "--kernel", "block"], ["--method", "released", "--top-p", "0.5"],
 ]

@@ -1,0 +1,145 @@
+"""`smc-bridge decode --prompts FILE.jsonl`: every prompt of a file, the text drawn for it, and what it cost.
+
+`--json` saves a result a line, as `Result.to_dict` gives it; `settings` has the prompt's `id`, and its `answer` and
+whether the drawn text is `correct` where an answer is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from smc_bridge.commands.base import INTERRUPTED, PROGRAM, UsageError, check_writable, deliver, importing, tell
+from smc_bridge.commands.models import models_of, pair_name
+from smc_bridge.commands.options import Options, build_sampler
+from smc_bridge.commands.prompts import count_of, described, task_of
+from smc_bridge.files import is_stream, shown, write_text
+from smc_bridge.tasks import Item, Task, encode_prompts, lookahead_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from smc_bridge.result import Result
+
+#: Prompts that are decoded together.
+BATCH = 32
+
+
+def run_file(arguments: argparse.Namespace, options: Options) -> int:
+    """Decode the prompts of a file and print what came of each; returns the exit code."""
+    models, name = models_of(arguments), pair_name(arguments)
+    task = task_of(arguments, name)
+    items = task.problems(count_of(arguments, task, 0))
+    path: Path | None = arguments.json
+    if path is not None:
+        check_writable(path, "--json")
+    with importing():
+        from smc_bridge.result import Result
+        from smc_bridge.smc.queue import Interrupted
+        from smc_bridge.trace_rendering import render_trace, token_texts
+    if path is not None:
+        refuse_other(path, lambda file: Result.from_dict(json.loads(file.open(encoding="utf-8").readline())))
+    pair = models.load()
+    if options.lookahead is None:
+        options = replace(options, lookahead=lookahead_of(name))
+    sampler = build_sampler(pair, options)
+    prompts = encode_prompts(pair, task, items)
+
+    def finish(found: Sequence[Result], chosen: Sequence[Item]) -> list[Result]:
+        for result, item in zip(found, chosen, strict=True):
+            result.settings.update(told(result, item, task, seed=arguments.seed))
+            if arguments.trace:
+                result.settings["tokens"] = token_texts(result, decode=pair.decode, eos_id=pair.ar.eos_id)
+        return list(found)
+
+    def save(found: Sequence[Result]) -> None:
+        assert path is not None
+        lines = [json.dumps(result.to_dict(), allow_nan=False) + "\n" for result in found]
+        write_text(path, "".join(lines), argument="--json")
+
+    try:
+        results = finish(sampler.run(
+            prompts, seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace,
+            batch=arguments.batch or BATCH,
+        ), items)
+    except Interrupted as interrupt:
+        what = "nothing is saved"
+        if path is not None and interrupt.results:
+            done = sorted(interrupt.results)
+            save(finish([interrupt.results[i] for i in done], [items[i] for i in done]))
+            what = f"{len(interrupt.results)} of {len(items)} results, some of them partial, are saved as {shown(path)}"
+        tell(f"{PROGRAM}: interrupted: {what}")
+        return INTERRUPTED
+
+    def show(out: Console) -> None:
+        for item, result in zip(items, results, strict=True):
+            out.print(Text(str(item.id), style="bold"))
+            if arguments.trace:
+                render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
+            out.print(Text(str(drawn(result, seed=arguments.seed) or "none: every weight is zero")))
+            out.print(Text(figures(result)))
+            out.print()
+        out.print(Text(summary(results, task)))
+
+    deliver(path, lambda: save(results), show)
+    return 0
+
+
+def drawn(result: Result, *, seed: int) -> Any:
+    """The text drawn from the weights; None if every weight is zero."""
+    return result.sample(seed=seed) if max(result.log_weights) > -math.inf else None
+
+
+def told(result: Result, item: Item, task: Task, *, seed: int) -> dict[str, Any]:
+    """What a saved result says of its prompt."""
+    if item.answer is None:
+        return {"id": item.id}
+    text = drawn(result, seed=seed)
+    return {"id": item.id, "answer": item.answer, "correct": text is not None and task.grade(text, item.answer)}
+
+
+def figures(result: Result) -> str:
+    """What a result cost and is worth, on one line."""
+    alive = max(result.log_weights) > -math.inf
+    size = f"{result.ess if alive else 0.0:.2f} of {len(result.sequences)} particles"
+    worth = f"log Z {result.log_evidence:.4f} nats, ESS {size}" if result.proper else "not properly weighted"
+    verdict = {True: "right, ", False: "wrong, "}.get(result.settings.get("correct"), "")  # type: ignore[arg-type]
+    return (
+        f"({verdict}{worth}, {result.tokens:.1f} tokens, {result.forwards.dlm_forwards} DLM and "
+        f"{result.forwards.ar_forwards} AR forwards)"
+    )
+
+
+def summary(results: Sequence[Result], task: Task) -> str:
+    """All prompts together, on one line."""
+    count = len(results)
+    right = [result.settings["correct"] for result in results if "correct" in result.settings]
+    share = f"{100 * sum(right) / len(right):.1f} % right ({sum(right)} of {len(right)}), " if right else ""
+    tokens, dlm, ar = (sum(each) / count for each in zip(*(
+        (result.tokens, result.forwards.dlm_forwards, result.forwards.ar_forwards) for result in results
+    ), strict=True))
+    return (
+        f"{described(task)}: {count} prompts, {share}{tokens:.1f} tokens, {dlm:.1f} DLM and {ar:.1f} AR forwards a "
+        "prompt"
+    )
+
+
+def refuse_other(path: Path, load: Callable[[Path], Any]) -> None:
+    """Refuse to overwrite a file with something in it that `load` does not know as a saved result.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    if is_stream(path) or not path.exists() or path.stat().st_size == 0:
+        return
+    try:
+        load(path)
+    except ValueError as error:
+        raise UsageError(f"--json = {shown(path)}: is not a saved result; give another file") from error

@@ -1,0 +1,37 @@
+"""Messages of the library in the words of the command line: its arguments by their flags."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+#: Arguments of the library that a command knows by another name, the first that it has.
+OTHER_NAMES = {
+    "proposal_temperature": ("lane_temperatures",), "weight": ("w",), "w": ("weight",), "path": ("json", "out"),
+}
+
+
+def in_flags(text: str, parser: argparse.ArgumentParser) -> str:
+    """A message with the flags of a command in the place of the names of Python.
+
+    `max_new_tokens = 0: ..` becomes `--max-new-tokens = 0: ..`; a name with an underscore is a name wherever it stands,
+    another one only before ` = `.
+    """
+    flags = {}
+    for action in parser._actions:  # argparse has no public list of them
+        known = [option for option in action.option_strings if option.startswith("--")]
+        if known and action.help is not argparse.SUPPRESS:
+            flags[action.dest] = known[0], action.nargs == 0
+    for name, others in OTHER_NAMES.items():
+        found = next((other for other in others if other in flags), None)
+        if name not in flags and found is not None:
+            flags[name] = flags[found]
+    for name, (flag, is_switch) in flags.items():
+        # Not a part of another word, an attribute, a flag already, or quoted.
+        alone = rf"(?<![\w\-.'\"`/]){re.escape(name)}"
+        if is_switch:
+            text = re.sub(rf"{alone} ?= ?True\b", flag, text)
+        text = re.sub(rf"{alone}(?= = )", flag, text)
+        if "_" in name:
+            text = re.sub(rf"{alone}(?![\w(=.'\"`/])", flag, text)
+    return text
