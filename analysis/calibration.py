@@ -26,6 +26,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from analysis.reverse import multinomial
+from analysis.runs import require_proper
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
@@ -137,6 +138,7 @@ def _conditional(
         runs = program.run(
             prompts, seed=_seeds(seed, len(prompts), step + 1), max_new_tokens=limit, retained=at
         )
+        require_proper(runs, "the conditional rank test", retained=True)
         chosen = [int(rng.choice(len(run.sequences), p=run.weights)) for run in runs]
         at = [run.sequences[i] for run, i in zip(runs, chosen, strict=True)]
         out[:, step] = [statistic(run.values[i]) for run, i in zip(runs, chosen, strict=True)]

@@ -12,7 +12,8 @@ From this one pair:
 
 - `run_program`: SMC, by the repaired `SMCFilter` (`smc_bridge.pyro_filter`); equal in law to `Sampler.run`;
 - `score`: the target's log-probability of a given text, by `poutine.condition`;
-- `enumerate_program`: every execution, by `iter_discrete_traces`: a certificate that the weight is right;
+- `enumerate_program`: every execution, by `iter_discrete_traces`: a certificate that this program's weight is right (of
+  the engine's: `smc_bridge.check`);
 - `importance_baseline`: plain importance sampling of the model from the DLM's drafts, by `pyro.infer.Importance`.
 
 Everything of a `Sampler` is pluggable but the lanes: a particle has one (K = 1), as in textbook SMC, because the block

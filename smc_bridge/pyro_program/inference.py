@@ -14,17 +14,19 @@ from pyro.infer.enum import iter_discrete_traces
 
 from models.arguments import whole_number
 from smc_bridge.distributions.block import target_block
+from smc_bridge.distributions.coverage import first_uncovered
 from smc_bridge.distributions.intermediate import Proposal
 from smc_bridge.distributions.stopped import stopped_length
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
 from smc_bridge.plugins import texts_of
 from smc_bridge.prefix import Prefix
-from smc_bridge.pyro_filter import EvidenceSMCFilter
+from smc_bridge.pyro_filter import EvidenceSMCFilter, innermost
 from smc_bridge.pyro_program.program import BridgeProgram, Meter
 from smc_bridge.randomness import Randomness
 from smc_bridge.result import Forwards, Result
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.validation import check_prompts, check_tokens
+from smc_bridge.smc.watch import may_leave_out, tell, uncovered_reason
 from smc_bridge.smc.weights import log_mean
 from smc_bridge.streams import Role, derived_seed, prompt_generator
 from smc_bridge.trace import StepRecord
@@ -66,18 +68,39 @@ def run_program(
         _seed_everything(seed, prompt)
     smc = filter_of(program, generator=generator)
     smc.init()
-    records: list[StepRecord] = []
-    while bool((~smc.state["done"].cpu() & (smc.log_weights > -torch.inf)).any()):
-        before = replace(program.meter)
-        smc.step(len(records))
-        records.append(_record(smc, len(records), before, program.meter))
     prompt = program.prompt_prefix.lists()[0]
+    records: list[StepRecord] = []
+    uncovered: int | None = None
+    while bool((~smc.state["done"].cpu() & (smc.log_weights > -torch.inf)).any()):
+        before, begun = replace(program.meter), smc.state["length"].clone()
+        smc.step(len(records))
+        if uncovered is None and (uncovered := _uncovered(smc, program, len(records), begun - len(prompt))) is not None:
+            tell(sampler, uncovered)
+        records.append(_record(smc, len(records), before, program.meter))
     start = len(prompt)
     tokens, length = smc.state["tokens"].tolist(), smc.state["length"].tolist()
     return _result(
         sampler, prompt, [row[start:n] for row, n in zip(tokens, length, strict=True)], smc.log_weights.tolist(),
         meter=program.meter, seconds=time.perf_counter() - started, trace=records, seed=seed,
+        reasons=[] if uncovered is None else [uncovered_reason(sampler, uncovered)],
     )
+
+
+def _uncovered(smc: EvidenceSMCFilter, program: BridgeProgram, step: int, begun: torch.Tensor) -> int | None:
+    """First token of the continuations, of length `begun: [N]` before this step, where the intermediate leaves out one
+    of the target; None if nowhere."""
+    if not may_leave_out(program.sampler):
+        return None
+    site = smc.model_trace.nodes[f"block_{step}"]
+    law, block = innermost(site["fn"]), site["value"]
+    length = stopped_length(block)
+    known = block.masked_fill(torch.arange(block.shape[-1], device=block.device) >= length[:, None], 0)
+    meter = replace(program.meter)  # a look at laws that were computed is no forward of the program
+    first = first_uncovered(law.intermediate.along(known), law.base.along(known), known, length)
+    program.meter = meter
+    if first is None:
+        return None
+    return int((begun + first)[first < block.shape[-1]].min())
 
 
 def _record(smc: EvidenceSMCFilter, step: int, before: Meter, after: Meter) -> StepRecord:
@@ -102,12 +125,13 @@ def _seed_everything(seed: int, prompt: Sequence[int]) -> None:
 
 def _result(
     sampler: Sampler, prompt: list[int], sequences: list[list[int]], log_weights: list[float], *, meter: Meter,
-    seconds: float, trace: list[StepRecord], seed: int | None,
+    seconds: float, trace: list[StepRecord], seed: int | None, reasons: Sequence[str] = (),
 ) -> Result:
+    reasons = [*sampler.why_improper(), *reasons]
     return Result(
         prompt=prompt, sequences=sequences, log_weights=log_weights,
         texts=texts_of(sampler.detokenize, sequences),
-        method=sampler.name, proper=sampler.proper, reasons=sampler.why_improper(),
+        method=sampler.name, proper=not reasons, reasons=reasons,
         has_potential=sampler.target.potential is not None, forwards=Forwards(**asdict(meter)), seconds=seconds,
         trace=trace, settings={} if seed is None else {"seed": seed, "stream": Role.PYRO.value},
     )
@@ -163,6 +187,10 @@ def enumerate_program(
 
     It equals the target's probability `p(s)` (`p(s) phi(s)` with a potential) if and only if the weight is proper; this
     holds for each particle before they interact, and unbiased resampling keeps it. For tiny models.
+
+    It is about *this* program, which asks the intermediate for one position after the other, with nothing drafted
+    behind it: one that reads `log_p` beyond its position is right here and wrong in `Sampler.run`, which gives it the
+    laws along whole drafts. `smc_bridge.check` runs that engine.
 
     Args:
         sampler: with one lane; its particles, resampler and trigger do not matter.

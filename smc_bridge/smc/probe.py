@@ -22,7 +22,7 @@ from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
 #: Greatest difference of log-probabilities, nats, that is put down to round-off, at tokens within `DEEP` of the peak.
 ROUND_OFF, DEEP = 1e-3, 12.0
 #: Entries of the laws that are tried, and the positions of a window at most.
-ENTRIES, WIDTH = 1 << 22, 8
+ENTRIES, WIDTH = 1 << 20, 8
 
 
 def impurities(intermediate: Intermediate, *, lanes: int, window: int, size: int, device: torch.device) -> list[str]:
@@ -35,6 +35,8 @@ def impurities(intermediate: Intermediate, *, lanes: int, window: int, size: int
     if of_package(intermediate):
         return []
     trial = _Trial(intermediate, device)
+    if trial.single:
+        lanes = 1
     fits = max(2, min(window, WIDTH, ENTRIES // (2 * lanes * size)))
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         for width in dict.fromkeys((min(fits, window), window)):
@@ -51,6 +53,8 @@ class _Trial:
     def __init__(self, intermediate: Intermediate, device: torch.device) -> None:
         self.intermediate, self.device = intermediate, device
         self.generator = torch.Generator().manual_seed(0)
+        #: Whether it is called on single cells.
+        self.single = positionwise(intermediate) and not getattr(intermediate, "per_lane", False)
 
     def laws(self, *shape: int) -> Tensor:
         """Random laws with a likely token each, as models have them."""
@@ -66,7 +70,7 @@ class _Trial:
         plain = self.call(q, p)
         if differ(plain, self.call(q, p)):
             return ["gives another law when it is asked again with the same arguments: it must be a pure function"]
-        if positionwise(self.intermediate) and not getattr(self.intermediate, "per_lane", False):
+        if self.single:
             one = (-1, 1, 1, size)
             if differ(plain.reshape(one), self.call(q.reshape(one), p.reshape(one))):
                 return ["says positionwise = True, but its law depends on other positions, or on which one it is"]

@@ -31,6 +31,20 @@ def uncovered_reason(sampler: Sampler, place: int) -> str:
     )
 
 
+def may_leave_out(sampler: Sampler) -> bool:
+    """Whether there is something to watch: not where weights are improper anyway, or the ratio is bounded.
+
+    Where it is bounded, a token that counts cannot come down to zero. A user's own bound may be wrong.
+    """
+    known = isinstance(sampler.intermediate, Defensive) or of_package(sampler.intermediate)
+    return not (known and log_ratio_bound(sampler.intermediate) < LOG_RARE - LOG_ZERO) and sampler.proper
+
+
+def tell(sampler: Sampler, place: int) -> None:
+    """Warn of it."""
+    warnings.warn(f"{uncovered_reason(sampler, place)}; results are marked as not proper", stacklevel=3)
+
+
 def watch(sampler: Sampler, state: SMCState, rows: Tensor, lanes: Lanes) -> None:
     """Note seats whose blocks went past a place where pi leaves out a token of p.
 
@@ -40,9 +54,7 @@ def watch(sampler: Sampler, state: SMCState, rows: Tensor, lanes: Lanes) -> None
     Raises:
         ValueError: a retained sequence goes through such a place, so that its weight is infinite.
     """
-    # Where the ratio is bounded, a token that counts cannot come down to zero. A user's bound may be wrong.
-    bounded = isinstance(sampler.intermediate, Defensive) or of_package(sampler.intermediate)
-    if (bounded and log_ratio_bound(sampler.intermediate) < LOG_RARE - LOG_ZERO) or sampler.why_improper():
+    if not may_leave_out(sampler):
         return
     first = first_uncovered(lanes.log_pi, lanes.log_p, lanes.move.block, lanes.move.length)
     if first is None:
@@ -60,7 +72,4 @@ def watch(sampler: Sampler, state: SMCState, rows: Tensor, lanes: Lanes) -> None
         raise ValueError(f"retained has weight infinity: {uncovered_reason(sampler, min(state.uncovered.values()))}")
     if not state.told:
         state.told = True
-        warnings.warn(
-            f"{uncovered_reason(sampler, min(state.uncovered.values()))}; results are marked as not proper",
-            stacklevel=2,
-        )
+        tell(sampler, min(state.uncovered.values()))

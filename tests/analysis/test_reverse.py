@@ -22,6 +22,7 @@ from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.resampling import Multinomial
 from smc_bridge.smc.weights import EssBelow
+from smc_bridge.testing import TabularPair
 from tests.oracle import smc as numpy_oracle
 from tests.smc_bridge.programs import program, target_law
 from tests.smc_bridge.smc_enumeration import enumerate_program
@@ -177,3 +178,14 @@ def test_a_conditional_run_without_weight_is_in_no_bound() -> None:
     lost = dataclasses.replace(runs[1], log_weights=[-math.inf, -math.inf])
     with pytest.raises(ValueError, match=r"results\[1\] has log_evidence = -inf"):
         reverse_certificate([runs[0], lost])
+
+
+def test_there_is_no_reverse_bound_where_the_intermediate_leaves_out_what_is_retained() -> None:
+    """The program says that it is proper; that the proposal has holes is found out while it runs."""
+    ar = TabularAR.random(3, 4, seed=3, eos_id=2)
+    dlm = TabularDLM(ar)
+    dlm._flat[:, 1:, 1] = -math.inf
+    sampler = presets.smc(TabularPair(dlm, ar), 2, window=2, lookahead=3)
+    assert sampler.proper
+    with pytest.raises(ValueError, match="probability 0 where the target has not"):
+        conditional_runs(sampler, [[]] * 20, seed=list(range(20)), max_new_tokens=4)

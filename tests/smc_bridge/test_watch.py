@@ -27,6 +27,7 @@ from smc_bridge import (
     smc,
 )
 from smc_bridge.distributions.intermediate import checked_log_prob, log_ratio_bound
+from smc_bridge.pyro_program import run_program
 from smc_bridge.testing import TabularPair
 
 AR = TabularAR.random(3, 4, seed=3, eos_id=2)
@@ -213,3 +214,16 @@ def test_a_law_that_is_off_by_more_than_rounding_is_refused() -> None:
     for off in (2e-3, -2e-3, math.nan):
         with pytest.raises(ValueError, match=r"NearlyNormalised\.log_prob is not normalised"):
             checked_log_prob(NearlyNormalised(off), log_p, log_p)
+
+
+# ---- the same in Pyro
+
+
+def test_the_pyro_program_is_watched_too() -> None:
+    sampler = smc(TabularPair(holes(), AR), 2, window=2, lookahead=3)
+    with pytest.warns(UserWarning, match="probability 0 where the target has not, first at token 1 of"):
+        result = run_program(sampler, [], seed=1, max_new_tokens=4)
+    assert not result.proper
+    assert "wrap it in Defensive" in result.reasons[0]
+    covered = smc(TabularPair(TabularDLM(AR), AR), 2, window=2, lookahead=3)
+    assert run_program(covered, [], seed=1, max_new_tokens=4).proper
