@@ -21,6 +21,7 @@ from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
+from smc_bridge.streams import Role, derived_seed
 from smc_bridge.tasks import Task
 
 #: Results of prompts (token ids), `batch` of them in work at a time.
@@ -107,7 +108,7 @@ def generate(
     ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
     real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     with torch.random.fork_rng():
-        torch.manual_seed(seed + 1000 * sum(map(sum, prompts)))
+        torch.manual_seed(derived_seed(Role.AR, seed, *(token for prompt in prompts for token in prompt)) % 2**64)
         out = model.generate(
             input_ids=ids, attention_mask=real, do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
             max_new_tokens=max_new_tokens, eos_token_id=pair.ar.eos_id, pad_token_id=0,

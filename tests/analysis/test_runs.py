@@ -150,7 +150,7 @@ def test_a_problem_that_repeats_is_decoded_afresh() -> None:
 
 
 def test_a_studys_noise_does_not_follow_its_tables() -> None:
-    """Spearman's rank correlation of tables of the second token with the noise of the first prefix, 400 seeds."""
+    """Rank correlation (Spearman) of tables of the second token with the noise of the first prefix, 400 model seeds."""
     tables, noise = [], []
     for seed in range(400):
         pair = tabular_pair(TabularPoint(3, 2, seed, 1.0), Tabular())
