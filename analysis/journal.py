@@ -61,7 +61,7 @@ class Journal:
             return
         with refusing(self.path, self.argument):
             # A pipe that is closed between two records would end for its reader.
-            self._stream = self._stream or open(self.path, "ab", buffering=0)
+            self._stream = self._stream or open(self.path, "ab", buffering=0)  # noqa: SIM115
             self._stream.write(text.encode())
 
     def resume(self) -> list[dict[str, Any]]:
@@ -131,8 +131,8 @@ class Journal:
         for name, value in self.header.items():
             if header.get(name) != value:
                 raise ValueError(
-                    f"{self.argument} = {shown(path)}: holds a {self.noun} with {name} = {_short(header.get(name))} rather "
-                    f"than {_short(value)}; start anew with --fresh, or give another file"
+                    f"{self.argument} = {shown(path)}: holds a {self.noun} with {name} = {_short(header.get(name))} "
+                    f"rather than {_short(value)}; start anew with --fresh, or give another file"
                 )
 
     def foreign(self, path: Path) -> ValueError:

@@ -35,6 +35,7 @@ def holding(path: Path | None, *, argument: str) -> Iterator[None]:
         return
     file = resolved(path)
     lock = file.with_name(f".{file.name[:200]}.lock")
+    missing = [folder for folder in file.parents if not folder.exists()]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         number = _take(lock)
@@ -51,6 +52,8 @@ def holding(path: Path | None, *, argument: str) -> Iterator[None]:
         # Removed while it is held: whoever has it open already sees that it has lost its name.
         with suppress(OSError):
             lock.unlink()
+            for folder in missing:
+                folder.rmdir()  # unless something was written
         os.close(number)
 
 

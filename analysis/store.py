@@ -51,7 +51,7 @@ class Store(Generic[Key, Part]):
         file = resolved(path)
         partial = file.with_name(file.name + ".partial")
         self.journal = journal = Journal(partial, self.header, argument=argument, noun=noun)
-        data = journal.parse(path, journal.read(file)) if file.exists() and file.stat().st_size else None
+        data = journal.parse(path, journal.read(file)) if file.exists() else None
         if data is not None and data.get("kind") != self.header["kind"]:
             raise journal.foreign(path)
         if fresh:

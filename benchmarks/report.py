@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.harness import Machine, cores
 from smc_bridge.commands.base import LineParser, check_writable, console, whole
-from smc_bridge.files import write_text
+from smc_bridge.files import write_bytes, write_text
 
 #: Adds a benchmark's own arguments; the second argument says whether defaults are to be those of `--quick`.
 Configure = Callable[[argparse.ArgumentParser, bool], None]
@@ -177,7 +178,9 @@ def _publish(
     write_text(json_file, json.dumps(data, indent=1, allow_nan=False))
     figure.set_size_inches(*report.size)
     report.draw(figure)
-    figure.savefig(png, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_bytes(png, picture.getvalue(), argument="--out")
     out = console(sys.stdout)
     spread = "median [least, greatest] of the repetitions"
     if options.quick:

@@ -25,7 +25,7 @@ _DLM = re.compile(r"dlm-(?:all|([1-9]\d*)(?:-(entropy|confidence))?)")
 _SMC = re.compile(r"smc-([1-9]\d*)(?:x([1-9]\d*))?")
 _FIXED = ("ar", "plain-is", "speculative", "released", "paper", "tree-walk")
 #: Those that are properly weighted, for messages.
-KNOWN_PROPER = "plain-is, speculative, paper, smc-<particles>, smc-<particles>x<lanes>, tree-walk"
+KNOWN_PROPER = "smc-<particles>, smc-<particles>x<lanes>, tree-walk, plain-is, speculative, paper"
 #: For messages.
 KNOWN = "ar, dlm-<tokens per forward>, dlm-<tokens>-entropy, dlm-<tokens>-confidence, dlm-all, released, " \
     f"{KNOWN_PROPER}"
@@ -106,7 +106,8 @@ def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weig
         count = None if match[1] is None else int(match[1])
         order: Order = next((o for o in get_args(Order) if o == match[2]), "left_to_right")
         # Its own decoder opens one window at a time, and drafts that far; all at once drafts the whole continuation.
-        proposal = smc_bridge.DLMProposal(pair.dlm, temperature=temperature, lookahead=limit if count is None else task.lookahead)
+        lookahead = limit if count is None else task.lookahead
+        proposal = smc_bridge.DLMProposal(pair.dlm, temperature=temperature, lookahead=lookahead)
         return Method(name, False, lambda prompts: smc_bridge.diffusion(
             proposal, prompts, tokens_per_forward=count, order=order, window=task.lookahead, seed=seed,
             max_new_tokens=limit, detokenize=pair.decode, name=name,

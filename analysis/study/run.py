@@ -55,8 +55,8 @@ def study(
     Returns:
         A data frame (`analysis.study.frame`).
     Raises:
-        ValueError: an argument is out of range, or the file is something else, has other settings, or is being written by
-            another process.
+        ValueError: an argument is out of range, or the file is something else, has other settings, or is being
+            written by another process.
         FileNotFoundError: the pair's weights are not installed.
         ImportError: pandas is not installed.
         OSError: of `map_cells`, where the cluster or a worker fails; what is done is kept.

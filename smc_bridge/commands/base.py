@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,8 +53,18 @@ class Command:
     run: Callable[[argparse.Namespace], int]
 
 
+class WholeWords(argparse.HelpFormatter):
+    """Help whose lines end between words: a name such as `plain-is` stays whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class LineParser(argparse.ArgumentParser):
     """An argument parser that raises `UsageError` where argparse prints a usage message and exits."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **({"formatter_class": WholeWords} | options))
 
     def error(self, message: str) -> NoReturn:
         """Raise the error in the form `argument = value: remedy`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,13 @@ from typing import Any
 import pytest
 
 from analysis.commands.certify import command
-from analysis.reverse import Bidirectional, bidirectional
+from analysis.comparison.methods import check_proper, make_sampler
+from analysis.reverse import Bidirectional, bidirectional, both_bounds, both_runs
+from models import pairs
 from smc_bridge.cli import main
+from smc_bridge.tasks import TASKS
+from tests.smc_bridge.test_files import full_device
+from tests.toys import ToyTask, toy_pair
 
 
 def test_bounds_go_to_the_table_and_to_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,10 +42,10 @@ def test_speculative_decoding_has_bounds_of_exactly_zero(tmp_path: Path) -> None
 def test_an_infinite_bound_can_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An infinite end of an interval is written as a word, for JSON has no infinity."""
     def blown(*arguments: object, **options: Any) -> Bidirectional:
-        found = bidirectional(*arguments, **options)
+        found = both_bounds(*arguments, **options)
         return replace(found, forward=replace(found.forward, kl=math.inf, high=math.inf))
 
-    monkeypatch.setattr("analysis.commands.certify.bidirectional", blown)
+    monkeypatch.setattr("analysis.certified.both_bounds", blown)
     file = tmp_path / "bounds.json"
     assert main(["certify", "--n", "2", "--method", "speculative", "--json", str(file)], commands=[command]) == 0
     assert json.loads(file.read_text())["bounds"]["forward"] == {"bound": "inf", "low": 0.0, "high": "inf"}
@@ -48,7 +54,7 @@ def test_an_infinite_bound_can_be_saved(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--method", "released"], "no reverse bound"),
+        (["--method", "released"], "--method = 'released': choose from smc-"),
         (["--method", "ar"], "--method = 'ar': choose from smc-"),
         (["--method", "smc-0"], "--method = 'smc-0': choose from smc-"),
         (["--method", "plain-is-4"], "--method = 'plain-is-4': choose from smc-"),
@@ -63,3 +69,100 @@ def test_bad_input_is_one_line(arguments: list[str], says: str, capsys: pytest.C
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1, error
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A certificate of the toy task in milliseconds, in a folder of its own."""
+    monkeypatch.setitem(TASKS, "toy", ToyTask())
+    monkeypatch.setitem(pairs.PAIRS, "toy", lambda device, dtype: toy_pair())
+    monkeypatch.chdir(tmp_path)
+    return ["certify", "--task", "toy", "--n", "6", "--batch", "2", "--method", "smc-2"]
+
+
+def test_an_interrupted_certificate_continues_to_the_bounds_of_one_go(
+    toy: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[int] = []
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append(1)
+        return both_runs(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("analysis.certified.both_runs", stopped)
+        assert main([*toy, "--json", "c.json"], commands=[command]) == 130
+    assert capsys.readouterr().err == (
+        "smc-bridge: interrupted: 2 of 3 parts are saved beside c.json; the same command without --fresh goes on from "
+        "there\n"
+    )
+    assert os.listdir() == ["c.json.partial"]
+    assert main([*toy, "--json", "c.json"], commands=[command]) == 0
+    assert main([*toy, "--json", "whole.json"], commands=[command]) == 0
+    assert sorted(os.listdir()) == ["c.json", "whole.json"]
+    continued, whole = (json.loads(Path(name).read_text()) for name in ("c.json", "whole.json"))
+    assert continued["bounds"] == whole["bounds"]
+    pair = toy_pair()
+    sampler = make_sampler("smc-2", pair, ToyTask(), temperature=1.0, weight=0.3)
+    prompts = [pair.encode(item.prompt).tolist() for item in ToyTask().problems(6)]
+    once = bidirectional(sampler, prompts, seed=0, max_new_tokens=ToyTask().max_new_tokens)
+    assert whole["bounds"]["forward"]["bound"] == pytest.approx(once.forward.kl, abs=1e-12)
+    assert whole["bounds"]["reverse"]["high"] == pytest.approx(once.reverse.high, abs=1e-12)
+
+
+def test_a_saved_certificate_is_printed_again_at_any_level_and_no_run_is_made(
+    toy: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*toy, "--json", "c.json"], commands=[command]) == 0
+    first = capsys.readouterr().out
+    monkeypatch.setattr("analysis.certified.both_runs", None)
+    assert main([*toy, "--json", "c.json"], commands=[command]) == 0
+    assert capsys.readouterr().out == first
+    assert main([*toy, "--json", "c.json", "--level", "0.5"], commands=[command]) == 0
+    assert "50%" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    ("buy milk", "is not a saved certificate; give another file"),
+    ('{"kind": "smc-bridge comparison", "format": 1}', "is not a saved certificate; give another file"),
+])
+def test_a_foreign_file_is_left_alone(
+    toy: list[str], capsys: pytest.CaptureFixture[str], content: str, says: str
+) -> None:
+    Path("c.json").write_text(content)
+    for fresh in ([], ["--fresh"]):
+        assert main([*toy, "--json", "c.json", *fresh], commands=[command]) == 2
+        assert capsys.readouterr().err == f"smc-bridge: error: --json = c.json: {says}\n"
+    assert (os.listdir(), Path("c.json").read_text()) == (["c.json"], content)
+
+
+def test_a_certificate_of_other_settings_is_refused(toy: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*toy, "--json", "c.json"], commands=[command]) == 0
+    before = Path("c.json").read_text()
+    for change, said in ((["--seed", "1"], "--seed = 0 rather than 1"), (["--w", "0.5"], "--w = 0.3 rather than 0.5")):
+        capsys.readouterr()
+        assert main([*toy, "--json", "c.json", *change], commands=[command]) == 2
+        assert f"holds a certificate with {said}; start anew with --fresh" in capsys.readouterr().err
+    assert Path("c.json").read_text() == before
+    assert main([*toy, "--json", "c.json", "--seed", "1", "--fresh"], commands=[command]) == 0
+
+
+def test_bounds_are_saved_though_standard_output_is_full(
+    toy: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with full_device(tmp_path).open("w") as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        assert main([*toy, "--json", "c.json"], commands=[command]) == 2
+    assert "the result is saved as c.json" in capsys.readouterr().err
+    assert json.loads(Path("c.json").read_text())["bounds"]["forward"]
+
+
+def test_the_help_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["certify", "--help"], commands=[command]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "smc-<particles>, smc-<particles>x<lanes>, tree-walk, plain-is, speculative, paper" in text
+    for name in ("smc-3", "smc-2x2", "tree-walk", "plain-is", "speculative", "paper"):
+        check_proper(name)
+        assert make_sampler(name, toy_pair(), ToyTask(), temperature=1.0, weight=0.3).proper

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
 from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from analysis.commands.plot import command as plot_command
 from analysis.commands.study import command as study_command
@@ -24,6 +28,7 @@ from analysis.comparison import DEFAULT_METHODS, Row, Settings, compare
 from analysis.plots import plot_trace_grid
 from analysis.plots.labels import LABELS, label
 from analysis.prices import Cost, Unit
+from analysis.store import Store
 from analysis.study import Config, load_study, pool, study
 from analysis.study.config import Block
 from analysis.study.drawing import plot_lines, plot_study
@@ -31,6 +36,7 @@ from models import pairs
 from smc_bridge.cli import main
 from smc_bridge.presets import smc
 from smc_bridge.result import Result
+from tests.smc_bridge.test_files import full_device
 from tests.toys import Digits, ToyTask, toy_pair
 
 
@@ -174,7 +180,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no table": (["plot", "rows.json"], "FILE = rows.json: is a comparison without its table"),
     "damaged study": (["plot", "damaged.jsonl"], "FILE = damaged.jsonl: is not a saved study"),
     "unknown column": (["plot", "s.jsonl", "--y", "joy"], "--y = 'joy': choose from particles"),
-    "no numbers": (["plot", "s.jsonl", "--y", "accuracy"], "--x = 'particles' with y = 'accuracy': no row has both"),
+    "no numbers": (["plot", "s.jsonl", "--y", "accuracy"], "--x = 'particles' with --y = 'accuracy': no row has both"),
     "unknown picture": (["plot", "s.jsonl", "--out", "a.xyz"], "--out = a.xyz: is of no known kind"),
     "bad prices": (["plot", "s.jsonl", "--cost", "1"], "--cost = 1: give two numbers"),
     "onto itself": (["plot", "s.jsonl", "--out", "s.jsonl"], "--out = s.jsonl: is FILE itself"),
@@ -311,3 +317,73 @@ def test_saved_rows_are_plain_json_lines(run: Run, tmp_path: Path) -> None:
     header, *records = map(json.loads, (tmp_path / "s.jsonl").read_text().splitlines())
     assert (header["kind"], header["methods"]) == ("smc-bridge study", ["smc", "plain-is"])
     assert all(len(record["log_evidences"]) == record["runs"] == 8 for record in records)
+
+
+def test_a_picture_that_fails_leaves_what_was_there(
+    run: Run, tmp_path: Path, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s.jsonl").write_text(saved)
+    (tmp_path / "old.png").write_text("old")
+
+    def half(self: Figure, file: Any, **options: Any) -> None:
+        with open(file, "wb") if isinstance(file, str | Path) else nullcontext(file) as out:
+            out.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for out in ("old.png", "new.png"):
+        assert run("plot", "s.jsonl", "--out", out)[0] == 2
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_picture_goes_through_links_and_to_standard_output(
+    run: Run, tmp_path: Path, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s.jsonl").write_text(saved)
+    (tmp_path / "link.png").symlink_to("folder.png")
+    picture = drawn(run, "s.jsonl", "--out", "link.png")
+    assert (tmp_path / "link.png").is_symlink()
+    assert (tmp_path / "folder.png").read_bytes() == picture
+    with (tmp_path / "out").open("w") as out, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", out)
+        assert run("plot", "s.jsonl", "--out", "-")[0] == 0
+    assert (tmp_path / "out").read_bytes() == picture, "nothing but the picture"
+
+
+def test_a_study_continues_behind_a_link_and_keeps_its_mode(run: Run, tmp_path: Path, saved: str) -> None:
+    (tmp_path / "link.jsonl").symlink_to("s.jsonl")
+    (tmp_path / "s.jsonl").write_text("".join(saved.splitlines(keepends=True)[:3]) + '{"method"')
+    (tmp_path / "s.jsonl").chmod(0o600)
+    for fresh, first in (([], "3/12"), (["--fresh"], "1/12")):
+        code, out, err = run("study", "small.toml", "--out", "link.jsonl", *fresh)
+        assert (code, err.split()[0]) == (0, first)
+        assert (tmp_path / "link.jsonl").is_symlink()
+        assert stat.S_IMODE((tmp_path / "s.jsonl").stat().st_mode) == 0o600
+        assert len((tmp_path / "s.jsonl").read_text().splitlines()) == ROWS + 1
+    assert "saved as link.jsonl" in out
+
+
+def test_rows_go_to_standard_output_or_through_a_device(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("study", "small.toml", "--out", "-")
+    assert code == 0
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [len(records), records[0]["kind"]] == [ROWS + 1, "smc-bridge study"]
+    assert "pooled over seeds" in err
+    device = full_device(tmp_path)
+    code, out, err = run("study", "small.toml", "--out", str(device))
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"smc-bridge: error: --out = {device}: cannot be written (No space left on")
+    assert stat.S_ISCHR(device.stat().st_mode)
+
+
+def test_a_comparison_whose_last_part_was_done_when_it_was_killed_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, path = Settings("toy", 2, ("ar",), temperature=1.0), tmp_path / "c.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "finish", lambda *_: None)
+        compare(settings, path=path, pair=toy_pair(), task=ToyTask())
+    assert not path.exists()
+    compare(settings, path=path, pair=toy_pair(), task=ToyTask())
+    assert [file.name for file in tmp_path.iterdir()] == ["c.json"]

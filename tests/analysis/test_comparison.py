@@ -251,7 +251,7 @@ BAD_ARGUMENTS = {
     "no particles": (["--methods", "smc-0"], "--methods = 'smc-0'"),
     "no methods": (["--methods", ""], "--methods = ''"),
     "n = 0": (["--n", "0"], "--n = 0"),
-    "n beyond the task": (["--n", "7"], "n = 7"),
+    "n beyond the task": (["--n", "7"], "--n = 7"),
     "batch = 0": (["--batch", "0"], "--batch = 0"),
     "temperature 0": (["--temperature", "0"], "--temperature = 0"),
     "w above 1": (["--w", "2"], "--w = 2"),

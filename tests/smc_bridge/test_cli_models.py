@@ -44,12 +44,12 @@ def test_two_checkpoints_decode(run: Run, models: list[str]) -> None:
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "no convention": ([], "whose convention is not known: set dlm_convention to 'shifted'"),
+    "no convention": ([], "whose convention is not known: set --dlm-convention to 'shifted'"),
     "unknown convention": (["--dlm-convention", "left"], "--dlm-convention = 'left': choose from shifted, unshifted"),
     "pair as well": (["--pair", "arithmetic"], "--pair = arithmetic with --dlm or --ar: give either"),
-    "no such type": (["--dlm-convention", "shifted", "--dtype", "int4"], "dtype = int4: use one of float32"),
-    "no such device": (["--dlm-convention", "shifted", "--device", "nowhere"], "device = 'nowhere': is not there"),
-    "mask out of range": (["--dlm-convention", "shifted", "--mask-id", "99"], "mask_id = 99"),
+    "no such type": (["--dlm-convention", "shifted", "--dtype", "int4"], "--dtype = int4: use one of float32"),
+    "no such device": (["--dlm-convention", "shifted", "--device", "nowhere"], "--device = 'nowhere': is not there"),
+    "mask out of range": (["--dlm-convention", "shifted", "--mask-id", "99"], "--mask-id = 99"),
 }
 
 
@@ -84,7 +84,7 @@ def test_memory_options_reach_the_models(run: Run, models: list[str], monkeypatc
         loaded.append(load_pair(*names, **options))
         return loaded[-1]
 
-    monkeypatch.setattr("smc_bridge.commands.models.load_pair", load)
+    monkeypatch.setattr("models.pairs.load_pair", load)
     two = [*models, "--dlm-convention", "shifted", "--dtype", "float64"]
     for argv in ([], ["--dlm-cache", "prefix"], ["--max-logit-bytes", "700"]):
         code, out, err = run(*two, *argv)

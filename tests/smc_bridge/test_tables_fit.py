@@ -1,0 +1,55 @@
+"""Tables of the command line at any width: no line is too long, and no word or number is cut."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from analysis.comparison.table import Interval, Row, render
+from smc_bridge.commands.tables import print_table
+
+RIGHT = Interval(0.9345, 0.8912, 0.9666)
+ROWS = [
+    Row("dlm-12-confidence", 200, 1, RIGHT, 15.612, None, 1043.22, None, None, None),
+    Row(
+        "smc-4", 200, 4, RIGHT, 5.612, 12.3, 43.22, 3.216, Interval(-0.0123, -0.0456, 0.0213),
+        Interval(-1.23e-5, -4.56e-5, 2e-5),
+    ),
+]
+
+
+def printed(table: Table, width: int) -> str:
+    stream = io.StringIO()
+    print_table(Console(file=stream, width=width, markup=False), table)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [176, 120, 80, 60, 40])
+def test_the_table_of_a_comparison_fits_with_every_number_whole(width: int) -> None:
+    table = render(ROWS, title="arithmetic: 200 problems, target temperature 0.2, w = 0.3, seed 0")
+    text = printed(table, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    found = text.replace("│", " ").split()
+    for column in table.columns:
+        for cell in column.cells:
+            assert set(str(cell).split()) <= set(found), f"{cell} is cut at width {width}:\n{text}"
+    assert text.count("smc-4") == text.count("┡"), "every part names its rows"
+
+
+def test_a_table_that_fits_is_one_table() -> None:
+    assert printed(render(ROWS), 176).count("┡") == 1
+
+
+def test_text_that_may_be_cut_takes_what_is_left() -> None:
+    table = Table("particle", "weight")
+    table.add_column("text", overflow="fold")
+    table.add_row("0", "1.0000", Text("x" * 200))
+    text = printed(table, 50)
+    assert max(map(len, text.splitlines())) == 50
+    assert text.count("x") == 200 + 1  # of the header
+    assert text.count("┡") == 1
