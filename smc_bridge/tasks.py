@@ -95,7 +95,7 @@ def encode_prompts(pair: Pair, task: Task, items: Sequence[Item]) -> list[tuple[
     """
     every = []
     for place, item in enumerate(items):
-        said = f"task = {task.name!r}: prompt {place if item.id is None else repr(item.id)}"
+        said = f"{task.name}: prompt {place if item.id is None else repr(item.id)}"
         try:
             ids = tuple(pair.encode(item.prompt).tolist())
         except ValueError as error:

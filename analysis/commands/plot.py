@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--y", metavar="COLUMN", help="of a study: tv, bias, kl_bound, ess, tokens_per_dlm_forward, ..; of a "
-        f"comparison: accuracy (default), ess, ..; of a result: {', '.join(RESULT_PLOTS)}",
+        f"comparison: accuracy (default, where answers are known), ess, ..; of a result: {', '.join(RESULT_PLOTS)}",
     )
     parser.add_argument(
         "--cost", type=prices, metavar="c_D,c_A", help="prices of a DLM and an AR forward in a study (default: 1,1)"
@@ -165,7 +165,8 @@ def _comparison(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> An
     """A point for every method that has both figures."""
     from analysis.study.drawing import plot_lines
 
-    x, y = arguments.x or "tokens_per_second", arguments.y or "accuracy"
+    graded = any(row.get("accuracy") is not None for row in rows)
+    x, y = arguments.x or "tokens_per_second", arguments.y or ("accuracy" if graded else "nats_per_token")
     known = [name for name in rows[0] if name != "method"]
     for option, name in (("x", x), ("y", y)):
         if name not in known:
