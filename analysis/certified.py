@@ -15,6 +15,7 @@ from analysis.reverse import Bidirectional, Report, both_bounds, both_runs
 from analysis.store import Store
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
+from smc_bridge.streams import seeds_apart
 
 KIND, FORMAT = "smc-bridge certificate", 2
 
@@ -66,15 +67,15 @@ class Runs:
 
         `ids`, if there are any, name the prompts in what is saved: `settings["id"]` of their runs.
         """
-        parts = range(-(-len(prompts) // batch))
+        parts, seeds = range(-(-len(prompts) // batch)), seeds_apart(prompts, seed)
         for index in parts:
             if index in self.store.cells:
                 continue
             start = index * batch
             told = None if report is None else lambda name, done, start=start: report(name, start + done)
             free, retained = both_runs(
-                sampler, prompts[start : start + batch], seed=seed, max_new_tokens=max_new_tokens, batch=batch,
-                report=told,
+                sampler, prompts[start : start + batch], seed=seeds[start : start + batch],
+                max_new_tokens=max_new_tokens, batch=batch, report=told,
             )
             for runs in (free, retained):
                 for run, name in zip(runs, ids[start : start + batch], strict=False):

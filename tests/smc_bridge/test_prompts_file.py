@@ -23,7 +23,9 @@ def read(tmp_path: Path, data: bytes, grader: str = "exact") -> tuple[Item, ...]
 
 
 def test_prompts_answers_and_ids_are_read(tmp_path: Path) -> None:
-    data = [line(prompt="a", answer="1", id="x"), line(prompt="b", answer=2, id=7, more=[1]), line(prompt="c", answer="3")]
+    data = [
+        line(prompt="a", answer="1", id="x"), line(prompt="b", answer=2, id=7, more=[1]), line(prompt="c", answer="3"),
+    ]
     assert read(tmp_path, b"\n".join(data)) == (Item("a", "1", "x"), Item("b", 2, "7"), Item("c", "3", "3"))
 
 
