@@ -188,7 +188,7 @@ class Program:
         left = torch.where(left > 0, left, room.clamp_max(self.real.proposal.lookahead))
         window = torch.where(states.done, 0, torch.minimum(left, room).clamp_max(self.real.window))
         kinds = torch.stack([window, torch.where(states.done, 0, room)], -1)
-        distinct, kind = torch.unique(kinds.reshape(-1, 2), dim=0, return_inverse=True)
+        distinct, kind = unique_rows(kinds.reshape(-1, 2))
         tables = [list(self._outcomes(w, r)) for w, r in distinct.tolist()]
         most = max(map(len, tables))
         filler = ((0,) * self.real.window, 0, 0, 0)
@@ -432,6 +432,15 @@ def _relative(states: Frontier, total: Enumeration) -> Frontier:
     return states
 
 
+def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.unique(rows, dim=0, return_inverse=True)` of small whole numbers, `[R, C]`, by one number a row."""
+    base = int(rows.max()) + 1 if rows.numel() else 1
+    place = base ** torch.arange(rows.shape[1] - 1, -1, -1)
+    assert base ** rows.shape[1] < 2**62, "rows that pass a whole number of 64 bits"
+    code, group = torch.unique(rows @ place, return_inverse=True)
+    return code[:, None] // place % base, group
+
+
 def _finish(program: Program, states: Frontier, total: Enumeration) -> Frontier:
     """Take finished states out and count them."""
     growing = (~states.done & (states.log_weights > -math.inf)).any(1)
@@ -441,7 +450,7 @@ def _finish(program: Program, states: Frontier, total: Enumeration) -> Frontier:
     for name, column in zip(names, ended.measure.sum(0).tolist(), strict=True):
         setattr(total, name, getattr(total, name) + column)
     digits = (ended.tokens + 1).reshape(-1, program.limit)
-    sequences, group = torch.unique(digits, dim=0, return_inverse=True)
+    sequences, group = unique_rows(digits)
     for law, measure in ((total.output, PROBABILITY), (total.proper, SCALE)):
         share = (weights * ended.measure[:, measure, None]).flatten()
         mass = torch.zeros(sequences.shape[0], dtype=torch.float64).index_add_(0, group, share)
