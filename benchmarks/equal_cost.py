@@ -216,7 +216,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
         "--embedded-budget", type=positive, default=8.0 if quick else 160.0, help="rows, on the embedded pair"
     )
     parser.add_argument(
-        "--tokens", type=whole(1), default=16 if quick else None, help="length limit, embedded pair (default: the task's)"
+        "--tokens", type=whole(1), default=16 if quick else None, help="length limit, embedded pair (default: its own)"
     )
     parser.add_argument("--prompts", type=whole(2), default=2 if quick else 48, help="problems, embedded pair")
     parser.add_argument("--temperature", type=positive, default=1.0, help="of the target, embedded pair (default: 1)")
