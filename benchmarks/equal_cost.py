@@ -1,7 +1,7 @@
 """Equal cost: bias, ESS, KL bound and tokens per forward of each method at one budget, on a tabular and a real pair.
 
     python -m benchmarks.equal_cost [--budget 48] [--runs 1500] [--prompts 48] [--embedded-budget 160] [--temperature 1]
-        [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
+        [--tokens 128] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 Cost of a run is the number of rows that both models scored for it (`analysis.budget`, `c_D = c_A = 1`): what a
 processor pays for, and no clock is involved. Every method gets the largest number of particles N, or of lanes K, whose
@@ -135,14 +135,14 @@ def embedded(options: argparse.Namespace, advance: Callable[[], None]) -> list[F
     common = {
         "window": task.window, "lookahead": task.lookahead, "temperature": options.temperature, "w": 0.3,
     }
-    target = presets.smc(pair, 1, **common).target
+    target, limit = presets.smc(pair, 1, **common).target, options.tokens or task.max_new_tokens
 
     def runs_of(sampler: Sampler, some: Sequence[Sequence[int]]) -> list[Result]:
-        return sampler.run(some, seed=options.seed, max_new_tokens=task.max_new_tokens, batch=16)
+        return sampler.run(some, seed=options.seed, max_new_tokens=limit, batch=16)
 
     exact = np.mean([
         [result.tokens for result in ar_sampling(
-            target, prompts, seed=options.seed + 1 + i, max_new_tokens=task.max_new_tokens, batch=64)]
+            target, prompts, seed=options.seed + 1 + i, max_new_tokens=limit, batch=64)]
         for i in range(EXACT)
     ], axis=0)
     found = []
@@ -214,7 +214,10 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     parser.add_argument("--budget", type=positive, default=8.0 if quick else 48.0, help="rows, on the tabular pair")
     parser.add_argument("--runs", type=whole(4), default=10 if quick else 1500, help="of each method, tabular pair")
     parser.add_argument(
-        "--embedded-budget", type=positive, default=24.0 if quick else 160.0, help="rows, on the embedded pair"
+        "--embedded-budget", type=positive, default=8.0 if quick else 160.0, help="rows, on the embedded pair"
+    )
+    parser.add_argument(
+        "--tokens", type=whole(1), default=16 if quick else None, help="length limit, embedded pair (default: its own)"
     )
     parser.add_argument("--prompts", type=whole(2), default=2 if quick else 48, help="problems, embedded pair")
     parser.add_argument("--temperature", type=positive, default=1.0, help="of the target, embedded pair (default: 1)")

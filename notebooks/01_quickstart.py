@@ -23,6 +23,8 @@
 # Carlo.
 
 # %%
+import os
+
 from IPython.display import display
 
 from analysis import block_statistics, kl_certificate, kl_per_token, step_table, summary
@@ -30,6 +32,7 @@ from analysis.plots import plot_block_lengths, plot_steps
 from models.arithmetic.problems import extract_answer, held_out
 from smc_bridge import Chernoff, Defensive, Mixture, ProductOfExperts, Target, load_pair, smc
 
+REDUCED = os.environ.get("SMC_BRIDGE_NOTEBOOK_SIZE", "full") == "reduced"  # the test suite runs it on less data
 pair = load_pair("arithmetic")
 problem = held_out()[3]
 print(problem.prompt)
@@ -107,7 +110,7 @@ intermediates = {
     "Defensive PoE 0.9": Defensive(ProductOfExperts(0.9), 0.1),
     "Confident (ours)": Confident(),
 }
-prompts = [pair.encode(p.prompt).tolist() for p in held_out()[:6]]
+prompts = [pair.encode(p.prompt).tolist() for p in held_out()[: 2 if REDUCED else 6]]
 runs = {
     name: smc(pair, particles=4, intermediate=pi, window=16, lookahead=32).run(prompts, seed=0, max_new_tokens=128)
     for name, pi in intermediates.items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,13 +90,12 @@ class Prefix(NamedTuple):
         parts = [self.length[rows, None], self.tokens[rows]]
         key = torch.cat(parts if apart is None else [apart[rows, None], *parts], dim=1)
         # Rows as bytes in a dictionary: exact, and much faster than sorting them column by column.
-        number: dict[bytes, int] = {}
-        first, group = list[int](), list[int]()
-        for i, row in enumerate(key.cpu().numpy()):
-            group.append(number.setdefault(row.tobytes(), len(first)))
-            if group[-1] == len(first):
-                first.append(i)
-        return rows[torch.tensor(first, device=rows.device)], torch.tensor(group, device=rows.device)
+        table = np.ascontiguousarray(key.cpu().numpy())
+        known: dict[bytes, int] = {}
+        own = [known.setdefault(row, i) for i, row in enumerate(table.view(f"V{table[0].nbytes}").ravel().tolist())]
+        first = list(known.values())  # ascending, as a dictionary keeps its order
+        group = torch.from_numpy(np.searchsorted(first, own)).to(rows.device)
+        return rows[torch.tensor(first, device=rows.device)], group
 
     def lists(self) -> list[list[int]]:
         """The sequences as lists of ints."""

@@ -53,8 +53,9 @@ def propose(state: SMCState, rows: Tensor, proposal: DLMProposal) -> Tensor:
     column = torch.arange(int(width.max()), device=rows.device)
     canvas = torch.where(column < width[:, None], MASKED, ABSENT)
     state.marginals.add(needy, group, state.dlm.score(scored, canvas), width)
-    served: Tensor = torch.unique(torch.stack([needy // state.particles, group]), dim=1)
-    return served[0]
+    # Pairs (prompt, group) as single numbers, which are sorted much faster.
+    served: Tensor = torch.unique(needy // state.particles * scored.numel() + group)
+    return served // scored.numel()
 
 
 @dataclass(frozen=True)

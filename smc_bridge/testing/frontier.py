@@ -209,6 +209,18 @@ def relative(states: Frontier, total: Enumeration, *, rescale: bool = True) -> F
     return states
 
 
+def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.unique(rows, dim=0, return_inverse=True)` of whole numbers of at least 0, `[R, C]`; by one number a row
+    where it fits into 64 bits, which is many times as fast."""
+    base = int(rows.max()) + 1 if rows.numel() else 1
+    if base ** rows.shape[1] >= 2**62:
+        found: tuple[Tensor, Tensor] = torch.unique(rows, dim=0, return_inverse=True)
+        return found
+    place = base ** torch.arange(rows.shape[1] - 1, -1, -1)
+    code, group = torch.unique(rows @ place, return_inverse=True)
+    return code[:, None] // place % base, group
+
+
 def finish(states: Frontier, total: Enumeration, limit: int, *, retained: Retained | None = None) -> Frontier:
     """Take finished states out and count them."""
     growing = (~states.done & (states.log_weights > -math.inf)).any(1)
@@ -218,7 +230,7 @@ def finish(states: Frontier, total: Enumeration, limit: int, *, retained: Retain
     for name, column in zip(names, ended.measure.sum(0).tolist(), strict=True):
         setattr(total, name, getattr(total, name) + column)
     digits = (ended.tokens + 1).reshape(-1, limit)
-    sequences, group = torch.unique(digits, dim=0, return_inverse=True)
+    sequences, group = unique_rows(digits)
     for law, measure in ((total.output, PROBABILITY), (total.proper, SCALE)):
         share = (weights * ended.measure[:, measure, None]).flatten()
         mass = torch.zeros(sequences.shape[0], dtype=torch.float64).index_add_(0, group, share)

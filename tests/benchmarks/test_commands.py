@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("matplotlib", reason="plots need the extra 'dev'")
+pytest.importorskip("matplotlib", reason="plots need the extra 'analysis'")
 
 #: Command, further arguments, and a line that its output holds.
 COMMANDS = {

@@ -10,6 +10,7 @@ drafts; accept-all: none); then N choices among own lanes (K > 1), or the resamp
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -90,6 +91,20 @@ def invert(masses: list[float], uniform: float) -> int:
     return passed[0] if passed else max(i for i, m in enumerate(masses) if m > 0)
 
 
+@functools.cache
+def scored_canvas(dlm: TabularDLM, tokens: tuple[int, ...], width: int) -> Laws:
+    """Logits of the masked places after one prefix; a loop asks for the same ones again and again."""
+    session = dlm.session(torch.tensor([tokens], dtype=torch.long), torch.tensor([len(tokens)]))
+    return session.score(torch.tensor([0]), torch.full((1, width), MASKED))[0].tolist()
+
+
+@functools.cache
+def scored_next(ar: TabularAR, tokens: tuple[int, ...]) -> list[float]:
+    """Logits of the next token after one prefix."""
+    session = ar.session(torch.tensor([tokens], dtype=torch.long), torch.tensor([len(tokens)]))
+    return session.score(torch.tensor([0]), torch.zeros(1, 1, dtype=torch.long))[0, 0].tolist()
+
+
 class Reference:
     """Decodes one prompt."""
 
@@ -102,14 +117,11 @@ class Reference:
         return torch.rand(shape, generator=self.generator, dtype=torch.float64).tolist()
 
     def marginals(self, tokens: Tokens, width: int) -> Laws:
-        session = self.dlm.session(torch.tensor([tokens], dtype=torch.long), torch.tensor([len(tokens)]))
-        return session.score(torch.tensor([0]), torch.full((1, width), MASKED))[0].tolist()
+        return scored_canvas(self.dlm, tuple(tokens), width)
 
     def target(self, tokens: Tokens) -> list[float]:
         """`log p(. | tokens)`."""
-        session = self.ar.session(torch.tensor([tokens], dtype=torch.long), torch.tensor([len(tokens)]))
-        logits = session.score(torch.tensor([0]), torch.zeros(1, 1, dtype=torch.long))[0, 0].tolist()
-        return normalise([x / self.s.target_temperature for x in logits])
+        return normalise([x / self.s.target_temperature for x in scored_next(self.ar, tuple(tokens))])
 
     def pi(self, log_q: list[float], log_p: list[float]) -> list[float]:
         if self.s.kernel == "accept-all":

@@ -31,7 +31,7 @@ from smc_bridge.smc.engine import Sampler
 from smc_bridge.smc.resampling import Multinomial, UniformResampler
 from smc_bridge.smc.state import Retained
 from smc_bridge.smc.weights import normalised
-from smc_bridge.testing.frontier import PROBABILITY, Enumeration, Frontier, finish, joined, relative, step
+from smc_bridge.testing.frontier import PROBABILITY, Enumeration, Frontier, finish, joined, relative, step, unique_rows
 from tests.oracle import smc as oracle
 from tests.smc_bridge.scripted import Recorded, Script, scripted_kernel
 
@@ -76,7 +76,7 @@ class Program:
         left = torch.where(left > 0, left, room.clamp_max(self.real.proposal.lookahead))
         window = torch.where(states.done, 0, torch.minimum(left, room).clamp_max(self.real.window))
         kinds = torch.stack([window, torch.where(states.done, 0, room)], -1)
-        distinct, kind = torch.unique(kinds.reshape(-1, 2), dim=0, return_inverse=True)
+        distinct, kind = unique_rows(kinds.reshape(-1, 2))
         tables = [list(self._outcomes(w, r)) for w, r in distinct.tolist()]
         most = max(map(len, tables))
         filler = ((0,) * self.real.window, 0, 0, 0)

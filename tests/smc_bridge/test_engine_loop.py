@@ -3,6 +3,7 @@ counts for the same seed, and log weights equal up to round-off, on ragged promp
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -47,6 +48,7 @@ def batched_log_phi(prefix: Prefix) -> Tensor:
     return torch.tensor([log_phi(tokens) for tokens in prefix.lists()], dtype=torch.float64)
 
 
+@functools.cache
 def models(eos: int | None) -> tuple[TabularAR, TabularDLM]:
     ar = TabularAR.random(3, DEPTH, seed=4, eos_id=eos)
     return ar, TabularDLM(ar, noise=0.6, seed=1)
