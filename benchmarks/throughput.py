@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.comparison.table import per_token, wilson
+from analysis.bounds import ratio_per_token
+from analysis.comparison.table import wilson
 from benchmarks.harness import Spread, progress, ratios, timed
 from benchmarks.methods import KNOWN, METHODS, Decode, decoder, known
 from benchmarks.report import Report, Sheet, Verdict, execute, several
@@ -92,7 +93,7 @@ class Figures:
         return cls(
             Spread.of([run.rate for run in runs]), ratios([run.rate for run in runs], [run.rate for run in baseline]),
             sum(tokens) / forwards if forwards else None, (share.value, share.low, share.high),
-            per_token(evidence, tokens).value if evidence else None,
+            ratio_per_token(evidence, tokens).kl if evidence else None,
         )
 
     def to_dict(self) -> dict[str, Any]:

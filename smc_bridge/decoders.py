@@ -109,7 +109,7 @@ def ar_sampling(
     max_new_tokens = check_limit(max_new_tokens)
     queue = Queue(_requests(prompts, seed), batch=batch, on_result=on_result)
     settings = {
-        "method": name, "target": law_settings(target.law), "models": {"ar": name_of(model)},
+        "method": name, "target": law_settings(target.law), "models": {"ar": name_of(model)}, "exact": True,
         "max_new_tokens": max_new_tokens,
     }
 

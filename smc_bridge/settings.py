@@ -61,6 +61,7 @@ def sampler_settings(sampler: Sampler, *, max_new_tokens: int) -> dict[str, Any]
         "intermediate": _shown(sampler.intermediate),
         "kernel": describe(sampler.kernel),
         "weight": describe(sampler.weight),
+        "exact": sampler.exact,
         "resampler": describe(sampler.resampler),
         "trigger": describe(sampler.trigger),
         "target": {**law_settings(target.law), "potential": describe(target.potential)},

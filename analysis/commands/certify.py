@@ -31,6 +31,7 @@ from smc_bridge.commands.base import (
     share,
     whole,
 )
+from smc_bridge.intervals import NAME
 from smc_bridge.result import write_text
 from smc_bridge.tasks import TASKS
 
@@ -110,22 +111,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def render(found: Bidirectional, *, title: str = "") -> Table:
-    """The bounds as a table."""
+    """The bounds as a table; its caption tells how far their intervals can be trusted."""
+    bounds = {"KL(r || p)": found.forward, "KL(p || r)": found.reverse, "their sum": found.symmetric}
     table = Table(
         title=title, title_justify="left", caption_justify="left",
         caption="r: law of one text drawn from a run's weights; p: the AR model; in brackets "
-        f"{found.forward.level:.0%} confidence intervals; estimates can fall below 0 by chance",
+        f"{found.forward.level:.0%} {NAME} intervals\n" + "\n".join(_told(*each) for each in bounds.items()),
     )
     table.add_column("bound on", no_wrap=True)
     for name in ("by", "nats / sequence", "nats / 1,000 tokens", "total variation at most"):
         table.add_column(name, justify="right")
     table.add_row(
         "KL(r || p)", escape("E[-log Z]"), _interval(found.forward), _interval(found.forward_per_token, 1000.0),
-        f"{_pinsker(found.forward):.3f}",
+        f"{found.forward.tv:.3f}",
     )
     table.add_row(
         "KL(p || r)", escape("E[log Z]") + ", conditional", _interval(found.reverse),
-        _interval(found.reverse_per_token, 1000.0), f"{_pinsker(found.reverse):.3f}",
+        _interval(found.reverse_per_token, 1000.0), f"{found.reverse.tv:.3f}",
     )
     table.add_row("their sum", "both", _interval(found.symmetric), "", "")
     return table
@@ -152,14 +154,15 @@ def _plain(value: float) -> float | str:
 
 
 def _interval(bound: Certificate | TokenBound, scale: float = 1.0) -> str:
-    # Adding zero turns -0.0 into 0.0.
-    value, low, high = (f"{scale * x + 0.0:.3g}" for x in (bound.kl, bound.low, bound.high))
-    return f"{value} [{low}, {high}]"
+    value, low, high = (f"{scale * x:.3g}" for x in (bound.kl, bound.low, bound.high))
+    return f"{value} [{low}, {high}]" if math.isfinite(bound.high) else f"{value}, no interval"
 
 
-def _pinsker(bound: Certificate) -> float:
-    """Pinsker's bound at the upper end of the interval."""
-    return min(1.0, math.sqrt(max(bound.high, 0.0) / 2))
+def _told(name: str, bound: Certificate) -> str:
+    """What the terms of a bound are like, and what follows for its interval."""
+    if bound.exact:
+        return f"{name}: {bound}"
+    return f"{name}: {bound.terms}{'; warning: ' + '; '.join(bound.warnings) if bound.warnings else ''}"
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """From outcomes to the table of a comparison: one row a method.
 
-Accuracy carries Wilson's score interval (Wilson 1927); `-log Z` carries Student's, and per token that of a ratio (delta
-method).
+Accuracy carries Wilson's score interval (Wilson 1927); `-log Z` that of `smc_bridge.certificate`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 from rich.table import Table
 from scipy import stats
 
+from analysis.bounds import ratio_per_token
 from analysis.comparison.store import Cell
 from smc_bridge.certificate import certify
 
@@ -39,7 +39,7 @@ class Row:
         ar_forwards: mean per problem.
         tokens_per_second: all tokens by the wall time of all batches; the only figure that depends on the machine.
         ess: mean over problems, of `particles`.
-        nats: mean `-log Z_hat` per sequence, a bound on the KL divergence from exact AR sampling.
+        nats: estimate of `E[-log Z_hat]` per sequence, a bound on the KL divergence from exact AR sampling.
         nats_per_token: the same by the mean length.
     """
 
@@ -75,17 +75,6 @@ def wilson(right: int, n: int, *, level: float = LEVEL) -> Interval:
     return Interval(share, min(share, centre - half), max(share, centre + half))
 
 
-def per_token(log_evidence: Sequence[float], tokens: Sequence[float]) -> Interval:
-    """`sum -log Z_hat / sum tokens` with the delta method's interval, nats per token."""
-    total = sum(tokens)
-    ratio = -sum(log_evidence) / total
-    if len(tokens) < 2 or not math.isfinite(ratio):
-        return Interval(ratio, -math.inf, math.inf)
-    residual = certify([z + ratio * t for z, t in zip(log_evidence, tokens, strict=True)], level=LEVEL)
-    half = (residual.high - residual.kl) * len(tokens) / total
-    return Interval(ratio, ratio - half, ratio + half)
-
-
 def summarise(method: str, cells: Sequence[Cell]) -> Row:
     """The row of a method from its cells."""
     outcomes = [outcome for cell in cells for outcome in cell.outcomes]
@@ -95,13 +84,15 @@ def summarise(method: str, cells: Sequence[Cell]) -> Row:
     seconds = sum(cell.seconds for cell in cells)
     evidence = [o.log_evidence for o in outcomes if o.log_evidence is not None]
     sizes = [o.ess for o in outcomes if o.ess is not None]
-    whole = certify(evidence, level=LEVEL) if evidence else None
+    exact = all(cell.exact for cell in cells)
+    whole = certify(evidence, level=LEVEL, exact=exact) if evidence else None
+    each = ratio_per_token(evidence, tokens, level=LEVEL, exact=exact) if evidence else None
     return Row(
         method=method, n=n, particles=cells[0].particles, accuracy=wilson(sum(o.correct for o in outcomes), n),
         tokens_per_dlm_forward=sum(tokens) / dlm if dlm else None, ar_forwards=ar / n if ar else None,
         tokens_per_second=sum(tokens) / seconds if seconds else math.inf, ess=sum(sizes) / n if sizes else None,
         nats=None if whole is None else Interval(whole.kl, whole.low, whole.high),
-        nats_per_token=None if whole is None else per_token(evidence, tokens),
+        nats_per_token=None if each is None else Interval(each.kl, each.low, each.high),
     )
 
 
@@ -109,7 +100,8 @@ def render(rows: Sequence[Row], *, title: str = "") -> Table:
     """The table; '-' where a column does not apply."""
     table = Table(
         title=title, title_justify="left", caption_justify="left",
-        caption="in brackets: 95 % confidence interval; -log Z: bound on the KL divergence from exact AR sampling",
+        caption="in brackets: 95 % confidence interval, of -log Z where the runs give one; -log Z: bound on the KL "
+        "divergence from exact AR sampling",
     )
     table.add_column("method", no_wrap=True)
     for name in (

@@ -23,6 +23,8 @@ class Intermediate(Protocol):
     An intermediate may also say `dominates = True`: it has mass wherever the target has, whatever the support of the
     proposal (condition C3). Without the attribute it is taken not to.
 
+    It may say `is_target = True`: it is the target itself, so that every weight is one by construction.
+
     It may say `positionwise = True`: the result at a position depends on `log_q` and `log_p` at that position only, and
     not on which lane or position it is. It is then called on the positions that are needed and no others, each as the
     only position of the only lane; without the attribute, on whole windows of all lanes. A tree walk has no window
@@ -42,6 +44,11 @@ class Intermediate(Protocol):
 def dominates(intermediate: Intermediate) -> bool:
     """Whether `pi > 0` wherever `p > 0` for every proposal (condition C3)."""
     return bool(getattr(intermediate, "dominates", False))
+
+
+def is_target(intermediate: Intermediate) -> bool:
+    """Whether `pi = p` by construction, so that its own weights are all one."""
+    return bool(getattr(intermediate, "is_target", False))
 
 
 def positionwise(intermediate: Intermediate) -> bool:
@@ -123,6 +130,11 @@ class ProductOfExperts:
         """Only without the proposal's factor."""
         return self.w == 0.0
 
+    @property
+    def is_target(self) -> bool:
+        """Without the proposal's factor, and with an exponent of one on the target."""
+        return self.w == 0.0 and isinstance(self.target_exponent, int | float) and self.target_exponent == 1.0
+
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         """See `Intermediate.log_prob`."""
         b = self.target_exponent
@@ -152,6 +164,11 @@ class Mixture:
         """`p / pi <= 1 / (1 - w)`."""
         return self.w < 1.0
 
+    @property
+    def is_target(self) -> bool:
+        """Without a share of the proposal."""
+        return self.w == 0.0
+
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         """See `Intermediate.log_prob`."""
         if self.w in (0.0, 1.0):
@@ -175,6 +192,11 @@ class PowerMean:
     def dominates(self) -> bool:
         """For positive alpha a token needs only one of the two experts."""
         return self.w == 0.0 or (self.alpha > 0 and self.w < 1.0)
+
+    @property
+    def is_target(self) -> bool:
+        """Without a share of the proposal."""
+        return self.w == 0.0
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         """See `Intermediate.log_prob`."""
@@ -262,6 +284,7 @@ class Target:
     """`pi = p`: speculative decoding, exact, weights one."""
 
     dominates: ClassVar[bool] = True
+    is_target: ClassVar[bool] = True
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         """See `Intermediate.log_prob`."""

@@ -22,7 +22,7 @@ from analysis.comparison.command import command
 from analysis.comparison.methods import make_method
 from analysis.comparison.settings import fingerprint
 from analysis.comparison.store import KIND, Cell
-from analysis.comparison.table import per_token, wilson
+from analysis.comparison.table import wilson
 from models import pairs
 from models.arithmetic import architecture
 from models.arithmetic.tokenizer import load_tokenizer
