@@ -1,7 +1,7 @@
-"""Certificate coverage: how often the certificate's interval holds the bound, by the number of runs, on several programs.
+"""Certificate coverage: how often its interval holds the bound, by the number of runs, on several programs.
 
     python -m benchmarks.certificate_coverage [--programs a,b,..] [--counts 10,30,100,200,500] [--trials 2000]
-        [--runs 2000] [--fresh] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
+        [--runs 1000] [--fresh] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 Each program runs often, on the embedded pair over the held-out problems and on tabular pairs from an empty prompt. The
 evidence of these runs is a *pool*, kept in `certificate_pools.json`; independent samples of n are drawn from it, each
@@ -271,7 +271,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
         help="runs of a certificate",
     )
     parser.add_argument("--trials", type=whole(2), default=20 if quick else 2000, help="certificates of each size")
-    parser.add_argument("--runs", type=whole(2), default=4 if quick else 2000, help="of a pool, embedded pair")
+    parser.add_argument("--runs", type=whole(2), default=4 if quick else 1000, help="of a pool, embedded pair")
     parser.add_argument(
         "--tabular", type=whole(2), default=200 if quick else TABULAR_RUNS, help="of a pool, tabular pairs"
     )

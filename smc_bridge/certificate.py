@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from smc_bridge.intervals import ratio_interval
 from smc_bridge.pareto import tail_shape
@@ -172,7 +171,7 @@ def certificate_of(
         return Certificate(kl, low, high, level, runs, 1)
     tenth = np.sort(terms)[-math.ceil(runs / 10) :]
     share = math.nan if signed or kl == 0 else float(tenth.sum() / terms.sum())
-    return Certificate(kl, low, high, level, runs, distinct, float(stats.skew(terms)), share, tail_shape(terms))
+    return Certificate(kl, low, high, level, runs, distinct, _skewness(terms), share, tail_shape(terms))
 
 
 def terms_interval(
@@ -199,6 +198,12 @@ def terms_interval(
         return none
     low, high = ratio_interval(terms, over, level=level)
     return max(low, none[0]), high
+
+
+def _skewness(values: Array) -> float:
+    centred = values - values.mean()
+    with np.errstate(invalid="ignore"):
+        return float((centred**3).mean() / (centred**2).mean() ** 1.5)
 
 
 def _alike(values: Sequence[float] | Array) -> bool:

@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit
 
 Array = npt.NDArray[np.float64]
 
@@ -57,7 +57,7 @@ def ratio_interval(values: Array, over: Array | None = None, *, level: float = 0
     studentised = np.sort(_studentised(residual[order] / scale, over[order] / over.mean()))
     tail = (1 - level) / 2
     shown = max(tail, FINEST)
-    stretch = float(stats.t.ppf(1 - tail, n - 1) / stats.t.ppf(1 - shown, n - 1))
+    stretch = float(stdtrit(n - 1, 1 - tail) / stdtrit(n - 1, 1 - shown))
     place = round(shown * (RESAMPLES + 1)) - 1
     unit = stretch * scale / math.sqrt(n - 1) / float(over.mean())
     above, below = float(studentised[-1 - place]), float(studentised[place])

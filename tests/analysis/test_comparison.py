@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis.bounds import drawn_tokens, kl_per_token
+from analysis.bounds import drawn_tokens, kl_certificate, kl_per_token
 from analysis.comparison import DEFAULT_METHODS, Comparison, Row, Settings, compare, render
 from analysis.comparison.cells import answer_seed
 from analysis.comparison.command import command
 from analysis.comparison.methods import make_method
 from analysis.comparison.settings import fingerprint
-from analysis.comparison.store import KIND, Cell
-from analysis.comparison.table import wilson
+from analysis.comparison.store import KIND, Cell, Outcome
+from analysis.comparison.table import Interval, summarise, wilson
 from models import pairs
 from models.arithmetic import architecture
 from models.arithmetic.tokenizer import load_tokenizer
@@ -339,10 +339,26 @@ def test_nats_per_token_are_those_of_the_analysis_package() -> None:
     method = make_method("smc-3", toy_pair(), ToyTask(), temperature=1.0, weight=0.7, seed=0)
     results = method.decode([[1], [2], [1, 1], [1, 2], [2, 1]])
     tokens = [drawn_tokens(run) for run in results]
-    found, expected = per_token([run.log_evidence for run in results], tokens), kl_per_token(results)
-    assert (found.value, found.low, found.high) == pytest.approx((expected.kl, expected.low, expected.high), rel=1e-9)
-    single = per_token([0.5], [4.0])
-    assert (single.value, single.low) == (-0.125, -math.inf)
+    outcomes = tuple(
+        Outcome(i, None, False, length, 1, 1, run.log_evidence, 1.0)
+        for i, (run, length) in enumerate(zip(results, tokens, strict=True))
+    )
+    row = summarise("smc-3", [Cell("smc-3", 0, 1.0, 3, outcomes)])
+    expected, whole = kl_per_token(results), kl_certificate(results)
+    assert row.nats == Interval(whole.kl, whole.low, whole.high)
+    assert row.nats_per_token == Interval(expected.kl, expected.low, expected.high)
+
+
+def test_only_programs_that_are_exact_by_construction_have_a_bound_of_zero() -> None:
+    outcomes = tuple(Outcome(i, "x", True, 4.0, 1, 1, 0.0, 1.0) for i in range(3))
+    rows = [summarise("a", [Cell("a", 0, 1.0, 1, outcomes, exact)]) for exact in (True, False)]
+    assert [(row.nats.low, row.nats.high) for row in rows if row.nats] == [(0.0, 0.0), (0.0, math.inf)]
+    found = toy(dataclasses.replace(SETTINGS, methods=("speculative", "smc-1"), n=2))
+    exact, other = (row.nats for row in found.rows)
+    assert exact == Interval(0.0, 0.0, 0.0)
+    assert other is not None
+    assert other.value > 0
+    assert other.high > 0
 
 
 def test_arithmetic_task_is_the_held_out_problems() -> None:
