@@ -26,7 +26,8 @@ Array = npt.NDArray[np.float64]
 
 #: Evidence, nats, and differences of it below this are round-off of the models' forwards.
 ROUND_OFF = 1e-6
-#: Fewer runs than this, and terms beyond these, gave upper ends that were too low too often (docs/benchmarks).
+#: Fewer runs than this, and terms beyond these, gave upper ends that were too low too often
+#: (docs/benchmarks/certificate.md).
 FEW, SKEWED, HEAVY = 100, 0.5, 0.7
 
 

@@ -160,7 +160,7 @@ def _interval(bound: Certificate | TokenBound, scale: float = 1.0) -> str:
 
 def _told(name: str, bound: Certificate) -> str:
     """What the terms of a bound are like, and what follows for its interval."""
-    if bound.exact:
+    if bound.exact or not bound.has_interval:
         return f"{name}: {bound}"
     return f"{name}: {bound.terms}{'; warning: ' + '; '.join(bound.warnings) if bound.warnings else ''}"
 
