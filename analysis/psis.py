@@ -2,7 +2,7 @@
 
 The largest weights are fitted by a generalised Pareto law of shape k. The r-th moment of the weights exists for
 `k < 1/r`: below 0.5 the variance is finite and plain averages behave; above 0.7 the number of draws that an estimate
-needs grows beyond reason; at 1 or more not even the mean exists. The fit is that of `arviz_stats` (extra `analysis`).
+needs grows beyond reason; at 1 or more not even the mean exists. The fit is that of `smc_bridge.pareto`.
 Weights of the sampler are bounded above wherever the intermediate dominates, and then k-hat says how far a run of this
 size is from noticing the bound.
 
@@ -26,9 +26,8 @@ import numpy.typing as npt
 
 from analysis.ess import LogWeights, as_log_weights
 from models.extras import need
+from smc_bridge.pareto import LEAST, pareto_shape, tail_size
 
-#: Fewer weights than this leave no tail of five.
-LEAST = 25
 #: Above this k-hat, estimates of this sample should not be trusted.
 RELIABLE = 0.7
 
@@ -60,7 +59,7 @@ def pareto_k(log_weights: LogWeights) -> ParetoK:
     """Shape of the upper tail of `log_weights: [N]` (nats, -inf legal), from independent draws.
 
     Raises:
-        ImportError: arviz-stats is not installed. ValueError: NaN or +inf.
+        ValueError: NaN or +inf.
     """
     values = as_log_weights(log_weights).numpy()
     if values.size < LEAST:
@@ -68,7 +67,7 @@ def pareto_k(log_weights: LogWeights) -> ParetoK:
     positive = int(np.isfinite(values).sum())
     if positive == 0:
         return ParetoK(math.nan, 0, "every weight is zero")
-    tail = int(math.floor(3 * math.sqrt(values.size)) if values.size > 225 else values.size // 5)
+    tail = tail_size(values.size)
     if positive < tail:
         return ParetoK(math.nan, 0, f"{positive} of {values.size} weights are positive, a tail needs {tail}")
     ordered = np.sort(values)
@@ -78,18 +77,21 @@ def pareto_k(log_weights: LogWeights) -> ParetoK:
     # The fit divides by the first quartile of what exceeds the cutoff, which round-off can take to 0 as well.
     if largest[int(tail / 4 + 0.5) - 1] <= cutoff:
         return ParetoK(math.nan, tail, "the tail has ties, and larger weights above them")
-    # `psislw` takes log-likelihoods, that is, negated log weights.
-    return ParetoK(float(_stats().psislw(-values)[1]), tail)
+    return ParetoK(pareto_shape(largest - cutoff), tail)
 
 
 def smoothed_log_weights(log_weights: LogWeights) -> npt.NDArray[np.float64]:
     """Normalised log weights with the tail replaced by the fitted quantiles (Pareto smoothing), `[N]`, nats.
 
     Where there is no fit, the normalised log weights as they are. Smoothing trades variance for a little bias.
+
+    Raises:
+        ImportError: arviz-stats (extra `analysis`) is not installed. ValueError: NaN or +inf.
     """
     values = as_log_weights(log_weights).numpy()
     if pareto_k(values).reason is not None:
         return np.asarray(values - np.logaddexp.reduce(values))
+    # `psislw` takes log-likelihoods, that is, negated log weights.
     return np.asarray(_stats().psislw(-values)[0])
 
 

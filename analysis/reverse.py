@@ -1,10 +1,14 @@
 """The other direction: conditional runs that retain an exact AR sample bound `KL(p || r)`, and both bounds together.
 
 An exact draw `x* ~ p` (ancestral sampling, always possible without a potential) is retained in a conditional SMC run.
-That run is then an exact draw from the extended target, so `KL(p || r) <= E[log Z_hat_cond]` (design 2.5; docs/theory,
-Theorem 4), r being the output's law of the same program *with multinomial resampling*. With the certificate
+That run is then an exact draw from the extended target, so `KL(p || r) <= E[log Z_hat_cond]` (docs/theory, Theorem 4),
+r being the output's law of the same program *with multinomial resampling*. With the certificate
 `KL(r || p) <= E[-log Z_hat]` the sum bounds the symmetric (Jeffreys) divergence: bidirectional Monte Carlo (Grosse,
 Ghahramani & Adams 2015) as a measure of accuracy, AIDE (Cusumano-Towner & Mansinghka 2017).
+
+Under the extended target `E[1 / Z_hat_cond] = P(Z_hat > 0)`, so the terms `1 / Z_hat - 1 + log Z_hat >= 0` have the
+mean `E[log Z_hat_cond] - P(Z_hat = 0)`, which is at least `E[log Z_hat_cond] + log P(Z_hat > 0)`: they bound
+`KL(p || r)` for the law r of the output of runs that have one.
 
 What the bounds do not say: they are about r against p *as the AR model has it*, not about right answers; they average
 over the prompts that were run; and a loose bound is not a large divergence.
@@ -16,9 +20,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from analysis.bounds import TokenBound, kl_certificate, kl_per_token, ratio_per_token
 from analysis.runs import require_proper
-from smc_bridge.certificate import Certificate, certify
+from smc_bridge.certificate import Certificate, certificate_of, certify, kl_terms
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
@@ -104,7 +110,7 @@ def conditional_runs(
 
 
 def reverse_certificate(results: Sequence[Result], *, level: float = 0.95) -> Certificate:
-    """Bound on `KL(p || r)`, the mean of `log Z_hat` over conditional runs, with Student's interval.
+    """Bound on `KL(p || r)`: mean of `1 / Z_hat - 1 + log Z_hat` over conditional runs (see the module's text).
 
     The fields of the certificate then read the other way round: `kl` bounds `KL(p || r)`.
 
@@ -115,19 +121,20 @@ def reverse_certificate(results: Sequence[Result], *, level: float = 0.95) -> Ce
         ValueError: a run that is not conditional, or the same prompt and seed twice.
     """
     require_proper(results, "the reverse bound", retained=True)
-    return certify([-result.log_evidence for result in results], level=level)
+    return certify([-run.log_evidence for run in results], level=level, exact=all(run.exact for run in results))
 
 
 def reverse_per_token(results: Sequence[Result], *, level: float = 0.95) -> TokenBound:
     """The reverse bound by the mean length of the *retained* sequences, which are the ones drawn from p."""
     require_proper(results, "the reverse bound", retained=True)
     return ratio_per_token(
-        [run.log_evidence for run in results], [len(run.sequences[0]) for run in results], level=level
+        [-run.log_evidence for run in results], [len(run.sequences[0]) for run in results], level=level,
+        exact=all(run.exact for run in results),
     )
 
 
 def symmetric_certificate(free: Sequence[Result], retained: Sequence[Result], *, level: float = 0.95) -> Certificate:
-    """Bound on `KL(r || p) + KL(p || r)`: mean of `log Z_hat_cond - log Z_hat` over pairs of runs.
+    """Bound on `KL(r || p) + KL(p || r)`: mean of the sum of both bounds' terms over pairs of runs.
 
     Args:
         free, retained: runs of the same prompts in the same order.
@@ -139,7 +146,11 @@ def symmetric_certificate(free: Sequence[Result], retained: Sequence[Result], *,
         raise ValueError(f"{len(free)} free and {len(retained)} retained runs: give one of each per prompt")
     require_proper(free, "the symmetric bound")
     require_proper(retained, "the symmetric bound", retained=True)
-    return certify([a.log_evidence - b.log_evidence for a, b in zip(free, retained, strict=True)], level=level)
+    evidence, conditional = (np.array([run.log_evidence for run in runs]) for runs in (free, retained))
+    return certificate_of(
+        kl_terms(evidence) + kl_terms(-conditional), spread_of=evidence - conditional, level=level,
+        exact=all(run.exact for run in (*free, *retained)),
+    )
 
 
 def bidirectional(

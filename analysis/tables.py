@@ -21,7 +21,7 @@ from smc_bridge.result import Result
 
 
 def summary(results: Runs | Mapping[str, Runs]) -> PrintedTable:
-    """Means over runs, a row for each method; `±` is half the 95 % confidence interval of the bound.
+    """Means over runs, a row for each method; in brackets the 95 % interval of the bound, where the runs give one.
 
     Args:
         results: runs of one method, or of several by name.
@@ -50,7 +50,7 @@ def _cells(runs: list[Result]) -> list[str]:
         bound = "needs log Z"
     else:
         certificate = kl_certificate(runs)
-        spread = f" ± {certificate.high - certificate.kl:.2g}" if math.isfinite(certificate.high) else ""
+        spread = f" [{certificate.low:.2g}, {certificate.high:.2g}]" if certificate.has_interval else ""
         bound = f"{certificate.kl:.3g}{spread}"
     values = [
         _mean([run.tokens for run in runs]), blocks.tokens, blocks.acceptance,

@@ -71,7 +71,10 @@ def _without_w(options: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Figures:
-    """One method at the budget; pairs are (value, half-width or standard error), None where a figure does not exist."""
+    """One method at the budget; None where one does not exist.
+
+    `bias` has its half-width or standard error, `kl` the ends of its interval.
+    """
 
     pair: str
     method: str
@@ -79,7 +82,7 @@ class Figures:
     cost: float
     bias: tuple[float, float]
     ess: float | None
-    kl: tuple[float, float, float] | None
+    kl: tuple[float, float, float | None] | None
     tokens_per_dlm_forward: float
 
 
@@ -99,7 +102,7 @@ def figures(pair: str, method: str, size: int, runs: list[Result], bias: tuple[f
     sizes = [run.ess for run in runs] if weighted else []
     return Figures(
         pair, method, size, cost_of(runs, COST), bias, float(np.mean(sizes)) if sizes else None,
-        None if kl is None else (kl.kl, kl.low, kl.high),
+        None if kl is None else (kl.kl, kl.low, kl.high if kl.has_interval else None),
         sum(run.tokens for run in runs) / sum(run.forwards.dlm_forwards for run in runs),
     )
 
@@ -162,6 +165,13 @@ def embedded(options: argparse.Namespace, advance: Callable[[], None]) -> list[F
     return found
 
 
+def _bound(kl: tuple[float, float, float | None] | None) -> str:
+    if kl is None:
+        return "-"
+    value, low, high = kl
+    return f"{value:.3g}" if high is None else f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
 def measure(options: argparse.Namespace) -> Report:
     """Both tables and a picture."""
     with progress("methods", 2 * len(METHODS)) as advance:
@@ -172,7 +182,7 @@ def measure(options: argparse.Namespace) -> Report:
             [
                 f.method, str(f.size), f"{f.cost:.0f}", f"{f.bias[0] + 0.0:{form}} ± {f.bias[1]:{form}}",
                 "-" if f.ess is None else f"{f.ess:.1f}",
-                "-" if f.kl is None else f"{f.kl[0]:.3g} [{f.kl[1]:.3g}, {f.kl[2]:.3g}]",
+                _bound(f.kl),
                 f"{f.tokens_per_dlm_forward:.2f}",
             ]
             for f in group

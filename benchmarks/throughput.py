@@ -95,7 +95,7 @@ class Figures:
         return cls(
             Spread.of([run.rate for run in runs]), ratios([run.rate for run in runs], [run.rate for run in baseline]),
             sum(tokens) / forwards if forwards else None, (share.value, share.low, share.high),
-            ratio_per_token([-z for z in evidence], drawn).kl if evidence else None,
+            ratio_per_token(evidence, drawn).kl if evidence else None,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,8 +1,13 @@
 """The KL certificate: an upper bound on how far the output's law is from exact AR sampling, from the evidence alone.
 
 For the law r of a sequence drawn from the final weights, Jensen's inequality on the extended space gives
-`KL(r || p) <= E[-log Z_hat]` for a target without potential, and `KL <= log Z - E[log Z_hat]` with one (design 2.5).
-The mean over runs or prompts estimates the bound; Pinsker's inequality turns it into one on total variation.
+`KL(r || p) <= E[-log Z_hat]` for a target without potential, and `KL <= log Z - E[log Z_hat]` with one (docs/theory,
+section 7). Pinsker's inequality turns the bound into one on total variation.
+
+The expectation is estimated by the mean over runs or prompts. Without a potential `E[Z_hat] = 1`, so the terms
+`Z_hat - 1 - log Z_hat >= 0` have that mean as well, are never negative, and mostly vary less. They are skewed to the
+right: most runs have a term near 0 and a few carry the mean. The interval is a bootstrap-t (`smc_bridge.intervals`),
+and with it goes what shows how much it can be trusted: no interval is valid whatever the tail is like.
 """
 
 from __future__ import annotations
@@ -12,7 +17,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import numpy.typing as npt
+
+from smc_bridge.intervals import ratio_interval
+from smc_bridge.pareto import tail_shape
+
+Array = npt.NDArray[np.float64]
+
+#: Evidence, nats, and differences of it below this are round-off of the models' forwards.
+ROUND_OFF = 1e-6
+#: Fewer runs than this, and terms beyond these, gave upper ends that were too low too often
+#: (docs/benchmarks/certificate.md).
+FEW, SKEWED, HEAVY = 100, 0.5, 0.7
 
 
 @dataclass(frozen=True)
@@ -20,48 +36,177 @@ class Certificate:
     """An estimated bound on `KL(r || p)`.
 
     Attributes:
-        kl: mean of `log Z - log Z_hat`, nats; an estimate, which can fall below 0 by chance.
-        low, high: confidence interval of that mean by Student's t; infinite for a single run.
+        kl: mean of the terms, nats.
+        low, high: confidence interval of that mean; `[0, inf)` where the runs give none, `(-inf, inf)` with a
+            potential.
         level: its confidence.
-        tv: Pinsker's bound `sqrt(KL / 2)` on total variation at `kl`, at most 1.
-        runs: evidence estimates that were averaged.
+        runs: terms that were averaged.
+        distinct: how many different values they have; 1 if they differ by round-off only.
+        skew: skewness of the terms; NaN without spread.
+        share: part of the mean that the largest tenth of the terms carries; NaN with a potential and for a mean of 0.
+        k_hat: Pareto shape of the terms' upper tail (`smc_bridge.pareto`); NaN without a fit.
+        exact: whether every weight is one by construction, so that the bound is 0 and needs no estimate.
     """
 
     kl: float
     low: float
     high: float
     level: float
-    tv: float
     runs: int
+    distinct: int
+    skew: float = math.nan
+    share: float = math.nan
+    k_hat: float = math.nan
+    exact: bool = False
+
+    @property
+    def tv(self) -> float:
+        """Pinsker's bound `sqrt(KL / 2)` on total variation at the upper end, at most 1."""
+        return min(1.0, math.sqrt(max(self.high, 0.0) / 2))
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether the runs give an interval at all."""
+        return math.isfinite(self.high)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the upper end may be too low more often than its level says, one reason an entry."""
+        if self.exact or not self.has_interval:
+            return []
+        found = []
+        if self.runs < FEW:
+            found.append(f"{self.runs} runs are fewer than {FEW}")
+        if self.skew > SKEWED * math.sqrt(self.runs):
+            found.append(f"skewness {self.skew:.1f} is much for {self.runs} runs")
+        if self.k_hat > HEAVY:
+            found.append(f"k-hat {self.k_hat:.1f} > {HEAVY}: rarer, larger terms may be missing")
+        return found
+
+    @property
+    def terms(self) -> str:
+        """What the terms are like: how many, how skewed, and how much of the mean the largest carry."""
+        parts = [f"{self.runs} runs, {self.distinct} distinct value{'' if self.distinct == 1 else 's'}"]
+        if not math.isnan(self.share):
+            parts.append(f"the largest tenth carry {self.share:.0%}")
+        if not math.isnan(self.skew):
+            parts.append(f"skewness {self.skew:.1f}")
+        parts.append("no k-hat" if math.isnan(self.k_hat) else f"k-hat {self.k_hat:.1f}")
+        return ", ".join(parts)
 
     def __str__(self) -> str:
+        if self.exact:
+            return "KL = 0: every weight is one by construction"
+        if math.isinf(self.kl):
+            return f"no bound: the evidence of one of {self.runs} runs is zero"
         if self.runs == 1:
-            return f"-log Z_hat = {self.kl:.4f} nats: one term of the mean that bounds KL(output || AR)"
-        worst = min(1.0, math.sqrt(max(self.high, 0.0) / 2))
+            return f"{self.kl:.4f} nats: one term of the mean that bounds KL(output || AR)"
+        if self.distinct == 1:
+            return (
+                f"KL bound {self.kl:.4f} nats in all of {self.runs} runs (1 distinct value): no interval, equal runs "
+                "do not show what others would"
+            )
+        if not self.has_interval:
+            return f"KL bound {self.kl:.4f} nats: no upper end at {self.level:.0%} from {self.terms}"
+        told = f"; the upper end may be too low: {'; '.join(self.warnings)}" if self.warnings else ""
         return (
-            f"KL <= {self.kl:.4f} nats, estimated from {self.runs} runs ({self.level:.0%} interval "
-            f"[{self.low:.4f}, {self.high:.4f}]); TV <= {worst:.3f} at its upper end"
+            f"KL <= {self.kl:.4f} nats, estimated from {self.terms} ({self.level:.0%} bootstrap-t interval "
+            f"[{self.low:.4f}, {self.high:.4f}]); TV <= {self.tv:.3f} at its upper end{told}"
         )
 
 
-def certify(log_evidence: Sequence[float], *, log_z: float = 0.0, level: float = 0.95) -> Certificate:
+def certify(
+    log_evidence: Sequence[float], *, log_z: float | None = None, level: float = 0.95, exact: bool = False
+) -> Certificate:
     """Certificate from the evidence estimates of independent runs or prompts.
 
     Args:
         log_evidence: `log Z_hat` of each run, nats; -inf gives an infinite bound.
-        log_z: true `log Z` of the target, 0 without a potential.
+        log_z: true `log Z` of a target with potential; None without one, where it is 0.
         level: confidence of the interval.
+        exact: every weight is one by construction (`Result.exact`). Evidence that is 0 in all runs that were seen is
+            no proof of it.
     Raises:
-        ValueError: no runs, a NaN, or a level outside (0, 1).
+        ValueError: no runs, a NaN, a level outside (0, 1), or `exact` with evidence that is not 0.
     """
-    values = log_z - np.asarray(log_evidence, dtype=float)
+    terms = kl_terms(log_evidence, log_z=log_z)
+    return certificate_of(terms, spread_of=log_evidence, level=level, signed=log_z is not None, exact=exact)
+
+
+def kl_terms(log_evidence: Sequence[float] | Array, *, log_z: float | None = None) -> Array:
+    """What a certificate is the mean of: `Z_hat - 1 - log Z_hat`, or `log Z - log Z_hat` with a potential; `[n]`, nats.
+
+    Raises:
+        ValueError: no runs, or a NaN.
+    """
+    values = np.asarray(log_evidence, dtype=np.float64)
     if values.size == 0 or np.isnan(values).any():
         raise ValueError(f"log_evidence = {list(log_evidence)[:5]}...: give at least one number and no NaN")
+    if log_z is not None:
+        return np.asarray(log_z - values)
+    with np.errstate(over="ignore"):  # beyond 700 nats a term is infinite, as a float
+        # A term is at least 0, but for round-off.
+        return np.asarray(np.maximum(np.expm1(values) - values, 0.0))
+
+
+def certificate_of(
+    terms: Array, *, spread_of: Sequence[float] | Array, level: float = 0.95, signed: bool = False, exact: bool = False
+) -> Certificate:
+    """Certificate from its terms.
+
+    Args:
+        terms: one per run, nats; inf gives an infinite bound.
+        spread_of: one number per run that tells runs apart: the evidence, for terms near 0 are nearly equal.
+        level: confidence, in (0, 1).
+        signed: whether terms can be negative (those of a target with potential).
+        exact: see `certify`.
+    """
+    runs = int(terms.size)
+    low, high = terms_interval(terms, spread_of=spread_of, level=level, signed=signed, exact=exact)
+    if exact:
+        return Certificate(0.0, low, high, level, runs, 1, exact=True)
+    kl, distinct = float(terms.mean()), int(np.unique(np.asarray(spread_of)).size)
+    if not math.isfinite(kl):
+        return Certificate(kl, low, high, level, runs, distinct)
+    if _alike(spread_of):
+        return Certificate(kl, low, high, level, runs, 1)
+    tenth = np.sort(terms)[-math.ceil(runs / 10) :]
+    share = math.nan if signed or kl == 0 else float(tenth.sum() / terms.sum())
+    return Certificate(kl, low, high, level, runs, distinct, _skewness(terms), share, tail_shape(terms))
+
+
+def terms_interval(
+    terms: Array, over: Array | None = None, *, spread_of: Sequence[float] | Array, level: float = 0.95,
+    signed: bool = False, exact: bool = False,
+) -> tuple[float, float]:
+    """Interval of the mean of certificate terms, or of `E[terms] / E[over]`: the one of every bound that is printed.
+
+    It contains the estimate, and nothing below 0 unless terms are `signed`; runs of one evidence give none, however
+    much they differ in `over`. Arguments as `certificate_of`.
+
+    Raises:
+        ValueError: a level outside (0, 1), or `exact` with terms that are not 0.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level = {level}: give a confidence in (0, 1)")
-    mean = float(values.mean())
-    low, high = -math.inf, math.inf
-    if values.size > 1 and math.isfinite(mean):
-        half = float(stats.t.ppf((1 + level) / 2, values.size - 1)) * float(values.std(ddof=1)) / math.sqrt(values.size)
-        low, high = mean - half, mean + half
-    return Certificate(mean, low, high, level, min(1.0, math.sqrt(max(mean, 0.0) / 2)), int(values.size))
+    if exact:
+        worst = float(np.abs(terms).max())
+        if worst > ROUND_OFF:
+            raise ValueError(f"exact = True with a term of {worst:.3g} nats: weights that are all one have none but 0")
+        return 0.0, 0.0
+    none = (-math.inf if signed else 0.0), math.inf
+    if not np.isfinite(terms).all() or _alike(spread_of):
+        return none
+    low, high = ratio_interval(terms, over, level=level)
+    return max(low, none[0]), high
+
+
+def _skewness(values: Array) -> float:
+    centred = values - values.mean()
+    with np.errstate(invalid="ignore"):
+        return float((centred**3).mean() / (centred**2).mean() ** 1.5)
+
+
+def _alike(values: Sequence[float] | Array) -> bool:
+    """Whether runs do not differ; one run does not."""
+    return float(np.ptp(np.asarray(values, dtype=np.float64))) <= ROUND_OFF

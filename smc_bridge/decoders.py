@@ -108,7 +108,7 @@ def ar_sampling(
     requests = requests_of(prompts, {"autoregressive": model}, seed=seed, max_new_tokens=max_new_tokens, role=Role.AR)
     queue = Queue(requests, batch=batch, on_result=on_result)
     settings = {
-        "method": name, "target": law_settings(target.law), "models": {"ar": name_of(model)},
+        "method": name, "target": law_settings(target.law), "models": {"ar": name_of(model)}, "exact": True,
         "max_new_tokens": max_new_tokens,
     }
 

@@ -119,6 +119,11 @@ class Result:
         return list(self.texts) if self.texts is not None else [tuple(s) for s in self.sequences]
 
     @property
+    def exact(self) -> bool:
+        """Whether every weight is one by construction (`Sampler.exact`): any draw is one from the target."""
+        return bool(self.settings.get("exact"))
+
+    @property
     def tokens(self) -> float:
         """Mean length of the continuations, tokens: what was decoded, whatever it weighs."""
         return sum(map(len, self.sequences)) / len(self.sequences)
@@ -189,7 +194,7 @@ class Result:
             )
         if self.has_potential and log_z is None:
             raise ValueError("log_z is missing: with a potential the bound is log Z - E[log Z_hat]")
-        return certify([self.log_evidence], log_z=log_z or 0.0)
+        return certify([self.log_evidence], log_z=log_z, exact=self.exact)
 
     def to_empirical(self) -> Any:
         """The weighted continuations as a `pyro.distributions.Empirical` over padded token ids (-1 is padding).

@@ -66,6 +66,7 @@ def sampler_settings(sampler: Sampler, *, max_new_tokens: int) -> dict[str, Any]
         "log_ratio_bound": bound if math.isfinite(bound) else None,
         "kernel": describe(sampler.kernel),
         "weight": describe(sampler.weight),
+        "exact": sampler.exact,
         "resampler": describe(sampler.resampler),
         "trigger": describe(sampler.trigger),
         "target": {**law_settings(target.law), "potential": describe(target.potential)},

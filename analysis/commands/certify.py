@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -34,6 +35,7 @@ from smc_bridge.commands.prompts import add_task_arguments, count_of, task_and_m
 from smc_bridge.commands.tables import print_table
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
+from smc_bridge.intervals import NAME
 from smc_bridge.tasks import encode_prompts
 
 if TYPE_CHECKING:
@@ -136,22 +138,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def render(found: Bidirectional, *, title: str = "") -> Table:
-    """The bounds as a table."""
+    """The bounds as a table; its caption tells how far their intervals can be trusted."""
+    bounds = {"KL(r || p)": found.forward, "KL(p || r)": found.reverse, "their sum": found.symmetric}
     table = Table(
         title=title, title_justify="left", caption_justify="left",
         caption="r: law of one text drawn from a run's weights; p: the AR model; in brackets "
-        f"{found.forward.level:.0%} confidence intervals; estimates can fall below 0 by chance",
+        f"{found.forward.level:.0%} {NAME} intervals\n" + "\n".join(_told(*each) for each in bounds.items()),
     )
     table.add_column("bound on", no_wrap=True)
     for name in ("by", "nats / sequence", "nats / 1,000 tokens", "total variation at most"):
         table.add_column(name, justify="right")
     table.add_row(
-        "KL(r || p)", "E[-log Z]", _interval(found.forward), _interval(found.forward_per_token, 1000.0),
-        f"{_pinsker(found.forward):.3f}",
+        "KL(r || p)", escape("E[-log Z]"), _interval(found.forward), _interval(found.forward_per_token, 1000.0),
+        f"{found.forward.tv:.3f}",
     )
     table.add_row(
-        "KL(p || r)", "E[log Z], conditional", _interval(found.reverse),
-        _interval(found.reverse_per_token, 1000.0), f"{_pinsker(found.reverse):.3f}",
+        "KL(p || r)", escape("E[log Z]") + ", conditional", _interval(found.reverse),
+        _interval(found.reverse_per_token, 1000.0), f"{found.reverse.tv:.3f}",
     )
     table.add_row("their sum", "both", _interval(found.symmetric), "", "")
     return table
@@ -174,14 +177,15 @@ def _plain(value: float) -> float | str:
 
 
 def _interval(bound: Certificate | TokenBound, scale: float = 1.0) -> str:
-    # Adding zero turns -0.0 into 0.0.
-    value, low, high = (f"{scale * x + 0.0:.3g}" for x in (bound.kl, bound.low, bound.high))
-    return f"{value} [{low}, {high}]"
+    value, low, high = (f"{scale * x:.3g}" for x in (bound.kl, bound.low, bound.high))
+    return f"{value} [{low}, {high}]" if math.isfinite(bound.high) else f"{value}, no interval"
 
 
-def _pinsker(bound: Certificate) -> float:
-    """Pinsker's bound at the upper end of the interval."""
-    return min(1.0, math.sqrt(max(bound.high, 0.0) / 2))
+def _told(name: str, bound: Certificate) -> str:
+    """What the terms of a bound are like, and what follows for its interval."""
+    if bound.exact or not bound.has_interval:
+        return f"{name}: {bound}"
+    return f"{name}: {bound.terms}{'; warning: ' + '; '.join(bound.warnings) if bound.warnings else ''}"
 
 
 @contextmanager

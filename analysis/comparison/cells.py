@@ -51,7 +51,8 @@ class Decoder:
             self._outcome(item, problem, result, weighted=method.weighted)
             for item, problem, result in zip(work.items, self.settings.problems(work.batch), results, strict=True)
         )
-        return Cell(work.method, work.batch, seconds, len(results[0].sequences), outcomes)
+        exact = all(result.exact for result in results)
+        return Cell(work.method, work.batch, seconds, len(results[0].sequences), outcomes, exact)
 
     def _method(self, name: str) -> Method:
         if name not in self._methods:

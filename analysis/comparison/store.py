@@ -42,13 +42,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one batch of problems; `seconds` of wall time, `particles` N."""
+    """One method on one batch of problems; `seconds` of wall time, `particles` N, `exact` as `Result.exact`."""
 
     method: str
     batch: int
     seconds: float
     particles: int
     outcomes: tuple[Outcome, ...]
+    exact: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, where an evidence of minus infinity is a string."""

@@ -1,7 +1,6 @@
 """From outcomes to the table of a comparison: one row a method.
 
-Accuracy carries Wilson's score interval (Wilson 1927); `-log Z` carries that of a certificate, and per token that of a
-ratio (`analysis.bounds`).
+Accuracy carries Wilson's score interval (Wilson 1927); `-log Z` that of `smc_bridge.certificate`, also per token.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Row:
         ar_forwards: mean per problem.
         tokens_per_second: all tokens by the wall time of all batches; the only figure that depends on the machine.
         ess: mean over problems, of `particles`.
-        nats: mean `-log Z_hat` per sequence, a bound on the KL divergence from exact AR sampling.
+        nats: estimate of `E[-log Z_hat]` per sequence, a bound on the KL divergence from exact AR sampling.
         nats_per_token: the same by the mean length of a sequence drawn by weight.
     """
 
@@ -102,8 +101,9 @@ def summarise(method: str, cells: Sequence[Cell]) -> Row:
     sizes = [o.ess for o in outcomes if o.ess is not None]
     whole = each = None
     if evidence:
-        whole = certify(evidence, level=LEVEL)
-        each = ratio_per_token([-z for z in evidence], [o.drawn_tokens for o in outcomes], level=LEVEL)
+        exact = all(cell.exact for cell in cells)
+        whole = certify(evidence, level=LEVEL, exact=exact)
+        each = ratio_per_token(evidence, [o.drawn_tokens for o in outcomes], level=LEVEL, exact=exact)
     return Row(
         method=method, n=n, particles=cells[0].particles, accuracy=wilson(sum(right), len(right)) if right else None,
         tokens_per_dlm_forward=sum(tokens) / dlm if dlm else None, ar_forwards=ar / n if ar else None,
@@ -117,7 +117,8 @@ def render(rows: Sequence[Row], *, title: str = "") -> PrintedTable:
     """The table; '-' where a column does not apply, and no accuracy where no answer is known."""
     table = PrintedTable(
         title=title, title_justify="left", caption_justify="left",
-        caption="in brackets: 95 % confidence interval; -log Z: bound on the KL divergence from exact AR sampling",
+        caption="in brackets: 95 % confidence interval, of -log Z where the runs give one; -log Z: bound on the KL "
+        "divergence from exact AR sampling",
     )
     table.add_column("method", no_wrap=True)
     graded = any(row.accuracy is not None for row in rows)

@@ -4,7 +4,8 @@ Columns: the sampler (`method`, `intermediate`, `particles`, `lanes`, `w`, `wind
 (`alphabet`, `length`, `model_seed`, `noise`, or `task`, `block`), `seed`, the figures of `analysis.study.figures`, and
 
     log_evidence                mean of `log_evidences`, nats
-    kl_bound, _low, _high       `-log_evidence`, a bound on the KL divergence from exact AR sampling, nats
+    kl_bound, _low, _high       `E[-log Z_hat]`, a bound on the KL divergence from exact AR sampling, nats, as `certify`
+                                estimates it
     kl_per_token, _low, _high   the same by the mean length of a sequence drawn by weight, nats per token
     tv_low, tv_high, ..         95 % intervals of `tv`, `run_tv` and `bias`
     tokens_per_dlm_forward      by the sums of both
@@ -21,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.bounds import ratio_per_token
+from analysis.bounds import TokenBound, ratio_per_token
 from analysis.prices import Cost
 from analysis.study.config import Block, TabularPoint
 from analysis.study.figures import FORWARDS, Record
 from analysis.study.plan import SETTING_COLUMNS
 from models.extras import need
-from smc_bridge.certificate import certify
+from smc_bridge.certificate import Certificate, certify
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,22 +69,32 @@ def _row(record: Record, cost: Cost) -> dict[str, Any]:
     dlm, ar = (("dlm_rows", "ar_rows") if cost.unit == "rows" else ("dlm_forwards", "ar_forwards"))
     return {
         **row, "log_evidence": math.nan if evidence is None else float(np.mean(evidence)),
-        **_bounds(evidence, record["run_tokens"]),
+        **_bounds(evidence, record["run_tokens"], exact=_exact(record)),
         "tokens_per_dlm_forward": row["tokens"] / row["dlm_forwards"] if row["dlm_forwards"] else math.nan,
         "cost": cost.dlm * row[dlm] + cost.ar * row[ar],
     }
 
 
-def _bounds(evidence: Sequence[float] | None, tokens: Sequence[float]) -> dict[str, float]:
-    """KL bounds with their intervals; what is infinite for want of runs is NaN."""
+def _exact(record: Record) -> bool:
+    """Whether the weights of a sampler are one by construction: its intermediate is its target."""
+    product = record.get("intermediate") == "poe" and record.get("method") in ("smc", "tree-walk")
+    return record.get("intermediate") == "target" or (product and record.get("w") == 0.0)
+
+
+def _bounds(evidence: Sequence[float] | None, tokens: Sequence[float], *, exact: bool) -> dict[str, float]:
+    """KL bounds with their intervals; ends that the runs do not give are NaN."""
     if evidence is None:
         return {f"{name}{end}": math.nan for name in ("kl_bound", "kl_per_token") for end in ("", "_low", "_high")}
-    whole, each = certify(evidence), ratio_per_token([-z for z in evidence], tokens)
-    spread = [x if math.isfinite(x) else math.nan for x in (whole.low, whole.high, each.low, each.high)]
-    return {
-        "kl_bound": whole.kl, "kl_bound_low": spread[0], "kl_bound_high": spread[1],
-        "kl_per_token": each.kl, "kl_per_token_low": spread[2], "kl_per_token_high": spread[3],
+    bounds: dict[str, Certificate | TokenBound] = {
+        "kl_bound": certify(evidence, exact=exact), "kl_per_token": ratio_per_token(evidence, tokens, exact=exact),
     }
+    row = {}
+    for name, bound in bounds.items():
+        given = math.isfinite(bound.high)
+        row[name], row[f"{name}_low"], row[f"{name}_high"] = (
+            bound.kl, bound.low if given else math.nan, bound.high if given else math.nan
+        )
+    return row
 
 
 def pool(frame: pd.DataFrame, *, over: Sequence[str] = ("seed", "block"), cost: Cost | None = None) -> pd.DataFrame:

@@ -37,8 +37,8 @@ def render(frame: pd.DataFrame, *, title: str = "") -> PrintedTable:
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in pooled.to_dict("records")]
     table = PrintedTable(
         title=title, title_justify="left", caption_justify="left",
-        caption="±: half a 95 % interval; -log Z: bound on the KL divergence from exact AR sampling; TV: of the law "
-        "of one draw from a run's weights; bias: of the estimated probability of the likeliest sequence",
+        caption="± and brackets: 95 % intervals; -log Z: bound on the KL divergence from exact AR sampling; TV: of the "
+        "law of one draw from a run's weights; bias: of the estimated probability of the likeliest sequence",
     )
     named = [
         name for name in (*SETTING_COLUMNS, *TabularPoint._fields, *Block._fields)
@@ -71,4 +71,7 @@ def _figure(row: dict[str, Any], name: str, form: str) -> str:
     # Adding zero turns -0.0 into 0.0.
     shown = format(value if form == "d" else value + 0.0, form)
     low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
-    return f"{shown} ± {(high - low) / 2:.2g}" if _known(low) and _known(high) else shown
+    if not (_known(low) and _known(high)):
+        return shown
+    # That of a bound is skewed.
+    return f"{shown} [{low:.2g}, {high:.2g}]" if name == "kl_bound" else f"{shown} ± {(high - low) / 2:.2g}"

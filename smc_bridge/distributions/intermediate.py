@@ -63,6 +63,11 @@ def log_ratio_bound(intermediate: Intermediate) -> float:
     return float(getattr(intermediate, "log_ratio_bound", math.inf))
 
 
+def is_target(intermediate: Intermediate) -> bool:
+    """Whether `pi = p` by construction, so that its own weights are all one: nowhere is `p / pi` above 1."""
+    return log_ratio_bound(intermediate) == 0.0
+
+
 def positionwise(intermediate: Intermediate) -> bool:
     """Whether `log_prob` may be called on any selection of positions (see `Intermediate`)."""
     own = type(intermediate).__module__ == __name__

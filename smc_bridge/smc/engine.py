@@ -23,7 +23,13 @@ import torch
 from torch import Tensor
 
 from models.prompts import ids_of_prompt
-from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, dominates, log_ratio_bound
+from smc_bridge.distributions.intermediate import (
+    Intermediate,
+    ProductOfExperts,
+    dominates,
+    is_target,
+    log_ratio_bound,
+)
 from smc_bridge.distributions.lazy import Chunks
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
@@ -128,6 +134,15 @@ class Sampler:
     def proper(self) -> bool:
         """Whether `E[Z_hat sum W f] = E_p[f]` holds for this program."""
         return not self.why_improper()
+
+    @property
+    def exact(self) -> bool:
+        """Whether every weight is one by construction: a proper program whose intermediate is its target.
+
+        Weights that are one in all runs that were seen are no proof of it.
+        """
+        own = isinstance(self.weight, OwnWeights) and self.target.potential is None
+        return own and is_target(self.intermediate) and self.proper
 
     @torch.inference_mode()
     def run(

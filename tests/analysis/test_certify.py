@@ -29,7 +29,10 @@ def test_bounds_go_to_the_table_and_to_the_file(tmp_path: Path, capsys: pytest.C
         assert text in table, table
     bounds = json.loads(file.read_text())["bounds"]
     assert bounds["symmetric"]["bound"] == pytest.approx(bounds["forward"]["bound"] + bounds["reverse"]["bound"])
-    assert bounds["forward"]["low"] <= bounds["forward"]["bound"] <= bounds["forward"]["high"]
+    assert 0 <= bounds["forward"]["low"] <= bounds["forward"]["bound"] <= float(bounds["forward"]["high"])
+    told = " ".join(table.split())
+    assert "bootstrap-t intervals" in told, table
+    assert "KL(r || p): 4 runs, 4 distinct values" in told, table
 
 
 def test_speculative_decoding_has_bounds_of_exactly_zero(tmp_path: Path) -> None:
@@ -37,6 +40,15 @@ def test_speculative_decoding_has_bounds_of_exactly_zero(tmp_path: Path) -> None
     assert main(["certify", "--n", "2", "--method", "speculative", "--json", str(file)], commands=[command]) == 0
     for bound in json.loads(file.read_text())["bounds"].values():
         assert bound == {"bound": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_runs_that_do_not_differ_are_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    """At this temperature every run has evidence 0, though the program is not exact."""
+    assert main(["certify", "--n", "3", "--method", "smc-1", "--temperature", "0.001"], commands=[command]) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert "0, no interval" in table, table
+    assert "3 runs (1 distinct value): no interval" in table, table
+    assert "[0, 0]" not in table, table
 
 
 def test_an_infinite_bound_can_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

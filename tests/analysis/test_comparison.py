@@ -21,8 +21,8 @@ from analysis.comparison import DEFAULT_METHODS, Comparison, Row, Settings, comp
 from analysis.comparison.command import command
 from analysis.comparison.methods import make_method
 from analysis.comparison.settings import fingerprint
-from analysis.comparison.store import KIND, Cell
-from analysis.comparison.table import wilson
+from analysis.comparison.store import KIND, Cell, Outcome
+from analysis.comparison.table import Interval, summarise, wilson
 from models import pairs
 from models.arithmetic import architecture
 from models.arithmetic.tokenizer import load_tokenizer
@@ -367,6 +367,18 @@ def test_a_comparison_shows_itself_in_a_few_lines() -> None:
         "  methods ar, dlm-2, released, smc-3", "  figures in .frame(), .table() and .rows",
     ]
     assert all(name in str(comparison.table()) for name in SETTINGS.methods)
+
+
+def test_only_programs_that_are_exact_by_construction_have_a_bound_of_zero() -> None:
+    outcomes = tuple(Outcome(i, "x", True, 4.0, 1, 1, 0.0, 1.0) for i in range(3))
+    rows = [summarise("a", [Cell("a", 0, 1.0, 1, outcomes, exact)]) for exact in (True, False)]
+    assert [(row.nats.low, row.nats.high) for row in rows if row.nats] == [(0.0, 0.0), (0.0, math.inf)]
+    found = toy(dataclasses.replace(SETTINGS, methods=("speculative", "smc-1"), n=2))
+    exact, other = (row.nats for row in found.rows)
+    assert exact == Interval(0.0, 0.0, 0.0)
+    assert other is not None
+    assert other.value > 0
+    assert other.high > 0
 
 
 def test_arithmetic_task_is_the_held_out_problems() -> None:

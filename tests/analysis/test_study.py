@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+from analysis.bounds import kl_certificate, kl_per_token
 from analysis.law_bias import output_distance, output_distance_by_identity
 from analysis.oracle import oracle
 from analysis.study import Axes, Config, Prompts, Tabular, load_study, pool, study
@@ -79,7 +80,9 @@ def test_figures_are_those_of_the_runs(whole: pd.DataFrame) -> None:
     rows = whole[(whole.intermediate == "poe") & (whole.method == "smc") & (whole.particles == 3)]
     [(_, row)] = rows[(rows.w == 0.7) & (rows.seed == 1)].iterrows()
     assert row.log_evidences == pytest.approx([run.log_evidence for run in runs], abs=1e-12)
-    assert row.kl_bound == pytest.approx(-sum(run.log_evidence for run in runs) / 20, abs=1e-12)
+    whole, each = kl_certificate(runs), kl_per_token(runs)
+    assert (row.kl_bound, row.kl_bound_low, row.kl_bound_high) == (whole.kl, whole.low, whole.high)
+    assert row.kl_per_token == pytest.approx(each.kl)
     assert row.ess == pytest.approx(sum(run.ess for run in runs) / 20)
     assert row.tv == pytest.approx(output_distance_by_identity(runs, exact).value, abs=1e-12)
     assert row.cost == sum(run.forwards.dlm_forwards + run.forwards.ar_forwards for run in runs) / 20

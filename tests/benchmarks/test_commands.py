@@ -20,6 +20,7 @@ COMMANDS = {
     "tree_nodes": ((), "tokens / AR node"),
     "profile": ((), "networks"),
     "equal_cost": ((), "KL bound"),
+    "certificate_coverage": ((), "upper misses"),
 }
 
 

@@ -248,7 +248,8 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_certificate_needs_a_proper_sampler_and_a_known_z() -> None:
-    assert make().certificate().kl == pytest.approx(-make().log_evidence)
+    evidence = make().log_evidence
+    assert make().certificate().kl == pytest.approx(math.expm1(evidence) - evidence)
     assert make(has_potential=True).certificate(log_z=1.0).kl == pytest.approx(1.0 - make().log_evidence)
     with pytest.raises(ValueError, match="log_z is missing"):
         make(has_potential=True).certificate()

@@ -1,0 +1,288 @@
+"""Certificate coverage: how often its interval holds the bound, by the number of runs, on several programs.
+
+    python -m benchmarks.certificate_coverage [--programs a,b,..] [--counts 10,30,100,200,500] [--trials 2000]
+        [--runs 1000] [--fresh] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
+
+Each program runs often, on the embedded pair over the held-out problems and on tabular pairs from an empty prompt. The
+evidence of these runs is a *pool*, kept in `certificate_pools.json`; independent samples of n are drawn from it, each
+becomes a certificate, and the truth is the pool's own mean of `Z_hat - 1 - log Z_hat`. An *upper miss* is an upper end
+below the truth, the error that makes a certificate claim too much (nominal 2.5 %). `t of -log Z` is Student's interval
+of the plain terms, the others are those of `benchmarks.candidates`, of the terms that are never negative.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair
+from benchmarks.candidates import CANDIDATES, LEVEL, Array, student
+from benchmarks.harness import Advance, progress
+from benchmarks.report import Report, Sheet, Verdict, execute, several
+from models.pairs import load_pair
+from models.tabular import TabularAR, TabularDLM
+from smc_bridge import presets
+from smc_bridge.certificate import FEW, certify, kl_terms
+from smc_bridge.commands.base import one_of, whole
+from smc_bridge.files import write_text
+from smc_bridge.intervals import NAME
+from smc_bridge.result import Result
+from smc_bridge.smc.engine import Sampler
+from smc_bridge.tasks import TASKS
+
+#: Runs of a tabular program, which cost next to nothing.
+TABULAR_RUNS = 20_000
+#: Upper misses wanted from `FEW` runs on.
+WANTED = 0.05
+
+Pools = dict[str, Array]
+
+
+def mixture(common: Sequence[float], rare: Sequence[float], *, share: float) -> TabularAR:
+    """Two tokens, four of them a sequence: after a first token of probability `share` the rows are `rare`."""
+    first = torch.tensor([[1 - share, share]], dtype=torch.float64)
+    rows = [torch.tensor([list(common), list(rare)], dtype=torch.float64).repeat_interleave(2**d, 0) for d in range(3)]
+    return TabularAR([first, *rows])
+
+
+def _mixture(common: Sequence[float], rare: Sequence[float], q_common: Sequence[float], q_rare: Sequence[float]) -> Any:
+    """A pair that nearly agrees in 87 of 100 sequences and not at all in the others."""
+    return SimpleNamespace(
+        ar=mixture(common, rare, share=0.13), dlm=TabularDLM(mixture(q_common, q_rare, share=0.13))
+    )
+
+
+def _tabular(make: Callable[[], Sampler], runs: int, seed: int, advance: Advance) -> list[Result]:
+    found = make().run([[]] * runs, seed=list(range(seed * runs, (seed + 1) * runs)), max_new_tokens=LENGTH)
+    advance()
+    return found
+
+
+def _embedded(temperature: float, w: float, runs: int, seed: int, advance: Advance) -> list[Result]:
+    """Runs on the held-out problems, as often as it takes, with another seed each time."""
+    task = TASKS["arithmetic"]
+    pair = load_pair(task.pair)
+    sampler = presets.smc(
+        pair, 1, w=w, temperature=temperature, lookahead=task.lookahead, window=task.window
+    )
+    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(min(runs, 1000))]
+    found: list[Result] = []
+    while len(found) < runs:
+        some = prompts[: runs - len(found)]
+        again = seed + len(found) // len(prompts)
+        found.extend(sampler.run(some, seed=again, max_new_tokens=task.max_new_tokens, batch=64))
+    advance()
+    return found
+
+
+#: By name: what the program is, and its runs (how many, seed, told when done).
+PROGRAMS: dict[str, tuple[str, Callable[[int, int, Advance], list[Result]]]] = {
+    "embedded-cold": ("embedded pair, temperature 0.2, w = 0.3", partial(_embedded, 0.2, 0.3)),
+    "embedded": ("embedded pair, temperature 1, w = 0.3", partial(_embedded, 1.0, 0.3)),
+    "embedded-light": ("embedded pair, temperature 1, w = 0.1", partial(_embedded, 1.0, 0.1)),
+    "mixture": ("tabular mixture, plain IS", partial(_tabular, lambda: presets.plain_is(
+        _mixture((0.7, 0.3), (0.95, 0.05), (0.65, 0.35), (0.5, 0.5)), lanes=1, window=1, lookahead=1,
+    ))),
+    "mixture-heavy": ("tabular mixture with Z up to 64, plain IS", partial(_tabular, lambda: presets.plain_is(
+        _mixture((0.7, 0.3), (0.8, 0.2), (0.65, 0.35), (0.2, 0.8)), lanes=1, window=1, lookahead=1,
+    ))),
+    "toy": ("tabular pair, w = 0.5", partial(_tabular, lambda: presets.smc(ToyPair.make(), 1, w=0.5, window=WINDOW))),
+    "toy-4": (
+        "tabular pair, w = 0.5, 4 particles",
+        partial(_tabular, lambda: presets.smc(ToyPair.make(), 4, w=0.5, window=WINDOW)),
+    ),
+}
+#: Those that the aim is about.
+AIMED = ("embedded-cold", "embedded-light", "mixture")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One interval of one program at one number of runs.
+
+    Attributes:
+        covered, above, below: shares of intervals that hold the truth, end below it (upper misses), begin above it.
+        width: median upper end by the truth; infinite where half of the intervals have none.
+        warned: share of certificates that warn; NaN for other intervals.
+        unwarned_above: upper misses among those that do not; NaN if there are none.
+    """
+
+    program: str
+    interval: str
+    count: int
+    covered: float
+    above: float
+    below: float
+    width: float
+    warned: float = math.nan
+    unwarned_above: float = math.nan
+
+    @classmethod
+    def of(cls, program: str, interval: str, count: int, low: Array, high: Array, truth: float, **more: float) -> Cell:
+        """From the ends of all samples."""
+        above, below = high < truth, low > truth
+        return cls(
+            program, interval, count, float(np.mean(~above & ~below)), float(above.mean()), float(below.mean()),
+            float(np.median(high)) / truth, **more,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; what is not finite is None."""
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+
+
+def pools(options: argparse.Namespace) -> Pools:
+    """Evidence of every program's runs, from the file where it has them."""
+    file: Path = options.out / "certificate_pools.json"
+    known: dict[str, list[float]] = {}
+    if file.exists() and not options.fresh:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    found = {}
+    with progress("pools", len(options.programs)) as advance:
+        for name in options.programs:
+            runs = options.runs if name.startswith("embedded") else options.tabular
+            key = f"{name}, {runs} runs, seed {options.seed}"
+            if key not in known:
+                known[key] = [result.log_evidence for result in PROGRAMS[name][1](runs, options.seed, advance)]
+                write_text(file, json.dumps(known))
+            found[name] = np.array(known[key])
+    return found
+
+
+def study(program: str, pool: Array, count: int, trials: int) -> list[Cell]:
+    """All intervals on `trials` samples of `count` runs."""
+    truth = float(kl_terms(pool).mean())
+    evidence = np.random.default_rng(count).choice(pool, (trials, count))
+    terms = np.array([kl_terms(row) for row in evidence])
+    plain = student(-evidence)
+    cells = [Cell.of(program, "t of -log Z", count, *plain, truth)]
+    with np.errstate(all="ignore"):
+        cells += [Cell.of(program, name, count, *ends(terms), truth) for name, ends in CANDIDATES.items()]
+    found = [certify(list(row), level=LEVEL) for row in evidence]
+    low, high = (np.array([getattr(each, end) for each in found]) for end in ("low", "high"))
+    warned = np.array([bool(each.warnings) or not each.has_interval for each in found])
+    silent = high[~warned] < truth
+    cells.append(Cell.of(
+        program, NAME, count, low, high, truth, warned=float(warned.mean()),
+        unwarned_above=float(silent.mean()) if silent.size else math.nan,
+    ))
+    return cells
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Pools, samples, tables."""
+    every = pools(options)
+    cells: list[Cell] = []
+    with progress("certificates", len(every) * len(options.counts)) as advance:
+        for name, pool in every.items():
+            for count in options.counts:
+                cells.extend(study(name, pool, count, options.trials))
+                advance()
+    worst = {
+        name: max((c.above for c in cells if c.program == name and c.interval == NAME and c.count >= FEW), default=None)
+        for name in AIMED
+    }
+    verdicts = [
+        Verdict(f"upper misses from {FEW} runs on, {PROGRAMS[name][0]}", value, WANTED, least=False)
+        for name, value in worst.items() if value is not None
+    ]
+    sheets = [_pool_sheet(every), _certificate_sheet(cells, every)]
+    sheets += [_candidate_sheet(name, cells, options.counts) for name in every]
+    data = {"cells": [cell.to_dict() for cell in cells], "pools": {name: len(pool) for name, pool in every.items()}}
+    return Report(sheets, data, partial(_draw, cells=cells, names=list(every)), size=(9.0, 4.4), verdicts=verdicts)
+
+
+def _pool_sheet(every: Pools) -> Sheet:
+    rows = []
+    for name, pool in every.items():
+        terms, whole_pool = kl_terms(pool), certify(list(pool))
+        rows.append((
+            PROGRAMS[name][0], str(pool.size), f"{terms.mean():.3g}", f"{-pool.mean():.3g}", f"{terms.std():.3g}",
+            f"{pool.std():.3g}", f"{whole_pool.skew:.1f}", f"{whole_pool.share:.0%}", f"{float(stats.skew(-pool)):.1f}",
+        ))
+    return Sheet("Pools", (
+        "program", "runs", "mean of the terms, nats", "of -log Z", "sd of the terms", "of -log Z", "skewness",
+        "of the mean in the largest tenth", "skewness of -log Z",
+    ), rows, "terms: Z - 1 - log Z")
+
+
+def _certificate_sheet(cells: Sequence[Cell], every: Pools) -> Sheet:
+    rows = [
+        (
+            PROGRAMS[cell.program][0], str(cell.count), f"{cell.covered:.1%}", f"{cell.above:.1%}",
+            f"{cell.below:.1%}", f"{cell.width:.2g}", f"{cell.warned:.0%}",
+            "-" if math.isnan(cell.unwarned_above) else f"{cell.unwarned_above:.1%}",
+        )
+        for cell in cells if cell.interval == NAME
+    ]
+    return Sheet(f"The certificate's interval ({NAME}), level {LEVEL:.0%}", (
+        "program", "runs", "coverage", "upper misses", "lower misses", "median upper end / truth", "warned",
+        "upper misses without a warning",
+    ), rows, "an upper end that does not exist counts as infinite, and as warned")
+
+
+def _candidate_sheet(name: str, cells: Sequence[Cell], counts: Sequence[int]) -> Sheet:
+    own = [cell for cell in cells if cell.program == name]
+    rows = []
+    for interval in dict.fromkeys(cell.interval for cell in own):
+        by_count = {cell.count: cell for cell in own if cell.interval == interval}
+        rows.append((interval, *(f"{by_count[n].covered:.1%} / {by_count[n].above:.1%}" for n in counts)))
+    return Sheet(
+        f"Coverage / upper misses: {PROGRAMS[name][0]}", ("interval", *(f"n = {n}" for n in counts)), rows,
+    )
+
+
+def _draw(figure: Any, *, cells: Sequence[Cell], names: Sequence[str]) -> None:
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, interval in zip(axes, ("t of -log Z", NAME), strict=True):
+        for i, name in enumerate(names):
+            own = [cell for cell in cells if cell.program == name and cell.interval == interval]
+            ax.plot(
+                [cell.count for cell in own], [100 * cell.above for cell in own], marker="osD^vP*"[i % 7],
+                markersize=4, color=f"C{i}", label=PROGRAMS[name][0],
+            )
+        ax.axhline(100 * (1 - LEVEL) / 2, color="black", linestyle=":", linewidth=1)
+        ax.set_xscale("log")
+        ax.set_xlabel("runs of a certificate")
+        ax.set_title(interval, fontsize=10)
+        ax.grid(alpha=0.25)
+    axes[0].set_ylabel("upper ends below the truth (%; dotted: nominal)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+
+
+def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add this benchmark's arguments."""
+    parser.add_argument(
+        "--programs", type=several(one_of(PROGRAMS)), default="embedded-cold,mixture" if quick else ",".join(PROGRAMS),
+        metavar="a,b,..", help=f"of {', '.join(PROGRAMS)}",
+    )
+    parser.add_argument(
+        "--counts", type=several(whole(2)), default="5,10" if quick else "10,30,100,200,500", metavar="n,n,..",
+        help="runs of a certificate",
+    )
+    parser.add_argument("--trials", type=whole(2), default=20 if quick else 2000, help="certificates of each size")
+    parser.add_argument("--runs", type=whole(2), default=4 if quick else 1000, help="of a pool, embedded pair")
+    parser.add_argument(
+        "--tabular", type=whole(2), default=200 if quick else TABULAR_RUNS, help="of a pool, tabular pairs"
+    )
+    parser.add_argument("--fresh", action="store_true", help="run every program anew, whatever the file holds")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line (module docstring)."""
+    execute("certificate_coverage", __doc__, configure, measure, arguments)
+
+
+if __name__ == "__main__":
+    main()
