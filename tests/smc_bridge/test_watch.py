@@ -36,6 +36,9 @@ AR = TabularAR.random(3, 4, seed=3, eos_id=2)
 class LikeliestTwo:
     """A product of experts cut to its two likeliest tokens."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         pi = (log_q + log_p) / 2
         return torch.log_softmax(torch.where(pi >= pi.topk(2, -1).values[..., 1:], pi, -math.inf), -1)
