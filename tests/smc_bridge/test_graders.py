@@ -47,7 +47,7 @@ def test_texts_are_compared_with_case_and_without_blanks_around() -> None:
 
 def test_answers_that_a_grader_cannot_use_are_refused() -> None:
     for answer in (True, [5], {"a": 1}, "", "  "):
-        with pytest.raises(ValueError, match="answer = .*: give a text or a number"):
+        with pytest.raises(ValueError, match=r"answer = .*: give a text or a number"):
             check_answer("exact", answer)
         check_answer("mine:grade", answer)
     with pytest.raises(ValueError, match="answer = 'five': has no number; use another grader than number"):
