@@ -158,7 +158,8 @@ def _study(path: Path, arguments: argparse.Namespace) -> Any:
     try:
         return plot_study(frame, arguments.x, arguments.y)
     except ValueError as error:
-        raise UsageError(f"--{error}") from error
+        said = f"--{error}" if str(error).startswith(("x = ", "y = ")) else f"FILE = {shown(path)}: {error}"
+        raise UsageError(said) from error
 
 
 def _comparison(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> Any:

@@ -54,8 +54,8 @@ def _limits() -> str:
         f"{task.name}: M = {task.lookahead}, V = {task.window}, at most {task.max_new_tokens} tokens"
         for task in TASKS.values()
     )
-    return f"Lookahead M, window V and length limit are the task's, not the presets' ({each}); dlm-<tokens> looks V " \
-        "ahead, dlm-all to the limit"
+    return f"Lookahead M, window V and length limit are the same for all, by default the task's ({each}); " \
+        "dlm-<tokens> looks V ahead, dlm-all to the limit"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

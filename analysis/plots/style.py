@@ -68,7 +68,7 @@ def looks(count: int) -> list[Look]:
         ValueError: more than there are.
     """
     if count > MOST:
-        raise ValueError(f"{count} lines: no more than {MOST} can be told apart; draw fewer at once")
+        raise ValueError(f"it gives {count} lines, of which {MOST} can be told apart: draw fewer rows at once")
     size = len(_COLOURS)
     return [
         Look(_COLOURS[i % size], _MARKERS[(i + i // size) % size], _DASHES[(i + i // size) % size])

@@ -23,10 +23,9 @@ def read(tmp_path: Path, data: bytes, grader: str = "exact") -> tuple[Item, ...]
 
 
 def test_prompts_answers_and_ids_are_read(tmp_path: Path) -> None:
-    data = [
-        line(prompt="a", answer="1", id="x"), line(prompt="b", answer=2, id=7, more=[1]), line(prompt="c", answer="3"),
-    ]
-    assert read(tmp_path, b"\n".join(data)) == (Item("a", "1", "x"), Item("b", 2, "7"), Item("c", "3", "3"))
+    first, second = line(prompt="a", answer="1", id="x"), line(prompt="b", answer=2, id=7, more=[1])
+    found = read(tmp_path, b"\n".join([first, second, line(prompt="c", answer="3")]))
+    assert found == (Item("a", "1", "x"), Item("b", 2, "7"), Item("c", "3", "3"))
 
 
 def test_marks_line_ends_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
