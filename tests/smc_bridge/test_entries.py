@@ -120,7 +120,9 @@ def test_every_entry_refuses_a_limit_that_is_no_number(entry: str, limit: Any) -
         (ENTRIES if several else SINGLE)[entry](pair(), [[0]] if several else [0], limit)
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, iter], ids=["list", "tuple", "array", "tensor", "iter"])
+@pytest.mark.parametrize(
+    "kind", [list, tuple, np.array, torch.tensor, iter], ids=["list", "tuple", "array", "tensor", "iter"]
+)
 def test_prompts_of_every_kind_are_the_same(kind: Callable[[Any], Any]) -> None:
     same = ar_sampling(pair(), [[0, 1], [1, 0]], max_new_tokens=LIMIT)
     assert [r.prompt for r in ar_sampling(pair(), [kind([0, 1]), kind([1, 0])], max_new_tokens=LIMIT)] == [
