@@ -225,8 +225,9 @@ def test_a_law_that_is_off_by_more_than_rounding_is_refused() -> None:
 def test_the_pyro_program_is_watched_too() -> None:
     sampler = smc(TabularPair(holes(), AR), 2, window=2, lookahead=3)
     with pytest.warns(UserWarning, match="probability 0 where the target has not, first at token 1 of"):
-        result = run_program(sampler, [], seed=1, max_new_tokens=4)
-    assert not result.proper
-    assert "wrap it in Defensive" in result.reasons[0]
+        results = [run_program(sampler, [], seed=seed, max_new_tokens=4) for seed in range(8)]
+    marked = [result for result in results if not result.proper]
+    assert marked
+    assert all("wrap it in Defensive" in result.reasons[0] for result in marked)
     covered = smc(TabularPair(TabularDLM(AR), AR), 2, window=2, lookahead=3)
     assert run_program(covered, [], seed=1, max_new_tokens=4).proper
