@@ -19,6 +19,11 @@ def said(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
+def called(part: Any) -> str:
+    """What a user's part is called in a message: a function by its name, an object by its class."""
+    return str(getattr(part, "__qualname__", type(part).__name__)).rsplit("<locals>.", 1)[-1]
+
+
 def ids_of(value: Any) -> list[int]:
     """Ids of an entry of a configuration, which may be a number, several of them, or missing."""
     return [i for i in (value if isinstance(value, list | tuple) else [value]) if isinstance(i, int)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from models.arguments import said, whole_numbers
+from models.arguments import called, said, whole_numbers
 
 #: Turns a tokenizer and a user's text into the ids that a model is prompted with: a list of whole numbers, or what a
 #: tokenizer of transformers returns (`ids_of_prompt`).
@@ -88,7 +88,7 @@ def formatted(format_prompt: PromptFormat, tokenizer: Any, text: str) -> list[in
         ValueError: it failed, or returned something else (`ids_of_prompt`).
     """
     own = str(getattr(format_prompt, "__module__", "")).split(".")[0] == __name__.split(".")[0]
-    name = f"format_prompt = {getattr(format_prompt, '__qualname__', type(format_prompt).__name__)}"
+    name = f"format_prompt = {called(format_prompt)}"
     try:
         found = format_prompt(tokenizer, text)
     except Exception as error:  # anything: it is the user's own function

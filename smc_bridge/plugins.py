@@ -13,17 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.arguments import said
+from models.arguments import called, said
 
 #: Kinds of numbers that a part may have to return, in a message's words.
 Kind = Literal["float", "int64", "bool"]
 
 _PACKAGE = __name__.split(".")[0] + "."
-
-
-def called(part: Any) -> str:
-    """What a part is called in a message: a function's name, an object's class."""
-    return str(getattr(part, "__qualname__", type(part).__name__))
 
 
 def foreign(part: Any) -> bool:

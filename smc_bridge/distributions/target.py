@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.arguments import is_list, said
+from models.arguments import called, is_list, said
 from models.protocols import CausalLM
 from smc_bridge.distributions.law import Law, as_ids
 from smc_bridge.distributions.lazy import Chunks, LazyLaw
 from smc_bridge.distributions.logits import model_law
-from smc_bridge.plugins import called, refuse_rows
+from smc_bridge.plugins import refuse_rows
 from smc_bridge.prefix import Prefix
 
 

@@ -16,7 +16,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from smc_bridge.plugins import called, check_tensor, foreign, refuse_rows
+from models.arguments import called
+from smc_bridge.plugins import check_tensor, foreign, refuse_rows
 from smc_bridge.randomness import Randomness, as_source
 from smc_bridge.smc.weights import normalised
 

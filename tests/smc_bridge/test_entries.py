@@ -33,7 +33,7 @@ class Counting(TabularAR):
 
 
 class ShortDLM(TabularDLM):
-    """A diffusion model with five positions that reads at least one token."""
+    """A diffusion model with a number of positions."""
 
     max_length = 5
     min_length = 0

@@ -278,7 +278,7 @@ def test_what_is_no_model_and_guide_is_refused() -> None:
         run_program(program(REJECTION), [], max_new_tokens=0)
     with pytest.raises(ValueError, match=r"prompts\[0\] has a token outside"):
         run_program(program(REJECTION), [5])
-    with pytest.raises(ValueError, match="potential returned NaN"):
+    with pytest.raises(ValueError, match="potential <lambda> returned nan for row 0"):
         run_program(program(REJECTION, potential=lambda prefix: prefix.length * math.nan), [], max_new_tokens=2)
 
 
