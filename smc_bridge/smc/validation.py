@@ -4,7 +4,6 @@ remedy."""
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from smc_bridge.smc.names import named
 from smc_bridge.smc.probe import impurities
 from smc_bridge.smc.queue import Request
 from smc_bridge.streams import Role, first_repeat
+from smc_bridge.warn import warn_caller
 
 if TYPE_CHECKING:
     from smc_bridge.smc.engine import Sampler
@@ -59,7 +59,7 @@ def probed(sampler: Sampler) -> list[str]:
             sampler.intermediate, lanes=sampler.lanes, window=sampler.window, size=model.vocab_size, device=model.device
         )
         for reason in reasons:
-            warnings.warn(f"{reason}; results are marked as not proper", stacklevel=4)
+            warn_caller(f"{reason}; results are marked as not proper")
         known = sampler.__dict__["_probed"] = (asked, reasons)
     return list(known[1])
 
@@ -169,10 +169,9 @@ def warn_of_repeats(requests: Sequence[Request]) -> None:
     repeat = first_repeat([(tuple(request.prompt), request.seed) for request in requests])
     if repeat is not None:
         again, first = repeat
-        warnings.warn(
+        warn_caller(
             f"prompts[{again}] repeats prompts[{first}] with seed {requests[again].seed}: equal draws; give "
             f"seed=range({len(requests)})",
-            stacklevel=5,  # the caller of `run`, past its decorator
         )
 
 

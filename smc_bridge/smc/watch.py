@@ -6,7 +6,6 @@ It is told once, as a warning; results of the prompts where it was seen are not 
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,7 @@ from smc_bridge.distributions.intermediate import Defensive, log_ratio_bound, of
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import along_tokens, prefix_sum
 from smc_bridge.smc.state import SMCState
+from smc_bridge.warn import warn_caller
 
 if TYPE_CHECKING:
     from smc_bridge.smc.engine import Sampler
@@ -42,7 +42,7 @@ def may_leave_out(sampler: Sampler) -> bool:
 
 def tell(sampler: Sampler, place: int) -> None:
     """Warn of it."""
-    warnings.warn(f"{uncovered_reason(sampler, place)}; results are marked as not proper", stacklevel=3)
+    warn_caller(f"{uncovered_reason(sampler, place)}; results are marked as not proper")
 
 
 def watch(sampler: Sampler, state: SMCState, rows: Tensor, lanes: Lanes) -> None:

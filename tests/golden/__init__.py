@@ -1,0 +1,1 @@
+"""Recorded results of every decoder, kernel, resampler and intermediate, which no change of structure may alter."""
