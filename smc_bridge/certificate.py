@@ -26,9 +26,12 @@ Array = npt.NDArray[np.float64]
 
 #: Evidence, nats, and differences of it below this are round-off of the models' forwards.
 ROUND_OFF = 1e-6
-#: Fewer runs than this, and terms beyond these, gave upper ends that were too low too often
-#: (docs/benchmarks/certificate.md).
-FEW, SKEWED, HEAVY = 100, 0.5, 0.7
+#: With fewer runs upper ends were too low more often than 5 % (docs/benchmarks/certificate.md).
+FEW = 100
+#: A tail of a greater shape makes averages converge too slowly to be trusted.
+HEAVY = 0.7
+#: What was measured with fewer, on the worst of seven programs.
+MEASURED = "of 30, up to 18% of upper ends were too low, of 10 up to 33%"
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,7 @@ class Certificate:
             return []
         found = []
         if self.runs < FEW:
-            found.append(f"{self.runs} runs are fewer than {FEW}")
-        if self.skew > SKEWED * math.sqrt(self.runs):
-            found.append(f"skewness {self.skew:.1f} is much for {self.runs} runs")
+            found.append(f"{self.runs} runs are fewer than {FEW} ({MEASURED})")
         if self.k_hat > HEAVY:
             found.append(f"k-hat {self.k_hat:.1f} > {HEAVY}: rarer, larger terms may be missing")
         return found

@@ -32,7 +32,7 @@ def test_bounds_go_to_the_table_and_to_the_file(tmp_path: Path, capsys: pytest.C
     assert 0 <= bounds["forward"]["low"] <= bounds["forward"]["bound"] <= float(bounds["forward"]["high"])
     told = " ".join(table.split())
     assert "bootstrap-t intervals" in told, table
-    assert "KL(r || p): 4 runs, 4 distinct values" in told, table
+    assert told.count("4 runs, 4 distinct values") == 3, table
 
 
 def test_speculative_decoding_has_bounds_of_exactly_zero(tmp_path: Path) -> None:

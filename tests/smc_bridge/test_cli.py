@@ -181,7 +181,8 @@ def test_every_method_decodes(run: Run, method: str) -> None:
     for word in ("weighted particles", "DLM forwards", "AR forwards", "tokens/s", "accepted lengths", "step 1"):
         assert word in out
     assert ("not properly weighted" in out) == (method == "released")
-    assert ("that bounds KL" in out) == (method != "released")
+    assert ("that bounds KL" in out) == (method not in ("released", "speculative"))
+    assert ("one by construction" in out) == (method == "speculative")
 
 
 PLUGINS = [
