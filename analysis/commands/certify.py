@@ -35,7 +35,6 @@ from smc_bridge.commands.prompts import add_task_arguments, count_of, task_and_m
 from smc_bridge.commands.tables import print_table
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
-from smc_bridge.intervals import NAME
 from smc_bridge.tasks import encode_prompts
 
 if TYPE_CHECKING:
@@ -139,6 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def render(found: Bidirectional, *, title: str = "") -> Table:
     """The bounds as a table; its caption tells how far their intervals can be trusted."""
+    from smc_bridge.intervals import NAME
+
     bounds = {"KL(r || p)": found.forward, "KL(p || r)": found.reverse, "their sum": found.symmetric}
     table = Table(
         title=title, title_justify="left", caption_justify="left",
