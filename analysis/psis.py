@@ -96,7 +96,7 @@ def smoothed_log_weights(log_weights: LogWeights) -> npt.NDArray[np.float64]:
 
 
 def _stats() -> Any:
-    need("arviz_stats.base", "Pareto shapes", extra="analysis")
+    need("arviz_stats.base", "smoothed weights", extra="analysis")
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]
 
     return array_stats

@@ -229,7 +229,7 @@ def enumerate_program(resampler=None, weight=None):
 
     def run(branches):
         sampler.branches = branches
-        return sampler.run([[]] * len(branches.paths), max_new_tokens=LIMIT)
+        return sampler.run([[]] * len(branches.paths), seed=range(len(branches.paths)), max_new_tokens=LIMIT)
 
     count, evidence, weighted, output = 0, 0.0, defaultdict(float), defaultdict(float)
     for probability, result in every_outcome(run):

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -150,11 +149,11 @@ def render(found: Bidirectional, *, title: str = "") -> Table:
     for name in ("by", "nats / sequence", "nats / 1,000 tokens", "total variation at most"):
         table.add_column(name, justify="right")
     table.add_row(
-        "KL(r || p)", escape("E[-log Z]"), _interval(found.forward), _interval(found.forward_per_token, 1000.0),
+        "KL(r || p)", "E[-log Z]", _interval(found.forward), _interval(found.forward_per_token, 1000.0),
         f"{found.forward.tv:.3f}",
     )
     table.add_row(
-        "KL(p || r)", escape("E[log Z]") + ", conditional", _interval(found.reverse),
+        "KL(p || r)", "E[log Z], conditional", _interval(found.reverse),
         _interval(found.reverse_per_token, 1000.0), f"{found.reverse.tv:.3f}",
     )
     table.add_row("their sum", "both", _interval(found.symmetric), "", "")

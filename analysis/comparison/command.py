@@ -23,7 +23,7 @@ from smc_bridge.commands.base import (
     whole,
 )
 from smc_bridge.commands.models import add_model_arguments
-from smc_bridge.commands.prompts import add_task_arguments, count_of, task_and_models
+from smc_bridge.commands.prompts import add_task_arguments, count_of, described, task_and_models
 from smc_bridge.commands.tables import print_table
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         again = "the same command without --fresh" if arguments.fresh else "the same command"
         tell(f"{PROGRAM}: interrupted: {what}; {again} {'goes on from there' if kept else 'begins anew'}")
         return INTERRUPTED
-    deliver(path, lambda: None, lambda out: print_table(out, found.table()))
+    deliver(path, lambda: None, lambda out: print_table(out, found.table(described(task))))
     return 0
 
 

@@ -53,11 +53,11 @@ class Comparison:
             [f"methods {', '.join(s.methods)}", "figures in .frame(), .table() and .rows"],
         )
 
-    def table(self) -> PrintedTable:
-        """The rows as a table that prints itself."""
+    def table(self, task: str | None = None) -> PrintedTable:
+        """The rows as a table that prints itself; `task` is what its title calls the task, by default its name."""
         s = self.settings
         return render(self.rows, title=(
-            f"{s.task}: {s.n} problems, target temperature {s.temperature:g}, w = {s.weight:g}, seed {s.seed}"
+            f"{task or s.task}: {s.n} problems, target temperature {s.temperature:g}, w = {s.weight:g}, seed {s.seed}"
         ))
 
     def frame(self) -> pd.DataFrame:

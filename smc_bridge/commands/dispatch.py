@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 
+from models.extras import MissingExtraError
 from smc_bridge import __version__
 from smc_bridge.commands.base import INTERRUPTED, PROGRAM, Command, LineParser, UsageError, importing, printing, tell
 from smc_bridge.commands.decode import command as decode
@@ -45,7 +46,7 @@ def dispatch(argv: Sequence[str], commands: Iterable[Command] | None) -> int:
         except BrokenPipeError:
             _abandon_output()  # the reader has left
             return FAILURE
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        except (ValueError, OSError, MemoryError, RuntimeError, MissingExtraError) as error:
             # Where memory runs out, torch raises errors of its own; any other RuntimeError is a fault, not the user's.
             if isinstance(error, RuntimeError) and not _out_of_memory(error):
                 raise

@@ -370,7 +370,12 @@ def test_a_comparison_shows_itself_in_a_few_lines() -> None:
 
 
 def test_only_programs_that_are_exact_by_construction_have_a_bound_of_zero() -> None:
-    outcomes = tuple(Outcome(i, "x", True, 4.0, 1, 1, 0.0, 1.0) for i in range(3))
+    outcomes = tuple(
+        Outcome(
+            problem=i, text="x", correct=True, tokens=4.0, drawn_tokens=4.0, dlm_forwards=1, ar_forwards=1,
+            log_evidence=0.0, ess=1.0,
+        ) for i in range(3)
+    )
     rows = [summarise("a", [Cell("a", 0, 1.0, 1, outcomes, exact)]) for exact in (True, False)]
     assert [(row.nats.low, row.nats.high) for row in rows if row.nats] == [(0.0, 0.0), (0.0, math.inf)]
     found = toy(dataclasses.replace(SETTINGS, methods=("speculative", "smc-1"), n=2))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from analysis import pareto_k, plots, to_arviz, to_datatree
+from analysis import plots, smoothed_log_weights, to_arviz, to_datatree
 from analysis.commands.plot import command as plot
 from analysis.commands.study import command as study_command
 from analysis.comparison import Comparison, Settings
@@ -32,7 +32,7 @@ USES: dict[str, tuple[str, Callable[[], Any], str]] = {
     "benchmark": ("matplotlib", report._figure, "plots need matplotlib"),
     "export": ("xarray", lambda: to_datatree(RESULT), "exports need xarray"),
     "arviz": ("arviz", lambda: to_arviz(RESULT), "ArviZ's functions need arviz"),
-    "k-hat": ("arviz_stats", lambda: pareto_k(RESULT.log_weights), "Pareto shapes need arviz-stats"),
+    "smoothing": ("arviz_stats", lambda: smoothed_log_weights(range(30)), "smoothed weights need arviz-stats"),
 }
 
 
