@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def _no_terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
+def _no_terminal_width() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:  # not the test's own, which must be undone before its fixtures
+        patch.delenv("COLUMNS", raising=False)
+        yield
