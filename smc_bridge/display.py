@@ -27,6 +27,14 @@ class PrintedTable(Table):
         return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
+    def markdown(self) -> str:
+        """The table for a page, without its title; numbers stand at the right."""
+        heads = [str(column.header) for column in self.columns]
+        marks = ["---:" if column.justify == "right" else "---" for column in self.columns]
+        rows = zip(*([str(cell) for cell in column.cells] for column in self.columns), strict=True)
+        return "\n".join(f"| {' | '.join(row)} |" for row in (heads, marks, *rows))
+
+
 def cut(text: str, width: int = LINE) -> str:
     """The text on one line of at most `width` characters."""
     line = " ".join(text.splitlines())

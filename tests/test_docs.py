@@ -1,4 +1,4 @@
-"""The pages under `docs/` name tests as their proof: every one of them exists."""
+"""The pages under `docs/` name tests as their proof: every one of them exists. The front page is short."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md"])
 TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 
 
@@ -32,3 +32,7 @@ def test_every_file_that_a_page_links_to_exists(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
+
+
+def test_the_front_page_is_read_in_one_go() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 8 * 1024

@@ -30,6 +30,8 @@ from smc_bridge.files import is_stream, shown
 from smc_bridge.tasks import TASKS
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from analysis.comparison.effort import Clock
     from analysis.comparison.store import Cell
 
@@ -80,6 +82,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"where the comparison is kept; a second call continues it (default: {DEFAULT_FILE})",
     )
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever FILE holds")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -132,7 +135,15 @@ def run(arguments: argparse.Namespace) -> int:
         again = "the same command without --fresh" if arguments.fresh else "the same command"
         tell(f"{PROGRAM}: interrupted: {what}; {again} {'goes on from there' if kept else 'begins anew'}")
         return INTERRUPTED
-    deliver(path, lambda: None, lambda out: print_table(out, found.table(described(task))))
+    table = found.table(described(task))
+
+    def show_table(out: Console) -> None:
+        if arguments.markdown:
+            out.print(table.markdown(), soft_wrap=True)
+        else:
+            print_table(out, table)
+
+    deliver(path, lambda: None, show_table)
     return 0
 
 

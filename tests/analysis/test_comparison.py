@@ -186,6 +186,9 @@ def test_command_prints_the_table_and_keeps_it_by_default_below_the_working_dire
     assert [row["method"] for row in saved["rows"]] == list(SETTINGS.methods)
     again = run(*BASE)
     assert again == (0, out, ""), "a second call reads the file"
+    page = run(*BASE, "--markdown")[1].splitlines()
+    assert [line.count("|") for line in page[: len(SETTINGS.methods) + 2]] == [9] * (len(SETTINGS.methods) + 2)
+    assert [line.split()[1] for line in page[2 : len(SETTINGS.methods) + 2]] == list(SETTINGS.methods)
 
 
 def test_ctrl_c_says_what_is_saved_and_the_second_call_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
