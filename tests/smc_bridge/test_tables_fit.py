@@ -53,3 +53,17 @@ def test_text_that_may_be_cut_takes_what_is_left() -> None:
     assert max(map(len, text.splitlines())) == 50
     assert text.count("x") == 200 + 1  # of the header
     assert text.count("┡") == 1
+
+
+def test_rows_of_one_name_are_numbered_where_a_table_goes_on_below_itself() -> None:
+    table = Table("method", "N", "log evidence", "tokens", caption="what it all means, in a line of its own")
+    for row in range(3):
+        table.add_row("smc", str(row), f"{row}.12345", str(40 + row))
+    assert "#" not in printed(table, 60)
+    text = printed(table, 26)
+    assert max(map(len, text.splitlines())) <= 26
+    assert text.count("┡") == 2
+    for row in range(3):
+        own = [line.replace("│", " ").split() for line in text.splitlines() if line.startswith(f"│ {row + 1} │")]
+        assert sum(own, []) == [f"{row + 1}", "smc", f"{row}", f"{row + 1}", f"{row}.12345", f"{40 + row}"], text
+    assert text.split()[-10:] == table.caption.split(), "below the parts, not in one of them"
