@@ -32,7 +32,7 @@ def paces(
     """Seconds that each method would take for a problem of half the length limit, from the first tokens of a few."""
     limits = _Short(min(LENGTH, task.max_new_tokens), min(LENGTH, task.lookahead), task.window)
     few = prompts[:PROBED]
-    found = {}
+    found: dict[str, float] = {}
     for name in methods:
         method = make_method(name, pair, limits, temperature=settings.temperature, weight=settings.weight)
         if not found:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
+from rich.text import Text, TextType
 
 #: What a column that may be cut anywhere (`overflow = "fold"`) needs, columns of the terminal.
 FOLDED = 12
@@ -54,9 +54,7 @@ def fit(table: Table, width: int) -> list[Table]:
 
 def _numbered(table: Table) -> Table:
     """The table with numbers of its rows as their names."""
-    numbered = Table(
-        title=table.title, title_justify=table.title_justify, title_style=table.title_style, caption=table.caption,
-    )
+    numbered = _like(table, title=table.title, caption=table.caption)
     numbered.add_column("#", justify="right")
     for column in table.columns:
         numbered.add_column(
@@ -68,14 +66,20 @@ def _numbered(table: Table) -> Table:
     return numbered
 
 
+def _like(table: Table, *, title: TextType | None, caption: TextType | None) -> Table:
+    """A table of the same looks without columns."""
+    return Table(
+        title=title, title_justify=table.title_justify, title_style=table.title_style, caption=caption,
+        caption_justify=table.caption_justify, box=table.box, padding=table.padding, pad_edge=table.pad_edge,
+        show_header=table.show_header,
+    )
+
+
 def _part(
     table: Table, chosen: Sequence[int], needed: Sequence[int], width: int, *, first: bool, only: bool
 ) -> Table:
     """Some columns of a table, each as wide as its longest line if there is room, and as its longest word at least."""
-    part = Table(
-        title=table.title if first else None, title_justify=table.title_justify, title_style=table.title_style,
-        caption=table.caption if only else None, caption_justify=table.caption_justify,
-    )
+    part = _like(table, title=table.title if first else None, caption=table.caption if only else None)
     widths = _widths([needed[i] for i in chosen], [_most(table.columns[i]) for i in chosen], width)
     for index, own in zip(chosen, widths, strict=True):
         column = table.columns[index]
