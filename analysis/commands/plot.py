@@ -46,7 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--y", metavar="COLUMN", help="of a study: tv, bias, kl_bound, ess, tokens_per_dlm_forward, ..; of a "
-        f"comparison: accuracy (default, where answers are known), ess, ..; of a result: {', '.join(RESULT_PLOTS)}",
+        f"comparison: accuracy (default, where answers are known), ess, ..; of a result: {', '.join(RESULT_PLOTS)}; "
+        f"of several in a file: {', '.join(OF_MANY)}",
     )
     parser.add_argument(
         "--cost", type=prices, metavar="c_D,c_A", help="prices of a DLM and an AR forward in a study (default: 1,1)"
