@@ -37,5 +37,5 @@ def progress(total: int, *, left: Left | None = None) -> Iterator[Show]:
     with Progress(*columns, console=console(sys.stderr)) as bar:
         task = bar.add_task("loading", total=total, left="")
         yield lambda done, name, details: bar.update(
-            task, completed=done, description=name, left="" if left is None else left()
+            task, completed=done, description=name, left="" if left is None or done == total else left()
         )

@@ -13,17 +13,19 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
+from smc_bridge.tables import print_table
+
 #: Columns of a printed table where the output is no terminal, and of a line of a repr.
 WIDE, LINE = 176, 100
 
 
 class PrintedTable(Table):
-    """A rich table whose text is the table: at a prompt, under `print` and in a log."""
+    """A rich table whose text is the table, as wide as the terminal: at a prompt, under `print` and in a log."""
 
     def __repr__(self) -> str:
         stream = io.StringIO()
         width = shutil.get_terminal_size((WIDE, 24)).columns
-        Console(file=stream, width=width, color_system=None, highlight=False).print(self)
+        print_table(Console(file=stream, width=width, color_system=None, highlight=False), self)
         return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 

@@ -12,7 +12,9 @@ sample twice; it is refused, as are two prompts with one id.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from typing import Any, NoReturn
 
 from smc_bridge.files import shown
 from smc_bridge.graders import check_answer, find_grader
-from smc_bridge.tasks import Item
+from smc_bridge.tasks import Item, check_range
 
 #: The path that is standard input.
 STANDARD_INPUT = "-"
@@ -49,8 +51,7 @@ class PromptsTask:
 
     def problems(self, n: int, offset: int = 0) -> list[Item]:
         """See `Task.problems`."""
-        if n < 1 or offset < 0 or offset + n > len(self.items):
-            raise ValueError(f"n = {n} from offset = {offset}: {self.name!r} has {len(self.items)} prompts")
+        check_range(n, offset, len(self.items), f"{self.name!r}")
         return list(self.items[offset : offset + n])
 
     def grade(self, text: str, answer: Any) -> bool:
@@ -103,7 +104,7 @@ def read_prompts(path: str | Path, *, grader: str = "exact", argument: str = "pa
 def _objects(path: str | Path, argument: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and object of every line that is not blank."""
     try:
-        data = sys.stdin.buffer.read() if str(path) == STANDARD_INPUT else Path(path).read_bytes()
+        data = _standard_input() if str(path) == STANDARD_INPUT else Path(path).read_bytes()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise ValueError(f"{argument} = {shown(path)}: cannot be read ({why}); give a file of JSON lines") from error
@@ -124,6 +125,12 @@ def _objects(path: str | Path, argument: str) -> Iterator[tuple[int, dict[str, A
         if not isinstance(entry, dict):
             raise ValueError(f'{argument} = {shown(path)}, line {line}: is no object; give {{"prompt": "..."}}')
         yield line, entry
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:  # closed by whoever began this process
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return sys.stdin.buffer.read()
 
 
 def _refuse_constant(name: str) -> NoReturn:

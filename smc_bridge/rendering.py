@@ -8,9 +8,9 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from smc_bridge.commands.tables import print_table
 from smc_bridge.display import PrintedTable
 from smc_bridge.result import Result
+from smc_bridge.tables import print_table
 
 
 def render_result(console: Console, result: Result, *, seed: int = 0) -> None:

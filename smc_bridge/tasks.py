@@ -75,13 +75,19 @@ class Arithmetic:
     def problems(self, n: int, offset: int = 0) -> list[Item]:
         """See `Task.problems`."""
         every = arithmetic.held_out()
-        if n < 1 or offset < 0 or offset + n > len(every):
-            raise ValueError(f"n = {n} from offset = {offset}: the task {self.name!r} has {len(every)} problems")
+        check_range(n, offset, len(every), f"the task {self.name!r}")
         return [Item(problem.prompt, problem.answer) for problem in every[offset : offset + n]]
 
     def grade(self, text: str, answer: Any) -> bool:
         """See `Task.grade`."""
         return bool(arithmetic.extract_answer(text) == answer)
+
+
+def check_range(n: int, offset: int, count: int, whose: str) -> None:
+    """Raise ValueError unless the items `offset` to `offset + n` are among the `count` that `whose` are."""
+    if n < 1 or offset < 0 or offset + n > count:
+        start, remedy = (f" from offset = {offset}", "a part of them") if offset else ("", f"1 to {count}")
+        raise ValueError(f"n = {n}{start}: {whose} has {count} prompts; give {remedy}")
 
 
 #: Tasks by name.

@@ -31,9 +31,9 @@ from smc_bridge.commands.base import (
 )
 from smc_bridge.commands.models import add_model_arguments
 from smc_bridge.commands.prompts import add_task_arguments, count_of, task_and_models
-from smc_bridge.commands.tables import print_table
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
+from smc_bridge.tables import print_table
 from smc_bridge.tasks import encode_prompts
 
 if TYPE_CHECKING:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Pictures of a result.
 RESULT_PLOTS = ("steps", "genealogy", "lanes", "acceptance", "ess")
+#: Those that are drawn of several results too, all of one method.
+OF_MANY = ("acceptance", "ess")
 DPI = 150
 
 
@@ -44,7 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--y", metavar="COLUMN", help="of a study: tv, bias, kl_bound, ess, tokens_per_dlm_forward, ..; of a "
-        f"comparison: accuracy (default, where answers are known), ess, ..; of a result: {', '.join(RESULT_PLOTS)}",
+        f"comparison: accuracy (default, where answers are known), ess, ..; of a result: {', '.join(RESULT_PLOTS)}; "
+        f"of several in a file: {', '.join(OF_MANY)}",
     )
     parser.add_argument(
         "--cost", type=prices, metavar="c_D,c_A", help="prices of a DLM and an AR forward in a study (default: 1,1)"
@@ -124,7 +127,11 @@ def reader(path: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
             raise UsageError(f"FILE = {path}: is a comparison without its table; make it again with `compare`")
         return lambda: _comparison(head["rows"], arguments)
     if "log_weights" in head:
-        return lambda: _result(Result.from_dict(head), arguments)
+        try:
+            results = [Result.from_dict(json.loads(line)) for line in text.split("\n") if line.strip()]
+        except ValueError as error:
+            raise _foreign(path) from error
+        return lambda: _results(results, arguments)
     raise _foreign(path)
 
 
@@ -190,12 +197,21 @@ def _comparison(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> An
     return plot_lines(lines, x, y)
 
 
-def _result(result: Result, arguments: argparse.Namespace) -> Any:
+def _results(results: list[Result], arguments: argparse.Namespace) -> Any:
+    """A picture of a result, or of those of a file of prompts."""
     from analysis import plots
 
     if arguments.x is not None:
         raise UsageError(f"--x = {arguments.x}: FILE is a result, whose pictures have their own; give --y alone")
-    match arguments.y or "steps":
+    result, *others = results
+    y = arguments.y or ("ess" if others else "steps")
+    if y not in RESULT_PLOTS:
+        raise UsageError(f"--y = {y}: choose from {', '.join(RESULT_PLOTS)}")
+    if others and y not in OF_MANY:
+        raise UsageError(f"--y = {y}: is of one result, and FILE has {len(results)}; choose from {', '.join(OF_MANY)}")
+    if y == "lanes" and any(step.blocks is None for step in result.trace):
+        raise UsageError("--y = lanes: FILE has no drafts; decode again with --trace, or choose another picture")
+    match y:
         case "steps":
             return plots.plot_steps(result)
         case "genealogy":
@@ -203,11 +219,9 @@ def _result(result: Result, arguments: argparse.Namespace) -> Any:
         case "lanes":
             return plots.plot_trace_grid(result)
         case "acceptance":
-            return plots.plot_acceptance({result.method: result})
-        case "ess":
-            return plots.plot_ess_along(result)
-        case other:
-            raise UsageError(f"--y = {other}: choose from {', '.join(RESULT_PLOTS)}")
+            return plots.plot_acceptance({result.method: results})
+        case _:
+            return plots.plot_ess_along({result.method: results})
 
 
 command = Command("plot", "Draw a saved study, comparison or result.", configure, run)

@@ -22,9 +22,9 @@ from smc_bridge.commands.base import (
 )
 from smc_bridge.commands.models import MODEL_OPTIONS, Models, add_model_arguments, is_given
 from smc_bridge.commands.prompts import add_prompts_arguments, count_of, described, task_and_models
-from smc_bridge.commands.tables import print_table
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
+from smc_bridge.tables import print_table
 from smc_bridge.tasks import Task
 
 if TYPE_CHECKING:

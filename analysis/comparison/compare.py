@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.comparison.cells import Decoder, Work, decoder_elsewhere
-from analysis.comparison.effort import Clock, probe
+from analysis.comparison.effort import Clock, paces
 from analysis.comparison.methods import check_methods, make_method
 from analysis.comparison.settings import Settings, fingerprint, problems_fingerprint
 from analysis.comparison.store import Cell, open_store
@@ -90,7 +90,7 @@ def compare(
         workers: processes (`analysis.workers`), each with its own copy of the models. They do not enter the figures,
             except that the last bits of a float32 sum may depend on the threads of a process.
         report: told of every cell that was decoded, in the order in which cells finish.
-        estimate: told before the first cell how long all of them will take, by a short probe.
+        estimate: told before the first cell how long all of them will take, by a few tokens of each method.
     Raises:
         ValueError: an argument is out of range, or the file is something else, has other settings, or is
             being written by another process.
@@ -122,12 +122,13 @@ def compare(
                     name, batch, tuple(items[i] for i in chosen), tuple(prompts[i] for i in chosen),
                     tuple(seeds[i] for i in chosen),
                 ))
-        for name in {work.method for work in waiting}:
+        methods = dict.fromkeys(work.method for work in waiting)
+        for name in methods:
             # What cannot run is refused before any work is done.
             make_method(name, loaded, task, temperature=settings.temperature, weight=settings.weight)
         if estimate is not None and waiting:
-            unit = probe(loaded, task, prompts, settings)
-            estimate(Clock([(work.method, len(work.items)) for work in waiting], unit, workers=workers))
+            expected = paces(methods, loaded, task, prompts, settings)
+            estimate(Clock([(work.method, len(work.items)) for work in waiting], expected, workers=workers))
         if workers == 1:
             make = partial(Decoder, settings, task, loaded)
         else:

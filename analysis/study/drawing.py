@@ -30,7 +30,8 @@ def plot_study(frame: pd.DataFrame, x: str | None = None, y: str | None = None, 
     Args:
         frame: what `study` returned.
         x: a column; by default `particles` or `w` if it varies, else `cost`. `kl_per_token` gives the frontier over w.
-        y: a column; by default the total variation if it is known, else the KL bound.
+        y: a column; by default the total variation if it is known, else the KL bound; of the frontier tokens per DLM
+            forward.
         ax: where to draw.
     Raises:
         ValueError: no such column, or nothing to draw.
@@ -38,7 +39,8 @@ def plot_study(frame: pd.DataFrame, x: str | None = None, y: str | None = None, 
     pooled = pool(frame)
     varying = [name for name in ("particles", "w") if pooled[name].dropna().nunique() > 1]
     x = x or (varying[0] if varying else "cost")
-    y = y or ("tv" if pooled["tv"].notna().any() else "kl_bound")
+    frontier = x == "kl_per_token"
+    y = y or ("tokens_per_dlm_forward" if frontier else "tv" if pooled["tv"].notna().any() else "kl_bound")
     numbers = [
         str(name) for name in pooled.columns
         if pooled[name].dtype.kind in "fiu" and not str(name).endswith(("_error", "_low", "_high"))
@@ -46,7 +48,7 @@ def plot_study(frame: pd.DataFrame, x: str | None = None, y: str | None = None, 
     for option, name in (("x", x), ("y", y)):
         if name not in numbers:
             raise ValueError(f"{option} = {name!r}: choose from {', '.join(numbers)}")
-    if x == "kl_per_token":
+    if frontier:
         over_w = {name: (at, xs, ys, *_interval(rows, x))
                   for name, rows in samplers(pooled, ("w",), (x, y, "w")).items()
                   for at, xs, ys in [(rows["w"].tolist(), rows[x].tolist(), rows[y].tolist())]}

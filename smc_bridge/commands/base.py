@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -176,23 +177,23 @@ def console(stream: TextIO) -> Console:
 @contextmanager
 def importing() -> Iterator[None]:
     """Within the block Ctrl-C waits for its end: an import that is cut short leaves half a module, and raises whatever
-    the package makes of it."""
+    the package makes of it. A process that ignores Ctrl-C, as one in the background of a script, goes on to."""
     pressed = False
 
     def wait(*_: object) -> None:
         nonlocal pressed
         pressed = True
 
-    try:
-        before = signal.signal(signal.SIGINT, wait)
-    except ValueError:  # only the main thread hears of signals
+    before = signal.getsignal(signal.SIGINT)
+    # Only the main thread hears of signals; None was not set by Python.
+    if before in (None, signal.SIG_IGN) or threading.current_thread() is not threading.main_thread():
         yield
         return
+    signal.signal(signal.SIGINT, wait)
     try:
         yield
     finally:
-        if before is not None:  # not set by Python
-            signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
 

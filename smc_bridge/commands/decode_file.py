@@ -20,6 +20,7 @@ from smc_bridge.commands.base import INTERRUPTED, PROGRAM, UsageError, check_wri
 from smc_bridge.commands.models import models_of, pair_name
 from smc_bridge.commands.options import Options, build_sampler
 from smc_bridge.commands.prompts import count_of, described, task_of
+from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown, write_text
 from smc_bridge.tasks import Item, Task, encode_prompts, lookahead_of
 
@@ -46,6 +47,7 @@ def run_file(arguments: argparse.Namespace, options: Options) -> int:
         from smc_bridge.trace_rendering import render_trace, token_texts
     if path is not None:
         refuse_other(path, lambda file: Result.from_dict(json.loads(file.open(encoding="utf-8").readline())))
+    use_free_cores()
     pair = models.load()
     if options.lookahead is None:
         options = replace(options, lookahead=lookahead_of(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
@@ -36,7 +37,8 @@ def dispatch(argv: Sequence[str], commands: Iterable[Command] | None) -> int:
                 tell(f"{PROGRAM}: command {name} is unavailable: {reason}; repair or remove its package")
             arguments = whole.parse_args(argv)
             parser = arguments.parser
-            code: int = arguments.run(arguments)
+            with _warnings(arguments.parser):
+                code: int = arguments.run(arguments)
             return _leave(code)
         except SystemExit as done:  # of --help and --version
             return _leave(done.code if isinstance(done.code, int) else 0)
@@ -102,6 +104,21 @@ def _streams() -> Iterator[None]:
                 with suppress(OSError):
                     text.reconfigure(errors=errors)
             sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def _warnings(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Warnings are one line as errors are, in the words of flags and without the place in the source."""
+    before = warnings.formatwarning
+
+    def line(message: Warning | str, *_: object, **__: object) -> str:
+        return f"{PROGRAM}: warning: {in_flags(' '.join(str(message).split()), parser)}\n"
+
+    warnings.formatwarning = line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _leave(code: int) -> int:

@@ -247,6 +247,7 @@ def test_axes_name_what_is_drawn(saved: str, tmp_path: Path, x: str | None) -> N
         ax = plot_study(frame, x, y)
         assert ax.get_ylabel() == label(y)
         assert ("KL bound" in ax.get_xlabel()) == (x == "kl_per_token")
+    assert plot_study(frame, "kl_per_token").get_ylabel() == label("tokens_per_dlm_forward")
     pyplot.close("all")
 
 
@@ -307,6 +308,31 @@ def test_result_is_drawn(run: Run, picture: str) -> None:
     assert drawn(run, "r.json", "--y", picture).startswith(b"\x89PNG")
     code, _, err = run("plot", "r.json", "--y", "joy")
     assert (code, err.count("\n")) == (2, 1)
+
+
+def test_results_of_a_file_of_prompts_are_drawn_together_or_refused(run: Run, tmp_path: Path) -> None:
+    sampler = smc(toy_pair(), 3, window=2, lookahead=4)
+    results = sampler.run([[1], [2]], max_new_tokens=4)
+    lines = [json.dumps(result.to_dict()) + "\n" for result in results]
+    pictures = []
+    for text in ("".join(lines), lines[0]):
+        (tmp_path / "r.jsonl").write_text(text)
+        pictures += [drawn(run, "r.jsonl", "--y", y) for y in ("ess", "acceptance")]
+    assert len(set(pictures)) == 4, "the second result is drawn too"
+    code, _, err = run("plot", "r.jsonl", "--y", "lanes")
+    assert (code, err) == (2, (
+        "smc-bridge: error: --y = lanes: FILE has no drafts; decode again with --trace, or choose another picture\n"
+    ))
+    (tmp_path / "r.jsonl").write_text("".join(lines))
+    drawn(run, "r.jsonl")
+    code, _, err = run("plot", "r.jsonl", "--y", "steps")
+    assert (code, err) == (2, (
+        "smc-bridge: error: --y = steps: is of one result, and FILE has 2; choose from acceptance, ess\n"
+    ))
+    (tmp_path / "r.jsonl").write_text(lines[0] + "{}\n")
+    code, _, err = run("plot", "r.jsonl")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is no saved study, comparison or result" in err
 
 
 def test_the_documented_study_is_one() -> None:

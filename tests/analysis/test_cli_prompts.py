@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "grader of a study": (["study", "task.toml", "--grader", "exact"], "--grader = exact is for the answers of a file"),
     "bad line": (["compare", "--pair", "toy", "--prompts", "bad.jsonl"], "--prompts = bad.jsonl, line 1: is not JSON"),
     "one prompt": (["certify", "--pair", "toy", "--prompts", "one.jsonl"], "--prompts = one.jsonl: has 1 prompt; an"),
-    "more than there are": (["certify", *TOY, "--n", "9"], "--n = 9 from offset = 0: 'p.jsonl' has 3 prompts"),
+    "more than there are": (["certify", *TOY, "--n", "9"], "--n = 9: 'p.jsonl' has 3 prompts; give 1 to 3"),
     "mask of a pair of ours": (["compare", *TOY, "--mask-id", "0"], "--mask-id is for models of your own"),
     "models of tabular ones": (
         ["study", "tabular.toml", "--dtype", "float64"], "--dtype is for prompts, and tabular.toml has tabular models",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.comparison.effort import Clock, about, probe, relative_cost
-from analysis.comparison.methods import DEFAULT_METHODS
+from analysis.comparison.effort import Clock, about, paces
 from analysis.comparison.settings import Settings
 from analysis.comparison.store import Cell, Outcome
 from tests.toys import ToyTask, toy_pair
@@ -16,30 +15,28 @@ def cell(method: str, problems: int, seconds: float) -> Cell:
     return Cell(method, 0, seconds, 1, (outcome,) * problems)
 
 
-def test_before_the_first_part_the_probe_counts() -> None:
-    work = [("dlm-1", 10), ("dlm-4", 20), ("ar", 5)]
-    assert Clock(work, 0.5).left == pytest.approx(0.5 * (10 + 20 / 4 + 5 * relative_cost("ar")))
-    assert Clock(work, 0.5, workers=2).left == pytest.approx(Clock(work, 0.5).left / 2)
+def test_before_the_first_part_the_expected_paces_count() -> None:
+    work, expected = [("dlm-1", 10), ("dlm-4", 20), ("ar", 5), ("ar", 2)], {"dlm-1": 0.5, "dlm-4": 0.2, "ar": 0.1}
+    assert Clock(work, expected).left == pytest.approx(10 * 0.5 + 20 * 0.2 + 7 * 0.1)
+    assert Clock(work, expected, workers=2).left == pytest.approx(Clock(work, expected).left / 2)
 
 
-def test_a_method_that_was_seen_goes_on_at_its_own_pace_and_others_at_the_common_one() -> None:
-    clock = Clock([("smc-4", 10), ("smc-4", 10), ("dlm-1", 3)], 0.5)
+def test_a_method_that_was_seen_goes_on_at_its_own_pace_and_others_are_as_much_off() -> None:
+    clock = Clock([("smc-4", 10), ("smc-4", 10), ("dlm-1", 3)], {"smc-4": 0.35, "dlm-1": 0.2})
     clock.finished(cell("smc-4", 10, 7.0))
-    assert clock.left == pytest.approx(7.0 + 3 * 0.7 / relative_cost("smc-4"))
+    assert clock.left == pytest.approx(7.0 + 3 * 0.4)
     clock.finished(cell("dlm-1", 3, 2.0))
     clock.finished(cell("smc-4", 10, 9.0))
     assert clock.left == 0.0
 
 
-def test_costs_grow_with_work() -> None:
-    assert relative_cost("dlm-1") == 1.0 > relative_cost("dlm-2-entropy") > relative_cost("dlm-8")
-    assert relative_cost("smc-1") < relative_cost("smc-1x4") < relative_cost("smc-4") < relative_cost("smc-4x4")
-    assert all(0 < relative_cost(method) <= 1 for method in DEFAULT_METHODS)
-
-
-def test_probe_is_a_time() -> None:
-    prompts = [toy_pair().encode(item.prompt).tolist() for item in ToyTask().problems(5)]
-    assert 0 < probe(toy_pair(), ToyTask(), prompts, Settings("toy", 5, ("ar",))) < 60
+def test_paces_are_times_of_a_problem() -> None:
+    pair, task = toy_pair(), ToyTask()
+    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(5)]
+    methods = ("ar", "dlm-1", "smc-2", "tree-walk")
+    found = paces(methods, pair, task, prompts, Settings("toy", 5, methods))
+    assert tuple(found) == methods
+    assert all(0 < seconds < 60 for seconds in found.values())
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,32 @@ def test_an_import_is_not_cut_short() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_process_that_ignores_ctrl_c_ignores_it_during_imports_too() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with importing():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_warning_is_one_line_in_the_words_of_flags() -> None:
+    code = """
+import sys, warnings
+from smc_bridge.cli import main
+from smc_bridge.commands.base import Command
+def run(arguments):
+    warnings.warn("eos_id = 7: is not the end\\n  of the model's configuration")
+    return 0
+sys.exit(main(["odd"], commands=[Command("odd", "", lambda parser: parser.add_argument("--eos-id"), run)]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0, "", "smc-bridge: warning: --eos-id = 7: is not the end of the model's configuration\n"
+    )
+
+
 def test_the_package_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "smc_bridge", "--version"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "smc-bridge 0.1.0\n", "")

@@ -98,7 +98,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "unknown grader": (["--grader", "fuzzy"], "--grader = 'fuzzy': choose from exact, number, contains, or"),
     "missing module": (["--grader", "no_such_module:f"], "--grader = 'no_such_module:f': cannot be imported"),
-    "too many": (["--n", "4"], "--n = 4 from offset = 0: 'p.jsonl' has 3 prompts"),
+    "too many": (["--n", "4"], "--n = 4: 'p.jsonl' has 3 prompts; give 1 to 3"),
     "pair and models": (["--ar", "x"], "--pair = toy with --dlm or --ar"),
     "foreign file": (["--json", "bare.jsonl"], "--json = bare.jsonl: is not a saved result; give another file"),
     "contradiction": (["--nodes", "4"], "--nodes = 4 with a --kernel = rejection"),

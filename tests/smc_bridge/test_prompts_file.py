@@ -46,6 +46,12 @@ def test_standard_input_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_prompts("-") == (Item("a", None, "1"),)
 
 
+def test_standard_input_that_is_closed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ValueError, match=r"--prompts = -: cannot be read \(Bad file descriptor\); give a file"):
+        read_prompts("-", argument="--prompts")
+
+
 GOOD = line(prompt="a", answer="1")
 BAD: dict[str, tuple[bytes, str]] = {
     "no JSON": (GOOD + b"\nbuy milk", "line 2: is not JSON (Expecting value at column 1); give one object a line"),
@@ -115,5 +121,7 @@ def test_a_file_is_a_task() -> None:
     assert task.problems(1, 1) == [Item("b", "6", "y")]
     assert task.grade("#### 5", "5")
     assert not task.grade("#### 5", "6")
-    with pytest.raises(ValueError, match=r"n = 3 from offset = 0: 'p\.jsonl' has 2 prompts"):
+    with pytest.raises(ValueError, match=r"n = 3: 'p\.jsonl' has 2 prompts; give 1 to 2"):
         task.problems(3)
+    with pytest.raises(ValueError, match=r"n = 2 from offset = 1: 'p\.jsonl' has 2 prompts; give a part of them"):
+        task.problems(2, 1)

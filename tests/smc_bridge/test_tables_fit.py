@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.comparison.table import Interval, Row, render
-from smc_bridge.commands.tables import print_table
+from smc_bridge.tables import print_table
 
 RIGHT = Interval(0.9345, 0.8912, 0.9666)
 ROWS = [
@@ -28,10 +29,18 @@ def printed(table: Table, width: int) -> str:
     return stream.getvalue()
 
 
+def shown(table: Table, width: int) -> str:
+    """The table at a prompt in a terminal of this width."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(width))
+        return repr(table)
+
+
+@pytest.mark.parametrize("show", [printed, shown])
 @pytest.mark.parametrize("width", [176, 120, 80, 60, 40])
-def test_the_table_of_a_comparison_fits_with_every_number_whole(width: int) -> None:
+def test_the_table_of_a_comparison_fits_with_every_number_whole(width: int, show: Callable[[Table, int], str]) -> None:
     table = render(ROWS, title="arithmetic: 200 problems, target temperature 0.2, w = 0.3, seed 0")
-    text = printed(table, width)
+    text = show(table, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     found = text.replace("│", " ").split()
@@ -53,3 +62,19 @@ def test_text_that_may_be_cut_takes_what_is_left() -> None:
     assert max(map(len, text.splitlines())) == 50
     assert text.count("x") == 200 + 1  # of the header
     assert text.count("┡") == 1
+
+
+def test_rows_of_one_name_are_numbered_where_a_table_goes_on_below_itself() -> None:
+    table = Table("method", "N", "log evidence", "tokens", caption="what it all means, in a line of its own")
+    for row in range(3):
+        table.add_row("smc", str(row), f"{row}.12345", str(40 + row))
+    assert "#" not in printed(table, 60)
+    text = printed(table, 26)
+    assert max(map(len, text.splitlines())) <= 26
+    assert text.count("┡") == 2
+    for row in range(3):
+        own = " ".join(line for line in text.splitlines() if line.startswith(f"│ {row + 1} │"))
+        assert own.replace("│", " ").split() == [
+            f"{row + 1}", "smc", f"{row}", f"{row + 1}", f"{row}.12345", f"{40 + row}"
+        ], text
+    assert text.split()[-10:] == table.caption.split(), "below the parts, not in one of them"

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from models import pairs
+from smc_bridge.cli import main
 from smc_bridge.commands import threads
+from tests.toys import LIMIT, toy_pair
 
 #: Ticks of three cores: user nice system idle iowait irq softirq steal guest guest_nice.
 BEFORE = "cpu  9 9 9 9 9 9 9 9 9 9\n" + "".join(f"cpu{i} 5 0 0 9 1 0 0 0 0 0\n" for i in range(3)) + "intr 7\n"
@@ -56,4 +59,18 @@ def test_the_users_own_number_of_threads_stands(machine: Path, monkeypatch: pyte
     assert given == []
     monkeypatch.delenv("OMP_NUM_THREADS")
     threads.use_free_cores()
+    assert given == [2]
+
+
+@pytest.mark.parametrize("prompts", [["1"], ["--prompts", "p.jsonl"]])
+def test_decode_takes_free_cores_for_a_prompt_and_for_a_file(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, prompts: list[str]
+) -> None:
+    (machine / "p.jsonl").write_text('{"prompt": "1"}\n')
+    monkeypatch.chdir(machine)
+    monkeypatch.setitem(pairs.PAIRS, "toy", lambda device, dtype: toy_pair())
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert main(["decode", *prompts, "--pair", "toy", "--max-new-tokens", str(LIMIT)], commands=[]) == 0
     assert given == [2]

@@ -1,7 +1,7 @@
 """Tables that fit the width they are printed in: text is wrapped between words, and no number is ever cut.
 
 Where the columns do not fit side by side, the table goes on below itself, each part with the column that names the
-rows.
+rows, or with numbers of the rows where two have one name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
+from rich.text import Text, TextType
 
 #: What a column that may be cut anywhere (`overflow = "fold"`) needs, columns of the terminal.
 FOLDED = 12
@@ -24,8 +24,14 @@ def print_table(console: Console, table: Table) -> None:
     Args:
         table: its first column names the rows; cells are text.
     """
-    for part in fit(table, console.width):
+    parts = fit(table, console.width)
+    names = _texts(table.columns[0])
+    if len(parts) > 1 and len(set(names)) < len(names):
+        parts = fit(_numbered(table), console.width)
+    for part in parts:
         console.print(part)
+    if len(parts) > 1 and table.caption:  # the last part may be a narrow one
+        console.print(table.caption, style="table.caption")
 
 
 def fit(table: Table, width: int) -> list[Table]:
@@ -41,19 +47,39 @@ def fit(table: Table, width: int) -> list[Table]:
         parts[-1].append(index)
         used += needed[index] + FRAME
     return [
-        _part(table, [name, *part], needed, width, first=place == 0, last=place == len(parts) - 1)
+        _part(table, [name, *part], needed, width, first=place == 0, only=len(parts) == 1)
         for place, part in enumerate(parts)
     ]
 
 
+def _numbered(table: Table) -> Table:
+    """The table with numbers of its rows as their names."""
+    numbered = _like(table, title=table.title, caption=table.caption)
+    numbered.add_column("#", justify="right")
+    for column in table.columns:
+        numbered.add_column(
+            column.header, justify=column.justify, style=column.style, overflow=column.overflow,
+            no_wrap=column.no_wrap,
+        )
+    for row, cells in enumerate(zip(*(column.cells for column in table.columns), strict=True), start=1):
+        numbered.add_row(str(row), *cells)
+    return numbered
+
+
+def _like(table: Table, *, title: TextType | None, caption: TextType | None) -> Table:
+    """A table of the same looks without columns."""
+    return Table(
+        title=title, title_justify=table.title_justify, title_style=table.title_style, caption=caption,
+        caption_justify=table.caption_justify, box=table.box, padding=table.padding, pad_edge=table.pad_edge,
+        show_header=table.show_header,
+    )
+
+
 def _part(
-    table: Table, chosen: Sequence[int], needed: Sequence[int], width: int, *, first: bool, last: bool
+    table: Table, chosen: Sequence[int], needed: Sequence[int], width: int, *, first: bool, only: bool
 ) -> Table:
     """Some columns of a table, each as wide as its longest line if there is room, and as its longest word at least."""
-    part = Table(
-        title=table.title if first else None, title_justify=table.title_justify, title_style=table.title_style,
-        caption=table.caption if last else None, caption_justify=table.caption_justify,
-    )
+    part = _like(table, title=table.title if first else None, caption=table.caption if only else None)
     widths = _widths([needed[i] for i in chosen], [_most(table.columns[i]) for i in chosen], width)
     for index, own in zip(chosen, widths, strict=True):
         column = table.columns[index]
