@@ -1,7 +1,7 @@
 """Intermediate distributions `pi` between the proposal q and the target p, built position by position.
 
-Anything of the form `(log q_i, log p_i) -> log pi_i` is legal, normalised and a function of the past only (design 2.1,
-2.6). A new one is a class with one method; see `Intermediate`.
+Anything of the form `(log q_i, log p_i) -> log pi_i` is legal, normalised and a function of the past only
+(docs/theory, section 1). A new one is a class with one method; see `Intermediate`.
 
 Where a product has no support at all (q and p disjoint at a position), it falls back to p: the choice depends on
 `q_i, p_i` only, so the weights stay right.
@@ -166,7 +166,7 @@ class ProductOfExperts:
     Args:
         w: exponent of the proposal, in [0, 1]; 0 is speculative decoding, 1 is plain importance sampling.
         target_exponent: exponent of the target instead of `1 - w`; a number, or one per lane `[K]` (the paper's lane
-            temperature on the whole product: `(1 - w) tau_p / tau_k`, design 2.4).
+            temperature on the whole product: `(1 - w) tau_p / tau_k`).
     Raises:
         ValueError: w outside [0, 1], or an exponent that is negative or more than float32 holds.
     """

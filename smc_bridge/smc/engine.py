@@ -1,4 +1,4 @@
-"""The engine: `Sampler` runs the program of design 2.4, batched over prompts, particles and lanes.
+"""The engine: `Sampler` runs the program of docs/theory, section 5, batched over prompts, particles and lanes.
 
     propose -> branch -> verify -> move -> reweight -> reduce -> commit
 
