@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 from smc_bridge.intervals import ratio_interval
 from smc_bridge.pareto import tail_shape
@@ -31,8 +32,6 @@ Array = npt.NDArray[np.float64]
 ROUND_OFF = 1e-6
 #: The same of the evidence of weights that are one by construction, nats: round-off of whole sequences.
 EXACT = 1e-3
-#: Standard errors by which a mean of `Z_hat` below 1 is not put down to chance.
-SHORT = 2.0
 #: With fewer runs upper ends were too low more often than 5 % (docs/benchmarks/certificate.md).
 FEW = 100
 #: A tail of a greater shape makes averages converge too slowly to be trusted.
@@ -158,10 +157,19 @@ def kl_terms(log_evidence: Sequence[float] | Array, *, log_z: float | None = Non
         return np.asarray(log_z - values)
     with np.errstate(over="ignore", invalid="ignore"):  # beyond 700 nats a term is infinite, as a float
         excess = np.expm1(values)
-        if values.size > 1 and excess.mean() + SHORT * excess.std(ddof=1) / math.sqrt(values.size) < -ROUND_OFF:
+        if _falls_short(excess):
             return -values
         # A term is at least 0, but for round-off.
         return np.asarray(np.maximum(excess - values, 0.0))
+
+
+def _falls_short(excess: Array) -> bool:
+    """Whether runs fall short of `E[excess] = 0`: Student's 95 % interval of their mean ends below it."""
+    n = excess.size
+    if n < 2:
+        return False
+    half = float(stdtrit(n - 1, 0.975)) * float(excess.std(ddof=1)) / math.sqrt(n)
+    return float(excess.mean()) + half < -ROUND_OFF
 
 
 def certificate_of(

@@ -24,8 +24,8 @@ Record = dict[str, Any]
 FORWARDS = ("dlm_forwards", "dlm_rows", "ar_forwards", "ar_rows", "ar_tokens")
 #: Every figure of a record, besides its key.
 FIGURES = (
-    "runs", "proper", "exact", "log_evidences", "run_tokens", "ess", "tokens", "tokens_per_block", "acceptance", *FORWARDS,
-    "seconds", "tv", "tv_error", "run_tv", "run_tv_error", "bias", "bias_error", "accuracy",
+    "runs", "proper", "exact", "log_evidences", "run_tokens", "ess", "tokens", "tokens_per_block", "acceptance",
+    *FORWARDS, "seconds", "tv", "tv_error", "run_tv", "run_tv_error", "bias", "bias_error", "accuracy",
 )
 #: Runs from which a total variation can be estimated with an error that means something.
 LEAST_RUNS = 20
