@@ -2,7 +2,7 @@
 
 A run estimates `E_p[f]` by `theta = sum_k W_k f(x_k)`, a ratio of two unbiased sums, so it is biased by O(1/N).
 
-*From many runs.* `E[Z_hat theta] = Z E_p[f]` exactly and `E[Z_hat] = Z` (design 2.4), hence
+*From many runs.* `E[Z_hat theta] = Z E_p[f]` exactly and `E[Z_hat] = Z` (docs/theory, Theorem 2), hence
 
     bias = E[theta] - E_p[f] = - Cov(Z_hat / Z, theta),
 

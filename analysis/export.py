@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from analysis.runs import Runs, as_runs
+from analysis.runs import Runs, as_runs, require_independent
 from models.extras import need
 from smc_bridge.result import Result
 from smc_bridge.smc.resampling import from_points
@@ -58,7 +58,7 @@ def to_datatree(results: Runs, functions: Functions | None = None, *, seed: int 
     Returns:
         A tree that `to_netcdf` can write; its attributes hold method, properness and settings.
     Raises:
-        ValueError: no runs, or numbers of particles or lanes that differ.
+        ValueError: no runs, numbers of particles or lanes that differ, or the same prompt and seed twice.
         MissingExtraError: xarray is not installed.
     """
     need("xarray", "exports", extra="analysis")
@@ -66,6 +66,7 @@ def to_datatree(results: Runs, functions: Functions | None = None, *, seed: int 
 
     runs = as_runs(results)
     _check_alike(runs)
+    require_independent(runs, "a chain")
     groups: dict[str, Any] = {"particles": _particles(runs), "weights": _weights(runs)}
     if any(len(run.trace) for run in runs):
         groups["trace"] = _trace(runs)

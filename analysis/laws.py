@@ -2,9 +2,9 @@
 
 Two laws can be read off many runs. The *output law* `r` is that of one sequence drawn from one run's weights; it is
 estimated by the mean of the runs' normalised weights and differs from the target by the bias that the KL certificate
-bounds. The *weighted law* `mean_m Z_m W_m` is unbiased for the target of a proper method (design 2.4): what is left of
-its distance is Monte-Carlo noise. Both estimates are of finite samples, so their distance from the target is on
-average larger than that of the law itself, by about `sqrt(cells / runs)`.
+bounds. The *weighted law* `mean_m Z_m W_m` is unbiased for the target of a proper method (docs/theory, Theorem 2): what
+is left of its distance is Monte-Carlo noise. Both estimates are of finite samples, so their distance from the target is
+on average larger than that of the law itself, by about `sqrt(cells / runs)`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ Ghahramani & Adams 2015) as a measure of accuracy, AIDE (Cusumano-Towner & Mansi
 
 Under the extended target `E[1 / Z_hat_cond] = P(Z_hat > 0)`, so the terms `1 / Z_hat - 1 + log Z_hat >= 0` have the
 mean `E[log Z_hat_cond] - P(Z_hat = 0)`, which is at least `E[log Z_hat_cond] + log P(Z_hat > 0)`: they bound
-`KL(p || r)` for the law r of the output of runs that have one.
+`KL(p || r)` for the law r of the output of runs that have one. The plain terms are averaged where runs fall short of
+that mean, as those of the certificate (`smc_bridge.certificate`).
 
 What the bounds do not say: they are about r against p *as the AR model has it*, not about right answers; they average
 over the prompts that were run; and a loose bound is not a large divergence.

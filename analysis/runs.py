@@ -26,7 +26,7 @@ def as_runs(results: Runs) -> list[Result]:
 
 
 def require_proper(runs: Sequence[Result], purpose: str, *, retained: bool = False) -> None:
-    """Refuse runs that `purpose` cannot rest on (design 2.3, 2.5).
+    """Refuse runs that `purpose` cannot rest on.
 
     Args:
         runs: must be properly weighted, finished, and independent of each other.

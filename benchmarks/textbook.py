@@ -3,8 +3,9 @@
     q = softmax(l_D / tau_k),  p = softmax(l_A / tau),  pi = softmax(w log q + b_k log p),  r = normalise((pi - q)_+)
 
 for all K lanes, V positions and A tokens; draw the draft from q, accept `y_i` with probability `min(1, pi_i / q_i)`,
-correct the first refusal from r, weigh by `sum log p - log pi`, and keep one lane by weight (design 2.2, 2.3). It uses
-the uniforms that the sampler would use, in the same order, so that both commit the same blocks but for round-off.
+correct the first refusal from r, weigh by `sum log p - log pi`, and keep one lane by weight (docs/theory, sections 3
+and 4). It uses the uniforms that the sampler would use, in the same order, so that both commit the same blocks but for
+round-off.
 """
 
 from __future__ import annotations

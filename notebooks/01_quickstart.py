@@ -58,7 +58,8 @@ print(f"answer {problem.answer}; share of the weight that finds it: {right:.3f}"
 
 # %% [markdown]
 # `log_evidence` estimates the log of the target's normaliser, which is 0. Its mean shortfall bounds the divergence of
-# the output's law from exact AR sampling, `KL <= E[-log Z_hat]`; one run is one noisy term of that mean.
+# the output's law from exact AR sampling, `KL <= E[-log Z_hat]`. What is averaged are the terms
+# `Z_hat - 1 - log Z_hat`, which have that mean (`E[Z_hat] = 1`) and are never negative; one run is one of them.
 
 # %%
 print(f"log Z = {result.log_evidence:+.4f} nats, ESS = {result.ess:.2f} of {len(result.sequences)}")
@@ -122,7 +123,7 @@ display(summary(runs))
 # makes. `Target` is plain speculative decoding: exact, with the shortest blocks. Where the AR model is almost certain
 # of a token, a geometric mean with it is almost certain too, and only a large w keeps more of the draft. The ESS is
 # that of the final weights, which resampling has evened out: read it with the bound, which remembers. The bounds rest
-# on six prompts, so their intervals are wide and an estimate can fall below zero; `smc-bridge compare` runs hundreds.
+# on six prompts, so their intervals are wide, or do not exist; `smc-bridge compare` runs hundreds.
 
 # %%
 ax = plot_block_lengths({name: runs[name] for name in ("Target", "PoE 0.3", "PoE 0.9")})

@@ -247,9 +247,8 @@ plt.show()
 # spends up to $\varepsilon$ at every position, also where that buys no acceptance. A certificate by construction is not
 # a better frontier. That took one class and one cell to find out.
 #
-# All bounds are those of one particle; they fall like $1/N$ with more (notebook 05). They are means of $-\log \hat Z$
-# with rare large terms, which a short run can miss: an estimate near zero may even fall below it, and its interval is
-# then too narrow.
+# All bounds are those of one particle; they fall like $1/N$ with more (notebook 05). They are means of terms of which a
+# few are large. Few runs can miss those: the estimate is then too low, and so may be the upper end of its interval.
 
 # %% tags=["hide-input"]
 target = table["Target", 0.0]

@@ -99,7 +99,7 @@ def paper(
 ) -> Sampler:
     """The paper's setting, weights as in its text: N = 1, K = 4, V = 32, M = 256, w = 0.3, lanes at 0.2 to 0.7.
 
-    A lane's temperature applies to the whole product, `pi^(k) ∝ q_k^w p^((1 - w) tau_p / tau_k)` (design 2.4), and
+    A lane's temperature applies to the whole product, `pi^(k) ∝ q_k^w p^((1 - w) tau_p / tau_k)`, and
     each lane weighs by its own `pi^(k)`. `options` go to `smc`.
     """
     own = lane_temperatures(lanes)
@@ -115,7 +115,7 @@ def released(
     temperature: float = 1.0, top_p: float = 0.95, name: str = "released", max_logit_bytes: int | None = None,
     compile: bool = False,
 ) -> Sampler:
-    """The behaviour of the paper's released code (design 2.7). Not proper: a labelled baseline.
+    """The behaviour of the paper's released code. Not proper: a labelled baseline.
 
     Args:
         top_p: of the drafts only.
@@ -170,7 +170,7 @@ def tree_kernel(
 def tree_walk(
     pair: ModelPair, *, nodes: int = 128, min_probability: float = 0.05, name: str = "tree walk", **options: Any
 ) -> Sampler:
-    """One particle that walks on a tree of at most B nodes (design 2.2), w = 0.3 unless an intermediate is given.
+    """One particle that walks on a tree of at most B nodes, w = 0.3 unless an intermediate is given.
 
     The tree is that of `tree_kernel`; with a temperature for each lane it ranks by each lane's own marginals. `options`
     go to `smc`.

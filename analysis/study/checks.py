@@ -17,7 +17,7 @@ _ESTIMATES = ("tv", "run_tv", "bias")
 
 def is_record(record: Record, names: Sequence[str], runs: int) -> bool:
     """Whether data is a record with the key columns `names`, of so many runs."""
-    if set(record) != {*names, *FIGURES} or not isinstance(record["proper"], bool):
+    if set(record) != {*names, *FIGURES} or not all(isinstance(record[name], bool) for name in ("proper", "exact")):
         return False
     if isinstance(record["runs"], bool) or record["runs"] != runs:
         return False

@@ -24,8 +24,8 @@ Record = dict[str, Any]
 FORWARDS = ("dlm_forwards", "dlm_rows", "ar_forwards", "ar_rows", "ar_tokens")
 #: Every figure of a record, besides its key.
 FIGURES = (
-    "runs", "proper", "log_evidences", "run_tokens", "ess", "tokens", "tokens_per_block", "acceptance", *FORWARDS,
-    "seconds", "tv", "tv_error", "run_tv", "run_tv_error", "bias", "bias_error", "accuracy",
+    "runs", "proper", "exact", "log_evidences", "run_tokens", "ess", "tokens", "tokens_per_block", "acceptance",
+    *FORWARDS, "seconds", "tv", "tv_error", "run_tv", "run_tv_error", "bias", "bias_error", "accuracy",
 )
 #: Runs from which a total variation can be estimated with an error that means something.
 LEAST_RUNS = 20
@@ -38,7 +38,7 @@ def figures(results: Sequence[Result]) -> Record:
     proper = all(run.proper for run in results)
     blocks = block_statistics(results) if all(len(run.trace) for run in results) else None
     return {
-        "runs": len(results), "proper": proper,
+        "runs": len(results), "proper": proper, "exact": all(run.exact for run in results),
         "log_evidences": [_written(run.log_evidence) for run in results] if proper else None,
         "run_tokens": [run.drawn_tokens for run in results],
         "ess": _mean([run.ess for run in results]) if proper else None,

@@ -69,16 +69,10 @@ def _row(record: Record, cost: Cost) -> dict[str, Any]:
     dlm, ar = (("dlm_rows", "ar_rows") if cost.unit == "rows" else ("dlm_forwards", "ar_forwards"))
     return {
         **row, "log_evidence": math.nan if evidence is None else float(np.mean(evidence)),
-        **_bounds(evidence, record["run_tokens"], exact=_exact(record)),
+        **_bounds(evidence, record["run_tokens"], exact=record["exact"]),
         "tokens_per_dlm_forward": row["tokens"] / row["dlm_forwards"] if row["dlm_forwards"] else math.nan,
         "cost": cost.dlm * row[dlm] + cost.ar * row[ar],
     }
-
-
-def _exact(record: Record) -> bool:
-    """Whether the weights of a sampler are one by construction: its intermediate is its target."""
-    product = record.get("intermediate") == "poe" and record.get("method") in ("smc", "tree-walk")
-    return record.get("intermediate") == "target" or (product and record.get("w") == 0.0)
 
 
 def _bounds(evidence: Sequence[float] | None, tokens: Sequence[float], *, exact: bool) -> dict[str, float]:
@@ -114,7 +108,7 @@ def pool(frame: pd.DataFrame, *, over: Sequence[str] = ("seed", "block"), cost: 
         share = share / share.sum()
         first = rows.iloc[0]
         record: Record = {name: first[name] for name in given}
-        record |= {"runs": int(rows["runs"].sum()), "proper": bool(rows["proper"].all())}
+        record |= {"runs": int(rows["runs"].sum()), **{name: bool(rows[name].all()) for name in ("proper", "exact")}}
         known = [each for each in rows["log_evidences"] if isinstance(each, list)]
         record["log_evidences"] = [z for each in known for z in each] if len(known) == len(rows) else None
         record["run_tokens"] = [t for each in rows["run_tokens"] for t in each]

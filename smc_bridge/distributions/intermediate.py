@@ -1,7 +1,7 @@
 """Intermediate distributions `pi` between the proposal q and the target p, built position by position.
 
-Anything of the form `(log q_i, log p_i) -> log pi_i` is legal, normalised and a function of the past only (design 2.1,
-2.6). A new one is a class with one method; see `Intermediate`.
+Anything of the form `(log q_i, log p_i) -> log pi_i` is legal, normalised and a function of the past only
+(docs/theory, section 1). A new one is a class with one method; see `Intermediate`.
 
 Where a product has no support at all (q and p disjoint at a position), it falls back to p: the choice depends on
 `q_i, p_i` only, so the weights stay right.
@@ -31,7 +31,8 @@ class Intermediate(Protocol):
 
     An intermediate may also say `dominates = True`: it has mass wherever the target has, whatever the support of the
     proposal (condition C3). Without the attribute it is taken not to. How much mass is another matter: it may say
-    `log_ratio_bound`, the greatest value of `log p - log pi` at a token, nats.
+    `log_ratio_bound`, the greatest value of `log p - log pi` at a token, nats; 0 says that it is the target itself. A
+    class derived from another that gives a `log_prob` of its own says these things anew.
 
     It may say `positionwise = True`: the result at a position depends on `log_q` and `log_p` at that position only, and
     not on which lane or position it is. It is then called on the positions that are needed and no others, each as the
@@ -49,9 +50,20 @@ class Intermediate(Protocol):
         ...
 
 
+def _said(intermediate: Intermediate, name: str, otherwise: Any) -> Any:
+    """What an intermediate says of itself; what its base class says of another `log_prob` does not count."""
+    if name not in getattr(intermediate, "__dict__", {}):
+        for kind in type(intermediate).__mro__:
+            if name in vars(kind):
+                break
+            if "log_prob" in vars(kind):
+                return otherwise
+    return getattr(intermediate, name, otherwise)
+
+
 def dominates(intermediate: Intermediate) -> bool:
     """Whether `pi > 0` wherever `p > 0` for every proposal (condition C3)."""
-    return bool(getattr(intermediate, "dominates", False))
+    return bool(_said(intermediate, "dominates", False))
 
 
 def log_ratio_bound(intermediate: Intermediate) -> float:
@@ -60,7 +72,7 @@ def log_ratio_bound(intermediate: Intermediate) -> float:
     A weight of L tokens is at most `e^(L bound)`. Weights near a large bound are as rare as they are large, so a mean
     over n runs misses them if `e^bound` is far above n: then `E[Z_hat] = 1` is true and is not what one sees.
     """
-    return float(getattr(intermediate, "log_ratio_bound", math.inf))
+    return float(_said(intermediate, "log_ratio_bound", math.inf))
 
 
 def is_target(intermediate: Intermediate) -> bool:
@@ -71,7 +83,7 @@ def is_target(intermediate: Intermediate) -> bool:
 def positionwise(intermediate: Intermediate) -> bool:
     """Whether `log_prob` may be called on any selection of positions (see `Intermediate`)."""
     own = type(intermediate).__module__ == __name__
-    return bool(getattr(intermediate, "positionwise", own))
+    return bool(_said(intermediate, "positionwise", own))
 
 
 def of_package(intermediate: Intermediate) -> bool:
@@ -154,7 +166,7 @@ class ProductOfExperts:
     Args:
         w: exponent of the proposal, in [0, 1]; 0 is speculative decoding, 1 is plain importance sampling.
         target_exponent: exponent of the target instead of `1 - w`; a number, or one per lane `[K]` (the paper's lane
-            temperature on the whole product: `(1 - w) tau_p / tau_k`, design 2.4).
+            temperature on the whole product: `(1 - w) tau_p / tau_k`).
     Raises:
         ValueError: w outside [0, 1], or an exponent that is negative or more than float32 holds.
     """
@@ -174,7 +186,8 @@ class ProductOfExperts:
     @property
     def log_ratio_bound(self) -> float:
         """None but for the target itself: `p / pi` grows with `(p / q)^w`."""
-        return 0.0 if self.w == 0.0 and not self.per_lane and self.target_exponent == 1.0 else math.inf
+        same = bool((torch.as_tensor(self.target_exponent) == 1.0).all())
+        return 0.0 if self.w == 0.0 and same else math.inf
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         """See `Intermediate.log_prob`."""

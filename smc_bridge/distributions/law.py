@@ -1,8 +1,8 @@
 """`Law`: from logits to the one normalised law that is sampled, accepted against, and scored.
 
-Temperature, top-k, top-p and banned ids are part of the law (design 2.1, condition C4): they are applied here and
-nowhere else, in this order: banned ids, temperature, top-k, top-p. Probabilities are float32 or better whatever the
-model's dtype.
+Temperature, top-k, top-p and banned ids are part of the law (docs/theory, sections 1 and 6, condition C4): they are
+applied here and nowhere else, in this order: banned ids, temperature, top-k, top-p. Probabilities are float32 or better
+whatever the model's dtype.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The released decoder of PoE-Bridge, as labelled baselines: none of these parts is proper.
 
-The released code (design 2.7) differs from the paper's text in four ways, one class each or a line in one: top-p shapes
+The released code differs from the paper's text in four ways, one class each or a line in one: top-p shapes
 the draft but not the acceptance ratio; a draft of any lane that holds an end of sequence forces the first token of all
 lanes (condition C8 broken); the score is the *length-mean of raw-logit differences* AR - DLM instead of the sum of
 `log p - log pi`; the survivor is the argmax of the score, and no weight is carried. Its total variation to the AR law

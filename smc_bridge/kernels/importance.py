@@ -1,8 +1,8 @@
 """Importance steps: the log weight of a lane's block, and the kernel that accepts everything.
 
 `log w = sum_{i<=L} [log p(x_i) - log pi^(k)(x_i)]` is a proper weight at the random length L, because the target is
-extended by the same stopping kernel and `kappa` cancels (design 2.3): a sum, never a mean over length; against pi,
-never against q; log-probabilities, never raw logits.
+extended by the same stopping kernel and `kappa` cancels (docs/theory, section 4): a sum, never a mean over length;
+against pi, never against q; log-probabilities, never raw logits.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def checked_increments(
 
 
 class OwnWeights:
-    """Each lane weighs by its own intermediate: `log p(x) - log pi^(k)(x)` (design 2.3)."""
+    """Each lane weighs by its own intermediate: `log p(x) - log pi^(k)(x)` (docs/theory, Theorem 1)."""
 
     proper = True
 
@@ -101,7 +101,7 @@ class OwnWeights:
 
 
 class BalanceHeuristic:
-    """Lanes as strategies of multiple importance sampling (Veach & Guibas 1995; design 2.4):
+    """Lanes as strategies of multiple importance sampling (Veach & Guibas 1995; docs/theory, Proposition 6):
 
     `w = p(x_{1:L}) sum_j kappa_j(L | x) / sum_j g_j(x, L)`, closed form and without a further forward, because the
     proposals do not depend on the block and the target along the block is known.

@@ -8,8 +8,8 @@ committed token goes on with a probability that depends on the past only (condit
                    prod_{i<L} c_i                   if the block must end at L (window, length limit, end of sequence)
     g(x_{1:L}, L) = pi(x_{1:L}) kappa(L | x_{1:L})
 
-and `sum_L g(x_{1:L}, L) / pi(x_{1:L}) = 1` along every path (design 2.2). `kappa` stands on both sides of the
-importance weight and cancels (design 2.3).
+and `sum_L g(x_{1:L}, L) / pi(x_{1:L}) = 1` along every path (docs/theory, section 3). `kappa` stands on both sides of
+the importance weight and cancels (section 4).
 
 Shapes: R rows (a row is one lane), V window, A alphabet; laws are log-probabilities `[R, V, A]` along the block. The
 engine hands out *lazy* ones (`smc_bridge.distributions.lazy`), which are computed where `at_tokens`, `row_at` and
@@ -239,7 +239,7 @@ class StoppingKernel(ABC):
     ):
         """Log-probability `log kappa(length | block)` that the kernel stops after `length` tokens, nats.
 
-        `kappa = g / pi` along the block (design 2.2); the same factor on the target side cancels it.
+        `kappa = g / pi` along the block (docs/theory, section 3); the same factor on the target side cancels it.
 
         Args:
             q, pi: log-probabilities along the block, `[R, V, A]`.

@@ -2,9 +2,9 @@
 
 From the proposal's marginals build a tree of likely continuations (`smc_bridge.kernels.tree_build`); one forward of the
 AR model under a tree mask gives `p` after every node; then draw `x_i ~ pi_i` exactly, node by node, and stop after the
-first token that is not in the tree (design 2.2). Nothing is rejected, any number of lanes walk on the same forward, and
-the nodes are spent where q puts its mass. The tree is a deterministic function of q, so stopping depends on the past
-only:
+first token that is not in the tree (docs/theory, Proposition 5). Nothing is rejected, any number of lanes walk on the
+same forward, and the nodes are spent where q puts its mass. The tree is a deterministic function of q, so stopping
+depends on the past only:
 
     c_i = 1 if x_{1:i} is in the tree, else 0.
 

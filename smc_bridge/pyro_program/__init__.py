@@ -1,4 +1,4 @@
-"""The program of design 2.4 as Pyro model and guide.
+"""The program of docs/theory, section 5, as Pyro model and guide.
 
     guide, step t:   block_t ~ StoppedPrefix(pi)      that is, run the kernel
     model, step t:   block_t ~ StoppedPrefix(p)       the target, stopped by the same kappa

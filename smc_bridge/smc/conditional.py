@@ -2,10 +2,10 @@
 Holenstein 2010).
 
 The retained particle sits in place 0. At every step it follows its own tokens in a lane drawn uniformly, and *where it
-stops is simulated from `kappa`*: after token i it goes on with probability `c_i` (design 2.5; `StoppingKernel`). The
-other particles choose their ancestors by independent draws from all lanes. If the retained sequence is an exact draw
-from the target, all its lanes, lengths and ancestors are then an exact draw from the extended target, so
-`KL(p || r) <= E[log Z_hat]` for the law r of the unconditional program's output.
+stops is simulated from `kappa`*: after token i it goes on with probability `c_i` (docs/theory, section 8;
+`StoppingKernel`). The other particles choose their ancestors by independent draws from all lanes. If the retained
+sequence is an exact draw from the target, all its lanes, lengths and ancestors are then an exact draw from the extended
+target, so `KL(p || r) <= E[log Z_hat]` for the law r of the unconditional program's output.
 
 A retained sequence must be possible under the very laws that the run reads (`check_possible`). An exact sample that was
 drawn by other forwards need not be: where a model's logits depend on the forward in their last bits, a token at the

@@ -1,4 +1,4 @@
-"""The engine: `Sampler` runs the program of design 2.4, batched over prompts, particles and lanes.
+"""The engine: `Sampler` runs the program of docs/theory, section 5, batched over prompts, particles and lanes.
 
     propose -> branch -> verify -> move -> reweight -> reduce -> commit
 
@@ -33,7 +33,7 @@ from smc_bridge.distributions.intermediate import (
 from smc_bridge.distributions.lazy import Chunks
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.kernels.importance import Lanes, OwnWeights, WeightRule, checked_increments
+from smc_bridge.kernels.importance import BalanceHeuristic, Lanes, OwnWeights, WeightRule, checked_increments
 from smc_bridge.kernels.protocol import DraftKernel, Kernel, Move
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
@@ -141,8 +141,9 @@ class Sampler:
 
         Weights that are one in all runs that were seen are no proof of it.
         """
-        own = isinstance(self.weight, OwnWeights) and self.target.potential is None
-        return own and is_target(self.intermediate) and self.proper
+        # A rule derived from these may weigh otherwise. The heuristic's lanes have one law here, which cancels.
+        plain = type(self.weight) in (OwnWeights, BalanceHeuristic) and self.target.potential is None
+        return plain and is_target(self.intermediate) and self.proper
 
     @torch.inference_mode()
     def run(

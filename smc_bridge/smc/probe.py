@@ -4,7 +4,7 @@ The weights are right for every `pi_i(. | c, x_<i)` that is a function of the pa
 whole windows and all lanes, `[R, K, V, A]`, and nothing stops it from reading p beyond position i (which was computed
 along the draft, so that it tells what was drafted at i), p along another lane's draft, or another particle; or from
 returning something else when it is asked again. Each of these is tried: what must not matter is replaced by other
-random laws, and the result must stay the same.
+random laws, and the result must stay the same. Nor may `log p - log pi` exceed the bound that it says it has.
 
 It may read p before i and q everywhere: the marginals are known before a token is drafted. A probe can find a fault and
 cannot prove that there is none: what it reads only now and then, or far away, is for `smc_bridge.check`.
@@ -17,7 +17,13 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob, of_package, positionwise
+from smc_bridge.distributions.intermediate import (
+    Intermediate,
+    checked_log_prob,
+    log_ratio_bound,
+    of_package,
+    positionwise,
+)
 
 #: Greatest difference of log-probabilities, nats, that is put down to round-off, at tokens within `DEEP` of the peak.
 ROUND_OFF, DEEP = 1e-3, 12.0
@@ -70,6 +76,9 @@ class _Trial:
         plain = self.call(q, p)
         if differ(plain, self.call(q, p)):
             return ["gives another law when it is asked again with the same arguments: it must be a pure function"]
+        bound, ratio = log_ratio_bound(self.intermediate), float((p - plain).max())
+        if ratio > bound + ROUND_OFF:
+            return [f"says log_ratio_bound = {bound:g}, but log p - log pi is {ratio:.3g} at a token"]
         if self.single:
             one = (-1, 1, 1, size)
             if differ(plain.reshape(one), self.call(q.reshape(one), p.reshape(one))):

@@ -57,5 +57,5 @@ def exact_law(target: ARTarget, limit: int) -> Law:
     if target.potential is None:
         return whole
     prefix = Prefix.of(list(whole))
-    phi = target.potential(prefix._replace(done=torch.ones_like(prefix.done))).double().exp().tolist()
+    phi = target.log_potential(prefix._replace(done=torch.ones_like(prefix.done))).exp().tolist()
     return {s: mass * f for (s, mass), f in zip(whole.items(), phi, strict=True)}

@@ -16,6 +16,7 @@ from analysis.bias import bias_against_samples, delta_bias, jackknife_bias, run_
 from analysis.bounds import kl_certificate, kl_per_token
 from analysis.calibration import rank_test
 from analysis.comparison import Settings, compare
+from analysis.export import to_datatree
 from analysis.law_bias import output_distance, output_distance_by_identity, run_distance, run_rms
 from analysis.laws import kl, output_law, total_variation, weighted_law
 from analysis.oracle import oracle
@@ -68,7 +69,7 @@ AVERAGES: dict[str, Callable[[list[Result]], Any]] = {
     "jackknife_bias": lambda given: jackknife_bias(given, length),
     "delta_bias": lambda given: delta_bias(given, length),
     "bias_against_samples": lambda given: bias_against_samples(given, samples(range(8)), length),
-    "summary": summary,
+    "summary": summary, "to_datatree": to_datatree,
 }
 
 

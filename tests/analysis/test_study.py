@@ -24,7 +24,7 @@ from analysis.study.drawing import plot_study
 from analysis.study.frame import KEYS
 from analysis.study.plan import Setting
 from analysis.study.sources import Limits, tabular_pair
-from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts
+from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts, Target
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.tasks import Item
 from tests.toys import ToyTask, toy_pair
@@ -104,6 +104,18 @@ def test_improper_methods_have_a_direct_distance_and_no_evidence(whole: pd.DataF
 def test_exact_methods_have_no_distance() -> None:
     frame = study(methods=["ar", "speculative"], windows=3, tabular={"runs": 20})
     assert (frame[["tv", "bias", "kl_bound"]].abs() < 1e-12).all(axis=None)
+    assert frame.exact.all()
+    assert (frame[["kl_bound_high", "kl_per_token_high"]] == 0).all(axis=None)
+    assert (pool(frame).kl_bound_high == 0).all()
+
+
+def test_an_intermediate_of_ones_own_may_be_the_target() -> None:
+    frame = study(
+        methods=["smc"], particles=1, windows=3, intermediates=["poe", "own"], weights=0.0, tabular={"runs": 20},
+        custom={"poe": lambda w: Mixture(0.5), "own": lambda w: Target()},
+    )
+    assert frame.set_index("intermediate").exact.to_dict() == {"poe": False, "own": True}
+    assert (frame.kl_bound_high == 0).tolist() == frame.exact.tolist()
 
 
 @pytest.mark.parametrize("stops", [[1], [9], [21], [2, 3, 11]])
@@ -174,7 +186,7 @@ def _damaged(lines: list[str], record: dict[str, Any]) -> str:
 IMPOSSIBLE: list[dict[str, Any]] = [
     {"ess": math.nan}, {"ess": -3}, {"ess": True}, {"ess": 4}, {"ess": None}, {"tv": 7}, {"tv": None}, {"tv_error": -1},
     {"run_tv": -0.1}, {"tokens": None}, {"tokens": math.inf}, {"runs": 2}, {"runs": 0}, {"run_tokens": ["-inf"] * 24},
-    {"run_tokens": [3] * 23}, {"log_evidences": ["inf"] * 24}, {"log_evidences": None}, {"proper": 1},
+    {"run_tokens": [3] * 23}, {"log_evidences": ["inf"] * 24}, {"log_evidences": None}, {"proper": 1}, {"exact": None},
     {"acceptance": 1.5}, {"dlm_forwards": -1}, {"seconds": "long"}, {"accuracy": 2},
 ]
 

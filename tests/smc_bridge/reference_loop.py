@@ -1,4 +1,4 @@
-"""The program of design 2.4 once more, as a naive loop over lists: one prompt, one particle, one token at a time.
+"""The program once more, as a naive loop over lists: one prompt, one particle, one token at a time.
 
 Plain Python and `math`; torch only draws `torch.rand` in the documented order of the engine, and looks up the tabular
 models' logits. Slow, and written from the definitions: the engine must give the same tokens for the same seed.

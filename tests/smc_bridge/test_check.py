@@ -74,6 +74,7 @@ PROPER: dict[str, Callable[[], Sampler]] = {
     "defended truncation": lambda: smc(
         PAIR, 2, proposal_top_p=0.7, intermediate=Defensive(ProductOfExperts(0.3), 0.1)),
     "potential": lambda: smc(PAIR, 2, potential=per_token),
+    "allowed or not": lambda: smc(PAIR, 2, potential=lambda prefix: ~prefix.done | (prefix.tokens != 0).all(1)),
     "a user's": lambda: smc(LONG, 1, intermediate=Past()),
     **{name: lambda scheme=scheme: smc(PAIR, 2, resampler=scheme(), trigger=always)  # type: ignore[misc]
        for name, scheme in RESAMPLERS.items()},

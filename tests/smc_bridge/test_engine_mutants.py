@@ -1,8 +1,8 @@
 """Every way to break the program is caught by the full enumeration: `test_full_enumeration` has power.
 
-Each mutant changes one thing in the real engine (design 2.3, conditions C1 to C8). The same enumeration and the same
-oracle that find a gap below 1e-12 for the program must find one above 1e-3 for some sequence. Mutants of the kernels
-are in the kernel tests; the released decoder, which is many at once, is in `test_full_enumeration`.
+Each mutant changes one thing in the real engine (docs/theory, section 6, conditions C1 to C8). The same enumeration and
+the same oracle that find a gap below 1e-12 for the program must find one above 1e-3 for some sequence. Mutants of the
+kernels are in the kernel tests; the released decoder, which is many at once, is in `test_full_enumeration`.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def test_lane_exponents_survive_a_defensive_wrapper() -> None:
 
 
 def test_a_paper_temperature_on_the_product_is_an_exponent_pair() -> None:
-    """softmax((w l_D + (1 - w) l_A) / tau) = q_tau^w p_taup^((1 - w) taup / tau) (design 2.4)."""
+    """softmax((w l_D + (1 - w) l_A) / tau) = q_tau^w p_taup^((1 - w) taup / tau)."""
     w, tau, tau_p = 0.3, 0.5, 0.8
     generator = torch.Generator().manual_seed(10)
     drafted, scored = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.tabular import TabularAR, TabularDLM
-from smc_bridge import Defensive, Intermediate, ProductOfExperts, Sampler, smc
+from smc_bridge import Defensive, Intermediate, ProductOfExperts, Sampler, Target, smc
 from smc_bridge.testing import TabularPair
 
 AR = TabularAR.random(3, 4, seed=3, eos_id=2)
@@ -101,6 +101,17 @@ class PlaceOfSingle(OwnPlace):
     positionwise = True
 
 
+class Boastful(Confident):
+    log_ratio_bound = 0.0
+
+
+class Grown(Target):
+    """Another law, of which its base's bound does not speak."""
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        return product(log_q, log_p, sure(log_p))
+
+
 def made(intermediate: Intermediate) -> tuple[Sampler, list[str]]:
     """A sampler, and what was told when it was made."""
     with warnings.catch_warnings(record=True) as told:
@@ -111,7 +122,7 @@ def made(intermediate: Intermediate) -> tuple[Sampler, list[str]]:
 
 @pytest.mark.parametrize(
     "intermediate",
-    [Confident(), Past(), FutureProposal(), OwnPlace(), WholeWindow(), Single(), Defensive(Past(), 0.1),
+    [Confident(), Past(), FutureProposal(), OwnPlace(), WholeWindow(), Single(), Defensive(Past(), 0.1), Grown(),
      ProductOfExperts(0.3, torch.tensor([0.2, 0.5, 1.0]))],
     ids=lambda i: type(i).__name__,
 )
@@ -125,7 +136,8 @@ WRONG: list[tuple[Intermediate, str]] = [
     (Ahead(), "reads log_p beyond the position"), (Last(), "reads log_p beyond the position"),
     (Defensive(Ahead(), 0.1), "reads log_p beyond the position"), (OtherLanes(), "drafts of other lanes"),
     (OtherParticles(), "laws of other particles"), (Drawn(), "another law when it is asked again"),
-    (NotSingle(), "says positionwise = True"), (PlaceOfSingle(), "says positionwise = True"),
+    (NotSingle(), "says positionwise = True"), (Boastful(), "says log_ratio_bound = 0, but log p - log pi is"),
+    (PlaceOfSingle(), "says positionwise = True"),
 ]
 
 

@@ -26,7 +26,7 @@ from smc_bridge import (
     TreeWalk,
     smc,
 )
-from smc_bridge.distributions.intermediate import checked_log_prob, log_ratio_bound
+from smc_bridge.distributions.intermediate import checked_log_prob, dominates, log_ratio_bound
 from smc_bridge.pyro_program import run_program
 from smc_bridge.testing import TabularPair
 
@@ -51,9 +51,13 @@ class CellwiseTwo(LikeliestTwo):
 
 
 class ClaimsToDominate(CellwiseTwo):
-    """The same, and says otherwise."""
+    """The same where the target is unsure, which the probe does not meet, and says otherwise."""
 
     dominates, log_ratio_bound = True, 1.0
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        unsure = log_p.amax(-1, keepdim=True) < math.log(0.7)
+        return torch.where(unsure, super().log_prob(log_q, log_p), log_p)
 
 
 def holes(value: float = -math.inf) -> TabularDLM:
@@ -168,6 +172,18 @@ def test_the_bound_of_the_ratio_holds_and_is_reached(intermediate: Intermediate)
 )
 def test_no_bound_is_claimed_where_there_is_none(intermediate: Intermediate) -> None:
     assert log_ratio_bound(intermediate) == math.inf
+
+
+def test_what_a_base_class_says_of_another_law_does_not_count() -> None:
+    class Own(Mixture):
+        def log_prob(self, log_q: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
+            return log_q
+
+    class Named(Mixture):
+        """The law of its base."""
+
+    assert (dominates(Own(0.3)), log_ratio_bound(Own(0.3))) == (False, math.inf)
+    assert (dominates(Named(0.3)), log_ratio_bound(Named(0.3))) == (True, log_ratio_bound(Mixture(0.3)))
 
 
 def test_a_bound_that_means_nothing_is_told() -> None:
