@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from models.arguments import confidence, real_between, said
 from smc_bridge.intervals import ratio_interval
 from smc_bridge.pareto import tail_shape
 
@@ -138,13 +139,17 @@ def kl_terms(log_evidence: Sequence[float] | Array, *, log_z: float | None = Non
     """What a certificate is the mean of: `Z_hat - 1 - log Z_hat`, or `log Z - log Z_hat` with a potential; `[n]`, nats.
 
     Raises:
-        ValueError: no runs, or a NaN.
+        ValueError: no runs, or what are no numbers: NaN and +inf are none.
     """
-    values = np.asarray(log_evidence, dtype=np.float64)
-    if values.size == 0 or np.isnan(values).any():
-        raise ValueError(f"log_evidence = {list(log_evidence)[:5]}...: give at least one number and no NaN")
+    try:
+        values = np.asarray(log_evidence, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        values = np.empty(0)
+    if values.ndim != 1 or values.size == 0 or np.isnan(values).any() or (values == math.inf).any():
+        raise ValueError(f"log_evidence = {said(log_evidence)}: give a list of numbers, at least one; NaN is none")
     if log_z is not None:
-        return np.asarray(log_z - values)
+        largest = float(np.finfo(np.float64).max)
+        return np.asarray(real_between("log_z", log_z, -largest, largest, remedy="give a finite number") - values)
     with np.errstate(over="ignore"):  # beyond 700 nats a term is infinite, as a float
         # A term is at least 0, but for round-off.
         return np.asarray(np.maximum(np.expm1(values) - values, 0.0))
@@ -162,7 +167,7 @@ def certificate_of(
         signed: whether terms can be negative (those of a target with potential).
         exact: see `certify`.
     """
-    runs = int(terms.size)
+    runs, level = int(terms.size), confidence(level)
     low, high = terms_interval(terms, spread_of=spread_of, level=level, signed=signed, exact=exact)
     if exact:
         return Certificate(0.0, low, high, level, runs, 1, exact=True)
@@ -188,8 +193,7 @@ def terms_interval(
     Raises:
         ValueError: a level outside (0, 1), or `exact` with terms that are not 0.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level = {level}: give a confidence in (0, 1)")
+    level = confidence(level)
     if exact:
         worst = float(np.abs(terms).max())
         if worst > ROUND_OFF:
