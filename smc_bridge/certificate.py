@@ -146,7 +146,7 @@ def kl_terms(log_evidence: Sequence[float] | Array, *, log_z: float | None = Non
     except (TypeError, ValueError, OverflowError):
         values = np.empty(0)
     if values.ndim != 1 or values.size == 0 or np.isnan(values).any() or (values == math.inf).any():
-        raise ValueError(f"log_evidence = {said(log_evidence)}: give a list of numbers, at least one; NaN is none")
+        raise ValueError(f"log_evidence = {said(log_evidence)}: give a list of at least one number and no NaN")
     if log_z is not None:
         largest = float(np.finfo(np.float64).max)
         return np.asarray(real_between("log_z", log_z, -largest, largest, remedy="give a finite number") - values)

@@ -195,7 +195,7 @@ def test_loading_prints_nothing(folders, capfd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "int8"}, "dtype = int8: use one of float32, bfloat16"),
+        ({"dtype": "int8"}, "dtype = 'int8': use one of float32, bfloat16"),
         ({"device": "tpu9"}, "device = 'tpu9': is not there"),
         ({"device": "meta"}, "device = 'meta': holds no numbers"),
         ({"device": 3.5}, r"device = '3\.5': is not there"),
