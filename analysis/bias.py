@@ -196,6 +196,7 @@ def bias_against_samples(
             random numbers of their own).
     """
     level = confidence(level)
+    results, exact = as_runs(results), as_runs(exact, name="exact")
     if len(results) < 2 or len(exact) < 2:
         raise ValueError(f"{len(results)} results and {len(exact)} exact samples: give at least 2 of each")
     purpose = "the interval of the difference"

@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import bias_against_samples, kl_certificate, oracle, summary, weighted_law
+from analysis import (
+    batch_means,
+    bias_against_samples,
+    kl_certificate,
+    largest_within,
+    mmd_test,
+    oracle,
+    summary,
+    to_datatree,
+    weighted_law,
+)
 from analysis.comparison import Settings
 from models.pairs import load_pair
 from models.tabular import TabularAR, TabularDLM
@@ -102,6 +112,13 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "log Z of a law": (lambda v: weighted_law(RUNS, log_z=v), None, "log_z = None: give a number"),
     "runs that are none": (kl_certificate, 3, "results = 3: give a Result, or a list of them"),
     "a list of what are none": (summary, [RUNS[0], 3], "results[1] = 3: give a Result"),
+    "exact samples that are none": (lambda v: bias_against_samples(RUNS, v, len), 3, "exact = 3: give a Result, or a"),
+    "n-grams of nothing": (lambda v: mmd_test(["ab"] * 2, ["ac"] * 2, n=v), None, "n = None: count n-grams"),
+    "half a permutation": (
+        lambda v: mmd_test(["ab"] * 2, ["ac"] * 2, permutations=v), 1.5, "permutations = 1.5: permute at least once"),
+    "half a batch": (lambda v: batch_means([1.0, 2.0, 3.0], batches=v), 1.5, "batches = 1.5: give a whole number"),
+    "a budget of NaN": (lambda v: largest_within(v, float), math.nan, "budget = nan: give a cost"),
+    "True as a seed of an export": (lambda v: to_datatree(RUNS, seed=v), True, "seed = True: give a whole number"),
     "problems of half": (lambda v: Settings("arithmetic", v, ("smc",)), 1.5, "n = 1.5: give a whole number"),
     "True as a weight": (lambda v: Settings("arithmetic", 1, ("smc",), weight=v), True, "weight = True: give a number"),
     "a text of methods": (lambda v: Settings("arithmetic", 1, v), "smc", "methods = 'smc': give a list of names"),
