@@ -60,7 +60,7 @@ def as_device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             f"device = {str(device)!r}: is not there ({reason(error)}); use 'cpu', or leave it out"
         ) from error
