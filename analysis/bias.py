@@ -33,6 +33,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from analysis.runs import Runs, as_runs, require_apart, require_independent, require_proper
+from models.arguments import confidence
 from smc_bridge.result import Result
 
 
@@ -194,8 +195,8 @@ def bias_against_samples(
             independent: the same prompt and seed twice, or in both if both are a sampler's (ancestral samples have
             random numbers of their own).
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level = {level}: give a number in (0, 1)")
+    level = confidence(level)
+    results, exact = as_runs(results), as_runs(exact, name="exact")
     if len(results) < 2 or len(exact) < 2:
         raise ValueError(f"{len(results)} results and {len(exact)} exact samples: give at least 2 of each")
     purpose = "the interval of the difference"

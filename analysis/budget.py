@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from analysis.prices import Cost, Unit
-from models.arguments import whole_number
+from models.arguments import real_between, whole_number
 from models.protocols import MASKED, LanguageModel, ModelPair
 from smc_bridge.result import Forwards, Result
 from smc_bridge.smc.validation import check_prompts
@@ -107,8 +107,8 @@ def largest_within(budget: float, cost_at: Callable[[int], float], *, most: int 
     Raises:
         ValueError: a single particle is too dear.
     """
-    if most < 1:
-        raise ValueError(f"most = {most}: give a whole number of at least 1")
+    most = whole_number("most", most)
+    budget = real_between("budget", budget, 0.0, math.inf, remedy="give a cost of at least 0")
     low, high = 1, 1
     if (least := cost_at(1)) > budget:
         raise ValueError(f"budget = {budget:g}: size 1 costs {least:g} already; give more")

@@ -27,6 +27,7 @@ from scipy import stats
 
 from analysis.reverse import multinomial
 from analysis.runs import require_proper
+from models.arguments import said, whole_number
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
@@ -75,10 +76,9 @@ def rank_test(
         ValueError: fewer than 5 (M + 1) prompts, no steps, another kind, a potential, an improper program for the
             conditional test, or a statistic that is NaN.
     """
-    if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps = {steps!r}: compare with a whole number of draws, at least 1")
+    steps = whole_number("steps", steps, remedy="compare with a whole number of draws, at least 1")
     if kind not in ("conditional", "direct"):
-        raise ValueError(f"kind = {kind!r}: choose 'conditional' or 'direct'")
+        raise ValueError(f"kind = {said(kind)}: choose 'conditional' or 'direct'")
     prompts = check_prompts(prompts, models_of(sampler), max_new_tokens=max_new_tokens)
     if len(prompts) < 5 * (steps + 1):
         raise ValueError(

@@ -28,6 +28,7 @@ from scipy import stats
 
 from analysis.genealogy import ancestral_lines
 from analysis.runs import require_proper
+from models.arguments import confidence, whole_number
 from smc_bridge.result import Result
 from smc_bridge.settings import describe
 from smc_bridge.smc.resampling import Multinomial
@@ -128,11 +129,10 @@ def batch_means(
         ValueError: no values, more batches than values, or a level out of range.
     """
     array = np.asarray(values, dtype=np.float64)
-    count = array.size if batches is None else batches
+    count = array.size if batches is None else whole_number("batches", batches)
     if array.size == 0 or not 1 <= count <= array.size:
         raise ValueError(f"batches = {count} of {array.size} values: give 1 to {array.size}")
-    if not 0 < level < 1:
-        raise ValueError(f"level = {level}: give a number in (0, 1)")
+    level = confidence(level)
     means = array[: array.size // count * count].reshape(count, -1).mean(1)
     value = float(means.mean())
     if count == 1:

@@ -35,6 +35,7 @@ from analysis.runs import Runs, as_runs, require_independent
 from models.extras import need
 from smc_bridge.result import Result
 from smc_bridge.smc.resampling import from_points
+from smc_bridge.streams import Role, numpy_generator
 from smc_bridge.trace import StepRecord
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _posterior(
     size = len(runs[0].log_weights)
     shape = (max(map(len, chains.values())), size, len(chains))
     found = {name: np.full(shape, math.nan) for name in ("length", *functions)}
-    rng = np.random.default_rng(seed)
+    rng = numpy_generator(Role.SAMPLE, seed, "posterior")
     for p, places in enumerate(chains.values()):
         for c, place in enumerate(places):
             run, points = runs[place], (np.arange(size) + rng.random()) / size

@@ -13,6 +13,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from models.arguments import whole_number
+
 #: A text, or token ids.
 Sequential = str | Sequence[int]
 
@@ -26,8 +28,7 @@ def ngrams(value: Sequential, n: int = 3) -> Counter[tuple[Hashable, ...]]:
     Raises:
         ValueError: n below 1.
     """
-    if n < 1:
-        raise ValueError(f"n = {n}: count n-grams of at least 1 item")
+    n = whole_number("n", n, remedy="count n-grams of at least 1 item, a whole number")
     items: list[Hashable] = [_START, *value, _END]
     counts: Counter[tuple[Hashable, ...]] = Counter()
     for size in range(1, n + 1):

@@ -15,6 +15,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from analysis.runs import Runs, as_runs, require_independent
+from models.arguments import real_number
 from smc_bridge.result import Result
 
 #: Probability of each sequence (or text); masses need not sum to 1.
@@ -43,6 +44,7 @@ def weighted_law(results: Runs, *, log_z: float = 0.0) -> dict[Hashable, float]:
     """
     runs = as_runs(results)
     require_independent(runs, "the weighted law")
+    log_z = real_number("log_z", log_z)
     alive = [run for run in runs if run.alive]
     shares = [math.exp(run.log_evidence - log_z) / len(runs) for run in alive]
     return _mean([run.posterior() for run in alive], shares)

@@ -32,6 +32,7 @@ from smc_bridge.distributions.intermediate import checked_log_prob
 from smc_bridge.kernels.importance import OwnWeights
 from smc_bridge.result import Result
 from smc_bridge.smc.engine import Sampler
+from smc_bridge.smc.validation import check_limit
 
 Array = npt.NDArray[np.float64]
 
@@ -146,7 +147,7 @@ def local_divergences(
     blocks = blocks_of(sampler, result, particle)
     if sum(b.length for b in blocks) != len(tokens):
         raise ValueError("result's trace does not make up its sequence: give the result of this very sampler's run")
-    limit = max(map(len, result.sequences)) if max_new_tokens is None else max_new_tokens
+    limit = max(map(len, result.sequences)) if max_new_tokens is None else check_limit(max_new_tokens)
     pieces = [_block(sampler, [*result.prompt, *tokens], len(result.prompt), b, limit) for b in blocks]
     if not foreign and sampler.target.potential is None and isinstance(sampler.weight, OwnWeights):
         _require_earned(blocks, [float(piece[-1].sum()) for piece in pieces])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from models.arguments import check_callable
 from models.protocols import LanguageModel, ModelPair
 from models.tabular import ENUMERABLE
 from smc_bridge.distributions.target import ARTarget
@@ -39,7 +40,8 @@ def oracle(
     Raises:
         ValueError: an argument out of range, or more than 65536 sequences of positive probability.
     """
-    detokenize = detokenize or getattr(target, "decode", None)
+    check_callable("detokenize", detokenize, "a function of a list of ids")
+    detokenize = getattr(target, "decode", None) if detokenize is None else detokenize
     target = as_target(target)
     model, max_new_tokens = target.model, check_limit(max_new_tokens)
     models: dict[str, LanguageModel] = {"autoregressive": model}

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from models.arguments import said
+
 #: What is counted: calls, or rows of calls.
 Unit = Literal["forwards", "rows"]
 
@@ -31,7 +33,7 @@ class Cost:
         if self.dlm == self.ar == 0:
             raise ValueError("dlm = 0 and ar = 0: give at least one model a cost")
         if self.unit not in get_args(Unit):
-            raise ValueError(f"unit = {self.unit!r}: choose from {', '.join(get_args(Unit))}")
+            raise ValueError(f"unit = {said(self.unit)}: choose from {', '.join(get_args(Unit))}")
 
     @property
     def ratio(self) -> float:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from models.arguments import is_list, said
 from smc_bridge.result import Result
 from smc_bridge.streams import first_repeat
 
@@ -13,15 +14,22 @@ from smc_bridge.streams import first_repeat
 Runs = Result | Sequence[Result]
 
 
-def as_runs(results: Runs) -> list[Result]:
-    """The runs as a list.
+def as_runs(results: Runs, *, name: str = "results") -> list[Result]:
+    """The runs as a list; `name` is the argument that holds them.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or something else.
     """
-    runs = [results] if isinstance(results, Result) else list(results)
+    if isinstance(results, Result):
+        return [results]
+    if not is_list(results):
+        raise ValueError(f"{name} = {said(results)}: give a Result, or a list of them")
+    runs = list(results)
     if not runs:
-        raise ValueError("results is empty: give at least one Result")
+        raise ValueError(f"{name} is empty: give at least one Result")
+    wrong = next((i for i, run in enumerate(runs) if not isinstance(run, Result)), None)
+    if wrong is not None:
+        raise ValueError(f"{name}[{wrong}] = {said(runs[wrong])}: give a Result")
     return runs
 
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from analysis.features import Sequential, spectrum_kernel
+from models.arguments import whole_number
 from smc_bridge.streams import Role, numpy_generator
 
 #: Least expected count of a cell of a chi-square test (Cochran 1954).
@@ -127,8 +128,7 @@ def mmd_test(
     m, total = len(left), len(left) + len(right)
     if m < 2 or total - m < 2:
         raise ValueError(f"samples of {m} and {total - m} texts: give at least 2 in each")
-    if permutations < 1:
-        raise ValueError(f"permutations = {permutations}: permute at least once")
+    permutations = whole_number("permutations", permutations, remedy="permute at least once, a whole number of times")
     gram = spectrum_kernel([*left, *right], n=n) if kernel is None else np.asarray(kernel, dtype=np.float64)
     if gram.shape != (total, total):
         raise ValueError(f"kernel has shape {gram.shape}: give [{total}, {total}], the left sample first")

@@ -11,6 +11,8 @@ from typing import Any
 
 #: Characters of a value that a message shows.
 SHOWN = 160
+#: Greatest number of an int64, in which sizes are counted.
+MOST = 2**63 - 1
 
 
 def said(value: Any) -> str:
@@ -36,20 +38,26 @@ def is_bool(value: Any) -> bool:
 
 def is_list(value: Any) -> bool:
     """Whether this holds entries in an order: a list, tuple, array or tensor, but no text, mapping or set."""
-    return hasattr(value, "__iter__") and getattr(value, "ndim", 1) > 0 and not isinstance(value, str | Mapping | Set)
+    if isinstance(value, str | bytes | Mapping | Set):
+        return False
+    return hasattr(value, "__iter__") and getattr(value, "ndim", 1) > 0
 
 
-def whole_number(name: str, value: Any, *, least: int = 1, remedy: str | None = None) -> int:
+def whole_number(
+    name: str, value: Any, *, least: int | None = 1, most: int | None = MOST, remedy: str | None = None
+) -> int:
     """`value` as an int.
 
     Raises:
-        ValueError: it is no whole number, or less than `least`.
+        ValueError: it is no whole number, less than `least` or more than `most` (None: any number).
     """
     try:
         found = None if is_bool(value) or getattr(value, "ndim", 0) > 0 else operator.index(value)
     except TypeError:
         found = None
-    if found is None or found < least:
+    if found is not None and most is not None and found > most:
+        raise ValueError(f"{name} = {said(value)}: give a whole number of at most {most}")
+    if found is None or (least is not None and found < least):
         raise ValueError(f"{name} = {said(value)}: {remedy or f'give a whole number of at least {least}'}")
     return found
 
@@ -80,12 +88,11 @@ def real_number(name: str, value: Any, *, remedy: str = "give a number") -> floa
     Raises:
         ValueError: it is no number.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
     if is_bool(value) or isinstance(value, str | bytes) or value is None or getattr(value, "ndim", 0) > 0:
         raise ValueError(f"{name} = {said(value)}: {remedy}")
     try:
-        return float(value)
+        found = float(value)
+        return value if isinstance(value, int) else found
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} = {said(value)}: {remedy}") from error
 
@@ -100,3 +107,27 @@ def real_between(name: str, value: Any, low: float, high: float, *, remedy: str,
     if not (low < found < high if strictly else low <= found <= high):
         raise ValueError(f"{name} = {said(value)}: {remedy}")
     return found
+
+
+def true_or_false(name: str, value: Any) -> bool:
+    """`value` as a bool; ValueError unless it is one, of whatever library: 'no' and NaN are not."""
+    if not is_bool(value) or getattr(value, "ndim", 0) > 0:
+        raise ValueError(f"{name} = {said(value)}: give True or False")
+    return bool(value)
+
+
+def check_callable(name: str, value: Any, wanted: str) -> None:
+    """Raise ValueError unless `value` is None or can be called; `wanted` says what it should be."""
+    if value is not None and not callable(value):
+        raise ValueError(f"{name} = {said(value)}: give {wanted}, or None")
+
+
+def check_text(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} = {said(value)}: give a text")
+
+
+def confidence(level: Any) -> float:
+    """A level of confidence, or of a test, as a number; ValueError unless it lies in (0, 1)."""
+    return float(real_between("level", level, 0.0, 1.0, remedy="give a number in (0, 1)", strictly=True))

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from models.arguments import said
 from models.checkpoints import CONFIG, WEIGHTS, WEIGHTS_INDEX, Checkpoint, reason
 from models.conventions import LENGTH_KEY, UNWRAPPED, WRAPPED, Convention
 from models.extras import install
@@ -42,9 +43,9 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """
     if dtype is None:
         return None
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str | torch.dtype) or dtype not in DTYPES:
         names = [name for name in DTYPES if isinstance(name, str)]
-        raise ValueError(f"dtype = {dtype}: use one of {', '.join(names)}")
+        raise ValueError(f"dtype = {said(dtype)}: use one of {', '.join(names)}")
     return DTYPES[dtype]
 
 
@@ -59,7 +60,7 @@ def as_device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             f"device = {str(device)!r}: is not there ({reason(error)}); use 'cpu', or leave it out"
         ) from error

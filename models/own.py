@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from models.arguments import ids_of, whole_number
+from models.arguments import ids_of, said, whole_number
 from models.checkpoints import Checkpoint, find_checkpoint
 from models.conventions import Convention, Override, convention_of, mask_id_of
 from models.gguf import dequantised, packaged_gguf
@@ -62,8 +62,9 @@ def _embedded(argument: str, placement: Placement) -> Source:
 def _source(
     argument: str, name: Name, placement: Placement, *, trust_remote_code: bool, tokenizer: Name | None = None
 ) -> Source:
-    if not isinstance(name, str | os.PathLike):
-        raise ValueError(f"{argument} = {name!r}: give a folder or a name of the hub")
+    for what, value in ((argument, name), (f"{argument}_tokenizer", tokenizer)):
+        if not isinstance(value, str | os.PathLike) and (value is not None or what == argument):
+            raise ValueError(f"{what} = {said(value)}: give a folder or a name of the hub")
     if name == "arithmetic":
         return _embedded(argument, placement)
     if name == "smollm2":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.arguments import said, whole_number
+from models.arguments import check_callable, said, true_or_false, whole_number
 from models.conventions import Override
 from models.loading import Placement, quiet
 from models.prompts import PromptFormat, formatted, plain_prompt
@@ -82,8 +83,10 @@ class Pair:
             "autoregressive": getattr(self.ar, "columns", self.ar.vocab_size),
         }
         lacking = " and the ".join([kind for kind, size in sizes.items() if not 0 <= outside < size] or sizes)
-        name = getattr(self.tokenizer, "convert_ids_to_tokens", lambda i: None)(outside)
-        token = outside if name is None else f"{name!r} (id {outside})"
+        name = None
+        with suppress(OverflowError, IndexError, TypeError):  # ids that no tokenizer can have
+            name = getattr(self.tokenizer, "convert_ids_to_tokens", lambda i: None)(outside)
+        token = f"{name!r} (id {outside})" if isinstance(name, str) else outside
         raise ValueError(
             f"prompt has the token {token}, which is not in the alphabet of the {lacking} model of the pair "
             f"{self.name!r}: say it without that token, or give another pair"
@@ -220,14 +223,17 @@ def load_pair(
             that cannot be loaded. FileNotFoundError: a checkpoint or a part of it is missing.
     """
     if dlm_cache not in ("none", "prefix"):
-        raise ValueError(f"dlm_cache = {dlm_cache!r}: give 'none' or 'prefix'")
+        raise ValueError(f"dlm_cache = {said(dlm_cache)}: give 'none' or 'prefix'")
     if max_logit_bytes is not None:
         remedy = "give at least 1 byte, or None for no cap"
         max_logit_bytes = whole_number("max_logit_bytes", max_logit_bytes, remedy=remedy)
+    trust_remote_code = true_or_false("trust_remote_code", trust_remote_code)
+    reduce = true_or_false("reduce", reduce)
+    check_callable("format_prompt", format_prompt, "a function of the tokenizer and the text")
     placement = Placement.of(dtype, device, device_map, tp_plan)
     if ar is None:
         if not isinstance(dlm, str | os.PathLike):
-            raise ValueError(f"pair = {dlm!r}: use one of {sorted(PAIRS)}, or name two models (dlm and ar)")
+            raise ValueError(f"pair = {said(dlm)}: use one of {sorted(PAIRS)}, or name two models (dlm and ar)")
         if dlm not in PAIRS:
             raise ValueError(
                 f"pair = {os.fspath(dlm)!r} is unknown: use one of {sorted(PAIRS)}, or name two models (dlm and ar)"
@@ -238,7 +244,9 @@ def load_pair(
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
-                raise ValueError(f"{name} = {value} is for two models of your own: leave it out with the pair {dlm!r}")
+                raise ValueError(
+                    f"{name} = {said(value)} is for two models of your own: leave it out with the pair {dlm!r}"
+                )
         if not placement.spread:
             pair = PAIRS[os.fspath(dlm)](placement.device, placement.dtype or torch.float32)
             return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)

@@ -11,7 +11,6 @@ Positions past `depth` are uniform: a caller with a length limit of at most `dep
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,9 +28,11 @@ SEEDS = 2**32
 
 
 def _generator(seed: int) -> torch.Generator:
-    if not 0 <= operator.index(seed) < SEEDS:
-        raise ValueError(f"seed = {seed}: tables are made from 32 bits, give a whole number from 0 to {SEEDS - 1}")
-    return torch.Generator().manual_seed(seed)
+    remedy = f"tables are made from 32 bits, give a whole number from 0 to {SEEDS - 1}"
+    found = whole_number("seed", seed, least=0, most=None, remedy=remedy)
+    if found >= SEEDS:
+        raise ValueError(f"seed = {said(seed)}: {remedy}")
+    return torch.Generator().manual_seed(found)
 
 
 class TabularAR:
@@ -52,7 +53,8 @@ class TabularAR:
     ) -> None:
         if not is_list(tables):
             raise ValueError(f"tables = {said(tables)}: give a list with a table for each depth")
-        if len(tables) == 0:
+        tables = list(tables)
+        if not tables:
             raise ValueError("tables is empty: give at least the table of the first token, [1, A]")
         self.tables = [_table(f"tables[{d}]", table, d, device) for d, table in enumerate(tables)]
         size = self.tables[0].shape[1]
@@ -79,6 +81,8 @@ class TabularAR:
         """Seeded Dirichlet tables, asymmetric: token a has concentration `concentration * (a + 1)`."""
         vocab_size, depth = whole_number("vocab_size", vocab_size), whole_number("depth", depth)
         generator = _generator(seed)
+        positive = "give a positive number up to 1e6"
+        concentration = real_between("concentration", concentration, 0.0, 1e6, remedy=positive, strictly=True)
         alpha = concentration * torch.arange(1, vocab_size + 1, dtype=torch.float64)
         tables = []
         for d in range(depth):

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
+from models.arguments import confidence, real_between, said
 from smc_bridge.intervals import ratio_interval
 from smc_bridge.pareto import tail_shape
 
@@ -148,13 +149,17 @@ def kl_terms(log_evidence: Sequence[float] | Array, *, log_z: float | None = Non
     is positive there too.
 
     Raises:
-        ValueError: no runs, or a NaN.
+        ValueError: no runs, or what are no numbers: NaN and +inf are none.
     """
-    values = np.asarray(log_evidence, dtype=np.float64)
-    if values.size == 0 or np.isnan(values).any():
-        raise ValueError(f"log_evidence = {list(log_evidence)[:5]}...: give at least one number and no NaN")
+    try:
+        values = np.asarray(log_evidence, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        values = np.empty(0)
+    if values.ndim != 1 or values.size == 0 or np.isnan(values).any() or (values == math.inf).any():
+        raise ValueError(f"log_evidence = {said(log_evidence)}: give a list of at least one number and no NaN")
     if log_z is not None:
-        return np.asarray(log_z - values)
+        largest = float(np.finfo(np.float64).max)
+        return np.asarray(real_between("log_z", log_z, -largest, largest, remedy="give a finite number") - values)
     with np.errstate(over="ignore", invalid="ignore"):  # beyond 700 nats a term is infinite, as a float
         excess = np.expm1(values)
         if _falls_short(excess):
@@ -184,7 +189,7 @@ def certificate_of(
         signed: whether terms can be negative (those of a target with potential).
         exact: see `certify`.
     """
-    runs = int(terms.size)
+    runs, level = int(terms.size), confidence(level)
     low, high = terms_interval(terms, spread_of=spread_of, level=level, signed=signed, exact=exact)
     if exact:
         return Certificate(0.0, low, high, level, runs, 1, exact=True)
@@ -210,8 +215,7 @@ def terms_interval(
     Raises:
         ValueError: a level outside (0, 1), or `exact` with evidence that is not 0.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level = {level}: give a confidence in (0, 1)")
+    level = confidence(level)
     if exact:
         worst = float(np.abs(np.asarray(spread_of)).max())
         if worst > EXACT:

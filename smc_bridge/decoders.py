@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from models.arguments import whole_number
+from models.arguments import check_callable, check_text, said, whole_number
 from models.protocols import ABSENT, MASKED, ModelPair, Session
 from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
@@ -99,7 +99,7 @@ def ar_sampling(
         ValueError: the target has a potential (ancestral sampling cannot follow it), or an argument is out of range.
         Interrupted: see `Sampler.run`, also for other errors.
     """
-    detokenize = detokenize or getattr(target, "decode", None)
+    detokenize = _checked(name, detokenize, target)
     target = as_target(target)
     if target.potential is not None:
         raise ValueError("target has a potential: ancestral samples do not follow it, use smc")
@@ -152,6 +152,13 @@ def ar_sampling(
     return queue.ordered()
 
 
+def _checked(name: Any, detokenize: Any, law: Any) -> Detokenize:
+    """What turns ids into text: as given, else a pair's own; ValueError if it or the name is none."""
+    check_text("name", name)
+    check_callable("detokenize", detokenize, "a function of a list of ids")
+    return getattr(law, "decode", None) if detokenize is None else detokenize
+
+
 def _draw(uniforms: Tensor, seat: Seat | None) -> None:
     """Fill `uniforms: [T]` with the seat's draws."""
     if seat is not None:
@@ -181,7 +188,7 @@ def commit_scores(log_q: Tensor, order: Order) -> Tensor:
         return log_q.amax(-1)
     if order == "left_to_right":
         return -torch.arange(log_q.shape[1], device=log_q.device, dtype=log_q.dtype).expand(log_q.shape[:2])
-    raise ValueError(f"order = {order!r}: give one of {', '.join(get_args(Order))}")
+    raise ValueError(f"order = {said(order)}: give one of {', '.join(get_args(Order))}")
 
 
 @torch.inference_mode()
@@ -210,7 +217,7 @@ def diffusion(
         remedy = "commit at least 1, a whole number, or None for all"
         tokens_per_forward = whole_number("tokens_per_forward", tokens_per_forward, remedy=remedy)
     window = whole_number("window", window, remedy="open at least 1 position, a whole number")
-    detokenize = detokenize or getattr(proposal, "decode", None)
+    detokenize = _checked(name, detokenize, proposal)
     proposal = as_proposal(proposal)
     model = proposal.model
     max_new_tokens = check_limit(max_new_tokens)

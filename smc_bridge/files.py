@@ -23,8 +23,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from models.arguments import said
+
 #: The destination that is standard output.
 STANDARD_OUTPUT = "-"
+
+
+def check_path(path: object, argument: str = "path") -> None:
+    """Raise ValueError unless this is a path: a number would be taken for an open file."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{argument} = {said(path)}: give the path of a file")
 
 
 def shown(path: str | Path) -> str:
@@ -69,6 +77,7 @@ def write_bytes(path: str | Path, data: bytes, *, argument: str = "path") -> Non
         ValueError: it cannot be written; what was there is as it was.
         OSError: standard output is full, or whoever read it has left (BrokenPipeError).
     """
+    check_path(path, argument)
     if is_standard_output(path):
         _print(data)
         return
@@ -91,6 +100,7 @@ def check_writable(path: str | Path, argument: str = "path", *, make_folder: boo
     Raises:
         ValueError: the path is a folder, its folder is missing, or nothing can be written there.
     """
+    check_path(path, argument)
     if str(path) == STANDARD_OUTPUT:
         return
     if not str(path) or "\0" in str(path):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from models.arguments import is_list, whole_number
+from models.arguments import is_list, said, whole_number
 from models.protocols import ModelPair
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal, Target, check_weight
 from smc_bridge.distributions.law import check_temperature
@@ -40,7 +40,7 @@ def _lane_exponents(w: float, temperature: float, own: Sequence[float]) -> torch
 def check_pair(pair: ModelPair) -> None:
     """Raise ValueError unless this is a pair of models, and not the name of one."""
     if not (hasattr(pair, "dlm") and hasattr(pair, "ar")):
-        raise ValueError(f"pair = {pair!r}: give a pair of models, as load_pair('arithmetic') does")
+        raise ValueError(f"pair = {said(pair)}: give a pair of models, as load_pair('arithmetic') does")
 
 
 def _codec(pair: ModelPair) -> dict[str, Any]:
@@ -77,19 +77,20 @@ def smc(
     """
     check_pair(pair)
     if w is not None and intermediate is not None:
-        raise ValueError(f"w = {w} with intermediate = {intermediate!r}: give one of them")
+        raise ValueError(f"w = {said(w)} with intermediate = {said(intermediate)}: give one of them")
+    target = ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential)
     return Sampler(
         proposal=DLMProposal(
             pair.dlm, temperature=temperature if proposal_temperature is None else proposal_temperature,
             top_p=proposal_top_p, lookahead=lookahead,
         ),
-        target=ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential),
+        target=target,
         intermediate=ProductOfExperts(0.3 if w is None else w) if intermediate is None else intermediate,
         kernel=named("kernel", "rejection" if kernel is None else kernel),
         weight=named("weight", "own" if weight is None else weight),
         resampler=named("resampler", "systematic" if resampler is None else resampler),
         trigger=named("trigger", "ess" if trigger is None else trigger),
-        particles=particles, lanes=lanes, window=window, name=name or f"smc({particles})",
+        particles=particles, lanes=lanes, window=window, name=f"smc({particles})" if name is None else name,
         max_logit_bytes=max_logit_bytes, compile=compile, **_codec(pair),
     )
 

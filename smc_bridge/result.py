@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.arguments import whole_number
 from smc_bridge.certificate import Certificate, certify
 from smc_bridge.display import block
-from smc_bridge.files import write_text
+from smc_bridge.files import check_path, write_text
 from smc_bridge.streams import Role, numpy_generator
 from smc_bridge.trace import StepRecord
 
@@ -154,6 +155,7 @@ class Result:
             ValueError: every weight is zero, or a seed that is no whole number.
         """
         rng = np.random.default_rng() if seed is None else self._generator(seed)
+        count = None if count is None else whole_number("count", count, least=0)
         index = rng.choice(len(self.sequences), size=count, p=self.weights)
         values = self.values
         return values[int(index)] if count is None else [values[int(i)] for i in index]
@@ -284,6 +286,7 @@ class Result:
         Raises:
             ValueError: the file cannot be read or is not a saved result.
         """
+        check_path(path)
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -20,7 +20,7 @@ from enum import Enum
 import numpy as np
 import torch
 
-from models.arguments import said
+from models.arguments import whole_number
 
 
 class Role(Enum):
@@ -52,10 +52,7 @@ _WORDS = slice(24, 24 + 624 * 8)
 
 def _hash(role: Role, seed: int, parts: Sequence[int | str], size: int) -> bytes:
     """`size` bytes that depend on every bit of the arguments; texts and numbers are never taken for each other."""
-    try:
-        own = operator.index(seed)
-    except TypeError as error:
-        raise ValueError(f"seed = {said(seed)}: give a whole number") from error
+    own = whole_number("seed", seed, least=None, most=None, remedy="give a whole number")
     whole = [part if isinstance(part, str) else operator.index(part) for part in parts]
     return hashlib.shake_256(repr((role.value, own, *whole)).encode()).digest(size)
 

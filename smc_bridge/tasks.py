@@ -10,6 +10,7 @@ from models.arithmetic import problems as arithmetic
 
 if TYPE_CHECKING:
     from models.pairs import Pair
+    from models.protocols import LanguageModel
 
 
 class Item(NamedTuple):
@@ -99,20 +100,20 @@ def encode_prompts(pair: Pair, task: Task, items: Sequence[Item]) -> list[tuple[
     Raises:
         ValueError: a prompt has no tokens, or passes with its continuation what the pair was built for.
     """
+    from smc_bridge.smc.validation import check_prompts  # here, for it imports torch
+
+    def called(place: int) -> str:
+        name = items[place].id
+        return f"{task.name}: prompt {place if name is None else repr(name)}"
+
     every = []
     for place, item in enumerate(items):
-        said = f"{task.name}: prompt {place if item.id is None else repr(item.id)}"
         try:
-            ids = tuple(pair.encode(item.prompt).tolist())
+            every.append(pair.encode(item.prompt).tolist())
         except ValueError as error:
-            raise ValueError(f"{said}: {error}") from error
-        if pair.max_length is not None and len(ids) + task.max_new_tokens > pair.max_length:
-            raise ValueError(
-                f"{said} has {len(ids)} tokens, with max_new_tokens = {task.max_new_tokens} more than the "
-                f"{pair.max_length} that the pair {pair.name!r} reads: shorten the prompt or the limit"
-            )
-        every.append(ids)
-    return every
+            raise ValueError(f"{called(place)}: {error}") from error
+    models: dict[str, LanguageModel] = {"diffusion": pair.dlm, "autoregressive": pair.ar}
+    return [*map(tuple, check_prompts(every, models, max_new_tokens=task.max_new_tokens, called=called))]
 
 
 #: M for a pair that no task knows, tokens: the paper's.

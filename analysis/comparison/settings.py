@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from models.arguments import check_text, is_list, real_between, said, whole_number
 from models.pairs import Pair
 from smc_bridge.distributions.law import check_temperature
 from smc_bridge.tasks import Item, Task
@@ -40,12 +41,16 @@ class Settings:
     batch: int = 32
 
     def __post_init__(self) -> None:
+        set_once = object.__setattr__  # the class is frozen
+        check_text("task", self.task)
         for name, least in (("n", 1), ("batch", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)}: give a whole number of at least {least}")
-        check_temperature(self.temperature)
-        if not 0 <= self.weight <= 1:
-            raise ValueError(f"weight = {self.weight}: give a number in [0, 1]")
+            set_once(self, name, whole_number(name, getattr(self, name), least=least, most=None))
+        set_once(self, "temperature", check_temperature(self.temperature))
+        weight = real_between("weight", self.weight, 0.0, 1.0, remedy="give a number in [0, 1]")
+        set_once(self, "weight", weight)
+        if not is_list(self.methods) or not all(isinstance(name, str) for name in self.methods):
+            raise ValueError(f"methods = {said(self.methods)}: give a list of names")
+        set_once(self, "methods", tuple(self.methods))
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods = {','.join(self.methods)}: give at least one, and none twice")
 

@@ -43,7 +43,6 @@ from smc_bridge.tasks import lookahead_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from models.pairs import Pair
     from smc_bridge.smc.queue import Interrupted
 
 
@@ -86,23 +85,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--trace", action="store_true", help="show every step: drafts, what became of them, lane weights")
 
 
-def check_room(pair: Pair, prompt: int, max_new_tokens: int) -> None:
-    """Refuse a prompt that leaves too little room in the models' positions.
-
-    Args:
-        prompt: tokens of the prompt.
-        max_new_tokens: length limit of the continuation; nothing is scored past it.
-    Raises:
-        UsageError: naming the numbers.
-    """
-    limit = pair.max_length
-    if limit is not None and prompt + max_new_tokens > limit:
-        raise UsageError(
-            f"PROMPT has {prompt} tokens, with max_new_tokens = {max_new_tokens} more than the {limit} that the pair "
-            f"{pair.name!r} reads: shorten the prompt or the limit"
-        )
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Decode and print; returns the exit code."""
     options = Options(**{item.name: getattr(arguments, item.name) for item in fields(Options)})
@@ -124,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         from smc_bridge.rendering import render_result
         from smc_bridge.result import Result
         from smc_bridge.smc.queue import Interrupted
+        from smc_bridge.smc.validation import check_prompts, models_of
         from smc_bridge.trace_rendering import render_trace, token_texts
     if arguments.json is not None:
         refuse_other(arguments.json, Result.load)
@@ -132,11 +115,13 @@ def run(arguments: argparse.Namespace) -> int:
     if options.lookahead is None:
         options = replace(options, lookahead=lookahead_of(pair_name(arguments)))
     sampler = build_sampler(pair, options)
-    prompt = pair.encode(arguments.prompt)
-    check_room(pair, prompt.numel(), arguments.max_new_tokens)
+    ids = pair.encode(arguments.prompt).tolist()
+    [prompt] = check_prompts(
+        [ids], models_of(sampler), max_new_tokens=arguments.max_new_tokens, called=lambda _: "PROMPT"
+    )
     try:
         [result] = sampler.run(
-            [prompt.tolist()], seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace
+            [prompt], seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace
         )
     except Interrupted as interrupt:
         tell(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}")

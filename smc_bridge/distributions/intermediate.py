@@ -135,7 +135,9 @@ def _power(exponent: float | Tensor, log_prob: Tensor) -> Tensor:
 def check_intermediate(name: str, value: object) -> None:
     """Raise ValueError unless `value` is an intermediate."""
     if isinstance(value, type) or not callable(getattr(value, "log_prob", None)):
-        raise ValueError(f"{name} = {value!r}: give an intermediate, an object with log_prob, as ProductOfExperts(0.3)")
+        raise ValueError(
+            f"{name} = {said(value)}: give an intermediate, an object with log_prob, as ProductOfExperts(0.3)"
+        )
 
 
 def check_weight(w: Any) -> float:

@@ -8,14 +8,14 @@ whatever the model's dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.arguments import real_number, whole_number
+from models.arguments import real_between, said, whole_number, whole_numbers
 from smc_bridge.distributions.arithmetic import Scores, softmax
 
 
@@ -51,9 +51,7 @@ class Law:
     def __post_init__(self) -> None:
         set_once = object.__setattr__  # the class is frozen
         set_once(self, "temperature", check_temperature(self.temperature))
-        set_once(self, "top_p", real_number("top_p", self.top_p, remedy=TOP_P))
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p = {self.top_p}: {TOP_P}")
+        set_once(self, "top_p", check_top_p(self.top_p))
         if self.top_k is not None:
             set_once(self, "top_k", whole_number("top_k", self.top_k, remedy="keep at least 1 token, or None for all"))
 
@@ -165,17 +163,35 @@ COLDEST, HOTTEST = 3e-39, 8e37
 def check_temperature(temperature: Any, *, name: str = "temperature") -> float:
     """The temperature as a number; ValueError unless it is positive and float32 holds its inverse."""
     remedy = f"give a positive number between {COLDEST:g} and {HOTTEST:g}, so that float32 holds 1 / temperature"
-    found = real_number(name, temperature, remedy=remedy)
-    if not COLDEST <= found <= HOTTEST:
-        raise ValueError(f"{name} = {temperature}: {remedy}")
+    return real_between(name, temperature, COLDEST, HOTTEST, remedy=remedy)
+
+
+def check_top_p(top_p: Any, *, name: str = "top_p") -> float:
+    """The mass as a number; ValueError unless it lies in (0, 1]."""
+    found = real_between(name, top_p, 0.0, 1.0, remedy=TOP_P)
+    if found == 0.0:
+        raise ValueError(f"{name} = {said(top_p)}: {TOP_P}")
     return found
 
 
-def as_ids(banned_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
-    """Sorted, distinct ids; ValueError if one is outside the alphabet or none would be left."""
-    ids = tuple(sorted(set(int(i) for i in banned_ids)))
+def check_model(model: Any, kind: str) -> None:
+    """Raise ValueError unless this is a model of a pair; `kind` for the message."""
+    for name in ("vocab_size", "eos_id", "banned_ids", "device", "session"):
+        if not hasattr(model, name):
+            raise ValueError(f"model = {said(model)} has no {name}: give the {kind} model of a pair")
+
+
+def as_ids(banned_ids: Iterable[int], vocab_size: int, *, also: Iterable[int] = ()) -> tuple[int, ...]:
+    """Sorted, distinct ids, those of a user and `also` those of a model.
+
+    Raises:
+        ValueError: one is no whole number or outside the alphabet, or none would be left.
+    """
+    given = sorted(banned_ids) if isinstance(banned_ids, Set) else banned_ids
+    more = whole_numbers("banned_ids", given, remedy=f"give a list of ids in 0..{vocab_size - 1}")
+    ids = tuple(sorted({*map(int, also), *more}))
     if ids and (ids[0] < 0 or ids[-1] >= vocab_size):
-        raise ValueError(f"banned_ids = {list(ids)}: ids lie in 0..{vocab_size - 1}")
+        raise ValueError(f"banned_ids = {said(list(ids))}: ids lie in 0..{vocab_size - 1}")
     if len(ids) >= vocab_size:
         raise ValueError(f"banned_ids bans all {vocab_size} tokens: leave at least one")
     return ids

@@ -11,17 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.arguments import whole_number
+from models.arguments import is_list, whole_number
 from models.protocols import MaskedDiffusionLM
-from smc_bridge.distributions.law import Law, as_ids, check_temperature
+from smc_bridge.distributions.law import Law, as_ids, check_model, check_temperature, check_top_p
 from smc_bridge.distributions.lazy import Chunks, LazyLaw
 from smc_bridge.distributions.logits import model_law
 
 
 def _several(temperature: Any) -> list[Any] | None:
     """The entries of a list of temperatures, None for a single one of whatever kind."""
-    single = isinstance(temperature, str) or getattr(temperature, "ndim", 1) == 0
-    return None if single or not hasattr(temperature, "__iter__") else list(temperature)
+    return list(temperature) if is_list(temperature) else None
 
 
 class DLMProposal:
@@ -42,13 +41,18 @@ class DLMProposal:
         self, model: MaskedDiffusionLM, *, temperature: float | Sequence[float] = 1.0, top_p: float = 1.0,
         banned_ids: Sequence[int] = (), lookahead: int = 256,
     ) -> None:
+        check_model(model, "diffusion")
         self.model = model
         several = _several(temperature)
-        temperatures = [check_temperature(x) for x in ([temperature] if several is None else several)]
+        temperatures = [
+            check_temperature(x, name="temperature of the proposal")
+            for x in ([temperature] if several is None else several)
+        ]
         if not temperatures:
-            raise ValueError("temperature is an empty list: give one number, or one per lane")
+            raise ValueError("temperature of the proposal is an empty list: give one number, or one per lane")
         self.lane_temperatures = None if several is None else tuple(map(float, temperatures))
-        self.law = Law(temperatures[0], top_p, None, as_ids([*model.banned_ids, *banned_ids], model.vocab_size))
+        top_p = check_top_p(top_p, name="top_p of the proposal")
+        self.law = Law(temperatures[0], top_p, None, as_ids(banned_ids, model.vocab_size, also=model.banned_ids))
         self.lookahead = whole_number("lookahead", lookahead, remedy="draft at least 1 position, a whole number")
 
     @property

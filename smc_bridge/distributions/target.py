@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.arguments import called, is_list, said
+from models.arguments import called, check_callable, is_bool, is_list, said
 from models.protocols import CausalLM
-from smc_bridge.distributions.law import Law, as_ids
+from smc_bridge.distributions.law import Law, as_ids, check_model
 from smc_bridge.distributions.lazy import Chunks, LazyLaw
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.plugins import refuse_rows
@@ -34,7 +34,8 @@ class Potential(Protocol):
     def __call__(self, prefix: Prefix) -> Tensor:
         """`log phi` of every row, `[R]`, nats. Rows hold prompt and continuation.
 
-        A bool says whether a row is allowed: `phi` is 1 or 0. Arrays and lists of R entries serve too.
+        A bool says whether a row is allowed: `phi` is 1 or 0. Arrays and lists of R entries serve too, all numbers or
+        all bools.
         """
         ...
 
@@ -55,10 +56,12 @@ class ARTarget:
         self, model: CausalLM, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None,
         banned_ids: Sequence[int] = (), potential: Potential | None = None,
     ) -> None:
-        if potential is not None and not callable(potential):
-            raise ValueError(f"potential = {potential!r}: give a function of a Prefix, or None")
+        check_model(model, "autoregressive")
+        if isinstance(potential, type):
+            raise ValueError(f"potential = {potential.__name__} is a class: give an object, {potential.__name__}()")
+        check_callable("potential", potential, "a function of a Prefix")
         self.model = model
-        self.law = Law(temperature, top_p, top_k, as_ids([*model.banned_ids, *banned_ids], model.vocab_size))
+        self.law = Law(temperature, top_p, top_k, as_ids(banned_ids, model.vocab_size, also=model.banned_ids))
         self.potential = potential
 
     @property
@@ -74,16 +77,14 @@ class ARTarget:
         """
         assert self.potential is not None
         name, rows, device = called(self.potential), prefix.length.numel(), prefix.length.device
-        found = self.potential(prefix)
-        if not isinstance(found, Tensor) and is_list(found):
-            try:
-                found = torch.as_tensor(np.asarray(found))
-            except (TypeError, ValueError):
-                found = None  # a list of what are no numbers
-        if not isinstance(found, Tensor) or found.dtype.is_complex or tuple(found.shape) != (rows,):
-            came = f"shape {list(found.shape)}" if isinstance(found, Tensor) else said(found)
+        came = self.potential(prefix)
+        found = came if isinstance(came, Tensor) else _entries(came)
+        # An unsigned byte is what a bool was in old code, and log phi if it is taken at its word: neither is assumed.
+        if found is None or found.dtype.is_complex or found.dtype == torch.uint8 or tuple(found.shape) != (rows,):
+            kind = str(getattr(came, "dtype", "")).removeprefix("torch.")
+            shown = f"a tensor of {kind}, shape {list(came.shape)}," if isinstance(came, Tensor) else said(came)
             raise ValueError(
-                f"potential {name} returned {came} for {rows} rows: return log phi of each row, [{rows}], or whether "
+                f"potential {name} returned {shown} for {rows} rows: return log phi of each row, [{rows}], or whether "
                 "the row is allowed"
             )
         if found.dtype == torch.bool:  # log 1 and log 0, not 1 and 0 nats
@@ -105,3 +106,12 @@ class ARTarget:
         rows, width, _ = logits.shape
         place = torch.arange(rows * width, device=logits.device).reshape(rows, width)
         return model_law(logits, place, self.law, chunks=chunks)
+
+
+def _entries(values: Any) -> Tensor | None:
+    """A list or an array as a tensor; None if it is none of numbers only, or of bools only."""
+    try:
+        mixed = isinstance(values, list | tuple) and len({is_bool(value) for value in values}) > 1
+        return torch.as_tensor(np.asarray(values)) if is_list(values) and not mixed else None
+    except (TypeError, ValueError):
+        return None

@@ -22,6 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from models.arguments import check_callable, said, true_or_false
 from models.prompts import ids_of_prompt
 from smc_bridge.distributions.intermediate import (
     Intermediate,
@@ -175,7 +176,8 @@ class Sampler:
             Interrupted: a KeyboardInterrupt that carries what is done, also of prompts that are not finished. Any other
                 error during the run carries the same in an attribute `results`.
         """
-        max_new_tokens = check_limit(max_new_tokens)
+        max_new_tokens, keep_drafts = check_limit(max_new_tokens), true_or_false("keep_drafts", keep_drafts)
+        check_callable("progress", progress, "a function of the number of finished prompts")
         requests = make_requests(self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained)
         queue = Queue(requests, batch=batch, on_result=on_result)
         settings = sampler_settings(self, max_new_tokens=max_new_tokens)
@@ -212,7 +214,7 @@ class Sampler:
         if self.tokenize is None:
             raise ValueError("tokenize is None: give the sampler a tokenizer, or call run with token ids")
         if not isinstance(text, str):
-            raise ValueError(f"text = {text!r}: give a string, or call run with token ids")
+            raise ValueError(f"text = {said(text)}: give a string, or call run with token ids")
         prompt = ids_of_prompt(self.tokenize(text), "tokenize")
         return self.run([prompt], seed=seed, max_new_tokens=max_new_tokens, keep_drafts=keep_drafts)[0]
 

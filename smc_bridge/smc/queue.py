@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.arguments import whole_number
+from models.arguments import check_callable, whole_number
 from models.protocols import Session
 from smc_bridge.prefix import Prefix
 from smc_bridge.result import Result
@@ -81,8 +81,7 @@ class Queue:
             raise ValueError("prompts is empty: give at least one")
         if batch is not None:
             batch = whole_number("batch", batch, remedy="decode at least 1 prompt at a time, or None for all at once")
-        if on_result is not None and not callable(on_result):
-            raise ValueError(f"on_result = {on_result!r}: give a function of a prompt's place and its result, or None")
+        check_callable("on_result", on_result, "a function of a prompt's place and its result")
         self.seats = len(requests) if batch is None else min(batch, len(requests))
         self.results: dict[int, Result] = {}
         self._total = len(requests)

@@ -3,13 +3,20 @@ remedy."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from models.arguments import is_list, said, whole_number, whole_numbers
+from models.arguments import (
+    check_callable,
+    check_text,
+    is_list,
+    said,
+    true_or_false,
+    whole_number,
+    whole_numbers,
+)
 from models.protocols import LanguageModel, ModelPair
 from smc_bridge.distributions.intermediate import check_intermediate, checked_log_prob
 from smc_bridge.distributions.proposal import DLMProposal
@@ -74,15 +81,17 @@ def _check_parts(sampler: Sampler) -> None:
         sampler.max_logit_bytes = whole_number(
             "max_logit_bytes", sampler.max_logit_bytes, remedy="give a positive whole number of bytes, or None"
         )
-    if not isinstance(sampler.compile, bool):
-        raise ValueError(f"compile = {sampler.compile!r}: give True or False")
+    sampler.compile = true_or_false("compile", sampler.compile)
+    check_text("name", sampler.name)
+    check_callable("tokenize", sampler.tokenize, "a function of a text")
+    check_callable("detokenize", sampler.detokenize, "a function of a list of ids")
     for name in ("kernel", "weight", "resampler", "intermediate", "trigger"):
         value = named(name, getattr(sampler, name))
         setattr(sampler, name, value)
         if isinstance(value, type):
             raise ValueError(f"{name} = {value.__name__} is a class: give an object, {value.__name__}()")
         if name not in ("intermediate", "trigger") and not isinstance(getattr(value, "proper", None), bool):
-            raise ValueError(f"{name} = {value!r} does not say if it is proper: give it a bool `proper`")
+            raise ValueError(f"{name} = {said(value)} does not say if it is proper: give it a bool `proper`")
     check_intermediate("intermediate", sampler.intermediate)
     exponent = getattr(sampler.intermediate, "target_exponent", None)
     if isinstance(exponent, torch.Tensor) and exponent.numel() != sampler.lanes and exponent.dim():
@@ -90,15 +99,15 @@ def _check_parts(sampler: Sampler) -> None:
             f"target_exponent has {exponent.numel()} entries for lanes = {sampler.lanes}: give one per lane"
         )
     if not callable(sampler.trigger):
-        raise ValueError(f"trigger = {sampler.trigger!r}: give a function of log weights, such as EssBelow(0.5)")
+        raise ValueError(f"trigger = {said(sampler.trigger)}: give a function of log weights, such as EssBelow(0.5)")
     if not isinstance(sampler.kernel, DraftKernel | TreeWalk):
-        raise ValueError(f"kernel = {sampler.kernel!r}: give a DraftKernel or a TreeWalk")
+        raise ValueError(f"kernel = {said(sampler.kernel)}: give a DraftKernel or a TreeWalk")
     if isinstance(sampler.kernel, AcceptAll):
         flat = torch.log_softmax(torch.arange(4.0), -1)[None, None, None]  # one lane, one position
         if not torch.equal(checked_log_prob(sampler.intermediate, flat, flat.flip(-1)), flat):
             raise ValueError(
-                f"intermediate = {sampler.intermediate!r} with AcceptAll, which commits the proposal's own draft: use "
-                "Proposal()"
+                f"intermediate = {said(sampler.intermediate)} with AcceptAll, which commits the proposal's own draft: "
+                "use Proposal()"
             )
 
 
@@ -150,15 +159,10 @@ def check_room(ids: Sequence[int], model: LanguageModel, kind: str, *, max_new_t
 
 def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
     """One seed for each prompt; ValueError if there are not as many as prompts, or one is no whole number."""
-    try:
-        return [operator.index(seed)] * prompts  # type: ignore[arg-type]
-    except TypeError:
-        pass
-    if isinstance(seed, str) or not hasattr(seed, "__iter__") or getattr(seed, "ndim", 1) != 1 or not all(
-        hasattr(x, "__index__") for x in seed
-    ):
-        raise ValueError(f"seed = {said(seed)}: give a whole number, or one per prompt")
-    seeds = [int(own) for own in seed]
+    remedy = "give a whole number, or one per prompt"
+    if not is_list(seed):
+        return [whole_number("seed", seed, least=None, most=None, remedy=remedy)] * prompts
+    seeds = whole_numbers("seed", seed, remedy=remedy)
     if len(seeds) != prompts:
         raise ValueError(f"seed has {len(seeds)} entries for {prompts} prompts: give one, or one per prompt")
     return seeds

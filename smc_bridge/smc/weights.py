@@ -55,7 +55,7 @@ def check_trigger(trigger: Trigger, log_weights: Tensor) -> Tensor:
     Raises:
         ValueError: it returned something else than bools `[P]`; the message names it.
     """
-    found = trigger(log_weights)
+    found = trigger(log_weights.clone())  # it may write to what it is given
     return check_tensor(found, f"trigger {called(trigger)}", (log_weights.shape[0],), "bool", log_weights.device)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.arguments import whole_number
+from models.arguments import confidence, said, whole_number
 from smc_bridge.smc.engine import Sampler
 from smc_bridge.testing.enumeration import NotEnumerableError
 from smc_bridge.testing.frontier import Law
@@ -104,9 +104,9 @@ def check(sampler: Sampler, *, runs: int = 2_000, level: float = 1e-4) -> Check:
         >>> check(smc(tabular_pair(), particles=2, intermediate=MyIntermediate())).proper
         True
     """
-    runs = whole_number("runs", runs)
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level = {level}: give a probability in (0, 1)")
+    runs, level = whole_number("runs", runs), confidence(level)
+    if not isinstance(sampler, Sampler):
+        raise ValueError(f"sampler = {said(sampler)}: give a Sampler, as smc(pair) makes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is told there stands in the result

@@ -195,10 +195,11 @@ def test_loading_prints_nothing(folders, capfd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "int8"}, "dtype = int8: use one of float32, bfloat16"),
+        ({"dtype": "int8"}, "dtype = 'int8': use one of float32, bfloat16"),
         ({"device": "tpu9"}, "device = 'tpu9': is not there"),
         ({"device": "meta"}, "device = 'meta': holds no numbers"),
         ({"device": 3.5}, r"device = '3\.5': is not there"),
+        ({"device": 2**63}, "device = '9223372036854775808': is not there"),
         ({"device": "cpu", "device_map": "auto"}, "device = 'cpu' with device_map: device_map places the weights"),
         ({"device_map": "auto", "tp_plan": "auto"}, "device_map and tp_plan exclude each other"),
         ({"tp_plan": "auto"}, "tp_plan = 'auto': needs one process per device; start the program with torchrun"),

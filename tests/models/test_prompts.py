@@ -176,6 +176,12 @@ def test_a_token_that_a_model_lacks_is_named_with_the_model() -> None:
         cut.encode("w14")
 
 
+@pytest.mark.parametrize("token", [-1, 10**30, 99])
+def test_an_id_that_no_tokenizer_has_is_named_by_its_number(token: int) -> None:
+    with pytest.raises(ValueError, match=f"^prompt has the token {token}, which is not in the alphabet"):
+        pair_of(make_tokenizer(), format_prompt=lambda t, x: [token]).encode("w1")
+
+
 def test_ids_of_several_prompts_are_not_those_of_one() -> None:
     with pytest.raises(ValueError, match=r"^it returned"):
         ids_of_prompt(torch.zeros(2, 3, dtype=torch.long), "it")

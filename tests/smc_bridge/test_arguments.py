@@ -54,7 +54,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "half a top-k": (lambda: smc(PAIR, top_k=1.5), "top_k = 1.5"),  # type: ignore[arg-type]
     "top-p as text": (lambda: smc(PAIR, top_p="x"), "top_p = 'x'"),  # type: ignore[arg-type]
     "temperature as text": (lambda: smc(PAIR, temperature="hot"), "temperature = 'hot'"),  # type: ignore[arg-type]
-    "no temperature": (lambda: DLMProposal(DLM, temperature=None), "temperature = None"),  # type: ignore[arg-type]
+    "no temperature": (lambda: DLMProposal(DLM, temperature=None), "temperature of the proposal = None"),  # type: ignore[arg-type]
     "half a node": (lambda: TreeWalk(2.5), "nodes = 2.5"),  # type: ignore[arg-type]
     "half a lane": (lambda: paper(PAIR, lanes=2.5), "lanes = 2.5"),  # type: ignore[arg-type]
     "intermediate as text": (lambda: smc(PAIR, intermediate="poe"), "intermediate = 'poe'"),  # type: ignore[arg-type]

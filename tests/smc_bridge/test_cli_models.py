@@ -47,7 +47,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no convention": ([], "whose convention is not known: set --dlm-convention to 'shifted'"),
     "unknown convention": (["--dlm-convention", "left"], "--dlm-convention = 'left': choose from shifted, unshifted"),
     "pair as well": (["--pair", "arithmetic"], "--pair = arithmetic with --dlm or --ar: give either"),
-    "no such type": (["--dlm-convention", "shifted", "--dtype", "int4"], "--dtype = int4: use one of float32"),
+    "no such type": (["--dlm-convention", "shifted", "--dtype", "int4"], "--dtype = 'int4': use one of float32"),
     "no such device": (["--dlm-convention", "shifted", "--device", "nowhere"], "--device = 'nowhere': is not there"),
     "mask out of range": (["--dlm-convention", "shifted", "--mask-id", "99"], "--mask-id = 99"),
 }

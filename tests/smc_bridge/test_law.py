@@ -153,11 +153,11 @@ def test_one_temperature_is_shared_by_all_lanes() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"temperature": []}, "temperature is an empty list"),
-        ({"temperature": [1.0, 0.0]}, "temperature = 0.0"),
-        ({"temperature": -2.0}, "temperature = -2.0"),
+        ({"temperature": []}, "temperature of the proposal is an empty list"),
+        ({"temperature": [1.0, 0.0]}, "temperature of the proposal = 0.0"),
+        ({"temperature": -2.0}, "temperature of the proposal = -2.0"),
         ({"lookahead": 0}, "lookahead = 0"),
-        ({"top_p": 0.0}, "top_p = 0.0"),
+        ({"top_p": 0.0}, "top_p of the proposal = 0.0"),
         ({"banned_ids": [7]}, "banned_ids"),
     ],
 )

@@ -281,3 +281,39 @@ def test_a_name_that_no_part_has_is_refused_with_those_there_are(kind: str, know
             make(**{kind: "nobody"})
     with pytest.raises(ValueError, match=r"^target = "):
         Sampler(smc(PAIR).proposal, PAIR)
+
+
+#: Potentials that are neither numbers nor bools, and what the line says came.
+NEITHER: dict[str, tuple[Callable[[int], Any], str]] = {
+    "bools among numbers": (lambda n: [False] + [-0.5] * (n - 1), "[False, -0.5"),
+    "a mask of bytes": (lambda n: torch.ones(n, dtype=torch.uint8), "a tensor of uint8, shape ["),
+    "complex numbers": (lambda n: torch.zeros(n, dtype=torch.complex64), "a tensor of complex64, shape ["),
+    "texts": (lambda n: ["x"] * n, "['x', "),
+    "None for some": (lambda n: [None] * n, "[None, "),
+}
+
+
+@pytest.mark.parametrize("case", NEITHER)
+def test_a_potential_of_neither_numbers_nor_bools_is_refused_with_what_came(case: str) -> None:
+    make, words = NEITHER[case]
+    target = ARTarget(AR, potential=lambda prefix: make(len(prefix.length)))
+    for call in (
+        lambda: smc(PAIR, 2, window=2, lookahead=3, potential=target.potential).run([[]] * 2, seed=[1, 2]),
+        lambda: oracle(target, max_new_tokens=2),
+    ):
+        with pytest.raises(ValueError, match=r"^potential <lambda> returned " + re.escape(words)):
+            call()
+
+
+def test_a_trigger_that_writes_to_the_weights_leaves_the_run_as_it_is() -> None:
+    def writes(log_weights: torch.Tensor) -> torch.Tensor:
+        few = EssBelow(0.9)(log_weights)
+        log_weights.zero_()
+        return few
+
+    runs = [
+        smc(PAIR, 3, window=2, lookahead=3, trigger=trigger).run([[]] * 4, seed=range(4), max_new_tokens=LIMIT)
+        for trigger in (writes, EssBelow(0.9))
+    ]
+    assert [r.log_weights for r in runs[0]] == [r.log_weights for r in runs[1]]
+    assert any(r.log_evidence != 0 for r in runs[0])
