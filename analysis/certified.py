@@ -86,6 +86,11 @@ class Runs:
             [run for part in done for run in part.free], [run for part in done for run in part.retained], level=level
         )
 
+    @property
+    def free(self) -> list[Result]:
+        """The free runs of all prompts, in their order."""
+        return [run for index in sorted(self.store.cells) for run in self.store.cells[index].free]
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write FILE whole, with the bounds for readers."""
         self.store.finish(summary, [self.store.cells[index] for index in sorted(self.store.cells)])

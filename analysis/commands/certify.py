@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from smc_bridge.commands.base import (
     whole,
 )
 from smc_bridge.commands.models import add_model_arguments
-from smc_bridge.commands.prompts import add_task_arguments, count_of, task_and_models
+from smc_bridge.commands.prompts import add_task_arguments, count_of, described, task_and_models
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
 from smc_bridge.tables import print_table
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from analysis.bounds import TokenBound
     from analysis.reverse import Bidirectional, Report
     from smc_bridge.certificate import Certificate
+    from smc_bridge.result import Result
+    from smc_bridge.tasks import Item, Task
 
 
 #: Problems of a task unless they are given.
@@ -110,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         "models": fingerprint(pair), "problems": problems_fingerprint(task, items, prompts),
     }
     title = (
-        f"{arguments.method} on {n} problems of {task.name}, target temperature "
+        f"{arguments.method} on {n} problems of {described(task)}, target temperature "
         f"{arguments.temperature:g}, w = {arguments.w:g}, seed {arguments.seed}"
     )
     with holding(path, argument="--json"):
@@ -128,22 +130,35 @@ def run(arguments: argparse.Namespace) -> int:
                 "same command without --fresh goes on from there" if kept else "nothing was saved"
             tell(f"{PROGRAM}: interrupted: {what}")
             return INTERRUPTED
+        right = accuracy(runs.free, task, items, seed=arguments.seed)
         deliver(
-            path, lambda: runs.finish(to_dict(found, arguments)),
-            lambda out: print_table(out, render(found, title=title)),
+            path, lambda: runs.finish({**to_dict(found, arguments), "accuracy": None if right is None else right[0]}),
+            lambda out: print_table(out, render(found, title=title, right=right)),
         )
     return 0
 
 
-def render(found: Bidirectional, *, title: str = "") -> Table:
-    """The bounds as a table; its caption tells how far their intervals can be trusted."""
+def accuracy(runs: Sequence[Result], task: Task, items: Sequence[Item], *, seed: int) -> tuple[float, int] | None:
+    """Share of right answers, a draw from the weights of each free run, and of how many; None without answers.
+
+    The draws are those of `compare` under the same seed.
+    """
+    known = [(run, item.answer) for run, item in zip(runs, items, strict=True) if item.answer is not None]
+    right = sum(run.alive and task.grade(run.sample(seed=seed), answer) for run, answer in known)
+    return (right / len(known), len(known)) if known else None
+
+
+def render(found: Bidirectional, *, title: str = "", right: tuple[float, int] | None = None) -> Table:
+    """The bounds as a table; its caption tells how far their intervals can be trusted, and the accuracy if it is known.
+    """
     from smc_bridge.intervals import NAME
 
     bounds = {"KL(r || p)": found.forward, "KL(p || r)": found.reverse, "their sum": found.symmetric}
     table = Table(
         title=title, title_justify="left", caption_justify="left",
         caption="r: law of one text drawn from a run's weights; p: the AR model; in brackets "
-        f"{found.forward.level:.0%} {NAME} intervals\n" + "\n".join(_told(*each) for each in bounds.items()),
+        f"{found.forward.level:.0%} {NAME} intervals\n" + "\n".join(_told(*each) for each in bounds.items())
+        + ("" if right is None else f"\naccuracy of {right[1]} texts: {right[0]:.1%}"),
     )
     table.add_column("bound on", no_wrap=True)
     for name in ("by", "nats / sequence", "nats / 1,000 tokens", "total variation at most"):
