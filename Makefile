@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a worker: two test workers on two cores, and small models gain nothing from more.
 test notebooks: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test notebooks lint train clean
+.PHONY: demo test notebooks types lint train clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,12 +29,17 @@ test: $(VENV)/.dev
 notebooks: $(VENV)/.dev
 	$(BIN)/python notebooks/execute.py
 
-lint: $(VENV)/.dev
+# For mypy, which reads packages by their folders: smc_bridge with models and analysis where they are imported from.
+types:
+	rm -rf .types && mkdir -p .types/smc_bridge
+	ln -s ../../models ../../analysis $(addprefix ../../,$(filter-out %/__pycache__,$(wildcard smc_bridge/*))) .types/smc_bridge/
+
+lint: $(VENV)/.dev types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 train: $(VENV)/.runtime
-	OMP_NUM_THREADS=2 $(BIN)/python -m models.arithmetic.train
+	OMP_NUM_THREADS=2 $(BIN)/python -m smc_bridge.models.arithmetic.train
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .types runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,6 @@
 """Diagnostics and experiments on what the sampler returns: weights, blocks, genealogy, bias, bounds, exact answers.
 
-Experiments over many settings are in `analysis.study`, pictures in `analysis.plots`.
+Experiments over many settings are in `smc_bridge.analysis.study`, pictures in `smc_bridge.analysis.plots`.
 """
 
 from typing import TYPE_CHECKING
@@ -8,22 +8,36 @@ from typing import TYPE_CHECKING
 from smc_bridge.exports import on_demand
 
 if TYPE_CHECKING:
-    from analysis.bias import Bias, Difference, bias_against_samples, delta_bias, jackknife_bias, run_bias
-    from analysis.bounds import TokenBound, kl_certificate, kl_per_token
-    from analysis.budget import at_equal_cost, cost_of, largest_within, measure_cost
-    from analysis.calibration import RankTest, rank_test, rank_uniformity
-    from analysis.ess import conditional_ess, conditional_ess_per_step, entropy_ess, ess, ess_per_step, max_share
-    from analysis.estimates import GenealogyVariance, Mean, batch_means, genealogy_variance
-    from analysis.export import to_arviz, to_datatree
-    from analysis.genealogy import coalescence, offspring_count, unique_ancestors
-    from analysis.law_bias import Distance, Rate, fit_rate, output_distance, output_distance_by_identity, run_distance
-    from analysis.laws import kl, output_law, total_variation, weighted_law
-    from analysis.lengths import BlockStatistics, block_statistics
-    from analysis.local import LocalDivergences, local_divergences
-    from analysis.oracle import oracle
-    from analysis.prices import Cost
-    from analysis.psis import ParetoK, pareto_k, smoothed_log_weights
-    from analysis.reverse import (
+    from smc_bridge.analysis.bias import Bias, Difference, bias_against_samples, delta_bias, jackknife_bias, run_bias
+    from smc_bridge.analysis.bounds import TokenBound, kl_certificate, kl_per_token
+    from smc_bridge.analysis.budget import at_equal_cost, cost_of, largest_within, measure_cost
+    from smc_bridge.analysis.calibration import RankTest, rank_test, rank_uniformity
+    from smc_bridge.analysis.ess import (
+        conditional_ess,
+        conditional_ess_per_step,
+        entropy_ess,
+        ess,
+        ess_per_step,
+        max_share,
+    )
+    from smc_bridge.analysis.estimates import GenealogyVariance, Mean, batch_means, genealogy_variance
+    from smc_bridge.analysis.export import to_arviz, to_datatree
+    from smc_bridge.analysis.genealogy import coalescence, offspring_count, unique_ancestors
+    from smc_bridge.analysis.law_bias import (
+        Distance,
+        Rate,
+        fit_rate,
+        output_distance,
+        output_distance_by_identity,
+        run_distance,
+    )
+    from smc_bridge.analysis.laws import kl, output_law, total_variation, weighted_law
+    from smc_bridge.analysis.lengths import BlockStatistics, block_statistics
+    from smc_bridge.analysis.local import LocalDivergences, local_divergences
+    from smc_bridge.analysis.oracle import oracle
+    from smc_bridge.analysis.prices import Cost
+    from smc_bridge.analysis.psis import ParetoK, pareto_k, smoothed_log_weights
+    from smc_bridge.analysis.reverse import (
         Bidirectional,
         bidirectional,
         conditional_runs,
@@ -31,9 +45,9 @@ if TYPE_CHECKING:
         reverse_per_token,
         symmetric_certificate,
     )
-    from analysis.tables import step_table, summary
-    from analysis.two_sample import TestResult, chi_square_test, goodness_of_fit, mmd_test
-    from analysis.variance import (
+    from smc_bridge.analysis.tables import step_table, summary
+    from smc_bridge.analysis.two_sample import TestResult, chi_square_test, goodness_of_fit, mmd_test
+    from smc_bridge.analysis.variance import (
         log_weight_variance,
         log_weight_variance_per_step,
         log_weight_variance_per_token,

@@ -1,4 +1,5 @@
-"""The runs behind `smc-bridge certify`, in parts of a few prompts, which are kept as they are done (`analysis.store`).
+"""The runs behind `smc-bridge certify`, in parts of a few prompts, which are kept as they are done
+(`smc_bridge.analysis.store`).
 
 The draws of a prompt depend on the seed and on the prompt only, so that runs which were interrupted and continued give
 the bounds of a single go.
@@ -11,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.reverse import Bidirectional, Report, both_bounds, both_runs
-from analysis.store import Store
+from smc_bridge.analysis.reverse import Bidirectional, Report, both_bounds, both_runs
+from smc_bridge.analysis.store import Store
+
+from smc_bridge.engine.sampler import Sampler
 from smc_bridge.result import Result
-from smc_bridge.smc.engine import Sampler
 from smc_bridge.streams import seeds_apart
 
 KIND, FORMAT = "smc-bridge certificate", 2

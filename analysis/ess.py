@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from smc_bridge.engine import weights
 from smc_bridge.result import Result
-from smc_bridge.smc import weights
 
 #: Unnormalised log weights of N particles, nats; -inf is legal.
 LogWeights = Sequence[float] | npt.NDArray[Any] | Tensor

@@ -12,8 +12,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-
-from models.arguments import whole_number
+from smc_bridge.models.arguments import whole_number
 
 #: A text, or token ids.
 Sequential = str | Sequence[int]

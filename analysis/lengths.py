@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from analysis.runs import Runs, as_runs
+from smc_bridge.analysis.runs import Runs, as_runs
+
 from smc_bridge.result import Result
 
 

@@ -10,8 +10,9 @@ At a position with laws q (proposal), pi (intermediate) and p (target):
     Var_pi(log p - log pi)        variance that one token adds to the log weight
 
 If these did not depend on the path, `1 + Var(w) = prod_i (1 + chi2_i)` and `Var(log w) = sum_i Var_pi(log p - log pi)`.
-That is the *predicted* growth, to be held against the observed one (`analysis.variance`). For nearly log-normal weights
-both agree, `log(1 + Var(w)) = Var(log w)`; where a token that pi likes is all but impossible under p, the second is far
+That is the *predicted* growth, to be held against the observed one (`smc_bridge.analysis.variance`). For nearly
+log-normal weights both agree, `log(1 + Var(w)) = Var(log w)`; where a token that pi likes is all but impossible under
+p, the second is far
 larger: a few almost dead particles inflate the variance of the log weight and hardly matter for that of the weight.
 """
 
@@ -24,15 +25,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from smc_bridge.analysis.genealogy import ancestral_lines
+from smc_bridge.models.protocols import MASKED
 from torch import Tensor
 
-from analysis.genealogy import ancestral_lines
-from models.protocols import MASKED
 from smc_bridge.distributions.intermediate import checked_log_prob
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.validation import check_limit
 from smc_bridge.kernels.importance import OwnWeights
 from smc_bridge.result import Result
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.validation import check_limit
 
 Array = npt.NDArray[np.float64]
 

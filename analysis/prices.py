@@ -1,4 +1,4 @@
-"""Prices of the two models' work, which costs are made of (`analysis.budget`)."""
+"""Prices of the two models' work, which costs are made of (`smc_bridge.analysis.budget`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from models.arguments import said
+from smc_bridge.models.arguments import said
 
 #: What is counted: calls, or rows of calls.
 Unit = Literal["forwards", "rows"]

@@ -22,15 +22,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from smc_bridge.analysis.bounds import TokenBound, kl_certificate, kl_per_token, ratio_per_token
+from smc_bridge.analysis.runs import require_proper
 
-from analysis.bounds import TokenBound, kl_certificate, kl_per_token, ratio_per_token
-from analysis.runs import require_proper
 from smc_bridge.certificate import Certificate, certificate_of, certify, kl_terms
 from smc_bridge.decoders import ar_sampling
+from smc_bridge.engine.resampling import Multinomial
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.validation import check_prompts, models_of, seeds_of
 from smc_bridge.result import Result
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import Multinomial
-from smc_bridge.smc.validation import check_prompts, models_of, seeds_of
 from smc_bridge.streams import Role, derived_seed, first_repeat
 
 #: Told what is being run and how many of its prompts are finished.
@@ -76,7 +76,7 @@ def conditional_runs(
         report: told how many exact samples and conditional runs are finished.
     Raises:
         ValueError: the program is not proper or has a potential, or an argument is out of range; or an exact sample
-            has probability 0 where the run verifies it (truncation in bfloat16, see `smc_bridge.smc.conditional`).
+            has probability 0 where the run verifies it (truncation in bfloat16, see `smc_bridge.engine.conditional`).
             Such runs cannot be left out of a bound: the samples that are lost are not like the others.
     """
     if sampler.target.potential is not None:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from analysis.journal import Journal
+from smc_bridge.analysis.journal import Journal
+
 from smc_bridge.files import is_stream, resolved, write_text
 
 Key = TypeVar("Key", bound=Hashable)

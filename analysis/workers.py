@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from models.extras import install, is_installed
+from smc_bridge.models.extras import install, is_installed
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")

@@ -28,8 +28,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-
-from analysis.law_bias import (
+from smc_bridge.analysis.law_bias import (
     Distance,
     Rate,
     fit_rate,
@@ -38,20 +37,21 @@ from analysis.law_bias import (
     run_distance,
     run_rms,
 )
-from analysis.oracle import oracle
-from models.tabular import TabularAR, TabularDLM
+from smc_bridge.analysis.oracle import oracle
+from smc_bridge.models.tabular import TabularAR, TabularDLM
+
 from smc_bridge.distributions.intermediate import ProductOfExperts
-from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.weights import always
 from smc_bridge.files import write_text
 from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.presets import plain_is, released, smc, speculative
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.weights import always
+from smc_bridge.methods.poe_bridge import plain_is, released, smc, speculative
+from smc_bridge.proposals.mean_field import DLMProposal
 
 #: Length limit and window of the toy, and the exponent of the DLM in the product of experts.
 LENGTH, WINDOW, W = 4, 3, 0.5

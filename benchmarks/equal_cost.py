@@ -3,11 +3,11 @@
     python -m benchmarks.equal_cost [--budget 48] [--runs 1500] [--prompts 48] [--embedded-budget 160] [--temperature 1]
         [--tokens 128] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
-Cost of a run is the number of rows that both models scored for it (`analysis.budget`, `c_D = c_A = 1`): what a
-processor pays for, and no clock is involved. Every method gets the largest number of particles N, or of lanes K, whose
-mean cost is within the budget. *Tabular pair*: the bias is the total variation of the output's law to the exact one.
-*Embedded pair*: the law cannot be listed, so the bias is that of the response's length, against exact samples of the AR
-model on the same prompts.
+Cost of a run is the number of rows that both models scored for it (`smc_bridge.analysis.budget`, `c_D = c_A = 1`):
+what a processor pays for, and no clock is involved. Every method gets the largest number of particles N, or of lanes
+K, whose mean cost is within the budget. *Tabular pair*: the bias is the total variation of the output's law to the
+exact one. *Embedded pair*: the law cannot be listed, so the bias is that of the response's length, against exact
+samples of the AR model on the same prompts.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from smc_bridge.analysis.bounds import kl_certificate
+from smc_bridge.analysis.budget import cost_of, largest_within
+from smc_bridge.analysis.estimates import batch_means
+from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
+from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.prices import Cost
+from smc_bridge.analysis.tasks import TASKS
+from smc_bridge.models.pairs import load_pair
 
-from analysis.bounds import kl_certificate
-from analysis.budget import cost_of, largest_within
-from analysis.estimates import batch_means
-from analysis.law_bias import output_distance, output_distance_by_identity
-from analysis.oracle import oracle
-from analysis.prices import Cost
 from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair, W
 from benchmarks.harness import progress
 from benchmarks.report import Report, Sheet, execute
-from models.pairs import load_pair
-from smc_bridge import presets
 from smc_bridge.commands.base import positive, whole
 from smc_bridge.decoders import ar_sampling
+from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.result import Result
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.tasks import TASKS
 
 COST = Cost(1.0, 1.0, "rows")
 #: Exact samples per prompt that the length is compared with.

@@ -16,10 +16,10 @@ from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.mock import MockPair
 from benchmarks.textbook import Step, Uniforms, textbook_step
-from smc_bridge import presets
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.state import SMCState
+from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.result import Result
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.state import SMCState
 from smc_bridge.streams import Role, prompt_generator
 
 PROMPT = [0, 1, 2]

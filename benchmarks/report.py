@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import torch
 from rich import box
 from rich.table import Table
+from smc_bridge.models.extras import need
 
 from benchmarks.harness import Machine, cores
-from models.extras import need
 from smc_bridge.commands.base import LineParser, check_writable, console, whole
 from smc_bridge.files import write_bytes, write_text
 

@@ -20,21 +20,21 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
-
-from analysis import kl_per_token
-from analysis.law_bias import output_distance, output_distance_by_identity
-from analysis.local import local_divergences
-from analysis.oracle import oracle
-from analysis.plots import (
+from smc_bridge.analysis import kl_per_token
+from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
+from smc_bridge.analysis.local import local_divergences
+from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.plots import (
     plot_against_particles,
     plot_ess_along,
     plot_frontier,
     plot_log_weight_variance,
     plot_trace_grid,
 )
-from models.arithmetic.problems import held_out
-from models.pairs import Pair, load_pair
-from models.tabular import TabularAR, TabularDLM
+from smc_bridge.models.arithmetic.problems import held_out
+from smc_bridge.models.pairs import Pair, load_pair
+from smc_bridge.models.tabular import TabularAR, TabularDLM
+
 from smc_bridge import ARTarget, Mixture, PowerMean, ProductOfExperts, Result, Sampler, plain_is, released, smc
 
 FOLDER = Path(__file__).parent / "gallery"

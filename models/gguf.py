@@ -18,7 +18,7 @@ import tempfile
 from importlib import util
 from pathlib import Path
 
-from models.extras import install, is_installed
+from smc_bridge.models.extras import install, is_installed
 
 #: Folder of everything that is cached; the default is `smc-bridge` in the user's cache folder (XDG).
 CACHE_VARIABLE = "SMC_BRIDGE_CACHE"
@@ -96,9 +96,8 @@ def dequantised(gguf: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     """Write the checkpoint of `gguf` into `folder`."""
     import torch
+    from smc_bridge.models.loading import quiet
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from models.loading import quiet
 
     # Standard error as well: the conversion shows a progress bar that heeds no setting, and so does saving.
     with quiet(progress=False), contextlib.redirect_stderr(io.StringIO()):

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from models.arguments import said
-from models.checkpoints import CONFIG, WEIGHTS, WEIGHTS_INDEX, Checkpoint, reason
-from models.conventions import LENGTH_KEY, UNWRAPPED, WRAPPED, Convention
-from models.extras import install
-from models.weights import unmatched
+from smc_bridge.models.arguments import said
+from smc_bridge.models.checkpoints import CONFIG, WEIGHTS, WEIGHTS_INDEX, Checkpoint, reason
+from smc_bridge.models.conventions import LENGTH_KEY, UNWRAPPED, WRAPPED, Convention
+from smc_bridge.models.extras import install
+from smc_bridge.models.weights import unmatched
 
 DTYPES = {
     name: dtype
@@ -162,7 +161,7 @@ def _one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # anything: the checkpoint's own code may run in here
-        from models.huggingface.chunks import is_out_of_memory
+        from smc_bridge.models.huggingface.chunks import is_out_of_memory
 
         if is_out_of_memory(error):
             raise MemoryError(
@@ -266,8 +265,7 @@ def load_model(
         ValueError: it cannot be loaded, or weights are missing, which would then be random.
     """
     import transformers
-
-    from models.huggingface.adapter import ADDITIVE_ATTENTION
+    from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION
 
     options: dict[str, Any] = {
         "use_safetensors": True, "trust_remote_code": trust_remote_code, "local_files_only": checkpoint.offline,

@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-
-from models.arguments import ids_of, said, whole_number
-from models.checkpoints import Checkpoint, find_checkpoint
-from models.conventions import Convention, Override, convention_of, mask_id_of
-from models.gguf import dequantised, packaged_gguf
-from models.huggingface.adapter import output_size
-from models.huggingface.unpadded import Unpadded
-from models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, special_ids
-from models.loading import (
+from smc_bridge.models.arguments import ids_of, said, whole_number
+from smc_bridge.models.checkpoints import Checkpoint, find_checkpoint
+from smc_bridge.models.conventions import Convention, Override, convention_of, mask_id_of
+from smc_bridge.models.gguf import dequantised, packaged_gguf
+from smc_bridge.models.huggingface.adapter import output_size
+from smc_bridge.models.huggingface.unpadded import Unpadded
+from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, special_ids
+from smc_bridge.models.loading import (
     Placement,
     fit_adapter,
     is_wrapped,
@@ -29,9 +28,9 @@ from models.loading import (
     load_tokenizer,
     weight_shapes,
 )
-from models.pairs import Pair, pair_from_models
-from models.prompts import PromptFormat, default_prompt
-from models.protocols import CausalLM
+from smc_bridge.models.pairs import Pair, pair_from_models
+from smc_bridge.models.prompts import PromptFormat, default_prompt
+from smc_bridge.models.protocols import CausalLM
 
 Name = str | os.PathLike[str]
 
@@ -48,8 +47,8 @@ class Source:
 
 def _embedded(argument: str, placement: Placement) -> Source:
     """A model of the embedded pair by itself; its file holds float16, which is widened."""
-    from models.arithmetic import architecture
-    from models.arithmetic import tokenizer as arithmetic_tokenizer
+    from smc_bridge.models.arithmetic import architecture
+    from smc_bridge.models.arithmetic import tokenizer as arithmetic_tokenizer
 
     checkpoint = find_checkpoint(argument, architecture.WEIGHTS / argument, trust_remote_code=False, tokenizer=False)
     dtype = placement.dtype or torch.float32
@@ -104,7 +103,7 @@ def load_causal(
     tp_plan: str | Mapping[str, str] | None = None,
 ) -> Causal:
     """Load an autoregressive model without a diffusion model; arguments and errors are those of `load_pair`."""
-    from models.huggingface import HuggingFaceCausalLM
+    from smc_bridge.models.huggingface import HuggingFaceCausalLM
 
     check_id("eos_id", eos_id)
     placement = Placement.of(dtype, device, device_map, tp_plan)
@@ -173,7 +172,7 @@ def load_two(
     reduce: bool,
     format_prompt: PromptFormat | None,
 ) -> Pair:
-    """Load two checkpoints as a pair; the arguments are those of `models.pairs.load_pair`, which calls this.
+    """Load two checkpoints as a pair; the arguments are those of `smc_bridge.models.pairs.load_pair`, which calls this.
 
     Raises:
         ValueError, FileNotFoundError: as `load_pair`.

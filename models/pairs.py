@@ -15,14 +15,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from smc_bridge.models.arguments import check_callable, said, true_or_false, whole_number
+from smc_bridge.models.conventions import Override
+from smc_bridge.models.loading import Placement, quiet
+from smc_bridge.models.prompts import PromptFormat, formatted, plain_prompt
+from smc_bridge.models.protocols import CausalLM, MaskedDiffusionLM
+from smc_bridge.models.texts import anchor_of, continuation_text
 from torch import Tensor
-
-from models.arguments import check_callable, said, true_or_false, whole_number
-from models.conventions import Override
-from models.loading import Placement, quiet
-from models.prompts import PromptFormat, formatted, plain_prompt
-from models.protocols import CausalLM, MaskedDiffusionLM
-from models.texts import anchor_of, continuation_text
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,8 +96,8 @@ class Pair:
         return anchor_of(self.tokenizer)
 
     def decode(self, ids: Tensor | Iterable[int]) -> str:
-        """Text that the continuation `ids: [S]` adds to what stands before it (`models.texts`), its leading space with
-        it; without the end of the sequence and without banned ids."""
+        """Text that the continuation `ids: [S]` adds to what stands before it (`smc_bridge.models.texts`), its
+        leading space with it; without the end of the sequence and without banned ids."""
         silent = {self.ar.eos_id, *self.ar.banned_ids}
         return continuation_text(self.tokenizer, [i for i in map(int, ids) if i not in silent], self._anchor)
 
@@ -136,7 +135,7 @@ def pair_from_models(
     Raises:
         ValueError: if the vocabularies differ or no mask token is known.
     """
-    from models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM, shared_vocabulary
+    from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM, shared_vocabulary
 
     dlm_tokenizer = tokenizer if dlm_tokenizer is None else dlm_tokenizer
     mask_id = dlm_tokenizer.mask_token_id if mask_id is None else mask_id
@@ -160,8 +159,8 @@ def pair_from_models(
 
 def _arithmetic(device: torch.device, dtype: torch.dtype) -> Pair:
     """The embedded pair: grade-school word problems with a written-out chain of thought."""
-    from models.arithmetic import architecture
-    from models.arithmetic import tokenizer as arithmetic_tokenizer
+    from smc_bridge.models.arithmetic import architecture
+    from smc_bridge.models.arithmetic import tokenizer as arithmetic_tokenizer
 
     with quiet(progress=False):
         dlm, ar = (architecture.load(kind).to(device=device, dtype=dtype) for kind in ("dlm", "ar"))
@@ -204,7 +203,7 @@ def load_pair(
             are float32 at least.
         device: where both models run. Default: a CUDA device if there is one, else the CPU.
         trust_remote_code: let the checkpoints' own code run.
-        dlm_convention: "shifted" or "unshifted", against or in want of what `models.conventions` says.
+        dlm_convention: "shifted" or "unshifted", against or in want of what `smc_bridge.models.conventions` says.
         device_map: spread the layers of both over devices, as in transformers (needs accelerate).
         tp_plan: split every layer of both over the processes of `torchrun`, as in transformers.
         mask_id: id of the diffusion model's mask token. Default: configuration, tokenizer, or convention.
@@ -251,7 +250,7 @@ def load_pair(
             pair = PAIRS[os.fspath(dlm)](placement.device, placement.dtype or torch.float32)
             return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
         ar = dlm
-    from models.own import load_two
+    from smc_bridge.models.own import load_two
 
     pair = load_two(
         dlm, ar, placement, trust_remote_code=trust_remote_code, dlm_convention=dlm_convention, mask_id=mask_id,
@@ -264,8 +263,8 @@ def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:
     """The pair, freshly made, with that cap on the logits of one forward of each of its models."""
     if max_logit_bytes is None:
         return pair
-    from models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
-    from models.huggingface.chunks import RowChunks
+    from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
+    from smc_bridge.models.huggingface.chunks import RowChunks
 
     for model in (pair.dlm, pair.ar):
         if not isinstance(model, HuggingFaceCausalLM | HuggingFaceMaskedLM):
@@ -281,7 +280,7 @@ def _with_cache(pair: Pair, cache: Literal["none", "prefix"]) -> Pair:
     """The pair with that cache in the sessions of its diffusion model."""
     if cache == "none":
         return pair
-    from models.huggingface import HuggingFaceMaskedLM
+    from smc_bridge.models.huggingface import HuggingFaceMaskedLM
 
     if not isinstance(pair.dlm, HuggingFaceMaskedLM):
         raise ValueError(f"dlm_cache = {cache!r}: the diffusion model of the pair {pair.name!r} has no cache")

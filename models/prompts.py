@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from models.arguments import called, said, whole_numbers
+from smc_bridge.models.arguments import called, said, whole_numbers
 
 #: Turns a tokenizer and a user's text into the ids that a model is prompted with: a list of whole numbers, or what a
 #: tokenizer of transformers returns (`ids_of_prompt`).

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from smc_bridge.models.arguments import is_list, real_between, said, whole_number, whole_numbers
+from smc_bridge.models.rows import Rows
 from torch import Tensor
-
-from models.arguments import is_list, real_between, said, whole_number, whole_numbers
-from models.rows import Rows
 
 #: Continuations that an enumeration may list.
 ENUMERABLE = 65536

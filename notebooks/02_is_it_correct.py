@@ -34,14 +34,14 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from smc_bridge.analysis import total_variation
+from smc_bridge.analysis.estimates import batch_means
+from smc_bridge.analysis.law_bias import fit_rate, output_distance, output_distance_by_identity
+from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.plots import plot_against_particles
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 import smc_bridge
-from analysis import total_variation
-from analysis.estimates import batch_means
-from analysis.law_bias import fit_rate, output_distance, output_distance_by_identity
-from analysis.oracle import oracle
-from analysis.plots import plot_against_particles
-from models.tabular import TabularAR, TabularDLM
 from smc_bridge import (
     ARTarget,
     DLMProposal,
@@ -411,7 +411,8 @@ for name, found in programs.items():
 # programs, these among them, that it must catch.
 #
 # On a real model nothing can be enumerated. What remains there: exact samples of the AR model, against which bias has
-# an interval (`analysis.bias.bias_against_samples`), two-sample and rank tests, and the certificates of notebook 05.
+# an interval (`smc_bridge.analysis.bias.bias_against_samples`), two-sample and rank tests, and the certificates of
+# notebook 05.
 
 # %% tags=["hide-input"]
 argmax = programs["argmax selection"]

@@ -29,15 +29,15 @@ from typing import ClassVar
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from smc_bridge.analysis import block_statistics, ess, kl_per_token
+from smc_bridge.analysis.estimates import batch_means
+from smc_bridge.analysis.laws import weighted_law
+from smc_bridge.analysis.local import chi2, kl
+from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.plots import plot_frontier
+from smc_bridge.models.arithmetic.problems import held_out
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
-from analysis import block_statistics, ess, kl_per_token
-from analysis.estimates import batch_means
-from analysis.laws import weighted_law
-from analysis.local import chi2, kl
-from analysis.oracle import oracle
-from analysis.plots import plot_frontier
-from models.arithmetic.problems import held_out
-from models.tabular import TabularAR, TabularDLM
 from smc_bridge import (
     ARTarget,
     Chernoff,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from smc_bridge.exports import on_demand
 
 if TYPE_CHECKING:
-    from models.pairs import Pair, load_pair
     from smc_bridge.certificate import Certificate, certify
     from smc_bridge.decoders import ar_sampling, diffusion
     from smc_bridge.distributions.intermediate import (
@@ -25,21 +24,22 @@ if TYPE_CHECKING:
         Proposal,
         Target,
     )
-    from smc_bridge.distributions.proposal import DLMProposal
     from smc_bridge.distributions.target import ARTarget, Potential
+    from smc_bridge.engine.queue import Interrupted
+    from smc_bridge.engine.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic
+    from smc_bridge.engine.sampler import Sampler
+    from smc_bridge.engine.weights import EssBelow, always, never
     from smc_bridge.kernels.block_verification import BlockVerification
     from smc_bridge.kernels.gumbel import GumbelCoupling
     from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, OwnWeights
     from smc_bridge.kernels.protocol import Horizon, Kernel, Move
     from smc_bridge.kernels.rejection import Rejection
     from smc_bridge.kernels.tree import TreeWalk
+    from smc_bridge.methods.poe_bridge import paper, plain_is, released, smc, speculative, tree_walk
+    from smc_bridge.models.pairs import Pair, load_pair
     from smc_bridge.prefix import Prefix
-    from smc_bridge.presets import paper, plain_is, released, smc, speculative, tree_walk
+    from smc_bridge.proposals.mean_field import DLMProposal
     from smc_bridge.result import Result
-    from smc_bridge.smc.engine import Sampler
-    from smc_bridge.smc.queue import Interrupted
-    from smc_bridge.smc.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic
-    from smc_bridge.smc.weights import EssBelow, always, never
     from smc_bridge.testing.check import Check, check
 
 __version__ = "0.1.0"

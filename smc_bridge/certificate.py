@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-from models.arguments import confidence, real_between, said
 from smc_bridge.intervals import ratio_interval
+from smc_bridge.models.arguments import confidence, real_between, said
 from smc_bridge.pareto import tail_shape
 
 Array = npt.NDArray[np.float64]

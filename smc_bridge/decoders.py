@@ -1,7 +1,7 @@
 """Ordinary decoders to compare with: sampling from the AR model, and the diffusion model's own decoders.
 
-They return the same `Result` as the sampler, and refill their batch as it does (`smc_bridge.smc.queue`). AR sampling is
-exact, with weight one. The DLM's decoders do not target the AR law at all: `proper` is False.
+They return the same `Result` as the sampler, and refill their batch as it does (`smc_bridge.engine.queue`). AR
+sampling is exact, with weight one. The DLM's decoders do not target the AR law at all: `proper` is False.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from models.arguments import check_callable, check_text, said, whole_number
-from models.protocols import ABSENT, MASKED, ModelPair, Session
-from smc_bridge.distributions.proposal import DLMProposal
+from smc_bridge.describe import law_settings, name_of
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.queue import OnResult, Queue, Request, prompts_of, reseat_sessions
+from smc_bridge.engine.validation import as_proposal, as_target, check_limit, requests_of
+from smc_bridge.models.arguments import check_callable, check_text, said, whole_number
+from smc_bridge.models.protocols import ABSENT, MASKED, ModelPair, Session
 from smc_bridge.plugins import texts_of
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource, inverse_cdf
 from smc_bridge.result import Forwards, Result
-from smc_bridge.settings import law_settings, name_of
-from smc_bridge.smc.queue import OnResult, Queue, Request, prompts_of, reseat_sessions
-from smc_bridge.smc.validation import as_proposal, as_target, check_limit, requests_of
 from smc_bridge.streams import Role
 
 #: In which order a diffusion model's decoder commits positions.

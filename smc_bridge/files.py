@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from models.arguments import said
+from smc_bridge.models.arguments import said
 
 #: The destination that is standard output.
 STANDARD_OUTPUT = "-"

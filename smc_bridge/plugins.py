@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.arguments import called, said
+from smc_bridge.models.arguments import called, said
 
 #: Kinds of numbers that a part may have to return, in a message's words.
 Kind = Literal["float", "int64", "bool"]

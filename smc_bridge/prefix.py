@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.rows import append_ragged
+from smc_bridge.models.rows import append_ragged
 
 #: Fill value of entries past a row's length; never a token id.
 PAD = -1

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.arguments import whole_number
 from smc_bridge.certificate import Certificate, certify
 from smc_bridge.display import block
 from smc_bridge.files import check_path, write_text
+from smc_bridge.models.arguments import whole_number
 from smc_bridge.streams import Role, numpy_generator
 from smc_bridge.trace import StepRecord
 

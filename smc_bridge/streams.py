@@ -20,7 +20,7 @@ from enum import Enum
 import numpy as np
 import torch
 
-from models.arguments import whole_number
+from smc_bridge.models.arguments import whole_number
 
 
 class Role(Enum):

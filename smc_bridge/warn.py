@@ -6,7 +6,7 @@ import sys
 import warnings
 
 #: Packages whose frames are passed over.
-OURS = ("smc_bridge", "models", "analysis", "torch")
+OURS = ("smc_bridge", "torch")
 
 
 def warn_caller(message: str) -> None:

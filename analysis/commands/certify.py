@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from smc_bridge.analysis.comparison.methods import KNOWN_PROPER, check_proper, make_sampler
+from smc_bridge.analysis.tasks import encode_prompts
 
-from analysis.comparison.methods import KNOWN_PROPER, check_proper, make_sampler
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -34,14 +35,14 @@ from smc_bridge.commands.prompts import add_task_arguments, count_of, described,
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
 from smc_bridge.tables import print_table
-from smc_bridge.tasks import encode_prompts
 
 if TYPE_CHECKING:
-    from analysis.bounds import TokenBound
-    from analysis.reverse import Bidirectional, Report
+    from smc_bridge.analysis.bounds import TokenBound
+    from smc_bridge.analysis.reverse import Bidirectional, Report
+    from smc_bridge.analysis.tasks import Item, Task
+
     from smc_bridge.certificate import Certificate
     from smc_bridge.result import Result
-    from smc_bridge.tasks import Item, Task
 
 
 #: Problems of a task unless they are given.
@@ -95,9 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
     if path is not None:
         check_writable(path, "--json", make_folder=True)
     with importing():
-        from analysis.certified import Runs
-        from analysis.comparison.settings import fingerprint, problems_fingerprint
-        from analysis.lock import holding
+        from smc_bridge.analysis.certified import Runs
+        from smc_bridge.analysis.comparison.settings import fingerprint, problems_fingerprint
+        from smc_bridge.analysis.lock import holding
     task, models = task_and_models(arguments)
     n = count_of(arguments, task, PROBLEMS)
     items = task.problems(n)

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from analysis.comparison.store import KIND as COMPARISON
-from analysis.prices import Cost, Unit
-from models.extras import need
+from smc_bridge.analysis.comparison.store import KIND as COMPARISON
+from smc_bridge.analysis.prices import Cost, Unit
+from smc_bridge.models.extras import need
+
 from smc_bridge.commands.base import (
     Command,
     UsageError,
@@ -106,7 +107,8 @@ def reader(path: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
         UsageError: the file cannot be read, or is nothing that this program wrote.
     """
     with importing():
-        from analysis.study.store import KIND as STUDY
+        from smc_bridge.analysis.study.store import KIND as STUDY
+
         from smc_bridge.result import Result
     try:
         text = path.read_text(encoding="utf-8")
@@ -157,8 +159,8 @@ def _foreign(path: Path) -> UsageError:
 
 
 def _study(path: Path, arguments: argparse.Namespace) -> Any:
-    from analysis.study.drawing import plot_study
-    from analysis.study.store import load_study
+    from smc_bridge.analysis.study.drawing import plot_study
+    from smc_bridge.analysis.study.store import load_study
 
     cost = replace(arguments.cost or Cost(), unit=arguments.unit or "forwards")
     frame = load_study(path, cost=cost, argument="FILE")
@@ -171,7 +173,7 @@ def _study(path: Path, arguments: argparse.Namespace) -> Any:
 
 def _comparison(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> Any:
     """A point for every method that has both figures."""
-    from analysis.study.drawing import plot_lines
+    from smc_bridge.analysis.study.drawing import plot_lines
 
     graded = any(row.get("accuracy") is not None for row in rows)
     x, y = arguments.x or "tokens_per_second", arguments.y or ("accuracy" if graded else "nats_per_token")
@@ -199,7 +201,7 @@ def _comparison(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> An
 
 def _results(results: list[Result], arguments: argparse.Namespace) -> Any:
     """A picture of a result, or of those of a file of prompts."""
-    from analysis import plots
+    from smc_bridge.analysis import plots
 
     if arguments.x is not None:
         raise UsageError(f"--x = {arguments.x}: FILE is a result, whose pictures have their own; give --y alone")

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.workers import check_workers
-from models.extras import install
+from smc_bridge.analysis.tasks import Task
+from smc_bridge.analysis.workers import check_workers
+from smc_bridge.models.extras import install
+
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -25,10 +27,9 @@ from smc_bridge.commands.prompts import add_prompts_arguments, count_of, describ
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
 from smc_bridge.tables import print_table
-from smc_bridge.tasks import Task
 
 if TYPE_CHECKING:
-    from analysis.study.config import Config
+    from smc_bridge.analysis.study.config import Config
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run or continue a study and print its summary; 0, or 130 after Ctrl-C."""
     with importing():
-        from analysis.study.run import study
-        from analysis.study.store import cells
-        from analysis.study.table import render
+        from smc_bridge.analysis.study.run import study
+        from smc_bridge.analysis.study.store import cells
+        from smc_bridge.analysis.study.table import render
     config, task, models = sources(arguments)
     check_workers(arguments.workers, name="--workers")
     path: Path = arguments.out or Path("runs") / f"{arguments.config.stem}.jsonl"
@@ -90,8 +91,8 @@ def sources(arguments: argparse.Namespace) -> tuple[Config, Task | None, Models 
         UsageError: arguments contradict each other or the configuration. ValueError: a file is not as it should be.
     """
     with importing():
-        from analysis.study.config import Config, Prompts
-        from analysis.study.sources import find_task
+        from smc_bridge.analysis.study.config import Config, Prompts
+        from smc_bridge.analysis.study.sources import find_task
     if arguments.prompts is not None:
         task, models = task_and_models(arguments)
         named = {"name": task.name, "n": count_of(arguments, task, 0)}

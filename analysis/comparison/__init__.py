@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from smc_bridge.exports import on_demand
 
 if TYPE_CHECKING:
-    from analysis.comparison.compare import Comparison, compare
-    from analysis.comparison.methods import DEFAULT_METHODS
-    from analysis.comparison.settings import Settings
-    from analysis.comparison.table import Row, render
+    from smc_bridge.analysis.comparison.compare import Comparison, compare
+    from smc_bridge.analysis.comparison.methods import DEFAULT_METHODS
+    from smc_bridge.analysis.comparison.settings import Settings
+    from smc_bridge.analysis.comparison.table import Row, render
 
 __all__ = ["DEFAULT_METHODS", "Comparison", "Row", "Settings", "compare", "render"]
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from smc_bridge.analysis.comparison.methods import Method, make_method
+from smc_bridge.analysis.comparison.settings import Settings
+from smc_bridge.analysis.comparison.store import Cell, Outcome
+from smc_bridge.analysis.tasks import Item, Task
+from smc_bridge.models.pairs import PAIRS, Pair, load_pair
 
-from analysis.comparison.methods import Method, make_method
-from analysis.comparison.settings import Settings
-from analysis.comparison.store import Cell, Outcome
-from models.pairs import PAIRS, Pair, load_pair
 from smc_bridge.commands.models import Models
 from smc_bridge.result import Result
-from smc_bridge.tasks import Item, Task
 
 
 class Work(NamedTuple):
@@ -88,7 +88,7 @@ def decoder_elsewhere(
 
     Args:
         pair: models; None loads the task's there, and names load those, rather than to send weights.
-        entry: of `models.pairs.PAIRS` for the task's pair.
+        entry: of `smc_bridge.models.pairs.PAIRS` for the task's pair.
     """
     if entry is not None:
         PAIRS.setdefault(task.pair, entry)

@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
-from analysis.workers import check_workers
-from models.extras import install
+from smc_bridge.analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
+from smc_bridge.analysis.tasks import TASKS
+from smc_bridge.analysis.workers import check_workers
+from smc_bridge.models.extras import install
+
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -27,13 +29,11 @@ from smc_bridge.commands.prompts import add_task_arguments, count_of, described,
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
 from smc_bridge.tables import print_table
-from smc_bridge.tasks import TASKS
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from analysis.comparison.effort import Clock
-    from analysis.comparison.store import Cell
+    from smc_bridge.analysis.comparison.effort import Clock
+    from smc_bridge.analysis.comparison.store import Cell
 
 #: Problems of a task unless they are given.
 PROBLEMS = 200
@@ -88,10 +88,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run or continue a comparison and print its table; 0, or 130 after Ctrl-C."""
     with importing():
-        from analysis.comparison.compare import compare
-        from analysis.comparison.effort import about
-        from analysis.comparison.settings import Settings
-        from analysis.progress import progress
+        from smc_bridge.analysis.comparison.compare import compare
+        from smc_bridge.analysis.comparison.effort import about
+        from smc_bridge.analysis.comparison.settings import Settings
+        from smc_bridge.analysis.progress import progress
     task, pair = task_and_models(arguments)
     settings = Settings(
         task=task.name, n=count_of(arguments, task, PROBLEMS), methods=arguments.methods,

@@ -15,20 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.comparison.cells import Decoder, Work, decoder_elsewhere
-from analysis.comparison.effort import Clock, paces
-from analysis.comparison.methods import check_methods, make_method
-from analysis.comparison.settings import Settings, fingerprint, problems_fingerprint
-from analysis.comparison.store import Cell, open_store
-from analysis.comparison.table import Row, render, summarise
-from analysis.lock import holding
-from analysis.workers import check_workers, map_cells
-from models.extras import need
-from models.pairs import PAIRS, Pair, load_pair
+from smc_bridge.analysis.comparison.cells import Decoder, Work, decoder_elsewhere
+from smc_bridge.analysis.comparison.effort import Clock, paces
+from smc_bridge.analysis.comparison.methods import check_methods, make_method
+from smc_bridge.analysis.comparison.settings import Settings, fingerprint, problems_fingerprint
+from smc_bridge.analysis.comparison.store import Cell, open_store
+from smc_bridge.analysis.comparison.table import Row, render, summarise
+from smc_bridge.analysis.lock import holding
+from smc_bridge.analysis.tasks import TASKS, Task, encode_prompts
+from smc_bridge.analysis.workers import check_workers, map_cells
+from smc_bridge.models.extras import need
+from smc_bridge.models.pairs import PAIRS, Pair, load_pair
+
 from smc_bridge.commands.models import Models
 from smc_bridge.display import PrintedTable, block
 from smc_bridge.streams import seeds_apart
-from smc_bridge.tasks import TASKS, Task, encode_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +88,8 @@ def compare(
         fresh: start anew, whatever the files hold.
         pair: models, or what loads them (every worker its own); by default the task's.
         task: problems and grading; by default the one that the settings name.
-        workers: processes (`analysis.workers`), each with its own copy of the models. They do not enter the figures,
+        workers: processes (`smc_bridge.analysis.workers`), each with its own copy of the models. They do not enter
+        the figures,
             except that the last bits of a float32 sum may depend on the threads of a process.
         report: told of every cell that was decoded, in the order in which cells finish.
         estimate: told before the first cell how long all of them will take, by a few tokens of each method.

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from analysis.comparison.methods import make_method
-from analysis.comparison.settings import Settings
-from analysis.comparison.store import Cell
-from models.pairs import Pair
-from smc_bridge.tasks import Task
+from smc_bridge.analysis.comparison.methods import make_method
+from smc_bridge.analysis.comparison.settings import Settings
+from smc_bridge.analysis.comparison.store import Cell
+from smc_bridge.analysis.tasks import Task
+from smc_bridge.models.pairs import Pair
 
 #: What every method is timed on before the first cell: problems, and tokens of each.
 PROBED, LENGTH = 2, 16

@@ -1,4 +1,4 @@
-"""Cells of a comparison, one method on one batch of problems, and where they are kept (`analysis.store`)."""
+"""Cells of a comparison, one method on one batch of problems, and where they are kept (`smc_bridge.analysis.store`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.store import Store
+from smc_bridge.analysis.store import Store
 
 #: Version of both files' layout.
 FORMAT = 2

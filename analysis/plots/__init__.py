@@ -7,14 +7,14 @@ Every function draws on `ax`, or on new axes of 6.4 x 3.6 inches. matplotlib is 
 logarithms in nats.
 """
 
-from analysis.plots.blocks import plot_acceptance, plot_block_lengths
-from analysis.plots.cost import plot_cost
-from analysis.plots.frontier import plot_frontier
-from analysis.plots.genealogy import plot_genealogy
-from analysis.plots.particles import plot_against_particles
-from analysis.plots.steps import plot_steps
-from analysis.plots.trace import plot_trace_grid
-from analysis.plots.weights import plot_ess_along, plot_log_weight_variance
+from smc_bridge.analysis.plots.blocks import plot_acceptance, plot_block_lengths
+from smc_bridge.analysis.plots.cost import plot_cost
+from smc_bridge.analysis.plots.frontier import plot_frontier
+from smc_bridge.analysis.plots.genealogy import plot_genealogy
+from smc_bridge.analysis.plots.particles import plot_against_particles
+from smc_bridge.analysis.plots.steps import plot_steps
+from smc_bridge.analysis.plots.trace import plot_trace_grid
+from smc_bridge.analysis.plots.weights import plot_ess_along, plot_log_weight_variance
 
 __all__ = [
     "plot_acceptance", "plot_against_particles", "plot_block_lengths", "plot_cost", "plot_ess_along", "plot_frontier",

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
-from analysis.lengths import block_statistics
-from analysis.plots.style import integer_ticks, legend, looks, new_axes
-from analysis.runs import Runs, as_runs
+from smc_bridge.analysis.lengths import block_statistics
+from smc_bridge.analysis.plots.style import integer_ticks, legend, looks, new_axes
+from smc_bridge.analysis.runs import Runs, as_runs
 
 
 def plot_block_lengths(results: Mapping[str, Runs], *, ax: Any = None) -> Any:

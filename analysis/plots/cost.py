@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
-from analysis.plots.curves import By, Data, curves
-from analysis.plots.labels import label
-from analysis.plots.style import band, legend, looks, new_axes
+from smc_bridge.analysis.plots.curves import By, Data, curves
+from smc_bridge.analysis.plots.labels import label
+from smc_bridge.analysis.plots.style import band, legend, looks, new_axes
 
 
 def plot_cost(
@@ -22,7 +21,7 @@ def plot_cost(
             name -> (costs, values) or (costs, values, lows, highs).
         y: column of the figure; it labels the axis.
         ax: where to draw.
-        x: column of the cost, as `analysis.budget.Cost` gives it.
+        x: column of the cost, as `smc_bridge.analysis.budget.Cost` gives it.
         by: column or columns that name the lines.
         unit: of a figure of your own, for the axis, such as "nats"; those of studies have theirs.
         work: what the cost counts of either model, "forwards" or "rows", for the axis.

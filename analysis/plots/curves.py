@@ -1,8 +1,8 @@
 """Lines with intervals, read from a data frame or from a mapping: what the plots of studies have in common.
 
-A data frame (of `analysis.study`, or one's own) has one row for each point of a line; the columns `y_low` and `y_high`,
-where there are any, hold the interval of `y`. Points that do not exist for a method, whose value is NaN or infinite,
-are left out.
+A data frame (of `smc_bridge.analysis.study`, or one's own) has one row for each point of a line; the columns `y_low`
+and `y_high`, where there are any, hold the interval of `y`. Points that do not exist for a method, whose value is NaN
+or infinite, are left out.
 """
 
 from __future__ import annotations

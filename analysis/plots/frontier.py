@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from analysis.plots.curves import By, Curve, Data, curves
-from analysis.plots.labels import label
-from analysis.plots.style import Look, legend, looks, new_axes
+from smc_bridge.analysis.plots.curves import By, Curve, Data, curves
+from smc_bridge.analysis.plots.labels import label
+from smc_bridge.analysis.plots.style import Look, legend, looks, new_axes
 
 #: Nats per token are small; the axis counts them per this many tokens.
 PER, PER_TOKEN = 1000, ("kl_per_token", "nats_per_token")

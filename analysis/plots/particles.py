@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-
-from analysis.plots.curves import By, Curve, Data, curves
-from analysis.plots.labels import label
-from analysis.plots.style import MUTED, Look, band, legend, looks, new_axes, plain_ticks
+from smc_bridge.analysis.plots.curves import By, Curve, Data, curves
+from smc_bridge.analysis.plots.labels import label
+from smc_bridge.analysis.plots.style import MUTED, Look, band, legend, looks, new_axes, plain_ticks
 
 LABELS = {"tv": "total variation from the target", "bias": "absolute bias (units of f)"}
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from models.extras import need
+from smc_bridge.models.extras import need
 
 #: Inches.
 SIZE = (6.4, 3.6)

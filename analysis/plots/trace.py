@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from analysis.plots.style import FAINT, INK, MUTED, RED, SIZE, legend, new_axes
+from smc_bridge.analysis.plots.style import FAINT, INK, MUTED, RED, SIZE, legend, new_axes
+
 from smc_bridge.result import Result
 from smc_bridge.trace import StepRecord
 
@@ -99,7 +100,7 @@ def plot_trace_grid(
 
 
 def saved_decode(result: Result) -> Decode | None:
-    """Text of single tokens from `settings["tokens"]` (`smc_bridge.trace_rendering.token_texts`), if it is there."""
+    """Text of single tokens from `settings["tokens"]`, if it is there (`smc_bridge.commands.trace_rendering`)."""
     texts = result.settings.get("tokens")
     if not isinstance(texts, dict):
         return None

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from smc_bridge.analysis.ess import LogWeights
+from smc_bridge.analysis.local import LocalDivergences
+from smc_bridge.analysis.plots.curves import Array
+from smc_bridge.analysis.plots.style import INK, Look, band, legend, looks, new_axes
+from smc_bridge.analysis.runs import Runs, as_runs
+from smc_bridge.analysis.variance import log_weight_variance, log_weights_before_selection, weight_variance
 
-from analysis.ess import LogWeights
-from analysis.local import LocalDivergences
-from analysis.plots.curves import Array
-from analysis.plots.style import INK, Look, band, legend, looks, new_axes
-from analysis.runs import Runs, as_runs
-from analysis.variance import log_weight_variance, log_weights_before_selection, weight_variance
 from smc_bridge.result import Result
 
 #: Confidence of the bands.
@@ -78,7 +78,8 @@ def plot_log_weight_variance(
 
     Args:
         results: runs of at least 2 particles each, of one method or of several by name.
-        predicted: `analysis.local.local_divergences` along one or several sequences, of which the mean is drawn, or an
+        predicted: `smc_bridge.analysis.local.local_divergences` along one or several sequences, of which the mean is
+        drawn, or an
             array of the variance after each token, `[T]`; by the same names if `results` has names.
         ax: where to draw.
         measure: "log weight" or "weight".

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from smc_bridge.exports import on_demand
 
 if TYPE_CHECKING:
-    from analysis.study.config import Config, Prompts, Tabular
-    from analysis.study.frame import pool
-    from analysis.study.plan import Axes, Setting
-    from analysis.study.run import study
-    from analysis.study.store import load_study
+    from smc_bridge.analysis.study.config import Config, Prompts, Tabular
+    from smc_bridge.analysis.study.frame import pool
+    from smc_bridge.analysis.study.plan import Axes, Setting
+    from smc_bridge.analysis.study.run import study
+    from smc_bridge.analysis.study.store import load_study
 
 __all__ = ["Axes", "Config", "Prompts", "Setting", "Tabular", "load_study", "pool", "study"]
 

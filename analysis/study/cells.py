@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from analysis.comparison.methods import make_method
-from analysis.study.config import Block, Config, Point, Prompts, Tabular, TabularPoint
-from analysis.study.figures import Record, distances, figures
-from analysis.study.plan import WEIGHTED, MakeIntermediate, Setting, intermediate_of
-from analysis.study.sources import Limits, Problems, exact_law, tabular_pair
-from models.pairs import Pair
-from smc_bridge import presets
+from smc_bridge.analysis.comparison.methods import make_method
+from smc_bridge.analysis.study.config import Block, Config, Point, Prompts, Tabular, TabularPoint
+from smc_bridge.analysis.study.figures import Record, distances, figures
+from smc_bridge.analysis.study.plan import WEIGHTED, MakeIntermediate, Setting, intermediate_of
+from smc_bridge.analysis.study.sources import Limits, Problems, exact_law, tabular_pair
+from smc_bridge.models.pairs import Pair
+
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.result import Result
-from smc_bridge.smc.engine import Sampler
 from smc_bridge.streams import Role, derived_seed, seeds_apart
 
 #: Pairs of tabular models, and exact laws, that a process keeps.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.study.figures import FIGURES, FORWARDS, Record
+from smc_bridge.analysis.study.figures import FIGURES, FORWARDS, Record
 
 #: Relative round-off of sums.
 _ROUND_OFF = 1e-6
@@ -68,6 +68,6 @@ def _estimate(record: Record, name: str) -> bool:
         return _number(abs(value), 0, 1)
     if name == "bias":
         return True
-    # By the identity b = -Cov(Z_hat, W) (`analysis.law_bias`), no farther than Z_hat goes from 1.
+    # By the identity b = -Cov(Z_hat, W) (`smc_bridge.analysis.law_bias`), no farther than Z_hat goes from 1.
     far = max(abs(math.expm1(min(float(z), 700.0))) for z in record["log_evidences"])
     return _number(abs(value), 0, far + _ROUND_OFF)

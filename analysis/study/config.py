@@ -1,6 +1,6 @@
 """The configuration of a study: axes, a source of prompts, and the prices of forwards; from Python or a TOML file.
 
-    methods = ["smc", "plain-is"]       # axes: a value or a list (see `analysis.study.plan`)
+    methods = ["smc", "plain-is"]       # axes: a value or a list (see `smc_bridge.analysis.study.plan`)
     particles = [1, 4, 16]
     seeds = [0, 1]
 
@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from analysis.prices import Cost
-from analysis.study.plan import Axes, check_axis, check_number, check_whole
-from models.tabular import ENUMERABLE
+from smc_bridge.analysis.prices import Cost
+from smc_bridge.analysis.study.plan import Axes, check_axis, check_number, check_whole
+from smc_bridge.models.tabular import ENUMERABLE
 
 
 class TabularPoint(NamedTuple):
@@ -55,7 +54,7 @@ Point = TabularPoint | Block
 
 @dataclass(frozen=True)
 class Tabular:
-    """Seeded tabular models (`models.tabular`): axes of their own, and independent runs of each row.
+    """Seeded tabular models (`smc_bridge.models.tabular`): axes of their own, and independent runs of each row.
 
     Attributes:
         alphabets: A.  lengths: S, tokens; also the length limit and the default lookahead.

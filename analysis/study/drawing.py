@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from analysis.plots import plot_against_particles, plot_cost, plot_frontier
-from analysis.plots.labels import label
-from analysis.plots.style import band, legend, looks, new_axes
-from analysis.study.config import Block, TabularPoint
-from analysis.study.frame import WORK, pool
-from analysis.study.plan import SETTING_COLUMNS
+from smc_bridge.analysis.plots import plot_against_particles, plot_cost, plot_frontier
+from smc_bridge.analysis.plots.labels import label
+from smc_bridge.analysis.plots.style import band, legend, looks, new_axes
+from smc_bridge.analysis.study.config import Block, TabularPoint
+from smc_bridge.analysis.study.frame import WORK, pool
+from smc_bridge.analysis.study.plan import SETTING_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +68,7 @@ def samplers(pooled: pd.DataFrame, free: Sequence[str], needed: Sequence[str]) -
     """The rows of every line by its name, without those that lack a number that is needed.
 
     Args:
-        pooled: see `analysis.study.frame.pool`.
+        pooled: see `smc_bridge.analysis.study.frame.pool`.
         free: columns that vary along a line.
         needed: columns that must be finite.
     """

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from smc_bridge.analysis.bias import run_bias
+from smc_bridge.analysis.law_bias import Distance, output_distance, output_distance_by_identity, run_distance
+from smc_bridge.analysis.lengths import block_statistics
 
-from analysis.bias import run_bias
-from analysis.law_bias import Distance, output_distance, output_distance_by_identity, run_distance
-from analysis.lengths import block_statistics
 from smc_bridge.result import Result
 
 #: A line of the saved study.
@@ -55,8 +55,9 @@ def distances(results: Sequence[Result], exact: Result | None) -> Record:
     None without such a law, with too few runs or a dead one, and where the runs do not differ.
 
     `tv` is the total variation between target and output law (of one draw from a run's weights), by the identity
-    `b = -Cov(Z_hat, W)` for a proper method and directly for another (`analysis.law_bias`); `run_tv` that between the
-    target and a single run's particles; `bias` that of a run's estimate of the probability of the likeliest sequence.
+    `b = -Cov(Z_hat, W)` for a proper method and directly for another (`smc_bridge.analysis.law_bias`); `run_tv` that
+    between the target and a single run's particles; `bias` that of a run's estimate of the probability of the
+    likeliest sequence.
     """
     names = ("tv", "run_tv", "bias")
     dead = not all(run.alive for run in results)

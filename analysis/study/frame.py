@@ -1,7 +1,8 @@
 """From records to data frames: one row a cell, and rows pooled over seeds and blocks of prompts.
 
 Columns: the sampler (`method`, `intermediate`, `particles`, `lanes`, `w`, `window`, `temperature`), the source
-(`alphabet`, `length`, `model_seed`, `noise`, or `task`, `block`), `seed`, the figures of `analysis.study.figures`, and
+(`alphabet`, `length`, `model_seed`, `noise`, or `task`, `block`), `seed`, the figures of
+`smc_bridge.analysis.study.figures`, and
 
     log_evidence                mean of `log_evidences`, nats
     kl_bound, _low, _high       `E[-log Z_hat]`, a bound on the KL divergence from exact AR sampling, nats, as `certify`
@@ -9,7 +10,7 @@ Columns: the sampler (`method`, `intermediate`, `particles`, `lanes`, `w`, `wind
     kl_per_token, _low, _high   the same by the mean length of a sequence drawn by weight, nats per token
     tv_low, tv_high, ..         95 % intervals of `tv`, `run_tv` and `bias`
     tokens_per_dlm_forward      by the sums of both
-    cost                        mean of a run (`analysis.budget`)
+    cost                        mean of a run (`smc_bridge.analysis.budget`)
 
 What does not exist for a method or a source is NaN.
 """
@@ -21,13 +22,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from smc_bridge.analysis.bounds import TokenBound, ratio_per_token
+from smc_bridge.analysis.prices import Cost
+from smc_bridge.analysis.study.config import Block, TabularPoint
+from smc_bridge.analysis.study.figures import FORWARDS, Record
+from smc_bridge.analysis.study.plan import SETTING_COLUMNS
+from smc_bridge.models.extras import need
 
-from analysis.bounds import TokenBound, ratio_per_token
-from analysis.prices import Cost
-from analysis.study.config import Block, TabularPoint
-from analysis.study.figures import FORWARDS, Record
-from analysis.study.plan import SETTING_COLUMNS
-from models.extras import need
 from smc_bridge.certificate import Certificate, certify
 
 if TYPE_CHECKING:

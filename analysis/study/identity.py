@@ -10,11 +10,10 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
-
-from analysis.comparison.settings import problems_fingerprint
-from analysis.study.config import Config, Prompts, TabularPoint
-from analysis.study.plan import MakeIntermediate, Setting, intermediate_of
-from analysis.study.sources import Problems
+from smc_bridge.analysis.comparison.settings import problems_fingerprint
+from smc_bridge.analysis.study.config import Config, Prompts, TabularPoint
+from smc_bridge.analysis.study.plan import MakeIntermediate, Setting, intermediate_of
+from smc_bridge.analysis.study.sources import Problems
 
 #: Methods whose intermediate is the one that the study names.
 SWAPPED = ("smc", "tree-walk")

@@ -22,7 +22,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from analysis.comparison.methods import check_methods
+from smc_bridge.analysis.comparison.methods import check_methods
+
 from smc_bridge.commands.options import INTERMEDIATES, WITHOUT_W
 from smc_bridge.distributions.intermediate import Intermediate, check_weight
 from smc_bridge.distributions.law import check_temperature

@@ -2,7 +2,7 @@
 
 Every cell is a pure function of the configuration, so that a study which was killed and begun again, or spread over
 processes, gives the same rows as one in a single go, timings aside. Cells are appended to a file as they are done
-(`analysis.journal`), in whatever order; the rows come in the order of the axes.
+(`smc_bridge.analysis.journal`), in whatever order; the rows come in the order of the axes.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.lock import holding
-from analysis.progress import progress
-from analysis.study.cells import Runner, build_sampler
-from analysis.study.config import Config, Prompts
-from analysis.study.figures import Record
-from analysis.study.frame import to_frame
-from analysis.study.plan import WEIGHTED, MakeIntermediate
-from analysis.study.sources import Problems, find_task, load_elsewhere, load_problems, tabular_pair
-from analysis.study.store import Report, Rows, cell_key, cells
-from analysis.workers import check_workers, map_cells
-from models.extras import need
-from models.pairs import PAIRS, Pair
+from smc_bridge.analysis.lock import holding
+from smc_bridge.analysis.progress import progress
+from smc_bridge.analysis.study.cells import Runner, build_sampler
+from smc_bridge.analysis.study.config import Config, Prompts
+from smc_bridge.analysis.study.figures import Record
+from smc_bridge.analysis.study.frame import to_frame
+from smc_bridge.analysis.study.plan import WEIGHTED, MakeIntermediate
+from smc_bridge.analysis.study.sources import Problems, find_task, load_elsewhere, load_problems, tabular_pair
+from smc_bridge.analysis.study.store import Report, Rows, cell_key, cells
+from smc_bridge.analysis.tasks import Task
+from smc_bridge.analysis.workers import check_workers, map_cells
+from smc_bridge.models.extras import need
+from smc_bridge.models.pairs import PAIRS, Pair
+
 from smc_bridge.commands.models import Models
-from smc_bridge.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,14 +48,14 @@ def study(
         path: file of the results; what it holds already is not run again, and a file whose intermediates or problems
             of your own were others is refused. None keeps nothing.
         fresh: start anew, whatever study the file holds.
-        workers: processes (`analysis.workers`).
+        workers: processes (`smc_bridge.analysis.workers`).
         pair, problems: models (or their names, which every worker loads) and a task of your own instead of those that
             `[task]` names.
         custom: intermediates of your own, name -> function of w, which `intermediates` may then list.
         report: told of every cell that was run, in the order in which cells finish.
         show: progress on standard error.
     Returns:
-        A data frame (`analysis.study.frame`).
+        A data frame (`smc_bridge.analysis.study.frame`).
     Raises:
         ValueError: an argument is out of range, or the file is something else, has other settings, or is being
             written by another process.

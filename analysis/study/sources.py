@@ -6,15 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from analysis.oracle import oracle
-from analysis.study.config import Block, Point, Prompts, Tabular, TabularPoint
-from models.pairs import PAIRS, Pair, load_pair
-from models.tabular import SEEDS, TabularAR, TabularDLM
+from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.study.config import Block, Point, Prompts, Tabular, TabularPoint
+from smc_bridge.analysis.tasks import TASKS, Item, Task, encode_prompts
+from smc_bridge.models.pairs import PAIRS, Pair, load_pair
+from smc_bridge.models.tabular import SEEDS, TabularAR, TabularDLM
+
 from smc_bridge.commands.models import Models
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed
-from smc_bridge.tasks import TASKS, Item, Task, encode_prompts
 
 
 class Numerals:
@@ -57,7 +58,7 @@ def exact_law(pair: Pair, length: int, temperature: float) -> Result:
 
 
 class Limits(NamedTuple):
-    """Length limit, M and V, tokens (`analysis.comparison.methods.Limits`)."""
+    """Length limit, M and V, tokens (`smc_bridge.analysis.comparison.methods.Limits`)."""
 
     max_new_tokens: int
     lookahead: int
@@ -126,7 +127,7 @@ def load_elsewhere(source: Tabular | Prompts, pair: Pair | Models | None, task: 
     """`load_problems` in another process, where what this process registered is not known.
 
     Args:
-        entry: of `models.pairs.PAIRS` for the task's pair.
+        entry: of `smc_bridge.models.pairs.PAIRS` for the task's pair.
     """
     if task is not None and entry is not None:
         PAIRS.setdefault(task.pair, entry)

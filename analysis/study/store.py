@@ -1,4 +1,4 @@
-"""The file of a study: cells are appended as they are done (`analysis.journal`), and read again."""
+"""The file of a study: cells are appended as they are done (`smc_bridge.analysis.journal`), and read again."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.comparison.settings import fingerprint
-from analysis.journal import Journal
-from analysis.prices import Cost
-from analysis.study import identity
-from analysis.study.cells import Work
-from analysis.study.checks import is_record
-from analysis.study.config import Block, Config, Prompts, Tabular
-from analysis.study.figures import Record
-from analysis.study.frame import to_frame
-from analysis.study.plan import MakeIntermediate
-from analysis.study.sources import Problems
+from smc_bridge.analysis.comparison.settings import fingerprint
+from smc_bridge.analysis.journal import Journal
+from smc_bridge.analysis.prices import Cost
+from smc_bridge.analysis.study import identity
+from smc_bridge.analysis.study.cells import Work
+from smc_bridge.analysis.study.checks import is_record
+from smc_bridge.analysis.study.config import Block, Config, Prompts, Tabular
+from smc_bridge.analysis.study.figures import Record
+from smc_bridge.analysis.study.frame import to_frame
+from smc_bridge.analysis.study.plan import MakeIntermediate
+from smc_bridge.analysis.study.sources import Problems
 
 if TYPE_CHECKING:
     import pandas as pd

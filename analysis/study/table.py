@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from analysis.study.config import Block, TabularPoint
-from analysis.study.frame import pool
-from analysis.study.plan import SETTING_COLUMNS
+from smc_bridge.analysis.study.config import Block, TabularPoint
+from smc_bridge.analysis.study.frame import pool
+from smc_bridge.analysis.study.plan import SETTING_COLUMNS
+
 from smc_bridge.display import PrintedTable
 
 if TYPE_CHECKING:

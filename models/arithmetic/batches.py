@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from smc_bridge.models.arithmetic.problems import Problem, drill
+from smc_bridge.models.arithmetic.recipe import Recipe
+from smc_bridge.models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
-
-from models.arithmetic.problems import Problem, drill
-from models.arithmetic.recipe import Recipe
-from models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID
 
 #: Batches are cut from pools of this many batches' worth of rows, sorted by length, so that little is padding.
 POOL = 50

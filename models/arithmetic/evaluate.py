@@ -1,4 +1,5 @@
-"""Measure the embedded pair on held-out problems: `python -m models.arithmetic.evaluate` (about five minutes).
+"""Measure the embedded pair on held-out problems: `python -m smc_bridge.models.arithmetic.evaluate` (about five
+minutes).
 
 Plain decoders, independent of the rest of the repository: the autoregressive network samples with a key-value cache,
 the diffusion network recomputes at every forward. Draws come from a seeded generator through Gumbel noise, so a second
@@ -16,14 +17,13 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from rich.console import Console
 from rich.table import Table
+from smc_bridge.models.arithmetic.architecture import WEIGHTS, load, masked_logits
+from smc_bridge.models.arithmetic.batches import Encoded, encode, pad
+from smc_bridge.models.arithmetic.problems import extract_answer, held_out
+from smc_bridge.models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, format_prompt, load_tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2ForCausalLM
-
-from models.arithmetic.architecture import WEIGHTS, load, masked_logits
-from models.arithmetic.batches import Encoded, encode, pad
-from models.arithmetic.problems import extract_answer, held_out
-from models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, format_prompt, load_tokenizer
 
 SEED = 0
 ROWS = 100
@@ -238,7 +238,8 @@ def _chunks(data: Sequence[Row]) -> list[Sequence[Row]]:
 
 def main() -> None:
     """Print the figures of the shipped weights as a table."""
-    parser = argparse.ArgumentParser("python -m models.arithmetic.evaluate", description="Measure the shipped pair.")
+    program = "python -m smc_bridge.models.arithmetic.evaluate"
+    parser = argparse.ArgumentParser(program, description="Measure the shipped pair.")
     parser.add_argument("--subset", action="store_true", help="only the small subset that the tests recompute")
     options = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))

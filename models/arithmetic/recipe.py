@@ -5,9 +5,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from models.arithmetic.architecture import ARCHITECTURE, DIFFUSION
-from models.arithmetic.problems import TRAIN_COUNT, TRAIN_SEED, generate
-from models.arithmetic.tokenizer import TOKENIZER_FILE
+from smc_bridge.models.arithmetic.architecture import ARCHITECTURE, DIFFUSION
+from smc_bridge.models.arithmetic.problems import TRAIN_COUNT, TRAIN_SEED, generate
+from smc_bridge.models.arithmetic.tokenizer import TOKENIZER_FILE
 
 
 @dataclass(frozen=True)

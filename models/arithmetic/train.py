@@ -1,4 +1,4 @@
-"""Train the embedded pair from nothing: `python -m models.arithmetic.train`, under an hour on two cores.
+"""Train the embedded pair from nothing: `python -m smc_bridge.models.arithmetic.train`, under an hour on two cores.
 
 Generates the problems, learns the tokenizer, trains the autoregressive network, then the diffusion network from its
 weights, and writes tokenizer, weights (float16) and metrics into `--out`. Hidden matrices are optimised by Muon (Jordan
@@ -23,17 +23,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from smc_bridge.models.arithmetic.architecture import bidirectional_mask, build
+from smc_bridge.models.arithmetic.batches import Batch, Schedule, encode
+from smc_bridge.models.arithmetic.evaluate import measure
+from smc_bridge.models.arithmetic.problems import splits
+from smc_bridge.models.arithmetic.recipe import Recipe, Stage, fingerprint
+from smc_bridge.models.arithmetic.tokenizer import load_tokenizer, train_tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
-
-from models.arithmetic.architecture import bidirectional_mask, build
-from models.arithmetic.batches import Batch, Schedule, encode
-from models.arithmetic.evaluate import measure
-from models.arithmetic.problems import splits
-from models.arithmetic.recipe import Recipe, Stage, fingerprint
-from models.arithmetic.tokenizer import load_tokenizer, train_tokenizer
 
 THREADS = 2
 CHECKPOINT_EVERY = 200
@@ -211,7 +210,8 @@ def _write(path: Path, text: str) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     recipe = Recipe()
-    parser = argparse.ArgumentParser(prog="python -m models.arithmetic.train", description="Train the embedded pair.")
+    program = "python -m smc_bridge.models.arithmetic.train"
+    parser = argparse.ArgumentParser(program, description="Train the embedded pair.")
     parser.add_argument("--out", default=str(Path(__file__).parent), help="folder to write to (default: the package)")
     parser.add_argument("--seed", type=int, default=recipe.seed, help="of initialisation and batches")
     parser.add_argument("--steps-ar", type=int, default=recipe.ar.steps, help="autoregressive steps")

@@ -1,8 +1,8 @@
-"""Adapters that present models of Hugging Face transformers as the two protocols of `models.protocols`."""
+"""Adapters that present models of Hugging Face transformers as the two protocols of `smc_bridge.models.protocols`."""
 
-from models.huggingface.causal import HuggingFaceCausalLM
-from models.huggingface.masked import HuggingFaceMaskedLM
-from models.huggingface.vocabulary import SharedVocabulary, check_shared_vocabulary, shared_vocabulary
+from smc_bridge.models.huggingface.causal import HuggingFaceCausalLM
+from smc_bridge.models.huggingface.masked import HuggingFaceMaskedLM
+from smc_bridge.models.huggingface.vocabulary import SharedVocabulary, check_shared_vocabulary, shared_vocabulary
 
 __all__ = [
     "HuggingFaceCausalLM",

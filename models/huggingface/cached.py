@@ -2,11 +2,11 @@
 
 Of a row's tokens the first `cached` have keys and values in the buffer; the others are *pending*: at least the last
 committed token, whose output gives the next position's law. A `score` is one forward over `[pending | forest]` of each
-row (`models.huggingface.packing`). What it has computed stays behind the prefixes until the next call: a `commit` looks
-up the longest path of the forest that its block begins with and keeps the path's keys and values, so that only tokens
-that were never scored stay pending, most often the last one alone. `gather` only notes where rows come from; a commit
-then copies the columns in which a row differs from its source. Equal prefixes that are all pending (particles of a new
-prompt) are read once, in a forward of their own, and copied.
+row (`smc_bridge.models.huggingface.packing`). What it has computed stays behind the prefixes until the next call: a
+`commit` looks up the longest path of the forest that its block begins with and keeps the path's keys and values, so
+that only tokens that were never scored stay pending, most often the last one alone. `gather` only notes where rows
+come from; a commit then copies the columns in which a row differs from its source. Equal prefixes that are all
+pending (particles of a new prompt) are read once, in a forward of their own, and copied.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_prefixes
+from smc_bridge.models.huggingface.attention import Attention
+from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
+from smc_bridge.models.huggingface.chunks import RowChunks
+from smc_bridge.models.huggingface.packing import Forest, chain_forest, fresh_mask, group_lanes, no_forest, tree_forest
+from smc_bridge.models.huggingface.scored import Scored
+from smc_bridge.models.huggingface.trees import check_trees
+from smc_bridge.models.rows import Rows
 from torch import Tensor
-
-from models.huggingface.adapter import HuggingFaceAdapter, check_prefixes
-from models.huggingface.attention import Attention
-from models.huggingface.cache import KeyValues, Span, as_span
-from models.huggingface.chunks import RowChunks
-from models.huggingface.packing import Forest, chain_forest, fresh_mask, group_lanes, no_forest, tree_forest
-from models.huggingface.scored import Scored
-from models.huggingface.trees import check_trees
-from models.rows import Rows
 
 #: Padded tokens that reading equal prefixes apart must save to be worth a forward of its own.
 WORTH_A_FORWARD = 64

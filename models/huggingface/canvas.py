@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from smc_bridge.models.protocols import ABSENT, MASKED
 from torch import Tensor
-
-from models.protocols import ABSENT, MASKED
 
 
 class Fresh(NamedTuple):

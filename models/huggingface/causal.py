@@ -1,6 +1,7 @@
 """Any causal language model of transformers as a `CausalLM`.
 
-Its session keeps a cache where the model is known to take one (`models.huggingface.attention`), and recomputes
+Its session keeps a cache where the model is known to take one (`smc_bridge.models.huggingface.attention`), and
+recomputes
 elsewhere: every `score` is then one forward over prefix and draft, and a tree is scored path by path.
 """
 
@@ -11,15 +12,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_prefixes, counts_past_padding
+from smc_bridge.models.huggingface.attention import attention_of
+from smc_bridge.models.huggingface.cached import CachedCausalSession
+from smc_bridge.models.huggingface.causality import check_causal
+from smc_bridge.models.huggingface.chunks import RowChunks
+from smc_bridge.models.huggingface.trees import check_trees, leaf_paths
+from smc_bridge.models.rows import Rows, append_ragged
 from torch import Tensor
-
-from models.huggingface.adapter import HuggingFaceAdapter, check_prefixes, counts_past_padding
-from models.huggingface.attention import attention_of
-from models.huggingface.cached import CachedCausalSession
-from models.huggingface.causality import check_causal
-from models.huggingface.chunks import RowChunks
-from models.huggingface.trees import check_trees, leaf_paths
-from models.rows import Rows, append_ragged
 
 
 class HuggingFaceCausalLM(HuggingFaceAdapter):
@@ -32,7 +32,7 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
         vocab_size: alphabet size A; logits past it are cut off. Default: all output columns.
         cache: keep keys and values of what was read. A model that is not known to take masks and positions of our own
             over them (another attention implementation than eager and sdpa, recurrent or hybrid layers, a type that
-            `models.huggingface.attention` does not list) recomputes all the same, with a warning: see
+            `smc_bridge.models.huggingface.attention` does not list) recomputes all the same, with a warning: see
             `attention`.
         lanes: how a cached session scores lanes of one prefix: "packed" into one row, or each in a row of its own with
             a copy of the cache ("copied", for comparison).

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
-from models.arguments import ids_of
-from models.checkpoints import reason
-from models.huggingface.adapter import HuggingFaceAdapter
-from models.huggingface.chunks import is_out_of_memory
+from smc_bridge.models.arguments import ids_of
+from smc_bridge.models.checkpoints import reason
+from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter
+from smc_bridge.models.huggingface.chunks import is_out_of_memory
 
 #: Tokens of the two rows, which differ in the second half.
 WIDTH = 8

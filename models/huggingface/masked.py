@@ -10,7 +10,8 @@ of all M positions. Two conventions say which output is about which position:
 
 The cost of a forward grows with the prefix. As a proposal may be approximate (its density is that of the very logits it
 was drawn from), two options bound it at the price of acceptance: `cache="prefix"` keeps the keys and values of
-committed tokens (`models.huggingface.masked_cache`), `cache="window"` leaves out all but the first and last of them.
+committed tokens (`smc_bridge.models.huggingface.masked_cache`), `cache="window"` leaves out all but the first and
+last of them.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask
+from smc_bridge.models.huggingface.attention import attention_of
+from smc_bridge.models.huggingface.canvas import Fresh, lay_out
+from smc_bridge.models.huggingface.chunks import RowChunks
+from smc_bridge.models.huggingface.masked_cache import PrefixCache
+from smc_bridge.models.protocols import ABSENT, MASKED
+from smc_bridge.models.rows import Rows, append_ragged
 from torch import Tensor
-
-from models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask
-from models.huggingface.attention import attention_of
-from models.huggingface.canvas import Fresh, lay_out
-from models.huggingface.chunks import RowChunks
-from models.huggingface.masked_cache import PrefixCache
-from models.protocols import ABSENT, MASKED
-from models.rows import Rows, append_ragged
 
 #: What a session spares itself: nothing, recomputing committed tokens, or looking at distant ones.
 CacheMode = Literal["none", "prefix", "window"]

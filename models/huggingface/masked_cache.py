@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
+from smc_bridge.models.huggingface.canvas import Fresh
 from torch import Tensor
-
-from models.huggingface.cache import KeyValues, Span, as_span
-from models.huggingface.canvas import Fresh
 
 
 class PrefixCache:

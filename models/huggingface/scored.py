@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from smc_bridge.models.huggingface.packing import Forest
+from smc_bridge.models.huggingface.trees import longest_match
 from torch import Tensor
-
-from models.huggingface.packing import Forest
-from models.huggingface.trees import longest_match
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from models.huggingface.adapter import output_size
+from smc_bridge.models.huggingface.adapter import output_size
 
 #: How many differing ids an error lists.
 LISTED = 5

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smc_bridge.analysis.tasks import lookahead_of
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -36,14 +37,13 @@ from smc_bridge.commands.options import (
 )
 from smc_bridge.commands.prompts import add_prompts_arguments
 from smc_bridge.commands.threads import use_free_cores
+from smc_bridge.engine.names import KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.files import shown
-from smc_bridge.smc.names import KERNELS, RESAMPLERS, TRIGGERS
-from smc_bridge.tasks import lookahead_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from smc_bridge.smc.queue import Interrupted
+    from smc_bridge.engine.queue import Interrupted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -103,11 +103,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_writable(arguments.json, "--json")
     with importing():
-        from smc_bridge.rendering import render_result
+        from smc_bridge.commands.rendering import render_result
+        from smc_bridge.commands.trace_rendering import render_trace, token_texts
+        from smc_bridge.engine.queue import Interrupted
+        from smc_bridge.engine.validation import check_prompts, models_of
         from smc_bridge.result import Result
-        from smc_bridge.smc.queue import Interrupted
-        from smc_bridge.smc.validation import check_prompts, models_of
-        from smc_bridge.trace_rendering import render_trace, token_texts
     if arguments.json is not None:
         refuse_other(arguments.json, Result.load)
     use_free_cores()

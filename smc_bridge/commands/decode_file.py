@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from smc_bridge.analysis.tasks import Item, Task, encode_prompts, lookahead_of
 from smc_bridge.commands.base import INTERRUPTED, PROGRAM, UsageError, check_writable, deliver, importing, tell
 from smc_bridge.commands.models import models_of, pair_name
 from smc_bridge.commands.options import Options, build_sampler
 from smc_bridge.commands.prompts import count_of, described, task_of
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown, write_text
-from smc_bridge.tasks import Item, Task, encode_prompts, lookahead_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,9 +42,9 @@ def run_file(arguments: argparse.Namespace, options: Options) -> int:
     if path is not None:
         check_writable(path, "--json")
     with importing():
+        from smc_bridge.commands.trace_rendering import render_trace, token_texts
+        from smc_bridge.engine.queue import Interrupted
         from smc_bridge.result import Result
-        from smc_bridge.smc.queue import Interrupted
-        from smc_bridge.trace_rendering import render_trace, token_texts
     if path is not None:
         refuse_other(path, lambda file: Result.from_dict(json.loads(file.open(encoding="utf-8").readline())))
     use_free_cores()

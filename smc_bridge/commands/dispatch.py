@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 
-from models.extras import MissingExtraError
 from smc_bridge import __version__
 from smc_bridge.commands.base import INTERRUPTED, PROGRAM, Command, LineParser, UsageError, importing, printing, tell
 from smc_bridge.commands.decode import command as decode
 from smc_bridge.commands.plugins import discover, given
 from smc_bridge.commands.words import in_flags
+from smc_bridge.models.extras import MissingExtraError
 
 #: Exit codes besides 0 and that of an interruption.
 FAILURE, BAD_INPUT = 1, 2
@@ -143,7 +143,7 @@ def _abandon_output() -> None:
 def _out_of_memory(error: BaseException) -> bool:
     if "torch" not in sys.modules:
         return isinstance(error, MemoryError)
-    from models.huggingface.chunks import is_out_of_memory
+    from smc_bridge.models.huggingface.chunks import is_out_of_memory
 
     return is_out_of_memory(error)
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from models.conventions import OVERRIDES
 from smc_bridge.commands.base import UsageError, importing, one_of, whole
+from smc_bridge.models.conventions import OVERRIDES
 
 if TYPE_CHECKING:
-    from models.pairs import Pair
+    from smc_bridge.models.pairs import Pair
 
 #: Pair, and each model, unless it is named.
 EMBEDDED = "arithmetic"
@@ -73,7 +73,7 @@ class Models:
 
     Attributes:
         names: of a pair, or of a diffusion model and an autoregressive model.
-        options: of `models.pairs.load_pair`.
+        options: of `smc_bridge.models.pairs.load_pair`.
     """
 
     names: tuple[str, ...]
@@ -86,7 +86,7 @@ class Models:
             ValueError, FileNotFoundError: as `load_pair`.
         """
         with importing():
-            from models.pairs import load_pair
+            from smc_bridge.models.pairs import load_pair
         if len(self.names) > 1:
             with importing():
                 from transformers.utils import logging

@@ -1,7 +1,7 @@
 """From the options of `smc-bridge decode` to a `Sampler`.
 
-A method is a preset (`smc_bridge.presets`); an option that is not given is the preset's own. An option that contradicts
-another, or that the method cannot use, is refused rather than ignored.
+A method is a preset (`smc_bridge.methods.poe_bridge`); an option that is not given is the preset's own. An option
+that contradicts another, or that the method cannot use, is refused rather than ignored.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import smc_bridge
 from smc_bridge.commands.base import UsageError
-from smc_bridge.smc.names import named
+from smc_bridge.engine.names import named
 
 if TYPE_CHECKING:
-    from models.pairs import Pair
+    from smc_bridge.models.pairs import Pair
 
 # What has a name here is imported when it is made, so that the names can be shown without it (`smc_bridge.exports`).
 
@@ -182,7 +182,7 @@ def _kernel(options: Options) -> smc_bridge.Kernel:
     if options.kernel != "tree":
         return named("kernel", options.kernel)  # type: ignore[no-any-return]
     if options.lane_temperatures is None and options.method != "paper":
-        from smc_bridge.presets import tree_kernel
+        from smc_bridge.methods.poe_bridge import tree_kernel
 
         return tree_kernel(nodes, proposal_temperature=options.temperature)
     return smc_bridge.TreeWalk(nodes)

@@ -17,7 +17,6 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.arithmetic import compiled_softmax, shifted, softmax
 from smc_bridge.distributions.coverage import LOG_RARE, leaves_out
 from smc_bridge.distributions.intermediate import (
     Defensive,
@@ -31,6 +30,7 @@ from smc_bridge.distributions.intermediate import (
 )
 from smc_bridge.distributions.lazy import Dense, LazyLaw, Pointwise
 from smc_bridge.distributions.normaliser import Normaliser
+from smc_bridge.sampling import compiled_softmax, shifted, softmax
 
 
 class ProductLaw(LazyLaw):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.arguments import is_list, real_between, real_number, said, whole_number
+from smc_bridge.models.arguments import is_list, real_between, real_number, said, whole_number
 from smc_bridge.plugins import check_tensor
 
 
@@ -27,7 +27,7 @@ class Intermediate(Protocol):
 
     The law at a position may read `log_q` everywhere and `log_p` up to that position, of its own lane and particle:
     what `log_p` is further on tells what was drafted there. A `Sampler` tries that when it is made
-    (`smc_bridge.smc.probe`), and `smc_bridge.check` proves it on a table.
+    (`smc_bridge.engine.probe`), and `smc_bridge.check` proves it on a table.
 
     An intermediate may also say `dominates = True`: it has mass wherever the target has, whatever the support of the
     proposal (condition C3). Without the attribute it is taken not to. How much mass is another matter: it may say

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.arguments import real_between, said, whole_number, whole_numbers
-from smc_bridge.distributions.arithmetic import Scores, softmax
+from smc_bridge.models.arguments import real_between, said, whole_number, whole_numbers
+from smc_bridge.sampling import Scores, softmax
 
 
 def check_no_nan(log_probs: Tensor, name: str) -> None:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from smc_bridge.distributions.arithmetic import Scores, block_width, search
+from smc_bridge.sampling import Scores, block_width, search
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.arithmetic import Scores, compiled_softmax, softmax
 from smc_bridge.distributions.law import Law, inverse_temperature, kept_boundary, within_boundary
 from smc_bridge.distributions.lazy import Chunks, LazyLaw, Selected
 from smc_bridge.distributions.normaliser import Normaliser
+from smc_bridge.sampling import Scores, compiled_softmax, softmax
 
 
 class LogitLaw(LazyLaw):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.arithmetic import Scores
 from smc_bridge.distributions.lazy import LazyLaw
+from smc_bridge.sampling import Scores
 
 
 class Placed(LazyLaw):

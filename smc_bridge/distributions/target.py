@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.arguments import called, check_callable, is_bool, is_list, said
-from models.protocols import CausalLM
 from smc_bridge.distributions.law import Law, as_ids, check_model
 from smc_bridge.distributions.lazy import Chunks, LazyLaw
 from smc_bridge.distributions.logits import model_law
+from smc_bridge.models.arguments import called, check_callable, is_bool, is_list, said
+from smc_bridge.models.protocols import CausalLM
 from smc_bridge.plugins import refuse_rows
 from smc_bridge.prefix import Prefix
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.arguments import whole_number
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.lazy import as_lazy
@@ -20,6 +19,7 @@ from smc_bridge.distributions.logits import truncated
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move, full_horizon
 from smc_bridge.kernels.rejection import accepted_tokens, commit_residual
+from smc_bridge.models.arguments import whole_number
 from smc_bridge.randomness import Randomness, as_source
 
 

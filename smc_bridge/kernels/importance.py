@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from models.arguments import called
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.lazy import as_lazy
@@ -28,6 +27,7 @@ from smc_bridge.kernels.protocol import (
     prefix_sum,
     truncate,
 )
+from smc_bridge.models.arguments import called
 from smc_bridge.plugins import check_tensor, foreign, refuse_rows
 from smc_bridge.randomness import Randomness
 

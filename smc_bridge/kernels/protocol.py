@@ -25,8 +25,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from models.arguments import called, said
 from smc_bridge.distributions.lazy import LazyLaw, along
+from smc_bridge.models.arguments import called, said
 from smc_bridge.plugins import check_tensor, foreign, refuse_rows
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Randomness, as_source

@@ -26,11 +26,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.arguments import real_between, whole_number
 from smc_bridge.distributions.lazy import LazyLaw
 from smc_bridge.distributions.placed import Placed
 from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon
 from smc_bridge.kernels.tree_build import Tree, best_first
+from smc_bridge.models.arguments import real_between, whole_number
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Randomness, UniformStream, as_source, inverse_cdf
 

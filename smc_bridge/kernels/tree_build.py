@@ -21,9 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.arithmetic import softmax
 from smc_bridge.distributions.lazy import LazyLaw, Selected, as_lazy
 from smc_bridge.kernels.protocol import Horizon
+from smc_bridge.sampling import softmax
 
 #: Tokens of a chunk, and depths that are looked at in one go (more where they are few numbers).
 CHUNK, DEPTHS = 64, 8

@@ -10,7 +10,7 @@ Finished particles are absorbed: their only block is empty, of log-probability 0
 
 From this one pair:
 
-- `run_program`: SMC, by the repaired `SMCFilter` (`smc_bridge.pyro_filter`); equal in law to `Sampler.run`;
+- `run_program`: SMC, by the repaired `SMCFilter` (`smc_bridge.pyro_program.filter`); equal in law to `Sampler.run`;
 - `score`: the target's log-probability of a given text, by `poutine.condition`;
 - `enumerate_program`: every execution, by `iter_discrete_traces`: a certificate that this program's weight is right (of
   the engine's: `smc_bridge.check`);

@@ -12,22 +12,22 @@ from pyro import poutine
 from pyro.infer import Importance, config_enumerate
 from pyro.infer.enum import iter_discrete_traces
 
-from models.arguments import whole_number
-from smc_bridge.distributions.block import target_block
 from smc_bridge.distributions.coverage import first_uncovered
 from smc_bridge.distributions.intermediate import Proposal
-from smc_bridge.distributions.stopped import stopped_length
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.validation import check_prompts, check_tokens
+from smc_bridge.engine.watch import may_leave_out, tell, uncovered_reason
+from smc_bridge.engine.weights import log_mean
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
+from smc_bridge.models.arguments import whole_number
 from smc_bridge.plugins import texts_of
 from smc_bridge.prefix import Prefix
-from smc_bridge.pyro_filter import EvidenceSMCFilter, innermost
+from smc_bridge.pyro_program.block import target_block
+from smc_bridge.pyro_program.filter import EvidenceSMCFilter, innermost
 from smc_bridge.pyro_program.program import BridgeProgram, Meter
+from smc_bridge.pyro_program.stopped import stopped_length
 from smc_bridge.randomness import Randomness
 from smc_bridge.result import Forwards, Result
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.validation import check_prompts, check_tokens
-from smc_bridge.smc.watch import may_leave_out, tell, uncovered_reason
-from smc_bridge.smc.weights import log_mean
 from smc_bridge.streams import Role, derived_seed, prompt_generator
 from smc_bridge.trace import StepRecord
 

@@ -17,13 +17,13 @@ import torch
 from pyro.distributions import Categorical
 from torch import Tensor
 
-from models.protocols import ABSENT, MASKED
-from smc_bridge.distributions.block import Block, LastCall, intermediate_block, proposal_block
-from smc_bridge.distributions.stopped import StoppedPrefix, stopped_length
+from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.importance import BalanceHeuristic, OwnWeights
 from smc_bridge.kernels.protocol import Horizon, StoppingKernel, log1mexp
+from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.prefix import Prefix
-from smc_bridge.smc.engine import Sampler
+from smc_bridge.pyro_program.block import Block, LastCall, intermediate_block, proposal_block
+from smc_bridge.pyro_program.stopped import StoppedPrefix, stopped_length
 
 
 class ProgramState(NamedTuple):

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from smc_bridge.engine.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic, UniformResampler
+from smc_bridge.engine.weights import normalised
 from smc_bridge.randomness import Randomness, Stream
-from smc_bridge.smc.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic, UniformResampler
-from smc_bridge.smc.weights import normalised
 from smc_bridge.testing.enumeration import NotEnumerableError
 
 

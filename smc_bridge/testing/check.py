@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.arguments import confidence, said, whole_number
-from smc_bridge.smc.engine import Sampler
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.models.arguments import confidence, said, whole_number
 from smc_bridge.testing.enumeration import NotEnumerableError
 from smc_bridge.testing.frontier import Law
 from smc_bridge.testing.parts import kernel_fault, resampler_fault

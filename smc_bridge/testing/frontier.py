@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.state import Marginals, Retained, SMCState
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.randomness import Source
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.state import Marginals, Retained, SMCState
 
 #: Probability of every complete sequence.
 Law = dict[tuple[int, ...], float]

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.engine.resampling import Resampler
 from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import DraftKernel, Horizon, Kernel, Move
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.randomness import PromptSource, Source
-from smc_bridge.smc.resampling import Resampler
 from smc_bridge.testing.enumeration import NotEnumerableError, outcomes
 from smc_bridge.testing.statistics import chi_square, mean_test
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from models.tabular import TabularAR, TabularDLM
 from smc_bridge.distributions.intermediate import ProductOfExperts, Proposal
-from smc_bridge.distributions.proposal import DLMProposal
+from smc_bridge.engine.resampling import Multinomial
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.weights import EssBelow, always
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
 from smc_bridge.kernels.rejection import Rejection
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import Multinomial
-from smc_bridge.smc.weights import EssBelow, always
+from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.testing.tabular import TabularPair, tabular_pair
 
 

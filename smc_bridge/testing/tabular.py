@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from models.tabular import TabularAR, TabularDLM
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.prefix import Prefix
 from smc_bridge.testing.frontier import Law
 

@@ -12,8 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from smc_bridge.analysis.law_bias import (
+    Distance,
+    fit_rate,
+    output_distance,
+    output_distance_by_identity,
+    run_distance,
+    run_rms,
+)
 
-from analysis.law_bias import Distance, fit_rate, output_distance, output_distance_by_identity, run_distance, run_rms
 from benchmarks.bias_vs_particles import METHODS, Cell, main, measure, rates
 from tests.analysis.helpers import make_result
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smc_bridge.analysis.commands.certify import command
+from smc_bridge.analysis.comparison.methods import check_proper, make_sampler
+from smc_bridge.analysis.reverse import Bidirectional, bidirectional, both_bounds, both_runs
+from smc_bridge.analysis.tasks import TASKS
+from smc_bridge.models import pairs
 
-from analysis.commands.certify import command
-from analysis.comparison.methods import check_proper, make_sampler
-from analysis.reverse import Bidirectional, bidirectional, both_bounds, both_runs
-from models import pairs
 from smc_bridge.cli import main
-from smc_bridge.tasks import TASKS
 from tests.smc_bridge.test_files import full_device
 from tests.toys import ToyTask, toy_pair
 
@@ -57,7 +57,7 @@ def test_an_infinite_bound_can_be_saved(tmp_path: Path, monkeypatch: pytest.Monk
         found = both_bounds(*arguments, **options)
         return replace(found, forward=replace(found.forward, kl=math.inf, high=math.inf))
 
-    monkeypatch.setattr("analysis.certified.both_bounds", blown)
+    monkeypatch.setattr("smc_bridge.analysis.certified.both_bounds", blown)
     file = tmp_path / "bounds.json"
     assert main(["certify", "--n", "2", "--method", "speculative", "--json", str(file)], commands=[command]) == 0
     assert json.loads(file.read_text())["bounds"]["forward"] == {"bound": "inf", "low": 0.0, "high": "inf"}
@@ -104,7 +104,7 @@ def test_an_interrupted_certificate_continues_to_the_bounds_of_one_go(
         return both_runs(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("analysis.certified.both_runs", stopped)
+        patch.setattr("smc_bridge.analysis.certified.both_runs", stopped)
         assert main([*toy, "--json", "c.json"], commands=[command]) == 130
     assert capsys.readouterr().err == (
         "smc-bridge: interrupted: 2 of 3 parts are saved beside c.json; the same command without --fresh goes on from "
@@ -129,7 +129,7 @@ def test_a_saved_certificate_is_printed_again_at_any_level_and_no_run_is_made(
 ) -> None:
     assert main([*toy, "--json", "c.json"], commands=[command]) == 0
     first = capsys.readouterr().out
-    monkeypatch.setattr("analysis.certified.both_runs", None)
+    monkeypatch.setattr("smc_bridge.analysis.certified.both_runs", None)
     assert main([*toy, "--json", "c.json"], commands=[command]) == 0
     assert capsys.readouterr().out == first
     assert main([*toy, "--json", "c.json", "--level", "0.5"], commands=[command]) == 0

@@ -21,20 +21,20 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from smc_bridge.analysis.commands.plot import command as plot_command
+from smc_bridge.analysis.commands.study import command as study_command
+from smc_bridge.analysis.comparison import DEFAULT_METHODS, Row, Settings, compare
+from smc_bridge.analysis.plots import plot_trace_grid
+from smc_bridge.analysis.plots.labels import LABELS, label
+from smc_bridge.analysis.prices import Cost, Unit
+from smc_bridge.analysis.store import Store
+from smc_bridge.analysis.study import Config, load_study, pool, study
+from smc_bridge.analysis.study.config import Block
+from smc_bridge.analysis.study.drawing import plot_lines, plot_study
+from smc_bridge.models import pairs
 
-from analysis.commands.plot import command as plot_command
-from analysis.commands.study import command as study_command
-from analysis.comparison import DEFAULT_METHODS, Row, Settings, compare
-from analysis.plots import plot_trace_grid
-from analysis.plots.labels import LABELS, label
-from analysis.prices import Cost, Unit
-from analysis.store import Store
-from analysis.study import Config, load_study, pool, study
-from analysis.study.config import Block
-from analysis.study.drawing import plot_lines, plot_study
-from models import pairs
 from smc_bridge.cli import main
-from smc_bridge.presets import smc
+from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.result import Result
 from tests.smc_bridge.test_files import full_device
 from tests.toys import Digits, ToyTask, toy_pair
@@ -134,7 +134,7 @@ def test_killed_study_continues_to_the_rows_of_an_uninterrupted_one(tmp_path: Pa
 
 
 def test_ctrl_c_says_what_is_saved(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from analysis.journal import Journal
+    from smc_bridge.analysis.journal import Journal
 
     append, calls = Journal.append, []
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from smc_bridge.analysis.commands.certify import command as certify_command
+from smc_bridge.analysis.commands.plot import command as plot_command
+from smc_bridge.analysis.commands.study import command as study_command
+from smc_bridge.analysis.comparison.command import command as compare_command
+from smc_bridge.analysis.study import load_study
+from smc_bridge.models import pairs
+from smc_bridge.models.pairs import Pair
 
-from analysis.commands.certify import command as certify_command
-from analysis.commands.plot import command as plot_command
-from analysis.commands.study import command as study_command
-from analysis.comparison.command import command as compare_command
-from analysis.study import load_study
-from models import pairs
-from models.pairs import Pair
 from smc_bridge.cli import main
 from tests.models.checkpoints import save_checkpoint
 from tests.toys import LIMIT, toy_pair
@@ -213,7 +213,7 @@ def test_a_worker_is_sent_names_and_prompts_rather_than_weights(
         yield from ((i, job(item)) for i, item in enumerate(items))
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    module = {"compare": "analysis.comparison.compare", "study": "analysis.study.run"}[command]
+    module = {"compare": "smc_bridge.analysis.comparison.compare", "study": "smc_bridge.analysis.study.run"}[command]
     monkeypatch.setattr(import_module(module), "map_cells", elsewhere)
     monkeypatch.setattr("sys.path", list(sys.path))
     (tmp_path / "verdicts_of_mine.py").write_text("def long(text, answer):\n    return len(text) > answer['least']\n")

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smc_bridge.analysis import plots, smoothed_log_weights, to_arviz, to_datatree
+from smc_bridge.analysis.commands.plot import command as plot
+from smc_bridge.analysis.commands.study import command as study_command
+from smc_bridge.analysis.comparison import Comparison, Settings
+from smc_bridge.analysis.comparison.store import KIND
+from smc_bridge.analysis.study import study
+from smc_bridge.models.extras import MissingExtraError
 
-from analysis import plots, smoothed_log_weights, to_arviz, to_datatree
-from analysis.commands.plot import command as plot
-from analysis.commands.study import command as study_command
-from analysis.comparison import Comparison, Settings
-from analysis.comparison.store import KIND
-from analysis.study import study
 from benchmarks import report
-from models.extras import MissingExtraError
 from smc_bridge.cli import main
 from tests.analysis.helpers import make_result
 
@@ -46,7 +46,8 @@ def without(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_needs_an_extra_names_it(monkeypatch: pytest.MonkeyPatch, use: str) -> None:
     package, call, words = USES[use]
     without(package, monkeypatch)
-    monkeypatch.setattr("analysis.study.run.map_cells", lambda *_, **__: pytest.fail("something was computed"))
+    computing = "smc_bridge.analysis.study.run.map_cells"
+    monkeypatch.setattr(computing, lambda *_, **__: pytest.fail("something was computed"))
     with pytest.raises(MissingExtraError) as caught:
         call()
     assert str(caught.value) == f"{words}: {HINT}"

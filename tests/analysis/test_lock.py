@@ -9,14 +9,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-
-from analysis.lock import holding
-from analysis.study import study
+from smc_bridge.analysis.lock import holding
+from smc_bridge.analysis.study import study
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, pathlib
-from analysis.lock import holding
+from smc_bridge.analysis.lock import holding
 with holding(pathlib.Path(sys.argv[1]), argument="--out"):
     print("held", flush=True)
     sys.stdin.read()

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from analysis.local import LocalDivergences
-from analysis.plots import (
+from smc_bridge.analysis.local import LocalDivergences
+from smc_bridge.analysis.plots import (
     plot_acceptance,
     plot_against_particles,
     plot_block_lengths,
@@ -23,8 +22,9 @@ from analysis.plots import (
     plot_steps,
     plot_trace_grid,
 )
-from analysis.plots.labels import label
-from analysis.plots.style import MOST, looks
+from smc_bridge.analysis.plots.labels import label
+from smc_bridge.analysis.plots.style import MOST, looks
+
 from smc_bridge.result import Result
 from tests.analysis.helpers import INF, make_record, make_result, two_step_trace
 

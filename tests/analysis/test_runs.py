@@ -10,26 +10,26 @@ from unittest import mock
 import numpy as np
 import pytest
 from scipy import stats
+from smc_bridge.analysis import calibration
+from smc_bridge.analysis.bias import bias_against_samples, delta_bias, jackknife_bias, run_bias
+from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
+from smc_bridge.analysis.calibration import rank_test
+from smc_bridge.analysis.comparison import Settings, compare
+from smc_bridge.analysis.export import to_datatree
+from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity, run_distance, run_rms
+from smc_bridge.analysis.laws import kl, output_law, total_variation, weighted_law
+from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.reverse import conditional_runs, reverse_certificate, reverse_per_token, symmetric_certificate
+from smc_bridge.analysis.study.config import Tabular, TabularPoint
+from smc_bridge.analysis.study.sources import tabular_pair
+from smc_bridge.analysis.tables import summary
+from smc_bridge.analysis.tasks import Item
+from smc_bridge.analysis.two_sample import mmd_test
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
-from analysis import calibration
-from analysis.bias import bias_against_samples, delta_bias, jackknife_bias, run_bias
-from analysis.bounds import kl_certificate, kl_per_token
-from analysis.calibration import rank_test
-from analysis.comparison import Settings, compare
-from analysis.export import to_datatree
-from analysis.law_bias import output_distance, output_distance_by_identity, run_distance, run_rms
-from analysis.laws import kl, output_law, total_variation, weighted_law
-from analysis.oracle import oracle
-from analysis.reverse import conditional_runs, reverse_certificate, reverse_per_token, symmetric_certificate
-from analysis.study.config import Tabular, TabularPoint
-from analysis.study.sources import tabular_pair
-from analysis.tables import summary
-from analysis.two_sample import mmd_test
-from models.tabular import TabularAR, TabularDLM
-from smc_bridge import presets
 from smc_bridge.decoders import ar_sampling
+from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.result import Result
-from smc_bridge.tasks import Item
 from tests.toys import ToyTask, toy_pair
 
 LIMIT = 3

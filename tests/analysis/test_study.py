@@ -13,20 +13,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
+from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
+from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.study import Axes, Config, Prompts, Tabular, load_study, pool, study
+from smc_bridge.analysis.study.cells import build_sampler, run_seed
+from smc_bridge.analysis.study.config import TabularPoint
+from smc_bridge.analysis.study.drawing import plot_study
+from smc_bridge.analysis.study.frame import KEYS
+from smc_bridge.analysis.study.plan import Setting
+from smc_bridge.analysis.study.sources import Limits, tabular_pair
+from smc_bridge.analysis.tasks import Item
 
-from analysis.bounds import kl_certificate, kl_per_token
-from analysis.law_bias import output_distance, output_distance_by_identity
-from analysis.oracle import oracle
-from analysis.study import Axes, Config, Prompts, Tabular, load_study, pool, study
-from analysis.study.cells import build_sampler, run_seed
-from analysis.study.config import TabularPoint
-from analysis.study.drawing import plot_study
-from analysis.study.frame import KEYS
-from analysis.study.plan import Setting
-from analysis.study.sources import Limits, tabular_pair
 from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts, Target
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.tasks import Item
 from tests.toys import ToyTask, toy_pair
 
 SMALL: dict[str, Any] = {

@@ -15,7 +15,7 @@ from benchmarks.overhead_arithmetic import MockStep, blocks
 from benchmarks.replay import Tape, observe, replay
 from benchmarks.report import Sheet, Verdict
 from benchmarks.scaling import slope
-from smc_bridge.presets import smc
+from smc_bridge.methods.poe_bridge import smc
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_profile_counts_an_environment_inside_of_the_repository_among_the_libr
     assert profile.part_of((f"{inside}/torch/nn/modules/linear.py", 1, "forward")) == "networks"
     assert profile.part_of((f"{inside}/numpy/core.py", 1, "f")) == "other libraries"
     assert profile.part_of((f"{profile.HERE}/models/rows.py", 1, "f")) == "sessions"
-    assert profile.part_of((f"{profile.HERE}/smc_bridge/smc/steps.py", 1, "f")) == "smc_bridge/smc/steps.py"
+    assert profile.part_of((f"{profile.HERE}/smc_bridge/engine/steps.py", 1, "f")) == "smc_bridge/engine/steps.py"
 
 
 def test_a_profile_counts_every_moment_once() -> None:

@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any
 
 import torch
+from smc_bridge.models.pairs import Pair, load_pair
 
-from models.pairs import Pair, load_pair
 from smc_bridge import (
     SSP,
     AcceptAll,

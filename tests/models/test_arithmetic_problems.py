@@ -5,9 +5,8 @@ import re
 import time
 
 import pytest
-
-from models.arithmetic import problems
-from models.arithmetic.tokenizer import (
+from smc_bridge.models.arithmetic import problems
+from smc_bridge.models.arithmetic.tokenizer import (
     BOS_ID,
     EOS_ID,
     MASK_ID,

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
-
-from models.arithmetic.architecture import (
+from smc_bridge.models.arithmetic.architecture import (
     ARCHITECTURE,
     DIFFUSION,
     WEIGHTS,
@@ -18,12 +16,13 @@ from models.arithmetic.architecture import (
     load,
     masked_logits,
 )
-from models.arithmetic.batches import Schedule, encode
-from models.arithmetic.evaluate import SUBSET, ar_loss, decode_dlm, dlm_losses, figures, sample_ar
-from models.arithmetic.problems import generate, held_out
-from models.arithmetic.recipe import Recipe, fingerprint
-from models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, format_prompt, load_tokenizer
-from models.arithmetic.train import loss_of, prepare, rate
+from smc_bridge.models.arithmetic.batches import Schedule, encode
+from smc_bridge.models.arithmetic.evaluate import SUBSET, ar_loss, decode_dlm, dlm_losses, figures, sample_ar
+from smc_bridge.models.arithmetic.problems import generate, held_out
+from smc_bridge.models.arithmetic.recipe import Recipe, fingerprint
+from smc_bridge.models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, format_prompt, load_tokenizer
+from smc_bridge.models.arithmetic.train import loss_of, prepare, rate
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 METRICS = Path(WEIGHTS).with_name("metrics.json")
 

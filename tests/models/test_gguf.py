@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from smc_bridge.models import gguf
+from smc_bridge.models.own import Causal, load_causal
+from smc_bridge.models.pairs import load_pair
 
-from models import gguf
-from models.own import Causal, load_causal
-from models.pairs import load_pair
 from smc_bridge import ARTarget
 
 MISSING = gguf.missing_packages()

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from smc_bridge.models.huggingface import HuggingFaceCausalLM
+from smc_bridge.models.huggingface.attention import attention_of
+from smc_bridge.models.huggingface.trees import leaf_paths, tree_structure
 from torch import Tensor
-
-from models.huggingface import HuggingFaceCausalLM
-from models.huggingface.attention import attention_of
-from models.huggingface.trees import leaf_paths, tree_structure
 
 A = 23
 #: Float32 round-off of logits that spread over several nats.

@@ -12,15 +12,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
+from smc_bridge.models.protocols import ABSENT, MASKED
 from torch import Tensor
 
-from models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
-from models.protocols import ABSENT, MASKED
 from smc_bridge.distributions.intermediate import ProductOfExperts
-from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.weights import always
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.weights import always
+from smc_bridge.proposals.mean_field import DLMProposal
 from tests.smc_bridge.claims import claim, mean_test
 
 A = 23

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from smc_bridge.models.arithmetic import architecture
+from smc_bridge.models.huggingface import check_shared_vocabulary, shared_vocabulary
+from smc_bridge.models.pairs import Pair, load_pair, pair_from_models
+from smc_bridge.models.protocols import MASKED, CausalLM, MaskedDiffusionLM
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-
-from models.arithmetic import architecture
-from models.huggingface import check_shared_vocabulary, shared_vocabulary
-from models.pairs import Pair, load_pair, pair_from_models
-from models.protocols import MASKED, CausalLM, MaskedDiffusionLM
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<mask>"]
 WORDS = [f"w{i}" for i in range(16)]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from smc_bridge.models.pairs import load_pair
 
-from models.pairs import load_pair
 from tests.models.checkpoints import MASK_ID, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, sys
 import torch
-from models.pairs import load_pair
-from models.protocols import MASKED
+from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.protocols import MASKED
 from smc_bridge import smc
 
 def see(pair):

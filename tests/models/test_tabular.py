@@ -6,9 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-
-from models.protocols import MASKED, CausalLM, MaskedDiffusionLM
-from models.tabular import TabularAR, TabularDLM
+from smc_bridge.models.protocols import MASKED, CausalLM, MaskedDiffusionLM
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 A, DEPTH = 3, 5
 EXACT = {"rtol": 0.0, "atol": 1e-12}

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
-from models.tabular import TabularAR, TabularDLM
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal
-from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget, Potential
+from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import AcceptAll
@@ -19,7 +19,7 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import Prefix
-from smc_bridge.smc.engine import Sampler
+from smc_bridge.proposals.mean_field import DLMProposal
 from tests.oracle import smc as oracle
 
 #: Temperature of the target: part of the law, and different from one so that it cannot be forgotten.

@@ -16,13 +16,13 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from smc_bridge.distributions.stopped import StoppedPrefix
+from smc_bridge.engine.resampling import UniformResampler
+from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.protocol import Horizon
-from smc_bridge.pyro_filter import EvidenceSMCFilter
+from smc_bridge.pyro_program.filter import EvidenceSMCFilter
 from smc_bridge.pyro_program.inference import filter_of
 from smc_bridge.pyro_program.program import BridgeProgram
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import UniformResampler
+from smc_bridge.pyro_program.stopped import StoppedPrefix
 from tests.oracle import smc as oracle
 from tests.smc_bridge.enumeration import EnumeratingSource, outcomes
 from tests.smc_bridge.smc_enumeration import resampling_outcomes

@@ -17,9 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-
-from models.protocols import MASKED
-from models.tabular import TabularAR, TabularDLM
+from smc_bridge.models.protocols import MASKED
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 Tokens = list[int]
 Laws = list[list[float]]  # log-probabilities by position and token

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from smc_bridge.distributions.lazy import as_lazy
+from smc_bridge.engine.resampling import UniformResampler
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move, StoppingKernel, truncate
 from smc_bridge.kernels.tree import Tree, TreeWalk
 from smc_bridge.randomness import Source, Stream
-from smc_bridge.smc.resampling import UniformResampler
 
 
 @dataclass

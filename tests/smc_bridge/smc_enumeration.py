@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from smc_bridge.distributions.intermediate import Intermediate
+from smc_bridge.engine.resampling import Multinomial, UniformResampler
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.state import Retained
+from smc_bridge.engine.weights import normalised
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import PAD, Prefix
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import Multinomial, UniformResampler
-from smc_bridge.smc.state import Retained
-from smc_bridge.smc.weights import normalised
 from smc_bridge.testing.frontier import PROBABILITY, Enumeration, Frontier, finish, joined, relative, step, unique_rows
 from tests.oracle import smc as oracle
 from tests.smc_bridge.scripted import Recorded, Script, scripted_kernel
@@ -183,8 +183,8 @@ def enumerate_program(sampler: Sampler, limit: int, *, retained: oracle.Law | No
     total = Enumeration()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(mock.patch("smc_bridge.smc.engine.record_step"))
-        stack.enter_context(mock.patch("smc_bridge.smc.engine.Multinomial", return_value=Recorded(Multinomial())))
+        stack.enter_context(mock.patch("smc_bridge.engine.sampler.record_step"))
+        stack.enter_context(mock.patch("smc_bridge.engine.sampler.Multinomial", return_value=Recorded(Multinomial())))
         frontier = program.start(None if retained is None else list(retained.values()))
         while frontier.states:
             after = [_advance(program, part, total) for part in _parts(program, frontier)]

@@ -11,7 +11,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from smc_bridge.distributions.block import (
+from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.pyro_program.block import (
     Block,
     LastCall,
     all_blocks,
@@ -19,8 +21,6 @@ from smc_bridge.distributions.block import (
     proposal_block,
     target_block,
 )
-from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts
-from smc_bridge.distributions.target import ARTarget
 from tests.smc_bridge.claims import chi_square, claim
 from tests.smc_bridge.programs import TABLES, TEMPERATURE, table_model
 

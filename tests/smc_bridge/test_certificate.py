@@ -25,14 +25,14 @@ from smc_bridge.distributions.intermediate import (
     ProductOfExperts,
     Target,
 )
+from smc_bridge.engine.resampling import RESAMPLERS
+from smc_bridge.engine.weights import EssBelow, never
 from smc_bridge.kernels.baselines import ReleasedRejection
 from smc_bridge.kernels.importance import BalanceHeuristic, Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.pareto import tail_shape
 from smc_bridge.result import Result
-from smc_bridge.smc.resampling import RESAMPLERS
-from smc_bridge.smc.weights import EssBelow, never
 from tests.oracle import smc as oracle
 from tests.smc_bridge.programs import KERNELS, TablePotential, program, target_law
 from tests.smc_bridge.smc_enumeration import Enumeration, enumerate_program

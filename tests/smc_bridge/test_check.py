@@ -37,11 +37,11 @@ from smc_bridge import (
     speculative,
     tree_walk,
 )
+from smc_bridge.engine.resampling import RESAMPLERS
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import row_at, truncate
 from smc_bridge.kernels.rejection import accepted_tokens, commit_correction
 from smc_bridge.randomness import Randomness, Source
-from smc_bridge.smc.resampling import RESAMPLERS
 from smc_bridge.testing import NotEnumerableError, enumerate_sampler, exact_law, tabular_pair
 from tests.smc_bridge.programs import KERNELS, TablePotential, program, target_law, worst
 from tests.smc_bridge.smc_enumeration import enumerate_program

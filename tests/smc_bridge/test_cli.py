@@ -13,19 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from smc_bridge.models import pairs
+from smc_bridge.models.pairs import Pair, load_pair
+from smc_bridge.models.tabular import TabularCausalSession
 
-from models import pairs
-from models.pairs import Pair, load_pair
-from models.tabular import TabularCausalSession
-from smc_bridge import Result, Sampler, presets
+from smc_bridge import Result, Sampler
 from smc_bridge.cli import main
 from smc_bridge.commands.options import INTERMEDIATES, PRESETS, Options, build_sampler
 from smc_bridge.commands.plugins import declared
+from smc_bridge.commands.rendering import accepted_lengths, render_result
+from smc_bridge.commands.trace_rendering import lane_shares, lane_text, render_trace
+from smc_bridge.engine.names import KERNELS, TRIGGERS
+from smc_bridge.engine.resampling import RESAMPLERS
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.rendering import accepted_lengths, render_result
-from smc_bridge.smc.names import KERNELS, TRIGGERS
-from smc_bridge.smc.resampling import RESAMPLERS
-from smc_bridge.trace_rendering import lane_shares, lane_text, render_trace
+from smc_bridge.methods import poe_bridge as presets
 from tests.toys import EOS, LIMIT, toy_pair
 
 BASE = ["decode", "2 1", "--pair", "toy", "--window", "3", "--lookahead", str(LIMIT), "--max-new-tokens", str(LIMIT)]

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 import pytest
+from smc_bridge.models import pairs
 
-from models import pairs
 from smc_bridge import Sampler
 from smc_bridge.cli import main
 from smc_bridge.commands.decode import command
 from smc_bridge.commands.dispatch import build_parser
 from smc_bridge.commands.options import INTERMEDIATES, PRESETS, WITHOUT_W, Options, build_sampler
-from smc_bridge.smc.names import KERNELS, RESAMPLERS, TRIGGERS
+from smc_bridge.engine.names import KERNELS, RESAMPLERS, TRIGGERS
 from tests.toys import LIMIT, toy_pair
 
 #: Options whose every combination is tried.

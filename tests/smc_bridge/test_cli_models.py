@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from smc_bridge.models import gguf
+from smc_bridge.models.pairs import Pair, load_pair
 
-from models import gguf
-from models.pairs import Pair, load_pair
 from smc_bridge.cli import main
 from tests.models.checkpoints import WORDS, make_tokenizer, save_checkpoint
 
@@ -84,7 +84,7 @@ def test_memory_options_reach_the_models(run: Run, models: list[str], monkeypatc
         loaded.append(load_pair(*names, **options))
         return loaded[-1]
 
-    monkeypatch.setattr("models.pairs.load_pair", load)
+    monkeypatch.setattr("smc_bridge.models.pairs.load_pair", load)
     two = [*models, "--dlm-convention", "shifted", "--dtype", "float64"]
     for argv in ([], ["--dlm-cache", "prefix"], ["--max-logit-bytes", "700"]):
         code, out, err = run(*two, *argv)
@@ -119,7 +119,7 @@ def test_smollm2_is_refused_where_no_diffusion_model_shares_its_tokenizer(
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setenv(gguf.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(gguf, "missing_packages", list)
-    monkeypatch.setattr("models.own.packaged_gguf", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr("smc_bridge.models.own.packaged_gguf", lambda: tmp_path / "model.gguf")
     monkeypatch.setattr(gguf, "_convert", lambda _, folder: save_checkpoint(folder, "llama"))
     code, out, err = run("--ar", "smollm2")
     assert (code, out, err.count("smc-bridge: ")) == (2, "", 1)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from smc_bridge.models import pairs
 
-from models import pairs
 from smc_bridge import Result
 from smc_bridge.cli import main
 from smc_bridge.commands import words
@@ -190,7 +190,7 @@ def test_a_broken_plug_in_does_not_take_the_others_down(
     )
 
 
-@pytest.mark.parametrize("module", ["rich.console", "analysis.workers"])
+@pytest.mark.parametrize("module", ["rich.console", "smc_bridge.analysis.workers"])
 def test_ctrl_c_during_an_import_is_quiet(module: str) -> None:
     """The interruption comes as the module's import begins: before the commands are looked for, and amidst them."""
     code = f"""

@@ -9,12 +9,14 @@ import math
 
 import pytest
 import torch
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
-from models.tabular import TabularAR, TabularDLM
 from smc_bridge.distributions.intermediate import ProductOfExperts, Proposal
-from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.resampling import RESAMPLERS
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.weights import EssBelow, Trigger, always, never
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, Lanes, OwnWeights
@@ -22,10 +24,8 @@ from smc_bridge.kernels.protocol import Horizon, Kernel, Move
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import Prefix
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.result import Result
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import RESAMPLERS
-from smc_bridge.smc.weights import EssBelow, Trigger, always, never
 from smc_bridge.streams import Role, prompt_generator
 from tests.smc_bridge.reference_loop import Particle, Reference, Settings
 

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from smc_bridge.distributions.intermediate import Intermediate
+from smc_bridge.engine import steps
+from smc_bridge.engine.resampling import Multinomial, Systematic
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.steps import Reduced
+from smc_bridge.engine.weights import EssBelow, always, never
 from smc_bridge.kernels.importance import BalanceHeuristic, Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel, at_tokens, prefix_sum
 from smc_bridge.kernels.rejection import Rejection
-from smc_bridge.smc import steps
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import Multinomial, Systematic
-from smc_bridge.smc.steps import Reduced
-from smc_bridge.smc.weights import EssBelow, always, never
 from tests.oracle import smc as oracle
 from tests.smc_bridge.programs import TablePotential, program, target_law, worst
 from tests.smc_bridge.smc_enumeration import enumerate_program

@@ -14,13 +14,13 @@ import pytest
 from smc_bridge.exports import _homes
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ["smc_bridge", "analysis", "analysis.comparison", "analysis.study"]
+PACKAGES = ["smc_bridge", "smc_bridge.analysis", "smc_bridge.analysis.comparison", "smc_bridge.analysis.study"]
 
 #: Ways to come by `smc`, each in packages that are imported anew.
 ORDERS = [
-    "from smc_bridge import smc", "import smc_bridge.smc.engine", "import smc_bridge; smc_bridge.smc",
-    "from smc_bridge.smc import weights", "import smc_bridge.smc.queue; import smc_bridge; smc_bridge.Sampler",
-    "from smc_bridge import *", "import analysis.oracle, analysis.ess, analysis.comparison.compare",
+    "from smc_bridge import smc", "import smc_bridge.engine.sampler", "import smc_bridge; smc_bridge.smc",
+    "import smc_bridge.engine.queue; import smc_bridge; smc_bridge.Sampler",
+    "from smc_bridge import *", "import smc_bridge.analysis.oracle, smc_bridge.analysis.comparison.compare",
 ]
 LIGHT = """
 import sys
@@ -40,11 +40,11 @@ def python(code: str) -> str:
 @pytest.fixture
 def anew() -> Iterator[None]:
     """The packages as if nothing of them was imported; afterwards they are as they were."""
-    own = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("smc_bridge", "analysis")}
+    own = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "smc_bridge"}
     for name in own:
         del sys.modules[name]
     yield
-    for name in [name for name in sys.modules if name.split(".")[0] in ("smc_bridge", "analysis")]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "smc_bridge"]:
         del sys.modules[name]
     sys.modules.update(own)
 
@@ -52,12 +52,12 @@ def anew() -> Iterator[None]:
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_preset_is_the_preset_in_every_order_of_imports(anew: None, order: str) -> None:
     exec(order, {})
-    import analysis
-    import analysis.comparison
+    import smc_bridge.analysis.comparison
+
     import smc_bridge
-    import smc_bridge.smc.engine
-    from smc_bridge import smc
-    from smc_bridge.presets import smc as preset
+    import smc_bridge.engine.sampler
+    from smc_bridge import analysis, smc
+    from smc_bridge.methods.poe_bridge import smc as preset
 
     assert smc is preset is smc_bridge.smc
     for public in (analysis.ess, analysis.oracle, analysis.comparison.compare):

@@ -16,19 +16,19 @@ from typing import Any
 
 import pytest
 import torch
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
-from models.tabular import TabularAR, TabularDLM
+from smc_bridge.engine.resampling import RESAMPLERS, Multinomial, Systematic, UniformResampler
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.weights import EssBelow, always, never
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.importance import BalanceHeuristic, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.presets import released
+from smc_bridge.methods.poe_bridge import released
 from smc_bridge.randomness import Randomness
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import RESAMPLERS, Multinomial, Systematic, UniformResampler
-from smc_bridge.smc.weights import EssBelow, always, never
 from tests.oracle import smc as oracle
 from tests.smc_bridge.enumeration import EnumeratingSource, outcomes
 from tests.smc_bridge.programs import KERNELS, TABLES, TablePotential, program, table_model, target_law, worst

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from smc_bridge.distributions.block import intermediate_block, proposal_block, target_block
-from smc_bridge.distributions.global_poe import GlobalProductOfExperts
 from smc_bridge.distributions.intermediate import ProductOfExperts
-from smc_bridge.distributions.stopped import StoppedPrefix
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.protocol import Horizon
 from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.pyro_program.block import intermediate_block, proposal_block, target_block
+from smc_bridge.pyro_program.global_poe import GlobalProductOfExperts
+from smc_bridge.pyro_program.stopped import StoppedPrefix
 from tests.smc_bridge.programs import TEMPERATURE, table_model
 from tests.smc_bridge.test_block import LOG_Q, brute_force, laws
 

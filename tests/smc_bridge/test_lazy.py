@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from smc_bridge.models.protocols import CausalSession
+from smc_bridge.models.rows import Rows
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.protocols import CausalSession
-from models.rows import Rows
-from models.tabular import TabularAR, TabularDLM
-from smc_bridge.distributions.arithmetic import block_width, compiled_softmax, search
 from smc_bridge.distributions.bridge import ResidualLaw, bridge_law
 from smc_bridge.distributions.intermediate import (
     Chernoff,
@@ -33,8 +32,9 @@ from smc_bridge.distributions.intermediate import (
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.lazy import Chunks, Dense, LazyLaw, Selected
 from smc_bridge.distributions.logits import model_law
-from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine import steps
+from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
@@ -42,9 +42,9 @@ from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, Lanes, Ow
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move, at_tokens, row_at, rows_of
 from smc_bridge.kernels.rejection import Rejection, log_residual
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource, Randomness, inverse_cdf
-from smc_bridge.smc import steps
-from smc_bridge.smc.engine import Sampler
+from smc_bridge.sampling import block_width, compiled_softmax, search
 from tests.oracle import laws
 from tests.smc_bridge.enumeration import enumerated_law, log_pi_along, log_q_of, outcomes
 

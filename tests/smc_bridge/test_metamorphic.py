@@ -8,22 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from smc_bridge.models.rows import Rows
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
-from models.rows import Rows
-from models.tabular import TabularAR, TabularDLM
 from smc_bridge.distributions.intermediate import Defensive, Intermediate, Mixture, ProductOfExperts, Proposal, Target
-from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.weights import always, never
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.result import Result
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.weights import always, never
 
 DEPTH, EOS = 6, 1
 AR = TabularAR.random(3, DEPTH, seed=1, eos_id=EOS)

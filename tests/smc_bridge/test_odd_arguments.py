@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from analysis import (
+from smc_bridge.analysis import (
     batch_means,
     bias_against_samples,
     kl_certificate,
@@ -25,9 +24,10 @@ from analysis import (
     to_datatree,
     weighted_law,
 )
-from analysis.comparison import Settings
-from models.pairs import load_pair
-from models.tabular import TabularAR, TabularDLM
+from smc_bridge.analysis.comparison import Settings
+from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.tabular import TabularAR, TabularDLM
+
 from smc_bridge import (
     ARTarget,
     DLMProposal,

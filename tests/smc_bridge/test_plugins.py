@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from smc_bridge.analysis import oracle
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
-from analysis import oracle
-from models.tabular import TabularAR, TabularDLM
 from smc_bridge import (
     ARTarget,
     BlockVerification,

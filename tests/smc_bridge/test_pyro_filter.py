@@ -13,9 +13,9 @@ import torch
 from pyro.infer import SMCFilter
 from pyro.infer.smcfilter import _systematic_sample
 
-from smc_bridge.pyro_filter import EvidenceSMCFilter
-from smc_bridge.smc.resampling import SSP, Multinomial, Resampler, Stratified, Systematic
-from smc_bridge.smc.weights import always, never
+from smc_bridge.engine.resampling import SSP, Multinomial, Resampler, Stratified, Systematic
+from smc_bridge.engine.weights import always, never
+from smc_bridge.pyro_program.filter import EvidenceSMCFilter
 from tests.smc_bridge.claims import claim, mean_test
 
 

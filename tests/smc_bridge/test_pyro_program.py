@@ -20,14 +20,14 @@ from smc_bridge.distributions.intermediate import (
     ProductOfExperts,
     Proposal,
 )
-from smc_bridge.distributions.proposal import DLMProposal
-from smc_bridge.distributions.stopped import StoppedPrefix, stopped_length
+from smc_bridge.engine.resampling import SSP, Multinomial, Resampler, Residual, Stratified
+from smc_bridge.engine.weights import EssBelow, always, never
 from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic
 from smc_bridge.prefix import PAD
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.pyro_program import BridgeProgram, enumerate_program, importance_baseline, run_program, score
+from smc_bridge.pyro_program.stopped import StoppedPrefix, stopped_length
 from smc_bridge.result import Result
-from smc_bridge.smc.resampling import SSP, Multinomial, Resampler, Residual, Stratified
-from smc_bridge.smc.weights import EssBelow, always, never
 from tests.smc_bridge.claims import chi_square, claim, mean_test
 from tests.smc_bridge.programs import KERNELS, TablePotential, program, target_law, worst
 from tests.smc_bridge.pyro_enumeration import enumerate_filter

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
-from models.tabular import TabularAR, TabularDLM
 from smc_bridge.distributions.intermediate import (
     Chernoff,
     Defensive,
@@ -24,8 +24,10 @@ from smc_bridge.distributions.intermediate import (
     Proposal,
     Target,
 )
-from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.resampling import RESAMPLERS
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.weights import always, never
 from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
@@ -33,10 +35,8 @@ from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import Prefix
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.result import Result
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.resampling import RESAMPLERS
-from smc_bridge.smc.weights import always, never
 from tests.oracle.intermediates import sequence_law
 from tests.smc_bridge.claims import chi_square, claim, mean_test, total_variation_bound
 

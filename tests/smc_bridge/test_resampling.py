@@ -16,8 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge.kernels.baselines import Argmax
-from smc_bridge.smc.resampling import (
+from smc_bridge.engine.resampling import (
     RESAMPLERS,
     SSP,
     Multinomial,
@@ -27,6 +26,7 @@ from smc_bridge.smc.resampling import (
     UniformResampler,
     from_points,
 )
+from smc_bridge.kernels.baselines import Argmax
 from tests.smc_bridge.claims import chi_square, claim
 
 INF = math.inf

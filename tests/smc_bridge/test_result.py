@@ -14,12 +14,12 @@ import pytest
 import torch
 from scipy import stats
 
+from smc_bridge.engine.resampling import Systematic
+from smc_bridge.engine.weights import EssBelow
 from smc_bridge.kernels.baselines import Argmax
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.result import Forwards, Result
-from smc_bridge.smc.resampling import Systematic
-from smc_bridge.smc.weights import EssBelow
 from tests.smc_bridge.programs import TablePotential, program
 
 FAILURE = 1e-5

@@ -8,13 +8,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from smc_bridge.distributions.block import Block, intermediate_block, proposal_block, target_block
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal
-from smc_bridge.distributions.stopped import StoppedPrefix, stopped_length
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import Horizon, Kernel, StoppingKernel, at_tokens, prefix_sum
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.pyro_program.block import Block, intermediate_block, proposal_block, target_block
+from smc_bridge.pyro_program.stopped import StoppedPrefix, stopped_length
 from tests.smc_bridge.claims import chi_square, claim
 from tests.smc_bridge.programs import KERNELS as PROGRAM_KERNELS
 from tests.smc_bridge.programs import TEMPERATURE, table_model

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from smc_bridge.models import pairs
 
-from models import pairs
 from smc_bridge.cli import main
 from smc_bridge.commands import threads
 from tests.toys import LIMIT, toy_pair

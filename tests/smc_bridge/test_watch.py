@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 import torch
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
-from models.tabular import TabularAR, TabularDLM
 from smc_bridge import (
     BlockVerification,
     Defensive,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge.smc.weights import EssBelow, always, check_log_weights, ess, log_mean, never, normalised
+from smc_bridge.engine.weights import EssBelow, always, check_log_weights, ess, log_mean, never, normalised
 
 INF = math.inf
 

@@ -1,7 +1,7 @@
 """The state of the program: particles, their weights, sessions with the models, and the marginals still to be used.
 
-The engine is the only owner. Everything a step computes on the way is a value (see `smc_bridge.smc.steps`).
-Rows: R = P * N particles, prompt-major. A prompt's rows are its seat (`smc_bridge.smc.queue`).
+The engine is the only owner. Everything a step computes on the way is a value (see `smc_bridge.engine.steps`).
+Rows: R = P * N particles, prompt-major. A prompt's rows are its seat (`smc_bridge.engine.queue`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from models.protocols import CausalSession, DiffusionSession
+from smc_bridge.engine.queue import Request, prompts_of, reseat_sessions
+from smc_bridge.models.protocols import CausalSession, DiffusionSession
 from smc_bridge.prefix import Prefix
-from smc_bridge.smc.queue import Request, prompts_of, reseat_sessions
 
 if TYPE_CHECKING:
-    from smc_bridge.smc.record import StepTensors
+    from smc_bridge.engine.record import StepTensors
 
 
 @dataclass

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from smc_bridge.engine.state import SMCState
 from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, going_on, rows_of, truncate
 from smc_bridge.randomness import Source
-from smc_bridge.smc.state import SMCState
 
 
 class Pinned(NamedTuple):

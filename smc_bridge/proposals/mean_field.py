@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.arguments import is_list, whole_number
-from models.protocols import MaskedDiffusionLM
 from smc_bridge.distributions.law import Law, as_ids, check_model, check_temperature, check_top_p
 from smc_bridge.distributions.lazy import Chunks, LazyLaw
 from smc_bridge.distributions.logits import model_law
+from smc_bridge.models.arguments import is_list, whole_number
+from smc_bridge.models.protocols import MaskedDiffusionLM
 
 
 def _several(temperature: Any) -> list[Any] | None:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from smc_bridge.engine.state import SMCState, View, growing
+from smc_bridge.engine.steps import Reduced
+from smc_bridge.engine.watch import uncovered_reason
+from smc_bridge.engine.weights import log_mean
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.plugins import texts_of
 from smc_bridge.result import Forwards, Result
-from smc_bridge.smc.state import SMCState, View, growing
-from smc_bridge.smc.steps import Reduced
-from smc_bridge.smc.watch import uncovered_reason
-from smc_bridge.smc.weights import log_mean
 from smc_bridge.trace import StepRecord, Trace
 
 if TYPE_CHECKING:
-    from smc_bridge.smc.engine import Sampler
+    from smc_bridge.engine.sampler import Sampler
 
 
 class StepTensors:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models.arguments import check_callable, whole_number
-from models.protocols import Session
+from smc_bridge.models.arguments import check_callable, whole_number
+from smc_bridge.models.protocols import Session
 from smc_bridge.prefix import Prefix
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, prompt_generator

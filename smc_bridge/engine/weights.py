@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.arguments import called, real_between
+from smc_bridge.models.arguments import called, real_between
 from smc_bridge.plugins import check_tensor
 
 #: Decides, from the particles' log weights `[P, N]`, which prompts resample now: BoolTensor `[P]`.

@@ -14,13 +14,13 @@ from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.placed import Placed
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.conditional import Pinned
+from smc_bridge.engine.state import SMCState
+from smc_bridge.engine.steps import Branch, lane_horizon
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import Move, check_move
 from smc_bridge.kernels.tree import AT_ONCE, TreeWalk
 from smc_bridge.randomness import Source
-from smc_bridge.smc.conditional import Pinned
-from smc_bridge.smc.state import SMCState
-from smc_bridge.smc.steps import Branch, lane_horizon
 
 
 def move_tree(

@@ -6,7 +6,7 @@ the AR model, the intermediate's are built from both, position by position. All 
     log P(x_{1:V} | c) = sum_i log_conditional(x_i | c, x_<i)
 
 and `prefix_log_prob` is the law of the first L tokens, which is what a block that is stopped early needs
-(`smc_bridge.distributions.stopped`). Random draws come from torch's global generator, as Pyro's do: seed it with
+(`smc_bridge.pyro_program.stopped`). Random draws come from torch's global generator, as Pyro's do: seed it with
 `pyro.set_rng_seed`.
 
 Shapes: R sequences in the batch, V window, A alphabet size, B sequences of one call.
@@ -25,12 +25,12 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from models.protocols import CausalSession
-from models.tabular import ENUMERABLE
 from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
 from smc_bridge.distributions.law import check_no_nan
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.protocol import at_tokens, prefix_sum
+from smc_bridge.models.protocols import CausalSession
+from smc_bridge.models.tabular import ENUMERABLE
 from smc_bridge.randomness import inverse_cdf
 
 #: Log-conditionals along blocks: rows `[B]`, tokens `[B, V]` -> `[B, V, A]`; entry i depends on tokens before i only.

@@ -9,7 +9,7 @@ using it for research, and are mended here:
    target is extended by the very law that the guide drew it from, given what was drawn before it, which is proper
    whatever the site is, unless a later `Delta` site is a function of it (then the model must say how it came about).
 3. *Its systematic resampler can return an index out of range* when the cumulative weights do not reach 1 by round-off.
-   Here the resampler is an argument (`smc_bridge.smc.resampling`), as are the trigger and the generator.
+   Here the resampler is an argument (`smc_bridge.engine.resampling`), as are the trigger and the generator.
 
 Draws at sample sites come from torch's global generator, as everywhere in Pyro: seed it with `pyro.set_rng_seed`.
 Only the resampler's draws come from the `generator`. If every weight is 0 the evidence is 0 (`-inf`): that is an
@@ -27,9 +27,9 @@ from pyro.infer import SMCFilter
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from smc_bridge.engine.resampling import Resampler, Systematic, check_ancestors
+from smc_bridge.engine.weights import EssBelow, Trigger, check_log_weights, check_trigger, ess, log_mean
 from smc_bridge.randomness import Randomness
-from smc_bridge.smc.resampling import Resampler, Systematic, check_ancestors
-from smc_bridge.smc.weights import EssBelow, Trigger, check_log_weights, check_trigger, ess, log_mean
 
 
 class FilterStep(NamedTuple):

@@ -31,7 +31,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from smc_bridge.distributions.block import Block, all_blocks, broadcast, check_same_shape
 from smc_bridge.kernels.protocol import (
     DraftKernel,
     Horizon,
@@ -43,6 +42,7 @@ from smc_bridge.kernels.protocol import (
 )
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import PAD
+from smc_bridge.pyro_program.block import Block, all_blocks, broadcast, check_same_shape
 
 
 class StoppedPrefixes(constraints.Constraint):

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.arguments import (
+from smc_bridge.distributions.intermediate import check_intermediate, checked_log_prob
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.conditional import check_whole
+from smc_bridge.engine.names import named
+from smc_bridge.engine.probe import impurities
+from smc_bridge.engine.queue import Request
+from smc_bridge.kernels.importance import AcceptAll, OwnWeights
+from smc_bridge.kernels.protocol import DraftKernel
+from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.arguments import (
     check_callable,
     check_text,
     is_list,
@@ -17,22 +26,13 @@ from models.arguments import (
     whole_number,
     whole_numbers,
 )
-from models.protocols import LanguageModel, ModelPair
-from smc_bridge.distributions.intermediate import check_intermediate, checked_log_prob
-from smc_bridge.distributions.proposal import DLMProposal
-from smc_bridge.distributions.target import ARTarget
-from smc_bridge.kernels.importance import AcceptAll, OwnWeights
-from smc_bridge.kernels.protocol import DraftKernel
-from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.smc.conditional import check_whole
-from smc_bridge.smc.names import named
-from smc_bridge.smc.probe import impurities
-from smc_bridge.smc.queue import Request
+from smc_bridge.models.protocols import LanguageModel, ModelPair
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.streams import Role, first_repeat
 from smc_bridge.warn import warn_caller
 
 if TYPE_CHECKING:
-    from smc_bridge.smc.engine import Sampler
+    from smc_bridge.engine.sampler import Sampler
 
 
 def check_sampler(sampler: Sampler) -> None:

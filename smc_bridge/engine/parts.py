@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from smc_bridge.engine.conditional import Pinned
+from smc_bridge.engine.steps import Branch
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import Horizon, Move
 from smc_bridge.randomness import Source, UniformSource
-from smc_bridge.smc.conditional import Pinned
-from smc_bridge.smc.steps import Branch
 
 #: Moves the particles of one part: their places `[B']`, branch, draws and pinned lanes -> lanes, drafts, work.
 MovePart = Callable[[Tensor, Branch, Source, Pinned | None], tuple[Lanes, Tensor | None, Tensor]]

@@ -16,10 +16,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from models.arguments import called
+from smc_bridge.engine.weights import normalised
+from smc_bridge.models.arguments import called
 from smc_bridge.plugins import check_tensor, foreign, refuse_rows
 from smc_bridge.randomness import Randomness, as_source
-from smc_bridge.smc.weights import normalised
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.protocols import CausalSession
+from smc_bridge.models.protocols import CausalSession
 
 
 def groups_in_reach(window: Tensor, room: Tensor, width: int) -> list[Tensor]:

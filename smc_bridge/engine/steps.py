@@ -1,6 +1,6 @@
 """The seven parts of a step as functions of their inputs: propose, branch, verify, move, reweight, reduce, commit.
 
-The engine strings them together (`smc_bridge.smc.engine`). Shapes: B particles that still grow, K lanes, V window,
+The engine strings them together (`smc_bridge.engine.sampler`). Shapes: B particles that still grow, K lanes, V window,
 A alphabet, P prompts, N particles per prompt.
 """
 
@@ -15,21 +15,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.protocols import ABSENT, MASKED
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.lazy import Chunks, LazyLaw
-from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.conditional import Pinned
+from smc_bridge.engine.reach import score_in_reach
+from smc_bridge.engine.resampling import Resampler, check_ancestors
+from smc_bridge.engine.state import SMCState
+from smc_bridge.engine.weights import Trigger, check_trigger, ess, log_mean
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import DraftKernel, Horizon, Move, at_tokens, check_draft, check_move
+from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.prefix import PAD
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import Source
-from smc_bridge.smc.conditional import Pinned
-from smc_bridge.smc.reach import score_in_reach
-from smc_bridge.smc.resampling import Resampler, check_ancestors
-from smc_bridge.smc.state import SMCState
-from smc_bridge.smc.weights import Trigger, check_trigger, ess, log_mean
 
 
 def propose(state: SMCState, rows: Tensor, proposal: DLMProposal) -> Tensor:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from smc_bridge.distributions.coverage import LOG_RARE, LOG_ZERO, first_uncovered
 from smc_bridge.distributions.intermediate import Defensive, log_ratio_bound, of_package
+from smc_bridge.engine.state import SMCState
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import along_tokens, prefix_sum
-from smc_bridge.smc.state import SMCState
 from smc_bridge.warn import warn_caller
 
 if TYPE_CHECKING:
-    from smc_bridge.smc.engine import Sampler
+    from smc_bridge.engine.sampler import Sampler
 
 
 def uncovered_reason(sampler: Sampler, place: int) -> str:

@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 
-from models.arguments import is_list, said, whole_number
-from models.protocols import ModelPair
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal, Target, check_weight
 from smc_bridge.distributions.law import check_temperature
-from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget, Potential
+from smc_bridge.engine.names import named
+from smc_bridge.engine.resampling import Resampler
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.weights import Trigger, always
 from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.kernels.importance import AcceptAll, WeightRule
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.smc.engine import Sampler
-from smc_bridge.smc.names import named
-from smc_bridge.smc.resampling import Resampler
-from smc_bridge.smc.weights import Trigger, always
+from smc_bridge.models.arguments import is_list, said, whole_number
+from smc_bridge.models.protocols import ModelPair
+from smc_bridge.proposals.mean_field import DLMProposal
 
 
 def lane_temperatures(lanes: int) -> list[float]:
@@ -71,7 +71,7 @@ def smc(
         proposal_temperature: of the proposal, one or one per lane; by default the target's.
         proposal_top_p: truncation of the proposal (needs `Defensive` to stay proper).
         intermediate, kernel, weight, resampler, trigger, potential: plug-ins; all but the first and the last also by
-            name (`smc_bridge.smc.names`). By default product of experts, token-level rejection, own weights,
+            name (`smc_bridge.engine.names`). By default product of experts, token-level rejection, own weights,
             systematic, ESS below half, none.
         max_logit_bytes, compile: of the sampler, see `Sampler`.
     """

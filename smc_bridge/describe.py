@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.protocols import LanguageModel
 from smc_bridge.display import block
 from smc_bridge.distributions.intermediate import log_ratio_bound
 from smc_bridge.distributions.law import Law
+from smc_bridge.models.protocols import LanguageModel
 
 if TYPE_CHECKING:
-    from smc_bridge.smc.engine import Sampler
+    from smc_bridge.engine.sampler import Sampler
 
 #: Entries of a tensor or list that are written out; of longer ones only the size.
 SHOWN = 64

@@ -4,7 +4,7 @@
 
 Every particle is a prefix of its own length with a log weight. `E[Z_hat * sum_k W_k f(x_k)] = E_p[f]` exactly, for
 every f, number of particles and lanes, and resampling rule, if every part is proper. The engine is the only place that
-holds state; the parts are functions (`smc_bridge.smc.steps`).
+holds state; the parts are functions (`smc_bridge.engine.steps`).
 
 Order of a prompt's draws in a step (its generator is its own, so the batch does not matter): pinned lane and stop
 (conditional SMC only); draft, `N * K` rows; the kernel's own, `N * K` rows; then either N choices among own lanes
@@ -22,8 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.arguments import check_callable, said, true_or_false
-from models.prompts import ids_of_prompt
+from smc_bridge.describe import sampler_settings, sampler_text
 from smc_bridge.distributions.intermediate import (
     Intermediate,
     ProductOfExperts,
@@ -32,27 +31,28 @@ from smc_bridge.distributions.intermediate import (
     log_ratio_bound,
 )
 from smc_bridge.distributions.lazy import Chunks
-from smc_bridge.distributions.proposal import DLMProposal
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine import steps
+from smc_bridge.engine.conditional import Pinned, check_possible, pin
+from smc_bridge.engine.parts import in_parts
+from smc_bridge.engine.queue import OnResult, Queue, Request, prompts_of
+from smc_bridge.engine.record import record_step, result_of
+from smc_bridge.engine.resampling import Multinomial, Resampler, Systematic
+from smc_bridge.engine.state import Marginals, Retained, SMCState
+from smc_bridge.engine.tree_step import move_tree
+from smc_bridge.engine.validation import check_limit, check_sampler, make_requests, probed
+from smc_bridge.engine.watch import watch
+from smc_bridge.engine.weights import EssBelow, Trigger
 from smc_bridge.kernels.importance import BalanceHeuristic, Lanes, OwnWeights, WeightRule, checked_increments
 from smc_bridge.kernels.protocol import DraftKernel, Kernel, Move
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.arguments import check_callable, said, true_or_false
+from smc_bridge.models.prompts import ids_of_prompt
 from smc_bridge.prefix import Prefix, ends
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource, Source
 from smc_bridge.result import Result
-from smc_bridge.settings import sampler_settings, sampler_text
-from smc_bridge.smc import steps
-from smc_bridge.smc.conditional import Pinned, check_possible, pin
-from smc_bridge.smc.parts import in_parts
-from smc_bridge.smc.queue import OnResult, Queue, Request, prompts_of
-from smc_bridge.smc.record import record_step, result_of
-from smc_bridge.smc.resampling import Multinomial, Resampler, Systematic
-from smc_bridge.smc.state import Marginals, Retained, SMCState
-from smc_bridge.smc.tree_step import move_tree
-from smc_bridge.smc.validation import check_limit, check_sampler, make_requests, probed
-from smc_bridge.smc.watch import watch
-from smc_bridge.smc.weights import EssBelow, Trigger
 
 #: Bound of `log p - log pi` at a token, nats, from which on its weight may be missing from a thousand runs.
 VISIBLE = math.log(1000.0)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from models.arithmetic import problems as arithmetic
+from smc_bridge.models.arithmetic import problems as arithmetic
 
 if TYPE_CHECKING:
-    from models.pairs import Pair
-    from models.protocols import LanguageModel
+    from smc_bridge.models.pairs import Pair
+    from smc_bridge.models.protocols import LanguageModel
 
 
 class Item(NamedTuple):
@@ -31,7 +31,7 @@ class Task(Protocol):
 
     @property
     def pair(self) -> str:
-        """Name of the pair of models (`models.pairs.load_pair`)."""
+        """Name of the pair of models (`smc_bridge.models.pairs.load_pair`)."""
         ...
 
     @property
@@ -100,7 +100,7 @@ def encode_prompts(pair: Pair, task: Task, items: Sequence[Item]) -> list[tuple[
     Raises:
         ValueError: a prompt has no tokens, or passes with its continuation what the pair was built for.
     """
-    from smc_bridge.smc.validation import check_prompts  # here, for it imports torch
+    from smc_bridge.engine.validation import check_prompts  # here, for it imports torch
 
     def called(place: int) -> str:
         name = items[place].id

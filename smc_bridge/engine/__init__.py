@@ -1,0 +1,1 @@
+"""The engine: the sequential Monte Carlo program, its parts as functions, resampling and weights."""

@@ -1,0 +1,1 @@
+"""Decoders by name: one file for each published decoder or family."""

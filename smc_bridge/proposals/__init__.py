@@ -1,0 +1,1 @@
+"""Who drafts, and the law of the draft."""

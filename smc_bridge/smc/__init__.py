@@ -1,1 +1,0 @@
-"""Sequential Monte Carlo: weights, resampling, the engine."""
