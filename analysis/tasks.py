@@ -21,18 +21,8 @@ class Item(NamedTuple):
     id: str | None = None
 
 
-class Task(Protocol):
-    """A list of items, how to grade a decoded text, and decoding limits that suit it."""
-
-    @property
-    def name(self) -> str:
-        """What the user types."""
-        ...
-
-    @property
-    def pair(self) -> str:
-        """Name of the pair of models (`smc_bridge.models.pairs.load_pair`)."""
-        ...
+class Limits(Protocol):
+    """Of a task, what decoders need to know."""
 
     @property
     def max_new_tokens(self) -> int:
@@ -47,6 +37,20 @@ class Task(Protocol):
     @property
     def window(self) -> int:
         """V, tokens verified at once."""
+        ...
+
+
+class Task(Limits, Protocol):
+    """A list of items, how to grade a decoded text, and decoding limits that suit it."""
+
+    @property
+    def name(self) -> str:
+        """What the user types."""
+        ...
+
+    @property
+    def pair(self) -> str:
+        """Name of the pair of models (`smc_bridge.models.pairs.load_pair`)."""
         ...
 
     def problems(self, n: int, offset: int = 0) -> list[Item]:

@@ -4,10 +4,10 @@
         [--methods paper,smc-4,tree-32] [--temperature 0.2] [--blocks 4] [--block 16] [--batch 4] [--quick]
         [--threads N] [--seed 0] [--out runs] [--markdown]
 
-The proposal may come from stale states (design 4): the law that was sampled is the law that is scored, so the weights
-stay proper, but a worse proposal is refused sooner. For every cache of the DLM session: milliseconds of a DLM forward
-(all that the session does for it), tokens per DLM forward, and what is left of it in tokens per second. Repetitions are
-blocks of problems, the same ones for all; ratios to `none` are taken within a block.
+The proposal may come from stale states: the law that was sampled is the law that is scored (condition C4 of
+docs/theory.md), so the weights stay proper, but a worse proposal is refused sooner. For every cache of the DLM session:
+milliseconds of a DLM forward (all that the session does for it), tokens per DLM forward, and what is left of it in
+tokens per second. Repetitions are blocks of problems, the same ones for all; ratios to `none` are taken within a block.
 """
 
 from __future__ import annotations

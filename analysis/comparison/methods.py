@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import smc_bridge  # its names are imported when they are used: the parsers of commands need the names here alone
 
 if TYPE_CHECKING:
+    from smc_bridge.analysis.tasks import Limits
     from smc_bridge.models.pairs import Pair
 
     from smc_bridge.decoders import Order
@@ -30,25 +31,6 @@ KNOWN_PROPER = "smc-<particles>, smc-<particles>x<lanes>, tree-walk, plain-is, s
 #: For messages.
 KNOWN = "ar, dlm-<tokens per forward>, dlm-<tokens>-entropy, dlm-<tokens>-confidence, dlm-all, released, " \
     f"{KNOWN_PROPER}"
-
-
-class Limits(Protocol):
-    """Of a task, what decoders need to know."""
-
-    @property
-    def max_new_tokens(self) -> int:
-        """Length limit of a continuation, tokens."""
-        ...
-
-    @property
-    def lookahead(self) -> int:
-        """M, tokens."""
-        ...
-
-    @property
-    def window(self) -> int:
-        """V, tokens."""
-        ...
 
 
 @dataclass(frozen=True)

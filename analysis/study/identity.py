@@ -42,7 +42,7 @@ def intermediates(config: Config, problems: Problems, custom: Mapping[str, MakeI
 
 
 def _alphabet(problems: Problems, point: object) -> int:
-    """A."""
+    """A, the size of the alphabet at a point of the study."""
     if isinstance(point, TabularPoint):
         return point.alphabet
     assert problems.pair is not None

@@ -124,7 +124,7 @@ class LazyLaw(Tensor):
 
     @property
     def rows(self) -> int:
-        """R."""
+        """R, the number of rows: the product of the leading dimensions."""
         return math.prod(self.shape[:-2])
 
     def spans(self, count: int) -> Iterator[slice]:

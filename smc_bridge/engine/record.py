@@ -70,7 +70,7 @@ class StepTensors:
 
     @cached_property
     def records(self) -> dict[int, StepRecord]:
-        """Of each seat."""
+        """What the trace of each seat says of this step, by seat."""
         with torch.inference_mode():
             return self._records()
 

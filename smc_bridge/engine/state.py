@@ -188,7 +188,7 @@ class SMCState:
 
     @property
     def particles(self) -> int:
-        """N."""
+        """N, particles of a prompt."""
         return self.log_weights.shape[1]
 
     def active(self) -> Tensor:

@@ -86,7 +86,7 @@ class Frontier:
 
     @property
     def states(self) -> int:
-        """F."""
+        """F, how many states are told apart."""
         return self.measure.shape[0]
 
     def select(self, index: Tensor) -> Frontier:
