@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+
 from smc_bridge.analysis.runs import Runs, as_runs, require_apart, require_independent, require_proper
 from smc_bridge.models.arguments import confidence
-
 from smc_bridge.result import Result
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from smc_bridge.analysis.runs import Runs, as_runs, require_proper
 
+from smc_bridge.analysis.runs import Runs, as_runs, require_proper
 from smc_bridge.certificate import Certificate, certify, kl_terms, terms_interval
 from smc_bridge.result import Result
 

@@ -24,13 +24,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+
 from smc_bridge.analysis.reverse import multinomial
 from smc_bridge.analysis.runs import require_proper
-from smc_bridge.models.arguments import said, whole_number
-
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.validation import check_prompts, models_of
+from smc_bridge.models.arguments import said, whole_number
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed, numpy_generator
 

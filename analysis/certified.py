@@ -14,7 +14,6 @@ from typing import Any
 
 from smc_bridge.analysis.reverse import Bidirectional, Report, both_bounds, both_runs
 from smc_bridge.analysis.store import Store
-
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.result import Result
 from smc_bridge.streams import seeds_apart

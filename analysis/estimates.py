@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+
 from smc_bridge.analysis.genealogy import ancestral_lines
 from smc_bridge.analysis.runs import require_proper
-from smc_bridge.models.arguments import confidence, whole_number
-
 from smc_bridge.describe import describe
 from smc_bridge.engine.resampling import Multinomial
+from smc_bridge.models.arguments import confidence, whole_number
 from smc_bridge.result import Result
 
 #: What the settings of a run call the scheme that the formulas are derived for.

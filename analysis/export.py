@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from smc_bridge.analysis.runs import Runs, as_runs, require_independent
-from smc_bridge.models.extras import need
 
+from smc_bridge.analysis.runs import Runs, as_runs, require_independent
 from smc_bridge.engine.resampling import from_points
+from smc_bridge.models.extras import need
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, numpy_generator
 from smc_bridge.trace import StepRecord

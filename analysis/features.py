@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from smc_bridge.models.arguments import whole_number
 
 #: A text, or token ids.

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize
-from smc_bridge.analysis.runs import as_runs, require_independent, require_proper
 
+from smc_bridge.analysis.runs import as_runs, require_independent, require_proper
 from smc_bridge.result import Result
 
 Matrix = npt.NDArray[np.float64]

@@ -13,9 +13,9 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+
 from smc_bridge.analysis.runs import Runs, as_runs, require_independent
 from smc_bridge.models.arguments import real_number
-
 from smc_bridge.result import Result
 
 #: Probability of each sequence (or text); masses need not sum to 1.

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from smc_bridge.analysis.runs import Runs, as_runs
-
 from smc_bridge.result import Result
 
 

@@ -25,14 +25,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from smc_bridge.analysis.genealogy import ancestral_lines
-from smc_bridge.models.protocols import MASKED
 from torch import Tensor
 
+from smc_bridge.analysis.genealogy import ancestral_lines
 from smc_bridge.distributions.intermediate import checked_log_prob
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.validation import check_limit
 from smc_bridge.kernels.importance import OwnWeights
+from smc_bridge.models.protocols import MASKED
 from smc_bridge.result import Result
 
 Array = npt.NDArray[np.float64]

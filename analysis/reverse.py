@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from smc_bridge.analysis.bounds import TokenBound, kl_certificate, kl_per_token, ratio_per_token
 from smc_bridge.analysis.runs import require_proper
-
 from smc_bridge.certificate import Certificate, certificate_of, certify, kl_terms
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.engine.resampling import Multinomial

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from smc_bridge.models.arguments import is_list, said
-
 from smc_bridge.result import Result
 from smc_bridge.streams import first_repeat
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from smc_bridge.analysis.journal import Journal
-
 from smc_bridge.files import is_stream, resolved, write_text
 
 Key = TypeVar("Key", bound=Hashable)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from rich import box
 from rich.text import Text
+
 from smc_bridge.analysis.bounds import kl_certificate
 from smc_bridge.analysis.lengths import block_statistics
 from smc_bridge.analysis.runs import Runs, as_runs
 from smc_bridge.analysis.variance import log_weight_variance_per_token
-
 from smc_bridge.display import PrintedTable
 from smc_bridge.result import Result
 

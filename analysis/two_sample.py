@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+
 from smc_bridge.analysis.features import Sequential, spectrum_kernel
 from smc_bridge.models.arguments import whole_number
-
 from smc_bridge.streams import Role, numpy_generator
 
 #: Least expected count of a cell of a chi-square test (Cochran 1954).

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+
 from smc_bridge.analysis.law_bias import (
     Distance,
     Rate,
@@ -38,8 +40,7 @@ from smc_bridge.analysis.law_bias import (
     run_rms,
 )
 from smc_bridge.analysis.oracle import oracle
-from smc_bridge.models.tabular import TabularAR, TabularDLM
-
+from smc_bridge.commands.base import console
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
@@ -51,7 +52,9 @@ from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.poe_bridge import plain_is, released, smc, speculative
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.tables import print_table
 
 #: Length limit and window of the toy, and the exponent of the DLM in the product of experts.
 LENGTH, WINDOW, W = 4, 3, 0.5
@@ -268,10 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.markdown:
         print(markdown(cells, fitted))
     else:
-        console = Console()
+        out = console(sys.stdout)
         for table in tables(cells, fitted):
-            console.print(table)
-        console.print(
+            print_table(out, table)
+        out.print(
             f"{options.runs} runs of each, seed {options.seed}; methods named 'K lanes' and 'released' keep one "
             "particle, and N is their number of lanes."
         )

@@ -27,20 +27,20 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from smc_bridge.analysis.tasks import TASKS
-from smc_bridge.models.pairs import load_pair
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair
 from benchmarks.candidates import CANDIDATES, LEVEL, Array, student
 from benchmarks.harness import Advance, progress
 from benchmarks.report import Report, Sheet, Verdict, execute, several
+from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.certificate import FEW, certify
 from smc_bridge.commands.base import one_of, whole
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.files import write_text
 from smc_bridge.intervals import NAME
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.result import Result
 
 #: Runs of a tabular program, which cost next to nothing.

@@ -19,6 +19,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair, W
+from benchmarks.harness import progress
+from benchmarks.report import Report, Sheet, execute
 from smc_bridge.analysis.bounds import kl_certificate
 from smc_bridge.analysis.budget import cost_of, largest_within
 from smc_bridge.analysis.estimates import batch_means
@@ -26,11 +30,6 @@ from smc_bridge.analysis.law_bias import output_distance, output_distance_by_ide
 from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.prices import Cost
 from smc_bridge.analysis.tasks import TASKS
-from smc_bridge.models.pairs import load_pair
-
-from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair, W
-from benchmarks.harness import progress
-from benchmarks.report import Report, Sheet, execute
 from smc_bridge.commands.base import positive, whole
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.engine.sampler import Sampler
@@ -38,6 +37,7 @@ from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models.pairs import load_pair
 from smc_bridge.result import Result
 
 COST = Cost(1.0, 1.0, "rows")

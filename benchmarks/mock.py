@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from smc_bridge.models.rows import Rows
 from torch import Tensor
+
+from smc_bridge.models.rows import Rows
 
 
 class MockModel:

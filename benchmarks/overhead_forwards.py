@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smc_bridge.analysis.tasks import Task
-from smc_bridge.models.pairs import Pair
-
 from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
 from benchmarks.methods import sampler
 from benchmarks.replay import Tape, networks_timed, observe, replay
+from smc_bridge.analysis.tasks import Task
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models.pairs import Pair
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smc_bridge.analysis.tasks import TASKS
-from smc_bridge.models.pairs import load_pair
-
 from benchmarks.methods import KNOWN, decoder, known
 from benchmarks.report import Report, Sheet, execute
+from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.commands.base import positive, whole
+from smc_bridge.models.pairs import load_pair
 
 HERE = Path(__file__).resolve().parent.parent
 #: What is the project's own.

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-from smc_bridge.models.pairs import Pair
 from torch import Tensor
 
 from benchmarks.harness import clock
+from smc_bridge.models.pairs import Pair
 
 #: What a session is asked to do.
 CALLS = frozenset({"score", "score_tree", "commit", "gather", "crop"})

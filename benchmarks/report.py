@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import torch
 from rich import box
 from rich.table import Table
-from smc_bridge.models.extras import need
 
 from benchmarks.harness import Machine, cores
 from smc_bridge.commands.base import LineParser, check_writable, console, whole
 from smc_bridge.files import write_bytes, write_text
+from smc_bridge.models.extras import need
 
 #: Adds a benchmark's own arguments; the second argument says whether defaults are to be those of `--quick`.
 Configure = Callable[[argparse.ArgumentParser, bool], None]

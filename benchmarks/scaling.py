@@ -20,12 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from smc_bridge.analysis.tasks import TASKS
-from smc_bridge.models.pairs import Pair, load_pair
 
 from benchmarks.harness import Spread, interleaved, progress, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.report import Report, Sheet, Verdict, execute, several
+from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.commands.base import one_of, whole
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
@@ -33,6 +32,7 @@ from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.state import SMCState
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.proposals.mean_field import DLMProposal
 
 LOOKAHEAD, NODES = 64, 64

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from smc_bridge.analysis.bounds import ratio_per_token
-from smc_bridge.analysis.comparison.table import wilson
-from smc_bridge.analysis.tasks import TASKS, Item, Task
-from smc_bridge.models.pairs import load_pair
 
 from benchmarks.harness import Spread, progress, ratios, timed
 from benchmarks.methods import KNOWN, METHODS, Decode, decoder, known
 from benchmarks.report import Report, Sheet, Verdict, execute, several
+from smc_bridge.analysis.bounds import ratio_per_token
+from smc_bridge.analysis.comparison.table import wilson
+from smc_bridge.analysis.tasks import TASKS, Item, Task
 from smc_bridge.commands.base import positive, whole
+from smc_bridge.models.pairs import load_pair
 from smc_bridge.result import Result
 
 BASELINE = "dlm-1"

@@ -20,6 +20,8 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
+
+from smc_bridge import ARTarget, Mixture, PowerMean, ProductOfExperts, Result, Sampler, plain_is, released, smc
 from smc_bridge.analysis import kl_per_token
 from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
 from smc_bridge.analysis.local import local_divergences
@@ -34,8 +36,6 @@ from smc_bridge.analysis.plots import (
 from smc_bridge.models.arithmetic.problems import held_out
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.tabular import TabularAR, TabularDLM
-
-from smc_bridge import ARTarget, Mixture, PowerMean, ProductOfExperts, Result, Sampler, plain_is, released, smc
 
 FOLDER = Path(__file__).parent / "gallery"
 #: Half a 95 % interval in standard errors.

@@ -96,8 +96,9 @@ def dequantised(gguf: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     """Write the checkpoint of `gguf` into `folder`."""
     import torch
-    from smc_bridge.models.loading import quiet
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from smc_bridge.models.loading import quiet
 
     # Standard error as well: the conversion shows a progress bar that heeds no setting, and so does saving.
     with quiet(progress=False), contextlib.redirect_stderr(io.StringIO()):

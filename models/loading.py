@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from smc_bridge.models.arguments import said
 from smc_bridge.models.checkpoints import CONFIG, WEIGHTS, WEIGHTS_INDEX, Checkpoint, reason
 from smc_bridge.models.conventions import LENGTH_KEY, UNWRAPPED, WRAPPED, Convention
@@ -265,6 +266,7 @@ def load_model(
         ValueError: it cannot be loaded, or weights are missing, which would then be random.
     """
     import transformers
+
     from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION
 
     options: dict[str, Any] = {

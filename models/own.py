@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
 from smc_bridge.models.arguments import ids_of, said, whole_number
 from smc_bridge.models.checkpoints import Checkpoint, find_checkpoint
 from smc_bridge.models.conventions import Convention, Override, convention_of, mask_id_of

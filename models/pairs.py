@@ -15,13 +15,14 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+
 from smc_bridge.models.arguments import check_callable, said, true_or_false, whole_number
 from smc_bridge.models.conventions import Override
 from smc_bridge.models.loading import Placement, quiet
 from smc_bridge.models.prompts import PromptFormat, formatted, plain_prompt
 from smc_bridge.models.protocols import CausalLM, MaskedDiffusionLM
 from smc_bridge.models.texts import anchor_of, continuation_text
-from torch import Tensor
 
 
 @dataclass(frozen=True, repr=False)

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number, whole_numbers
 from smc_bridge.models.rows import Rows
-from torch import Tensor
 
 #: Continuations that an enumeration may list.
 ENUMERABLE = 65536

@@ -26,11 +26,11 @@
 import os
 
 from IPython.display import display
+
+from smc_bridge import Chernoff, Defensive, Mixture, ProductOfExperts, Target, load_pair, smc
 from smc_bridge.analysis import block_statistics, kl_certificate, kl_per_token, step_table, summary
 from smc_bridge.analysis.plots import plot_block_lengths, plot_steps
 from smc_bridge.models.arithmetic.problems import extract_answer, held_out
-
-from smc_bridge import Chernoff, Defensive, Mixture, ProductOfExperts, Target, load_pair, smc
 
 REDUCED = os.environ.get("SMC_BRIDGE_NOTEBOOK_SIZE", "full") == "reduced"  # the test suite runs it on less data
 pair = load_pair("arithmetic")

@@ -34,12 +34,6 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from smc_bridge.analysis import total_variation
-from smc_bridge.analysis.estimates import batch_means
-from smc_bridge.analysis.law_bias import fit_rate, output_distance, output_distance_by_identity
-from smc_bridge.analysis.oracle import oracle
-from smc_bridge.analysis.plots import plot_against_particles
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 import smc_bridge
 from smc_bridge import (
@@ -55,6 +49,12 @@ from smc_bridge import (
     released,
     smc,
 )
+from smc_bridge.analysis import total_variation
+from smc_bridge.analysis.estimates import batch_means
+from smc_bridge.analysis.law_bias import fit_rate, output_distance, output_distance_by_identity
+from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.plots import plot_against_particles
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 REDUCED = os.environ.get("SMC_BRIDGE_NOTEBOOK_SIZE", "full") == "reduced"
 

@@ -29,14 +29,6 @@ from typing import ClassVar
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from smc_bridge.analysis import block_statistics, ess, kl_per_token
-from smc_bridge.analysis.estimates import batch_means
-from smc_bridge.analysis.laws import weighted_law
-from smc_bridge.analysis.local import chi2, kl
-from smc_bridge.analysis.oracle import oracle
-from smc_bridge.analysis.plots import plot_frontier
-from smc_bridge.models.arithmetic.problems import held_out
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 from smc_bridge import (
     ARTarget,
@@ -49,6 +41,14 @@ from smc_bridge import (
     load_pair,
     smc,
 )
+from smc_bridge.analysis import block_statistics, ess, kl_per_token
+from smc_bridge.analysis.estimates import batch_means
+from smc_bridge.analysis.laws import weighted_law
+from smc_bridge.analysis.local import chi2, kl
+from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.plots import plot_frontier
+from smc_bridge.models.arithmetic.problems import held_out
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 REDUCED = os.environ.get("SMC_BRIDGE_NOTEBOOK_SIZE", "full") == "reduced"
 

@@ -31,14 +31,14 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+
+from smc_bridge import DLMProposal, ProductOfExperts, load_pair, never, plain_is, smc
 from smc_bridge.analysis import block_statistics, ess, log_weight_variance, max_share
 from smc_bridge.analysis.local import local_divergences
 from smc_bridge.analysis.plots import plot_log_weight_variance
 from smc_bridge.analysis.psis import pareto_k
 from smc_bridge.models.arithmetic.problems import held_out
 from smc_bridge.models.tabular import TabularAR, TabularDLM
-
-from smc_bridge import DLMProposal, ProductOfExperts, load_pair, never, plain_is, smc
 
 REDUCED = os.environ.get("SMC_BRIDGE_NOTEBOOK_SIZE", "full") == "reduced"
 

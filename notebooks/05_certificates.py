@@ -45,13 +45,13 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.infer.enum import iter_discrete_traces
 from scipy import stats
-from smc_bridge.analysis import kl, kl_certificate, kl_per_token, oracle
-from smc_bridge.analysis.reverse import bidirectional
-from smc_bridge.models.arithmetic.problems import extract_answer, held_out
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 from smc_bridge import Target, ar_sampling, load_pair, never, released, smc
+from smc_bridge.analysis import kl, kl_certificate, kl_per_token, oracle
+from smc_bridge.analysis.reverse import bidirectional
 from smc_bridge.certificate import kl_terms
+from smc_bridge.models.arithmetic.problems import extract_answer, held_out
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.pyro_program import BridgeProgram
 
 SIZE = os.environ.get("SMC_BRIDGE_NOTEBOOK_SIZE", "full")

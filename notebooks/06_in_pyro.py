@@ -35,12 +35,12 @@ from pyro import poutine
 from pyro.distributions import Bernoulli, Categorical
 from pyro.infer import config_enumerate
 from pyro.infer.enum import iter_discrete_traces
-from smc_bridge.analysis import oracle, total_variation, weighted_law
-from smc_bridge.models.arithmetic.problems import extract_answer, held_out
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 from smc_bridge import Rejection, ar_sampling, load_pair, smc
+from smc_bridge.analysis import oracle, total_variation, weighted_law
 from smc_bridge.kernels.protocol import Horizon
+from smc_bridge.models.arithmetic.problems import extract_answer, held_out
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.pyro_program import BridgeProgram, enumerate_program, run_program, score
 
 SIZE = os.environ.get("SMC_BRIDGE_NOTEBOOK_SIZE", "full")

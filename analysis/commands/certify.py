@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
 from smc_bridge.analysis.comparison.methods import KNOWN_PROPER, check_proper, make_sampler
 from smc_bridge.analysis.tasks import encode_prompts
-
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from smc_bridge.analysis.bounds import TokenBound
     from smc_bridge.analysis.reverse import Bidirectional, Report
     from smc_bridge.analysis.tasks import Item, Task
-
     from smc_bridge.certificate import Certificate
     from smc_bridge.result import Result
 

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from smc_bridge.analysis.comparison.store import KIND as COMPARISON
 from smc_bridge.analysis.prices import Cost, Unit
-from smc_bridge.models.extras import need
-
 from smc_bridge.commands.base import (
     Command,
     UsageError,
@@ -26,6 +24,7 @@ from smc_bridge.commands.base import (
     printing,
 )
 from smc_bridge.files import is_standard_output, is_stream, shown, write_bytes
+from smc_bridge.models.extras import need
 
 if TYPE_CHECKING:
     from smc_bridge.result import Result
@@ -108,7 +107,6 @@ def reader(path: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
     """
     with importing():
         from smc_bridge.analysis.study.store import KIND as STUDY
-
         from smc_bridge.result import Result
     try:
         text = path.read_text(encoding="utf-8")

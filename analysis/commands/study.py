@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from smc_bridge.analysis.tasks import Task
 from smc_bridge.analysis.workers import check_workers
-from smc_bridge.models.extras import install
-
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -26,6 +24,7 @@ from smc_bridge.commands.models import MODEL_OPTIONS, Models, add_model_argument
 from smc_bridge.commands.prompts import add_prompts_arguments, count_of, described, task_and_models
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
+from smc_bridge.models.extras import install
 from smc_bridge.tables import print_table
 
 if TYPE_CHECKING:

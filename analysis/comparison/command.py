@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from smc_bridge.analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
 from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.analysis.workers import check_workers
-from smc_bridge.models.extras import install
-
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -28,10 +26,12 @@ from smc_bridge.commands.models import add_model_arguments
 from smc_bridge.commands.prompts import add_task_arguments, count_of, described, task_and_models
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
+from smc_bridge.models.extras import install
 from smc_bridge.tables import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
+
     from smc_bridge.analysis.comparison.effort import Clock
     from smc_bridge.analysis.comparison.store import Cell
 

@@ -11,10 +11,9 @@ import smc_bridge  # its names are imported when they are used: the parsers of c
 
 if TYPE_CHECKING:
     from smc_bridge.analysis.tasks import Limits
-    from smc_bridge.models.pairs import Pair
-
     from smc_bridge.decoders import Order
     from smc_bridge.engine.sampler import Sampler
+    from smc_bridge.models.pairs import Pair
     from smc_bridge.result import Result
 
 DEFAULT_METHODS = (

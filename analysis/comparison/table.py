@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from scipy import stats
+
 from smc_bridge.analysis.bounds import ratio_per_token
 from smc_bridge.analysis.comparison.store import Cell
-
 from smc_bridge.certificate import certify
 from smc_bridge.display import PrintedTable
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from smc_bridge.analysis.lengths import block_statistics
 from smc_bridge.analysis.plots.style import integer_ticks, legend, looks, new_axes
 from smc_bridge.analysis.runs import Runs, as_runs

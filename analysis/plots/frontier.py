@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from smc_bridge.analysis.plots.curves import By, Curve, Data, curves
 from smc_bridge.analysis.plots.labels import label
 from smc_bridge.analysis.plots.style import Look, legend, looks, new_axes

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from smc_bridge.analysis.genealogy import ancestral_lines
 from smc_bridge.analysis.plots.style import BLUE, MUTED, integer_ticks, legend, new_axes
-
 from smc_bridge.result import Result
 
 

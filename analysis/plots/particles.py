@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
+
 from smc_bridge.analysis.plots.curves import By, Curve, Data, curves
 from smc_bridge.analysis.plots.labels import label
 from smc_bridge.analysis.plots.style import MUTED, Look, band, legend, looks, new_axes, plain_ticks

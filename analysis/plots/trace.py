@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from smc_bridge.analysis.plots.style import FAINT, INK, MUTED, RED, SIZE, legend, new_axes
-
 from smc_bridge.result import Result
 from smc_bridge.trace import StepRecord
 

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+
 from smc_bridge.analysis.ess import LogWeights
 from smc_bridge.analysis.local import LocalDivergences
 from smc_bridge.analysis.plots.curves import Array
 from smc_bridge.analysis.plots.style import INK, Look, band, legend, looks, new_axes
 from smc_bridge.analysis.runs import Runs, as_runs
 from smc_bridge.analysis.variance import log_weight_variance, log_weights_before_selection, weight_variance
-
 from smc_bridge.result import Result
 
 #: Confidence of the bands.

@@ -12,10 +12,9 @@ from smc_bridge.analysis.study.config import Block, Config, Point, Prompts, Tabu
 from smc_bridge.analysis.study.figures import Record, distances, figures
 from smc_bridge.analysis.study.plan import WEIGHTED, MakeIntermediate, Setting, intermediate_of
 from smc_bridge.analysis.study.sources import Limits, Problems, exact_law, tabular_pair
-from smc_bridge.models.pairs import Pair
-
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models.pairs import Pair
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed, seeds_apart
 

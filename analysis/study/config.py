@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from smc_bridge.analysis.prices import Cost
 from smc_bridge.analysis.study.plan import Axes, check_axis, check_number, check_whole
 from smc_bridge.models.tabular import ENUMERABLE

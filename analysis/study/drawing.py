@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from smc_bridge.analysis.plots import plot_against_particles, plot_cost, plot_frontier
 from smc_bridge.analysis.plots.labels import label
 from smc_bridge.analysis.plots.style import band, legend, looks, new_axes

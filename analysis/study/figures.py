@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from smc_bridge.analysis.bias import run_bias
 from smc_bridge.analysis.law_bias import Distance, output_distance, output_distance_by_identity, run_distance
 from smc_bridge.analysis.lengths import block_statistics
-
 from smc_bridge.result import Result
 
 #: A line of the saved study.

@@ -22,14 +22,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from smc_bridge.analysis.bounds import TokenBound, ratio_per_token
 from smc_bridge.analysis.prices import Cost
 from smc_bridge.analysis.study.config import Block, TabularPoint
 from smc_bridge.analysis.study.figures import FORWARDS, Record
 from smc_bridge.analysis.study.plan import SETTING_COLUMNS
-from smc_bridge.models.extras import need
-
 from smc_bridge.certificate import Certificate, certify
+from smc_bridge.models.extras import need
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
+
 from smc_bridge.analysis.comparison.settings import problems_fingerprint
 from smc_bridge.analysis.study.config import Config, Prompts, TabularPoint
 from smc_bridge.analysis.study.plan import MakeIntermediate, Setting, intermediate_of

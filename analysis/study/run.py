@@ -24,10 +24,9 @@ from smc_bridge.analysis.study.sources import Problems, find_task, load_elsewher
 from smc_bridge.analysis.study.store import Report, Rows, cell_key, cells
 from smc_bridge.analysis.tasks import Task
 from smc_bridge.analysis.workers import check_workers, map_cells
+from smc_bridge.commands.models import Models
 from smc_bridge.models.extras import need
 from smc_bridge.models.pairs import PAIRS, Pair
-
-from smc_bridge.commands.models import Models
 
 if TYPE_CHECKING:
     import pandas as pd

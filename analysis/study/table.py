@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from smc_bridge.analysis.study.config import Block, TabularPoint
 from smc_bridge.analysis.study.frame import pool
 from smc_bridge.analysis.study.plan import SETTING_COLUMNS
-
 from smc_bridge.display import PrintedTable
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from smc_bridge.models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, VOCABULARY_SIZE
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from smc_bridge.models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, VOCABULARY_SIZE
 
 WEIGHTS = Path(__file__).with_name("weights")
 ARCHITECTURE: dict[str, Any] = {

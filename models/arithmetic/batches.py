@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
 from smc_bridge.models.arithmetic.problems import Problem, drill
 from smc_bridge.models.arithmetic.recipe import Recipe
 from smc_bridge.models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 #: Batches are cut from pools of this many batches' worth of rows, sorted by length, so that little is padding.
 POOL = 50

@@ -17,13 +17,14 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2ForCausalLM
+
 from smc_bridge.models.arithmetic.architecture import WEIGHTS, load, masked_logits
 from smc_bridge.models.arithmetic.batches import Encoded, encode, pad
 from smc_bridge.models.arithmetic.problems import extract_answer, held_out
 from smc_bridge.models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, format_prompt, load_tokenizer
-from torch import Tensor
-from torch.nn import functional
-from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 SEED = 0
 ROWS = 100

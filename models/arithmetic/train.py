@@ -23,16 +23,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn import functional
+from transformers import Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
 from smc_bridge.models.arithmetic.architecture import bidirectional_mask, build
 from smc_bridge.models.arithmetic.batches import Batch, Schedule, encode
 from smc_bridge.models.arithmetic.evaluate import measure
 from smc_bridge.models.arithmetic.problems import splits
 from smc_bridge.models.arithmetic.recipe import Recipe, Stage, fingerprint
 from smc_bridge.models.arithmetic.tokenizer import load_tokenizer, train_tokenizer
-from torch import Tensor
-from torch.nn import functional
-from transformers import Qwen2ForCausalLM
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 THREADS = 2
 CHECKPOINT_EVERY = 200

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION
 from torch import Tensor
+
+from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION
 
 #: Model types whose layers share one mask, which slides if `sliding_window` is set.
 ONE_MASK = frozenset(

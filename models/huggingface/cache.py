@@ -14,9 +14,10 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
-from smc_bridge.models.huggingface.chunks import told_as
 from torch import Tensor
 from transformers.cache_utils import Cache
+
+from smc_bridge.models.huggingface.chunks import told_as
 
 
 class Span(NamedTuple):

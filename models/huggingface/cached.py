@@ -14,6 +14,8 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
+
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_prefixes
 from smc_bridge.models.huggingface.attention import Attention
 from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
@@ -22,7 +24,6 @@ from smc_bridge.models.huggingface.packing import Forest, chain_forest, fresh_ma
 from smc_bridge.models.huggingface.scored import Scored
 from smc_bridge.models.huggingface.trees import check_trees
 from smc_bridge.models.rows import Rows
-from torch import Tensor
 
 #: Padded tokens that reading equal prefixes apart must save to be worth a forward of its own.
 WORTH_A_FORWARD = 64

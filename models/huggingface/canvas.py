@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from smc_bridge.models.protocols import ABSENT, MASKED
 from torch import Tensor
+
+from smc_bridge.models.protocols import ABSENT, MASKED
 
 
 class Fresh(NamedTuple):

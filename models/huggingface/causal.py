@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_prefixes, counts_past_padding
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.cached import CachedCausalSession
@@ -19,7 +21,6 @@ from smc_bridge.models.huggingface.causality import check_causal
 from smc_bridge.models.huggingface.chunks import RowChunks
 from smc_bridge.models.huggingface.trees import check_trees, leaf_paths
 from smc_bridge.models.rows import Rows, append_ragged
-from torch import Tensor
 
 
 class HuggingFaceCausalLM(HuggingFaceAdapter):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from smc_bridge.models.arguments import ids_of
 from smc_bridge.models.checkpoints import reason
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter

@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
+
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.canvas import Fresh, lay_out
@@ -28,7 +30,6 @@ from smc_bridge.models.huggingface.chunks import RowChunks
 from smc_bridge.models.huggingface.masked_cache import PrefixCache
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.rows import Rows, append_ragged
-from torch import Tensor
 
 #: What a session spares itself: nothing, recomputing committed tokens, or looking at distant ones.
 CacheMode = Literal["none", "prefix", "window"]

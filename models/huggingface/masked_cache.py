@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
+
 from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
 from smc_bridge.models.huggingface.canvas import Fresh
-from torch import Tensor
 
 
 class PrefixCache:

@@ -14,8 +14,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from smc_bridge.models.huggingface.trees import tree_structure
 from torch import Tensor
+
+from smc_bridge.models.huggingface.trees import tree_structure
 
 #: Lanes are merged into a trie if that leaves at most this share of the nodes: less is not worth the ragged outputs.
 WORTH_MERGING = 0.85

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from smc_bridge.models.huggingface.packing import Forest
 from smc_bridge.models.huggingface.trees import longest_match
-from torch import Tensor
 
 
 @dataclass(frozen=True)

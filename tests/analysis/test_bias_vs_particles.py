@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+
+from benchmarks.bias_vs_particles import METHODS, Cell, main, measure, rates
 from smc_bridge.analysis.law_bias import (
     Distance,
     fit_rate,
@@ -20,8 +22,6 @@ from smc_bridge.analysis.law_bias import (
     run_distance,
     run_rms,
 )
-
-from benchmarks.bias_vs_particles import METHODS, Cell, main, measure, rates
 from tests.analysis.helpers import make_result
 
 RUNS = 600

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+
 from smc_bridge.analysis import block_statistics, coalescence, offspring_count, unique_ancestors
 from smc_bridge.analysis.genealogy import ancestral_lines
-
 from tests.analysis.helpers import make_record, make_result, two_step_trace
 
 

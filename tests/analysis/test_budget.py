@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from smc_bridge.analysis.budget import Cost, at_equal_cost, cost_of, largest_within, measure_cost
 
+from smc_bridge.analysis.budget import Cost, at_equal_cost, cost_of, largest_within, measure_cost
 from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.result import Forwards
 from tests.analysis.helpers import make_result

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from smc_bridge.analysis.calibration import rank_test, rank_uniformity
-from smc_bridge.analysis.oracle import oracle
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
+from smc_bridge.analysis.calibration import rank_test, rank_uniformity
+from smc_bridge.analysis.oracle import oracle
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.gumbel import GumbelCoupling
@@ -19,6 +18,7 @@ from smc_bridge.kernels.importance import Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 #: Probability that a test of this file fails by chance.
 FAILURE = 1e-6

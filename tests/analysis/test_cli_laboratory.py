@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+
 from smc_bridge.analysis.commands.plot import command as plot_command
 from smc_bridge.analysis.commands.study import command as study_command
 from smc_bridge.analysis.comparison import DEFAULT_METHODS, Row, Settings, compare
@@ -31,10 +32,9 @@ from smc_bridge.analysis.store import Store
 from smc_bridge.analysis.study import Config, load_study, pool, study
 from smc_bridge.analysis.study.config import Block
 from smc_bridge.analysis.study.drawing import plot_lines, plot_study
-from smc_bridge.models import pairs
-
 from smc_bridge.cli import main
 from smc_bridge.methods.poe_bridge import smc
+from smc_bridge.models import pairs
 from smc_bridge.result import Result
 from tests.smc_bridge.test_files import full_device
 from tests.toys import Digits, ToyTask, toy_pair

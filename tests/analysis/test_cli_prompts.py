@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+
 from smc_bridge.analysis.commands.certify import command as certify_command
 from smc_bridge.analysis.commands.plot import command as plot_command
 from smc_bridge.analysis.commands.study import command as study_command
 from smc_bridge.analysis.comparison.command import command as compare_command
 from smc_bridge.analysis.study import load_study
+from smc_bridge.cli import main
 from smc_bridge.models import pairs
 from smc_bridge.models.pairs import Pair
-
-from smc_bridge.cli import main
 from tests.models.checkpoints import save_checkpoint
 from tests.toys import LIMIT, toy_pair
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
 from smc_bridge.analysis.comparison.effort import Clock, about, paces
 from smc_bridge.analysis.comparison.settings import Settings
 from smc_bridge.analysis.comparison.store import Cell, Outcome
-
 from tests.toys import ToyTask, toy_pair
 
 

@@ -8,13 +8,13 @@ import math
 
 import numpy as np
 import pytest
-from smc_bridge.analysis.estimates import batch_means, eve_indices, genealogy_variance
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
+from smc_bridge.analysis.estimates import batch_means, eve_indices, genealogy_variance
 from smc_bridge.engine.resampling import Multinomial, Systematic
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import Trigger, always, never
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.result import Result
 
 RUNS, PARTICLES = 400, 128

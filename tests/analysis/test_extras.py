@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks import report
 from smc_bridge.analysis import plots, smoothed_log_weights, to_arviz, to_datatree
 from smc_bridge.analysis.commands.plot import command as plot
 from smc_bridge.analysis.commands.study import command as study_command
 from smc_bridge.analysis.comparison import Comparison, Settings
 from smc_bridge.analysis.comparison.store import KIND
 from smc_bridge.analysis.study import study
-from smc_bridge.models.extras import MissingExtraError
-
-from benchmarks import report
 from smc_bridge.cli import main
+from smc_bridge.models.extras import MissingExtraError
 from tests.analysis.helpers import make_result
 
 HINT = "pip install -e '.[analysis]' in a clone"

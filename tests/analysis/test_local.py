@@ -7,15 +7,15 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from smc_bridge.analysis.local import blocks_of, chi2, kl, local_divergences, log_variance
 from smc_bridge.analysis.variance import weight_variance
-from smc_bridge.models.tabular import TabularAR, TabularDLM
-
 from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts
 from smc_bridge.engine.weights import never
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 
 class Tables:

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
 from smc_bridge.analysis.lock import holding
 from smc_bridge.analysis.study import study
 

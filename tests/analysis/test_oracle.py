@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from smc_bridge.analysis import kl, oracle, output_law, total_variation, weighted_law
-from smc_bridge.models.tabular import TabularAR
 from torch import Tensor
 
+from smc_bridge.analysis import kl, oracle, output_law, total_variation, weighted_law
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.models.tabular import TabularAR
 from smc_bridge.prefix import Prefix
 from smc_bridge.result import Result
 from tests.analysis.helpers import INF, make_result

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from smc_bridge.analysis.local import LocalDivergences
 from smc_bridge.analysis.plots import (
     plot_acceptance,
@@ -24,7 +25,6 @@ from smc_bridge.analysis.plots import (
 )
 from smc_bridge.analysis.plots.labels import label
 from smc_bridge.analysis.plots.style import MOST, looks
-
 from smc_bridge.result import Result
 from tests.analysis.helpers import INF, make_record, make_result, two_step_trace
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from smc_bridge.analysis.psis import pareto_k, smoothed_log_weights
 
 pytest.importorskip("arviz_stats")

@@ -9,19 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
+
 from smc_bridge.analysis.bounds import kl_certificate
 from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.reverse import bidirectional, conditional_runs, reverse_certificate
-from smc_bridge.models.protocols import CausalSession
-from smc_bridge.models.rows import Rows
-from smc_bridge.models.tabular import TabularAR, TabularDLM
-from torch import Tensor
-
 from smc_bridge.engine.resampling import Multinomial
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models.protocols import CausalSession
+from smc_bridge.models.rows import Rows
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.testing import TabularPair
 from tests.oracle import smc as numpy_oracle
 from tests.smc_bridge.programs import program, target_law

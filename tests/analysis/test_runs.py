@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from scipy import stats
+
 from smc_bridge.analysis import calibration
 from smc_bridge.analysis.bias import bias_against_samples, delta_bias, jackknife_bias, run_bias
 from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
@@ -25,10 +26,9 @@ from smc_bridge.analysis.study.sources import tabular_pair
 from smc_bridge.analysis.tables import summary
 from smc_bridge.analysis.tasks import Item
 from smc_bridge.analysis.two_sample import mmd_test
-from smc_bridge.models.tabular import TabularAR, TabularDLM
-
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.result import Result
 from tests.toys import ToyTask, toy_pair
 

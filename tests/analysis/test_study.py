@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
 from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
 from smc_bridge.analysis.oracle import oracle
@@ -24,7 +25,6 @@ from smc_bridge.analysis.study.frame import KEYS
 from smc_bridge.analysis.study.plan import Setting
 from smc_bridge.analysis.study.sources import Limits, tabular_pair
 from smc_bridge.analysis.tasks import Item
-
 from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts, Target
 from smc_bridge.distributions.target import ARTarget
 from tests.toys import ToyTask, toy_pair

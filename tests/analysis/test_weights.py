@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from smc_bridge.analysis import (
     ess,
     ess_per_step,
@@ -18,10 +19,9 @@ from smc_bridge.analysis import (
 )
 from smc_bridge.analysis.ess import conditional_ess, conditional_ess_per_step, entropy_ess
 from smc_bridge.analysis.variance import log_weights_before_selection
-from smc_bridge.models.tabular import TabularAR, TabularDLM
-
 from smc_bridge.engine.weights import always
 from smc_bridge.methods.poe_bridge import smc
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from tests.analysis.helpers import INF, make_record, make_result, two_step_trace
 
 LOG_WEIGHTS = [0.3, -1.2, 2.0, -0.4, 0.9]

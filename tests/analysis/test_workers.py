@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smc_bridge.analysis.workers import import_ray, map_cells
 
+from smc_bridge.analysis.workers import import_ray, map_cells
 from tests.analysis.jobs import Square, die, give, killer, refuse, threads
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")

@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from smc_bridge.models.pairs import Pair, load_pair
 
 from smc_bridge import (
     SSP,
@@ -47,6 +46,7 @@ from smc_bridge import (
     speculative,
     tree_walk,
 )
+from smc_bridge.models.pairs import Pair, load_pair
 from tests.toys import LIMIT, toy_pair
 
 Run = Callable[[], list[Result]]

@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+
 from smc_bridge.models.arithmetic import problems
 from smc_bridge.models.arithmetic.tokenizer import (
     BOS_ID,

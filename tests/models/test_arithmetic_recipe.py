@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+
 from smc_bridge.models.arithmetic.architecture import (
     ARCHITECTURE,
     DIFFUSION,
@@ -22,7 +24,6 @@ from smc_bridge.models.arithmetic.problems import generate, held_out
 from smc_bridge.models.arithmetic.recipe import Recipe, fingerprint
 from smc_bridge.models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, format_prompt, load_tokenizer
 from smc_bridge.models.arithmetic.train import loss_of, prepare, rate
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 METRICS = Path(WEIGHTS).with_name("metrics.json")
 

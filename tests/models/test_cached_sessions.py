@@ -12,13 +12,13 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
+from smc_bridge import Sampler, paper, smc, tree_walk
 from smc_bridge.models.huggingface import HuggingFaceCausalLM, cached
 from smc_bridge.models.huggingface.packing import chain_forest, group_lanes, tree_forest
 from smc_bridge.models.huggingface.trees import longest_match, tree_structure
 from smc_bridge.models.pairs import Pair, load_pair
-from torch import Tensor
-
-from smc_bridge import Sampler, paper, smc, tree_walk
 
 A = 23
 #: Float32 round-off of logits that spread over several nats.

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from smc_bridge.models.huggingface.cache import KeyValues
 from smc_bridge.models.huggingface.chunks import RowChunks, is_out_of_memory
-from torch import Tensor
 
 #: What the CPU allocator raises, shortened.
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+
 from smc_bridge.models.conventions import convention_of, mask_id_of
 
 NO_MASK = SimpleNamespace(mask_token_id=None)

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
-from smc_bridge.models.protocols import MASKED, CausalLM, MaskedDiffusionLM
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
+from smc_bridge.models.protocols import MASKED, CausalLM, MaskedDiffusionLM
 
 A = 23
 MASK_ID = 3

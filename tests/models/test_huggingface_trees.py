@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from smc_bridge.models.huggingface import HuggingFaceCausalLM
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.trees import leaf_paths, tree_structure
-from torch import Tensor
 
 A = 23
 #: Float32 round-off of logits that spread over several nats.

@@ -8,12 +8,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+
+from smc_bridge import smc
 from smc_bridge.models.own import load_causal
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.weights import unmatched
-
-from smc_bridge import smc
 from tests.models.checkpoints import MASK_ID, make_tokenizer, save_checkpoint, save_with_own_code
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

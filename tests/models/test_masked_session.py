@@ -12,14 +12,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
-from smc_bridge.models.protocols import ABSENT, MASKED
 from torch import Tensor
 
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import always
+from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
+from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.proposals.mean_field import DLMProposal
 from tests.smc_bridge.claims import claim, mean_test
 

@@ -4,10 +4,10 @@ token ends a sequence."""
 import pytest
 import torch
 import transformers
+
 from smc_bridge.models.own import load_causal
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.protocols import MASKED
-
 from tests.models.checkpoints import (
     CONFIGURATIONS,
     MASK_ID,

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
 from smc_bridge.models.arithmetic import architecture
 from smc_bridge.models.huggingface import check_shared_vocabulary, shared_vocabulary
 from smc_bridge.models.pairs import Pair, load_pair, pair_from_models
 from smc_bridge.models.protocols import MASKED, CausalLM, MaskedDiffusionLM
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<mask>"]
 WORDS = [f"w{i}" for i in range(16)]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from smc_bridge.models.pairs import load_pair
 
+from smc_bridge.models.pairs import load_pair
 from tests.models.checkpoints import MASK_ID, save_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from smc_bridge.models.arithmetic.tokenizer import load_tokenizer
-from smc_bridge.models.pairs import Pair
-from smc_bridge.models.prompts import chat_prompt, ids_of_prompt, plain_prompt
-from smc_bridge.models.tabular import TabularAR, TabularDLM
-from smc_bridge.models.texts import anchor_of
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from smc_bridge import smc
+from smc_bridge.models.arithmetic.tokenizer import load_tokenizer
+from smc_bridge.models.pairs import Pair
+from smc_bridge.models.prompts import chat_prompt, ids_of_prompt, plain_prompt
+from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.models.texts import anchor_of
 from tests.models.checkpoints import make_tokenizer
 
 

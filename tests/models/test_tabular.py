@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from smc_bridge.models.protocols import MASKED, CausalLM, MaskedDiffusionLM
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal
@@ -18,6 +17,7 @@ from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal
 from tests.oracle import smc as oracle

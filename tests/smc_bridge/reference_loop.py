@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+
 from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from smc_bridge.models.arguments import real_number, whole_number
-from smc_bridge.models.pairs import load_pair
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 from smc_bridge import Defensive, ProductOfExperts, paper, smc
 from smc_bridge.decoders import ar_sampling, diffusion
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.weights import EssBelow
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.arguments import real_number, whole_number
+from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
 
 AR = TabularAR.random(3, 8, seed=1, eos_id=1)

@@ -13,9 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from smc_bridge.models import pairs
-from smc_bridge.models.pairs import Pair, load_pair
-from smc_bridge.models.tabular import TabularCausalSession
 
 from smc_bridge import Result, Sampler
 from smc_bridge.cli import main
@@ -27,6 +24,9 @@ from smc_bridge.engine.names import KERNELS, TRIGGERS
 from smc_bridge.engine.resampling import RESAMPLERS
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models import pairs
+from smc_bridge.models.pairs import Pair, load_pair
+from smc_bridge.models.tabular import TabularCausalSession
 from tests.toys import EOS, LIMIT, toy_pair
 
 BASE = ["decode", "2 1", "--pair", "toy", "--window", "3", "--lookahead", str(LIMIT), "--max-new-tokens", str(LIMIT)]

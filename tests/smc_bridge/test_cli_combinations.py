@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 import pytest
-from smc_bridge.models import pairs
 
 from smc_bridge import Sampler
 from smc_bridge.cli import main
@@ -17,6 +16,7 @@ from smc_bridge.commands.decode import command
 from smc_bridge.commands.dispatch import build_parser
 from smc_bridge.commands.options import INTERMEDIATES, PRESETS, WITHOUT_W, Options, build_sampler
 from smc_bridge.engine.names import KERNELS, RESAMPLERS, TRIGGERS
+from smc_bridge.models import pairs
 from tests.toys import LIMIT, toy_pair
 
 #: Options whose every combination is tried.

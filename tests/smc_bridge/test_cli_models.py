@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smc_bridge.models import gguf
-from smc_bridge.models.pairs import Pair, load_pair
 
 from smc_bridge.cli import main
+from smc_bridge.models import gguf
+from smc_bridge.models.pairs import Pair, load_pair
 from tests.models.checkpoints import WORDS, make_tokenizer, save_checkpoint
 
 Run = Callable[..., tuple[int, str, str]]

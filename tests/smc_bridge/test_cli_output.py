@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from smc_bridge.models import pairs
 
 from smc_bridge import Result
 from smc_bridge.cli import main
@@ -23,6 +22,7 @@ from smc_bridge.commands.base import Command, destination, importing
 from smc_bridge.commands.decode import command as decode
 from smc_bridge.commands.dispatch import build_parser
 from smc_bridge.commands.plugins import GROUP
+from smc_bridge.models import pairs
 from tests.smc_bridge.test_files import full_device
 from tests.toys import LIMIT, toy_pair
 

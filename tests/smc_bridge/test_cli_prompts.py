@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from smc_bridge.models import pairs
-from smc_bridge.models.pairs import Pair
-from smc_bridge.models.tabular import TabularCausalSession
 
 from smc_bridge import Result
 from smc_bridge.cli import main
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models import pairs
+from smc_bridge.models.pairs import Pair
+from smc_bridge.models.tabular import TabularCausalSession
 from tests.toys import LIMIT, toy_pair
 
 BASE = [

@@ -9,7 +9,6 @@ import math
 
 import pytest
 import torch
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
 from smc_bridge.distributions.intermediate import ProductOfExperts, Proposal
@@ -23,6 +22,7 @@ from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, Lanes, Ow
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.result import Result

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from smc_bridge.analysis import conditional_runs, measure_cost, oracle, rank_test
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 from smc_bridge import ar_sampling, diffusion, smc
+from smc_bridge.analysis import conditional_runs, measure_cost, oracle, rank_test
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.pyro_program import enumerate_program, importance_baseline, run_program
 from smc_bridge.pyro_program.inference import score
 

@@ -18,10 +18,9 @@ import torch
 from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
-from smc_bridge.analysis.oracle import oracle
-from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from smc_bridge.analysis.oracle import oracle
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.resampling import RESAMPLERS, Multinomial, Systematic, UniformResampler
@@ -32,6 +31,7 @@ from smc_bridge.kernels.importance import BalanceHeuristic, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.streams import Role, prompt_generator
 from tests.smc_bridge.enumeration import EnumeratingSource, outcomes

@@ -52,9 +52,8 @@ def anew() -> Iterator[None]:
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_preset_is_the_preset_in_every_order_of_imports(anew: None, order: str) -> None:
     exec(order, {})
-    import smc_bridge.analysis.comparison
-
     import smc_bridge
+    import smc_bridge.analysis.comparison
     import smc_bridge.engine.sampler
     from smc_bridge import analysis, smc
     from smc_bridge.methods.poe_bridge import smc as preset

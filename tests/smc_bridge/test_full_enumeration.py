@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
 from smc_bridge.engine.resampling import RESAMPLERS, Multinomial, Systematic, UniformResampler
@@ -28,6 +27,7 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.poe_bridge import released
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.randomness import Randomness
 from tests.oracle import smc as oracle
 from tests.smc_bridge.enumeration import EnumeratingSource, outcomes

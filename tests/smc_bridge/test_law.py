@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 from smc_bridge.distributions.law import Law, as_ids
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from tests.oracle.intermediates import model_law
 

@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from smc_bridge.models.protocols import CausalSession
-from smc_bridge.models.rows import Rows
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -42,6 +39,9 @@ from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, Lanes, Ow
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move, at_tokens, row_at, rows_of
 from smc_bridge.kernels.rejection import Rejection, log_residual
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.protocols import CausalSession
+from smc_bridge.models.rows import Rows
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource, Randomness, inverse_cdf
 from smc_bridge.sampling import block_width, compiled_softmax, search

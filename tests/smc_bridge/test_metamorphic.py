@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from smc_bridge.models.rows import Rows
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
 from smc_bridge.distributions.intermediate import Defensive, Intermediate, Mixture, ProductOfExperts, Proposal, Target
@@ -22,6 +20,8 @@ from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.rows import Rows
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.result import Result
 

@@ -13,20 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from smc_bridge.analysis import (
-    batch_means,
-    bias_against_samples,
-    kl_certificate,
-    largest_within,
-    mmd_test,
-    oracle,
-    summary,
-    to_datatree,
-    weighted_law,
-)
-from smc_bridge.analysis.comparison import Settings
-from smc_bridge.models.pairs import load_pair
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 from smc_bridge import (
     ARTarget,
@@ -42,6 +28,20 @@ from smc_bridge import (
     smc,
     speculative,
 )
+from smc_bridge.analysis import (
+    batch_means,
+    bias_against_samples,
+    kl_certificate,
+    largest_within,
+    mmd_test,
+    oracle,
+    summary,
+    to_datatree,
+    weighted_law,
+)
+from smc_bridge.analysis.comparison import Settings
+from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 AR = TabularAR.random(3, 3, seed=3, eos_id=2)
 PAIR: Any = SimpleNamespace(dlm=TabularDLM(AR, noise=0.5, seed=1), ar=AR)

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from smc_bridge.analysis import oracle
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 from smc_bridge import (
     ARTarget,
@@ -36,7 +34,9 @@ from smc_bridge import (
     smc,
     tree_walk,
 )
+from smc_bridge.analysis import oracle
 from smc_bridge.kernels.importance import BalanceHeuristic
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.pyro_program import run_program
 
 AR = TabularAR.random(3, 4, seed=3, eos_id=2)

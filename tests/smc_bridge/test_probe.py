@@ -6,10 +6,10 @@ import warnings
 
 import pytest
 import torch
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
 from smc_bridge import Defensive, Intermediate, ProductOfExperts, Sampler, Target, smc
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.testing import TabularPair
 
 AR = TabularAR.random(3, 4, seed=3, eos_id=2)

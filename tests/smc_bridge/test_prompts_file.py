@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from smc_bridge.analysis.tasks import Item
 
+from smc_bridge.analysis.tasks import Item
 from smc_bridge.prompts_file import PromptsTask, read_prompts
 
 

@@ -11,13 +11,13 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from smc_bridge.models.tabular import TabularCausalSession, TabularDiffusionSession
 
 from smc_bridge import Interrupted
 from smc_bridge.decoders import ar_sampling, diffusion
 from smc_bridge.engine.queue import Queue, Request
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.state import SMCState
+from smc_bridge.models.tabular import TabularCausalSession, TabularDiffusionSession
 from smc_bridge.result import Result
 from smc_bridge.streams import Role
 from tests.smc_bridge.reference_loop import Settings

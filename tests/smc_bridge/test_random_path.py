@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 from smc_bridge.distributions.intermediate import (
     Chernoff,
@@ -34,6 +33,7 @@ from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.result import Result

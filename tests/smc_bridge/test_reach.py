@@ -9,12 +9,12 @@ from unittest import mock
 
 import pytest
 import torch
-from smc_bridge.models.tabular import TabularCausalSession
 from torch import Tensor
 
 from smc_bridge.engine.reach import groups_in_reach
 from smc_bridge.kernels.protocol import Move
 from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.models.tabular import TabularCausalSession
 from tests.smc_bridge.reference_loop import Settings
 from tests.smc_bridge.test_engine_loop import KERNELS, engine
 

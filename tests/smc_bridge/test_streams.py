@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from smc_bridge.analysis.reverse import conditional_runs
 
+from smc_bridge.analysis.reverse import conditional_runs
 from smc_bridge.decoders import ar_sampling, diffusion
 from smc_bridge.engine.resampling import Multinomial
 from smc_bridge.engine.weights import never

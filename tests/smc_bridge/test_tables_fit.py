@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from smc_bridge.analysis.comparison.table import Interval, Row, render
 
+from smc_bridge.analysis.comparison.table import Interval, Row, render
 from smc_bridge.tables import print_table
 
 RIGHT = Interval(0.9345, 0.8912, 0.9666)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from smc_bridge.models import pairs
 
 from smc_bridge.cli import main
 from smc_bridge.commands import threads
+from smc_bridge.models import pairs
 from tests.toys import LIMIT, toy_pair
 
 #: Ticks of three cores: user nice system idle iowait irq softirq steal guest guest_nice.

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from smc_bridge.models.tabular import TabularAR
 from torch import Tensor
 
 from smc_bridge.distributions.lazy import Chunks, as_lazy
@@ -15,6 +14,7 @@ from smc_bridge.distributions.logits import LogitLaw
 from smc_bridge.kernels.protocol import Horizon
 from smc_bridge.kernels.tree import Edges, Tree, TreeWalk, best_first
 from smc_bridge.methods.poe_bridge import tree_kernel
+from smc_bridge.models.tabular import TabularAR
 from tests.oracle import laws
 from tests.smc_bridge.enumeration import horizon_of, log, log_q_of
 

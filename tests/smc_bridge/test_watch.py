@@ -7,7 +7,6 @@ import warnings
 
 import pytest
 import torch
-from smc_bridge.models.tabular import TabularAR, TabularDLM
 from torch import Tensor
 
 from smc_bridge import (
@@ -27,6 +26,7 @@ from smc_bridge import (
     smc,
 )
 from smc_bridge.distributions.intermediate import checked_log_prob, dominates, log_ratio_bound
+from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.pyro_program import run_program
 from smc_bridge.testing import TabularPair
 
