@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -30,9 +31,14 @@ def test_every_package_is_in_the_wheel() -> None:
 
 
 def test_the_wheel_decodes_beside_a_users_own_models_and_analysis(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # a build leaves files behind
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-         "--disable-pip-version-check", "--wheel-dir", str(tmp_path), str(ROOT)],
+         "--disable-pip-version-check", "--wheel-dir", str(tmp_path), str(source)],
         check=True,
     )
     (wheel,) = tmp_path.glob("smc_bridge-*.whl")
