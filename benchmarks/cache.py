@@ -22,7 +22,6 @@ import torch
 
 from benchmarks.harness import Advance, Spread, interleaved, progress, ratios, timed
 from benchmarks.report import Report, Sheet, execute, several
-from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.commands.base import whole
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
@@ -30,6 +29,7 @@ from smc_bridge.models.huggingface import HuggingFaceCausalLM
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.protocols import CausalLM
 from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.tasks import TASKS
 
 WINDOW, LOOKAHEAD = 32, 64
 #: Scores of one repetition.

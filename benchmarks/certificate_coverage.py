@@ -32,7 +32,6 @@ from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair
 from benchmarks.candidates import CANDIDATES, LEVEL, Array, student
 from benchmarks.harness import Advance, progress
 from benchmarks.report import Report, Sheet, Verdict, execute, several
-from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.certificate import FEW, certify
 from smc_bridge.commands.base import one_of, whole
 from smc_bridge.engine.sampler import Sampler
@@ -42,6 +41,7 @@ from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.result import Result
+from smc_bridge.tasks import TASKS
 
 #: Runs of a tabular program, which cost next to nothing.
 TABULAR_RUNS = 20_000

@@ -29,7 +29,6 @@ from smc_bridge.analysis.estimates import batch_means
 from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
 from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.prices import Cost
-from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.commands.base import positive, whole
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.engine.sampler import Sampler
@@ -39,6 +38,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.result import Result
+from smc_bridge.tasks import TASKS
 
 COST = Cost(1.0, 1.0, "rows")
 #: Exact samples per prompt that the length is compared with.

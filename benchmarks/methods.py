@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from smc_bridge.analysis.tasks import Task
 from smc_bridge.decoders import ar_sampling, diffusion
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
@@ -23,6 +22,7 @@ from smc_bridge.models.pairs import Pair
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed
+from smc_bridge.tasks import Task
 
 #: Results of prompts (token ids), `batch` of them in work at a time.
 Decode = Callable[[Sequence[Sequence[int]], int], list[Result]]

@@ -21,9 +21,9 @@ from benchmarks.harness import progress
 from benchmarks.overhead_arithmetic import Arithmetic, arithmetic
 from benchmarks.overhead_forwards import Overhead, cases, overhead
 from benchmarks.report import Report, Sheet, Verdict, execute, several
-from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.commands.base import positive, whole
 from smc_bridge.models.pairs import load_pair
+from smc_bridge.tasks import TASKS
 
 #: A run over its session calls on the embedded pair; a step over the textbook's; memory in [K, V, A] float32 tensors.
 WANTED_OVERHEAD, WANTED_SHARE, WANTED_MEMORY = 1.15, 1 / 3, 1.5

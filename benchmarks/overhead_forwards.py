@@ -14,10 +14,10 @@ from typing import Any
 from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
 from benchmarks.methods import sampler
 from benchmarks.replay import Tape, networks_timed, observe, replay
-from smc_bridge.analysis.tasks import Task
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.models.pairs import Pair
+from smc_bridge.tasks import Task
 
 
 @dataclass(frozen=True)

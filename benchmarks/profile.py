@@ -21,9 +21,9 @@ from typing import Any
 
 from benchmarks.methods import KNOWN, decoder, known
 from benchmarks.report import Report, Sheet, execute
-from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.commands.base import positive, whole
 from smc_bridge.models.pairs import load_pair
+from smc_bridge.tasks import TASKS
 
 HERE = Path(__file__).resolve().parent.parent
 #: What is the project's own.

@@ -23,9 +23,9 @@ from benchmarks.harness import Spread, progress, ratios, timed
 from benchmarks.methods import KNOWN, decoder, known
 from benchmarks.replay import Tape, observe
 from benchmarks.report import Report, Sheet, execute, several
-from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.commands.base import one_of, positive, whole
 from smc_bridge.models.pairs import Pair, load_pair
+from smc_bridge.tasks import TASKS
 
 CACHES = ("none", "prefix", "window")
 

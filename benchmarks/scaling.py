@@ -24,7 +24,6 @@ import torch
 from benchmarks.harness import Spread, interleaved, progress, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.report import Report, Sheet, Verdict, execute, several
-from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.commands.base import one_of, whole
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
@@ -34,6 +33,7 @@ from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.tasks import TASKS
 
 LOOKAHEAD, NODES = 64, 64
 #: Time per step: sublinear in N up to 8, at most linear in S (attention is linear in S for every token scored).

@@ -24,10 +24,10 @@ from benchmarks.methods import KNOWN, METHODS, Decode, decoder, known
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.analysis.bounds import ratio_per_token
 from smc_bridge.analysis.comparison.table import wilson
-from smc_bridge.analysis.tasks import TASKS, Item, Task
 from smc_bridge.commands.base import positive, whole
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.result import Result
+from smc_bridge.tasks import TASKS, Item, Task
 
 BASELINE = "dlm-1"
 #: Tokens/s at P = 1 over the baseline's, at no less than this share of the AR model's accuracy.

@@ -20,7 +20,6 @@ import numpy as np
 
 from benchmarks.harness import Advance, Spread, progress, ratios
 from benchmarks.report import Report, Sheet, Verdict, execute, several
-from smc_bridge.analysis.tasks import TASKS, Task
 from smc_bridge.commands.base import positive, share, whole
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.protocol import Kernel
@@ -28,6 +27,7 @@ from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.models.pairs import Pair, load_pair
+from smc_bridge.tasks import TASKS, Task
 
 #: V and M of every kernel, tokens.
 WINDOW, LOOKAHEAD = 32, 64

@@ -40,12 +40,12 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from smc_bridge import Move, Multinomial, Rejection, Residual, Systematic, always, load_pair, smc
 from smc_bridge.analysis import kl_certificate, oracle, summary, total_variation, weighted_law
 from smc_bridge.analysis.comparison import Settings, compare
-from smc_bridge.analysis.tasks import TASKS, Item
 from smc_bridge.engine.resampling import UniformResampler, from_points
 from smc_bridge.kernels.protocol import Horizon, truncate
 from smc_bridge.models.arithmetic.problems import extract_answer, held_out
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.pyro_program import BridgeProgram, enumerate_program
+from smc_bridge.tasks import TASKS, Item
 
 SIZE = os.environ.get("SMC_BRIDGE_NOTEBOOK_SIZE", "full")
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from smc_bridge.analysis.tasks import Item, check_range
 from smc_bridge.files import shown
 from smc_bridge.graders import check_answer, find_grader
+from smc_bridge.tasks import Item, check_range
 
 #: The path that is standard input.
 STANDARD_INPUT = "-"
@@ -31,7 +31,7 @@ STANDARD_INPUT = "-"
 
 @dataclass(frozen=True)
 class PromptsTask:
-    """The prompts of a file as a task (`smc_bridge.analysis.tasks.Task`).
+    """The prompts of a file as a task (`smc_bridge.tasks.Task`).
 
     Attributes:
         name: of the file.

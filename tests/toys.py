@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from smc_bridge.analysis.tasks import Item
 from smc_bridge.models.pairs import Pair
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.tasks import Item
 
 EOS = 0
 #: Length limit and lookahead that the tables have room for, with prompts of up to two tokens.

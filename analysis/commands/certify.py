@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from smc_bridge.analysis.comparison.methods import KNOWN_PROPER, check_proper, make_sampler
-from smc_bridge.analysis.tasks import encode_prompts
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -35,13 +34,14 @@ from smc_bridge.commands.prompts import add_task_arguments, count_of, described,
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
 from smc_bridge.tables import print_table
+from smc_bridge.tasks import encode_prompts
 
 if TYPE_CHECKING:
     from smc_bridge.analysis.bounds import TokenBound
     from smc_bridge.analysis.reverse import Bidirectional, Report
-    from smc_bridge.analysis.tasks import Item, Task
     from smc_bridge.certificate import Certificate
     from smc_bridge.result import Result
+    from smc_bridge.tasks import Item, Task
 
 
 #: Problems of a task unless they are given.

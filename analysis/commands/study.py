@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smc_bridge.analysis.tasks import Task
 from smc_bridge.analysis.workers import check_workers
 from smc_bridge.commands.base import (
     INTERRUPTED,
@@ -26,6 +25,7 @@ from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
 from smc_bridge.models.extras import install
 from smc_bridge.tables import print_table
+from smc_bridge.tasks import Task
 
 if TYPE_CHECKING:
     from smc_bridge.analysis.study.config import Config

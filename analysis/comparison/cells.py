@@ -11,10 +11,10 @@ import torch
 from smc_bridge.analysis.comparison.methods import Method, make_method
 from smc_bridge.analysis.comparison.settings import Settings
 from smc_bridge.analysis.comparison.store import Cell, Outcome
-from smc_bridge.analysis.tasks import Item, Task
 from smc_bridge.commands.models import Models
 from smc_bridge.models.pairs import PAIRS, Pair, load_pair
 from smc_bridge.result import Result
+from smc_bridge.tasks import Item, Task
 
 
 class Work(NamedTuple):

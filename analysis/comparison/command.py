@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smc_bridge.analysis.comparison.methods import DEFAULT_METHODS, KNOWN, check_methods
-from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.analysis.workers import check_workers
 from smc_bridge.commands.base import (
     INTERRUPTED,
@@ -28,6 +27,7 @@ from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown
 from smc_bridge.models.extras import install
 from smc_bridge.tables import print_table
+from smc_bridge.tasks import TASKS
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -22,13 +22,13 @@ from smc_bridge.analysis.comparison.settings import Settings, fingerprint, probl
 from smc_bridge.analysis.comparison.store import Cell, open_store
 from smc_bridge.analysis.comparison.table import Row, render, summarise
 from smc_bridge.analysis.lock import holding
-from smc_bridge.analysis.tasks import TASKS, Task, encode_prompts
 from smc_bridge.analysis.workers import check_workers, map_cells
 from smc_bridge.commands.models import Models
 from smc_bridge.display import PrintedTable, block
 from smc_bridge.models.extras import need
 from smc_bridge.models.pairs import PAIRS, Pair, load_pair
 from smc_bridge.streams import seeds_apart
+from smc_bridge.tasks import TASKS, Task, encode_prompts
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from smc_bridge.analysis.comparison.methods import make_method
 from smc_bridge.analysis.comparison.settings import Settings
 from smc_bridge.analysis.comparison.store import Cell
-from smc_bridge.analysis.tasks import Task
 from smc_bridge.models.pairs import Pair
+from smc_bridge.tasks import Task
 
 #: What every method is timed on before the first cell: problems, and tokens of each.
 PROBED, LENGTH = 2, 16

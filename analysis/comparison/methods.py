@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import smc_bridge  # its names are imported when they are used: the parsers of commands need the names here alone
 
 if TYPE_CHECKING:
-    from smc_bridge.analysis.tasks import Limits
     from smc_bridge.decoders import Order
     from smc_bridge.engine.sampler import Sampler
     from smc_bridge.models.pairs import Pair
     from smc_bridge.result import Result
+    from smc_bridge.tasks import Limits
 
 DEFAULT_METHODS = (
     "ar", "dlm-1", "dlm-1-entropy", "dlm-2", "dlm-4", "dlm-8", "dlm-all", "plain-is", "speculative", "released",

@@ -22,11 +22,11 @@ from smc_bridge.analysis.study.frame import to_frame
 from smc_bridge.analysis.study.plan import WEIGHTED, MakeIntermediate
 from smc_bridge.analysis.study.sources import Problems, find_task, load_elsewhere, load_problems, tabular_pair
 from smc_bridge.analysis.study.store import Report, Rows, cell_key, cells
-from smc_bridge.analysis.tasks import Task
 from smc_bridge.analysis.workers import check_workers, map_cells
 from smc_bridge.commands.models import Models
 from smc_bridge.models.extras import need
 from smc_bridge.models.pairs import PAIRS, Pair
+from smc_bridge.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd

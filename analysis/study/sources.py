@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.study.config import Block, Point, Prompts, Tabular, TabularPoint
-from smc_bridge.analysis.tasks import TASKS, Item, Task, encode_prompts
 from smc_bridge.commands.models import Models
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.models.pairs import PAIRS, Pair, load_pair
 from smc_bridge.models.tabular import SEEDS, TabularAR, TabularDLM
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed
+from smc_bridge.tasks import TASKS, Item, Task, encode_prompts
 
 
 class Numerals:

@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smc_bridge.analysis.tasks import lookahead_of
 from smc_bridge.commands.base import (
     INTERRUPTED,
     PROGRAM,
@@ -39,6 +38,7 @@ from smc_bridge.commands.prompts import add_prompts_arguments
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.engine.names import KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.files import shown
+from smc_bridge.tasks import lookahead_of
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from smc_bridge.analysis.tasks import Item, Task, encode_prompts, lookahead_of
 from smc_bridge.commands.base import INTERRUPTED, PROGRAM, UsageError, check_writable, deliver, importing, tell
 from smc_bridge.commands.models import models_of, pair_name
 from smc_bridge.commands.options import Options, build_sampler
 from smc_bridge.commands.prompts import count_of, described, task_of
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown, write_text
+from smc_bridge.tasks import Item, Task, encode_prompts, lookahead_of
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,11 +7,11 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from smc_bridge.analysis.tasks import DEFAULT_LOOKAHEAD, TASKS, Task
 from smc_bridge.commands.base import UsageError, one_of, whole
 from smc_bridge.commands.models import EMBEDDED, Models, models_of, pair_name
 from smc_bridge.graders import GRADERS, find_grader
 from smc_bridge.prompts_file import STANDARD_INPUT, PromptsTask, read_prompts
+from smc_bridge.tasks import DEFAULT_LOOKAHEAD, TASKS, Task
 
 #: Task unless one, or a file, is named, and how a file is graded.
 DEFAULT_TASK, DEFAULT_GRADER = "arithmetic", "exact"

@@ -14,9 +14,9 @@ import pytest
 from smc_bridge.analysis.commands.certify import command
 from smc_bridge.analysis.comparison.methods import check_proper, make_sampler
 from smc_bridge.analysis.reverse import Bidirectional, bidirectional, both_bounds, both_runs
-from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.cli import main
 from smc_bridge.models import pairs
+from smc_bridge.tasks import TASKS
 from tests.smc_bridge.test_files import full_device
 from tests.toys import ToyTask, toy_pair
 

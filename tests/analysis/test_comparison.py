@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smc_bridge.analysis import tasks
+from smc_bridge import tasks
 from smc_bridge.analysis.bounds import kl_per_token
 from smc_bridge.analysis.comparison import DEFAULT_METHODS, Comparison, Row, Settings, compare, render
 from smc_bridge.analysis.comparison.command import command
@@ -24,12 +24,12 @@ from smc_bridge.analysis.comparison.methods import make_method
 from smc_bridge.analysis.comparison.settings import fingerprint
 from smc_bridge.analysis.comparison.store import KIND, Cell, Outcome
 from smc_bridge.analysis.comparison.table import Interval, summarise, wilson
-from smc_bridge.analysis.tasks import TASKS
 from smc_bridge.cli import main
 from smc_bridge.models import pairs
 from smc_bridge.models.arithmetic import architecture
 from smc_bridge.models.arithmetic.tokenizer import load_tokenizer
 from smc_bridge.models.pairs import Pair, pair_from_models
+from smc_bridge.tasks import TASKS
 from tests.analysis.fragile import FragileTask
 from tests.analysis.jobs import killer
 from tests.toys import ToyTask, toy_pair

@@ -24,9 +24,9 @@ from smc_bridge.analysis.study.drawing import plot_study
 from smc_bridge.analysis.study.frame import KEYS
 from smc_bridge.analysis.study.plan import Setting
 from smc_bridge.analysis.study.sources import Limits, tabular_pair
-from smc_bridge.analysis.tasks import Item
 from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts, Target
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.tasks import Item
 from tests.toys import ToyTask, toy_pair
 
 SMALL: dict[str, Any] = {

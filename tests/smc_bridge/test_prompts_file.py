@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from smc_bridge.analysis.tasks import Item
 from smc_bridge.prompts_file import PromptsTask, read_prompts
+from smc_bridge.tasks import Item
 
 
 def line(**fields: object) -> bytes:
