@@ -67,9 +67,14 @@ def test_work_that_writes_nothing_leaves_no_folder(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_where_no_lock_can_be_there_is_none() -> None:
+def test_where_no_lock_can_be_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    entered = []
     for path in (None, Path("-"), Path(os.devnull), Path("/proc/s.jsonl")):
-        with holding(path, argument="--out"):
-            pass
+        with holding(path, argument="--out"), holding(path, argument="--out"):  # a lock would refuse the second
+            entered.append(path)
     with tempfile.TemporaryFile() as file, holding(Path(f"/dev/fd/{file.fileno()}"), argument="--out"):
-        pass
+        entered.append(None)
+    assert len(entered) == 5
+    assert os.listdir(tmp_path) == []
+    assert not Path(os.devnull).with_name(".null.lock").exists()
