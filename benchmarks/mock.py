@@ -28,6 +28,7 @@ class MockModel:
         self.banned_ids: tuple[int, ...] = ()
         self.device = logits.device
         self.max_length: int | None = None
+        self.min_length = 0
         self._copy = logits.clone()
         self._next = 0
 

@@ -42,7 +42,7 @@ class Pair:
     @property
     def max_length(self) -> int | None:
         """Tokens, prompt included, that both models were built for, or None if neither has a limit."""
-        limits = [getattr(model, "max_length", None) for model in (self.dlm, self.ar)]
+        limits = [model.max_length for model in (self.dlm, self.ar)]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def encode(self, text: str) -> Tensor:

@@ -41,6 +41,11 @@ class Session(Protocol):
 class DiffusionSession(Session, Protocol):
     """Session of a masked diffusion model."""
 
+    @property
+    def has_history(self) -> bool:
+        """Whether scores depend on which forwards came before, as those of an approximate cache do."""
+        ...
+
     def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
         """Logits of the M positions that follow the prefixes of `rows`, one forward.
 
@@ -83,11 +88,10 @@ class CausalSession(Session, Protocol):
 
 
 class LanguageModel(Protocol):
-    """What both kinds of model tell about their alphabet.
+    """What both kinds of model tell about their alphabet and their positions.
 
-    A model may also have `max_length`, the positions that it was built for (None, or no such attribute: any number),
-    with `limited_by`, what of it says so; and `min_length`, tokens that a prefix needs (0 without the attribute). A
-    run is held against both before the first forward.
+    A run is held against the positions before the first forward. A model may also have `limited_by`, a text that says
+    what of it sets the limit.
     """
 
     @property
@@ -108,6 +112,16 @@ class LanguageModel(Protocol):
     @property
     def device(self) -> torch.device:
         """Where scores live."""
+        ...
+
+    @property
+    def max_length(self) -> int | None:
+        """Positions that the model was built for; None for any number."""
+        ...
+
+    @property
+    def min_length(self) -> int:
+        """Tokens that a prefix needs."""
         ...
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from smc_bridge.models.protocols import Session
+
 
 def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, *, fill: int) -> tuple[Tensor, Tensor]:
     """Append the first `count[r]` tokens of `block[r]` to row r.
@@ -40,6 +42,8 @@ def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, 
 class Rows:
     """R committed prefixes; the part of a session that does not depend on the model."""
 
+    has_history = False
+
     def __init__(self, tokens: Tensor, length: Tensor) -> None:
         """Start from `tokens: [R, S]` (LongTensor), of which the first `length: [R]` of each row count."""
         if tokens.dim() != 2 or length.shape != tokens.shape[:1]:
@@ -63,3 +67,19 @@ class Rows:
             raise ValueError(f"crop length {length.tolist()} for rows of {self.length.tolist()} tokens: give no more")
         self.length = length
         self.tokens = self.tokens[:, : int(length.max()) if length.numel() else 0]
+
+
+def reseat(session: Session, held: Tensor, rows: Tensor, tokens: Tensor, length: Tensor) -> None:
+    """Let some rows of a session hold other prefixes.
+
+    Args:
+        session: of R rows.
+        held: tokens of every row now, `[R]`.
+        rows: which rows, `[B]`.
+        tokens, length: what they hold afterwards, `[B, S]` and `[B]`.
+    """
+    session.crop(held.index_fill(0, rows, 0))
+    counts = torch.zeros_like(held).index_copy(0, rows, length)
+    if bool(counts.any()):
+        blocks = tokens.new_zeros(held.numel(), tokens.shape[1])
+        session.commit(blocks.index_copy(0, rows, tokens.clamp_min(0)), counts)

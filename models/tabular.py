@@ -47,6 +47,9 @@ class TabularAR:
         ValueError: a table of another shape or with rows that are no probabilities, or an id outside of the alphabet.
     """
 
+    max_length: int | None = None
+    min_length = 0
+
     def __init__(
         self, tables: Sequence[Any] | Tensor, *, eos_id: int | None = None, banned_ids: Sequence[int] = (),
         device: torch.device | str = "cpu",
@@ -181,6 +184,9 @@ class TabularDLM:
         noise: standard deviation, in nats, of the Gaussian perturbation of every log-marginal; 0 gives exact marginals.
         seed: of the perturbation, which is fixed for each (prefix, position, token).
     """
+
+    max_length: int | None = None
+    min_length = 0
 
     def __init__(self, ar: TabularAR, *, noise: float = 0.0, seed: int = 0) -> None:
         if not isinstance(ar, TabularAR):

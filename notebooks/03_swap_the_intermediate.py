@@ -294,7 +294,7 @@ def reachable(sequence):
     for t, token in enumerate(sequence):
         prefix, length = torch.tensor([sequence[:t]], dtype=torch.long).reshape(1, t), torch.tensor([t])
         logits = toy.dlm.session(prefix, length).score(torch.tensor([0]), torch.tensor([[-1]]))
-        if bare.proposal.law.log_probs(logits)[0, 0, token] == -torch.inf:
+        if bare.proposal.shaping.log_probs(logits)[0, 0, token] == -torch.inf:
             return False
     return True
 

@@ -216,7 +216,7 @@ table = SimpleNamespace(ar=ar, dlm=TabularDLM(ar, noise=0.3, seed=1))
 empty, blocks = torch.zeros(1, dtype=torch.long), torch.cartesian_prod(*[torch.arange(A)] * V)  # [A**V, V]
 log_p = ar.session(empty[:, None][:, :0], empty).score(empty.expand(len(blocks)), blocks)  # [A**V, V, A]
 canvas = torch.full((1, V), -1)
-log_q = DLMProposal(table.dlm).law.log_probs(table.dlm.session(empty[:, None][:, :0], empty).score(empty, canvas))
+log_q = DLMProposal(table.dlm).shaping.log_probs(table.dlm.session(empty[:, None][:, :0], empty).score(empty, canvas))
 log_q = log_q.expand_as(log_p)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from smc_bridge.describe import law_settings, name_of
+from smc_bridge.describe import name_of
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.queue import OnResult, Queue, Request, prompts_of, reseat_sessions
 from smc_bridge.engine.validation import as_proposal, as_target, check_limit, requests_of
@@ -108,7 +108,7 @@ def ar_sampling(
     requests = requests_of(prompts, {"autoregressive": model}, seed=seed, max_new_tokens=max_new_tokens, role=Role.AR)
     queue = Queue(requests, batch=batch, on_result=on_result)
     settings = {
-        "method": name, "target": law_settings(target.law), "models": {"ar": name_of(model)}, "exact": True,
+        "method": name, "target": target.shaping.settings(), "models": {"ar": name_of(model)}, "exact": True,
         "max_new_tokens": max_new_tokens,
     }
 
@@ -225,7 +225,7 @@ def diffusion(
     queue = Queue(requests, batch=batch, on_result=on_result)
     settings = {
         "method": name, "tokens_per_forward": tokens_per_forward, "order": order, "window": window,
-        "lookahead": proposal.lookahead, "proposal": law_settings(proposal.law), "models": {"dlm": name_of(model)},
+        "lookahead": proposal.lookahead, "proposal": proposal.shaping.settings(), "models": {"dlm": name_of(model)},
         "max_new_tokens": max_new_tokens,
     }
 

@@ -18,13 +18,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.lazy import LazyLaw
+from smc_bridge.sampling import Drawable, inverse_cdf
 
 
 class Stream(Protocol):
     """Successive draws from laws that depend on what was drawn before."""
 
-    def __call__(self, log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
+    def __call__(self, log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
         """The next draw of rows `rows: [n]` (default: all R, in order) from `log_probs`, `[n, A]` -> `[n]`.
 
         A law of one position, `[n, 1, A]`, gives `[n, 1]`.
@@ -43,8 +43,8 @@ class Source(Protocol):
         """Independent trials with success `probability: [R, ...]`; BoolTensor of the same shape."""
         ...
 
-    def categorical(self, log_probs: Tensor) -> Tensor:
-        """Independent draws from `log_probs: [R, ..., A]` (normalised), `[R, ...]`."""
+    def categorical(self, log_probs: Tensor | Drawable) -> Tensor:
+        """Independent draws from `log_probs: [R, ..., A]` (normalised; a tensor or a law), `[R, ...]`."""
         ...
 
     def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
@@ -70,80 +70,6 @@ class Source(Protocol):
         ...
 
 
-#: Tokens whose probabilities are added up before the cumulative distribution is refined among them.
-BLOCK = 64
-#: Probabilities that exist at a time, entries: few enough to stay in a CPU's cache, many enough to keep a GPU busy.
-CHUNK, DEVICE_CHUNK = 2**18, 2**26
-
-
-def inverse_cdf(log_probs: Tensor, uniform: Tensor) -> Tensor:
-    """First token whose cumulative probability passes `uniform`.
-
-    Found in two levels, the block of tokens by the blocks' sums and then the token in its block, so that the
-    probabilities are computed a few rows at a time and no second array of their size is made.
-
-    Args:
-        log_probs: `[..., A]`, need not be exactly normalised: the uniform is scaled by the sum.
-        uniform: `[...]` on [0, 1).
-    Returns:
-        `[...]`, always a token of positive probability.
-    Raises:
-        ValueError: a row has NaN or no token of positive probability.
-    """
-    if isinstance(log_probs, LazyLaw):
-        return log_probs.inverse_cdf(uniform)
-    size = log_probs.shape[-1]
-    flat, points = log_probs.reshape(-1, size), uniform.reshape(-1, 1).double()
-    sums = _block_sums(flat).double()
-    coarse = sums.cumsum(-1)
-    point = points * coarse[:, -1:]
-    block = torch.searchsorted(coarse, point, right=True).clamp_max(coarse.shape[1] - 1)
-    start = block * BLOCK
-    column = start + torch.arange(min(BLOCK, size), device=flat.device)
-    inside = flat.gather(1, column.clamp_max(size - 1)).exp_().double().masked_fill_(column >= size, 0.0)
-    before = (coarse - sums).gather(1, block)
-    place = torch.searchsorted(inside.cumsum(-1), point - before, right=True).clamp_max(inside.shape[1] - 1)
-    drawn, found = (start + place)[:, 0], inside.gather(1, place)[:, 0] > 0
-    if not bool(found.all()):
-        missed = (~found).nonzero()[:, 0]
-        drawn[missed] = _at_the_end(flat[missed], points[missed], missed, uniform.shape)
-    return drawn.reshape(uniform.shape)
-
-
-def _block_sums(log_probs: Tensor) -> Tensor:
-    """Probability of every block of `BLOCK` tokens, `[R, A]` -> `[R, ceil(A / BLOCK)]`, `CHUNK` entries at a time."""
-    rows, size = log_probs.shape
-    blocks = -(-size // BLOCK)
-    step = max(1, (CHUNK if log_probs.device.type == "cpu" else DEVICE_CHUNK) // size)
-    if blocks == 1 or (blocks * BLOCK == size and rows <= step):
-        return log_probs.exp().view(rows, blocks, -1).sum(-1)
-    sums = log_probs.new_empty(rows, blocks)
-    probs = log_probs.new_zeros(min(step, rows), blocks * BLOCK)  # the last block is filled up with zeros
-    for start in range(0, rows, step):
-        part = probs[: min(step, rows - start)]
-        torch.exp(log_probs[start : start + step], out=part[:, :size])
-        torch.sum(part.view(-1, blocks, BLOCK), -1, out=sums[start : start + step])
-    return sums
-
-
-def _at_the_end(log_probs: Tensor, uniform: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
-    """Tokens of rows `[R, A]` where round-off put the point at the end of a block, `[R]`: from the whole distribution.
-
-    Raises:
-        ValueError: a row is no law; it is named by its place among `rows` of `shape`.
-    """
-    probs = log_probs.double().exp()
-    cdf = probs.cumsum(-1)
-    total = cdf[:, -1:]
-    bad = (~(total > 0))[:, 0].nonzero()
-    if bad.numel():
-        place = torch.zeros(shape, dtype=torch.bool).view(-1).index_fill_(0, rows[bad[0]].cpu(), True)
-        where = place.view(shape).nonzero()[0].tolist()
-        raise ValueError(f"log_probs at {where} has NaN or no positive probability: check the model's logits")
-    last = probs.shape[1] - 1 - (probs > 0).flip(-1).to(torch.uint8).argmax(-1)
-    return torch.minimum(torch.searchsorted(cdf, uniform * total, right=True)[:, 0], last)
-
-
 class UniformStream:
     """A `Stream` that inverts the cumulative distribution of one reserved uniform per row and draw, `[R, steps]`."""
 
@@ -151,7 +77,7 @@ class UniformStream:
         self.uniform = uniform
         self.step = 0
 
-    def __call__(self, log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
+    def __call__(self, log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
         """See `Stream.__call__`."""
         column = self.uniform[:, self.step]
         self.step += 1
@@ -169,7 +95,7 @@ class UniformSource(ABC):
         """See `Source.bernoulli`."""
         return self.uniform(tuple(probability.shape[1:])) < probability
 
-    def categorical(self, log_probs: Tensor) -> Tensor:
+    def categorical(self, log_probs: Tensor | Drawable) -> Tensor:
         """See `Source.categorical`."""
         return inverse_cdf(log_probs, self.uniform(tuple(log_probs.shape[1:-1])))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -136,6 +136,53 @@ def search(probs: Tensor, width: int, cell: Tensor | None, uniform: Tensor) -> T
     possible = _possible(block, sums)
     inside = threshold - (cdf.gather(1, possible) - sums.gather(1, possible))
     return _within(probs, width, cell, possible, inside, repair=True)[0]
+
+
+#: Probabilities that exist at a time, entries: few enough to stay in a CPU's cache, many enough to keep a GPU busy.
+CHUNK, DEVICE_CHUNK = 2**18, 2**26
+
+
+class Drawable(Protocol):
+    """A law that inverts its own cumulative distributions (`smc_bridge.distributions.law`)."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """`[..., A]`."""
+        ...
+
+    def inverse_cdf(self, uniform: Tensor) -> Tensor:
+        """See `inverse_cdf`; `uniform` is float64."""
+        ...
+
+
+def inverse_cdf(log_probs: Tensor | Drawable, uniform: Tensor) -> Tensor:
+    """First token whose cumulative probability passes `uniform`.
+
+    Args:
+        log_probs: `[..., A]`, need not be exactly normalised: the uniform is scaled by the sum.
+        uniform: `[...]` on [0, 1).
+    Returns:
+        `[...]`, always a token of positive probability.
+    Raises:
+        ValueError: a row has NaN or no token of positive probability.
+    """
+    points = uniform.double()
+    if not isinstance(log_probs, Tensor):
+        return log_probs.inverse_cdf(points)
+    size = log_probs.shape[-1]
+    flat, points = log_probs.reshape(-1, size), points.reshape(-1)
+    step = max(1, (CHUNK if flat.device.type == "cpu" else DEVICE_CHUNK) // size)
+    out = torch.empty(points.shape, dtype=torch.long, device=flat.device)
+    for start in range(0, points.numel(), step):
+        part = flat[start : start + step].exp()
+        drawn = search(part, block_width(size), None, points[start : start + step])
+        if drawn is None:
+            total = part.sum(-1)
+            first = start + int((~(total > 0)).to(torch.uint8).argmax())
+            where = [int(i) for i in torch.unravel_index(torch.tensor(first), uniform.shape)]
+            raise ValueError(f"log_probs at {where} has NaN or no positive probability: check the model's logits")
+        out[start : start + step] = drawn
+    return out.reshape(uniform.shape)
 
 
 def _within(

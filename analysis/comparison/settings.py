@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from smc_bridge.distributions.law import check_temperature
+from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.models.arguments import check_text, is_list, real_between, said, whole_number
 from smc_bridge.models.pairs import Pair
 from smc_bridge.tasks import Item, Task

@@ -1,4 +1,4 @@
-"""Lazy laws made of two others: the intermediate from q and p, and the residual that corrects a refusal.
+"""Laws made of two others: the intermediate from q and p, and the residual that corrects a refusal.
 
 `bridge_law(intermediate, q, p)` picks the cheapest form that the intermediate allows:
 
@@ -26,14 +26,15 @@ from smc_bridge.distributions.intermediate import (
     Proposal,
     Target,
     checked_log_prob,
+    per_lane,
     positionwise,
 )
-from smc_bridge.distributions.lazy import Dense, LazyLaw, Pointwise
+from smc_bridge.distributions.law import Dense, Law, Pointwise
 from smc_bridge.distributions.normaliser import Normaliser
 from smc_bridge.sampling import compiled_softmax, shifted, softmax
 
 
-class ProductLaw(LazyLaw):
+class ProductLaw(Law):
     """`pi ∝ q^a p^b`, and p where the product has no support.
 
     Args:
@@ -42,8 +43,9 @@ class ProductLaw(LazyLaw):
         b: exponent of p, a number or one per row `[R]`.
     """
 
-    def __init__(self, q: LazyLaw, p: LazyLaw, a: float, b: float | Tensor) -> None:
-        self.q, self.p, self.a, self.chunks = q, p, a, q.chunks
+    def __init__(self, q: Law, p: Law, a: float, b: float | Tensor) -> None:
+        super().__init__(q.shape, q, q.chunks)
+        self.q, self.p, self.a = q, p, a
         #: Exponent of p: a number, or `[R, 1]`.
         self.b = b.to(q.dtype)[:, None] if isinstance(b, Tensor) else b
         self._normalise = compiled_softmax() if self.chunks.compile else softmax
@@ -51,15 +53,8 @@ class ProductLaw(LazyLaw):
         self.some_zero = isinstance(self.b, Tensor) and bool((self.b == 0).any())
         self.some_empty = False
 
-    @staticmethod
-    def describe(
-        q: LazyLaw, p: LazyLaw, a: float, b: float | Tensor
-    ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
-        """See `LazyLaw.describe`."""
-        return tuple(q.shape), q.dtype, q.device
-
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `LazyLaw.log_probs`."""
+        """See `Law.log_probs`."""
         normaliser = self._ensure(rows, positions)
         peak = normaliser[:, :1]
         log_probs = self._product(rows, positions, tokens).sub_(peak).sub_(normaliser[:, 1:])
@@ -69,11 +64,11 @@ class ProductLaw(LazyLaw):
         return log_probs
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.probs`."""
+        """See `Law.probs`."""
         return self.log_probs(rows, positions).exp_()
 
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.lower_bound`: `a log q + b log p` without the normaliser, which is below 1 where a + b >= 1.
+        """See `Law.lower_bound`: `a log q + b log p` without the normaliser, which is below 1 where a + b >= 1.
 
         Otherwise it is at most `A^(1 - a - b)` (Hölder).
         """
@@ -127,24 +122,20 @@ class ProductLaw(LazyLaw):
         self.normaliser.write(rows, positions, peak, log_total)
 
 
-class PointwiseLaw(LazyLaw):
+class PointwiseLaw(Law):
     """A law whose value at a token depends on other laws' values at that token only."""
 
-    def __init__(self, function: Pointwise, *parents: LazyLaw) -> None:
-        self.function, self.parents, self.chunks = function, parents, parents[0].chunks
-
-    @staticmethod
-    def describe(function: Pointwise, *parents: LazyLaw) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
-        """See `LazyLaw.describe`."""
-        return tuple(parents[0].shape), parents[0].dtype, parents[0].device
+    def __init__(self, function: Pointwise, *parents: Law) -> None:
+        super().__init__(parents[0].shape, parents[0], parents[0].chunks)
+        self.function, self.parents = function, parents
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `LazyLaw.log_probs`."""
+        """See `Law.log_probs`."""
         first, *others = (law.log_probs(rows, positions, tokens) for law in self.parents)
         return self.function(first, *(other.to(first.dtype) for other in others))
 
 
-class CellwiseLaw(LazyLaw):
+class CellwiseLaw(Law):
     """An intermediate's `log_prob` on cells; the values at tokens that were asked for once are kept.
 
     Args:
@@ -152,23 +143,17 @@ class CellwiseLaw(LazyLaw):
         q, p: laws of R rows.
     """
 
-    def __init__(self, intermediate: Intermediate, q: LazyLaw, p: LazyLaw) -> None:
-        self.intermediate, self.q, self.p, self.chunks = intermediate, q, p, q.chunks
+    def __init__(self, intermediate: Intermediate, q: Law, p: Law) -> None:
+        super().__init__(q.shape, q, q.chunks)
+        self.intermediate, self.q, self.p = intermediate, q, p
         cells = (q.rows, q.shape[-2])
         self.token = torch.full(cells, -1, dtype=torch.long, device=q.device)
         self.value = torch.zeros(cells, dtype=q.dtype, device=q.device)
         #: Whether the target has tokens that the intermediate leaves out, as far as cells were read, `[R, V]`.
         self.missed = torch.zeros(cells, dtype=torch.bool, device=q.device)
 
-    @staticmethod
-    def describe(
-        intermediate: Intermediate, q: LazyLaw, p: LazyLaw
-    ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
-        """See `LazyLaw.describe`."""
-        return tuple(q.shape), q.dtype, q.device
-
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `LazyLaw.log_probs`."""
+        """See `Law.log_probs`."""
         if tokens is None:
             log_q = self.q.log_probs(rows, positions)
             # Intermediates are told of lanes and positions, [R, K, V, A]; a cell is the only one of both.
@@ -191,11 +176,11 @@ class CellwiseLaw(LazyLaw):
         return found[:, None]
 
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.lower_bound`."""
+        """See `Law.lower_bound`."""
         return torch.where(self.missed[rows, positions], -math.inf, 0.0)
 
 
-class ResidualLaw(LazyLaw):
+class ResidualLaw(Law):
     """`(e^s pi_i - q_i)_+`, normalised, at one position i of each row, and `pi_i` where no mass is left (round-off).
 
     Args:
@@ -205,19 +190,12 @@ class ResidualLaw(LazyLaw):
         log_scale: s, `[R]`, or None for 0.
     """
 
-    def __init__(self, q: LazyLaw, pi: LazyLaw, position: Tensor, needed: Tensor, log_scale: Tensor | None) -> None:
+    def __init__(self, q: Law, pi: Law, position: Tensor, needed: Tensor, log_scale: Tensor | None) -> None:
+        super().__init__((q.rows, 1, q.shape[-1]), q, q.chunks)
         self.q, self.pi, self.position, self.needed, self.log_scale = q, pi, position, needed, log_scale
-        self.chunks = q.chunks
-
-    @staticmethod
-    def describe(
-        q: LazyLaw, pi: LazyLaw, position: Tensor, needed: Tensor, log_scale: Tensor | None
-    ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
-        """See `LazyLaw.describe`: one position per row."""
-        return (q.rows, 1, q.shape[-1]), q.dtype, q.device
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.probs`; every row must be needed."""
+        """See `Law.probs`; every row must be needed."""
         position = self.position[rows]
         target = self.pi.log_probs(rows, position).to(self.dtype)
         if self.log_scale is not None:
@@ -228,7 +206,7 @@ class ResidualLaw(LazyLaw):
         return torch.where(empty, target, residual) if bool(empty.any()) else residual
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `LazyLaw.log_probs`."""
+        """See `Law.log_probs`."""
         needed = self.needed[rows]
         out = torch.full((rows.numel(), self.shape[-1]), -math.inf, dtype=self.dtype, device=self.device)
         out[~needed, 0] = 0.0
@@ -238,7 +216,7 @@ class ResidualLaw(LazyLaw):
         return out if tokens is None else out.gather(1, tokens[:, None])
 
     def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
-        """See `LazyLaw.draw`."""
+        """See `Law.draw`."""
         out = torch.zeros(uniform.shape, dtype=torch.long, device=self.device)
         drawn = self.needed[owner].nonzero().flatten()
         if drawn.numel():
@@ -246,8 +224,8 @@ class ResidualLaw(LazyLaw):
         return out
 
 
-def bridge_law(intermediate: Intermediate, q: LazyLaw, p: LazyLaw, *, lanes: int) -> LazyLaw:
-    """`intermediate.log_prob(log q, log p)`, lazily (module docstring).
+def bridge_law(intermediate: Intermediate, q: Law, p: Law, *, lanes: int) -> Law:
+    """`intermediate.log_prob(log q, log p)`, computed where it is read (module docstring).
 
     Args:
         q, p: laws of R = B * K rows, `[R, V, A]`.
@@ -268,12 +246,12 @@ def bridge_law(intermediate: Intermediate, q: LazyLaw, p: LazyLaw, *, lanes: int
         return PointwiseLaw(intermediate.log_prob, q, p)
     if isinstance(intermediate, Defensive) and kind is Defensive:
         return PointwiseLaw(intermediate.mixed, bridge_law(intermediate.base, q, p, lanes=lanes), p)
-    if positionwise(intermediate) and not getattr(intermediate, "per_lane", False):
+    if positionwise(intermediate) and not per_lane(intermediate):
         return CellwiseLaw(intermediate, q, p)
     return _windows(intermediate, q, p, lanes)
 
 
-def _product(intermediate: ProductOfExperts, q: LazyLaw, p: LazyLaw, lanes: int) -> LazyLaw:
+def _product(intermediate: ProductOfExperts, q: Law, p: Law, lanes: int) -> Law:
     w, b = intermediate.w, intermediate.target_exponent
     if isinstance(b, Tensor):
         b = b.to(q.device).expand(q.rows // lanes, lanes).reshape(-1) if intermediate.per_lane else float(b)
@@ -285,7 +263,7 @@ def _product(intermediate: ProductOfExperts, q: LazyLaw, p: LazyLaw, lanes: int)
     return ProductLaw(q, p, w, b)
 
 
-def _windows(intermediate: Intermediate, q: LazyLaw, p: LazyLaw, lanes: int) -> LazyLaw:
+def _windows(intermediate: Intermediate, q: Law, p: Law, lanes: int) -> Law:
     """A user's intermediate, on whole windows: it may treat lanes and positions as it likes."""
     width, size = q.shape[-2:]
     particles = q.rows // lanes

@@ -5,7 +5,7 @@ laws that it meets (a logit of -inf, a token that a user's intermediate drops). 
 committed block were read whole anyway, for their normalisers, so that they can be compared there.
 
 Compared are cells where pi may be zero; which these are is known from what was kept when they were read
-(`LazyLaw.lower_bound`), and for most programs there is none. A row that no run meets is not seen: that a run says
+(`Law.lower_bound`), and for most programs there is none. A row that no run meets is not seen: that a run says
 nothing is no proof (`smc_bridge.check` is one, on tables).
 """
 
@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.lazy import as_lazy
+from smc_bridge.distributions.law import Law
 
 #: A log-probability that is zero in every floating-point format: what logits of -1e4 or less, used in place of -inf
 #: by many models, come down to as well.
@@ -30,20 +30,20 @@ def leaves_out(log_pi: Tensor, log_p: Tensor) -> Tensor:
     return ((log_pi < LOG_ZERO) & (log_p > LOG_RARE)).any(-1)
 
 
-def first_uncovered(pi: Tensor, p: Tensor, block: Tensor, length: Tensor) -> Tensor | None:
+def first_uncovered(pi: Law, p: Law, block: Tensor, length: Tensor) -> Tensor | None:
     """First place of each block where pi leaves out a token that p may draw.
 
     Places that p itself cannot reach do not count. Which places are looked at depends on the block alone.
 
     Args:
-        pi, p: laws along the blocks, `[..., V, A]`, lazy where the engine made them.
+        pi, p: laws along the blocks, `[..., V, A]`.
         block: `[..., V]`.
         length: committed tokens, `[...]`.
     Returns:
         `[...]`, V where there is none; None if there is none in all blocks.
     """
     width = block.shape[-1]
-    pi, p, flat = as_lazy(pi), as_lazy(p), block.reshape(-1, width)
+    flat = block.reshape(-1, width)
     committed = torch.arange(width, device=block.device) < length.reshape(-1)[:, None]
     rows, places = committed.nonzero(as_tuple=True)
     maybe = pi.lower_bound(rows, places) < LOG_ZERO
@@ -54,7 +54,7 @@ def first_uncovered(pi: Tensor, p: Tensor, block: Tensor, length: Tensor) -> Ten
     for span in pi.spans(rows.numel()):
         r, i = rows[span], places[span]
         missed[r, i] = leaves_out(pi.log_probs(r, i), p.log_probs(r, i))
-    reached = p.at(torch.where(committed, flat, -1)) > -math.inf
+    reached = p.at(torch.where(committed, flat, -1).view(block.shape)).view(flat.shape) > -math.inf
     reached = torch.nn.functional.pad(reached[:, :-1], (1, 0), value=True).long().cumprod(-1).bool()
     missed &= reached
     if not bool(missed.any()):

@@ -34,7 +34,8 @@ class Intermediate(Protocol):
     `log_ratio_bound`, the greatest value of `log p - log pi` at a token, nats; 0 says that it is the target itself. A
     class derived from another that gives a `log_prob` of its own says these things anew.
 
-    It may say `positionwise = True`: the result at a position depends on `log_q` and `log_p` at that position only, and
+    It may say `per_lane = True`: lanes of one particle have laws of their own, even if they share q and p. And it may
+    say `positionwise = True`: the result at a position depends on `log_q` and `log_p` at that position only, and
     not on which lane or position it is. It is then called on the positions that are needed and no others, each as the
     only position of the only lane; without the attribute, on whole windows of all lanes. A tree walk has no window
     before it knows its block: there it is called on the nodes of each tree, `[R, trees, nodes + 1, A]`, entry 0 after
@@ -84,6 +85,11 @@ def positionwise(intermediate: Intermediate) -> bool:
     """Whether `log_prob` may be called on any selection of positions (see `Intermediate`)."""
     own = type(intermediate).__module__ == __name__
     return bool(_said(intermediate, "positionwise", own))
+
+
+def per_lane(intermediate: Intermediate) -> bool:
+    """Whether lanes of a particle have laws of their own (see `Intermediate`)."""
+    return bool(getattr(intermediate, "per_lane", False))
 
 
 def of_package(intermediate: Intermediate) -> bool:
@@ -326,7 +332,7 @@ class Defensive:
     @property
     def per_lane(self) -> bool:
         """Whether the base treats lanes differently."""
-        return bool(getattr(self.base, "per_lane", False))
+        return per_lane(self.base)
 
     @property
     def positionwise(self) -> bool:

@@ -1,197 +1,304 @@
-"""`Law`: from logits to the one normalised law that is sampled, accepted against, and scored.
+"""`Law`: log-probabilities `[..., V, A]` that are computed where they are read, and never held as a whole.
 
-Temperature, top-k, top-p and banned ids are part of the law (docs/theory, sections 1 and 6, condition C4): they are
-applied here and nowhere else, in this order: banned ids, temperature, top-k, top-p. Probabilities are float32 or better
-whatever the model's dtype.
+With A in the hundred thousands, a tensor for every lane, position and token is the sampler's memory and most of its
+time, while a step reads few of its entries: the law at the drafted tokens, up to the first refusal, and one whole row
+per lane for the correction. A law answers exactly these questions:
+
+    at(tokens)           log-probability of one token per position, [..., V] -> [..., V]
+    row(position)        the whole law of one position per row, [R] -> [R, A]
+    dense()              all of it, [..., V, A]
+
+and, to those who work on some *cells* (row, position) at a time, `log_probs(r, i)` and `draw(owner, u)`. What exists as
+a tensor is a law as `Dense(tensor)`.
+
+Shapes: R rows, V positions, A alphabet, n cells of one call.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Set
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from smc_bridge.models.arguments import real_between, said, whole_number, whole_numbers
-from smc_bridge.sampling import Scores, softmax
-
-
-def check_no_nan(log_probs: Tensor, name: str) -> None:
-    """Raise ValueError naming row and position if `log_probs: [..., A]` has a NaN."""
-    bad = log_probs.isnan().any(-1)
-    if bool(bad.any()):
-        where = bad.nonzero()[0].tolist()
-        raise ValueError(f"{name} has NaN at (row, ..., position) {where}: check the model's logits there")
-
-
-#: What top-p can be.
-TOP_P = "give a mass in (0, 1]; 1 keeps every token"
+from smc_bridge.sampling import Scores, block_width, search
 
 
 @dataclass(frozen=True)
-class Law:
-    """Temperature and truncation of a model's conditionals.
+class Chunks:
+    """How much is computed at a time; the results do not depend on it.
 
     Attributes:
-        temperature: divides the logits; positive.
-        top_p: keep the smallest set of likeliest tokens with at least this mass, in (0, 1], up to round-off
-            (`ROUND_OFF`); 1 keeps all.
-        top_k: keep this many likeliest tokens; None keeps all.
-        banned_ids: tokens of probability zero.
+        bytes: of one `[n, A]` tensor of a chunk; about what a core's cache holds. A chunk has at least one cell.
+        ahead: cells times alphabet that are worth one more round of looking for the first refusal (see `reach`).
+        compile: run the arithmetic of a chunk through `torch.compile`.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    banned_ids: tuple[int, ...] = ()
+    bytes: int = 1 << 20
+    ahead: int = 1 << 21
+    compile: bool = False
 
-    def __post_init__(self) -> None:
-        set_once = object.__setattr__  # the class is frozen
-        set_once(self, "temperature", check_temperature(self.temperature))
-        set_once(self, "top_p", check_top_p(self.top_p))
-        if self.top_k is not None:
-            set_once(self, "top_k", whole_number("top_k", self.top_k, remedy="keep at least 1 token, or None for all"))
+    def cells(self, size: int, itemsize: int) -> int:
+        """Cells of one chunk."""
+        return max(1, self.bytes // (size * itemsize))
 
-    @property
-    def truncates(self) -> bool:
-        """Whether tokens that the model gives mass to can have probability zero."""
-        return self.top_p < 1.0 or self.top_k is not None
+    def reach(self, rows: int, size: int) -> int:
+        """Positions to look at before asking again which of `rows` go on.
 
-    def log_probs(self, logits: Tensor, temperature: Tensor | None = None) -> Tensor:
-        """Normalised log-probabilities, `[..., A]` -> `[..., A]`.
+        More positions waste the work on those after the first refusal, fewer cost more rounds; the sum of a waste in
+        proportion to the width and of rounds in inverse proportion is least at a square root.
+        """
+        return max(1, round(math.sqrt(self.ahead / max(1, rows * size))))
+
+
+class Law(ABC):
+    """Normalised log-probabilities `[..., V, A]`, computed on demand (module docstring).
+
+    A subclass gives `log_probs`. Leading dimensions count as one, R, in everything but the shape.
+
+    Args:
+        shape: `[..., V, A]`.
+        like: gives dtype and device.
+        chunks: how much is computed at a time.
+    """
+
+    def __init__(self, shape: Sequence[int], like: Tensor | Law, chunks: Chunks | None = None) -> None:
+        self.shape = torch.Size(shape)
+        self.dtype, self.device = like.dtype, like.device
+        self.chunks = Chunks() if chunks is None else chunks
+        self._dense: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{tuple(self.shape)}"
+
+    @abstractmethod
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Log-probabilities of n cells, all tokens or one of each.
 
         Args:
-            logits: of any float dtype; -inf is legal.
-            temperature: overrides the law's own, expanded to the shape of `logits` (one per lane: `[K, 1, 1]`).
-        Raises:
-            ValueError: a NaN in the logits, or a row without any token left.
+            rows, positions: `[n]`.
+            tokens: `[n]` ids, or None for all.
+        Returns:
+            `[n, A]` in memory of its own, or `[n, 1]`. With all tokens, n is the caller's to keep small.
         """
-        scores = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-        if self.banned_ids:
-            index = torch.tensor(self.banned_ids, device=scores.device)
-            scores = scores.index_fill(-1, index, -math.inf)
-        factor: float | Tensor = 1.0 / self.temperature
-        if temperature is not None:
-            factor = inverse_temperature(temperature, scores.dtype)
-        _, peak, log_total = softmax(scores, factor)
-        log_probs = Scores(scores, factor, peak, log_total).log_probs()
-        check_no_nan(log_probs, "log_probs")
-        if self.truncates:
-            value, last, log_mass = kept_boundary(scores, log_probs, top_p=self.top_p, top_k=self.top_k)
-            kept = within_boundary(scores, torch.arange(scores.shape[-1], device=scores.device), value, last)
-            log_probs = torch.where(kept, log_probs - log_mass, -math.inf)
-        return log_probs
+
+    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
+        """What `log_probs` of the same cells is made of."""
+        return Scores(self.log_probs(rows, positions, tokens), 1.0, 0.0, 0.0)
+
+    def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Probabilities of n cells up to a factor, `[n, A]`."""
+        return self.log_probs(rows, positions).exp()
+
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """A lower bound of the log-probabilities of cells that were read before, `[n]`, nats; -inf where none is known.
+
+        It is for tokens that matter to the target (`smc_bridge.distributions.coverage`): not banned, and not all but
+        impossible.
+        """
+        return torch.full(rows.shape, -math.inf, dtype=self.dtype, device=self.device)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """The model's own logits at `tokens: [..., V]`, same shape; arbitrary where a token is negative."""
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        rows, positions = (flat >= 0).nonzero(as_tuple=True)
+        found = torch.zeros(flat.shape, dtype=self.dtype, device=self.device)
+        found[rows, positions] = self.raw_at(rows, positions, flat[rows, positions])
+        return found.view(tokens.shape)
+
+    def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """The model's own logits at one token of each of n cells, before any law, `[n]`.
+
+        Raises:
+            TypeError: the law is not that of a model.
+        """
+        raise TypeError(f"{type(self).__name__} is not made of a model's logits")
+
+    @property
+    def rows(self) -> int:
+        """R, the number of rows: the product of the leading dimensions."""
+        return math.prod(self.shape[:-2])
+
+    def spans(self, count: int) -> Iterator[slice]:
+        """Chunks of `count` cells."""
+        step = self.chunks.cells(self.shape[-1], self.dtype.itemsize)
+        return (slice(start, start + step) for start in range(0, count, step))
+
+    def at(self, tokens: Tensor) -> Tensor:
+        """Log-probability of `tokens: [..., V]`, same shape; any value where the token is negative: not computed."""
+        return along([self], tokens)[0]
+
+    def row(self, position: Tensor) -> Tensor:
+        """The law of one position of every row, `[R]` -> `[R, A]`."""
+        rows = torch.arange(self.rows, device=self.device)
+        return torch.cat([self.log_probs(rows[span], position[span]) for span in self.spans(self.rows)])
+
+    def dense(self) -> Tensor:
+        """The whole tensor, computed once."""
+        if self._dense is None:
+            width, size = self.shape[-2:]
+            known = torch.empty(self.rows * width, size, dtype=self.dtype, device=self.device)
+            cell = torch.arange(self.rows * width, device=self.device)
+            for span in self.spans(self.rows * width):
+                known[span] = self.log_probs(cell[span] // width, cell[span] % width)
+            self._dense = known.reshape(self.shape)
+        return self._dense
+
+    def of_rows(self, index: Tensor) -> Law:
+        """The law of rows `index: [R']`, shape `[R', V, A]`; what it computes is kept for all."""
+        return Selected(self, index)
+
+    def shaped(self, *lead: int) -> Law:
+        """The same law with other leading dimensions of the same number of rows."""
+        return Selected(self, None, lead)
+
+    def inverse_cdf(self, uniform: Tensor) -> Tensor:
+        """First token of every cell whose cumulative probability passes `uniform: [..., V]` (float64, on [0, 1))."""
+        flat = uniform.reshape(-1, uniform.shape[-1])
+        return self.draw(torch.arange(self.rows, device=self.device), flat).reshape(uniform.shape)
+
+    def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
+        """Tokens of rows `owner: [Q]` by inverse cdf, `uniform: [Q, V]` -> `[Q, V]`.
+
+        Where more than a chunk is drawn, the probabilities of a cell are computed once for all draws from it.
+
+        Raises:
+            ValueError: a cell has NaN or no token of positive probability.
+        """
+        draws, width = uniform.shape
+        if draws * width <= self.chunks.cells(self.shape[-1], self.dtype.itemsize):
+            return self._drawn(
+                owner.repeat_interleave(width), torch.arange(width, device=self.device).repeat(draws), None, uniform
+            )
+        out = torch.empty(uniform.shape, dtype=torch.long, device=self.device)
+        order = owner.argsort(stable=True)
+        present, counts = torch.unique_consecutive(owner[order], return_counts=True)
+        first = [0, *counts.cumsum(0).tolist()]
+        cells = self.chunks.cells(self.shape[-1], self.dtype.itemsize)
+        columns = min(width, cells)
+        step = max(1, cells // width)
+        for a in range(0, len(first) - 1, step):
+            b = min(a + step, len(first) - 1)
+            lanes = order[first[a] : first[b]]
+            local = torch.arange(b - a, device=self.device).repeat_interleave(counts[a:b])
+            for start in range(0, width, columns):
+                positions = torch.arange(start, min(start + columns, width), device=self.device)
+                span = positions.numel()
+                rows = present[a:b].repeat_interleave(span)
+                cell = local[:, None] * span + (positions - start)
+                given = uniform[lanes, start : start + span]
+                out[lanes, start : start + span] = self._drawn(rows, positions.repeat(b - a), cell.flatten(), given)
+        return out
+
+    def _drawn(self, rows: Tensor, positions: Tensor, cell: Tensor | None, uniform: Tensor) -> Tensor:
+        """Tokens from cells `rows, positions: [n]`, of the shape of `uniform`; `cell`: see `search`."""
+        probs = self.probs(rows, positions)
+        drawn = search(probs, block_width(self.shape[-1]), cell, uniform.reshape(-1))
+        if drawn is None:
+            raise ValueError(
+                f"log_probs at rows {sorted(set(rows.tolist()))} has NaN or no positive probability: check the model's "
+                "logits"
+            )
+        return drawn.view(uniform.shape)
 
 
-def inverse_temperature(temperature: Tensor, dtype: torch.dtype) -> Tensor:
-    """What scores of that dtype are multiplied by, of the shape of `temperature`; rounded once."""
-    return temperature.double().reciprocal().to(dtype)
+def along(laws: Sequence[Law], tokens: Tensor) -> list[Tensor]:
+    """`law.at(tokens)` of several laws of one shape; which cells are read is found out once."""
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    rows, positions = (flat >= 0).nonzero(as_tuple=True)
+    found = [torch.zeros(flat.shape, dtype=law.dtype, device=law.device) for law in laws]
+    if rows.numel():
+        token = flat[rows, positions]
+        for out, law in zip(found, laws, strict=True):
+            out[rows, positions] = law.log_probs(rows, positions, token)[:, 0]
+    return [out.view(tokens.shape) for out in found]
 
 
-#: Likeliest tokens among which the boundary of top-p is sought before all of them are sorted.
-LIKELIEST = 1024
-#: Round-off of a mass C, as a share of C (1 - C), within which it counts as `top_p`. Relative errors of at most d in
-#: the probabilities move C by at most 2 d C (1 - C); float32 rounds a log-probability three times, so that d = 5e-6
-#: covers all tokens within 25 nats of the likeliest one.
-ROUND_OFF = 1e-5
+class Selected(Law):
+    """Some rows of another law, or the same rows in another shape."""
+
+    def __init__(self, base: Law, chosen: Tensor | None, lead: tuple[int, ...] | None = None) -> None:
+        while isinstance(base, Selected):
+            if base.chosen is not None:
+                chosen = base.chosen if chosen is None else base.chosen[chosen]
+            base = base.base
+        rows = lead if lead is not None else tuple(base.shape[:-2]) if chosen is None else (chosen.numel(),)
+        super().__init__((*rows, *base.shape[-2:]), base, base.chunks)
+        self.base: Law = base
+        self.chosen: Tensor | None = chosen
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        return rows if self.chosen is None else self.chosen[rows]
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `Law.log_probs`."""
+        return self.base.log_probs(self._rows(rows), positions, tokens)
+
+    def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
+        """See `Law.scores`."""
+        return self.base.scores(self._rows(rows), positions, tokens)
+
+    def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `Law.probs`."""
+        return self.base.probs(self._rows(rows), positions)
+
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """See `Law.lower_bound`."""
+        return self.base.lower_bound(self._rows(rows), positions)
+
+    def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """See `Law.raw_at`."""
+        return self.base.raw_at(self._rows(rows), positions, tokens)
+
+    def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
+        """See `Law.draw`: rows that share a row of the base share its cdf."""
+        return self.base.draw(self._rows(owner), uniform)
 
 
-def kept_boundary(
-    scores: Tensor, log_probs: Tensor, *, top_p: float, top_k: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What top-k, then top-p, keep of the law `log_probs: [..., A]`: see `within_boundary`.
-
-    Tokens are ranked by their scores, which no arithmetic has touched, and masses are added up in float64 and compared
-    with `top_p` up to round-off: paths that compute the law differently, or in another dtype, keep the same tokens.
-    Among tokens of equal score those of smaller id are kept.
+class Patched(Law):
+    """A law of which some rows are those of another.
 
     Args:
-        scores: what the law is an increasing function of, `[..., A]`.
-        log_probs: the law, normalised up to round-off.
-    Returns:
-        score of the least likely token that is kept, its id, and the log-mass of all that are, `[..., 1]`.
+        base: `[R, V, A]`.
+        rows: which rows, `[Q]`.
+        other: what stands there, `[Q, V, A]`.
     """
-    size, probs = scores.shape[-1], log_probs.exp()
-    if top_k is not None and top_k < size:
-        ordered, count = _likeliest(scores, probs, top_k, top_p, None)
-    else:
-        some = LIKELIEST if size > 4 * LIKELIEST else size
-        total = probs.sum(-1, keepdim=True, dtype=torch.float64)
-        ordered, count = _likeliest(scores, probs, some, top_p, total)
-        if some < size and bool((count == some).any()):
-            ordered, count = _likeliest(scores, probs, size, top_p, total)
-    value = ordered.gather(-1, count - 1)
-    equal = scores == value
-    wanted = count - (scores > value).sum(-1, keepdim=True)
-    last = (equal.cumsum(-1) >= wanted).to(torch.uint8).argmax(-1, keepdim=True)
-    kept = within_boundary(scores, torch.arange(size, device=scores.device), value, last)
-    mass = torch.where(kept, probs, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
-    return value, last, mass.log().to(log_probs.dtype)
+
+    def __init__(self, base: Law, rows: Tensor, other: Law) -> None:
+        super().__init__(base.shape, base, base.chunks)
+        self.base, self.other = base, other
+        self.place = torch.full((base.rows,), -1, dtype=torch.long, device=base.device)
+        self.place[rows] = torch.arange(rows.numel(), device=base.device)
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `Law.log_probs`."""
+        found, place = self.base.log_probs(rows, positions, tokens), self.place[rows]
+        own = place >= 0
+        if bool(own.any()):
+            asked = None if tokens is None else tokens[own]
+            found[own] = self.other.log_probs(place[own], positions[own], asked).to(found.dtype)
+        return found
 
 
-def _likeliest(
-    scores: Tensor, probs: Tensor, some: int, top_p: float, total: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Scores of the `some` likeliest tokens in falling order, and how many of them make up `top_p`, `[..., 1]`.
+class Dense(Law):
+    """The law that a tensor of log-probabilities `[..., V, A]` holds."""
 
-    Args:
-        total: the mass that `top_p` is a share of, `[..., 1]`; None for that of the `some` tokens.
-    """
-    ordered, index = scores.topk(some, dim=-1) if some < scores.shape[-1] else scores.sort(dim=-1, descending=True)
-    if top_p >= 1.0:
-        return ordered, torch.full_like(index[..., :1], some)
-    mass = probs.gather(-1, index).double()
-    reached = mass.cumsum(-1)
-    total = reached[..., -1:] if total is None else total
-    enough = top_p - ROUND_OFF * top_p * (1.0 - top_p)
-    return ordered, (reached - mass < enough * total).sum(-1, keepdim=True)
+    def __init__(self, tensor: Tensor, chunks: Chunks | None = None) -> None:
+        super().__init__(tensor.shape, tensor, chunks)
+        self.tensor = tensor
+        self.flat = tensor.reshape(-1, *tensor.shape[-2:])
 
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `Law.log_probs`."""
+        return self.flat[rows, positions] if tokens is None else self.flat[rows, positions, tokens][:, None]
 
-def within_boundary(scores: Tensor, token: Tensor, value: Tensor, last: Tensor) -> Tensor:
-    """Whether tokens are kept by `kept_boundary`: of a greater score than its last token, or of its score and of no
-    larger id."""
-    return (scores > value) | ((scores == value) & (token <= last))
+    def dense(self) -> Tensor:
+        """See `Law.dense`."""
+        return self.tensor
 
 
-#: Temperatures between which 1 / temperature is a normal number in float32 (1.2e-38 to 3.4e38).
-COLDEST, HOTTEST = 3e-39, 8e37
-
-
-def check_temperature(temperature: Any, *, name: str = "temperature") -> float:
-    """The temperature as a number; ValueError unless it is positive and float32 holds its inverse."""
-    remedy = f"give a positive number between {COLDEST:g} and {HOTTEST:g}, so that float32 holds 1 / temperature"
-    return real_between(name, temperature, COLDEST, HOTTEST, remedy=remedy)
-
-
-def check_top_p(top_p: Any, *, name: str = "top_p") -> float:
-    """The mass as a number; ValueError unless it lies in (0, 1]."""
-    found = real_between(name, top_p, 0.0, 1.0, remedy=TOP_P)
-    if found == 0.0:
-        raise ValueError(f"{name} = {said(top_p)}: {TOP_P}")
-    return found
-
-
-def check_model(model: Any, kind: str) -> None:
-    """Raise ValueError unless this is a model of a pair; `kind` for the message."""
-    for name in ("vocab_size", "eos_id", "banned_ids", "device", "session"):
-        if not hasattr(model, name):
-            raise ValueError(f"model = {said(model)} has no {name}: give the {kind} model of a pair")
-
-
-def as_ids(banned_ids: Iterable[int], vocab_size: int, *, also: Iterable[int] = ()) -> tuple[int, ...]:
-    """Sorted, distinct ids, those of a user and `also` those of a model.
-
-    Raises:
-        ValueError: one is no whole number or outside the alphabet, or none would be left.
-    """
-    given = sorted(banned_ids) if isinstance(banned_ids, Set) else banned_ids
-    more = whole_numbers("banned_ids", given, remedy=f"give a list of ids in 0..{vocab_size - 1}")
-    ids = tuple(sorted({*map(int, also), *more}))
-    if ids and (ids[0] < 0 or ids[-1] >= vocab_size):
-        raise ValueError(f"banned_ids = {said(list(ids))}: ids lie in 0..{vocab_size - 1}")
-    if len(ids) >= vocab_size:
-        raise ValueError(f"banned_ids bans all {vocab_size} tokens: leave at least one")
-    return ids
+#: What turns the laws of cells into another law, token by token.
+Pointwise = Callable[..., Tensor]

@@ -1,4 +1,4 @@
-"""Lazy laws of a model: from logits that exist to `log q` and `log p` where they are read.
+"""Laws of a model: from logits that exist to `log q` and `log p` where they are read.
 
 `LogitLaw` keeps two numbers per cell, peak and log-total, in place of the A log-probabilities; `TruncatedLaw` keeps the
 boundary of top-k and top-p besides.
@@ -11,14 +11,14 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.law import Law, inverse_temperature, kept_boundary, within_boundary
-from smc_bridge.distributions.lazy import Chunks, LazyLaw, Selected
+from smc_bridge.distributions.law import Chunks, Law, Selected
 from smc_bridge.distributions.normaliser import Normaliser
+from smc_bridge.distributions.shaping import Shaping, inverse_temperature, kept_boundary, within_boundary
 from smc_bridge.sampling import Scores, compiled_softmax, softmax
 
 
-class LogitLaw(LazyLaw):
-    """`log softmax(logits / temperature)`, some ids banned: a `Law` without truncation.
+class LogitLaw(Law):
+    """`log softmax(logits / temperature)`, some ids banned: a `Shaping` without truncation.
 
     Args:
         logits: `[U, M, A]`, of any float dtype.
@@ -33,7 +33,9 @@ class LogitLaw(LazyLaw):
         self, logits: Tensor, source: Tensor, *, temperature: float | Tensor = 1.0, banned_ids: tuple[int, ...] = (),
         chunks: Chunks | None = None, lowest: bool = False,
     ) -> None:
-        self.logits = logits
+        precise = logits.dtype if logits.dtype in (torch.float32, torch.float64) else torch.float32
+        super().__init__((*source.shape, logits.shape[-1]), torch.empty(0, dtype=precise, device=logits.device), chunks)
+        self.model_logits = logits
         self.flat = logits.view(-1, logits.shape[-1]) if logits.is_contiguous() else None
         self.source = source
         #: What scores are multiplied by: a number, or `[R, 1]`.
@@ -41,7 +43,6 @@ class LogitLaw(LazyLaw):
             inverse_temperature(temperature, self.dtype)[:, None] if isinstance(temperature, Tensor)
             else 1.0 / temperature
         )
-        self.chunks = Chunks() if chunks is None else chunks
         self._normalise = compiled_softmax() if self.chunks.compile else softmax
         #: What is added to scores: 0, and -inf at banned tokens, `[A]`; None for nothing.
         self.ban: Tensor | None = None
@@ -53,21 +54,12 @@ class LogitLaw(LazyLaw):
         #: Least logit of each cell that was read, but for banned tokens, `[R, V]`.
         self.lowest = torch.full(source.shape, -math.inf, dtype=self.dtype, device=logits.device) if lowest else None
 
-    @staticmethod
-    def describe(
-        logits: Tensor, source: Tensor, *, temperature: float | Tensor = 1.0, banned_ids: tuple[int, ...] = (),
-        chunks: Chunks | None = None, lowest: bool = False,
-    ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
-        """See `LazyLaw.describe`; float32 or better."""
-        precise = logits.dtype if logits.dtype in (torch.float32, torch.float64) else torch.float32
-        return (*source.shape, logits.shape[-1]), precise, logits.device
-
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `LazyLaw.log_probs`."""
+        """See `Law.log_probs`."""
         return self.scores(rows, positions, tokens).log_probs()
 
     def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
-        """See `LazyLaw.scores`: the logits. Reading them all makes the cells known, while they are at hand."""
+        """See `Law.scores`: the logits. Reading them all makes the cells known, while they are at hand."""
         raw = self.raw(rows, positions, tokens)
         if tokens is None and self.normaliser.read(rows, positions)[1] is not None:
             self._note(rows, positions, raw)
@@ -75,7 +67,7 @@ class LogitLaw(LazyLaw):
         return Scores(raw, self._factor(rows), normaliser[:, :1], normaliser[:, 1:])
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.probs`."""
+        """See `Law.probs`."""
         return self._note(rows, positions, self.raw(rows, positions))
 
     def raw(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -85,7 +77,7 @@ class LogitLaw(LazyLaw):
             raw = self._single(place, tokens).to(self.dtype)
             return raw if self.ban is None else raw + self.ban[tokens, None]
         if self.flat is None:
-            raw = self.logits[place // self.logits.shape[1], place % self.logits.shape[1]]
+            raw = self.model_logits[place // self.model_logits.shape[1], place % self.model_logits.shape[1]]
         elif place.numel() == 1 and self.ban is None:
             raw = self.flat.narrow(0, int(place), 1)
         else:
@@ -94,13 +86,13 @@ class LogitLaw(LazyLaw):
         return raw if self.ban is None else raw.index_fill_(-1, self.banned_ids, -math.inf)  # in a copy of its own
 
     def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-        """The model's own logits at tokens, before any law, `[n]`."""
+        """See `Law.raw_at`."""
         return self._single(self.source[rows, positions], tokens)[:, 0].to(self.dtype)
 
     def _single(self, place: Tensor, tokens: Tensor) -> Tensor:
         if self.flat is not None:
             return self.flat[place, tokens][:, None]
-        return self.logits[place // self.logits.shape[1], place % self.logits.shape[1], tokens][:, None]
+        return self.model_logits[place // self.model_logits.shape[1], place % self.model_logits.shape[1], tokens][:, None]
 
     def _factor(self, rows: Tensor) -> float | Tensor:
         return self.factor[rows] if isinstance(self.factor, Tensor) else self.factor
@@ -135,7 +127,7 @@ class LogitLaw(LazyLaw):
         return probs
 
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.lower_bound`."""
+        """See `Law.lower_bound`."""
         if self.lowest is None:
             return super().lower_bound(rows, positions)
         values, _ = self.normaliser.read(rows, positions)
@@ -143,29 +135,25 @@ class LogitLaw(LazyLaw):
         return (self._factor(rows) * shifted - values[:, 1:])[:, 0]
 
 
-class TruncatedLaw(LazyLaw):
+class TruncatedLaw(Law):
     """A law cut by top-k and top-p, and normalised again.
 
     Args:
         base: the law before the cut.
-        law: gives `top_k` and `top_p`; its temperature and banned ids are not looked at.
+        shaping: gives `top_k` and `top_p`; its temperature and banned ids are not looked at.
     """
 
-    def __init__(self, base: LazyLaw, law: Law) -> None:
-        self.base, self.law, self.chunks = base, law, base.chunks
+    def __init__(self, base: Law, shaping: Shaping) -> None:
+        super().__init__(base.shape, base, base.chunks)
+        self.base, self.shaping = base, shaping
         cells = (base.rows, base.shape[-2])
         self.known = torch.zeros(cells, dtype=torch.bool, device=base.device)
         #: Score and id of the last token that is kept, and the log-mass of all that are.
         self.value, self.log_mass = (torch.zeros(cells, dtype=base.dtype, device=base.device) for _ in range(2))
         self.last = torch.zeros(cells, dtype=torch.long, device=base.device)
 
-    @staticmethod
-    def describe(base: LazyLaw, law: Law) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
-        """See `LazyLaw.describe`."""
-        return tuple(base.shape), base.dtype, base.device
-
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `LazyLaw.log_probs`."""
+        """See `Law.log_probs`."""
         self._ensure(rows, positions)
         found = self.base.scores(rows, positions, tokens)
         token = torch.arange(self.shape[-1], device=self.device) if tokens is None else tokens[:, None]
@@ -173,6 +161,10 @@ class TruncatedLaw(LazyLaw):
             found.values, token, self.value[rows, positions][:, None], self.last[rows, positions][:, None]
         )
         return torch.where(kept, found.log_probs() - self.log_mass[rows, positions][:, None], -math.inf)
+
+    def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """See `Law.raw_at`."""
+        return self.base.raw_at(rows, positions, tokens)
 
     def _ensure(self, rows: Tensor, positions: Tensor) -> None:
         known = self.known[rows, positions]
@@ -184,33 +176,33 @@ class TruncatedLaw(LazyLaw):
             r, i = cell[span] // width, cell[span] % width
             found = self.base.scores(r, i)
             value, last, log_mass = kept_boundary(
-                found.values, found.log_probs(), top_p=self.law.top_p, top_k=self.law.top_k
+                found.values, found.log_probs(), top_p=self.shaping.top_p, top_k=self.shaping.top_k
             )
             self.value[r, i], self.last[r, i], self.log_mass[r, i] = value[:, 0], last[:, 0], log_mass[:, 0]
             self.known[r, i] = True
 
 
-def truncated(base: LazyLaw, law: Law) -> LazyLaw:
-    """`base` under the truncation of `law`; rows that share a row of the base go on sharing it."""
-    if not law.truncates:
+def truncated(base: Law, shaping: Shaping) -> Law:
+    """`base` under the truncation of `shaping`; rows that share a row of the base go on sharing it."""
+    if not shaping.truncates:
         return base
     if isinstance(base, Selected):
-        return Selected(TruncatedLaw(base.base, law), base.chosen, tuple(base.shape[:-2]))
-    return TruncatedLaw(base, law)
+        return Selected(TruncatedLaw(base.base, shaping), base.chosen, tuple(base.shape[:-2]))
+    return TruncatedLaw(base, shaping)
 
 
 def model_law(
-    logits: Tensor, source: Tensor, law: Law, *, temperature: Tensor | None = None, chunks: Chunks | None = None,
-    lowest: bool = False,
-) -> LazyLaw:
-    """`law.log_probs` of logits, lazily.
+    logits: Tensor, source: Tensor, shaping: Shaping, *, temperature: Tensor | None = None,
+    chunks: Chunks | None = None, lowest: bool = False,
+) -> Law:
+    """The law `shaping.log_probs` of logits, computed where it is read.
 
     Args:
         logits, source, lowest: see `LogitLaw`.
-        temperature: overrides the law's own, one per row `[R]`.
+        temperature: overrides the shaping's own, one per row `[R]`.
     """
     plain = LogitLaw(
-        logits, source, temperature=law.temperature if temperature is None else temperature,
-        banned_ids=law.banned_ids, chunks=chunks, lowest=lowest,
+        logits, source, temperature=shaping.temperature if temperature is None else temperature,
+        banned_ids=shaping.banned_ids, chunks=chunks, lowest=lowest,
     )
-    return truncated(plain, law)
+    return truncated(plain, shaping)

@@ -1,4 +1,4 @@
-"""What a lazy law keeps of the cells that it has computed: two numbers in place of A log-probabilities."""
+"""What a law keeps of the cells that it has computed: two numbers in place of A log-probabilities."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from smc_bridge.distributions.law import Law
 
 
 class Normaliser:
@@ -18,7 +20,7 @@ class Normaliser:
         like: gives dtype and device.
     """
 
-    def __init__(self, rows: int, width: int, like: Tensor) -> None:
+    def __init__(self, rows: int, width: int, like: Law) -> None:
         self.values = torch.full((rows, width, 2), math.nan, dtype=like.dtype, device=like.device)
 
     @property

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from smc_bridge.distributions.lazy import LazyLaw
+from smc_bridge.distributions.law import Law
 from smc_bridge.sampling import Scores
 
 
-class Placed(LazyLaw):
+class Placed(Law):
     """The law whose cell (r, t) is the cell (`row[r, t]`, `position[r, t]`) of another.
 
     Args:
@@ -17,28 +16,26 @@ class Placed(LazyLaw):
         row, position: LongTensors `[R', T]`.
     """
 
-    def __init__(self, base: LazyLaw, row: Tensor, position: Tensor) -> None:
-        self.base, self.row_of, self.position_of, self.chunks = base, row, position, base.chunks
-
-    @staticmethod
-    def describe(
-        base: LazyLaw, row: Tensor, position: Tensor
-    ) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
-        """See `LazyLaw.describe`."""
-        return (*position.shape, base.shape[-1]), base.dtype, base.device
+    def __init__(self, base: Law, row: Tensor, position: Tensor) -> None:
+        super().__init__((*position.shape, base.shape[-1]), base, base.chunks)
+        self.base, self.row_of, self.position_of = base, row, position
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `LazyLaw.log_probs`."""
+        """See `Law.log_probs`."""
         return self.base.log_probs(self.row_of[rows, positions], self.position_of[rows, positions], tokens)
 
     def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
-        """See `LazyLaw.scores`."""
+        """See `Law.scores`."""
         return self.base.scores(self.row_of[rows, positions], self.position_of[rows, positions], tokens)
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.probs`."""
+        """See `Law.probs`."""
         return self.base.probs(self.row_of[rows, positions], self.position_of[rows, positions])
 
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `LazyLaw.lower_bound`."""
+        """See `Law.lower_bound`."""
         return self.base.lower_bound(self.row_of[rows, positions], self.position_of[rows, positions])
+
+    def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """See `Law.raw_at`."""
+        return self.base.raw_at(self.row_of[rows, positions], self.position_of[rows, positions], tokens)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.law import Law, as_ids, check_model
-from smc_bridge.distributions.lazy import Chunks, LazyLaw
+from smc_bridge.distributions.shaping import Shaping, as_ids, check_model
+from smc_bridge.distributions.law import Chunks, Law
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.models.arguments import called, check_callable, is_bool, is_list, said
 from smc_bridge.models.protocols import CausalLM
@@ -45,7 +45,7 @@ class ARTarget:
 
     Args:
         model: gives the logits (`CausalLM`).
-        temperature, top_p, top_k: part of the law (see `Law`).
+        temperature, top_p, top_k: part of the law (see `Shaping`).
         banned_ids: tokens of probability zero besides those that the model itself bans.
         potential: optional `Potential`.
     Raises:
@@ -61,13 +61,13 @@ class ARTarget:
             raise ValueError(f"potential = {potential.__name__} is a class: give an object, {potential.__name__}()")
         check_callable("potential", potential, "a function of a Prefix")
         self.model = model
-        self.law = Law(temperature, top_p, top_k, as_ids(banned_ids, model.vocab_size, also=model.banned_ids))
+        self.shaping = Shaping(temperature, top_p, top_k, as_ids(banned_ids, model.vocab_size, also=model.banned_ids))
         self.potential = potential
 
     @property
     def temperature(self) -> float:
         """Temperature of the law."""
-        return self.law.temperature
+        return self.shaping.temperature
 
     def log_potential(self, prefix: Prefix) -> Tensor:
         """`log phi` of every row of `prefix`, `[R]` float64, nats; the target must have a potential.
@@ -99,13 +99,13 @@ class ARTarget:
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """`log p` from the model's logits, `[..., A]` -> `[..., A]`, normalised."""
-        return self.law.log_probs(logits)
+        return self.shaping.log_probs(logits)
 
-    def lazy(self, logits: Tensor, *, chunks: Chunks | None = None) -> LazyLaw:
-        """`log p` from the model's logits `[R, V, A]`, computed where it is read, `[R, V, A]`."""
+    def law(self, logits: Tensor, *, chunks: Chunks | None = None) -> Law:
+        """`log p` from the model's logits `[R, V, A]`, computed where it is read."""
         rows, width, _ = logits.shape
         place = torch.arange(rows * width, device=logits.device).reshape(rows, width)
-        return model_law(logits, place, self.law, chunks=chunks)
+        return model_law(logits, place, self.shaping, chunks=chunks)
 
 
 def _entries(values: Any) -> Tensor | None:

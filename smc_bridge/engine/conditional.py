@@ -16,66 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from smc_bridge.engine.state import SMCState
-from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, going_on, rows_of, truncate
+from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.randomness import Source
-
-
-class Pinned(NamedTuple):
-    """Lanes that must follow given tokens in this step; Q of them.
-
-    Attributes:
-        lane: which of the B * K lanes, `[Q]`.
-        block: their next V tokens, `[Q, V]`; arbitrary past the end of the sequence.
-        uniform: decides where they stop, `[Q, V]`.
-    """
-
-    lane: Tensor
-    block: Tensor
-    uniform: Tensor
-
-    def impose(self, draft: Tensor) -> Tensor:
-        """Replace the pinned lanes' drafts, `[B * K, V]`, so that the target is scored along their tokens."""
-        return draft.index_copy(0, self.lane, self.block)
-
-    def forced(self, lanes: int, window: int) -> Tensor:
-        """Tokens that tree walks must take, `[B * K, V]`, -1 where free."""
-        free = torch.full((lanes, window), -1, dtype=torch.long, device=self.block.device)
-        return free.index_copy(0, self.lane, self.block)
-
-    def part(self, first: int, last: int) -> Pinned:
-        """Those among lanes `first` .. `last - 1`, counted from `first`."""
-        own = (self.lane >= first) & (self.lane < last)
-        return Pinned(self.lane[own] - first, self.block[own], self.uniform[own])
-
-    def stop(self, move: Move, kernel: object, q: Tensor, pi: Tensor, *, horizon: Horizon) -> Move:
-        """Replace the pinned lanes' moves: their own tokens, stopped by `kappa`.
-
-        Args:
-            move: of all B * K lanes.
-            kernel: a `StoppingKernel`.
-            q, pi: `[B * K, V, A]`.
-            horizon: of all lanes.
-        Raises:
-            TypeError: the kernel has no `log_continue`.
-        """
-        if not isinstance(kernel, StoppingKernel):
-            raise TypeError(f"kernel {type(kernel).__name__} has no stopping law: use a proper kernel")
-        own = Horizon(horizon.window[self.lane], horizon.eos_id)
-        log_c = going_on(kernel, rows_of(q, self.lane), rows_of(pi, self.lane), self.block, horizon=own)
-        going = (self.uniform < log_c.exp()).long().cumprod(-1).sum(-1)
-        end = own.end(self.block)
-        length, accepted = torch.minimum(going + 1, end), torch.minimum(going, end)
-        return Move(
-            move.block.index_copy(0, self.lane, truncate(self.block, length)),
-            move.length.index_copy(0, self.lane, length),
-            move.accepted.index_copy(0, self.lane, accepted),
-        )
 
 
 def pin(

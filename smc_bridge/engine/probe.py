@@ -22,6 +22,7 @@ from smc_bridge.distributions.intermediate import (
     checked_log_prob,
     log_ratio_bound,
     of_package,
+    per_lane,
     positionwise,
 )
 
@@ -60,7 +61,7 @@ class _Trial:
         self.intermediate, self.device = intermediate, device
         self.generator = torch.Generator().manual_seed(0)
         #: Whether it is called on single cells.
-        self.single = positionwise(intermediate) and not getattr(intermediate, "per_lane", False)
+        self.single = positionwise(intermediate) and not per_lane(intermediate)
 
     def laws(self, *shape: int) -> Tensor:
         """Random laws with a likely token each, as models have them."""

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from smc_bridge.engine.state import SMCState, View, growing
-from smc_bridge.engine.steps import Reduced
+from smc_bridge.engine.program import Program
+from smc_bridge.engine.state import View, growing
+from smc_bridge.engine.steps import Moved, Reduced
 from smc_bridge.engine.watch import uncovered_reason
 from smc_bridge.engine.weights import log_mean
-from smc_bridge.kernels.importance import Lanes
+from smc_bridge.distributions.draft import Draft
 from smc_bridge.plugins import texts_of
 from smc_bridge.result import Forwards, Result
 from smc_bridge.trace import StepRecord, Trace
-
-if TYPE_CHECKING:
-    from smc_bridge.engine.sampler import Sampler
 
 
 class StepTensors:
@@ -32,27 +30,23 @@ class StepTensors:
     Args:
         active: their seats, `[P']`.
         growing: which of their `P' * N` particles took part, `[B]`.
-        lanes: the moves; tokens are kept only if `keep`.
-        increments: `[B, K]`.
+        draft: of their lanes; what it says of the proposal's forwards is kept, its tokens only if `keep`.
+        moved: the lanes; tokens are kept only if `keep`.
         reduced: the survivors.
-        served: seat of every row that the DLM scored, `[U]`.
-        ar_rows: rows that the AR model scored per particle.
-        ar_tokens: drafted tokens or tree nodes that it scored for each, `[B]`.
-        drafts: `[B, K, V]`, or None.
+        linear: whether the draft has tokens.
         keep: whether drafts and blocks are kept.
     """
 
     def __init__(
-        self, active: Tensor, growing: Tensor, lanes: Lanes, increments: Tensor, reduced: Reduced, *, served: Tensor,
-        ar_rows: int, ar_tokens: Tensor, drafts: Tensor | None, keep: bool,
+        self, active: Tensor, growing: Tensor, draft: Draft, moved: Moved, reduced: Reduced, *, linear: bool, keep: bool
     ) -> None:
         self.seats: list[int] = active.tolist()
-        self.growing, self.increments, self.reduced, self.served = growing, increments, reduced, served
-        self.length, self.accepted = lanes.move.length, lanes.move.accepted
-        self.ar_rows, self.ar_tokens, self.keep = ar_rows, ar_tokens, keep
-        self.window = lanes.horizon.window
-        self.blocks = lanes.move.block if keep else None
-        self.drafts = drafts if keep else None
+        self.growing, self.reduced, self.cost, self.keep = growing, reduced, draft.cost, keep
+        self.increments, self.scored = moved.increments, moved.scored
+        self.length, self.accepted = moved.move.length, moved.move.accepted
+        self.window = moved.width.amax(1)
+        self.blocks = moved.move.block if keep else None
+        self.drafts = draft.tokens.reshape(moved.move.block.shape) if keep and linear else None
 
     @cached_property
     def forwards(self) -> dict[int, Forwards]:
@@ -61,10 +55,13 @@ class StepTensors:
         prompts = len(self.seats)
         owner = self.growing // particles
         grew = torch.bincount(owner, minlength=prompts).tolist()
-        tokens = torch.zeros(prompts, dtype=torch.long, device=owner.device).index_add_(0, owner, self.ar_tokens)
-        scored = torch.bincount(self.served, minlength=max(self.seats, default=0) + 1).tolist()
+        tokens = torch.zeros(prompts, dtype=torch.long, device=owner.device).index_add_(0, owner, self.scored)
+        scored, calls, lanes = [0] * (max(self.seats, default=0) + 1), 0, self.length.shape[1]
+        if self.cost is not None:
+            calls = self.cost.forwards
+            scored = torch.bincount(self.cost.prompts, minlength=len(scored)).tolist()
         return {
-            seat: Forwards(int(scored[seat] > 0), scored[seat], int(count > 0), count * self.ar_rows, own)
+            seat: Forwards(calls * (scored[seat] > 0), scored[seat], int(count > 0), count * lanes, own)
             for seat, count, own in zip(self.seats, grew, tokens.tolist(), strict=True)
         }
 
@@ -115,34 +112,21 @@ class StepTensors:
         return out
 
 
-def record_step(
-    state: SMCState, active: Tensor, growing: Tensor, lanes: Lanes, increments: Tensor, reduced: Reduced, *,
-    served: Tensor, ar_rows: int, ar_tokens: Tensor, drafts: Tensor | None, keep: bool,
-) -> None:
-    """Append the step to the trace of every prompt that took part; arguments as `StepTensors`."""
-    step = StepTensors(
-        active, growing, lanes, increments, reduced, served=served, ar_rows=ar_rows, ar_tokens=ar_tokens,
-        drafts=drafts, keep=keep,
-    )
-    for seat in step.seats:
-        state.records[seat].append(step)
-
-
-def result_of(sampler: Sampler, view: View, seat: int, settings: dict[str, Any]) -> Result:
+def result_of(program: Program, view: View, seat: int, settings: dict[str, Any]) -> Result:
     """The `Result` of the prompt in a seat, as far as it has come; the prompt's seed is added to the run's settings."""
     request, particles = view.seated(seat), view.log_weights.shape[1]
     rows = torch.arange(seat * particles, (seat + 1) * particles, device=view.prefix.length.device)
     sequences = [sequence[len(request.prompt) :] for sequence in view.prefix.select(rows).lists()]
     steps = view.records[seat][: view.steps[seat]]
-    reasons = sampler.why_improper()
+    reasons = program.why_improper()
     if seat in view.uncovered:
-        reasons.append(uncovered_reason(sampler, view.uncovered[seat]))
+        reasons.append(uncovered_reason(program, view.uncovered[seat]))
     parts = [step.forwards[seat] for step in steps]
     return Result(
         prompt=request.prompt, sequences=sequences, log_weights=view.log_weights[seat].tolist(),
-        texts=texts_of(sampler.detokenize, sequences),
-        method=sampler.name, proper=not reasons, reasons=reasons,
-        has_potential=sampler.target.potential is not None, forwards=Forwards.total(parts),
+        texts=texts_of(program.detokenize, sequences),
+        method=program.name, proper=not reasons, reasons=reasons,
+        has_potential=program.target.potential is not None, forwards=Forwards.total(parts),
         seconds=time.perf_counter() - view.entered[seat],
         trace=Trace(len(steps), lambda: [step.records[seat] for step in steps]),
         complete=not bool(growing(view.prefix, view.log_weights)[seat].any()),

@@ -30,7 +30,7 @@ from smc_bridge.distributions.intermediate import (
     is_target,
     log_ratio_bound,
 )
-from smc_bridge.distributions.lazy import Chunks
+from smc_bridge.distributions.law import Chunks
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine import steps
 from smc_bridge.engine.conditional import Pinned, check_possible, pin
@@ -116,7 +116,7 @@ class Sampler:
             if not value.proper
         ]
         faults += [("intermediate", reason) for reason in probed(self)]
-        if self.proposal.law.truncates and not dominates(self.intermediate):
+        if self.proposal.shaping.truncates and not dominates(self.intermediate):
             reason = "the truncated proposal leaves out tokens that the target may draw"
             faults.append(("proposal", f"{reason}: wrap the intermediate in Defensive"))
         return faults
@@ -271,7 +271,7 @@ class Sampler:
             max_logit_bytes=self.max_logit_bytes, scores=self._scores,
         )
         if pinned is not None:
-            check_possible(state, rows, pinned, increments, truncates=self.target.law.truncates)
+            check_possible(state, rows, pinned, increments, truncates=self.target.shaping.truncates)
         log_potential, gain = self._potential(state, rows, lanes.move)
         increments = increments + gain
 

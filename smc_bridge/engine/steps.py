@@ -1,187 +1,170 @@
-"""The seven parts of a step as functions of their inputs: propose, branch, verify, move, reweight, reduce, commit.
+"""The parts of a step as functions of their inputs: draft, verify, move, reweight, reduce, commit.
 
-The engine strings them together (`smc_bridge.engine.sampler`). Shapes: B particles that still grow, K lanes, V window,
-A alphabet, P prompts, N particles per prompt.
+The engine strings them together (`smc_bridge.engine.sampler`). Shapes: P prompts, N particles of each, B particles that
+still grow, K lanes, V window, A alphabet.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from smc_bridge.blocks import Horizon, Move
 from smc_bridge.distributions.bridge import bridge_law
-from smc_bridge.distributions.intermediate import Intermediate
-from smc_bridge.distributions.lazy import Chunks, LazyLaw
-from smc_bridge.distributions.target import ARTarget
-from smc_bridge.engine.conditional import Pinned
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Law, Patched
+from smc_bridge.distributions.placed import Placed
+from smc_bridge.engine.parts import DrawnOnce
+from smc_bridge.engine.program import Program
 from smc_bridge.engine.reach import score_in_reach
 from smc_bridge.engine.resampling import Resampler, check_ancestors
 from smc_bridge.engine.state import SMCState
+from smc_bridge.engine.watch import watch
 from smc_bridge.engine.weights import Trigger, check_trigger, ess, log_mean
-from smc_bridge.kernels.importance import Lanes
-from smc_bridge.kernels.protocol import DraftKernel, Horizon, Move, at_tokens, check_draft, check_move
-from smc_bridge.models.protocols import ABSENT, MASKED
+from smc_bridge.kernels.importance import Lanes, checked_increments
+from smc_bridge.kernels.pinned import Pinned
+from smc_bridge.kernels.tree_build import Tree
 from smc_bridge.prefix import PAD
-from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.proposals.protocol import Asked, check_draft
 from smc_bridge.randomness import Source
 
 
-def propose(state: SMCState, rows: Tensor, proposal: DLMProposal) -> Tensor:
-    """Give marginals to the particles `rows: [B]` that have none left: one forward on their unique prefixes.
-
-    Returns:
-        the prompt of every row that was scored, `[U]` (empty if every particle had marginals left). A row that serves
-        several prompts counts for each, so that a prompt's count does not depend on the batch.
-    """
-    needy = rows[state.marginals.remaining()[rows] == 0]
-    if needy.numel() == 0:
-        return needy
-    # A prefix with another length limit is drafted to another length: it needs a forward of its own. So does one of
-    # another prompt if scores depend on which forwards came before, or the draws would depend on the batch.
-    apart = state.limit
-    if getattr(state.dlm, "has_history", False):
-        seat = torch.arange(apart.numel(), device=apart.device) // state.particles
-        apart = apart * (int(seat[-1]) + 1) + seat
-    scored, group = state.prefix.unique(needy, apart=apart)
-    width = (state.limit[scored] - state.prefix.length[scored]).clamp_max(proposal.lookahead)
-    column = torch.arange(int(width.max()), device=rows.device)
-    canvas = torch.where(column < width[:, None], MASKED, ABSENT)
-    state.marginals.add(needy, group, state.dlm.score(scored, canvas), width)
-    # Pairs (prompt, group) as single numbers, which are sorted much faster.
-    served: Tensor = torch.unique(needy // state.particles * scored.numel() + group)
-    return served // scored.numel()
+def draft_lanes(
+    program: Program, state: SMCState, asked: Asked, *, source: Source, pinned: Pinned | None = None
+) -> Draft:
+    """K drafts for each of the B particles; pinned lanes have their own tokens, and q along them."""
+    proposal, marginals = program.proposal, program.kernel.reads_marginals
+    draft = check_draft(proposal, proposal.draft(state.drafts, asked, source=None if marginals else source), asked)
+    if pinned is None or marginals:
+        return draft
+    q = draft.q
+    if not proposal.factorised:
+        q = Patched(q, pinned.lane, proposal.along(state.drafts, asked, pinned.lane, pinned.block))
+    return draft._replace(tokens=pinned.impose(draft.tokens), q=q)
 
 
 @dataclass(frozen=True)
-class Branch:
-    """The lanes of B particles before the move.
+class Scorer:
+    """The target model's answers for B particles with K lanes each (implements `Verifier`).
 
     Attributes:
-        law: proposal of every lane, `[B * K, V, A]`, lazy.
-        logits, place: the marginals `[U, M, A]`, and which of their `U * M` places each position reads, `[B, V]`.
-        horizon: of the B particles.
-        proposal: the law's origin.
-        lanes: K.
-        chunks: how much of a law is computed at a time.
+        program: gives target and intermediate.
+        state: holds the target's session.
+        rows: the particles, `[B]`.
+        q: proposals of their lanes, `[B * K, V, A]`.
+        window: greatest length of each particle's block, `[B]`.
     """
 
-    law: LazyLaw
-    logits: Tensor
-    place: Tensor
-    horizon: Horizon
-    proposal: DLMProposal
-    lanes: int
-    chunks: Chunks
+    program: Program
+    state: SMCState
+    rows: Tensor
+    q: Law
+    window: Tensor
 
-    @cached_property
-    def raw_q(self) -> Tensor:
-        """The marginals' logits, `[B, V, A]`."""
-        slot, column = self.place // self.logits.shape[1], self.place % self.logits.shape[1]
-        return self.logits[slot, column]
+    @property
+    def walks(self) -> int:
+        """See `Verifier.walks`."""
+        return self.program.walks
 
-    @cached_property
-    def log_q(self) -> Tensor:
-        """`law` as a dense tensor, `[B, K, V, A]`; lanes with one law share its memory."""
-        return self.proposal.log_probs(self.raw_q, self.lanes)
-
-    def part(self, first: int, last: int) -> Branch:
-        """Of particles `first` .. `last - 1`."""
-        lane = torch.arange(first * self.lanes, last * self.lanes, device=self.place.device)
-        horizon = Horizon(self.horizon.window[first:last], self.horizon.eos_id)
-        return replace(self, law=self.law.of_rows(lane), place=self.place[first:last], horizon=horizon)
-
-    def raw_at(self, block: Tensor) -> Tensor:
-        """The marginals' logits at tokens `[B, K, V]`, float32 or better; entries at `PAD` are arbitrary."""
-        place = self.place[:, None].expand(block.shape)
-        slot, column = place // self.logits.shape[1], place % self.logits.shape[1]
-        return self.logits[slot, column, block.clamp_min(0)].to(self.law.dtype)
-
-
-def branch(
-    state: SMCState, rows: Tensor, proposal: DLMProposal, *, lanes: int, window: int, chunks: Chunks | None = None
-) -> Branch:
-    """Every particle's next window of marginals under every lane's temperature; equal windows are one law."""
-    marginals = state.marginals
-    left = marginals.remaining()[rows]
-    room = torch.minimum(left, state.limit[rows] - state.prefix.length[rows])
-    horizon = Horizon(room.clamp_max(window), proposal.model.eos_id)
-    width = marginals.logits.shape[1]
-    start, owner = torch.unique(marginals.slot[rows] * width + marginals.offset[rows], return_inverse=True)
-    column = start[:, None] % width + torch.arange(window, device=rows.device)
-    slot = start[:, None] // width
-    # Past the end of a slot its last position is repeated; nothing is committed there.
-    place = slot * width + torch.minimum(column, marginals.width[slot] - 1)
-    chunks = Chunks() if chunks is None else chunks
-    law = proposal.lazy(marginals.logits, place, owner, lanes, chunks=chunks)
-    return Branch(law, marginals.logits, place[owner], horizon, proposal, lanes, chunks)
-
-
-def lane_horizon(horizon: Horizon, lanes: int) -> Horizon:
-    """The horizon of the B * K lanes of B particles."""
-    return Horizon(horizon.window.repeat_interleave(lanes), horizon.eos_id)
-
-
-def move_drafts(
-    state: SMCState, rows: Tensor, at: Branch, *, kernel: DraftKernel, target: ARTarget, intermediate: Intermediate,
-    source: Source, pinned: Pinned | None,
-) -> tuple[Lanes, Tensor]:
-    """Draft, verify and move with a kernel of linear drafts.
-
-    Returns:
-        the lanes, and the drafts `[B, K, V]`.
-    """
-    limit = getattr(target.model, "max_length", None)
-
-    def score(drafts: Tensor) -> Tensor:
+    def along(self, tokens: Tensor) -> tuple[Law, Law]:
+        """See `Verifier.along`."""
+        program, lanes, width = self.program, self.program.lanes, tokens.shape[1]
+        # Nothing is committed past the longest horizon, and the AR model may have no position there: it is not asked.
+        asked, limit = int(self.window.max()), program.target.model.max_length
+        given = tokens[:, :asked].clamp_min(0)
         if limit is None:
-            return state.ar.score(rows.repeat_interleave(at.lanes), drafts)
-        room = limit - state.prefix.length[rows]
-        return score_in_reach(state.ar, rows, drafts, window=at.horizon.window, room=room, lanes=at.lanes)
+            raw = self.state.ar.score(self.rows.repeat_interleave(lanes), given)
+        else:
+            room = limit - self.state.prefix.length[self.rows]
+            raw = score_in_reach(self.state.ar, self.rows, given, window=self.window, room=room, lanes=lanes)
+        if asked < width:  # kernels see laws of V positions; the last one stands for those that no block reaches
+            raw = raw[:, torch.arange(width, device=raw.device).clamp_max(asked - 1)]
+        p = program.target.law(raw, chunks=program.chunks)
+        return p, bridge_law(program.intermediate, self.q, p, lanes=lanes)
 
-    return bridge(
-        at, score, kernel=kernel, target=target, intermediate=intermediate, source=source, pinned=pinned
-    )
+    def at_nodes(self, tree: Tree, q: Law) -> tuple[Law, Law]:
+        """See `Verifier.at_nodes`."""
+        program, count = self.program, q.rows
+        trees = count // self.rows.numel()
+        raw = self.state.ar.score_tree(self.rows.repeat_interleave(trees), tree.tokens, tree.parents)
+        p = program.target.law(raw, chunks=program.chunks)
+        # What follows depth d is at place d.
+        place = torch.nn.functional.pad(tree.depth, (1, 0)).clamp_max(q.shape[-2] - 1)
+        own = torch.arange(count, device=place.device)[:, None].expand_as(place)
+        return p, bridge_law(program.intermediate, Placed(q, own, place), p, lanes=trees)
 
 
-def bridge(
-    at: Branch, score: Callable[[Tensor], Tensor], *, kernel: DraftKernel, target: ARTarget, intermediate: Intermediate,
-    source: Source, pinned: Pinned | None = None,
-) -> tuple[Lanes, Tensor]:
-    """The step's own arithmetic on linear drafts: from the marginals' logits to committed blocks and their laws.
+class Moved(NamedTuple):
+    """The lanes of B particles after the move.
 
-    Args:
-        score: AR logits along drafts cut to the longest horizon W of the particles, `[B * K, W]` -> `[B * K, W, A]`.
-    Returns:
-        the lanes, and the drafts `[B, K, V]`.
+    Attributes:
+        move: leading dimensions `[B, K]`.
+        increments: of their log weights, `[B, K]`.
+        scored: drafted tokens or tree nodes that the target scored for each particle, `[B]`.
+        width: greatest length of each lane's block, `[B, K]`.
     """
-    count, lanes, window = at.place.shape[0], at.lanes, at.place.shape[1]
-    draft = check_draft(kernel, kernel.draft(at.law, generator=source), at.law)
-    if pinned is not None:
-        draft = pinned.impose(draft)
-    # Nothing is committed past the longest horizon, and the AR model may have no position there: it is not asked.
-    asked = int(at.horizon.window.max())
-    raw_p = score(draft[:, :asked])
-    if asked < window:  # kernels see laws of V positions; the last one stands for those that no block reaches
-        raw_p = raw_p[:, torch.arange(window, device=raw_p.device).clamp_max(asked - 1)]
-    log_p = target.lazy(raw_p, chunks=at.chunks)
-    log_pi = bridge_law(intermediate, at.law, log_p, lanes=lanes)
-    horizon = lane_horizon(at.horizon, lanes)
-    move = kernel(at.law, log_pi, draft, generator=source, horizon=horizon)
-    move = check_move(kernel, move, horizon, window=window, vocab_size=at.law.shape[-1])
-    if pinned is not None:
-        move = pinned.stop(move, kernel, at.law, log_pi, horizon=horizon)
-    raw = at_tokens(raw_p, move.block).to(log_p.dtype).reshape(count, lanes, window)
-    block = move.block.reshape(count, lanes, window)
-    shaped = Move(block, move.length.reshape(count, lanes), move.accepted.reshape(count, lanes))
-    log_q, log_p, log_pi = (law.shaped(count, lanes) for law in (at.law, log_p, log_pi))
-    moved = Lanes(log_q, log_p, log_pi, shaped, at.raw_at(block), raw, at.horizon)
-    return moved, draft.reshape(count, lanes, window)
+
+    move: Move
+    increments: Tensor
+    scored: Tensor
+    width: Tensor
+
+
+def move_lanes(
+    program: Program, state: SMCState, rows: Tensor, draft: Draft, *, source: Source, pinned: Pinned | None = None
+) -> Moved:
+    """Verify, move and weigh the lanes of particles `rows: [B]`, in parts where the target's logits would pass their cap.
+
+    The draws of all parts are those of the whole: they are made once, in the order of the first part's calls.
+    """
+    lanes, total = program.lanes, rows.numel()
+    step = _particles_at_once(program, draft.q, total)
+    if step >= total:
+        return _move_part(program, state, rows, draft, source, pinned)
+    whole, parts = DrawnOnce(source), []
+    for first in range(0, total, step):
+        last = min(first + step, total)
+        own = torch.arange(first * lanes, last * lanes, device=rows.device)
+        part = Draft(draft.tokens[own], draft.q.of_rows(own), draft.width[own])
+        fixed = None if pinned is None else pinned.part(first * lanes, last * lanes)
+        parts.append(_move_part(program, state, rows[first:last], part, whole.part(own), fixed))
+    move = Move(*(torch.cat(x) for x in zip(*(part.move for part in parts), strict=True)))
+    increments, scored, width = (torch.cat(x) for x in zip(*(part[1:] for part in parts), strict=True))
+    return Moved(move, increments, scored, width)
+
+
+def _particles_at_once(program: Program, q: Law, total: int) -> int:
+    """How many particles the target scores in one call; at least one."""
+    if program.max_logit_bytes is None:
+        return total
+    positions = program.kernel.positions(program.lanes, program.window, walks=program.walks)
+    return max(1, program.max_logit_bytes // (positions * q.shape[-1] * q.dtype.itemsize))
+
+
+def _move_part(
+    program: Program, state: SMCState, rows: Tensor, draft: Draft, source: Source, pinned: Pinned | None
+) -> Moved:
+    """Of some particles; what their laws were computed from can be forgotten afterwards."""
+    count, lanes = rows.numel(), program.lanes
+    horizon = Horizon(draft.width, program.target.model.eos_id)
+    window = draft.width.reshape(count, lanes).amax(1)
+    verifier = Scorer(program, state, rows, draft.q, window)
+    move, p, pi, scored = program.kernel.move(draft, verifier, source=source, horizon=horizon, pinned=pinned)
+    shaped = Move(
+        move.block.reshape(count, lanes, -1), move.length.reshape(count, lanes), move.accepted.reshape(count, lanes)
+    )
+    q, p, pi = (law.shaped(count, lanes) for law in (draft.q, p, pi))
+    moved = Lanes(q, p, pi, shaped, Horizon(window, horizon.eos_id))
+    watch(program, state, rows, moved)
+    increments = checked_increments(
+        program.weight, moved, kernel=program.kernel, intermediate=program.intermediate
+    )
+    return Moved(shaped, increments, scored.reshape(count, lanes).sum(1), draft.width.reshape(count, lanes))
 
 
 #: Draws for some prompts (`[P']` indices), the given number of rows each.
@@ -258,50 +241,45 @@ def committed(lanes: Move, rows: Tensor, survivors: Tensor, total: int) -> tuple
 
 
 def commit(
-    state: SMCState, active: Tensor, growing: Tensor, lanes: Lanes, reduced: Reduced, log_potential: Tensor | None, *,
-    eos_id: int | None,
+    program: Program, state: SMCState, active: Tensor, growing: Tensor, moved: Moved, reduced: Reduced,
+    log_potential: Tensor | None,
 ) -> None:
-    """Append the survivors' blocks, gather everything by ancestor, and keep marginals that are still good.
-
-    A survivor that was accepted to the end of its window keeps what is left of its marginals (elastic window).
+    """Append the survivors' blocks, and gather everything by ancestor.
 
     Args:
         active: prompts of this step, `[P']`.
         growing: which of their `P' * N` particles took part, `[B]`.
         log_potential: of every lane's extended prefix, `[B, K]`, or None.
     """
-    n, k, device = state.particles, lanes.move.length.shape[1], active.device
+    n, k, device = program.particles, program.lanes, active.device
     everyone = (active[:, None] * n + torch.arange(n, device=device)).flatten()
     total = state.prefix.length.numel()
     first = torch.arange(active.numel(), device=device)[:, None] * (n * k)
     survivors = (first + reduced.survivors).flatten()  # lanes of the active prompts
-    block, length, accepted = committed(lanes.move, growing, survivors, everyone.numel())
+    block, length, accepted = committed(moved.move, growing, survivors, everyone.numel())
     ancestors = torch.arange(total, device=device)
     ancestors[everyone] = everyone[survivors // k]
     blocks = block.new_zeros(total, block.shape[1])
     lengths = torch.zeros(total, dtype=torch.long, device=device)
     blocks[everyone], lengths[everyone] = block.clamp_min(0), length
-    if not torch.equal(ancestors, torch.arange(total, device=device)):
-        state.dlm.gather(ancestors)
+    stays = torch.equal(ancestors, torch.arange(total, device=device))
+    if not stays:
         state.ar.gather(ancestors)
         state.prefix = state.prefix.select(ancestors)
-        state.marginals.slot = state.marginals.slot[ancestors]
-        state.marginals.offset = state.marginals.offset[ancestors]
-    state.dlm.commit(blocks, lengths)
     state.ar.commit(blocks, lengths)
-    state.prefix = state.prefix.extend(blocks, lengths, eos_id=eos_id, limit=state.limit)
-    state.log_weights[active] = reduced.log_weights
+    state.prefix = state.prefix.extend(blocks, lengths, eos_id=program.target.model.eos_id, limit=state.limit)
+    # A score that is not a weight is not carried.
+    state.log_weights[active] = reduced.log_weights if program.weight.proper else 0.0
     if log_potential is not None:
         each = state.log_potential[everyone][:, None].repeat(1, k)
         each[growing] = log_potential
         state.log_potential[everyone] = each.reshape(-1)[survivors]
-    offered = torch.zeros(everyone.numel(), dtype=torch.long, device=device)
-    offered[growing] = lanes.horizon.window
-    whole = (length > 0) & (accepted == length) & (length == offered[survivors // k])
-    state.marginals.offset = state.marginals.offset + lengths
-    spent = torch.ones(total, dtype=torch.bool, device=device)
-    spent[everyone] = ~whole
-    state.marginals.slot[spent | (state.marginals.remaining() <= 0) | state.prefix.done] = -1
+    offered = torch.zeros(everyone.numel(), k, dtype=torch.long, device=device)
+    offered[growing] = moved.width
+    whole = torch.zeros(total, dtype=torch.bool, device=device)
+    whole[everyone] = (length > 0) & (accepted == length) & (length == offered.reshape(-1)[survivors])
+    whole &= ~state.prefix.done
+    program.proposal.commit(state.drafts, None if stays else ancestors, blocks, lengths, whole)
 
 
 def lane_rows(particles: Tensor, lanes: int) -> Tensor:

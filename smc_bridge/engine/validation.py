@@ -44,9 +44,9 @@ def check_sampler(sampler: Sampler) -> None:
             f"the models' alphabets differ: {q.model.vocab_size} tokens ending with {q.model.eos_id} against "
             f"{p.model.vocab_size} ending with {p.model.eos_id}; use a pair that shares its tokenizer"
         )
-    if q.law.banned_ids != p.law.banned_ids:
+    if q.shaping.banned_ids != p.shaping.banned_ids:
         raise ValueError(
-            f"banned_ids differ: {q.law.banned_ids} in the proposal, {p.law.banned_ids} in the target; ban the same"
+            f"banned_ids differ: {q.shaping.banned_ids} in the proposal, {p.shaping.banned_ids} in the target; ban the same"
         )
     if q.lane_temperatures is not None and len(q.lane_temperatures) != sampler.lanes:
         raise ValueError(
@@ -143,9 +143,9 @@ def check_room(ids: Sequence[int], model: LanguageModel, kind: str, *, max_new_t
         kind: of the model, for the message.
         max_new_tokens: length limit of the continuation.
     """
-    if len(ids) < getattr(model, "min_length", 0):
+    if len(ids) < model.min_length:
         raise ValueError(f"{name} is empty: the {kind} model reads at least one token; give a text, or its bos")
-    limit = getattr(model, "max_length", None)
+    limit = model.max_length
     if limit is None or len(ids) + max_new_tokens <= limit:
         return
     room = limit - len(ids)

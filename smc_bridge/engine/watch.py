@@ -6,46 +6,43 @@ It is told once, as a warning; results of the prompts where it was seen are not 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from smc_bridge.distributions.coverage import LOG_RARE, LOG_ZERO, first_uncovered
 from smc_bridge.distributions.intermediate import Defensive, log_ratio_bound, of_package
+from smc_bridge.blocks import prefix_sum
+from smc_bridge.distributions.law import along
+from smc_bridge.engine.program import Program
 from smc_bridge.engine.state import SMCState
 from smc_bridge.kernels.importance import Lanes
-from smc_bridge.kernels.protocol import along_tokens, prefix_sum
 from smc_bridge.warn import warn_caller
 
-if TYPE_CHECKING:
-    from smc_bridge.engine.sampler import Sampler
 
-
-def uncovered_reason(sampler: Sampler, place: int) -> str:
+def uncovered_reason(program: Program, place: int) -> str:
     """Why results are not proper, in one line."""
-    name = type(sampler.intermediate).__name__
+    name = type(program.intermediate).__name__
     return (
         f"intermediate {name} has probability 0 where the target has not, first at token {place} of the continuation: "
         "wrap it in Defensive"
     )
 
 
-def may_leave_out(sampler: Sampler) -> bool:
+def may_leave_out(program: Program) -> bool:
     """Whether there is something to watch: not where weights are improper anyway, or the ratio is bounded.
 
     Where it is bounded, a token that counts cannot come down to zero. A user's own bound may be wrong.
     """
-    known = isinstance(sampler.intermediate, Defensive) or of_package(sampler.intermediate)
-    return not (known and log_ratio_bound(sampler.intermediate) < LOG_RARE - LOG_ZERO) and sampler.proper
+    known = isinstance(program.intermediate, Defensive) or of_package(program.intermediate)
+    return not (known and log_ratio_bound(program.intermediate) < LOG_RARE - LOG_ZERO) and program.proper
 
 
-def tell(sampler: Sampler, place: int) -> None:
+def tell(program: Program, place: int) -> None:
     """Warn of it."""
-    warn_caller(f"{uncovered_reason(sampler, place)}; results are marked as not proper")
+    warn_caller(f"{uncovered_reason(program, place)}; results are marked as not proper")
 
 
-def watch(sampler: Sampler, state: SMCState, rows: Tensor, lanes: Lanes) -> None:
+def watch(program: Program, state: SMCState, rows: Tensor, lanes: Lanes) -> None:
     """Note seats whose blocks went past a place where pi leaves out a token of p.
 
     Args:
@@ -54,9 +51,9 @@ def watch(sampler: Sampler, state: SMCState, rows: Tensor, lanes: Lanes) -> None
     Raises:
         ValueError: a retained sequence goes through such a place, so that its weight is infinite.
     """
-    if not may_leave_out(sampler):
+    if not may_leave_out(program):
         return
-    first = first_uncovered(lanes.log_pi, lanes.log_p, lanes.move.block, lanes.move.length)
+    first = first_uncovered(lanes.pi, lanes.p, lanes.move.block, lanes.move.length)
     if first is None:
         return
     width = lanes.move.block.shape[-1]
@@ -66,10 +63,10 @@ def watch(sampler: Sampler, state: SMCState, rows: Tensor, lanes: Lanes) -> None
     for s, at, begun in zip(seat.tolist(), place.tolist(), start.tolist(), strict=True):
         if at < width:
             state.uncovered[s] = min(begun + at, state.uncovered.get(s, begun + at))
-    log_p, log_pi = along_tokens(lanes.log_p, lanes.log_pi, lanes.move.block)
+    log_p, log_pi = along([lanes.p, lanes.pi], lanes.move.block)
     ratio = torch.where(log_p == -math.inf, -math.inf, log_p - log_pi)
     if bool((prefix_sum(ratio, lanes.move.length) == math.inf).any()):
-        raise ValueError(f"retained has weight infinity: {uncovered_reason(sampler, min(state.uncovered.values()))}")
+        raise ValueError(f"retained has weight infinity: {uncovered_reason(program, min(state.uncovered.values()))}")
     if not state.told:
         state.told = True
-        tell(sampler, min(state.uncovered.values()))
+        tell(program, min(state.uncovered.values()))

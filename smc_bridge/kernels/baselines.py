@@ -9,86 +9,77 @@ grows with the number of lanes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from smc_bridge.blocks import Horizon, Move, prefix_sum
+from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.law import Law
-from smc_bridge.distributions.lazy import as_lazy
 from smc_bridge.distributions.logits import truncated
+from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.kernels.importance import Lanes
-from smc_bridge.kernels.protocol import Horizon, Kernel, Move, full_horizon
+from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import accepted_tokens, commit_residual
 from smc_bridge.models.arguments import whole_number
-from smc_bridge.randomness import Randomness, as_source
+from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.randomness import Randomness, Source, as_source
 
 
-class ReleasedRejection:
-    """Token-level rejection with the released code's draft and its end-of-sequence rule.
+class ReleasedProposal(DLMProposal):
+    """Drafts from the truncated marginals, of which the acceptance ratio will not know.
 
     Args:
-        lanes: K; consecutive rows are the lanes of one particle, because the lanes are coupled.
-        top_p: truncation of the draft only.
+        draft_top_p: truncation of the draft only.
+        others: of `DLMProposal`.
+    """
+
+    def __init__(self, *arguments: Any, draft_top_p: float = 0.95, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.draft_shaping = Shaping(top_p=draft_top_p)
+
+    def drawn(self, q: Law, source: Source) -> Tensor:
+        """See `DLMProposal.drawn`."""
+        return source.categorical(truncated(q, self.draft_shaping))
+
+
+class ReleasedRejection(Kernel):
+    """Token-level rejection with the released code's end-of-sequence rule. The lanes are coupled: there is no law of one.
+
+    Args:
+        lanes: K; consecutive rows are the lanes of one particle.
     """
 
     proper = False
 
-    def __init__(self, lanes: int = 1, *, top_p: float = 0.95) -> None:
+    def __init__(self, lanes: int = 1) -> None:
         self.lanes = whole_number("lanes", lanes)
-        self.shape = Law(top_p=top_p)
 
-    def draft(self, q: Tensor, *, generator: Randomness) -> Tensor:
-        """Draw from the truncated proposal, `[R, V, A]` -> `[R, V]`; the acceptance ratio will not know."""
-        shaped = truncated(as_lazy(q), self.shape)
-        return as_source(generator, q.shape[0], device=q.device).categorical(shaped)
-
-    def __call__(
-        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
-    ) -> Move:
-        """See `DraftKernel.__call__`."""
-        source = as_source(generator, draft.shape[0], device=draft.device)
-        horizon = full_horizon(pi) if horizon is None else horizon
-        end = horizon.end(draft)
+    def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
+        """See `Kernel.__call__`."""
+        q, tokens = draft.q, draft.tokens
+        source, end = as_source(source, q.rows, device=q.device), horizon.end(tokens)
         forced: Tensor | None = None
         if horizon.eos_id is not None:
-            inside = torch.arange(draft.shape[1], device=draft.device) < horizon.window[:, None]
-            drafted = ((draft == horizon.eos_id) & inside).any(-1).reshape(-1, self.lanes).any(-1)
+            inside = torch.arange(tokens.shape[1], device=tokens.device) < horizon.window[:, None]
+            drafted = ((tokens == horizon.eos_id) & inside).any(-1).reshape(-1, self.lanes).any(-1)
             forced = drafted.repeat_interleave(self.lanes)
-        accepted = accepted_tokens(q, pi, draft, end=end, source=source, forced=forced)
-        return commit_residual(q, pi, draft, accepted, end, source=source)
-
-    def log_stop(
-        self, q: Tensor, pi: Tensor, block: Tensor, length: Tensor, *, horizon: Horizon | None = None
-    ) -> Tensor:
-        """There is none.
-
-        Raises:
-            TypeError: always: the lanes are coupled, so a lane has no stopping law of its own.
-        """
-        raise TypeError("ReleasedRejection couples its lanes and has no closed-form law: use Rejection()")
-
-    def log_density(
-        self, q: Tensor, pi: Tensor, block: Tensor, length: Tensor, *, horizon: Horizon | None = None
-    ) -> Tensor:
-        """There is none.
-
-        Raises:
-            TypeError: always, as `log_stop`.
-        """
-        return self.log_stop(q, pi, block, length, horizon=horizon)
+        accepted = accepted_tokens(q, pi, tokens, end=end, source=source, forced=forced)
+        return commit_residual(q, pi, tokens, accepted, end, source=source)
 
 
 class ReleasedScore:
     """Length-mean of raw-logit differences AR - DLM at the committed tokens; not a weight of anything."""
 
-    proper = False
+    proper, lanewise = False, True
 
     def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
         """See `WeightRule.__call__`."""
-        position = torch.arange(lanes.raw_p.shape[-1], device=lanes.raw_p.device)
-        inside = position < lanes.move.length[..., None]
-        difference = torch.where(inside, lanes.raw_p.double() - lanes.raw_q.double(), 0.0)
-        return difference.sum(-1) / lanes.move.length
+        block, length = lanes.move.block, lanes.move.length
+        difference = lanes.p.logits(block).double() - lanes.q.logits(block).double()
+        return prefix_sum(difference, length) / length
 
 
 class Argmax:

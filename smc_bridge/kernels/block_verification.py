@@ -24,8 +24,10 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.lazy import as_lazy
-from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon
+from smc_bridge.blocks import Horizon, Move
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Law
+from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.kernels.rejection import commit_residual, log_ratio
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Randomness, as_source
@@ -41,7 +43,7 @@ def log_acceptance(ratio: Tensor) -> Tensor:
     return torch.stack(steps, dim=1)
 
 
-def surplus(q: Tensor, pi: Tensor, log_p: Tensor, end: Tensor) -> Tensor:
+def surplus(q: Law, pi: Law, log_p: Tensor, end: Tensor) -> Tensor:
     """`S_i = sum_a (P_i pi_{i+1}(a) - q_{i+1}(a))_+` for i = 1 .. V - 1, `[R, V - 1]`; 0 from the end of the draft on.
 
     Args:
@@ -53,34 +55,31 @@ def surplus(q: Tensor, pi: Tensor, log_p: Tensor, end: Tensor) -> Tensor:
     position = torch.arange(1, log_p.shape[1] - 1, device=log_p.device)
     # Where P_i = 0 nothing is left over.
     rows, column = ((position < end[:, None]) & (log_p[:, 1:-1] > -math.inf)).nonzero(as_tuple=True)
-    lazy_q, lazy_pi = as_lazy(q), as_lazy(pi)
-    for span in lazy_pi.spans(rows.numel()):
+    for span in pi.spans(rows.numel()):
         r, i = rows[span], column[span] + 1
-        mass = lazy_pi.log_probs(r, i).add_(log_p[r, i][:, None]).exp_()
-        out[r, i - 1] = mass.sub_(lazy_q.log_probs(r, i).exp_()).clamp_min_(0.0).sum(-1)
+        mass = pi.log_probs(r, i).add_(log_p[r, i][:, None]).exp_()
+        out[r, i - 1] = mass.sub_(q.log_probs(r, i).exp_()).clamp_min_(0.0).sum(-1)
     return out
 
 
 class BlockVerification(StoppingKernel):
     """Block verification (module docstring)."""
 
-    def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
+    def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
         """See `StoppingKernel.log_continue`."""
         ratio = log_ratio(q, pi, block)
         before = log_acceptance(ratio)[:, :-1]
         return torch.where(before == -math.inf, 0.0, (-ratio - before).clamp_max(0.0))
 
-    def __call__(
-        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
-    ) -> Move:
-        """See `DraftKernel.__call__`."""
-        source = as_source(generator, draft.shape[0], device=draft.device)
-        horizon = full_horizon(pi) if horizon is None else horizon
-        window = draft.shape[1]
-        end = horizon.end(draft)
-        position = torch.arange(1, window + 1, device=draft.device)
-        asked = torch.where(position <= end[:, None], draft, PAD)
-        log_p = log_acceptance(log_ratio(q, pi, asked))  # [R, V + 1]
+    def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
+        """See `Kernel.__call__`."""
+        q, tokens = draft.q, draft.tokens
+        source, window = as_source(source, q.rows, device=q.device), tokens.shape[1]
+        end = horizon.end(tokens)
+        position = torch.arange(1, window + 1, device=tokens.device)
+        asked = torch.where(position <= end[:, None], tokens, PAD)
+        ratio = torch.where((asked < 0) & (position <= end[:, None]), -math.inf, log_ratio(q, pi, asked))
+        log_p = log_acceptance(ratio)  # [R, V + 1]
         left = surplus(q, pi, log_p, end)  # S_1 .. S_{V-1}
         slack = left + 1.0 - log_p[:, 1:-1].exp()
         passes = torch.where(slack > 0, left / slack, 1.0)
@@ -90,4 +89,4 @@ class BlockVerification(StoppingKernel):
         trial = source.bernoulli(passes)
         accepted = torch.where(trial, position, 0).amax(-1)
         scale = log_p.gather(1, accepted[:, None])[:, 0]
-        return commit_residual(q, pi, draft, accepted, end, source=source, log_scale=scale)
+        return commit_residual(q, pi, tokens, accepted, end, source=source, log_scale=scale)

@@ -18,8 +18,10 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.lazy import as_lazy
-from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon, truncate
+from smc_bridge.blocks import Horizon, Move, truncate
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Law
+from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.randomness import Randomness, as_source
 
 #: Noise variables of one row that exist at a time: all of a window over a small alphabet, one position of a large one.
@@ -31,12 +33,12 @@ def race(log_pi: Tensor, log_q: Tensor, draft: Tensor, exponential: Tensor) -> T
 
     Args:
         log_pi, log_q: `[..., A]`.
-        draft: winner under q, `[...]`.
+        draft: winner under q, `[...]`; negative for none, where q has no mass.
         exponential: independent Exp(1) variables, `[..., A]`; the entry at the draft is the winning time.
     Returns:
         `argmin_b E_b / pi_b`, `[...]`.
     """
-    time = exponential.gather(-1, draft[..., None])
+    time = exponential.gather(-1, draft[..., None].clamp_min(0))
     arrival = log_q.exp() * time
     arrival = torch.where(_is(draft, arrival), arrival, arrival + exponential)
     # A token that pi excludes never arrives; one that arrives at time zero does so before all others.
@@ -52,15 +54,14 @@ def _is(token: Tensor, like: Tensor) -> Tensor:
 class GumbelCoupling(StoppingKernel):
     """Shared-noise coupling that commits the intermediate's sample (module docstring)."""
 
-    def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
+    def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
         """See `StoppingKernel.log_continue`: `-log sum_b max(pi_b, q_b pi_a / q_a)`."""
         out = torch.zeros(block.shape, dtype=pi.dtype, device=pi.device)
-        lazy_q, lazy_pi = as_lazy(q), as_lazy(pi)
         rows, positions = (block >= 0).nonzero(as_tuple=True)
-        for span in lazy_pi.spans(rows.numel()):
+        for span in pi.spans(rows.numel()):
             r, i = rows[span], positions[span]
             token = block[r, i][:, None]
-            every_q, every_pi = lazy_q.log_probs(r, i), lazy_pi.log_probs(r, i)
+            every_q, every_pi = q.log_probs(r, i), pi.log_probs(r, i)
             log_q, log_pi = every_q.gather(-1, token), every_pi.gather(-1, token)
             never, certain = log_q == -math.inf, log_pi == -math.inf
             scaled = torch.where(never, math.inf, every_q + torch.where(never, 0.0, log_pi - log_q))
@@ -69,28 +70,25 @@ class GumbelCoupling(StoppingKernel):
             out[r, i] = log_c[:, 0]
         return out
 
-    def __call__(
-        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
-    ) -> Move:
-        """See `DraftKernel.__call__`."""
-        source = as_source(generator, draft.shape[0], device=draft.device)
-        horizon = full_horizon(pi) if horizon is None else horizon
-        lazy_q, lazy_pi = as_lazy(q), as_lazy(pi)
-        sample = torch.zeros_like(draft)
+    def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
+        """See `Kernel.__call__`."""
+        q, tokens = draft.q, draft.tokens
+        source = as_source(source, q.rows, device=q.device)
+        sample = torch.zeros_like(tokens)
         width, size = pi.shape[1:]
         # How many positions' noise exists at a time must not depend on the rows, or the draws would.
         step = max(1, NOISE // size)
         for start in range(0, width, step):
             stop = min(start + step, width)
             noise = source.exponential((stop - start, size))  # [R, step, A]
-            asked = torch.arange(start, stop, device=draft.device) < horizon.window[:, None]
+            asked = torch.arange(start, stop, device=tokens.device) < horizon.window[:, None]
             rows, columns = asked.nonzero(as_tuple=True)
-            for span in lazy_pi.spans(rows.numel()):
+            for span in pi.spans(rows.numel()):
                 r, c = rows[span], columns[span]
                 i = c + start
                 own = noise[r, c].to(pi.dtype)
-                sample[r, i] = race(lazy_pi.log_probs(r, i), lazy_q.log_probs(r, i), draft[r, i], own)
-        agreed = (sample == draft).long().cumprod(-1).sum(-1)
+                sample[r, i] = race(pi.log_probs(r, i), q.log_probs(r, i), tokens[r, i], own)
+        agreed = (sample == tokens).long().cumprod(-1).sum(-1)
         end = horizon.end(sample)
         length = torch.minimum(agreed + 1, end)
         return Move(truncate(sample, length), length, torch.minimum(agreed, end))

@@ -13,21 +13,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from smc_bridge.blocks import Horizon, Move, prefix_sum, truncate
 from smc_bridge.distributions.bridge import bridge_law
-from smc_bridge.distributions.intermediate import Intermediate
-from smc_bridge.distributions.lazy import as_lazy
-from smc_bridge.kernels.protocol import (
-    Horizon,
-    Kernel,
-    Move,
-    StoppingKernel,
-    along_tokens,
-    at_tokens,
-    full_horizon,
-    prefix_sum,
-    truncate,
-)
-from smc_bridge.models.arguments import called
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
+from smc_bridge.distributions.law import Law, along
+from smc_bridge.kernels.protocol import Kernel, StoppingKernel
+from smc_bridge.models.arguments import called, said
 from smc_bridge.plugins import check_tensor, foreign, refuse_rows
 from smc_bridge.randomness import Randomness
 
@@ -35,24 +27,18 @@ from smc_bridge.randomness import Randomness
 class Lanes(NamedTuple):
     """All that is known of the K lanes of R particles after the move.
 
-    The three laws are lazy where the engine made them (`smc_bridge.distributions.lazy`): read them through `at_tokens`,
-    or use them as dense tensors.
-
     Attributes:
-        log_q: `[R, K, V, A]`, each lane's own proposal.
-        log_p: `[R, K, V, A]`, target along each lane's block.
-        log_pi: `[R, K, V, A]`, each lane's own intermediate along its block.
+        q: `[R, K, V, A]`, each lane's own proposal, along its draft.
+        p: `[R, K, V, A]`, target along each lane's block.
+        pi: `[R, K, V, A]`, each lane's own intermediate along its block.
         move: blocks, lengths and accepted counts, each with leading dimensions `[R, K]`.
-        raw_q, raw_p: the models' logits at the committed tokens before any law, `[R, K, V]`.
         horizon: where blocks must end, `window: [R]`.
     """
 
-    log_q: Tensor
-    log_p: Tensor
-    log_pi: Tensor
+    q: Law
+    p: Law
+    pi: Law
     move: Move
-    raw_q: Tensor
-    raw_p: Tensor
     horizon: Horizon
 
 
@@ -62,6 +48,14 @@ class WeightRule(Protocol):
     @property
     def proper(self) -> bool:
         """Whether the increments are proper weights of the committed blocks for the target."""
+        ...
+
+    @property
+    def lanewise(self) -> bool:
+        """Whether a lane's increment depends on that lane alone: conditional runs need that.
+
+        A rule that is not asks for laws along the other lanes' blocks: then q must factorise.
+        """
         ...
 
     def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
@@ -91,12 +85,12 @@ def checked_increments(
 class OwnWeights:
     """Each lane weighs by its own intermediate: `log p(x) - log pi^(k)(x)` (docs/theory, Theorem 1)."""
 
-    proper = True
+    proper = lanewise = True
 
     def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
         """See `WeightRule.__call__`."""
         block, length = lanes.move.block, lanes.move.length
-        log_p, log_pi = (x.double() for x in along_tokens(lanes.log_p, lanes.log_pi, block))
+        log_p, log_pi = (x.double() for x in along([lanes.p, lanes.pi], block))
         return prefix_sum(torch.where(log_p == -math.inf, -math.inf, log_p - log_pi), length)
 
 
@@ -107,11 +101,11 @@ class BalanceHeuristic:
     proposals do not depend on the block and the target along the block is known.
     """
 
-    proper = True
+    proper, lanewise = True, False
 
     def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
         """See `WeightRule.__call__`."""
-        log_p = prefix_sum(at_tokens(lanes.log_p, lanes.move.block), lanes.move.length)  # [R, K]
+        log_p = prefix_sum(lanes.p.at(lanes.move.block), lanes.move.length)  # [R, K]
         log_stop, log_density = self.cross(lanes, kernel=kernel, intermediate=intermediate)
         total = log_density.logsumexp(-1)
         weight = log_p + log_stop.logsumexp(-1) - total
@@ -121,9 +115,9 @@ class BalanceHeuristic:
 
     def cross(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> tuple[Tensor, Tensor]:
         """`log kappa_j` and `log g_j` of every lane's block under every lane's law, `[R, K, K]` (block, law)."""
-        rows, count, _, _ = lanes.log_q.shape
-        horizon = Horizon(lanes.horizon.window.repeat_interleave(count), lanes.horizon.eos_id)
-        q, p = as_lazy(lanes.log_q).shaped(rows * count), as_lazy(lanes.log_p).shaped(rows * count)
+        rows, count, _, _ = lanes.q.shape
+        horizon = lanes.horizon.of_lanes(count)
+        q, p = lanes.q.shaped(rows * count), lanes.p.shaped(rows * count)
         first = torch.arange(rows, device=q.device).repeat_interleave(count) * count
         stops, densities = list[Tensor](), list[Tensor]()
         for k in range(count):
@@ -144,19 +138,28 @@ class AcceptAll(StoppingKernel):
         ValueError: the intermediate differs from the proposal at a drafted token.
     """
 
-    def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
+    def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
         """See `StoppingKernel.log_continue`: never stops before the end."""
         return torch.zeros(block.shape, dtype=pi.dtype, device=block.device)
 
-    def __call__(
-        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
-    ) -> Move:
-        """See `DraftKernel.__call__`."""
-        horizon = full_horizon(pi) if horizon is None else horizon
-        end = horizon.end(draft)
-        if q is not pi and bool((prefix_sum((at_tokens(q, draft) - at_tokens(pi, draft)).abs(), end) > 1e-3).any()):
+    def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
+        """See `Kernel.__call__`."""
+        q, tokens = draft.q, draft.tokens
+        end = horizon.end(tokens)
+        if q is not pi:
+            log_q, log_pi = along([q, pi], tokens)
+            if bool((prefix_sum((log_q - log_pi).abs(), end) > 1e-3).any()):
+                raise ValueError(
+                    "intermediate differs from the proposal, but AcceptAll commits the proposal's own draft: use "
+                    "Proposal() as the intermediate, or the Rejection kernel"
+                )
+        return Move(truncate(tokens, end), end, end)
+
+    def check(self, intermediate: Intermediate) -> None:
+        """See `Kernel.check`: the intermediate must be the proposal."""
+        flat = torch.log_softmax(torch.arange(4.0), -1)[None, None, None]  # one lane, one position
+        if not torch.equal(checked_log_prob(intermediate, flat, flat.flip(-1)), flat):
             raise ValueError(
-                "intermediate differs from the proposal, but AcceptAll commits the proposal's own draft: use "
-                "Proposal() as the intermediate, or the Rejection kernel"
+                f"intermediate = {said(intermediate)} with AcceptAll, which commits the proposal's own draft: "
+                "use Proposal()"
             )
-        return Move(truncate(draft, end), end, end)

@@ -14,44 +14,13 @@ import math
 import torch
 from torch import Tensor
 
+from smc_bridge.blocks import Horizon, Move, truncate
 from smc_bridge.distributions.bridge import ResidualLaw
-from smc_bridge.distributions.lazy import LazyLaw, as_lazy
-from smc_bridge.kernels.protocol import (
-    Horizon,
-    Move,
-    StoppingKernel,
-    along_tokens,
-    full_horizon,
-    truncate,
-)
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Law, along
+from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Randomness, Source, as_source
-
-
-def log_residual(log_target: Tensor, log_q: Tensor) -> Tensor:
-    """`log (target - q)_+`, not normalised; `log_target` where no mass is left (round-off).
-
-    Args:
-        log_target: `[..., A]`, may have total mass below 1 (block verification scales it).
-        log_q: `[..., A]`.
-    """
-    residual = (log_target.exp() - log_q.exp()).clamp_min(0.0)
-    empty = residual.sum(-1, keepdim=True) <= 0
-    return torch.where(empty, log_target, residual.log())
-
-
-def commit_correction(
-    draft: Tensor, accepted: Tensor, end: Tensor, residual: Tensor, *, source: Source
-) -> Move:
-    """Commit the first `accepted` tokens of the draft and, unless that is all of it, one token from `residual`.
-
-    Args:
-        draft: `[R, V]`.
-        accepted: `[R]`, at most `end`.
-        end: `[R]`, length of the draft (window or end of sequence).
-        residual: unnormalised log-law of the correction, `[R, A]`; at rows that need none, any law.
-    """
-    return _committed(draft, accepted, end, source.categorical(residual))
 
 
 def _committed(draft: Tensor, accepted: Tensor, end: Tensor, correction: Tensor) -> Move:
@@ -62,14 +31,14 @@ def _committed(draft: Tensor, accepted: Tensor, end: Tensor, correction: Tensor)
     return Move(truncate(block, length), length, accepted)
 
 
-def log_ratio(q: Tensor, pi: Tensor, block: Tensor) -> Tensor:
+def log_ratio(q: Law, pi: Law, block: Tensor) -> Tensor:
     """`log pi_i - log q_i` at the tokens, `[R, V, A]`, `[R, V]` -> `[R, V]`; -inf where `pi_i = 0`."""
-    log_pi, log_q = along_tokens(pi, q, block)
+    log_pi, log_q = along([pi, q], block)
     return torch.where(log_pi == -math.inf, -math.inf, log_pi - log_q)
 
 
 def accepted_tokens(
-    q: Tensor, pi: Tensor, draft: Tensor, *, end: Tensor, source: Source, forced: Tensor | None = None
+    q: Law, pi: Law, draft: Tensor, *, end: Tensor, source: Source, forced: Tensor | None = None
 ) -> Tensor:
     """How many drafted tokens stand before the first refusal: trials of probability `min(1, pi_i / q_i)`.
 
@@ -77,7 +46,7 @@ def accepted_tokens(
 
     Args:
         q, pi, draft: `[R, V, A]`, `[R, V, A]`, `[R, V]`.
-        end: `[R]`; nothing after it is looked at.
+        end: `[R]`; nothing after it is looked at. A `PAD` before it is refused.
         forced: rows whose first token is accepted whatever its trial, `[R]`.
     Returns:
         `[R]`, at most `end`.
@@ -85,13 +54,12 @@ def accepted_tokens(
     rows, window = draft.shape
     trial = source.bernoulli_stream(window)
     position = torch.arange(window, device=draft.device)
-    inside = position < end[:, None]
+    inside = (position < end[:, None]) & (draft >= 0)
     accepted = torch.zeros(rows, dtype=torch.long, device=draft.device)
     going = torch.ones(rows, dtype=torch.bool, device=draft.device)
     start = 0
     while start < window and (growing := int(going.sum())):
-        reach = pi.chunks.reach(growing, pi.shape[-1]) if isinstance(pi, LazyLaw) else window
-        stop = min(start + reach, window)
+        stop = min(start + pi.chunks.reach(growing, pi.shape[-1]), window)
         asked = inside & going[:, None] & (position >= start) & (position < stop)
         log_probability = log_ratio(q, pi, torch.where(asked, draft, PAD))[:, start:stop]
         probability = torch.where(asked[:, start:stop], log_probability.clamp_max(0.0).exp(), 0.0)
@@ -106,7 +74,7 @@ def accepted_tokens(
 
 
 def commit_residual(
-    q: Tensor, pi: Tensor, draft: Tensor, accepted: Tensor, end: Tensor, *, source: Source,
+    q: Law, pi: Law, draft: Tensor, accepted: Tensor, end: Tensor, *, source: Source,
     log_scale: Tensor | None = None,
 ) -> Move:
     """Commit the first `accepted` tokens of the draft and, unless that is all of it, a draw from `(e^s pi - q)_+`.
@@ -117,24 +85,21 @@ def commit_residual(
         log_scale: s, `[R]`, or None for 0.
     """
     place = accepted.clamp_max(draft.shape[1] - 1)
-    residual = ResidualLaw(as_lazy(q), as_lazy(pi), place, accepted < end, log_scale)
+    residual = ResidualLaw(q, pi, place, accepted < end, log_scale)
     return _committed(draft, accepted, end, source.categorical(residual)[:, 0])
 
 
 class Rejection(StoppingKernel):
     """Token-level speculative rejection (module docstring)."""
 
-    def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
+    def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
         """See `StoppingKernel.log_continue`: `min(0, log q_i - log pi_i)` at the token."""
-        log_q, log_pi = along_tokens(q, pi, block)
+        log_q, log_pi = along([q, pi], block)
         return torch.where(log_pi == -math.inf, 0.0, (log_q - log_pi).clamp_max(0.0))
 
-    def __call__(
-        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
-    ) -> Move:
-        """See `DraftKernel.__call__`."""
-        source = as_source(generator, draft.shape[0], device=draft.device)
-        horizon = full_horizon(pi) if horizon is None else horizon
-        end = horizon.end(draft)
-        accepted = accepted_tokens(q, pi, draft, end=end, source=source)
-        return commit_residual(q, pi, draft, accepted, end, source=source)
+    def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
+        """See `Kernel.__call__`."""
+        q, tokens = draft.q, draft.tokens
+        source, end = as_source(source, q.rows, device=q.device), horizon.end(tokens)
+        accepted = accepted_tokens(q, pi, tokens, end=end, source=source)
+        return commit_residual(q, pi, tokens, accepted, end, source=source)

@@ -26,13 +26,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.lazy import LazyLaw
+from smc_bridge.blocks import Horizon, Move, full_horizon
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Dense, Law
 from smc_bridge.distributions.placed import Placed
-from smc_bridge.kernels.protocol import Horizon, Move, StoppingKernel, full_horizon
+from smc_bridge.kernels.pinned import Pinned
+from smc_bridge.kernels.protocol import StoppingKernel, Verified, Verifier, check_move
 from smc_bridge.kernels.tree_build import Tree, best_first
 from smc_bridge.models.arguments import real_between, whole_number
 from smc_bridge.prefix import PAD
-from smc_bridge.randomness import Randomness, UniformStream, as_source, inverse_cdf
+from smc_bridge.randomness import Randomness, UniformStream, as_source
+from smc_bridge.sampling import inverse_cdf
 
 __all__ = ["AT_ONCE", "Edges", "Tree", "TreeWalk", "best_first"]
 
@@ -89,12 +93,12 @@ class TreeWalk(StoppingKernel):
     def __repr__(self) -> str:
         return f"TreeWalk({self.nodes}, min_probability={self.min_probability:g}, exponent={self.exponent:g})"
 
-    def tree(self, q: Tensor, *, horizon: Horizon | None = None) -> Tree:
+    def tree(self, q: Law, *, horizon: Horizon | None = None) -> Tree:
         """The tree that is walked on, a deterministic function of `q: [R, V, A]`."""
-        horizon = full_horizon(q) if horizon is None else horizon
+        horizon = full_horizon(q.rows, q.shape[-2], device=q.device) if horizon is None else horizon
         return best_first(q, self.nodes, horizon, min_probability=self.min_probability, exponent=self.exponent)
 
-    def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
+    def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
         """See `StoppingKernel.log_continue`: 0 while the block stays in the tree, -inf after it."""
         edges = Edges(self.tree(q, horizon=horizon), q.shape[-1])
         tokens = block.cpu().numpy()
@@ -105,28 +109,56 @@ class TreeWalk(StoppingKernel):
             inside[:, i] = node >= 0
         return torch.where(torch.from_numpy(inside).to(pi.device), 0.0, -math.inf).to(pi.dtype)
 
+    def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
+        """See `Kernel.__call__`; `pi` is given at the nodes of `tree(draft.q)`, `[R, T + 1, A]`."""
+        tree = self.tree(draft.q, horizon=horizon)
+        return self.walk(tree, pi, walks=1, source=source, window=draft.q.shape[-2], horizon=horizon)[0]
+
+    def move(
+        self, draft: Draft, verifier: Verifier, *, source: Randomness, horizon: Horizon, pinned: Pinned | None = None
+    ) -> Verified:
+        """See `Kernel.move`: one tree for each group of rows that have one law."""
+        walks, (total, window, _) = verifier.walks, draft.q.shape
+        own = torch.arange(0, total, walks, device=draft.q.device)
+        q, each = draft.q.of_rows(own), horizon.of_rows(own)
+        tree = self.tree(q, horizon=each)
+        p, pi = verifier.at_nodes(tree, q)
+        forced = None if pinned is None else pinned.forced(total, window)
+        move, node = self.walk(tree, pi, walks=walks, source=source, window=window, horizon=each, forced=forced)
+        move = check_move(self, move, horizon, draft.q.shape)
+        owner = torch.arange(own.numel(), device=own.device).repeat_interleave(walks)[:, None].expand_as(node)
+        scored = torch.zeros_like(move.length)  # the first walk of a tree is charged with it
+        scored[own] = tree.real.sum(1)
+        return Verified(move, Placed(p, owner, node), Placed(pi, owner, node), scored)
+
+    def positions(self, lanes: int, window: int, *, walks: int) -> int:
+        """See `Kernel.positions`: nodes and root of each tree."""
+        return (self.nodes + 1) * (lanes // walks)
+
     def walk(
-        self, tree: Tree, node_log_pi: Tensor, *, walks: int, generator: Randomness, window: int, horizon: Horizon,
+        self, tree: Tree, pi: Law, *, walks: int, source: Randomness, window: int, horizon: Horizon,
         forced: Tensor | None = None,
     ) -> tuple[Move, Tensor]:
         """Draw W walks per tree. The law at a node is read when a walk stands on it, and at no other node.
 
         Args:
             tree: of R rows.
-            node_log_pi: `log pi` after every node, `[R, T + 1, A]` (entry 0 after the root), lazy or not.
+            pi: the intermediate after every node, `[R, T + 1, A]` (entry 0 after the root).
             walks: W.
-            generator: draws for R * W rows.
+            source: draws for R * W rows.
             window: V.
             horizon: of the R trees.
             forced: tokens that a walk must take, `[R * W, V]`, -1 where it is free (conditional SMC).
         Returns:
             the moves, `[R * W, ...]`, and the node before each position, `[R * W, V]` (0 past the end).
         """
-        device = node_log_pi.device
+        device = pi.device
         total = tree.tokens.shape[0] * walks
-        draw = as_source(generator, total, device=device).categorical_stream(window)
-        table = _tokens(tree, node_log_pi, draw, walks) if isinstance(draw, UniformStream) else None
-        edges, limit = Edges(tree, node_log_pi.shape[-1]), horizon.window.cpu().numpy()
+        draw = as_source(source, total, device=device).categorical_stream(window)
+        if math.prod(pi.shape) * walks <= AT_ONCE:
+            pi = Dense(pi.dense())
+        table = _tokens(tree, pi, draw, walks) if isinstance(draw, UniformStream) else None
+        edges, limit = Edges(tree, pi.shape[-1]), horizon.window.cpu().numpy()
         given = None if forced is None else forced.cpu().numpy()
         block, before = np.full((total, window), PAD), np.zeros((total, window), dtype=np.int64)
         length, accepted = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
@@ -135,7 +167,7 @@ class TreeWalk(StoppingKernel):
         for i in range(window):
             if table is None:
                 lanes = None if going.size == total else torch.from_numpy(going).to(device)
-                token = draw(_laws(node_log_pi, row, node), lanes).flatten().cpu().numpy()
+                token = draw(_laws(pi, row, node), lanes).flatten().cpu().numpy()
             else:
                 token = table[going, node]
             if given is not None:
@@ -155,28 +187,25 @@ class TreeWalk(StoppingKernel):
         return move, torch.from_numpy(before).to(device)
 
 
-def _tokens(tree: Tree, node_log_pi: Tensor, stream: UniformStream, walks: int) -> Index | None:
+def _tokens(tree: Tree, pi: Law, stream: UniformStream, walks: int) -> Index | None:
     """What each walk draws at each node if it gets there, `[R * W, T + 1]`; None if these are too many laws.
 
     A walk meets at most one node of a depth, where it reads the uniform of that depth. To invert at all nodes at once
     is one round of arithmetic in place of one per position.
     """
-    if isinstance(node_log_pi, LazyLaw) or node_log_pi.numel() * walks > AT_ONCE:
+    rows, places, size = pi.shape
+    if rows * places * size * walks > AT_ONCE:
         return None
-    rows, places, _ = node_log_pi.shape
     depth = torch.nn.functional.pad(tree.depth, (1, 0))[:, None].expand(rows, walks, places)
     uniform = stream.uniform.reshape(rows, walks, -1).gather(2, depth)
-    drawn = inverse_cdf(node_log_pi[:, None].expand(-1, walks, -1, -1), uniform)
+    drawn = inverse_cdf(pi.dense()[:, None].expand(-1, walks, -1, -1), uniform)
     tokens: Index = drawn.reshape(rows * walks, places).cpu().numpy()
     return tokens
 
 
-def _laws(node_log_pi: Tensor, row: Index, node: Index) -> Tensor:
-    """The laws where walks stand, `[n, A]`, or lazily `[n, 1, A]`: computed once for walks that stand on one node."""
-    device = node_log_pi.device
-    if not isinstance(node_log_pi, LazyLaw):
-        return node_log_pi[torch.from_numpy(row).to(device), torch.from_numpy(node).to(device)]
-    places = node_log_pi.shape[-2]
+def _laws(pi: Law, row: Index, node: Index) -> Law:
+    """The laws where walks stand, `[n, 1, A]`: computed once for walks that stand on one node."""
+    places = pi.shape[-2]
     distinct, which = np.unique(row * places + node, return_inverse=True)
-    at = torch.from_numpy(distinct).to(device)[:, None]
-    return Placed(node_log_pi, at // places, at % places).of_rows(torch.from_numpy(which).to(device))
+    at = torch.from_numpy(distinct).to(pi.device)[:, None]
+    return Placed(pi, at // places, at % places).of_rows(torch.from_numpy(which).to(pi.device))

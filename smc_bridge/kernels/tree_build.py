@@ -21,8 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.lazy import LazyLaw, Selected, as_lazy
-from smc_bridge.kernels.protocol import Horizon
+from smc_bridge.blocks import Horizon
+from smc_bridge.distributions.law import Law, Selected
 from smc_bridge.sampling import softmax
 
 #: Tokens of a chunk, and depths that are looked at in one go (more where they are few numbers).
@@ -51,7 +51,7 @@ class Tree(NamedTuple):
 
 
 def best_first(
-    q: Tensor, nodes: int, horizon: Horizon, *, min_probability: float = 0.0, exponent: float = 1.0
+    law: Law, nodes: int, horizon: Horizon, *, min_probability: float = 0.0, exponent: float = 1.0
 ) -> Tree:
     """The `nodes` likeliest non-empty continuations under the product law of the normalised powers `q^exponent`.
 
@@ -59,7 +59,7 @@ def best_first(
     of sequence, those as long as the window (nothing is drawn after them) and those of probability zero are left out.
 
     Args:
-        q: log-marginals `[R, V, A]`, lazy or not.
+        law: the marginals q, `[R, V, A]`.
         nodes: B, budget per row.
         horizon: see `Horizon`.
         min_probability: continuations less likely than this are left out.
@@ -69,7 +69,6 @@ def best_first(
     Returns:
         Trees of at most `nodes` real nodes; T is the number of nodes of the largest.
     """
-    law = as_lazy(q)
     if isinstance(law, Selected) and law.chosen is not None:  # rows that share a law and a window share a tree
         window = law.shape[-2]
         kinds, group = torch.unique(law.chosen * (window + 1) + horizon.window, return_inverse=True)
@@ -92,7 +91,7 @@ def best_first(
     tokens, parents, depth = (np.full(real.shape, fill) for fill in (0, 0, 1))
     parents[real], depth[real] = (np.array([i for g in grown for i in g[k]], dtype=np.int64) for k in (0, 1))
     tokens[real] = token[order][np.array([i for g in grown for i in g[2]], dtype=np.int64)]
-    return Tree(*(torch.from_numpy(x).to(q.device) for x in (tokens, parents, depth, real)))
+    return Tree(*(torch.from_numpy(x).to(law.device) for x in (tokens, parents, depth, real)))
 
 
 class Scale(NamedTuple):
@@ -110,7 +109,7 @@ class Scale(NamedTuple):
 
 
 def _candidates(
-    law: LazyLaw, nodes: int, horizon: Horizon, *, floor: float, exponent: float
+    law: Law, nodes: int, horizon: Horizon, *, floor: float, exponent: float
 ) -> tuple[Indices, Indices, Indices, Floats]:
     """Tokens that can stand in the tree: row, place (depth - 1), token and log-probability of each, `[C]`.
 
@@ -158,7 +157,7 @@ def _candidates(
 
 
 def _chunk_maxima(
-    law: LazyLaw, row: Indices, place: Indices, scale: Scale, *, exponent: float, eos_id: int | None
+    law: Law, row: Indices, place: Indices, scale: Scale, *, exponent: float, eos_id: int | None
 ) -> Floats:
     """Greatest log-probability of each chunk of n cells, the end of sequence left out, `[n, chunks]`; fills `scale`."""
     rows, places = (torch.from_numpy(x).to(law.device) for x in (row, place))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal, Target, check_weight
-from smc_bridge.distributions.law import check_temperature
+from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.distributions.target import ARTarget, Potential
 from smc_bridge.engine.names import named
 from smc_bridge.engine.resampling import Resampler

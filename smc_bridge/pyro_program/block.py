@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
-from smc_bridge.distributions.law import check_no_nan
+from smc_bridge.distributions.shaping import check_no_nan
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.protocol import at_tokens, prefix_sum
 from smc_bridge.models.protocols import CausalSession

@@ -59,9 +59,9 @@ def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seate
     proposal.lookahead = min(proposal.lookahead, limit)
     if own is None:
         size = pair.ar.vocab_size
-        proposal.law = replace(proposal.law, banned_ids=())
-        top_k = target.law.top_k
-        target.law = replace(target.law, banned_ids=(), top_k=None if top_k is None else min(top_k, size))
+        proposal.shaping = replace(proposal.shaping, banned_ids=())
+        top_k = target.shaping.top_k
+        target.shaping = replace(target.shaping, banned_ids=(), top_k=None if top_k is None else min(top_k, size))
     if proposal.lane_temperatures is not None and len(proposal.lane_temperatures) != lanes:
         proposal.lane_temperatures = None
     return Seated(
@@ -106,8 +106,8 @@ def trusted(seated: Seated) -> Iterator[tuple[str, Seated]]:
     for name, part in parts.items():
         if type(getattr(sampler, name)) is not type(part):
             yield name, Seated(replace(sampler, **{name: part}), seated.limit)
-    if sampler.proposal.law.truncates or type(sampler.proposal) is not DLMProposal:
-        law = replace(sampler.proposal.law, top_p=1.0, top_k=None)
+    if sampler.proposal.shaping.truncates or type(sampler.proposal) is not DLMProposal:
+        law = replace(sampler.proposal.shaping, top_p=1.0, top_k=None)
         whole = DLMProposal(
             sampler.proposal.model, temperature=sampler.proposal.lane_temperatures or law.temperature,
             banned_ids=law.banned_ids, lookahead=sampler.proposal.lookahead,

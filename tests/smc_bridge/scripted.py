@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.lazy import as_lazy
+from smc_bridge.distributions.law import as_lazy
 from smc_bridge.engine.resampling import UniformResampler
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move, StoppingKernel, truncate
 from smc_bridge.kernels.tree import Tree, TreeWalk

@@ -233,7 +233,7 @@ def test_options_that_are_not_given_are_the_presets_own(method: str) -> None:
     def shape(sampler: Sampler) -> tuple[object, ...]:
         return (
             sampler.particles, sampler.lanes, sampler.window, sampler.proposal.lookahead, sampler.name,
-            sampler.proposal.lane_temperatures, sampler.proposal.law, sampler.target.law, repr(sampler.intermediate),
+            sampler.proposal.lane_temperatures, sampler.proposal.shaping, sampler.target.shaping, repr(sampler.intermediate),
             vars(sampler.kernel).keys(), type(sampler.kernel), type(sampler.weight), type(sampler.resampler),
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from smc_bridge.distributions.law import Law, as_ids
+from smc_bridge.distributions.shaping import Shaping, as_ids
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -32,9 +32,9 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def law_of(setting: dict[str, Any]) -> Law:
+def law_of(setting: dict[str, Any]) -> Shaping:
     names = {"banned": "banned_ids"}
-    return Law(**{names.get(key, key): value for key, value in setting.items()})
+    return Shaping(**{names.get(key, key): value for key, value in setting.items()})
 
 
 def random_logits(rows: int = 100, size: int = 8, *, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -62,22 +62,22 @@ def test_shifted_logits_change_nothing(setting: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_give_float32_laws(dtype: torch.dtype) -> None:
     logits = random_logits(dtype=dtype)
-    found = Law(0.7, 0.9).log_probs(logits)
+    found = Shaping(0.7, 0.9).log_probs(logits)
     assert found.dtype == torch.float32
-    assert torch.equal(found, Law(0.7, 0.9).log_probs(logits.float()))
+    assert torch.equal(found, Shaping(0.7, 0.9).log_probs(logits.float()))
     assert float((found.exp().sum(-1) - 1).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_wide_logits_keep_their_dtype(dtype: torch.dtype) -> None:
-    assert Law(0.7).log_probs(random_logits(dtype=dtype)).dtype == dtype
+    assert Shaping(0.7).log_probs(random_logits(dtype=dtype)).dtype == dtype
 
 
 def test_nan_is_refused_with_its_place() -> None:
     logits = torch.zeros(2, 3, 4)
     logits[1, 2, 0] = math.nan
     with pytest.raises(ValueError, match=r"NaN at .*\[1, 2\].*logits"):
-        Law().log_probs(logits)
+        Shaping().log_probs(logits)
 
 
 @pytest.mark.parametrize("value", [-math.inf, math.inf])
@@ -85,38 +85,38 @@ def test_a_row_without_a_law_is_refused_with_its_place(value: float) -> None:
     logits = torch.zeros(3, 4)
     logits[1] = value
     with pytest.raises(ValueError, match=r"\[1\]"):
-        Law().log_probs(logits)
+        Shaping().log_probs(logits)
 
 
 def test_a_banned_last_token_is_refused_where_it_leaves_nothing() -> None:
     logits = torch.tensor([[0.0, -math.inf, -math.inf]])
     with pytest.raises(ValueError, match=r"\[0\]"):
-        Law(banned_ids=(0,)).log_probs(logits)
+        Shaping(banned_ids=(0,)).log_probs(logits)
 
 
 def test_top_p_keeps_the_smallest_set_with_its_mass() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]], dtype=torch.float64))
     for top_p, kept in ((0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.96, 4)):
-        found = int((Law(top_p=top_p).log_probs(logits) > -math.inf).sum())
+        found = int((Shaping(top_p=top_p).log_probs(logits) > -math.inf).sum())
         assert found == kept, f"top_p = {top_p} keeps {found} tokens, the smallest set has {kept}"
 
 
 def test_truncation_is_told() -> None:
-    assert not Law(0.2, banned_ids=(1,)).truncates
-    assert Law(top_p=0.9).truncates
-    assert Law(top_k=3).truncates
+    assert not Shaping(0.2, banned_ids=(1,)).truncates
+    assert Shaping(top_p=0.9).truncates
+    assert Shaping(top_k=3).truncates
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Law(0.0), "temperature = 0.0"),
-        (lambda: Law(-1.0), "temperature = -1.0"),
-        (lambda: Law(math.nan), "temperature = nan"),
-        (lambda: Law(math.inf), "temperature = inf"),
-        (lambda: Law(top_p=0.0), "top_p = 0.0"),
-        (lambda: Law(top_p=1.2), "top_p = 1.2"),
-        (lambda: Law(top_k=0), "top_k = 0"),
+        (lambda: Shaping(0.0), "temperature = 0.0"),
+        (lambda: Shaping(-1.0), "temperature = -1.0"),
+        (lambda: Shaping(math.nan), "temperature = nan"),
+        (lambda: Shaping(math.inf), "temperature = inf"),
+        (lambda: Shaping(top_p=0.0), "top_p = 0.0"),
+        (lambda: Shaping(top_p=1.2), "top_p = 1.2"),
+        (lambda: Shaping(top_k=0), "top_k = 0"),
         (lambda: as_ids([3, 9], 5), r"banned_ids = \[3, 9\].*0..4"),
         (lambda: as_ids([-1], 5), "banned_ids"),
         (lambda: as_ids([0, 1, 2], 3), "bans all 3"),
@@ -136,7 +136,7 @@ def test_each_lane_has_its_own_temperature() -> None:
     found = proposal(temperature=[0.5, 1.0, 2.0], top_p=0.9).log_probs(logits, 3)
     assert found.shape == (2, 3, 3, 4)
     for k, temperature in enumerate((0.5, 1.0, 2.0)):
-        gap = (found[:, k].exp() - Law(temperature, 0.9).log_probs(logits).exp()).abs().max()
+        gap = (found[:, k].exp() - Shaping(temperature, 0.9).log_probs(logits).exp()).abs().max()
         assert float(gap) < 1e-12, f"lane {k} differs from its own law by {float(gap)}"
 
 
@@ -144,7 +144,7 @@ def test_one_temperature_is_shared_by_all_lanes() -> None:
     logits = random_logits(6, 4).reshape(2, 3, 4)
     found = proposal(temperature=0.6).log_probs(logits, 5)
     assert found.shape == (2, 5, 3, 4)
-    assert torch.equal(found, Law(0.6).log_probs(logits)[:, None].expand(-1, 5, -1, -1))
+    assert torch.equal(found, Shaping(0.6).log_probs(logits)[:, None].expand(-1, 5, -1, -1))
     assert proposal(temperature=0.6).identical_lanes
     assert proposal(temperature=[0.6, 0.6]).identical_lanes
     assert not proposal(temperature=[0.6, 0.7]).identical_lanes

@@ -26,8 +26,8 @@ from smc_bridge.distributions.intermediate import (
     Proposal,
     Target,
 )
-from smc_bridge.distributions.law import Law
-from smc_bridge.distributions.lazy import Chunks, Dense, LazyLaw, Selected
+from smc_bridge.distributions.shaping import Shaping
+from smc_bridge.distributions.law import Chunks, Dense, LazyLaw, Selected
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine import steps
@@ -79,7 +79,7 @@ INTERMEDIATES: list[Intermediate] = [
     Mixture(1.0), PowerMean(0.5, 0.3), Chernoff(), Defensive(ProductOfExperts(0.5), 0.1),
     Defensive(ProductOfExperts(0.4, EXPONENTS), 0.1), Defensive(Tilted(), 0.2), Tilted(), Halfway(),
 ]
-LAWS = [Law(0.7), Law(1.0, banned_ids=(0, 299)), Law(1.2, top_p=0.8), Law(1.0, top_k=7), Law(0.9, 0.7, 20, (5,))]
+LAWS = [Shaping(0.7), Shaping(1.0, banned_ids=(0, 299)), Shaping(1.2, top_p=0.8), Shaping(1.0, top_k=7), Shaping(0.9, 0.7, 20, (5,))]
 
 
 def logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -91,7 +91,7 @@ def gap(found: Tensor, expected: Tensor) -> float:
     return float(torch.where(found == expected, 0.0, found - expected).abs().max())
 
 
-def pair_of_laws(chunks: Chunks, *, law: Law = LAWS[0]) -> tuple[LazyLaw, LazyLaw, Tensor, Tensor]:
+def pair_of_laws(chunks: Chunks, *, law: Shaping = LAWS[0]) -> tuple[LazyLaw, LazyLaw, Tensor, Tensor]:
     """q (lanes of two temperatures, two particles on one window) and p, lazy and dense `[B, K, V, A]`."""
     raw_q, raw_p = logits(2, V + 2, A), logits(B * K, V, A, seed=1)
     raw_p[0, 1, 3:] = -math.inf
@@ -107,7 +107,7 @@ def pair_of_laws(chunks: Chunks, *, law: Law = LAWS[0]) -> tuple[LazyLaw, LazyLa
 
 @pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
 @pytest.mark.parametrize("law", LAWS, ids=str)
-def test_a_models_law_is_the_dense_one(law: Law, chunks: Chunks) -> None:
+def test_a_models_law_is_the_dense_one(law: Shaping, chunks: Chunks) -> None:
     raw = logits(5, V, A)
     raw[0, 0, :200] = -math.inf
     raw[1, 1] = raw[1, 1].round()  # ties
@@ -199,7 +199,7 @@ def test_no_part_of_a_law_hides_a_part_of_a_tensor() -> None:
 def test_a_broken_cell_is_named_when_it_is_read(bad: float) -> None:
     raw = logits(2, V, A)
     raw[1, 2, 7] = bad
-    law = model_law(raw, torch.arange(2 * V).reshape(2, V), Law())
+    law = model_law(raw, torch.arange(2 * V).reshape(2, V), Shaping())
     law.at(torch.tensor([[3, 3, 3, 3], [3, 3, -1, 3]]))
     for read in (lambda: law.at(torch.full((2, V), 3)), lambda: law.inverse_cdf(torch.full((2, V), 0.5).double())):
         with pytest.raises(ValueError, match=r"NaN at .*\[1, 2\].*logits"):
@@ -335,8 +335,8 @@ def test_a_cap_that_is_none_is_refused() -> None:
 def test_compiled_arithmetic_is_the_plain_one() -> None:
     scores = logits(4, A)
     scores[0, :200] = -math.inf
-    law: Any = model_law(scores[:, None], torch.arange(4)[:, None], Law(), chunks=Chunks(compile=True))
-    plain: Any = model_law(scores[:, None], torch.arange(4)[:, None], Law())
+    law: Any = model_law(scores[:, None], torch.arange(4)[:, None], Shaping(), chunks=Chunks(compile=True))
+    plain: Any = model_law(scores[:, None], torch.arange(4)[:, None], Shaping())
     assert law._normalise is compiled_softmax()
     tokens = torch.tensor([[250], [0], [1], [2]])
     assert gap(law.at(tokens), plain.at(tokens)) < 1e-12

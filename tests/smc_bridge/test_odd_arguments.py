@@ -147,7 +147,7 @@ def test_numbers_of_other_libraries_are_numbers(tmp_path: Path) -> None:
     assert certify([0.1, 0.2, 0.4], level=torch.tensor(0.5)) == certify([0.1, 0.2, 0.4], level=0.5)  # type: ignore[arg-type]
     draws = [RUNS[0].sample(np.int64(3), seed=s) for s in (4, np.int64(4), torch.tensor(4))]  # type: ignore[arg-type]
     assert draws[0] == draws[1] == draws[2]
-    assert ARTarget(AR, banned_ids={1}).law.banned_ids == (1,)  # type: ignore[arg-type]
+    assert ARTarget(AR, banned_ids={1}).shaping.banned_ids == (1,)  # type: ignore[arg-type]
     settings = Settings("arithmetic", np.int64(3), ["smc", "ar"], temperature=np.float32(0.5))  # type: ignore[arg-type]
     assert settings == Settings("arithmetic", 3, ("smc", "ar"), temperature=0.5)
     assert run(keep_drafts=np.True_)[0].trace[0].to_dict() == run(keep_drafts=True)[0].trace[0].to_dict()

@@ -20,8 +20,8 @@ from smc_bridge.analysis.oracle import oracle
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.intermediate import ProductOfExperts
-from smc_bridge.distributions.law import COLDEST, HOTTEST, Law
-from smc_bridge.distributions.lazy import LazyLaw
+from smc_bridge.distributions.shaping import COLDEST, HOTTEST, Shaping
+from smc_bridge.distributions.law import LazyLaw
 from smc_bridge.distributions.logits import LogitLaw, model_law
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.models.tabular import TabularAR, TabularDLM
@@ -45,7 +45,7 @@ def lazily(raw: Tensor, temperature: float | Tensor) -> LazyLaw:
     place = torch.arange(raw.shape[1])[None]
     if isinstance(temperature, Tensor):
         return LogitLaw(raw, place.expand(temperature.numel(), -1), temperature=temperature)
-    return model_law(raw, place, Law(temperature))
+    return model_law(raw, place, Shaping(temperature))
 
 
 def exact(raw: Tensor, temperature: float) -> Tensor:
@@ -71,7 +71,7 @@ def test_log_z_does_not_drift_whatever_the_size_of_the_logits(size: float, tempe
     q, p = lazily(raw_q, given), lazily(raw_p, given)
     lazy = (p.at(tokens).double() - bridge_law(ProductOfExperts(0.3), q, p, lanes=1).at(tokens).double()).sum()
     own = given[:, None, None] if isinstance(given, Tensor) else None
-    dense_q, dense_p = (Law(temperature).log_probs(raw, own) for raw in (raw_q, raw_p))
+    dense_q, dense_p = (Shaping(temperature).log_probs(raw, own) for raw in (raw_q, raw_p))
     dense = (at(dense_p, tokens) - at(ProductOfExperts(0.3).log_prob(dense_q, dense_p), tokens)).sum()
     for name, found in (("lazy", lazy), ("dense", dense)):
         assert abs(float(found - expected)) < 2.4e-4, f"{name}: log Z = {float(found)}, in float64 {float(expected)}"
@@ -93,7 +93,7 @@ def test_what_is_drawn_is_what_is_scored(size: float, temperature: float) -> Non
             gap = float((found - expected[0].exp()).abs().max())
             assert gap < 1e-5, f"{name}, {what}: off by {gap}"
         assert float((drawn - scored).abs().max()) < 1e-6, f"{name}: {float((drawn - scored).abs().max())}"
-    dense = Law(temperature).log_probs(raw_p)
+    dense = Shaping(temperature).log_probs(raw_p)
     assert float((p.dense() - dense).abs().max()) < 1e-5, "dense and lazy laws of p"
 
 
@@ -116,7 +116,7 @@ def test_frequencies_of_draws_are_the_law_at_large_logits() -> None:
 def test_temperatures_whose_inverse_float32_does_not_hold_are_refused_by_name(temperature: float) -> None:
     model = TabularDLM(TabularAR.random(3, 1, seed=0))
     makers = (
-        lambda: Law(temperature), lambda: DLMProposal(model, temperature=[1.0, temperature]),
+        lambda: Shaping(temperature), lambda: DLMProposal(model, temperature=[1.0, temperature]),
         lambda: Settings("arithmetic", 1, ("ar",), temperature),
     )
     for make in makers:
@@ -127,7 +127,7 @@ def test_temperatures_whose_inverse_float32_does_not_hold_are_refused_by_name(te
 @pytest.mark.parametrize("temperature", [COLDEST, HOTTEST])
 def test_the_ends_of_the_temperatures_give_laws(temperature: float) -> None:
     raw = torch.tensor([[[1e4, 1e4 - 1, -math.inf, -1e4], [-math.inf, 0.0, 0.0, 0.0]]])
-    law = Law(temperature, banned_ids=(3,))
+    law = Shaping(temperature, banned_ids=(3,))
     expected = [[1.0, 0.0, 0.0, 0.0] if temperature < 1 else [0.5, 0.5, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0]]
     lazy = model_law(raw, torch.arange(2)[None], law)
     for found in (law.log_probs(raw), lazy.dense(), bridge_law(ProductOfExperts(0.3), lazy, lazy, lanes=1).dense()):
@@ -144,7 +144,7 @@ def kept(law: Tensor) -> list[list[int]]:
     return [row.nonzero().flatten().tolist() for row in law > -math.inf]
 
 
-def on_every_path(raw: Tensor, law: Law) -> dict[str, list[list[int]]]:
+def on_every_path(raw: Tensor, law: Shaping) -> dict[str, list[list[int]]]:
     """What is kept of logits `[R, A]` by the dense law and by the lazy one, read whole and token by token."""
     rows, size = raw.shape
     lazy = model_law(raw[None], torch.arange(rows)[None], law)
@@ -174,7 +174,7 @@ def test_a_mass_that_is_top_p_counts_as_reached(temperature: float, dtype: torch
         raw = temperature * torch.tensor([[float(s) for s in shares]], dtype=torch.float64).log()
         for tenths in range(1, 10):
             expected = smallest_set(shares, Fraction(tenths, 10))
-            law = Law(temperature, top_p=tenths / 10)
+            law = Shaping(temperature, top_p=tenths / 10)
             for path, found in on_every_path(raw.to(dtype), law).items():
                 assert found == [expected], f"{path}: {row} in tenths, top_p = 0.{tenths}: {found[0]}, {expected}"
 
@@ -193,14 +193,14 @@ def test_every_path_keeps_the_same_tokens_at_a_boundary(dtype: torch.dtype, size
             top_p = float(falling[count - 1])
             expected = np.flatnonzero(numpy_law(logits, temperature=0.7, top_k=top_k, top_p=top_p)).tolist()
             assert len(expected) == count
-            for path, found in on_every_path(row[None], Law(0.7, top_p=top_p, top_k=top_k)).items():
+            for path, found in on_every_path(row[None], Shaping(0.7, top_p=top_p, top_k=top_k)).items():
                 assert found == [expected], f"{path}: {found[0]}, {expected} at top_p = {top_p}"
 
 
 def test_tokens_are_ranked_by_logits_that_no_arithmetic_has_merged() -> None:
     """Two logits whose log-probabilities are equal in float32: the greater one is kept on every path."""
     raw = torch.tensor([[20.0, 1.0, 1.0 + 2**-23]])
-    for path, found in on_every_path(raw, Law(0.7, top_k=2)).items():
+    for path, found in on_every_path(raw, Shaping(0.7, top_k=2)).items():
         assert found == [[0, 2]], f"{path}: {found}"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.lazy import Chunks, as_lazy
+from smc_bridge.distributions.law import Chunks, as_lazy
 from smc_bridge.distributions.logits import LogitLaw
 from smc_bridge.kernels.protocol import Horizon
 from smc_bridge.kernels.tree import Edges, Tree, TreeWalk, best_first

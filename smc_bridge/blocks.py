@@ -1,0 +1,78 @@
+"""Blocks: what a kernel commits in one step, where a block must end, and sums along it.
+
+Shapes: R rows (a row is one lane), V window.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from smc_bridge.prefix import PAD
+
+
+class Move(NamedTuple):
+    """What a kernel commits.
+
+    Attributes:
+        block: LongTensor `[R, V]`, `PAD` past the length.
+        length: LongTensor `[R]`, committed tokens, at least 1.
+        accepted: LongTensor `[R]`, how many of them are the draft's own (`length - accepted` is 0 or 1).
+    """
+
+    block: Tensor
+    length: Tensor
+    accepted: Tensor
+
+
+class Horizon(NamedTuple):
+    """Where a block must end whatever the draws.
+
+    Attributes:
+        window: LongTensor `[R]`, greatest length of each row's block, between 1 and V.
+        eos_id: token after which nothing follows, or None.
+    """
+
+    window: Tensor
+    eos_id: int | None
+
+    def end(self, block: Tensor) -> Tensor:
+        """Length at which each row of `block: [R, V]` must end at the latest: window, or the first end of sequence."""
+        if self.eos_id is None:
+            return self.window
+        ended = block == self.eos_id
+        first = torch.where(ended.any(-1), ended.to(torch.uint8).argmax(-1) + 1, block.shape[-1])
+        return torch.minimum(self.window, first)
+
+    def of_lanes(self, lanes: int) -> Horizon:
+        """The horizon of the R * K lanes of R particles."""
+        return Horizon(self.window.repeat_interleave(lanes), self.eos_id)
+
+    def of_rows(self, rows: Tensor) -> Horizon:
+        """The horizon of some rows."""
+        return Horizon(self.window[rows], self.eos_id)
+
+
+def full_horizon(rows: int, window: int, *, device: torch.device | str = "cpu") -> Horizon:
+    """The horizon without an end of sequence where every row may commit V tokens."""
+    return Horizon(torch.full((rows,), window, device=device), None)
+
+
+def prefix_sum(log_terms: Tensor, length: Tensor) -> Tensor:
+    """Sum of the first `length` terms, `[..., V]`, `[...]` -> `[...]` in float64; terms past the length are ignored."""
+    inside = torch.arange(log_terms.shape[-1], device=log_terms.device) < length[..., None]
+    return torch.where(inside, log_terms.double(), 0.0).sum(-1)
+
+
+def truncate(block: Tensor, length: Tensor) -> Tensor:
+    """Set entries of `block: [R, V]` past `length` to `PAD`."""
+    return block.masked_fill(torch.arange(block.shape[1], device=block.device) >= length[:, None], PAD)
+
+
+def log1mexp(log_prob: Tensor) -> Tensor:
+    """`log(1 - exp(x))` for x <= 0, accurate at both ends; values above 0 by round-off count as 0."""
+    x = log_prob.clamp_max(0.0)
+    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))

@@ -1,0 +1,195 @@
+"""`Program`: the parts of PoE-Bridge as a sequential Monte Carlo program, and what follows from them alone.
+
+What is right or wrong about a program (`faults`), what is easily overlooked (`notes`) and how it is written down
+(`settings`) depends on its parts only. `smc_bridge.engine.sampler` runs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from smc_bridge.describe import describe, name_of, number
+from smc_bridge.display import block
+from smc_bridge.distributions.intermediate import (
+    Intermediate,
+    ProductOfExperts,
+    dominates,
+    is_target,
+    log_ratio_bound,
+    per_lane,
+)
+from smc_bridge.distributions.law import Chunks
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.probe import impurities
+from smc_bridge.engine.resampling import Resampler, Systematic
+from smc_bridge.engine.weights import EssBelow, Trigger
+from smc_bridge.kernels.importance import OwnWeights, WeightRule
+from smc_bridge.kernels.protocol import Kernel
+from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.plugins import foreign
+from smc_bridge.proposals.protocol import Proposal
+from smc_bridge.warn import warn_caller
+
+#: Bound of `log p - log pi` at a token, nats, from which on its weight may be missing from a thousand runs.
+VISIBLE = math.log(1000.0)
+
+
+@dataclass(repr=False)
+class Program:
+    """PoE-Bridge as a sequential Monte Carlo program.
+
+    Attributes:
+        proposal, target, intermediate: the three laws.
+        kernel: moves a lane from the proposal to the intermediate.
+        weight: the importance step from the intermediate to the target.
+        resampler, trigger: how and when particles interact.
+        particles: N.  lanes: K drafts per particle.  window: V tokens verified at once.
+        name: for tables.
+        tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text.
+        max_logit_bytes: cap of the AR model's logits of one call (K * V scores of A tokens per particle, or one per
+            tree node): particles are scored in parts, at least one at a time, and each part is a forward of its own.
+            None for no cap. The draws do not depend on it. The DLM's logits are not capped here: give its adapter
+            its own `max_logit_bytes`.
+        compile: run the arithmetic of laws through `torch.compile`.
+        pair: name of the pair of models, for the settings of results.
+    """
+
+    proposal: Proposal
+    target: ARTarget
+    intermediate: Intermediate = field(default_factory=ProductOfExperts)
+    kernel: Kernel = field(default_factory=Rejection)
+    weight: WeightRule = field(default_factory=OwnWeights)
+    resampler: Resampler = field(default_factory=Systematic)
+    trigger: Trigger = field(default_factory=EssBelow)
+    particles: int = 1
+    lanes: int = 1
+    window: int = 32
+    name: str = "smc"
+    tokenize: Callable[[str], Sequence[int] | Tensor] | None = None
+    detokenize: Callable[[list[int]], str] | None = None
+    max_logit_bytes: int | None = None
+    compile: bool = False
+    pair: str | None = None
+
+    def why_improper(self) -> list[str]:
+        """Reasons for which the weights are not proper, one line each; empty for a proper program."""
+        return [reason for _, reason in self.faults()]
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Parts for which the weights are not proper, by their names here, each with the reason in one line."""
+        faults = [
+            (part, f"{part} {type(value).__name__} is not proper")
+            for part, value in (("kernel", self.kernel), ("weight", self.weight), ("resampler", self.resampler))
+            if not value.proper
+        ]
+        faults += [("intermediate", reason) for reason in self.probed()]
+        if not self.proposal.covers and not dominates(self.intermediate):
+            reason = "the proposal leaves out tokens that the target may draw"
+            faults.append(("proposal", f"{reason}: wrap the intermediate in Defensive"))
+        return faults
+
+    def notes(self) -> list[str]:
+        """What is true of a proper program and easily overlooked, one line each; results carry it in their settings."""
+        bound = log_ratio_bound(self.intermediate)
+        if not VISIBLE < bound < math.inf:
+            return []
+        return [
+            f"p / pi is bounded, but by e^{bound:.3g} at each token: so large a weight may be missing from all runs, "
+            "and then Z is seen below 1; Defensive(..., eps) bounds it by 1 / eps"
+        ]
+
+    @property
+    def proper(self) -> bool:
+        """Whether `E[Z_hat sum W f] = E_p[f]` holds for this program."""
+        return not self.why_improper()
+
+    @property
+    def exact(self) -> bool:
+        """Whether every weight is one by construction: a proper program whose intermediate is its target.
+
+        Weights that are one in all runs that were seen are no proof of it.
+        """
+        # A user's rule may weigh otherwise. The balance heuristic's lanes have one law here, which cancels.
+        plain = self.weight.proper and not foreign(self.weight) and self.target.potential is None
+        return plain and is_target(self.intermediate) and self.proper
+
+    def probed(self) -> list[str]:
+        """Reasons found in the intermediate by `impurities`, told as a warning when they are found: once for each
+        object."""
+        asked = (self.intermediate, self.lanes, self.window, self.target.model)
+        known = self.__dict__.get("_probed")
+        if known is None or any(one is not other for one, other in zip(known[0], asked, strict=True)):
+            model = self.target.model
+            reasons = impurities(
+                self.intermediate, lanes=self.lanes, window=self.window, size=model.vocab_size, device=model.device
+            )
+            for reason in reasons:
+                warn_caller(f"{reason}; results are marked as not proper")
+            known = self.__dict__["_probed"] = (asked, reasons)
+        return list(known[1])
+
+    @property
+    def walks(self) -> int:
+        """How many consecutive lanes have one proposal and one intermediate."""
+        alike = self.proposal.factorised and self.proposal.identical_lanes and not per_lane(self.intermediate)
+        return self.lanes if alike else 1
+
+    @property
+    def chunks(self) -> Chunks:
+        """How much of a law is computed at a time."""
+        standard = Chunks(compile=self.compile)
+        cap = self.max_logit_bytes
+        return standard if cap is None else replace(standard, bytes=min(standard.bytes, cap))
+
+    def settings(self, *, max_new_tokens: int) -> dict[str, Any]:
+        """Everything that shapes the draws of a run besides prompt and seed."""
+        bound, notes = log_ratio_bound(self.intermediate), self.notes()
+        return {
+            "method": self.name,
+            "particles": self.particles,
+            "lanes": self.lanes,
+            "window": self.window,
+            "lookahead": self.proposal.lookahead,
+            "intermediate": _shown(self.intermediate),
+            "log_ratio_bound": bound if math.isfinite(bound) else None,
+            "kernel": describe(self.kernel),
+            "weight": describe(self.weight),
+            "exact": self.exact,
+            "resampler": describe(self.resampler),
+            "trigger": describe(self.trigger),
+            "target": {**self.target.shaping.settings(), "potential": describe(self.target.potential)},
+            "proposal": self.proposal.settings(),
+            "pair": self.pair,
+            "models": {"dlm": name_of(self.proposal.model), "ar": name_of(self.target.model)},
+            "max_new_tokens": max_new_tokens,
+            **({"notes": notes} if notes else {}),
+        }
+
+    def __repr__(self) -> str:
+        found = self.settings(max_new_tokens=0)
+        laws = {
+            name: ", ".join(f"{key} {number(value)}" for key, value in found[name].items() if value is not None)
+            for name in ("proposal", "target")
+        }
+        reasons = self.why_improper()
+        return block(
+            f"{type(self).__name__} {self.name!r}: N = {self.particles}, K = {self.lanes}, V = {self.window}, "
+            f"M = {found['lookahead']}, {'not proper: ' + '; '.join(reasons) if reasons else 'properly weighted'}",
+            (
+                f"proposal      {found['models']['dlm']}: {laws['proposal']}",
+                f"target        {found['models']['ar']}: {laws['target']}",
+                f"intermediate  {found['intermediate']}",
+                f"kernel        {found['kernel']}, {found['weight']}",
+                f"resampling    {found['resampler']}, {found['trigger']}",
+            ),
+        )
+
+
+def _shown(value: object) -> Any:
+    """An object's own text where it has one, for it says more than its attributes."""
+    return describe(value) if type(value).__repr__ is object.__repr__ else repr(value)

@@ -1,0 +1,159 @@
+"""`Proposal`: who drafts, and the law of the draft.
+
+A proposal puts forward tokens together with the very conditionals `q_i(. | c, y_<i)` that they were drawn from. It may
+*factorise*, as the marginals of a diffusion model do: then q does not depend on the tokens, it outlives a block (elastic
+window), and kernels may ask it for more than the draft (a tree walk, weights across lanes). Or it is a *chain*, where
+each conditional depends on the draft before it, down to a *path*, where each is a point mass. Every kernel that only
+verifies drafts takes all of them (docs/theory, section 3).
+
+A state goes with the sessions of its models: it is opened for the particles of a run, and carried from step to step.
+
+Shapes: R particles of the run, B of one call, K lanes, V window, Q lanes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Chunks, Law
+from smc_bridge.models.arguments import called, said
+from smc_bridge.models.protocols import LanguageModel
+from smc_bridge.plugins import check_tensor, foreign, refuse_rows
+from smc_bridge.prefix import Prefix
+from smc_bridge.randomness import Source
+
+
+class Asked(NamedTuple):
+    """What a step wants drafted.
+
+    Attributes:
+        rows: particles, `[B]` indices in increasing order.
+        prefix: all R particles, as they are now.
+        room: tokens that each of the R may still grow by, `[R]`.
+        lanes: K, drafts of each particle.
+        window: V, places of a draft at most.
+        chunks: how much of a law is computed at a time.
+    """
+
+    rows: Tensor
+    prefix: Prefix
+    room: Tensor
+    lanes: int
+    window: int
+    chunks: Chunks
+
+
+@runtime_checkable
+class Proposal(Protocol):
+    """Drafts for the particles of a run."""
+
+    @property
+    def model(self) -> LanguageModel:
+        """Whose alphabet, end of sequence and positions the drafts have."""
+        ...
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Tokens of probability zero."""
+        ...
+
+    @property
+    def factorised(self) -> bool:
+        """Whether q does not depend on the draft."""
+        ...
+
+    @property
+    def covers(self) -> bool:
+        """Whether q is positive at every token that is not banned; if not, the intermediate has to see to domination."""
+        ...
+
+    @property
+    def identical_lanes(self) -> bool:
+        """Whether every lane of a particle draws from the same law."""
+        ...
+
+    @property
+    def lookahead(self) -> int:
+        """M, places that are drafted ahead at most."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What shapes its draws, as plain data for saved results."""
+        ...
+
+    def check(self, lanes: int) -> None:
+        """Raise ValueError unless it can draft that many lanes."""
+        ...
+
+    def open(self, prefix: Prefix, *, particles: int) -> Any:
+        """The state of R = P * N particles: P prompts, `particles` = N consecutive rows of each."""
+        ...
+
+    def draft(self, state: Any, asked: Asked, *, source: Source | None) -> Draft:
+        """Draft K lanes for each of B particles.
+
+        Args:
+            state: of `open`.
+            asked: for whom, and how much.
+            source: draws for B * K rows; None where no tokens are wanted, but the law alone (`factorised` only).
+        Returns:
+            B * K rows; without a source the tokens are all `PAD`.
+        """
+        ...
+
+    def along(self, state: Any, asked: Asked, lane: Tensor, block: Tensor) -> Law:
+        """q along given blocks: of retained sequences, or of sequences that are scored.
+
+        Args:
+            state, asked: see `draft`.
+            lane: which of the B * K lanes, `[Q]`.
+            block: `[Q, V]`.
+        Returns:
+            `[Q, V, A]`.
+        """
+        ...
+
+    def commit(self, state: Any, ancestors: Tensor | None, block: Tensor, length: Tensor, whole: Tensor) -> None:
+        """What became of the draft.
+
+        Args:
+            ancestors: particle that each of the R comes from, `[R]`; None if each comes from itself.
+            block, length: what it has committed, `[R, V]` and `[R]`; length 0 where it took no part.
+            whole: whether that was its ancestor's draft to the last place, and more may follow, `[R]`.
+        """
+        ...
+
+    def reseat(self, state: Any, length: Tensor, rows: Tensor, fresh: Prefix) -> None:
+        """Let particles `rows: [B]` hold other prefixes (B rows); `length: [R]` is that of all before."""
+        ...
+
+
+def check_draft(proposal: Proposal, draft: Draft, asked: Asked) -> Draft:
+    """What a proposal drafts.
+
+    Raises:
+        ValueError: naming the proposal, and the first row with a token outside of the alphabet.
+    """
+    name = f"{called(proposal)}.draft"
+    if not (isinstance(draft, tuple) and hasattr(draft, "tokens") and isinstance(draft.q, Law)):
+        raise ValueError(f"{name} returned {said(draft)}: return a Draft(tokens, q, width)")
+    rows, size, device = asked.rows.numel() * asked.lanes, proposal.model.vocab_size, asked.rows.device
+    check_tensor(draft.tokens, f"{name} (tokens)", (rows, asked.window), "int64", device)
+    check_tensor(draft.width, f"{name} (width)", (rows,), "int64", device)
+    if tuple(draft.q.shape) != (rows, asked.window, size):
+        raise ValueError(f"{name} (q) has shape {list(draft.q.shape)}: return a law {[rows, asked.window, size]}")
+    if foreign(proposal.draft):
+        refuse_rows(
+            ((draft.tokens < -1) | (draft.tokens >= size)).any(-1),
+            lambda at: f"{name} returned {said(draft.tokens[at].tolist())} in row {at[0]}: give ids from 0 to "
+            f"{size - 1}, or PAD",
+        )
+        most = asked.room[asked.rows].repeat_interleave(asked.lanes).clamp_max(asked.window)
+        refuse_rows(
+            (draft.width < 1) | (draft.width > most),
+            lambda at: f"{name} (width) is {int(draft.width[at])} in row {at[0]}: draft from 1 to {int(most[at])} places",
+        )
+    return draft
