@@ -30,9 +30,10 @@ from torch import Tensor
 from smc_bridge.analysis.genealogy import ancestral_lines
 from smc_bridge.distributions.intermediate import checked_log_prob
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.engine.validation import check_limit
 from smc_bridge.kernels.importance import OwnWeights
 from smc_bridge.models.protocols import MASKED
+from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.requests import check_limit
 from smc_bridge.result import Result
 
 Array = npt.NDArray[np.float64]
@@ -170,21 +171,23 @@ def _require_earned(blocks: Sequence[Block], given: Sequence[float]) -> None:
 
 def _block(sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, limit: int) -> tuple[Array, ...]:
     """The six columns of one block, `[L]` each."""
-    device = sampler.target.model.device
+    device, proposal = sampler.target.model.device, sampler.proposal
+    if not isinstance(proposal, DLMProposal):
+        raise ValueError(f"sampler has a {type(proposal).__name__}: local divergences are those of a DLMProposal")
     row = torch.zeros(1, dtype=torch.long, device=device)
     seen = prompt + block.forward
     prefix = torch.tensor([whole[:seen]], dtype=torch.long, device=device).reshape(1, seen)
-    width = min(sampler.proposal.lookahead, limit - block.forward)
+    width = min(proposal.lookahead, limit - block.forward)
     canvas = torch.full((1, width), MASKED, dtype=torch.long, device=device)
     length = torch.tensor([seen], device=device)
-    raw_q = sampler.proposal.model.session(prefix, length).score(row, canvas)
+    raw_q = proposal.model.session(prefix, length).score(row, canvas)
     at = block.start - block.forward
     raw_q = raw_q[:, at : at + block.length]
     begin = prompt + block.start
     before = torch.tensor([whole[:begin]], dtype=torch.long, device=device).reshape(1, begin)
     draft = torch.tensor([whole[begin : begin + block.length]], dtype=torch.long, device=device)
     raw_p = sampler.target.model.session(before, torch.tensor([begin], device=device)).score(row, draft)
-    log_q = sampler.proposal.log_probs(raw_q, sampler.lanes).double()  # [1, K, L, A]
+    log_q = proposal.log_probs(raw_q, sampler.lanes).double()  # [1, K, L, A]
     log_p = sampler.target.log_probs(raw_p)[:, None].double().expand_as(log_q)
     log_pi = checked_log_prob(sampler.intermediate, log_q, log_p)
     q, pi, p = (law[0, block.lane] for law in (log_q, log_pi, log_p))

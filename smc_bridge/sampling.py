@@ -154,6 +154,15 @@ class Drawable(Protocol):
         """See `inverse_cdf`; `uniform` is float64."""
         ...
 
+    def dense(self) -> Tensor:
+        """Log-probabilities as a tensor, `[..., A]`."""
+        ...
+
+
+def dense(log_probs: Tensor | Drawable) -> Tensor:
+    """A law as a tensor of log-probabilities, `[..., A]`."""
+    return log_probs if isinstance(log_probs, Tensor) else log_probs.dense()
+
 
 def inverse_cdf(log_probs: Tensor | Drawable, uniform: Tensor) -> Tensor:
     """First token whose cumulative probability passes `uniform`.

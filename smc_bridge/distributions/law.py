@@ -67,7 +67,8 @@ class Law(ABC):
 
     def __init__(self, shape: Sequence[int], like: Tensor | Law, chunks: Chunks | None = None) -> None:
         self.shape = torch.Size(shape)
-        self.dtype, self.device = like.dtype, like.device
+        self.dtype: torch.dtype = like.dtype
+        self.device: torch.device = like.device
         self.chunks = Chunks() if chunks is None else chunks
         self._dense: Tensor | None = None
 
@@ -298,6 +299,11 @@ class Dense(Law):
     def dense(self) -> Tensor:
         """See `Law.dense`."""
         return self.tensor
+
+
+def as_law(law: Tensor | Law) -> Law:
+    """A law; of a tensor `[..., V, A]` of log-probabilities the one that it holds."""
+    return Dense(law) if isinstance(law, Tensor) else law
 
 
 #: What turns the laws of cells into another law, token by token.

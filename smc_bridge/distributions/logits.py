@@ -92,7 +92,8 @@ class LogitLaw(Law):
     def _single(self, place: Tensor, tokens: Tensor) -> Tensor:
         if self.flat is not None:
             return self.flat[place, tokens][:, None]
-        return self.model_logits[place // self.model_logits.shape[1], place % self.model_logits.shape[1], tokens][:, None]
+        width = self.model_logits.shape[1]
+        return self.model_logits[place // width, place % width, tokens][:, None]
 
     def _factor(self, rows: Tensor) -> float | Tensor:
         return self.factor[rows] if isinstance(self.factor, Tensor) else self.factor

@@ -31,6 +31,7 @@ from smc_bridge.engine.weights import EssBelow, Trigger
 from smc_bridge.kernels.importance import OwnWeights, WeightRule
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.models.protocols import LanguageModel
 from smc_bridge.plugins import foreign
 from smc_bridge.proposals.protocol import Proposal
 from smc_bridge.warn import warn_caller
@@ -75,6 +76,11 @@ class Program:
     max_logit_bytes: int | None = None
     compile: bool = False
     pair: str | None = None
+
+    @property
+    def models(self) -> dict[str, LanguageModel]:
+        """The two models, by kind."""
+        return {"diffusion": self.proposal.model, "autoregressive": self.target.model}
 
     def why_improper(self) -> list[str]:
         """Reasons for which the weights are not proper, one line each; empty for a proper program."""

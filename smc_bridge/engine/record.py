@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.draft import Draft
 from smc_bridge.engine.program import Program
-from smc_bridge.engine.state import View, growing
+from smc_bridge.engine.state import SMCState, growing
 from smc_bridge.engine.steps import Moved, Reduced
 from smc_bridge.engine.watch import uncovered_reason
 from smc_bridge.engine.weights import log_mean
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.plugins import texts_of
 from smc_bridge.result import Forwards, Result
 from smc_bridge.trace import StepRecord, Trace
@@ -112,23 +112,23 @@ class StepTensors:
         return out
 
 
-def result_of(program: Program, view: View, seat: int, settings: dict[str, Any]) -> Result:
+def result_of(program: Program, state: SMCState, seat: int, settings: dict[str, Any]) -> Result:
     """The `Result` of the prompt in a seat, as far as it has come; the prompt's seed is added to the run's settings."""
-    request, particles = view.seated(seat), view.log_weights.shape[1]
-    rows = torch.arange(seat * particles, (seat + 1) * particles, device=view.prefix.length.device)
-    sequences = [sequence[len(request.prompt) :] for sequence in view.prefix.select(rows).lists()]
-    steps = view.records[seat][: view.steps[seat]]
+    request, particles = state.seated(seat), state.log_weights.shape[1]
+    rows = torch.arange(seat * particles, (seat + 1) * particles, device=state.prefix.length.device)
+    sequences = [sequence[len(request.prompt) :] for sequence in state.prefix.select(rows).lists()]
+    steps = state.records[seat]
     reasons = program.why_improper()
-    if seat in view.uncovered:
-        reasons.append(uncovered_reason(program, view.uncovered[seat]))
+    if seat in state.uncovered:
+        reasons.append(uncovered_reason(program, state.uncovered[seat]))
     parts = [step.forwards[seat] for step in steps]
     return Result(
-        prompt=request.prompt, sequences=sequences, log_weights=view.log_weights[seat].tolist(),
+        prompt=request.prompt, sequences=sequences, log_weights=state.log_weights[seat].tolist(),
         texts=texts_of(program.detokenize, sequences),
         method=program.name, proper=not reasons, reasons=reasons,
         has_potential=program.target.potential is not None, forwards=Forwards.total(parts),
-        seconds=time.perf_counter() - view.entered[seat],
+        seconds=time.perf_counter() - state.entered[seat],
         trace=Trace(len(steps), lambda: [step.records[seat] for step in steps]),
-        complete=not bool(growing(view.prefix, view.log_weights)[seat].any()),
+        complete=not bool(growing(state.prefix, state.log_weights)[seat].any()),
         settings={**settings, **request.settings()},
     )

@@ -1,6 +1,6 @@
 """The engine: `Sampler` runs the program of docs/theory, section 5, batched over prompts, particles and lanes.
 
-    propose -> branch -> verify -> move -> reweight -> reduce -> commit
+    draft -> verify -> move -> reweight -> reduce -> commit
 
 Every particle is a prefix of its own length with a log weight. `E[Z_hat * sum_k W_k f(x_k)] = E_p[f]` exactly, for
 every f, number of particles and lanes, and resampling rule, if every part is proper. The engine is the only place that
@@ -15,138 +15,49 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from smc_bridge.describe import sampler_settings, sampler_text
-from smc_bridge.distributions.intermediate import (
-    Intermediate,
-    ProductOfExperts,
-    dominates,
-    is_target,
-    log_ratio_bound,
-)
-from smc_bridge.distributions.law import Chunks
-from smc_bridge.distributions.target import ARTarget
+from smc_bridge.blocks import Move
+from smc_bridge.decode import OnResult, Progress, serve
 from smc_bridge.engine import steps
-from smc_bridge.engine.conditional import Pinned, check_possible, pin
-from smc_bridge.engine.parts import in_parts
-from smc_bridge.engine.queue import OnResult, Queue, Request, prompts_of
-from smc_bridge.engine.record import record_step, result_of
-from smc_bridge.engine.resampling import Multinomial, Resampler, Systematic
-from smc_bridge.engine.state import Marginals, Retained, SMCState
-from smc_bridge.engine.tree_step import move_tree
-from smc_bridge.engine.validation import check_limit, check_sampler, make_requests, probed
-from smc_bridge.engine.watch import watch
-from smc_bridge.engine.weights import EssBelow, Trigger
-from smc_bridge.kernels.importance import BalanceHeuristic, Lanes, OwnWeights, WeightRule, checked_increments
-from smc_bridge.kernels.protocol import DraftKernel, Kernel, Move
-from smc_bridge.kernels.rejection import Rejection
-from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.models.arguments import check_callable, said, true_or_false
+from smc_bridge.engine.conditional import check_possible, pin
+from smc_bridge.engine.program import Program
+from smc_bridge.engine.record import StepTensors, result_of
+from smc_bridge.engine.resampling import Multinomial
+from smc_bridge.engine.state import Retained, SMCState
+from smc_bridge.engine.validation import check_program, make_requests
+from smc_bridge.models.arguments import said
 from smc_bridge.models.prompts import ids_of_prompt
 from smc_bridge.prefix import Prefix, ends
-from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.proposals.protocol import Asked
 from smc_bridge.randomness import PromptSource, Source
+from smc_bridge.requests import Request, check_limit, prompts_of
 from smc_bridge.result import Result
-
-#: Bound of `log p - log pi` at a token, nats, from which on its weight may be missing from a thousand runs.
-VISIBLE = math.log(1000.0)
-
-#: Called after every step with the number of prompts that are finished.
-Progress = Callable[[int], None]
+from smc_bridge.streams import Role
 
 
 @dataclass(repr=False)
-class Sampler:
-    """PoE-Bridge as a sequential Monte Carlo program.
+class Sampler(Program):
+    """PoE-Bridge as a sequential Monte Carlo program, and what runs it (implements `Decoder`).
 
-    Attributes:
-        proposal, target, intermediate: the three laws.
-        kernel: moves a lane from the proposal to the intermediate.
-        weight: the importance step from the intermediate to the target.
-        resampler, trigger: how and when particles interact.
-        particles: N.  lanes: K drafts per particle.  window: V tokens verified at once.
-        name: for tables.
-        tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text.
-        max_logit_bytes: cap of the AR model's logits of one call (K * V scores of A tokens per particle, or one per
-            tree node): particles are scored in parts, at least one at a time, and each part is a forward of its own.
-            None for no cap. The draws do not depend on it. The DLM's logits are not capped here: give its adapter
-            its own `max_logit_bytes`.
-        compile: run the arithmetic of laws through `torch.compile`.
-        pair: name of the pair of models, for the settings of results.
+    Its attributes are those of `Program`: the three laws, the kernels, and the sizes.
+
+    Raises:
+        ValueError: a part is none, or the parts do not fit together.
     """
 
-    proposal: DLMProposal
-    target: ARTarget
-    intermediate: Intermediate = field(default_factory=ProductOfExperts)
-    kernel: Kernel = field(default_factory=Rejection)
-    weight: WeightRule = field(default_factory=OwnWeights)
-    resampler: Resampler = field(default_factory=Systematic)
-    trigger: Trigger = field(default_factory=EssBelow)
-    particles: int = 1
-    lanes: int = 1
-    window: int = 32
-    name: str = "smc"
-    tokenize: Callable[[str], Sequence[int] | Tensor] | None = None
-    detokenize: Callable[[list[int]], str] | None = None
-    max_logit_bytes: int | None = None
-    compile: bool = False
-    pair: str | None = None
-
     def __post_init__(self) -> None:
-        check_sampler(self)
-
-    def __repr__(self) -> str:
-        return sampler_text(self)
-
-    def why_improper(self) -> list[str]:
-        """Reasons for which the weights are not proper, one line each; empty for a proper program."""
-        return [reason for _, reason in self.faults()]
-
-    def faults(self) -> list[tuple[str, str]]:
-        """Parts for which the weights are not proper, by their names here, each with the reason in one line."""
-        faults = [
-            (part, f"{part} {type(value).__name__} is not proper")
-            for part, value in (("kernel", self.kernel), ("weight", self.weight), ("resampler", self.resampler))
-            if not value.proper
-        ]
-        faults += [("intermediate", reason) for reason in probed(self)]
-        if self.proposal.shaping.truncates and not dominates(self.intermediate):
-            reason = "the truncated proposal leaves out tokens that the target may draw"
-            faults.append(("proposal", f"{reason}: wrap the intermediate in Defensive"))
-        return faults
-
-    def notes(self) -> list[str]:
-        """What is true of a proper program and easily overlooked, one line each; results carry it in their settings."""
-        bound = log_ratio_bound(self.intermediate)
-        if not VISIBLE < bound < math.inf:
-            return []
-        return [
-            f"p / pi is bounded, but by e^{bound:.3g} at each token: so large a weight may be missing from all runs, "
-            "and then Z is seen below 1; Defensive(..., eps) bounds it by 1 / eps"
-        ]
+        check_program(self)
 
     @property
-    def proper(self) -> bool:
-        """Whether `E[Z_hat sum W f] = E_p[f]` holds for this program."""
-        return not self.why_improper()
+    def role(self) -> Role:
+        """The stream of free runs; conditional ones have another (`run`)."""
+        return Role.SMC
 
-    @property
-    def exact(self) -> bool:
-        """Whether every weight is one by construction: a proper program whose intermediate is its target.
-
-        Weights that are one in all runs that were seen are no proof of it.
-        """
-        # A rule derived from these may weigh otherwise. The heuristic's lanes have one law here, which cancels.
-        plain = type(self.weight) in (OwnWeights, BalanceHeuristic) and self.target.potential is None
-        return plain and is_target(self.intermediate) and self.proper
-
-    @torch.inference_mode()
     def run(
         self, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
         batch: int | None = None, on_result: OnResult | None = None, keep_drafts: bool = False,
@@ -176,32 +87,13 @@ class Sampler:
             Interrupted: a KeyboardInterrupt that carries what is done, also of prompts that are not finished. Any other
                 error during the run carries the same in an attribute `results`.
         """
-        max_new_tokens, keep_drafts = check_limit(max_new_tokens), true_or_false("keep_drafts", keep_drafts)
-        check_callable("progress", progress, "a function of the number of finished prompts")
-        requests = make_requests(self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained)
-        queue = Queue(requests, batch=batch, on_result=on_result)
-        settings = sampler_settings(self, max_new_tokens=max_new_tokens)
-        state = self._open(queue.admit(queue.seats), max_new_tokens)
-        view, active = state.view(), state.active()
-        try:
-            while active.numel():
-                self.step(state, active, keep_drafts=keep_drafts)
-                view, active = state.view(), state.active()
-                if finished := state.finished(active):
-                    for seat in finished:
-                        queue.report(view.seated(seat), result_of(self, view, seat, settings))
-                    state.reseat(finished, queue.admit(len(finished)), max_new_tokens=max_new_tokens)
-                    active = state.active()
-                if progress is not None:
-                    progress(len(queue.results))
-        except (KeyboardInterrupt, Exception) as error:
-            begun = [seat for seat, steps_done in enumerate(view.steps) if steps_done]
-            partial = [(view.seated(seat), result_of(self, view, seat, settings)) for seat in begun]
-            if isinstance(error, KeyboardInterrupt):
-                raise queue.interrupted(partial) from error
-            queue.failed(error, partial)
-            raise
-        return queue.ordered()
+        max_new_tokens = check_limit(max_new_tokens)
+        requests = make_requests(
+            self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained, keep_drafts=keep_drafts
+        )
+        return serve(
+            self, requests, max_new_tokens=max_new_tokens, batch=batch, on_result=on_result, progress=progress
+        )
 
     def decode(
         self, text: str, *, seed: int = 0, max_new_tokens: int = 256, keep_drafts: bool = False
@@ -225,34 +117,44 @@ class Sampler:
         """The state before the first step: N copies of every prompt with weight one. Arguments as `run`."""
         max_new_tokens = check_limit(max_new_tokens)
         requests = make_requests(self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained)
-        return self._open(Queue(requests).admit(len(requests)), max_new_tokens)
+        return self.open(requests, max_new_tokens)
 
-    def _open(self, requests: Sequence[Request | None], max_new_tokens: int) -> SMCState:
-        """The state with these prompts seated."""
+    def open(self, requests: Sequence[Request | None], limit: int) -> SMCState:
+        """See `Decoder.open`: N copies of every prompt with weight one."""
+        check_program(self)
         device = self.target.model.device
         single = prompts_of(requests, device=device)
-        seated = [request for request in requests if request is not None]
         prefix = single.select(torch.arange(len(requests), device=device).repeat_interleave(self.particles))
-        zeros = torch.zeros_like(prefix.length)
-        tokens = prefix.tokens.clamp_min(0)
-        retained = [request.retained for request in seated if request.retained is not None]
+        retained = [None if request is None else request.retained for request in requests]
         now = time.perf_counter()
         return SMCState(
             prefix=prefix,
             log_weights=torch.zeros(len(requests), self.particles, dtype=torch.float64, device=device),
-            log_potential=zeros.double(),
+            log_potential=torch.zeros_like(prefix.length).double(),
             prompt_length=single.length,
-            limit=prefix.length + max_new_tokens,
-            generators=[request.generator() for request in seated],
-            dlm=self.proposal.model.session(tokens, prefix.length),
-            ar=self.target.model.session(tokens, prefix.length),
-            marginals=Marginals.empty(zeros, self.target.model.vocab_size),
-            retained=Retained.of(Prefix.of(retained, device=device)) if retained else None,
-            requests=list(requests), records=[[] for _ in requests], entered=[now] * len(requests),
+            limit=prefix.length + limit,
+            generators=[torch.Generator() if request is None else request.generator() for request in requests],
+            drafts=self.proposal.open(prefix, particles=self.particles),
+            ar=self.target.model.session(prefix.tokens.clamp_min(0), prefix.length),
+            retained=Retained.of(Prefix.of([own or [] for own in retained], device=device)) if any(retained) else None,
+            requests=list(requests), records=[()] * len(requests), entered=[now] * len(requests),
         )
 
-    def step(self, state: SMCState, active: Tensor, *, keep_drafts: bool = False) -> None:
-        """Advance the prompts `active: [P']` by one step (module docstring)."""
+    def finished(self, state: SMCState) -> list[int]:
+        """See `Decoder.finished`: seats whose particles are all done or of weight zero."""
+        return state.finished()
+
+    def result(self, state: SMCState, seat: int) -> Result:
+        """See `Decoder.result`: the N weighted continuations of the prompt in a seat."""
+        return result_of(self, state, seat, self.settings(max_new_tokens=state.max_new_tokens))
+
+    def reseat(self, state: SMCState, seats: Sequence[int], requests: Sequence[Request | None]) -> SMCState:
+        """See `Decoder.reseat`; a seat that nobody takes gives its memory back."""
+        return state.reseat(seats, requests, self.proposal)
+
+    def step(self, state: SMCState) -> SMCState:
+        """See `Decoder.step`: advances all prompts with a particle that still grows (module docstring)."""
+        active, state = state.active(), state.copy()
         n, k = self.particles, self.lanes
         everyone = (active[:, None] * n + torch.arange(n, device=active.device)).flatten()  # rows of these prompts
         growing = (~state.prefix.done[everyone]).nonzero().flatten()
@@ -264,22 +166,19 @@ class Sampler:
                 state, active, rows, lanes=k, window=self.window, source_of=lambda at: self._source(state, at, 1)
             )
 
-        served = steps.propose(state, rows, self.proposal)
-        at = steps.branch(state, rows, self.proposal, lanes=k, window=self.window, chunks=self._chunks)
-        lanes, increments, drafts, work = in_parts(
-            rows, at, partial(self._move, state), partial(self._weigh, state), source=source, pinned=pinned,
-            max_logit_bytes=self.max_logit_bytes, scores=self._scores,
-        )
+        asked = Asked(rows, state.prefix, state.limit - state.prefix.length, k, self.window, self.chunks)
+        draft = steps.draft_lanes(self, state, asked, source=source, pinned=pinned)
+        moved = steps.move_lanes(self, state, rows, draft, source=source, pinned=pinned)
         if pinned is not None:
-            check_possible(state, rows, pinned, increments, truncates=self.target.shaping.truncates)
-        log_potential, gain = self._potential(state, rows, lanes.move)
-        increments = increments + gain
+            check_possible(state, rows, pinned, moved.increments, truncates=self.target.shaping.truncates)
+        log_potential, gain = self._potential(state, rows, moved.move)
+        moved = moved._replace(increments=moved.increments + gain)
 
         log_weights = state.log_weights[active][..., None].repeat(1, 1, k) - math.log(k)
-        log_weights.reshape(-1, k)[growing] += increments
+        log_weights.reshape(-1, k)[growing] += moved.increments
         allowed = torch.ones_like(active, dtype=torch.bool)
         if k == 1:  # where every particle is done after this step, resampling would only lose information
-            allowed = ~self._done_after(state, everyone, growing, lanes.move)
+            allowed = ~self._done_after(state, everyone, growing, moved.move)
         reduced = steps.reduce_lanes(
             log_weights, trigger=self.trigger,
             resampler=self.resampler if state.retained is None else Multinomial(),
@@ -287,54 +186,12 @@ class Sampler:
             allowed=allowed, pick=~state.prefix.done[everyone].reshape(-1, n),
             pinned_lane=pinned_lane,
         )
-        record_step(
-            state, active, growing, lanes, increments, reduced, served=served, ar_rows=k, ar_tokens=work,
-            drafts=drafts, keep=keep_drafts,
+        step = StepTensors(
+            active, growing, draft, moved, reduced, linear=not self.kernel.reads_marginals, keep=state.keep_drafts
         )
-        # A score that is not a weight is not carried.
-        kept = reduced if self.weight.proper else reduced._replace(log_weights=torch.zeros_like(reduced.log_weights))
-        steps.commit(state, active, growing, lanes, kept, log_potential, eos_id=self.target.model.eos_id)
-
-    def _weigh(self, state: SMCState, rows: Tensor, lanes: Lanes) -> Tensor:
-        """Log-weight increments of the lanes of particles `rows: [B]`, `[B, K]`, and a look at condition C3."""
-        watch(self, state, rows, lanes)
-        return checked_increments(self.weight, lanes, kernel=self.kernel, intermediate=self.intermediate)
-
-    @property
-    def _shared(self) -> bool:
-        """Whether the lanes of a particle have one law, so that they can walk on one tree."""
-        return self.proposal.identical_lanes and not getattr(self.intermediate, "per_lane", False)
-
-    @property
-    def _scores(self) -> int:
-        """Positions that the AR model scores for one particle at most."""
-        if isinstance(self.kernel, TreeWalk):
-            return (self.kernel.nodes + 1) * (1 if self._shared else self.lanes)
-        return self.lanes * self.window
-
-    @property
-    def _chunks(self) -> Chunks:
-        """How much of a law is computed at a time."""
-        standard = Chunks(compile=self.compile)
-        cap = self.max_logit_bytes
-        return standard if cap is None else replace(standard, bytes=min(standard.bytes, cap))
-
-    def _move(
-        self, state: SMCState, rows: Tensor, at: steps.Branch, source: Source, pinned: Pinned | None
-    ) -> tuple[Lanes, Tensor | None, Tensor]:
-        """Verify and move; also the drafts (if linear) and how many tokens the AR model scored for each particle."""
-        if isinstance(self.kernel, TreeWalk):
-            lanes, nodes = move_tree(
-                state, rows, at, kernel=self.kernel, target=self.target, intermediate=self.intermediate,
-                source=source, pinned=pinned, shared=self._shared,
-            )
-            return lanes, None, nodes
-        assert isinstance(self.kernel, DraftKernel)
-        lanes, drafts = steps.move_drafts(
-            state, rows, at, kernel=self.kernel, target=self.target, intermediate=self.intermediate, source=source,
-            pinned=pinned,
-        )
-        return lanes, drafts, torch.full_like(rows, self.lanes * self.window)
+        state.note(step)
+        steps.commit(self, state, active, growing, moved, reduced, log_potential)
+        return state
 
     def _potential(self, state: SMCState, rows: Tensor, move: Move) -> tuple[Tensor | None, Tensor]:
         """`log phi` of every lane's extended prefix `[B, K]`, and what it adds to the log weight."""

@@ -118,9 +118,10 @@ class Moved(NamedTuple):
 def move_lanes(
     program: Program, state: SMCState, rows: Tensor, draft: Draft, *, source: Source, pinned: Pinned | None = None
 ) -> Moved:
-    """Verify, move and weigh the lanes of particles `rows: [B]`, in parts where the target's logits would pass their cap.
+    """Verify, move and weigh the lanes of particles `rows: [B]`.
 
-    The draws of all parts are those of the whole: they are made once, in the order of the first part's calls.
+    In parts where the target's logits would pass their cap. The draws of all parts are those of the whole: they are
+    made once, in the order of the first part's calls.
     """
     lanes, total = program.lanes, rows.numel()
     step = _particles_at_once(program, draft.q, total)

@@ -6,12 +6,13 @@ It is told once, as a warning; results of the prompts where it was seen are not 
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor
 
+from smc_bridge.blocks import prefix_sum
 from smc_bridge.distributions.coverage import LOG_RARE, LOG_ZERO, first_uncovered
 from smc_bridge.distributions.intermediate import Defensive, log_ratio_bound, of_package
-from smc_bridge.blocks import prefix_sum
 from smc_bridge.distributions.law import along
 from smc_bridge.engine.program import Program
 from smc_bridge.engine.state import SMCState

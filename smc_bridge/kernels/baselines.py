@@ -46,7 +46,7 @@ class ReleasedProposal(DLMProposal):
 
 
 class ReleasedRejection(Kernel):
-    """Token-level rejection with the released code's end-of-sequence rule. The lanes are coupled: there is no law of one.
+    """Token-level rejection with the released code's end-of-sequence rule; its lanes are coupled, no one has a law.
 
     Args:
         lanes: K; consecutive rows are the lanes of one particle.

@@ -126,15 +126,15 @@ class Kernel(ABC):
         move = check_move(self, self(draft, pi, source=source, horizon=horizon), horizon, pi.shape)
         if pinned is not None:
             own = horizon.of_rows(pinned.lane)
-            laws = (law.of_rows(pinned.lane) for law in (draft.q, pi))
-            move = pinned.stopped(move, going_on(self, *laws, pinned.block, horizon=own), own.end(pinned.block))
+            q, law = draft.q.of_rows(pinned.lane), pi.of_rows(pinned.lane)
+            move = pinned.stopped(move, going_on(self, q, law, pinned.block, horizon=own), own.end(pinned.block))
         return Verified(move, p, pi, torch.full_like(move.length, pi.shape[-2]))
 
     def positions(self, lanes: int, window: int, *, walks: int) -> int:
         """Positions that the target scores for one particle with K lanes at most; arguments as `Verifier`."""
         return lanes * window
 
-    def check(self, intermediate: Intermediate) -> None:
+    def check(self, intermediate: Intermediate) -> None:  # noqa: B027  (most kernels serve all)
         """Raise ValueError unless the kernel can serve this intermediate."""
 
 
@@ -175,7 +175,7 @@ class StoppingKernel(Kernel):
         # Tokens past the length must not decide where the block ends.
         known = block.masked_fill(position >= length[:, None], PAD)
         end = horizon.end(known)
-        log_c = going_on(self, as_law(q), as_law(pi), known, horizon=horizon)
+        log_c = going_on(self, q, pi, known, horizon=horizon)
         last = log_c.gather(1, (length - 1).clamp(0, block.shape[1] - 1)[:, None])[:, 0]
         refused = torch.where(length == end, 0.0, log1mexp(last))
         total = prefix_sum(log_c, length - 1) + refused
@@ -185,13 +185,12 @@ class StoppingKernel(Kernel):
         self, q: Tensor | Law, pi: Tensor | Law, block: Tensor, length: Tensor, *, horizon: Horizon | None = None
     ) -> Tensor:
         """Log-law `log g(block, length) = log pi(block) + log kappa(length | block)`, nats; arguments as `log_stop`."""
-        pi = as_law(pi)
         stop = self.log_stop(q, pi, block, length, horizon=horizon)
-        inside = prefix_sum(pi.at(truncate(block, length)), length)
+        inside = prefix_sum(as_law(pi).at(truncate(block, length)), length)
         return torch.where(stop == -math.inf, stop, inside + stop)
 
 
-def going_on(kernel: Kernel, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
+def going_on(kernel: Kernel, q: Tensor | Law, pi: Tensor | Law, block: Tensor, *, horizon: Horizon) -> Tensor:
     """`kernel.log_continue`, in float64.
 
     Raises:
@@ -200,7 +199,7 @@ def going_on(kernel: Kernel, q: Law, pi: Law, block: Tensor, *, horizon: Horizon
     """
     if not isinstance(kernel, StoppingKernel):
         raise TypeError(f"kernel {type(kernel).__name__} has no stopping law: use a proper kernel, such as Rejection()")
-    log_c, source = kernel.log_continue(q, pi, block, horizon=horizon), f"{called(kernel)}.log_continue"
+    log_c, source = kernel.log_continue(as_law(q), as_law(pi), block, horizon=horizon), f"{called(kernel)}.log_continue"
     check_tensor(log_c, source, tuple(block.shape), "float", block.device)
     if foreign(kernel.log_continue):
         refuse_rows(

@@ -18,7 +18,7 @@ from smc_bridge.engine.names import named
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import Trigger, always
-from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
+from smc_bridge.kernels.baselines import Argmax, ReleasedProposal, ReleasedRejection, ReleasedScore
 from smc_bridge.kernels.importance import AcceptAll, WeightRule
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
@@ -127,9 +127,9 @@ def released(
     own = lane_temperatures(lanes)
     exponent = _lane_exponents(w, temperature, own)
     return Sampler(
-        proposal=DLMProposal(pair.dlm, temperature=own, lookahead=lookahead),
+        proposal=ReleasedProposal(pair.dlm, temperature=own, lookahead=lookahead, draft_top_p=top_p),
         target=ARTarget(pair.ar, temperature=temperature), intermediate=ProductOfExperts(w, exponent),
-        kernel=ReleasedRejection(lanes, top_p=top_p), weight=ReleasedScore(), resampler=Argmax(), trigger=always,
+        kernel=ReleasedRejection(lanes), weight=ReleasedScore(), resampler=Argmax(), trigger=always,
         particles=1, lanes=lanes, window=window, name=name, max_logit_bytes=max_logit_bytes, compile=compile,
         **_codec(pair),
     )

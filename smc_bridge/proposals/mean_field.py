@@ -70,7 +70,8 @@ class DLMProposal:
             raise ValueError("temperature of the proposal is an empty list: give one number, or one per lane")
         self.lane_temperatures = None if several is None else tuple(map(float, temperatures))
         top_p = check_top_p(top_p, name="top_p of the proposal")
-        self.shaping = Shaping(temperatures[0], top_p, None, as_ids(banned_ids, model.vocab_size, also=model.banned_ids))
+        banned = as_ids(banned_ids, model.vocab_size, also=model.banned_ids)
+        self.shaping = Shaping(temperatures[0], top_p, None, banned)
         self.lookahead = whole_number("lookahead", lookahead, remedy="draft at least 1 position, a whole number")
 
     @property
@@ -103,7 +104,8 @@ class DLMProposal:
     def open(self, prefix: Prefix, *, particles: int) -> MeanFieldState:
         """See `Proposal.open`."""
         session = self.model.session(prefix.tokens.clamp_min(0), prefix.length)
-        return MeanFieldState(session, Marginals.empty(torch.zeros_like(prefix.length), self.model.vocab_size), particles)
+        nothing = Marginals.empty(torch.zeros_like(prefix.length), self.model.vocab_size)
+        return MeanFieldState(session, nothing, particles)
 
     def draft(self, state: MeanFieldState, asked: Asked, *, source: Source | None) -> Draft:
         """See `Proposal.draft`: one forward on the unique prefixes of those that have no marginals left."""

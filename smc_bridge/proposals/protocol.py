@@ -1,10 +1,10 @@
 """`Proposal`: who drafts, and the law of the draft.
 
 A proposal puts forward tokens together with the very conditionals `q_i(. | c, y_<i)` that they were drawn from. It may
-*factorise*, as the marginals of a diffusion model do: then q does not depend on the tokens, it outlives a block (elastic
-window), and kernels may ask it for more than the draft (a tree walk, weights across lanes). Or it is a *chain*, where
-each conditional depends on the draft before it, down to a *path*, where each is a point mass. Every kernel that only
-verifies drafts takes all of them (docs/theory, section 3).
+*factorise*, as the marginals of a diffusion model do: then q does not depend on the tokens, it outlives a block
+(elastic window), and kernels may ask it for more than the draft (a tree walk, weights across lanes). Or it is a
+*chain*, where each conditional depends on the draft before it, down to a *path*, where each is a point mass. Every
+kernel that only verifies drafts takes all of them (docs/theory, section 3).
 
 A state goes with the sessions of its models: it is opened for the particles of a run, and carried from step to step.
 
@@ -67,7 +67,7 @@ class Proposal(Protocol):
 
     @property
     def covers(self) -> bool:
-        """Whether q is positive at every token that is not banned; if not, the intermediate has to see to domination."""
+        """Whether q has mass at every token that is not banned; if not, the intermediate must dominate by itself."""
         ...
 
     @property
@@ -154,6 +154,6 @@ def check_draft(proposal: Proposal, draft: Draft, asked: Asked) -> Draft:
         most = asked.room[asked.rows].repeat_interleave(asked.lanes).clamp_max(asked.window)
         refuse_rows(
             (draft.width < 1) | (draft.width > most),
-            lambda at: f"{name} (width) is {int(draft.width[at])} in row {at[0]}: draft from 1 to {int(most[at])} places",
+            lambda at: f"{name} (width) is {int(draft.width[at])} in row {at[0]}: draft 1 to {int(most[at])} places",
         )
     return draft

@@ -25,16 +25,21 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from smc_bridge.blocks import prefix_sum
 from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
 from smc_bridge.distributions.shaping import check_no_nan
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.kernels.protocol import at_tokens, prefix_sum
 from smc_bridge.models.protocols import CausalSession
 from smc_bridge.models.tabular import ENUMERABLE
-from smc_bridge.randomness import inverse_cdf
+from smc_bridge.sampling import inverse_cdf
 
 #: Log-conditionals along blocks: rows `[B]`, tokens `[B, V]` -> `[B, V, A]`; entry i depends on tokens before i only.
 Conditional = Callable[[Tensor, Tensor], Tensor]
+
+
+def at_tokens(log_probs: Tensor, block: Tensor) -> Tensor:
+    """Log-probability of each token: `[..., V, A]`, `[..., V]` -> `[..., V]`; entries at `PAD` are arbitrary."""
+    return log_probs.gather(-1, block.clamp_min(0)[..., None])[..., 0]
 
 
 class Block(TorchDistribution):  # type: ignore[misc]

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from smc_bridge.distributions.intermediate import check_weight
-from smc_bridge.kernels.protocol import at_tokens
 from smc_bridge.models.tabular import ENUMERABLE
-from smc_bridge.pyro_program.block import Block, all_blocks, check_same_shape
+from smc_bridge.pyro_program.block import Block, all_blocks, at_tokens, check_same_shape
 
 
 class GlobalProductOfExperts(Block):

@@ -17,11 +17,13 @@ import torch
 from pyro.distributions import Categorical
 from torch import Tensor
 
+from smc_bridge.blocks import Horizon, log1mexp
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.importance import BalanceHeuristic, OwnWeights
-from smc_bridge.kernels.protocol import Horizon, StoppingKernel, log1mexp
+from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.prefix import Prefix
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.pyro_program.block import Block, LastCall, intermediate_block, proposal_block
 from smc_bridge.pyro_program.stopped import StoppedPrefix, stopped_length
 
@@ -97,8 +99,13 @@ class BridgeProgram:
                 f"kernel {type(sampler.kernel).__name__} with weight {type(sampler.weight).__name__}: the Pyro program "
                 "needs a kernel with a stopping law and proper weights"
             )
+        if not isinstance(sampler.proposal, DLMProposal):
+            raise ValueError(
+                f"proposal {type(sampler.proposal).__name__}: the Pyro program is one of marginals; use DLMProposal"
+            )
         self.sampler = sampler
         self.kernel = sampler.kernel
+        self.proposal = sampler.proposal
         self.meter = Meter()
         first = replace(sampler, particles=1).start([prompt], max_new_tokens=max_new_tokens)
         self.prompt_prefix = first.prefix
@@ -138,7 +145,7 @@ class BridgeProgram:
         place = state.offset[:, None] + torch.arange(self.sampler.window, device=window.device)
         place = place.clamp_max(state.logits.shape[1] - 1)
         rows = torch.arange(window.numel(), device=window.device)
-        q = proposal_block(self.sampler.proposal.log_probs(state.logits[rows[:, None], place], 1)[:, 0])
+        q = proposal_block(self.proposal.log_probs(state.logits[rows[:, None], place], 1)[:, 0])
         session = self.sampler.target.model.session(state.tokens.clamp_min(0), state.length)
 
         def conditional(rows: Tensor, block: Tensor) -> Tensor:
@@ -158,10 +165,10 @@ class BridgeProgram:
         if needy.numel() == 0:
             return state
         scored, group = state.prefix.unique(needy)
-        width = (self.limit - state.length[scored]).clamp_max(self.sampler.proposal.lookahead)
+        width = (self.limit - state.length[scored]).clamp_max(self.proposal.lookahead)
         column = torch.arange(int(width.max()), device=width.device)
         canvas = torch.where(column < width[:, None], MASKED, ABSENT)
-        session = self.sampler.proposal.model.session(state.tokens[scored].clamp_min(0), state.length[scored])
+        session = self.proposal.model.session(state.tokens[scored].clamp_min(0), state.length[scored])
         fresh = session.score(torch.arange(scored.numel(), device=width.device), canvas)
         self.meter.dlm_forwards += 1
         self.meter.dlm_rows += scored.numel()

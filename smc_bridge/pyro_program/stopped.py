@@ -31,18 +31,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from smc_bridge.kernels.protocol import (
-    DraftKernel,
-    Horizon,
-    StoppingKernel,
-    at_tokens,
-    going_on,
-    prefix_sum,
-    truncate,
-)
-from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.blocks import Horizon, prefix_sum, truncate
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Dense
+from smc_bridge.kernels.protocol import StoppingKernel, going_on
 from smc_bridge.prefix import PAD
-from smc_bridge.pyro_program.block import Block, all_blocks, broadcast, check_same_shape
+from smc_bridge.pyro_program.block import Block, all_blocks, at_tokens, broadcast, check_same_shape
+from smc_bridge.randomness import as_source
 
 
 class StoppedPrefixes(constraints.Constraint):
@@ -177,7 +172,7 @@ class StoppedPrefix(TorchDistribution):  # type: ignore[misc]
             block, count = flat[live].clamp_min(0), length[live]
             log_c = going_on(self.kernel, *self._laws(place[live], block), block, horizon=horizon)
             last = log_c.gather(1, (count - 1).clamp_min(0)[:, None])[:, 0]
-            if isinstance(self.kernel, TreeWalk):  # no node stands at the window: who gets there was in the tree
+            if self.kernel.reads_marginals:  # no node stands at the window: who gets there was in the tree
                 last = torch.where(count == horizon.window, 0.0, last)
             out[live] = torch.where(count == horizon.end(flat[live]), last, -torch.inf)
         return out.reshape(shape)
@@ -200,12 +195,14 @@ class StoppedPrefix(TorchDistribution):  # type: ignore[misc]
     def _stop(self, place: Tensor, horizon: Horizon) -> Tensor:
         """Stopped blocks of elements `place: [B]` of the flattened batch, `[B, V]`."""
         generator = torch.default_generator
-        if self.base is self.intermediate and isinstance(self.kernel, DraftKernel) and self.proposal.independent:
+        if self.base is self.intermediate and not self.kernel.reads_marginals and self.proposal.independent:
             nothing = torch.zeros(place.numel(), self.base.window, dtype=torch.long, device=place.device)
             log_q = self.proposal.select(place).along(nothing)  # whatever the block
-            draft = self.kernel.draft(log_q, generator=generator)
-            log_pi = self.intermediate.select(place).along(draft)
-            return self.kernel(log_q, log_pi, draft, generator=generator, horizon=horizon).block
+            q = Dense(log_q)
+            tokens = as_source(generator, place.numel(), device=log_q.device).categorical(q)
+            pi = Dense(self.intermediate.select(place).along(tokens))
+            draft = Draft(tokens, q, horizon.window)
+            return self.kernel(draft, pi, source=generator, horizon=horizon).block
         block = self.base.select(place).sample()
         log_c = going_on(self.kernel, *self._laws(place, block), block, horizon=horizon)
         uniform = torch.rand(block.shape, dtype=torch.float64).to(block.device)

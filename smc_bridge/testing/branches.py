@@ -14,6 +14,7 @@ from torch import Tensor
 from smc_bridge.engine.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic, UniformResampler
 from smc_bridge.engine.weights import normalised
 from smc_bridge.randomness import Randomness, Stream
+from smc_bridge.sampling import Drawable, dense
 from smc_bridge.testing.enumeration import NotEnumerableError
 
 
@@ -81,9 +82,9 @@ class BranchingSource:
         """See `Source.select`: nothing is drawn for other rows."""
         return BranchingSource(self.branches, self.runs[rows])
 
-    def categorical(self, log_probs: Tensor) -> Tensor:
+    def categorical(self, log_probs: Tensor | Drawable) -> Tensor:
         """See `Source.categorical`."""
-        return self._drawn(log_probs.double().exp(), self.runs)
+        return self._drawn(dense(log_probs).double().exp(), self.runs)
 
     def bernoulli(self, probability: Tensor) -> Tensor:
         """See `Source.bernoulli`."""
@@ -97,8 +98,8 @@ class BranchingSource:
     def categorical_stream(self, steps: int) -> Stream:
         """See `Source.categorical_stream`."""
 
-        def draw(log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
-            return self._drawn(log_probs.double().exp(), self.runs if rows is None else self.runs[rows])
+        def draw(log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
+            return self._drawn(dense(log_probs).double().exp(), self.runs if rows is None else self.runs[rows])
 
         return draw
 

@@ -4,7 +4,7 @@ Every discrete draw is a branch. A run follows a path of branches; the next run 
 that has another outcome. The probabilities of the paths sum to one, and the weighted outcomes are the exact law:
 
     >>> law = defaultdict(float)
-    >>> for probability, draft in outcomes(lambda source: kernel.draft(q, generator=source)):
+    >>> for probability, draft in outcomes(lambda source: source.categorical(q)):
     ...     law[tuple(draft[0].tolist())] += probability
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.randomness import Stream
+from smc_bridge.sampling import Drawable, dense
 
 T = TypeVar("T")
 
@@ -62,9 +63,9 @@ class EnumeratingSource:
         drawn = [self.choose([1.0 - p, p]) for p in probability.double().flatten().tolist()]
         return torch.tensor(drawn, dtype=torch.bool).reshape(probability.shape)
 
-    def categorical(self, log_probs: Tensor) -> Tensor:
+    def categorical(self, log_probs: Tensor | Drawable) -> Tensor:
         """See `Source.categorical`."""
-        laws = log_probs.double().exp().reshape(-1, log_probs.shape[-1])
+        laws = dense(log_probs).double().exp().reshape(-1, log_probs.shape[-1])
         drawn = [self.choose((law / law.sum()).tolist()) for law in laws]
         return torch.tensor(drawn, dtype=torch.long).reshape(log_probs.shape[:-1])
 
@@ -76,7 +77,7 @@ class EnumeratingSource:
         """See `Source.categorical_stream`."""
         left = iter(range(steps))
 
-        def draw(log_probs: Tensor, rows: Tensor | None = None) -> Tensor:
+        def draw(log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
             next(left)
             return self.categorical(log_probs)
 

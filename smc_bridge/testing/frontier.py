@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.engine.state import Marginals, Retained, SMCState
+from smc_bridge.engine.state import Retained, SMCState
 from smc_bridge.prefix import PAD, Prefix
+from smc_bridge.proposals.marginals import Marginals
+from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
 from smc_bridge.randomness import Source
 
 #: Probability of every complete sequence.
@@ -140,23 +142,27 @@ def step(
     """
     particles = states.length.shape[1]
     tokens, length = states.tokens.reshape(-1, limit), states.length.flatten()
+    prefix = Prefix(tokens.clone(), length.clone(), states.done.flatten())
+    marginals = Marginals(states.logits, states.width, states.slot.flatten().clone(), states.offset.flatten().clone())
+    if isinstance(sampler.proposal, DLMProposal):  # others leave nothing for the next step
+        session = sampler.proposal.model.session(tokens.clamp_min(0), length)
+        drafts: Any = MeanFieldState(session, marginals, particles)
+    else:
+        drafts = sampler.proposal.open(prefix, particles=particles)
     state = SMCState(
-        prefix=Prefix(tokens.clone(), length.clone(), states.done.flatten()),
+        prefix=prefix,
         log_weights=states.log_weights.clone(), log_potential=states.log_potential.flatten().clone(),
         prompt_length=torch.zeros(states.states, dtype=torch.long), limit=torch.full_like(length, limit),
         generators=[],
-        dlm=sampler.proposal.model.session(tokens.clamp_min(0), length),
+        drafts=drafts,
         ar=sampler.target.model.session(tokens.clamp_min(0), length),
-        marginals=Marginals(
-            states.logits, states.width, states.slot.flatten().clone(), states.offset.flatten().clone()),
         retained=None if retained is None else Retained(*(x[states.retained] for x in retained)),
-        records=_Forgetful(), told=True,
+        records=[()] * states.states, told=True,
     )
-    active = torch.arange(states.states)
-    assert torch.equal(state.active(), active)
+    assert torch.equal(state.active(), torch.arange(states.states))
     sampler._source = lambda state, prompts, rows: source_of(prompts, rows)  # type: ignore[method-assign]
-    sampler.step(state, active)
-    after, marginals = state.prefix, state.marginals
+    state = sampler.step(state)
+    after = state.prefix
     padded = torch.nn.functional.pad(after.tokens, (0, limit - after.tokens.shape[1]), value=PAD)
     length, done, log_weights, log_potential, slot, offset = (x.reshape(states.states, particles) for x in (
         after.length, after.done, state.log_weights, state.log_potential, marginals.slot, marginals.offset))
@@ -164,13 +170,6 @@ def step(
         padded.reshape(states.states, particles, -1), length, done, log_weights, log_potential, slot, offset,
         marginals.logits, marginals.width, states.retained, states.measure,
     )
-
-
-class _Forgetful(list[Any]):
-    """Traces of seats that nobody reads."""
-
-    def __getitem__(self, seat: Any) -> Any:
-        return []
 
 
 def joined(parts: Sequence[Frontier]) -> Frontier:

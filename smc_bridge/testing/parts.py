@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.blocks import Horizon, Move
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Dense
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.kernels.importance import AcceptAll
-from smc_bridge.kernels.protocol import DraftKernel, Horizon, Kernel, Move
-from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.kernels.protocol import Kernel, StoppingKernel
 from smc_bridge.randomness import PromptSource, Source
 from smc_bridge.testing.enumeration import NotEnumerableError, outcomes
 from smc_bridge.testing.statistics import chi_square, mean_test
@@ -39,21 +41,21 @@ def kernel_fault(kernel: Kernel, *, level: float) -> str | None:
     Its draws must have the law `log_density`: all of them are enumerated, or `DRAWS` are compared by chi-square. A tree
     walk is not tried, nor is a kernel that commits the proposal's own draft.
     """
-    if isinstance(kernel, TreeWalk | AcceptAll) or not isinstance(kernel, DraftKernel):
+    if kernel.reads_marginals or isinstance(kernel, AcceptAll) or not isinstance(kernel, StoppingKernel):
         return None
     faults = (_fault(kernel, *_laws(seed), level=level / 3) for seed in range(3))
     return next((fault for fault in faults if fault), None)
 
 
-def _fault(kernel: DraftKernel, log_q: Tensor, log_pi: Tensor, *, level: float) -> str | None:
+def _fault(kernel: Kernel, log_q: Tensor, log_pi: Tensor, *, level: float) -> str | None:
     """The same on given laws."""
 
     def move(source: Source, rows: int) -> Move:
         q = log_q.expand(rows, -1, -1)
-        draft = kernel.draft(q, generator=source)
-        pi = torch.stack([log_pi[:1].expand(rows, -1), log_pi[1 + draft[:, 0]]], 1)
+        tokens = source.categorical(q)
+        pi = torch.stack([log_pi[:1].expand(rows, -1), log_pi[1 + tokens[:, 0]]], 1)
         horizon = Horizon(torch.full((rows,), WINDOW), EOS)
-        return kernel(q, pi, draft, generator=source, horizon=horizon)
+        return kernel(Draft(tokens, Dense(q), horizon.window), Dense(pi), source=source, horizon=horizon)
 
     blocks: list[tuple[int, ...]] = [(a,) for a in range(SIZE)]
     blocks += [(a, b) for a in range(SIZE) if a != EOS for b in range(SIZE)]
@@ -76,7 +78,7 @@ def _fault(kernel: DraftKernel, log_q: Tensor, log_pi: Tensor, *, level: float) 
 
 
 def _density(
-    kernel: DraftKernel, log_q: Tensor, log_pi: Tensor, blocks: list[tuple[int, ...]]
+    kernel: Kernel, log_q: Tensor, log_pi: Tensor, blocks: list[tuple[int, ...]]
 ) -> dict[tuple[int, ...], float]:
     rows = len(blocks)
     block = torch.tensor([[*b, *[-1] * (WINDOW - len(b))] for b in blocks])

@@ -54,7 +54,8 @@ def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seate
     own = own_pair(sampler)
     pair = own or tabular_pair(world.size, world.limit, eos=sampler.target.model.eos_id is not None)
     limit = min(world.limit, pair.ar.depth)
-    proposal, target = copy.copy(sampler.proposal), copy.copy(sampler.target)
+    proposal: Any = copy.copy(sampler.proposal)
+    target = copy.copy(sampler.target)
     proposal.model, target.model = pair.dlm, pair.ar
     proposal.lookahead = min(proposal.lookahead, limit)
     if own is None:
@@ -106,11 +107,12 @@ def trusted(seated: Seated) -> Iterator[tuple[str, Seated]]:
     for name, part in parts.items():
         if type(getattr(sampler, name)) is not type(part):
             yield name, Seated(replace(sampler, **{name: part}), seated.limit)
-    if sampler.proposal.shaping.truncates or type(sampler.proposal) is not DLMProposal:
-        law = replace(sampler.proposal.shaping, top_p=1.0, top_k=None)
+    if not sampler.proposal.covers or type(sampler.proposal) is not DLMProposal:
+        given: Any = sampler.proposal
+        law = replace(given.shaping, top_p=1.0, top_k=None)
         whole = DLMProposal(
-            sampler.proposal.model, temperature=sampler.proposal.lane_temperatures or law.temperature,
-            banned_ids=law.banned_ids, lookahead=sampler.proposal.lookahead,
+            given.model, temperature=getattr(given, "lane_temperatures", None) or law.temperature,
+            banned_ids=law.banned_ids, lookahead=given.lookahead,
         )
         yield "proposal", Seated(replace(sampler, proposal=whole), seated.limit)
     if sampler.target.potential is not None:
