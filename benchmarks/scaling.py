@@ -127,7 +127,7 @@ class Bench:
         ])
         given = given.to(state.prefix.length.device)
         count = torch.full_like(state.prefix.length, point.S)
-        state.dlm.commit(given, count)
+        sampler.proposal.commit(state.drafts, None, given, count, torch.zeros_like(state.prefix.done))
         state.ar.commit(given, count)
         state.prefix = state.prefix.extend(given, count, eos_id=None, limit=state.limit)
         return sampler.step(state)

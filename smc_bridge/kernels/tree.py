@@ -83,6 +83,8 @@ class TreeWalk(StoppingKernel):
         ValueError: an argument out of range.
     """
 
+    reads_marginals = True
+
     def __init__(self, nodes: int = 64, *, min_probability: float = 0.0, exponent: float = 1.0) -> None:
         least, power = "give a probability in [0, 1)", "give a positive number; 1 ranks by the marginals themselves"
         below_one = math.nextafter(1.0, 0.0)
