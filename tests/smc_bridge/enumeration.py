@@ -9,8 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.kernels.protocol import DraftKernel, Horizon, Move
+from smc_bridge.blocks import Horizon, Move
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Dense, as_law
+from smc_bridge.distributions.law import Law as TokenLaw
+from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.randomness import Source
 from smc_bridge.testing.enumeration import EnumeratingSource, outcomes
 from tests.oracle.laws import Block, Law, Toy
 
@@ -36,13 +41,20 @@ def log_pi_along(toy: Toy, draft: Tensor) -> Tensor:
     return torch.stack([torch.stack([log(toy.pi[tuple(row[:i])]) for i in range(len(row))]) for row in rows])
 
 
-def moved(kernel: DraftKernel | TreeWalk, toy: Toy, source: EnumeratingSource, *, rows: int = 1) -> Move:
+def drafted(q: Tensor | TokenLaw, source: Source, window: Tensor | None = None) -> Draft:
+    """A draft from `q: [R, V, A]` as a factorised proposal makes it, by default of all V places."""
+    law = as_law(q)
+    width = torch.full((law.rows,), law.shape[-2], device=law.device) if window is None else window
+    return Draft(source.categorical(law), law, width)
+
+
+def moved(kernel: Kernel, toy: Toy, source: EnumeratingSource, *, rows: int = 1) -> Move:
     """One move of the real kernel, draft (or tree) included."""
     q, horizon = log_q_of(toy, rows), horizon_of(toy, rows)
     if not isinstance(kernel, TreeWalk):
-        draft = kernel.draft(q, generator=source)
-        return kernel(q, log_pi_along(toy, draft), draft, generator=source, horizon=horizon)
-    tree = kernel.tree(q[:1], horizon=horizon_of(toy))
+        draft = drafted(q, source, horizon.window)
+        return kernel(draft, Dense(log_pi_along(toy, draft.tokens)), source=source, horizon=horizon)
+    tree = kernel.tree(Dense(q[:1]), horizon=horizon_of(toy))
     prefixes: list[Block] = [()]
     for parent, token, real in zip(
         tree.parents[0].tolist(), tree.tokens[0].tolist(), tree.real[0].tolist(), strict=True
@@ -50,7 +62,7 @@ def moved(kernel: DraftKernel | TreeWalk, toy: Toy, source: EnumeratingSource, *
         prefixes.append((*prefixes[parent], token) if real else ())
     node_law = torch.stack([log(toy.pi[prefix]) for prefix in prefixes])
     move, _ = kernel.walk(
-        tree, node_law[None], walks=rows, generator=source, window=toy.q.shape[0], horizon=horizon_of(toy)
+        tree, Dense(node_law[None]), walks=rows, source=source, window=toy.q.shape[0], horizon=horizon_of(toy)
     )
     return move
 
@@ -65,7 +77,7 @@ def committed_block(move: Move, row: int = 0) -> tuple[Block, int]:
     return tuple(tokens[:length]), accepted
 
 
-def enumerated_law(kernel: DraftKernel | TreeWalk, toy: Toy) -> Law:
+def enumerated_law(kernel: Kernel, toy: Toy) -> Law:
     """The exact law of (block, accepted) of the kernel's code."""
     law: Law = defaultdict(float)
     for probability, move in outcomes(lambda source: moved(kernel, toy, source)):
