@@ -12,7 +12,7 @@ from torch import Tensor
 from smc_bridge.blocks import Horizon
 from smc_bridge.distributions.law import Chunks, Dense
 from smc_bridge.distributions.logits import LogitLaw
-from smc_bridge.kernels.tree import Edges, Tree, TreeWalk, best_first
+from smc_bridge.kernels.tree import AT_ONCE, Edges, Tree, TreeWalk, best_first
 from smc_bridge.methods.poe_bridge import tree_kernel
 from smc_bridge.models.tabular import TabularAR
 from tests.oracle import laws
@@ -155,34 +155,34 @@ def test_a_free_walk_beside_a_forced_one_keeps_its_draws() -> None:
     assert torch.equal(walk(forced, walks=2, seed=3)[0][1], free[1])
 
 
-def test_a_walk_draws_the_same_from_lazy_laws_node_by_node_and_from_all_nodes_at_once() -> None:
+def test_a_walk_draws_the_same_node_by_node_and_from_all_nodes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(2)
     q, pi = (torch.log_softmax(2 * torch.randn(shape, generator=generator), -1) for shape in ((5, 6, 70), (5, 41, 70)))
     kernel, horizon = TreeWalk(40), Horizon(torch.tensor([6, 6, 1, 3, 6]), 7)
-    tree = kernel.tree(q, horizon=horizon)
+    tree = kernel.tree(Dense(q), horizon=horizon)
+    law = Dense(pi[:, : tree.tokens.shape[1] + 1])
     for walks in (1, 3):
-        moves = [
-            kernel.walk(
-                tree, law, walks=walks, generator=torch.Generator().manual_seed(4), window=6, horizon=horizon
-            )
-            for law in (pi[:, : tree.tokens.shape[1] + 1], as_lazy(pi[:, : tree.tokens.shape[1] + 1]))
-        ]
+        moves = []
+        for at_once in (AT_ONCE, 0):
+            monkeypatch.setattr("smc_bridge.kernels.tree.AT_ONCE", at_once)
+            source = torch.Generator().manual_seed(4)
+            moves.append(kernel.walk(tree, law, walks=walks, source=source, window=6, horizon=horizon))
         (left, left_nodes), (right, right_nodes) = moves
         assert int(left.length.max()) > 1, "the walks stay on the tree for a while"
         for a, b in zip((*left, left_nodes), (*right, right_nodes), strict=True):
             assert torch.equal(a, b), f"{walks} walks: {a} at once, {b} node by node"
 
 
-def test_lazy_marginals_give_the_tree_of_dense_ones() -> None:
+def test_marginals_of_a_model_give_the_tree_of_those_that_a_tensor_holds() -> None:
     logits = 3 * torch.randn(3, 9, 300, generator=torch.Generator().manual_seed(5))
     horizon = Horizon(torch.tensor([9, 2, 6]), 64)
     place = torch.arange(27).reshape(3, 9)
     for temperature in (0.4, 1.0):
-        dense = torch.log_softmax(logits / temperature, -1)
-        lazy = LogitLaw(logits, place, temperature=temperature, chunks=Chunks(bytes=2400))
+        held = Dense(torch.log_softmax(logits / temperature, -1))
+        read = LogitLaw(logits, place, temperature=temperature, chunks=Chunks(bytes=2400))
         for exponent, threshold in ((1.0, 0.0), (0.6, 0.0), (1.7, 0.01)):
             expected, found = (
-                best_first(law, 50, horizon, exponent=exponent, min_probability=threshold) for law in (dense, lazy)
+                best_first(law, 50, horizon, exponent=exponent, min_probability=threshold) for law in (held, read)
             )
             for row in range(3):
                 assert nodes_of(found, row) == nodes_of(expected, row), f"row {row}, exponent {exponent}"
@@ -230,7 +230,7 @@ def test_nodes_with_and_without_company_are_the_same() -> None:
     confident = torch.log_softmax(torch.eye(90)[torch.randint(90, (1, 20), generator=generator)] * 12, -1)
     doubtful = torch.log_softmax(torch.randn(1, 20, 90, generator=generator), -1)
     horizon = Horizon(torch.full((4,), 20), None)
-    together = best_first(torch.cat([doubtful, confident, doubtful, confident]), 30, horizon)
+    together = best_first(Dense(torch.cat([doubtful, confident, doubtful, confident])), 30, horizon)
     for row, q in enumerate((doubtful, confident, doubtful, confident)):
         alone = best_first(Dense(q), 30, Horizon(horizon.window[:1], None))
         assert nodes_of(together, row) == nodes_of(alone), f"row {row}"
@@ -256,7 +256,7 @@ def test_the_presets_tree_is_the_same_at_every_proposal_temperature() -> None:
     logits = 3 * torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     horizon = Horizon(torch.tensor([8, 5]), 3)
     trees = [
-        tree_kernel(20, proposal_temperature=t).tree(torch.log_softmax(logits / t, -1), horizon=horizon)
+        tree_kernel(20, proposal_temperature=t).tree(Dense(torch.log_softmax(logits / t, -1)), horizon=horizon)
         for t in (0.2, 0.65, 1.0)
     ]
     assert nodes_of(trees[0]) != nodes_of(trees[0], 1), "two rows of other logits have one tree"
