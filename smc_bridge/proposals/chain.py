@@ -133,7 +133,7 @@ class PrefixFilled:
         draw = source.categorical_stream(asked.window)
         tokens = torch.zeros(total.numel(), asked.window, dtype=torch.long, device=device)
         scores: Tensor | None = None
-        going, prompts, forwards = torch.arange(total.numel(), device=device), list[Tensor](), 0
+        going, scored = torch.arange(total.numel(), device=device), list[Tensor]()
         for i in range(asked.window):
             going = going[width[going] > i]
             if not going.numel():
@@ -148,13 +148,13 @@ class PrefixFilled:
             scores[going, i] = fresh
             law = self._law(scores[going, i : i + 1], asked, going)
             tokens[going, i] = draw(law, going).flatten()
-            prompts.append(total[first] // state.particles)
-            forwards += 1
+            scored.append(total[first] // state.particles)
             if self.model.eos_id is not None:
                 going = going[tokens[going, i] != self.model.eos_id]
         assert scores is not None
         everyone = torch.arange(total.numel(), device=device)
-        return Draft(tokens, self._law(scores, asked, everyone), width, Cost(forwards, torch.cat(prompts)))
+        cost = Cost(torch.cat(scored), torch.cat([torch.full_like(p, i) for i, p in enumerate(scored)]))
+        return Draft(tokens, self._law(scores, asked, everyone), width, cost)
 
     def along(self, state: ChainState, asked: Asked, lane: Tensor, block: Tensor) -> Law:
         """See `Proposal.along`: one forward."""
