@@ -21,10 +21,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from smc_bridge.entry_points import declared, reason_of
 from smc_bridge.signature import Option, nearest, read_options, written
+
+if TYPE_CHECKING:
+    from smc_bridge.decode import Decoder
+    from smc_bridge.models.protocols import ModelPair
 
 GROUP = "smc_bridge.methods"
 
@@ -53,7 +57,7 @@ class Method:
     """
 
     name: str
-    make: Callable[..., Any]
+    make: Callable[..., Decoder[Any]]
     role: Role
     targets: str
     proper: bool
@@ -235,7 +239,7 @@ class Spelled:
         if self.method.make.__module__.startswith("smc_bridge.methods."):
             self.make(_stand_in(), **shared)
 
-    def make(self, pair: Any, **shared: Any) -> Any:
+    def make(self, pair: ModelPair, **shared: Any) -> Decoder[Any]:
         """The decoder.
 
         Args:
@@ -250,7 +254,7 @@ class Spelled:
         has = {option.name for option in self.method.options} - self.options.keys()
         has -= set(idle(self.options.get("kernel"), self.options.get("intermediate"))) & {"w"}
         options = {name: value for name, value in shared.items() if name in has and value is not None}
-        decoder = self.method.make(pair, **{**options, **self.options})
+        decoder: Decoder[Any] = self.method.make(pair, **{**options, **self.options})
         decoder.name = self.text
         return decoder
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import smc_bridge  # its names are imported when they are used: the parsers of commands need the names here alone
 
 if TYPE_CHECKING:
-    from smc_bridge.decoders import Order
     from smc_bridge.engine.sampler import Sampler
+    from smc_bridge.methods.rules import Order
     from smc_bridge.models.pairs import Pair
     from smc_bridge.result import Result
     from smc_bridge.tasks import Limits
@@ -73,7 +73,7 @@ def make_method(name: str, pair: Pair, task: Limits, *, temperature: float, weig
     Raises:
         ValueError: the name is unknown.
     """
-    from smc_bridge.decoders import Order
+    from smc_bridge.methods.rules import Order
 
     check_methods([name])
     limit = task.max_new_tokens

@@ -18,7 +18,7 @@ from smc_bridge.commands.base import (
     tell,
     whole,
 )
-from smc_bridge.commands.decode_file import BATCH, refuse_other, run_file
+from smc_bridge.commands.decode_file import BATCH, refuse_other, run_decoder, run_file
 from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
 from smc_bridge.commands.options import add_method_arguments, method_of
 from smc_bridge.commands.prompts import add_prompts_arguments
@@ -29,7 +29,7 @@ from smc_bridge.tasks import lookahead_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from smc_bridge.engine.queue import Interrupted
+    from smc_bridge.decode import Interrupted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -72,24 +72,22 @@ def run(arguments: argparse.Namespace) -> int:
     with importing():
         from smc_bridge.commands.rendering import render_result
         from smc_bridge.commands.trace_rendering import render_trace, token_texts
-        from smc_bridge.engine.queue import Interrupted
-        from smc_bridge.engine.validation import check_prompts, models_of
+        from smc_bridge.decode import Interrupted
+        from smc_bridge.requests import check_prompts
         from smc_bridge.result import Result
     if arguments.json is not None:
         refuse_other(arguments.json, Result.load)
     use_free_cores()
     pair = load_models(arguments)
-    sampler = method.make(
+    decoder = method.make(
         pair, lookahead=lookahead_of(pair_name(arguments)), max_new_tokens=arguments.max_new_tokens
     )
     ids = pair.encode(arguments.prompt).tolist()
     [prompt] = check_prompts(
-        [ids], models_of(sampler), max_new_tokens=arguments.max_new_tokens, called=lambda _: "PROMPT"
+        [ids], decoder.models, max_new_tokens=arguments.max_new_tokens, called=lambda _: "PROMPT"
     )
     try:
-        [result] = sampler.run(
-            [prompt], seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace
-        )
+        [result] = run_decoder(arguments, decoder, [prompt])
     except Interrupted as interrupt:
         tell(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}")
         return INTERRUPTED
