@@ -3,8 +3,8 @@
     q_i(. | c, y_<i) = the model's marginal of place i, given c, y_<i in the places before it, and masks behind
 
 Left to right, each token is drawn given those before it, so that the draft is coherent where independent marginals are
-not. To draw it takes a forward per token; to know its conditionals *along a given block* takes one forward, of a row for
-each number of tokens that are filled in (`prefix_filled`; self-speculation of diffusion models does the same).
+not. To draw it takes a forward per token; to know its conditionals *along a given block* takes one forward, of a row
+for each number of tokens that are filled in (`prefix_filled`; self-speculation of diffusion models does the same).
 
 Shapes: B rows, V places, M lookahead, A alphabet, K lanes, Q lanes.
 """

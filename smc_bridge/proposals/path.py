@@ -1,9 +1,9 @@
 """`MostLikelyPath`: a deterministic draft, as a law a point mass at each place.
 
 The draft is the likeliest token of every marginal of the diffusion model. Nothing is drawn: `q_i = 1` at `y_i` and 0
-elsewhere, so that a drafted token is accepted with probability `min(1, pi_i(y_i))`, and a refusal is corrected by a draw
-from pi without it. (To accept it with probability `pi_i / q_i` of the marginal it came from would be wrong: it was not
-drawn from that.) Any rule that finds one path has this law.
+elsewhere, so that a drafted token is accepted with probability `min(1, pi_i(y_i))`, and a refusal is corrected by a
+draw from pi without it. (To accept it with probability `pi_i / q_i` of the marginal it came from would be wrong: it was
+not drawn from that.) Any rule that finds one path has this law.
 
 Shapes: R rows, V places, A alphabet.
 """
