@@ -9,20 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from smc_bridge import DLMProposal, decode
+from smc_bridge import ARTarget, DLMProposal, ar_sampling, decode, diffusion
 from smc_bridge.methods.canvas import PATIENCE, Canvas
 from smc_bridge.methods.rules import AllAtOnce, Commit, CommitRule, Look, Ordered, Reconsider, checked
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.registry import spelled
+from tests.toys import toy_pair
 
 LIMIT = 5
 DLM = TabularDLM(TabularAR.random(3, 8, seed=1), noise=0.7, seed=2)
 PROMPTS: list[list[int]] = [[0], [1, 0], [2], []]
 
 
-def canvas(rule: CommitRule, *, window: int | None = 3, **law: Any) -> Canvas:
+def canvas(rule: CommitRule, **law: Any) -> Canvas:
     """A decoder of a small table without an end of sequence."""
-    return Canvas(DLMProposal(DLM, lookahead=LIMIT, **law), rule, window)
+    return Canvas(DLMProposal(DLM, lookahead=LIMIT, **law), rule, 3)
 
 
 def look(probs: list[list[float]], *, canvas: list[int] | None = None, open: list[bool] | None = None) -> Look:
@@ -178,3 +180,35 @@ def test_what_is_no_rule_is_refused() -> None:
             canvas(wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^order = 'random': give one of left_to_right, entropy, confidence"):
         Ordered("random")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("text", "options"), [
+    ("dlm-1", {}),
+    ("dlm-2", {"tokens_per_forward": 2}),
+    ("dlm-2-entropy", {"tokens_per_forward": 2, "order": "entropy"}),
+    ("dlm-1-confidence,span=2", {"order": "confidence", "window": 2}),
+    ("dlm,tokens=none", {"tokens_per_forward": None}),
+])
+def test_a_spelling_is_the_decoder_of_the_function(text: str, options: dict[str, Any]) -> None:
+    pair = toy_pair()
+    decoder = spelled(text).make(pair, temperature=0.7, lookahead=3, window=1)
+    found = decode(decoder, [[1], [2, 1]], seed=3, max_new_tokens=LIMIT)
+    proposal = DLMProposal(pair.dlm, temperature=0.7, lookahead=3)
+    expected = diffusion(proposal, [[1], [2, 1]], seed=3, max_new_tokens=LIMIT, **{"window": 3, **options})
+    assert [(r.sequences, r.forwards) for r in found] == [(r.sequences, r.forwards) for r in expected]
+    assert {result.method for result in found} == {text}
+
+
+def test_all_at_once_is_one_forward_and_has_no_order() -> None:
+    decoder = spelled("dlm-all").make(toy_pair(), lookahead=2)
+    assert {r.forwards.dlm_forwards for r in decode(decoder, [[1], [2, 1]], max_new_tokens=LIMIT)} == {1}
+    with pytest.raises(ValueError, match=r"^order = 'entropy' with tokens = None: all at once has no order"):
+        spelled("dlm-all,order=entropy").make(toy_pair())
+
+
+def test_exact_samples_have_a_spelling() -> None:
+    pair = toy_pair()
+    found = decode(spelled("ar,top_k=2").make(pair, temperature=0.7), [[1], [2, 1]], seed=3, max_new_tokens=LIMIT)
+    expected = ar_sampling(ARTarget(pair.ar, temperature=0.7, top_k=2), [[1], [2, 1]], seed=3, max_new_tokens=LIMIT)
+    assert [r.sequences for r in found] == [r.sequences for r in expected]
+    assert found[0].settings["exact"]
