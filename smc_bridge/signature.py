@@ -126,7 +126,7 @@ def _values(function: Callable[..., Any], parameter: inspect.Parameter) -> tuple
     annotation = parameter.annotation
     if isinstance(annotation, str):
         try:
-            annotation = eval(annotation, vars(inspect.getmodule(function)), {})
+            annotation = eval(annotation, getattr(function, "__globals__", {}), {})
         except (NameError, AttributeError, TypeError):  # a name that only type checkers import
             annotation = type(parameter.default)
     if parameter.name in NAMED:
