@@ -1,37 +1,55 @@
 """Parts of a sampler by name: the one table that samplers, methods and the command line read.
 
-A name stands for a public one of `smc_bridge`, which is imported when it is asked for (`smc_bridge.exports`), so that
-the names can be shown without it. An intermediate by name is made with w, which not every one reads.
+A name stands for a class, or for the part itself, which is imported when it is asked for, so that the names can be
+shown without it. An intermediate by name is made with w, which not every one reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pkgutil import resolve_name
 from typing import Any
 
-import smc_bridge
 from smc_bridge.models.arguments import said
 
-#: Public name of each part.
+#: Where each part stands.
 KERNELS = {
-    "rejection": "Rejection", "block": "BlockVerification", "gumbel": "GumbelCoupling", "tree": "TreeWalk",
-    "accept-all": "AcceptAll",
+    "rejection": "smc_bridge.kernels.rejection:Rejection",
+    "block": "smc_bridge.kernels.block_verification:BlockVerification",
+    "gumbel": "smc_bridge.kernels.gumbel:GumbelCoupling",
+    "tree": "smc_bridge.kernels.tree:TreeWalk",
+    "accept-all": "smc_bridge.kernels.importance:AcceptAll",
 }
 RESAMPLERS = {
-    "multinomial": "Multinomial", "stratified": "Stratified", "systematic": "Systematic", "residual": "Residual",
-    "ssp": "SSP",
+    name: f"smc_bridge.engine.resampling:{part}" for name, part in (
+        ("multinomial", "Multinomial"), ("stratified", "Stratified"), ("systematic", "Systematic"),
+        ("residual", "Residual"), ("ssp", "SSP"),
+    )
 }
-TRIGGERS = {"ess": "EssBelow", "always": "always", "never": "never"}
-WEIGHTS = {"own": "OwnWeights", "balance": "BalanceHeuristic"}
+TRIGGERS = {
+    name: f"smc_bridge.engine.weights:{part}" for name, part in (
+        ("ess", "EssBelow"), ("always", "always"), ("never", "never"),
+    )
+}
+WEIGHTS = {
+    "own": "smc_bridge.kernels.importance:OwnWeights", "balance": "smc_bridge.kernels.importance:BalanceHeuristic",
+}
+
+
+def _law(name: str) -> Any:
+    """A class of intermediates."""
+    return resolve_name(f"smc_bridge.distributions.intermediate:{name}")
+
+
 #: From w to the intermediate.
-INTERMEDIATES: dict[str, Callable[[float], smc_bridge.Intermediate]] = {
-    "poe": lambda w: smc_bridge.ProductOfExperts(w),
-    "mixture": lambda w: smc_bridge.Mixture(w),
-    "power-mean": lambda w: smc_bridge.PowerMean(w=w),
-    "chernoff": lambda w: smc_bridge.Chernoff(),
-    "defensive": lambda w: smc_bridge.Defensive(smc_bridge.ProductOfExperts(w)),
-    "proposal": lambda w: smc_bridge.Proposal(),
-    "target": lambda w: smc_bridge.Target(),
+INTERMEDIATES: dict[str, Callable[[float], Any]] = {
+    "poe": lambda w: _law("ProductOfExperts")(w),
+    "mixture": lambda w: _law("Mixture")(w),
+    "power-mean": lambda w: _law("PowerMean")(w=w),
+    "chernoff": lambda w: _law("Chernoff")(),
+    "defensive": lambda w: _law("Defensive")(_law("ProductOfExperts")(w)),
+    "proposal": lambda w: _law("Proposal")(),
+    "target": lambda w: _law("Target")(),
 }
 #: Intermediates that do not read w.
 WITHOUT_W = ("chernoff", "proposal", "target")
@@ -42,7 +60,7 @@ DEFAULT_W = 0.3
 NAMED: dict[str, Collection[str]] = {
     "kernel": KERNELS, "intermediate": INTERMEDIATES, "resampler": RESAMPLERS, "trigger": TRIGGERS, "weight": WEIGHTS,
 }
-_PUBLIC = {"kernel": KERNELS, "resampler": RESAMPLERS, "trigger": TRIGGERS, "weight": WEIGHTS}
+_HOMES = {"kernel": KERNELS, "resampler": RESAMPLERS, "trigger": TRIGGERS, "weight": WEIGHTS}
 
 
 def named(kind: str, value: Any, *, w: float = DEFAULT_W) -> Any:
@@ -59,7 +77,7 @@ def named(kind: str, value: Any, *, w: float = DEFAULT_W) -> Any:
         raise ValueError(f"{kind} = {value!r}: give one of {', '.join(NAMED[kind])}, or an object")
     if kind == "intermediate":
         return INTERMEDIATES[value](w)
-    part = getattr(smc_bridge, _PUBLIC[kind][value])
+    part = resolve_name(_HOMES[kind][value])
     return part() if isinstance(part, type) else part
 
 
