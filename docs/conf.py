@@ -33,7 +33,8 @@ myst_heading_anchors = 3
 # Formulas: one file with every glyph as a path, since a browser refuses fonts to a page that is opened as a file.
 MATHJAX = "tex-svg-full.js"
 _package = find_spec("sphinx-mathjax-offline")
-assert _package is not None and _package.origin is not None
+assert _package is not None
+assert _package.origin is not None
 html_static_path = ["_static", str(Path(_package.origin).parent / "static" / "mathjax" / MATHJAX)]
 mathjax_path = MATHJAX
 mathjax3_config = {"options": {"enableMenu": False}}
@@ -50,6 +51,7 @@ napoleon_use_ivar = True
 nitpick_ignore_regex = [("py:(class|exc)", r".*")]
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = "smc-bridge"
 html_css_files = ["site.css"]
 html_show_sourcelink = False
@@ -57,7 +59,7 @@ html_copy_source = False
 
 
 def formulas(app: Any, doctree: nodes.document) -> None:
-    """Hand display formulas to MathJax as they are: Sphinx would put them into environments where `\\tag` is an error."""
+    """Hand display formulas to MathJax as they are: Sphinx wraps them in environments where `\\tag` is an error."""
     for node in doctree.findall(nodes.math_block):
         if not node.get("no-wrap"):
             node["no-wrap"] = True

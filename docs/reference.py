@@ -33,8 +33,8 @@ class Page:
 PAGES = (
     Page(
         "smc_bridge",
-        "Every name here is imported from `smc_bridge` itself, as in `from smc_bridge import smc`; so are `load_pair` and "
-        "`Pair` of [the models](smc_bridge.models.md), and `check` of [the tests](smc_bridge.testing.md).",
+        "Every name here is imported from `smc_bridge` itself, as in `from smc_bridge import smc`; so are `load_pair` "
+        "and `Pair` of [the models](smc_bridge.models.md), and `check` of [the tests](smc_bridge.testing.md).",
         also=(
             "smc_bridge.kernels.importance.Lanes", "smc_bridge.kernels.importance.WeightRule",
             "smc_bridge.result.Forwards", "smc_bridge.trace.StepRecord",
@@ -55,7 +55,8 @@ PAGES = (
 def shown(page: Page) -> dict[str, list[str]]:
     """Module -> names of it that the page shows: what the package exports, but for what other pages are about."""
     spec = find_spec(page.package)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     imports = [
         node for node in ast.walk(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("smc_bridge.")

@@ -77,6 +77,11 @@ class TreeWalk(StoppingKernel):
         exponent: a, power of the marginals by which continuations are ranked.
     Raises:
         ValueError: an argument out of range.
+    Example:
+        >>> from smc_bridge import smc
+        >>> from smc_bridge.testing import check, tabular_pair
+        >>> check(smc(tabular_pair(), particles=2, w=0.5, kernel=TreeWalk(nodes=6))).proper
+        True
     """
 
     def __init__(self, nodes: int = 64, *, min_probability: float = 0.0, exponent: float = 1.0) -> None:

@@ -74,6 +74,12 @@ def smc(
             name (`smc_bridge.engine.names`). By default product of experts, token-level rejection, own weights,
             systematic, ESS below half, none.
         max_logit_bytes, compile: of the sampler, see `Sampler`.
+    Example:
+        >>> from smc_bridge.testing import tabular_pair
+        >>> sampler = smc(tabular_pair(), particles=4, w=0.5)
+        >>> result = sampler.run([[]], seed=1, max_new_tokens=3)[0]
+        >>> len(result.sequences), sampler.proper
+        (4, True)
     """
     check_pair(pair)
     if w is not None and intermediate is not None:

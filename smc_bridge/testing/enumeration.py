@@ -3,9 +3,11 @@
 Every discrete draw is a branch. A run follows a path of branches; the next run replays the path up to its last branch
 that has another outcome. The probabilities of the paths sum to one, and the weighted outcomes are the exact law:
 
-    >>> law = defaultdict(float)
-    >>> for probability, draft in outcomes(lambda source: kernel.draft(q, generator=source)):
-    ...     law[tuple(draft[0].tolist())] += probability
+    >>> from smc_bridge import Rejection
+    >>> q = torch.tensor([[[0.75, 0.25]]]).log()  # one row, one position, two tokens
+    >>> drafts = outcomes(lambda source: Rejection().draft(q, generator=source))
+    >>> [(draft.tolist(), round(probability, 6)) for probability, draft in drafts]
+    [([[0]], 0.75), ([[1]], 0.25)]
 """
 
 from __future__ import annotations
