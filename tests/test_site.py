@@ -76,7 +76,8 @@ def test_a_browser_finds_no_error_in_a_page_that_is_opened_as_a_file(page: str, 
     done = subprocess.run(
         [
             BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            "--enable-logging=stderr", f"--user-data-dir={tmp_path}", "--host-resolver-rules=MAP * ~NOTFOUND",  # no network, wherever this runs
+            "--enable-logging=stderr", f"--user-data-dir={tmp_path}",
+            "--host-resolver-rules=MAP * ~NOTFOUND",  # no network, wherever this runs
             "--virtual-time-budget=20000", "--dump-dom", (SITE / f"{page}.html").as_uri(),
         ],
         capture_output=True, text=True, timeout=120, check=True,
