@@ -83,6 +83,10 @@ def load_pair(
     Raises:
         ValueError: a name or value that is not known, tokenizers that differ, code that is not trusted, or a checkpoint
             that cannot be loaded. FileNotFoundError: a checkpoint or a part of it is missing.
+    Example:
+        >>> pair = load_pair("arithmetic")
+        >>> pair.max_length, pair.ar.vocab_size
+        (1024, 640)
     """
     if dlm_cache not in ("none", "prefix"):
         raise ValueError(f"dlm_cache = {said(dlm_cache)}: give 'none' or 'prefix'")

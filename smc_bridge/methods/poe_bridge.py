@@ -125,6 +125,12 @@ def smc(
         compile: run the arithmetic of laws through `torch.compile`.
     Raises:
         ValueError: options contradict each other, or are out of range for the pair.
+    Example:
+        >>> from smc_bridge.testing import tabular_pair
+        >>> sampler = smc(tabular_pair(), particles=4, w=0.5)
+        >>> result = sampler.run([[]], seed=1, max_new_tokens=3)[0]
+        >>> len(result.sequences), sampler.proper
+        (4, True)
     """
     check_pair(pair)
     own = temperature if proposal_temperature is None else proposal_temperature

@@ -101,8 +101,12 @@ def check(sampler: Sampler, *, runs: int = 2_000, level: float = 1e-4) -> Check:
         ValueError: a part cannot run on a table, for it reads features that a tabular model does not have or expects
             another alphabet; or an argument out of range.
     Example:
-        >>> check(smc(tabular_pair(), particles=2, intermediate=MyIntermediate())).proper
+        >>> from smc_bridge import Mixture, released, smc
+        >>> from smc_bridge.testing import tabular_pair
+        >>> check(smc(tabular_pair(), particles=2, intermediate=Mixture(0.4))).proper
         True
+        >>> check(released(tabular_pair(), lanes=2)).part
+        'kernel'
     """
     runs, level = whole_number("runs", runs), confidence(level)
     if not isinstance(sampler, Sampler):

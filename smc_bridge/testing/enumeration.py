@@ -3,9 +3,10 @@
 Every discrete draw is a branch. A run follows a path of branches; the next run replays the path up to its last branch
 that has another outcome. The probabilities of the paths sum to one, and the weighted outcomes are the exact law:
 
-    >>> law = defaultdict(float)
-    >>> for probability, draft in outcomes(lambda source: source.categorical(q)):
-    ...     law[tuple(draft[0].tolist())] += probability
+    >>> q = torch.tensor([[[0.75, 0.25]]]).log()  # one row, one position, two tokens
+    >>> drafts = outcomes(lambda source: source.categorical(q))
+    >>> [(draft.tolist(), round(probability, 6)) for probability, draft in drafts]
+    [([[0]], 0.75), ([[1]], 0.25)]
 """
 
 from __future__ import annotations
