@@ -29,8 +29,8 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.poe_bridge import released
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.randomness import Randomness
+from smc_bridge.testing import EnumeratingSource, enumerate_sampler, mutants, outcomes
 from tests.oracle import smc as oracle
-from tests.smc_bridge.enumeration import EnumeratingSource, outcomes
 from tests.smc_bridge.programs import KERNELS, TABLES, TablePotential, program, table_model, target_law, worst
 from tests.smc_bridge.smc_enumeration import Enumeration, enumerate_program, resampling_outcomes
 
@@ -128,18 +128,8 @@ def test_a_window_that_outlasts_the_lookahead_is_properly_weighted(kernel: str, 
 
 def test_evidence_one_alone_has_no_power() -> None:
     """Keeping the best particle gives `E[Z_hat] = 1` to round-off and a wrong law."""
-
-    class KeepsTheBest(Multinomial):
-        def dimension(self, candidates: int, count: int) -> int:
-            return 1
-
-        def ancestors(self, weights: Tensor, count: int, uniforms: Tensor) -> Tensor:
-            return weights.argmax(-1, keepdim=True).expand(-1, count)
-
-        cells = staticmethod(lambda weights, count: oracle.systematic(weights[:, :1], 1))
-
-    sampler = program(Rejection(), trigger=always, resampler=KeepsTheBest())
-    found, expected = enumerate_program(sampler, LIMIT), target_law(sampler, LIMIT)
+    sampler = program(Rejection(), trigger=always, resampler=mutants.KeepsTheBest())
+    found, expected = enumerate_sampler(sampler, LIMIT), target_law(sampler, LIMIT)
     assert abs(found.evidence - 1.0) < TOLERANCE, f"E[Z_hat] = {found.evidence}"
     gap, message = worst(found.proper, expected)
     assert gap > 1e-3, f"argmax selection is not caught: {message}"
