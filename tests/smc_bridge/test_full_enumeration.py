@@ -29,7 +29,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.poe_bridge import released
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.randomness import Randomness
-from smc_bridge.testing import EnumeratingSource, enumerate_sampler, mutants, outcomes
+from smc_bridge.testing import EnumeratingSource, TabularPair, enumerate_sampler, mutants, outcomes
 from tests.oracle import smc as oracle
 from tests.smc_bridge.programs import KERNELS, TABLES, TablePotential, program, table_model, target_law, worst
 from tests.smc_bridge.smc_enumeration import Enumeration, enumerate_program, resampling_outcomes
@@ -221,14 +221,11 @@ def test_the_scripted_enumeration_has_the_law_of_the_raw_one(case: str) -> None:
         assert gap < TOLERANCE, message
 
 
-class _Pair:
-    def __init__(self, ar: TabularAR) -> None:
-        self.ar, self.dlm = ar, TabularDLM(ar, noise=0.9, seed=2)
-
-
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_the_released_decoder_is_caught(lanes: int) -> None:
-    sampler = released(_Pair(table_model(1)), lanes=lanes, window=2, temperature=0.8, w=0.3)
+    ar = table_model(1)
+    pair = TabularPair(TabularDLM(ar, noise=0.9, seed=2), ar)
+    sampler = released(pair, lanes=lanes, window=2, temperature=0.8, w=0.3)
     assert not sampler.proper
     expected = target_law(sampler, 2)
     found, output, _ = raw_enumeration(sampler, 2)
