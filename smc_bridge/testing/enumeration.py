@@ -3,10 +3,13 @@
 Every discrete draw is a branch. A run follows a path of branches; the next run replays the path up to its last branch
 that has another outcome. The probabilities of the paths sum to one, and the weighted outcomes are the exact law:
 
-    >>> q = torch.tensor([[[0.75, 0.25]]]).log()  # one row, one position, two tokens
-    >>> drafts = outcomes(lambda source: source.categorical(q))
-    >>> [(draft.tolist(), round(probability, 6)) for probability, draft in drafts]
-    [([[0]], 0.75), ([[1]], 0.25)]
+    >>> import torch
+    >>> for probability, coins in outcomes(lambda source: source.bernoulli(torch.tensor([0.25, 0.5]))):
+    ...     print(coins.tolist(), probability)
+    [False, False] 0.375
+    [False, True] 0.375
+    [True, False] 0.125
+    [True, True] 0.125
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.streams import Role, prompt_generator
-from tests.smc_bridge.enumeration import EnumeratingSource, outcomes
+from smc_bridge.testing import EnumeratingSource, outcomes
 from tests.smc_bridge.programs import KERNELS
 from tests.smc_bridge.reference_loop import Reference, Settings
 from tests.smc_bridge.test_full_enumeration import EnumeratingResampler

@@ -30,8 +30,8 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.released import released
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.randomness import Randomness
+from smc_bridge.testing import EnumeratingSource, TabularPair, enumerate_sampler, mutants, outcomes
 from tests.oracle import smc as oracle
-from tests.smc_bridge.enumeration import EnumeratingSource, outcomes
 from tests.smc_bridge.programs import KERNELS, TABLES, TablePotential, program, table_model, target_law, worst
 from tests.smc_bridge.smc_enumeration import Enumeration, enumerate_program, resampling_outcomes
 
@@ -131,18 +131,8 @@ def test_a_window_that_outlasts_the_lookahead_is_properly_weighted(kernel: str, 
 
 def test_evidence_one_alone_has_no_power() -> None:
     """Keeping the best particle gives `E[Z_hat] = 1` to round-off and a wrong law."""
-
-    class KeepsTheBest(Multinomial):
-        def dimension(self, candidates: int, count: int) -> int:
-            return 1
-
-        def ancestors(self, weights: Tensor, count: int, uniforms: Tensor) -> Tensor:
-            return weights.argmax(-1, keepdim=True).expand(-1, count)
-
-        cells = staticmethod(lambda weights, count: oracle.systematic(weights[:, :1], 1))
-
-    sampler = program(Rejection(), trigger=always, resampler=KeepsTheBest())
-    found, expected = enumerate_program(sampler, LIMIT), target_law(sampler, LIMIT)
+    sampler = program(Rejection(), trigger=always, resampler=mutants.KeepsTheBest())
+    found, expected = enumerate_sampler(sampler, LIMIT), target_law(sampler, LIMIT)
     assert abs(found.evidence - 1.0) < TOLERANCE, f"E[Z_hat] = {found.evidence}"
     gap, message = worst(found.proper, expected)
     assert gap > 1e-3, f"argmax selection is not caught: {message}"
@@ -234,14 +224,11 @@ def test_the_scripted_enumeration_has_the_law_of_the_raw_one(case: str) -> None:
         assert gap < TOLERANCE, message
 
 
-class _Pair:
-    def __init__(self, ar: TabularAR) -> None:
-        self.ar, self.dlm = ar, TabularDLM(ar, noise=0.9, seed=2)
-
-
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_the_released_decoder_is_caught(lanes: int) -> None:
-    sampler = released(_Pair(table_model(1)), lanes=lanes, window=2, temperature=0.8, w=0.3)
+    ar = table_model(1)
+    pair = TabularPair(TabularDLM(ar, noise=0.9, seed=2), ar)
+    sampler = released(pair, lanes=lanes, window=2, temperature=0.8, w=0.3)
     assert not sampler.proper
     expected = target_law(sampler, 2)
     found, output, _ = raw_enumeration(sampler, 2)

@@ -26,9 +26,9 @@ from smc_bridge.distributions.intermediate import (
     Proposal,
     Target,
 )
-from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.distributions.law import Chunks, Dense, LazyLaw, Selected
 from smc_bridge.distributions.logits import model_law
+from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine import steps
 from smc_bridge.engine.sampler import Sampler
@@ -45,8 +45,9 @@ from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource, Randomness, inverse_cdf
 from smc_bridge.sampling import block_width, compiled_softmax, search
+from smc_bridge.testing import outcomes
 from tests.oracle import laws
-from tests.smc_bridge.enumeration import enumerated_law, log_pi_along, log_q_of, outcomes
+from tests.smc_bridge.enumeration import enumerated_law, log_pi_along, log_q_of
 
 B, K, V, A = 3, 2, 4, 300
 TEMPERATURES = (0.5, 1.3)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from smc_bridge import randomness
 from smc_bridge.randomness import BLOCK, PromptSource, as_source, inverse_cdf
+from smc_bridge.testing import EnumeratingSource, outcomes
 from tests.smc_bridge.claims import chi_square, claim
-from tests.smc_bridge.enumeration import EnumeratingSource, log, outcomes
+from tests.smc_bridge.enumeration import log
 
 INF = math.inf
 
