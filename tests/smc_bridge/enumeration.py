@@ -8,7 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.kernels.protocol import Horizon, Kernel
+from smc_bridge.blocks import Horizon
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Law as TokenLaw
+from smc_bridge.distributions.law import as_law
+from smc_bridge.kernels.protocol import Kernel
+from smc_bridge.randomness import Source
 from smc_bridge.testing import KernelTable, kernel_law
 from tests.oracle.laws import Law, Toy
 
@@ -38,6 +43,13 @@ def log_q_of(toy: Toy, rows: int = 1) -> Tensor:
 def log_pi_along(toy: Toy, draft: Tensor) -> Tensor:
     """The intermediate along `draft: [R, V]`, `[R, V, A]`."""
     return table_of(toy).along(draft)
+
+
+def drafted(q: Tensor | TokenLaw, source: Source, window: Tensor | None = None) -> Draft:
+    """A draft from `q: [R, V, A]` as a factorised proposal makes it, by default of all V places."""
+    law = as_law(q)
+    width = torch.full((law.rows,), law.shape[-2], device=law.device) if window is None else window
+    return Draft(source.categorical(law), law, width)
 
 
 def enumerated_law(kernel: Kernel, toy: Toy) -> Law:

@@ -13,11 +13,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.law import as_lazy
+from smc_bridge.blocks import Horizon, Move, truncate
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.placed import Placed
 from smc_bridge.engine.resampling import UniformResampler
-from smc_bridge.kernels.protocol import Horizon, Kernel, Move, StoppingKernel, truncate
+from smc_bridge.kernels.protocol import Kernel, StoppingKernel
 from smc_bridge.kernels.tree import Tree, TreeWalk
-from smc_bridge.randomness import Source, Stream
+from smc_bridge.randomness import Randomness, Source, Stream
+from smc_bridge.sampling import Drawable
 
 
 @dataclass
@@ -105,7 +109,14 @@ class LaneScript:
         length = self.script.length[self.at]
         return Move(truncate(self.script.block[self.at], length), length, self.script.accepted[self.at])
 
-    def record(self, kernel: Kernel, q: Tensor, pi: Tensor, horizon: Horizon) -> None:
+    def categorical(self, log_probs: Drawable) -> Tensor:
+        """The proposal's draft: its accepted tokens are the block's and the others are not."""
+        move = self.move()
+        other = (move.block.clamp_min(0) + 1) % log_probs.shape[-1]
+        kept = torch.arange(log_probs.shape[1]) < move.accepted[:, None]
+        return torch.where(kept, move.block, other)
+
+    def record(self, kernel: StoppingKernel, q: Law, pi: Law, horizon: Horizon) -> None:
         """Note the probability of `move` under the real kernel, at laws along the block; a retained lane's tokens are
         given, so that only its stop is random."""
         move = self.move()
@@ -113,7 +124,6 @@ class LaneScript:
         if self.script.pinned_lane is not None:
             stop = kernel.log_stop(q, pi, move.block, move.length, horizon=horizon)
             log_prob = torch.where(self.script.pinned_lane[self.at[0]] == self.at[1], stop, log_prob)
-        assert isinstance(kernel, StoppingKernel)
         onward = kernel.log_continue(q, pi, move.block, horizon=horizon).double()
         onward = onward.gather(1, (move.length - 1)[:, None])[:, 0]
         split = self.script.split[self.at]
@@ -132,23 +142,13 @@ class ScriptedDraftKernel(StoppingKernel):
     def __init__(self, real: StoppingKernel) -> None:
         self.real = real
 
-    def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
+    def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
         return self.real.log_continue(q, pi, block, horizon=horizon)
 
-    def draft(self, q: Tensor, *, generator: Source) -> Tensor:  # type: ignore[override]
-        """A draft whose accepted tokens are the block's and whose others are not."""
-        assert isinstance(generator, LaneScript)
-        move = generator.move()
-        other = (move.block.clamp_min(0) + 1) % q.shape[-1]
-        kept = torch.arange(q.shape[1]) < move.accepted[:, None]
-        return torch.where(kept, move.block, other)
-
-    def __call__(  # type: ignore[override]
-        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Source, horizon: Horizon
-    ) -> Move:
-        assert isinstance(generator, LaneScript)
-        generator.record(self.real, q, pi, horizon)
-        return generator.move()
+    def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
+        assert isinstance(source, LaneScript)
+        source.record(self.real, draft.q, pi, horizon)
+        return source.move()
 
 
 class ScriptedTreeWalk(TreeWalk):
@@ -158,29 +158,27 @@ class ScriptedTreeWalk(TreeWalk):
         super().__init__(real.nodes, min_probability=real.min_probability, exponent=real.exponent)
         self.real = real
 
-    def tree(self, q: Tensor, *, horizon: Horizon | None = None) -> Tree:
+    def tree(self, q: Law, *, horizon: Horizon | None = None) -> Tree:
         self.q = q
         return super().tree(q, horizon=horizon)
 
-    def walk(  # type: ignore[override]
-        self, tree: Tree, node_log_pi: Tensor, *, walks: int, generator: Source, window: int, horizon: Horizon,
+    def walk(
+        self, tree: Tree, pi: Law, *, walks: int, source: Randomness, window: int, horizon: Horizon,
         forced: Tensor | None = None,
     ) -> tuple[Move, Tensor]:
-        assert isinstance(generator, LaneScript)
-        script = generator.move()
+        assert isinstance(source, LaneScript)
+        script = source.move()
         prescribed = script.block if forced is None else torch.where(forced >= 0, forced, script.block)
         move, before = super().walk(
-            tree, node_log_pi, walks=walks, generator=generator, window=window, horizon=horizon,  # type: ignore[arg-type]
-            forced=prescribed,
+            tree, pi, walks=walks, source=source, window=window, horizon=horizon, forced=prescribed,
         )
-        owner = torch.arange(node_log_pi.shape[0]).repeat_interleave(walks)[:, None].expand_as(before)
-        pi = node_log_pi[owner, before]
+        owner = torch.arange(pi.rows).repeat_interleave(walks)[:, None].expand_as(before)
         lane_horizon = Horizon(horizon.window.repeat_interleave(walks), horizon.eos_id)
-        generator.record(self.real, as_lazy(self.q).of_rows(owner[:, 0]), pi, lane_horizon)
+        source.record(self.real, self.q.of_rows(owner[:, 0]), Placed(pi, owner, before), lane_horizon)
         # A prescribed length at which the walk does not stop has probability zero; a retained lane has its own tokens.
         obeyed = ((script.block == prescribed) | (script.block < 0)).all(1)
         wrong = obeyed & (move.length != script.length)
-        assert bool((generator.script.log_prob[generator.at][wrong] == -torch.inf).all()), (move, script)
+        assert bool((source.script.log_prob[source.at][wrong] == -torch.inf).all()), (move, script)
         return move, before
 
 

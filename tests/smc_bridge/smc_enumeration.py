@@ -183,7 +183,7 @@ def enumerate_program(sampler: Sampler, limit: int, *, retained: oracle.Law | No
     total = Enumeration()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(mock.patch("smc_bridge.engine.sampler.record_step"))
+        stack.enter_context(mock.patch("smc_bridge.engine.sampler.StepTensors"))
         stack.enter_context(mock.patch("smc_bridge.engine.sampler.Multinomial", return_value=Recorded(Multinomial())))
         frontier = program.start(None if retained is None else list(retained.values()))
         while frontier.states:
@@ -264,7 +264,7 @@ def _advance(program: Program, states: Frontier, total: Enumeration) -> Frontier
 
 
 class _NoWeight:
-    proper = True
+    proper = lanewise = True
 
     def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
         return torch.zeros(lanes.move.length.shape, dtype=torch.float64)

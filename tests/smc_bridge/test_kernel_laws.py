@@ -13,18 +13,29 @@ import pytest
 import torch
 from torch import Tensor
 
+from smc_bridge.blocks import Horizon, full_horizon, log1mexp
+from smc_bridge.distributions.draft import Draft
+from smc_bridge.distributions.law import Dense
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling, race
 from smc_bridge.kernels.importance import AcceptAll
-from smc_bridge.kernels.protocol import Horizon, StoppingKernel, full_horizon, log1mexp
+from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.randomness import UniformSource
+from smc_bridge.randomness import PromptSource, UniformSource
 from smc_bridge.testing import kernel_outcomes
 from tests.oracle import laws
 from tests.oracle.laws import Law, Toy
 from tests.smc_bridge.claims import chi_square, claim
-from tests.smc_bridge.enumeration import enumerated_law, horizon_of, log, log_pi_along, log_q_of, table_of
+from tests.smc_bridge.enumeration import (
+    drafted,
+    enumerated_law,
+    horizon_of,
+    log,
+    log_pi_along,
+    log_q_of,
+    table_of,
+)
 
 TOYS = {toy.name: toy for toy in laws.toys()}
 #: AcceptAll is lossless for q only, so its toys have pi = q.
@@ -167,11 +178,12 @@ def test_going_on_depends_on_the_past_only(kernel: str) -> None:
     built = KERNELS[kernel][0]()
     pi, other = (q, q) if kernel == "accept_all" else (pi, other)
     block = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0], [1, 0, 0, 2, 1], [0, 0, 0, 0, 0]])
-    before = built.log_continue(q, pi, block, horizon=full_horizon(pi))
+    horizon = full_horizon(*block.shape)
+    before = built.log_continue(Dense(q), Dense(pi), block, horizon=horizon)
     for i in range(4):
         changed_pi, changed = pi.clone(), block.clone()
         changed_pi[:, i + 1 :], changed[:, i + 1 :] = other[:, i + 1 :], (block[:, i + 1 :] + 1) % 3
-        after = built.log_continue(q, changed_pi, changed, horizon=full_horizon(pi))
+        after = built.log_continue(Dense(q), Dense(changed_pi), changed, horizon=horizon)
         assert torch.equal(before[:, : i + 1], after[:, : i + 1]), f"c_{i + 1} looks past position {i + 1}"
 
 
@@ -260,21 +272,21 @@ def counted(move: Any) -> dict[tuple[tuple[int, ...], int], int]:
 @pytest.mark.parametrize("kernel", ["rejection", "block", "gumbel", "accept_all", "tree3"])
 def test_real_draws_follow_the_oracles_law(kernel: str, name: str, device: str) -> None:
     toy, (build, oracle), rows = toy_for(kernel, name), KERNELS[kernel], 40_000
-    built, generator = build(), torch.Generator().manual_seed(5)
-    q = log_q_of(toy, rows).to(device)
+    built, source = build(), PromptSource([torch.Generator().manual_seed(5)], rows, device=device)
+    q = Dense(log_q_of(toy, rows).to(device))
     horizon = Horizon(torch.full((rows,), toy.window, device=device), toy.eos)
     if isinstance(built, TreeWalk):
         tree = built.tree(q, horizon=horizon)
-        one = built.tree(q[:1], horizon=Horizon(horizon.window[:1], toy.eos))
+        one = built.tree(q.of_rows(torch.zeros(1, dtype=torch.long, device=device)), horizon=Horizon(horizon.window[:1], toy.eos))
         assert torch.equal(tree.tokens, one.tokens.expand(rows, -1)), "equal rows have equal trees"
         prefixes: list[tuple[int, ...]] = [()]
         for parent, token, real in zip(one.parents[0], one.tokens[0], one.real[0], strict=True):
             prefixes.append((*prefixes[int(parent)], int(token)) if bool(real) else ())
         node_law = torch.stack([log(toy.pi[p]) for p in prefixes]).to(device).expand(rows, -1, -1)
-        move, _ = built.walk(tree, node_law, walks=1, generator=generator, window=toy.q.shape[0], horizon=horizon)
+        move, _ = built.walk(tree, Dense(node_law), walks=1, source=source, window=toy.q.shape[0], horizon=horizon)
     else:
-        draft = built.draft(q, generator=generator)
-        move = built(q, log_pi_along(toy, draft), draft, generator=generator, horizon=horizon)
+        draft = drafted(q, source)
+        move = built(draft, Dense(log_pi_along(toy, draft.tokens)), source=source, horizon=horizon)
     law, counts = oracle(toy), counted(move)
     cells = sorted(set(law) | set(counts))
     p_value = chi_square(
@@ -286,11 +298,12 @@ def test_real_draws_follow_the_oracles_law(kernel: str, name: str, device: str) 
 def test_real_gumbel_draft_and_sample_have_the_oracles_joint_law(device: str) -> None:
     rng, rows = np.random.default_rng(8), 60_000
     q, pi = rng.dirichlet([1.0, 2.0, 0.7, 0.4]), rng.dirichlet([0.5, 1.0, 1.5, 1.0])
-    kernel, generator = GumbelCoupling(), torch.Generator().manual_seed(9)
+    source = PromptSource([torch.Generator().manual_seed(9)], rows, device=device)
     log_q, log_pi = (log(law).to(device).expand(rows, 1, -1) for law in (q, pi))
-    draft = kernel.draft(log_q, generator=generator)
-    sample = kernel(log_q, log_pi, draft, generator=generator).block
-    counts = torch.bincount((draft * 4 + sample).flatten().cpu(), minlength=16).numpy()
+    draft = drafted(log_q, source)
+    horizon = full_horizon(rows, 1, device=device)
+    sample = GumbelCoupling()(draft, Dense(log_pi), source=source, horizon=horizon).block
+    counts = torch.bincount((draft.tokens * 4 + sample).flatten().cpu(), minlength=16).numpy()
     claim(chi_square(counts, laws.gumbel_joint(q, pi)), "joint law of draft and sample under shared noise")
 
 
@@ -301,8 +314,8 @@ def test_float32_laws_give_no_nan_and_legal_blocks(kernel: str) -> None:
     raw = 20 * torch.randn(rows, 4, 50, generator=generator)
     q = torch.log_softmax(raw, -1)
     pi = torch.log_softmax(raw + 1e-7 * torch.randn(raw.shape, generator=generator), -1)
-    draft = built.draft(q, generator=generator)
-    move = built(q, pi, draft, generator=generator)
+    source = PromptSource([generator], rows)
+    move = built(drafted(q, source), Dense(pi), source=source, horizon=full_horizon(rows, 4))
     chosen = pi.gather(-1, move.block.clamp_min(0)[..., None])[..., 0]
     inside = torch.arange(4) < move.length[:, None]
     assert bool((chosen[inside] > -torch.inf).all()), "a token of probability zero was committed"
@@ -335,14 +348,15 @@ def test_gumbel_noise_made_a_few_positions_at_a_time_commits_the_same_blocks(mon
     generator = torch.Generator().manual_seed(3)
     rows, window, size = 200, 5, 4
     q, pi = (torch.randn(rows, window, size, generator=generator).double().log_softmax(-1) for _ in range(2))
-    draft = torch.distributions.Categorical(logits=q).sample()
+    tokens = torch.distributions.Categorical(logits=q).sample()
     table = torch.rand(rows, window, size, generator=generator, dtype=torch.float64)
     horizon = Horizon(torch.randint(1, window + 1, (rows,), generator=generator), 2)
     moves = []
     for positions, calls in ((window, 1), (2, 3), (1, 5)):
         monkeypatch.setattr("smc_bridge.kernels.gumbel.NOISE", positions * size)
         source = Noise(table)
-        moves.append(GumbelCoupling()(q, pi, draft, generator=source, horizon=horizon))
+        draft = Draft(tokens, Dense(q), horizon.window)
+        moves.append(GumbelCoupling()(draft, Dense(pi), source=source, horizon=horizon))
         assert (source.calls, source.used) == (calls, window)
     assert all(torch.equal(a, b) for move in moves[1:] for a, b in zip(moves[0], move, strict=True))
     assert len(set(moves[0].length.tolist())) > 2

@@ -10,8 +10,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from smc_bridge import randomness
-from smc_bridge.randomness import BLOCK, PromptSource, as_source, inverse_cdf
+from smc_bridge import sampling
+from smc_bridge.randomness import PromptSource, as_source
+from smc_bridge.sampling import BLOCK, TWO_LEVELS, inverse_cdf
 from smc_bridge.testing import EnumeratingSource, outcomes
 from tests.smc_bridge.claims import chi_square, claim
 from tests.smc_bridge.enumeration import log
@@ -45,7 +46,7 @@ def test_inverse_cdf_never_returns_a_token_of_probability_zero(dtype: torch.dtyp
         assert bool((chosen > -INF).all()), f"uniform {u} draws a token of probability zero"
 
 
-@pytest.mark.parametrize("size", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1000])
+@pytest.mark.parametrize("size", [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, TWO_LEVELS - 1, TWO_LEVELS, TWO_LEVELS + 1, 1000])
 def test_inverse_cdf_in_two_levels_is_that_of_the_whole_distribution(
     size: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,8 +58,8 @@ def test_inverse_cdf_in_two_levels_is_that_of_the_whole_distribution(
     uniform = torch.rand(300, generator=generator, dtype=torch.float64)
     expected = torch.searchsorted(law.cumsum(-1), uniform[:, None], right=True)[:, 0]
     for chunk in (1, 7 * size, 2**18):
-        monkeypatch.setattr(randomness, "CHUNK", chunk)
-        monkeypatch.setattr(randomness, "DEVICE_CHUNK", chunk)
+        monkeypatch.setattr(sampling, "CHUNK", chunk)
+        monkeypatch.setattr(sampling, "DEVICE_CHUNK", chunk)
         drawn = inverse_cdf(law.log().to(device), uniform.to(device)).cpu()
         differ = (drawn != expected).nonzero().flatten().tolist()
         assert not differ, f"rows {differ} of {size} tokens draw {drawn[differ]}, expected {expected[differ]}"

@@ -19,7 +19,7 @@ from smc_bridge.analysis.comparison.settings import Settings
 from smc_bridge.analysis.oracle import oracle
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.intermediate import ProductOfExperts
-from smc_bridge.distributions.law import LazyLaw
+from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import LogitLaw, model_law
 from smc_bridge.distributions.shaping import COLDEST, HOTTEST, Shaping
 from smc_bridge.methods import poe_bridge as presets
@@ -41,7 +41,7 @@ def models_logits(size: float, temperature: float) -> tuple[Tensor, Tensor]:
     return size + base, size + base + temperature * torch.randn(1, ROWS, SIZE, generator=generator)
 
 
-def lazily(raw: Tensor, temperature: float | Tensor) -> LazyLaw:
+def law_of(raw: Tensor, temperature: float | Tensor) -> Law:
     """The law of logits `[1, V, A]`, one row per entry of the temperature."""
     place = torch.arange(raw.shape[1])[None]
     if isinstance(temperature, Tensor):
@@ -69,7 +69,7 @@ def test_log_z_does_not_drift_whatever_the_size_of_the_logits(size: float, tempe
     tokens = torch.searchsorted(log_pi.exp().cumsum(-1), uniform)[..., 0].clamp_max(SIZE - 1)
     expected = (at(log_p, tokens) - at(log_pi, tokens)).sum()
     given = torch.tensor([temperature], dtype=torch.float64) if lanes == "each" else temperature
-    q, p = lazily(raw_q, given), lazily(raw_p, given)
+    q, p = law_of(raw_q, given), law_of(raw_p, given)
     lazy = (p.at(tokens).double() - bridge_law(ProductOfExperts(0.3), q, p, lanes=1).at(tokens).double()).sum()
     own = given[:, None, None] if isinstance(given, Tensor) else None
     dense_q, dense_p = (Shaping(temperature).log_probs(raw, own) for raw in (raw_q, raw_p))
@@ -82,7 +82,7 @@ def test_log_z_does_not_drift_whatever_the_size_of_the_logits(size: float, tempe
 def test_what_is_drawn_is_what_is_scored(size: float, temperature: float) -> None:
     """Probabilities that draws invert, scored ones and those of float64 differ by a few roundings of float32."""
     raw_q, raw_p = models_logits(size, temperature)
-    q, p = lazily(raw_q, temperature), lazily(raw_p, temperature)
+    q, p = law_of(raw_q, temperature), law_of(raw_p, temperature)
     log_q, log_p = exact(raw_q, temperature), exact(raw_p, temperature)
     log_pi = torch.log_softmax(0.3 * log_q + 0.7 * log_p, -1)
     rows, places = torch.zeros(ROWS, dtype=torch.long), torch.arange(ROWS)
@@ -101,7 +101,7 @@ def test_what_is_drawn_is_what_is_scored(size: float, temperature: float) -> Non
 def test_frequencies_of_draws_are_the_law_at_large_logits() -> None:
     """20,000 equally spaced uniforms: each token's share is its probability up to two of them."""
     raw_q, raw_p = models_logits(1e4, 0.1)
-    q, p = lazily(raw_q, 0.1), lazily(raw_p, 0.1)
+    q, p = law_of(raw_q, 0.1), law_of(raw_p, 0.1)
     uniform = (torch.arange(20_000, dtype=torch.float64) + 0.5)[:, None] / 20_000
     for weight in (0.0, 0.3, 1.0):
         expected = torch.log_softmax(weight * exact(raw_q, 0.1) + (1 - weight) * exact(raw_p, 0.1), -1)[0, 0].exp()

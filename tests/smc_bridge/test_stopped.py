@@ -8,14 +8,18 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from smc_bridge.blocks import Horizon, prefix_sum
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal
+from smc_bridge.distributions.law import Dense
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import AcceptAll
-from smc_bridge.kernels.protocol import Horizon, Kernel, StoppingKernel, at_tokens, prefix_sum
+from smc_bridge.kernels.protocol import Kernel, StoppingKernel
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.pyro_program.block import Block, intermediate_block, proposal_block, target_block
+from smc_bridge.pyro_program.block import Block, at_tokens, intermediate_block, proposal_block, target_block
 from smc_bridge.pyro_program.stopped import StoppedPrefix, stopped_length
+from smc_bridge.randomness import PromptSource
 from tests.smc_bridge.claims import chi_square, claim
+from tests.smc_bridge.enumeration import drafted
 from tests.smc_bridge.programs import KERNELS as PROGRAM_KERNELS
 from tests.smc_bridge.programs import TEMPERATURE, table_model
 
@@ -204,10 +208,10 @@ def test_the_last_token_is_the_drafts_own_as_often_as_the_kernel_says(name: str)
     assert isinstance(kernel, StoppingKernel)
     runs = 4000
     log_q = LOG_Q[:1].expand(runs, -1, -1)
-    generator = torch.Generator().manual_seed(5)
-    draft = kernel.draft(log_q, generator=generator)  # type: ignore[attr-defined]
-    pi = guide.base.select(torch.zeros(runs, dtype=torch.long)).along(draft)
-    move = kernel(log_q, pi, draft, generator=generator, horizon=Horizon(torch.full((runs,), WINDOW), 1))  # type: ignore[operator]
+    source = PromptSource([torch.Generator().manual_seed(5)], runs)
+    draft = drafted(log_q, source)
+    pi = Dense(guide.base.select(torch.zeros(runs, dtype=torch.long)).along(draft.tokens))
+    move = kernel(draft, pi, source=source, horizon=Horizon(torch.full((runs,), WINDOW), 1))
     every = guide.enumerate_support(expand=False)
     last, log_g = guide.log_last_accepted(every)[:, 0].exp(), guide.log_prob(every)[:, 0]
     expected = torch.cat([log_g.exp() * last, log_g.exp() * (1 - last)])

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.law import Chunks, as_lazy
+from smc_bridge.blocks import Horizon
+from smc_bridge.distributions.law import Chunks, Dense
 from smc_bridge.distributions.logits import LogitLaw
-from smc_bridge.kernels.protocol import Horizon
-from smc_bridge.kernels.tree import Edges, Tree, TreeWalk, best_first
+from smc_bridge.kernels.tree import AT_ONCE, Edges, Tree, TreeWalk, best_first
 from smc_bridge.methods.poe_bridge import tree_kernel
 from smc_bridge.models.tabular import TabularAR
 from tests.oracle import laws
@@ -37,7 +37,7 @@ def nodes_of(tree: Tree, row: int = 0) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
 def test_tree_holds_the_likeliest_continuations(toy: laws.Toy, budget: int) -> None:
-    tree = best_first(log_q_of(toy), budget, horizon_of(toy))
+    tree = best_first(Dense(log_q_of(toy)), budget, horizon_of(toy))
     found, expected = nodes_of(tree), laws.tree_nodes(toy, budget)
     assert len(found) == len(set(found)), f"a continuation is listed twice: {found}"
     assert set(found) == expected, f"tree {sorted(found)}, likeliest {sorted(expected)}"
@@ -46,7 +46,7 @@ def test_tree_holds_the_likeliest_continuations(toy: laws.Toy, budget: int) -> N
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
 def test_parents_stand_before_their_children_at_the_right_depth(toy: laws.Toy, budget: int) -> None:
-    tree = best_first(log_q_of(toy), budget, horizon_of(toy))
+    tree = best_first(Dense(log_q_of(toy)), budget, horizon_of(toy))
     assert tree.tokens.shape[1] <= budget
     for j in range(tree.tokens.shape[1]):
         parent, depth = int(tree.parents[0, j]), int(tree.depth[0, j])
@@ -58,7 +58,7 @@ def test_parents_stand_before_their_children_at_the_right_depth(toy: laws.Toy, b
 def test_ties_give_a_tree_all_the_same() -> None:
     uniform = torch.full((2, 4, 3), 1 / 3, dtype=torch.float64).log()
     for budget in (1, 4, 5, 11, 30):
-        tree = best_first(uniform, budget, Horizon(torch.tensor([4, 3]), None))
+        tree = best_first(Dense(uniform), budget, Horizon(torch.tensor([4, 3]), None))
         for row in range(2):
             found = nodes_of(tree, row)
             assert len(set(found)) == len(found)
@@ -69,16 +69,16 @@ def test_ties_give_a_tree_all_the_same() -> None:
 def test_rows_have_their_own_trees() -> None:
     q = torch.log_softmax(torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(1)).double(), -1)
     window = torch.tensor([4, 1, 3, 2, 4])
-    together = best_first(q, 6, Horizon(window, 2))
+    together = best_first(Dense(q), 6, Horizon(window, 2))
     for row in range(5):
-        alone = best_first(q[row : row + 1], 6, Horizon(window[row : row + 1], 2))
+        alone = best_first(Dense(q[row : row + 1]), 6, Horizon(window[row : row + 1], 2))
         assert nodes_of(together, row) == nodes_of(alone), f"row {row}"
     assert nodes_of(together, 1) == [], "a window of one token needs no nodes"
 
 
 def test_edges_follow_tokens_and_know_what_is_not_there() -> None:
     toy = laws.random_toy(3, 3, seed=5)
-    tree = best_first(log_q_of(toy), 4, horizon_of(toy))
+    tree = best_first(Dense(log_q_of(toy)), 4, horizon_of(toy))
     found = nodes_of(tree)
     for j, path in enumerate([(), *found]):
         for token in range(3):
@@ -91,7 +91,7 @@ def test_edges_follow_tokens_and_know_what_is_not_there() -> None:
 def test_fill_nodes_are_never_walked_on() -> None:
     """A rectangle of trees has rows with fewer real nodes; their fill must not catch tokens."""
     q = log(np.array([[[0.0, 1.0], [0.0, 1.0], [0.5, 0.5]], [[0.4, 0.6], [0.3, 0.7], [0.5, 0.5]]]))
-    tree = best_first(q, 6, Horizon(torch.tensor([3, 3]), None))
+    tree = best_first(Dense(q), 6, Horizon(torch.tensor([3, 3]), None))
     assert nodes_of(tree, 0) == [(1,), (1, 1)]
     row, node, token = (np.array(x) for x in zip((0, 0, 0), (0, 0, 1), (0, 1, 1), (0, 2, 0), (0, 0, -1), strict=True))
     assert Edges(tree, 2).follow(row, node, token).tolist() == [-1, 1, 2, -1, -1]
@@ -103,7 +103,7 @@ def test_scores_of_a_tree_are_the_scores_along_its_paths() -> None:
     session = ar.session(torch.tensor([[1, 2], [0, 0]]), torch.tensor([2, 1]))
     q = torch.log_softmax(torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(1)).double(), -1)
     rows = torch.tensor([0, 1])
-    tree = best_first(q, 7, Horizon(torch.tensor([3, 3]), None))
+    tree = best_first(Dense(q), 7, Horizon(torch.tensor([3, 3]), None))
     scores = session.score_tree(rows, tree.tokens, tree.parents)
     for row in range(2):
         for j, path in enumerate([(), *nodes_of(tree, row)]):
@@ -115,10 +115,10 @@ def test_scores_of_a_tree_are_the_scores_along_its_paths() -> None:
 def walk(forced: Tensor | None, *, walks: int = 1, seed: int = 1) -> tuple[Tensor, Tensor, list[tuple[int, ...]]]:
     toy = laws.random_toy(3, 4, seed=6)
     kernel = TreeWalk(6)
-    tree = kernel.tree(log_q_of(toy), horizon=horizon_of(toy))
+    tree = kernel.tree(Dense(log_q_of(toy)), horizon=horizon_of(toy))
     node_law = torch.stack([log(toy.pi[path]) for path in [(), *nodes_of(tree)]])
     move, before = kernel.walk(
-        tree, node_law[None], walks=walks, generator=torch.Generator().manual_seed(seed), window=4,
+        tree, Dense(node_law[None]), walks=walks, source=torch.Generator().manual_seed(seed), window=4,
         horizon=horizon_of(toy), forced=forced,
     )
     return move.block, before, nodes_of(tree)
@@ -155,34 +155,34 @@ def test_a_free_walk_beside_a_forced_one_keeps_its_draws() -> None:
     assert torch.equal(walk(forced, walks=2, seed=3)[0][1], free[1])
 
 
-def test_a_walk_draws_the_same_from_lazy_laws_node_by_node_and_from_all_nodes_at_once() -> None:
+def test_a_walk_draws_the_same_node_by_node_and_from_all_nodes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(2)
     q, pi = (torch.log_softmax(2 * torch.randn(shape, generator=generator), -1) for shape in ((5, 6, 70), (5, 41, 70)))
     kernel, horizon = TreeWalk(40), Horizon(torch.tensor([6, 6, 1, 3, 6]), 7)
-    tree = kernel.tree(q, horizon=horizon)
+    tree = kernel.tree(Dense(q), horizon=horizon)
+    law = Dense(pi[:, : tree.tokens.shape[1] + 1])
     for walks in (1, 3):
-        moves = [
-            kernel.walk(
-                tree, law, walks=walks, generator=torch.Generator().manual_seed(4), window=6, horizon=horizon
-            )
-            for law in (pi[:, : tree.tokens.shape[1] + 1], as_lazy(pi[:, : tree.tokens.shape[1] + 1]))
-        ]
+        moves = []
+        for at_once in (AT_ONCE, 0):
+            monkeypatch.setattr("smc_bridge.kernels.tree.AT_ONCE", at_once)
+            source = torch.Generator().manual_seed(4)
+            moves.append(kernel.walk(tree, law, walks=walks, source=source, window=6, horizon=horizon))
         (left, left_nodes), (right, right_nodes) = moves
         assert int(left.length.max()) > 1, "the walks stay on the tree for a while"
         for a, b in zip((*left, left_nodes), (*right, right_nodes), strict=True):
             assert torch.equal(a, b), f"{walks} walks: {a} at once, {b} node by node"
 
 
-def test_lazy_marginals_give_the_tree_of_dense_ones() -> None:
+def test_marginals_of_a_model_give_the_tree_of_those_that_a_tensor_holds() -> None:
     logits = 3 * torch.randn(3, 9, 300, generator=torch.Generator().manual_seed(5))
     horizon = Horizon(torch.tensor([9, 2, 6]), 64)
     place = torch.arange(27).reshape(3, 9)
     for temperature in (0.4, 1.0):
-        dense = torch.log_softmax(logits / temperature, -1)
-        lazy = LogitLaw(logits, place, temperature=temperature, chunks=Chunks(bytes=2400))
+        held = Dense(torch.log_softmax(logits / temperature, -1))
+        read = LogitLaw(logits, place, temperature=temperature, chunks=Chunks(bytes=2400))
         for exponent, threshold in ((1.0, 0.0), (0.6, 0.0), (1.7, 0.01)):
             expected, found = (
-                best_first(law, 50, horizon, exponent=exponent, min_probability=threshold) for law in (dense, lazy)
+                best_first(law, 50, horizon, exponent=exponent, min_probability=threshold) for law in (held, read)
             )
             for row in range(3):
                 assert nodes_of(found, row) == nodes_of(expected, row), f"row {row}, exponent {exponent}"
@@ -204,7 +204,7 @@ def test_the_tree_does_not_depend_on_how_the_alphabet_falls_into_chunks(size: in
             score |= grown
         del score[()]
         expected = sorted(score, key=lambda path: -score[path])[:25]
-        found = nodes_of(best_first(q, 25, Horizon(torch.tensor([4]), end)))
+        found = nodes_of(best_first(Dense(q), 25, Horizon(torch.tensor([4]), end)))
         assert found == expected, f"alphabet {size}, end of sequence {end}"
 
 
@@ -212,7 +212,7 @@ def test_the_tree_does_not_depend_on_how_the_alphabet_falls_into_chunks(size: in
 def test_a_threshold_leaves_out_what_is_less_likely(toy: laws.Toy) -> None:
     for threshold in (0.02, 0.1, 0.3, 0.9):
         likely = laws.tree_nodes(toy, 10_000, at_least=threshold)
-        found = nodes_of(TreeWalk(10_000, min_probability=threshold).tree(log_q_of(toy), horizon=horizon_of(toy)))
+        found = nodes_of(TreeWalk(10_000, min_probability=threshold).tree(Dense(log_q_of(toy)), horizon=horizon_of(toy)))
         assert set(found) == likely, f"at least {threshold}: tree {sorted(found)}, expected {sorted(likely)}"
 
 
@@ -220,7 +220,7 @@ def test_a_threshold_leaves_out_what_is_less_likely(toy: laws.Toy) -> None:
 def test_an_exponent_ranks_by_powers_of_the_marginals(toy: laws.Toy) -> None:
     for exponent in (0.3, 2.5):
         for budget in (2, 5, 9):
-            found = nodes_of(TreeWalk(budget, exponent=exponent).tree(log_q_of(toy), horizon=horizon_of(toy)))
+            found = nodes_of(TreeWalk(budget, exponent=exponent).tree(Dense(log_q_of(toy)), horizon=horizon_of(toy)))
             assert set(found) == laws.tree_nodes(toy, budget, power=exponent), f"exponent {exponent}, budget {budget}"
 
 
@@ -230,9 +230,9 @@ def test_nodes_with_and_without_company_are_the_same() -> None:
     confident = torch.log_softmax(torch.eye(90)[torch.randint(90, (1, 20), generator=generator)] * 12, -1)
     doubtful = torch.log_softmax(torch.randn(1, 20, 90, generator=generator), -1)
     horizon = Horizon(torch.full((4,), 20), None)
-    together = best_first(torch.cat([doubtful, confident, doubtful, confident]), 30, horizon)
+    together = best_first(Dense(torch.cat([doubtful, confident, doubtful, confident])), 30, horizon)
     for row, q in enumerate((doubtful, confident, doubtful, confident)):
-        alone = best_first(q, 30, Horizon(horizon.window[:1], None))
+        alone = best_first(Dense(q), 30, Horizon(horizon.window[:1], None))
         assert nodes_of(together, row) == nodes_of(alone), f"row {row}"
 
 
@@ -249,14 +249,14 @@ def test_marginals_with_nan_are_refused_by_place() -> None:
     q = torch.zeros(2, 3, 4)
     q[1, 1, 2] = math.nan
     with pytest.raises(ValueError, match=r"NaN at \(row, position\) \[1, 1\]"):
-        best_first(q, 3, Horizon(torch.tensor([3, 3]), None))
+        best_first(Dense(q), 3, Horizon(torch.tensor([3, 3]), None))
 
 
 def test_the_presets_tree_is_the_same_at_every_proposal_temperature() -> None:
     logits = 3 * torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     horizon = Horizon(torch.tensor([8, 5]), 3)
     trees = [
-        tree_kernel(20, proposal_temperature=t).tree(torch.log_softmax(logits / t, -1), horizon=horizon)
+        tree_kernel(20, proposal_temperature=t).tree(Dense(torch.log_softmax(logits / t, -1)), horizon=horizon)
         for t in (0.2, 0.65, 1.0)
     ]
     assert nodes_of(trees[0]) != nodes_of(trees[0], 1), "two rows of other logits have one tree"
