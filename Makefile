@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a worker: two test workers on two cores, and small models gain nothing from more.
 test notebooks: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test notebooks types lint train clean
+.PHONY: demo test docs notebooks types lint train clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --durations 8
 
+# The site, in docs/_build/html/index.html: without a network, and a warning is an error.
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx --quiet --nitpicky --fail-on-warning --keep-going docs docs/_build/html
+
 # Every notebook in full size, outputs and all; `make test` runs them in a reduced one.
 notebooks: $(VENV)/.dev
 	$(BIN)/python notebooks/execute.py
@@ -42,4 +46,4 @@ train: $(VENV)/.runtime
 	OMP_NUM_THREADS=2 $(BIN)/python -m smc_bridge.models.arithmetic.train
 
 clean:
-	rm -rf $(VENV) .types runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .types runs build docs/_build docs/reference *.egg-info .mypy_cache .ruff_cache .pytest_cache

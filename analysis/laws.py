@@ -56,6 +56,9 @@ def total_variation(results: Runs | Measure, exact: Result | Measure) -> float:
     Args:
         results: runs (their output law is taken), or a law.
         exact: what `oracle` returned, or a law.
+    Example:
+        >>> total_variation({"a": 0.75, "b": 0.25}, {"a": 0.5, "c": 0.5})
+        0.5
     """
     r, p = _law(results), _law(exact)
     return 0.5 * sum(abs(r.get(x, 0.0) - p.get(x, 0.0)) for x in {**r, **p})

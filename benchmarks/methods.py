@@ -19,6 +19,8 @@ from smc_bridge.engine.sampler import Sampler
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.methods.ar import ar_sampling
 from smc_bridge.methods.canvas import diffusion
+from smc_bridge.methods.released import released
+from smc_bridge.methods.tree_walk import tree_walk
 from smc_bridge.models.pairs import Pair
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.result import Result
@@ -90,9 +92,9 @@ def sampler(name: str, pair: Pair, task: Task, *, temperature: float) -> Sampler
     if kind == "smc":
         return presets.smc(pair, int(number), **options)
     if kind == "tree":
-        return presets.tree_walk(pair, nodes=int(number), **options)
+        return tree_walk(pair, nodes=int(number), **options)
     preset: Callable[..., Sampler] = {
-        "speculative": presets.speculative, "released": presets.released, "paper": presets.paper,
+        "speculative": presets.speculative, "released": released, "paper": presets.paper,
     }[kind]
     return preset(pair, **options)
 

@@ -29,7 +29,7 @@ from smc_bridge.models.loading import (
     load_tokenizer,
     weight_shapes,
 )
-from smc_bridge.models.pairs import Pair, pair_from_models
+from smc_bridge.models.pair import Pair, pair_from_models
 from smc_bridge.models.prompts import PromptFormat, default_prompt
 from smc_bridge.models.protocols import CausalLM
 

@@ -24,22 +24,18 @@
 # $\mathbb E[\hat Z] = 1$.
 
 # %%
-import itertools
-import math
 import os
 from collections import defaultdict
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-import smc_bridge
 from smc_bridge import (
     ARTarget,
     DLMProposal,
-    OwnWeights,
+    Multinomial,
     ProductOfExperts,
     Rejection,
     Sampler,
@@ -55,6 +51,17 @@ from smc_bridge.analysis.law_bias import fit_rate, output_distance, output_dista
 from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.plots import plot_against_particles
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.testing import (
+    assert_biased,
+    assert_proper,
+    block_law,
+    enumerate_sampler,
+    kernel_density,
+    kernel_law,
+    kernel_table,
+    mutants,
+    outcomes,
+)
 
 REDUCED = os.environ.get("SMC_BRIDGE_NOTEBOOK_SIZE", "full") == "reduced"
 
@@ -82,60 +89,14 @@ for sequence, probability in exact.posterior().items():
 # %% [markdown]
 # ## Randomness that enumerates
 #
-# Every random number of the program comes from a `Source`, and a source can be replaced. This one takes, at every draw,
-# the branch that its path says, and notes the branches that it passed by. Running the program once for each path lists
-# every outcome with its probability. Many paths go through the program as one batch.
-
+# Every random number of the program comes from a `Source`, and a source can be replaced. The one of
+# `smc_bridge.testing` takes, at every draw, the branch that its path says, and notes the branches that it passed by.
+# Running code once for each path lists every outcome with its probability. Two tosses of coins, with heads at 1/4 and
+# 1/2:
 
 # %%
-class Branches:
-    """Run i follows `paths[i]` and then takes first branches; what it passes by is added to `waiting`."""
-
-    def __init__(self, paths, waiting):
-        self.paths, self.waiting = paths, waiting
-        self.depth, self.probability = [0] * len(paths), [1.0] * len(paths)
-
-    def choose(self, run, law):
-        options, branch = [i for i, share in enumerate(law) if share > 0], 0
-        if len(options) > 1:
-            path, depth = self.paths[run], self.depth[run]
-            if depth == len(path):  # new ground
-                self.waiting += [(*path, other) for other in range(1, len(options))]
-                self.paths[run] = path = (*path, 0)
-            branch, self.depth[run] = path[depth], depth + 1
-        self.probability[run] *= law[options[branch]]
-        return options[branch]
-
-
-@dataclass
-class Draws:
-    """The `Source` that the program sees; `runs[r]` is the run that row r belongs to."""
-
-    branches: Branches
-    runs: list
-
-    def categorical(self, log_probs):
-        laws = log_probs.double().softmax(-1)  # [R, ..., A]
-        rows = laws.reshape(len(self.runs), -1, laws.shape[-1]).tolist()
-        drawn = [[self.branches.choose(run, law) for law in row] for run, row in zip(self.runs, rows, strict=True)]
-        return torch.tensor(drawn).reshape(laws.shape[:-1])
-
-    def bernoulli_stream(self, steps):
-        return lambda p: self.categorical(torch.stack([1 - p, p], -1).double().log()).bool()
-
-    def select(self, rows):
-        return Draws(self.branches, [self.runs[i] for i in rows.tolist()])
-
-
-def every_outcome(run, batch=4096):
-    """`run(branches)` plays a batch of paths; yields the probability and the outcome of every path there is."""
-    waiting = [()]
-    while waiting:
-        paths, waiting = waiting[:batch], waiting[batch:]
-        branches = Branches(paths, waiting)
-        outcomes = run(branches)
-        yield from zip(branches.probability, outcomes, strict=True)
-
+for probability, heads in outcomes(lambda source: source.bernoulli(torch.tensor([0.25, 0.5]))):
+    print(heads.tolist(), probability)
 
 # %% [markdown]
 # ## The kernel
@@ -146,35 +107,12 @@ def every_outcome(run, batch=4096):
 # $\sum_L g(x_{1:L}, L) / \pi(x_{1:L}) = 1$. Enumerate the kernel's code on three positions of three tokens:
 
 # %%
-kernel, generator = Rejection(), torch.Generator().manual_seed(0)
-log_q, log_p = torch.randn(2, 1, 3, 3, generator=generator, dtype=torch.float64).log_softmax(-1)  # [1, V, A] each
-log_pi = ProductOfExperts(0.5).log_prob(log_q, log_p)
-
-
-def move(branches):
-    runs = len(branches.paths)
-    q, pi, source = log_q.expand(runs, -1, -1), log_pi.expand(runs, -1, -1), Draws(branches, list(range(runs)))
-    done = kernel(q, pi, kernel.draft(q, generator=source), generator=source)
-    return [tuple(block[:length]) for block, length in zip(done.block.tolist(), done.length.tolist(), strict=True)]
-
-
-g = defaultdict(float)
-for probability, block in every_outcome(move):
-    g[block] += probability
-
-
-def density(block):
-    padded = torch.tensor([[*block, *[0] * (3 - len(block))]])
-    return kernel.log_density(log_q, log_pi, padded, torch.tensor([len(block)])).exp().item()
-
-
-def pi_of(block):
-    return math.exp(sum(log_pi[0, i, token].item() for i, token in enumerate(block)))
-
-
-gap = max(abs(mass - density(block)) for block, mass in g.items())
-paths = list(itertools.product(range(3), repeat=3))
-stopped = [sum(g[path[:n]] / pi_of(path[:n]) for n in (1, 2, 3)) for path in paths]
+kernel, table = Rejection(), kernel_table(3, 3)
+g = block_law(kernel_law(kernel, table))
+density = dict(zip(table.blocks(), kernel_density(kernel, table, table.blocks()), strict=True))
+gap = max(abs(g.get(block, 0.0) - density[block]) for block in density)
+paths = table.paths()
+stopped = [sum(g.get(path[:n], 0.0) / table.mass(path[:n]) for n in (1, 2, 3)) for path in paths]
 print(f"{len(g)} blocks; largest |enumerated - closed form| = {gap:.1e}")
 print(f"sum over L of g / pi along {len(paths)} paths: between {min(stopped):.15f} and {max(stopped):.15f}")
 
@@ -186,75 +124,39 @@ assert max(abs(total - 1) for total in stopped) < 1e-12, stopped
 # %% [markdown]
 # ## The whole program
 #
-# Two particles, blocks of up to two tokens, resampling after every step. The engine takes its draws from one method;
-# resampling is multinomial, drawn through the same source.
+# Two particles, blocks of up to two tokens, multinomial resampling after every step. `enumerate_sampler` runs the
+# engine itself, step by step, on every outcome of everything that it draws.
 
 
 # %%
-@dataclass
-class Enumerated(Sampler):
-    """The engine itself, on enumerated randomness."""
-
-    branches: Branches | None = None
-
-    def _source(self, state, prompts, rows):
-        return Draws(self.branches, prompts.repeat_interleave(rows).tolist())
-
-
-class Multinomial:
-    """Independent ancestors by weight."""
-
-    proper = True
-
-    def __call__(self, log_weights, count, *, generator):
-        source = Draws(generator.branches, list(np.repeat(generator.runs, count)))
-        return source.categorical(log_weights.repeat_interleave(count, 0)).reshape(-1, count)
-
-
-@dataclass
-class Enumeration:
-    """What the expectations of all outcomes are."""
-
-    outcomes: int
-    evidence: float  # E[Z_hat]
-    weighted: dict  # E[Z_hat sum_k W_k 1{x_k = s}]
-    output: dict  # E[sum_k W_k 1{x_k = s}], the law of a sequence drawn from the weights
-
-
-def enumerate_program(resampler=None, weight=None):
-    sampler = Enumerated(
+def program(**parts):
+    """The sampler of this notebook, with some parts replaced."""
+    return Sampler(
         DLMProposal(dlm, lookahead=LIMIT), ARTarget(ar), ProductOfExperts(0.5), particles=2, window=2, trigger=always,
-        resampler=resampler or Multinomial(), weight=weight or OwnWeights(),
+        **{"resampler": Multinomial(), **parts},
     )
 
-    def run(branches):
-        sampler.branches = branches
-        return sampler.run([[]] * len(branches.paths), seed=range(len(branches.paths)), max_new_tokens=LIMIT)
 
-    count, evidence, weighted, output = 0, 0.0, defaultdict(float), defaultdict(float)
-    for probability, result in every_outcome(run):
-        z = math.exp(result.log_evidence)
-        count, evidence = count + 1, evidence + probability * z
-        for sequence, share in result.posterior().items():
-            weighted[sequence] += probability * z * share
-            output[sequence] += probability * share
-    return Enumeration(count, evidence, dict(weighted), dict(output))
-
-
-whole = enumerate_program()
+whole = enumerate_sampler(program(), LIMIT)
 p = exact.posterior()
-print(f"{whole.outcomes} outcomes, E[Z_hat] = {whole.evidence:.15f}")
+print(f"{whole.outcomes:,} outcomes, E[Z_hat] = {whole.evidence:.15f}")
 for s in p:
-    gap_weighted, gap_output = whole.weighted[s] - p[s], whole.output[s] - p[s]
+    gap_weighted, gap_output = whole.proper[s] - p[s], whole.output[s] - p[s]
     print(f"{s!s:10} p = {p[s]:.6f}   E[Z W] - p = {gap_weighted:+.1e}   r - p = {gap_output:+.6f}")
 
 # %% [markdown]
 # Equation (1) holds to round-off for every indicator, hence for every $f$. The law $r$ of one sequence *drawn from the
 # weights* is another matter: it lacks the factor $\hat Z$, is a ratio estimate, and is off by $O(1/N)$. Both are exact
 # numbers here; nothing was sampled.
+#
+# In a test suite both claims are one line each, for any kernel and any sampler:
+
+# %%
+assert_proper(kernel)
+assert_proper(program())
 
 # %% tags=["hide-input"]
-assert max(abs(whole.weighted[s] - p[s]) for s in p) < 1e-12
+assert max(abs(whole.proper[s] - p[s]) for s in p) < 1e-12
 assert 1e-3 < total_variation(whole.output, p) < 0.2, total_variation(whole.output, p)
 
 # %% [markdown]
@@ -265,11 +167,7 @@ assert 1e-3 < total_variation(whole.output, p) < 0.2, total_variation(whole.outp
 
 # %%
 runs = size(20_000, 4_000)
-sampler = Sampler(
-    DLMProposal(dlm, lookahead=LIMIT), ARTarget(ar), ProductOfExperts(0.5), particles=2, window=2, trigger=always,
-    resampler=smc_bridge.Multinomial(),
-)
-sampled = sampler.run([[]] * runs, seed=list(range(runs)), max_new_tokens=LIMIT, batch=5_000)
+sampled = program().run([[]] * runs, seed=list(range(runs)), max_new_tokens=LIMIT, batch=5_000)
 shares = {s: np.array([run.posterior().get(s, 0.0) for run in sampled]) for s in p}
 evidence = np.exp([run.log_evidence for run in sampled])
 of_weighted = {s: batch_means(evidence * shares[s]) for s in p}
@@ -278,7 +176,7 @@ of_output = {s: batch_means(shares[s]) for s in p}
 fig, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
 place, centre = np.arange(len(p)), np.array(list(p.values()))
 for shift, truth, found, colour, name in (
-    (-0.12, whole.weighted, of_weighted, "#0072B2", "$\\hat{Z} W$"), (0.12, whole.output, of_output, "#D55E00", "$W$"),
+    (-0.12, whole.proper, of_weighted, "#0072B2", "$\\hat{Z} W$"), (0.12, whole.output, of_output, "#D55E00", "$W$"),
 ):
     values, errors = np.array([[found[s].value, found[s].error] for s in p]).T
     bars = {"fmt": "o", "markersize": 4, "color": colour, "capsize": 3, "label": f"mean of {name}, {runs:,} runs"}
@@ -293,7 +191,7 @@ plt.show()
 
 # %% tags=["hide-input"]
 for s in p:
-    for found, truth in ((of_weighted, whole.weighted), (of_output, whole.output)):
+    for found, truth in ((of_weighted, whole.proper), (of_output, whole.output)):
         z = (found[s].value - truth[s]) / found[s].error
         assert abs(z) < 4.5, (s, found[s], truth[s])
 # The runs are many enough to tell r from p.
@@ -368,41 +266,18 @@ assert abs(rate.exponent - 1) < 0.35, rate
 # Since $p$ is normalised, $\hat Z$ has mean one in a correct program. It is tempting to check that. But a mean of
 # $\hat Z$ only says that weights are conserved on average; it does not see *which* sequences carry them. Here are three
 # wrong programs, enumerated like the right one: selection that copies the best particle, weights divided by the block's
-# length, and weights against $q$ in place of $\pi$.
-
+# length, and weights against $q$ in place of $\pi$. They are among the mutants of `smc_bridge.testing`.
 
 # %%
-class BestParticle:
-    """Selection by argmax: the offspring numbers are not N W, whatever the weights."""
-
-    proper = True  # so it says
-
-    def __call__(self, log_weights, count, *, generator):
-        return log_weights.argmax(-1, keepdim=True).expand(-1, count)
-
-
-class LengthMean(OwnWeights):
-    """The mean over the block's tokens instead of their sum."""
-
-    def __call__(self, lanes, *, kernel, intermediate):
-        return super().__call__(lanes, kernel=kernel, intermediate=intermediate) / lanes.move.length
-
-
-class AgainstProposal(OwnWeights):
-    """p / q, though the block has moved to pi."""
-
-    def __call__(self, lanes, *, kernel, intermediate):
-        return super().__call__(lanes._replace(log_pi=lanes.log_q), kernel=kernel, intermediate=intermediate)
-
-
-programs = {
-    "correct": whole, "argmax selection": enumerate_program(resampler=BestParticle()),
-    "length-mean weights": enumerate_program(weight=LengthMean()),
-    "weights against q": enumerate_program(weight=AgainstProposal()),
+wrong = {
+    "argmax selection": program(resampler=mutants.KeepsTheBest()),
+    "length-mean weights": program(weight=mutants.LengthNormalised()),
+    "weights against q": program(weight=mutants.AgainstProposal()),
 }
+programs = {"correct": whole, **{name: enumerate_sampler(sampler, LIMIT) for name, sampler in wrong.items()}}
 print(f"{'program':20}  E[Z_hat] - 1    TV(E[Z_hat W], p)")
 for name, found in programs.items():
-    print(f"{name:20}  {found.evidence - 1:+.1e}        {total_variation(found.weighted, p):.1e}")
+    print(f"{name:20}  {found.evidence - 1:+.1e}        {total_variation(found.proper, p):.1e}")
 
 # %% [markdown]
 # Argmax selection passes the first column to round-off and fails the second by a wide margin. The reason is visible in
@@ -417,8 +292,10 @@ for name, found in programs.items():
 # %% tags=["hide-input"]
 argmax = programs["argmax selection"]
 assert abs(argmax.evidence - 1) < 1e-12, argmax.evidence
-assert total_variation(argmax.weighted, p) > 5e-3
+assert total_variation(argmax.proper, p) > 5e-3
 assert abs(programs["correct"].evidence - 1) < 1e-12
-assert total_variation(programs["correct"].weighted, p) < 1e-12
+assert total_variation(programs["correct"].proper, p) < 1e-12
 for name in ("length-mean weights", "weights against q"):
-    assert total_variation(programs[name].weighted, p) > 5e-3, name
+    assert total_variation(programs[name].proper, p) > 5e-3, name
+for sampler in wrong.values():
+    assert_biased(sampler, least=1e-3)

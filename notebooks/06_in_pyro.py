@@ -32,16 +32,15 @@ import pyro
 import torch
 from IPython.display import display
 from pyro import poutine
-from pyro.distributions import Bernoulli, Categorical
 from pyro.infer import config_enumerate
 from pyro.infer.enum import iter_discrete_traces
 
 from smc_bridge import Rejection, ar_sampling, load_pair, smc
 from smc_bridge.analysis import oracle, total_variation, weighted_law
-from smc_bridge.kernels.protocol import Horizon
 from smc_bridge.models.arithmetic.problems import extract_answer, held_out
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.pyro_program import BridgeProgram, enumerate_program, run_program, score
+from smc_bridge.testing import KernelTable, block_law, kernel_density, kernel_law
 
 SIZE = os.environ.get("SMC_BRIDGE_NOTEBOOK_SIZE", "full")
 
@@ -151,72 +150,20 @@ assert scores["as written"][0] > max(s for name, (s, _) in scores.items() if nam
 #
 # The rejection kernel accepts drafted tokens with probability $\min(1, \pi_i/q_i)$ and corrects the first refusal
 # from $(\pi_i - q_i)_+$. Is its output really distributed like $g = \pi\,\kappa$? Not "on average over many draws":
-# exactly. A kernel draws through a *source* of randomness. Give it one whose every draw is a Pyro site, and
-# `iter_discrete_traces` executes the real code on everything it can draw.
-
-
-# %%
-class Sites:
-    """A source of randomness for one row whose draws are Pyro sample sites."""
-
-    def __init__(self):
-        self.count = 0
-
-    def _sample(self, law):
-        self.count += 1
-        return pyro.sample(f"draw_{self.count}", law, infer={"enumerate": "sequential"})
-
-    def categorical(self, log_probs):
-        dense = log_probs.dense() if hasattr(log_probs, "dense") else log_probs
-        flat = dense.reshape(-1, dense.shape[-1])
-        drawn = [self._sample(Categorical(logits=row)) for row in flat]
-        return torch.stack(drawn).reshape(dense.shape[:-1])
-
-    def bernoulli_stream(self, steps):
-        def trial(probability):
-            # Certain trials need no site.
-            drawn = [x if x in (0.0, 1.0) else self._sample(Bernoulli(x)) for x in probability[0]]
-            return torch.stack(drawn)[None] > 0
-
-        return trial
-
-
-def enumerate_moves(kernel, q, conditional, horizon):
-    """Law of (tokens, length) of the kernel's code, by running it on every draft, trial and correction."""
-
-    def once():
-        source = Sites()
-        draft = kernel.draft(q, generator=source)
-        return kernel(q, conditional(draft), draft, generator=source, horizon=horizon)
-
-    law = Counter()
-    for trace in iter_discrete_traces("flat", once):
-        move = trace.nodes["_RETURN"]["value"]
-        law[tuple(move.block[0, : int(move.length)].tolist())] += float(trace.log_prob_sum().exp())
-    return {block: mass for block, mass in law.items() if mass > 0}
-
-
-# %% [markdown]
-# The laws of the first block of the toy: $q$ from the diffusion model, $\pi$ the product of experts along the draft.
+# exactly. A kernel draws through a *source* of randomness, and `smc_bridge.testing` has one that takes the real code
+# through everything it can draw, as `iter_discrete_traces` does with a program.
+#
+# The laws of the first block of the toy: $q$ from the diffusion model, $\pi$ the product of experts after every prefix.
 
 # %%
 V = 3
 first = BridgeProgram(smc(tables, 1, w=0.6, window=V, lookahead=V), [], max_new_tokens=LIMIT)
 laws = first.laws(first.start(1), 0)
-q = laws.proposal.along(torch.zeros(1, V, dtype=torch.long))
-horizon = Horizon(torch.tensor([V]), table.eos_id)
+q = laws.proposal.along(torch.zeros(1, V, dtype=torch.long))[0]
 with torch.inference_mode():
-    law = enumerate_moves(Rejection(), q, laws.intermediate.along, horizon)
-
-
-
-def closed_form(kernel, block):
-    """`g = pi kappa` of one block."""
-    padded, length = torch.tensor([[*block, *[0] * (V - len(block))]]), torch.tensor([len(block)])
-    return float(kernel.log_density(q, laws.intermediate.along(padded), padded, length, horizon=horizon).exp())
-
-
-closed = {block: closed_form(Rejection(), block) for block in law}
+    laws_of_block = KernelTable.of_laws(q, laws.intermediate.along, eos_id=table.eos_id)
+    law = block_law(kernel_law(Rejection(), laws_of_block))
+    closed = dict(zip(law, kernel_density(Rejection(), laws_of_block, list(law)), strict=True))
 gap = max(abs(law[block] - closed[block]) for block in law)
 print(f"{len(law)} possible blocks, total probability {sum(law.values()):.12f}, largest gap to log_density {gap:.1e}")
 
@@ -238,9 +185,8 @@ _ = ax.legend(frameon=False)
 # %%
 def stops(path):
     """`kappa(L | path)` for every L at which the enumerated kernel stops."""
-    log_pi = laws.intermediate.along(torch.tensor([path]))
-    chain = log_pi[0].gather(1, torch.tensor(path)[:, None])[:, 0].cumsum(0).exp()
-    return [law[tuple(path[: n + 1])] / float(chain[n]) for n in range(len(path)) if tuple(path[: n + 1]) in law]
+    prefixes = [tuple(path[: n + 1]) for n in range(len(path))]
+    return [law[prefix] / laws_of_block.mass(prefix) for prefix in prefixes if prefix in law]
 
 
 for path in ([1, 1, 1], [2, 1, 2], [2, 2, 1]):

@@ -21,7 +21,6 @@
 # %%
 import os
 import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,11 +28,8 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import pyro
 import torch
 from IPython.display import display
-from pyro.distributions import Bernoulli, Categorical
-from pyro.infer.enum import iter_discrete_traces
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -41,11 +37,12 @@ from smc_bridge import Move, Multinomial, Rejection, Residual, Systematic, alway
 from smc_bridge.analysis import kl_certificate, oracle, summary, total_variation, weighted_law
 from smc_bridge.analysis.comparison import Settings, compare
 from smc_bridge.engine.resampling import UniformResampler, from_points
-from smc_bridge.kernels.protocol import Horizon, truncate
+from smc_bridge.kernels.protocol import truncate
 from smc_bridge.models.arithmetic.problems import extract_answer, held_out
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.pyro_program import BridgeProgram, enumerate_program
 from smc_bridge.tasks import TASKS, Item
+from smc_bridge.testing import KernelTable, assert_biased, assert_proper, block_law, kernel_density, kernel_law
 
 SIZE = os.environ.get("SMC_BRIDGE_NOTEBOOK_SIZE", "full")
 
@@ -198,54 +195,21 @@ class Premature(SentenceRejection):
 
 
 # %% [markdown]
-# The proof is by listing everything. The kernel's code runs on a source of randomness whose draws are Pyro sites, so
-# `iter_discrete_traces` takes it through every draft, every trial and every correction (notebook `06_in_pyro`). Its
-# law must be $g(x_{1:L}, L) = \pi(x_{1:L})\,\kappa(L \mid x_{1:L})$, to the last digit.
-
+# The proof is by listing everything. `smc_bridge.testing` runs the kernel's code on every outcome of its draws: every
+# draft, every trial and every correction. Its law must be $g(x_{1:L}, L) = \pi(x_{1:L})\,\kappa(L \mid x_{1:L})$, to
+# the last digit, and the probabilities of stopping must sum to one along every path. For a test suite that is one line;
+# a mistake is told with the numbers.
 
 # %%
-class Sites:
-    """A source of randomness for one row whose draws are Pyro sample sites."""
-
-    def __init__(self):
-        self.count = 0
-
-    def _sample(self, law):
-        self.count += 1
-        return pyro.sample(f"draw_{self.count}", law, infer={"enumerate": "sequential"})
-
-    def categorical(self, log_probs):
-        dense = log_probs.dense() if hasattr(log_probs, "dense") else log_probs
-        drawn = [self._sample(Categorical(logits=row)) for row in dense.reshape(-1, dense.shape[-1])]
-        return torch.stack(drawn).reshape(dense.shape[:-1])
-
-    def bernoulli_stream(self, steps):
-        def trial(probability):
-            # Certain trials need no site.
-            drawn = [x if x in (0.0, 1.0) else self._sample(Bernoulli(x)) for x in probability[0]]
-            return torch.stack(drawn)[None] > 0
-
-        return trial
-
-
-@torch.inference_mode()
-def law_of(kernel, q, conditional, horizon):
-    """Probability of every block that the kernel's code can commit."""
-
-    def once():
-        source = Sites()
-        draft = kernel.draft(q, generator=source)
-        return kernel(q, conditional(draft), draft, generator=source, horizon=horizon)
-
-    law = Counter()
-    for trace in iter_discrete_traces("flat", once):
-        move = trace.nodes["_RETURN"]["value"]
-        law[tuple(move.block[0, : int(move.length)].tolist())] += float(trace.log_prob_sum().exp())
-    return {block: mass for block, mass in law.items() if mass > 0}
-
+assert_proper(SentenceRejection([1]))
+try:
+    assert_proper(Premature([1]))
+except AssertionError as refusal:
+    print(refusal)
 
 # %% [markdown]
-# The test bench is a tabular pair of three tokens: 0 ends the sequence, 1 ends a sentence.
+# What was found there, looked at by hand. The test bench is a tabular pair of three tokens: 0 ends the sequence, 1 ends
+# a sentence.
 
 # %%
 V = 3
@@ -253,22 +217,16 @@ table = TabularAR.random(3, V, seed=6, eos_id=0)
 tables = SimpleNamespace(ar=table, dlm=TabularDLM(table, noise=0.7, seed=3))
 first = BridgeProgram(smc(tables, 1, w=0.6, window=V, lookahead=V), [], max_new_tokens=V)
 laws = first.laws(first.start(1), 0)
-q, horizon = laws.proposal.along(torch.zeros(1, V, dtype=torch.long)), Horizon(torch.tensor([V]), table.eos_id)
-
-
-def closed_form(kernel, block):
-    """`pi kappa` of one block, from `log_continue`."""
-    padded, length = torch.tensor([[*block, *[0] * (V - len(block))]]), torch.tensor([len(block)])
-    return float(kernel.log_density(q, laws.intermediate.along(padded), padded, length, horizon=horizon).exp())
-
+q = laws.proposal.along(torch.zeros(1, V, dtype=torch.long))[0]
+with torch.inference_mode():
+    block_laws = KernelTable.of_laws(q, laws.intermediate.along, eos_id=table.eos_id)
 
 kernels = {"Rejection": Rejection(), "SentenceRejection": SentenceRejection([1]), "Premature": Premature([1])}
-found = {name: law_of(kernel, q, laws.intermediate.along, horizon) for name, kernel in kernels.items()}
-gaps = {
-    name: max(abs(mass - closed_form(kernels[name], block)) for block, mass in law.items())
-    for name, law in found.items()
-}
+found = {name: block_law(kernel_law(kernel, block_laws)) for name, kernel in kernels.items()}
+gaps = {}
 for name, law in found.items():
+    closed = kernel_density(kernels[name], block_laws, list(law))  # `pi kappa`, from `log_continue`
+    gaps[name] = max(abs(mass - density) for mass, density in zip(law.values(), closed, strict=True))
     mean = sum(len(block) * mass for block, mass in law.items())
     print(f"{name:18s} {len(law):2d} blocks, {mean:.3f} tokens on average, largest gap to pi * kappa {gaps[name]:.1e}")
 
@@ -286,8 +244,7 @@ def completed(law):
     """`E[w p(rest | block)]` of every complete sequence."""
     mass = dict.fromkeys(p, 0.0)
     for block, g in law.items():
-        padded = torch.tensor([[*block, *[0] * (V - len(block))]])
-        pi = laws.intermediate.prefix_log_prob(padded, torch.tensor([len(block)])).exp().item()
+        pi = block_laws.mass(block)
         # w * p(rest | block) = (p(block) / pi(block)) * p(x) / p(block)
         for x in p:
             if x[: len(block)] == block:
@@ -320,6 +277,7 @@ print(f"largest gap of E[w 1_x] to p(x): {max(abs(whole[x] - p[x]) for x in p):.
 assert gaps["SentenceRejection"] < 1e-12, gaps
 assert gaps["Rejection"] < 1e-12, gaps
 assert gaps["Premature"] > 1e-3, gaps
+assert_biased(Premature([1]), least=1e-3)
 assert max(abs(after["SentenceRejection"][x] - p[x]) for x in p) < 1e-12
 assert max(abs(after["Premature"][x] - p[x]) for x in p) > 1e-3
 assert max(abs(whole[x] - p[x]) for x in p) < 1e-12
@@ -382,10 +340,12 @@ class Elitist(Killing):
 
 
 # %% [markdown]
-# Each slot's ancestor is a piecewise constant function of its own uniform, so the expectation is a finite sum:
-# evaluate the class in the middle of every piece.
+# `assert_proper` compares ten thousand draws with $N W_i$, for a scheme that it cannot enumerate. Here more is known:
+# each slot's ancestor is a piecewise constant function of its own uniform, so the expectation is a finite sum. Evaluate
+# the class in the middle of every piece.
 
 # %%
+assert_proper(Killing())
 weights = torch.tensor([0.05, 0.4, 0.25, 0.2, 0.1], dtype=torch.float64)
 
 
@@ -447,6 +407,7 @@ for resampler in (Killing(), Elitist()):
 # %% tags=["hide-input"]
 assert torch.allclose(rows["Killing"], rows["N W"], rtol=0, atol=1e-12)
 assert (rows["Elitist"] - rows["N W"]).abs().max() > 0.05
+assert_biased(Elitist(), least=0.01)
 
 # %% [markdown]
 # ## A task

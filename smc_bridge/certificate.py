@@ -137,6 +137,13 @@ def certify(
             no proof of it.
     Raises:
         ValueError: no runs, a NaN, a level outside (0, 1), or `exact` with evidence that is not 0.
+    Example:
+        >>> from smc_bridge import smc
+        >>> from smc_bridge.testing import tabular_pair
+        >>> runs = smc(tabular_pair(), particles=4).run([[]] * 200, seed=range(200), max_new_tokens=3)
+        >>> bound = certify([run.log_evidence for run in runs])
+        >>> bound.low < bound.kl < bound.high < 0.01
+        True
     """
     terms = kl_terms(log_evidence, log_z=log_z)
     return certificate_of(terms, spread_of=log_evidence, level=level, signed=log_z is not None, exact=exact)

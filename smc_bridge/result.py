@@ -153,6 +153,10 @@ class Result:
                 None draws afresh.
         Raises:
             ValueError: every weight is zero, or a seed that is no whole number.
+        Example:
+            >>> result = Result(prompt=[1], sequences=[[5, 6], [7]], log_weights=[0.0, -math.inf])
+            >>> result.sample(), result.sample(2)
+            ((5, 6), [(5, 6), (5, 6)])
         """
         rng = np.random.default_rng() if seed is None else self._generator(seed)
         count = None if count is None else whole_number("count", count, least=0)
@@ -169,7 +173,12 @@ class Result:
         return numpy_generator(Role.SAMPLE, seed, str(own), str(self.settings.get("stream")), *self.prompt)
 
     def posterior(self) -> dict[Any, float]:
-        """Distinct values with their probabilities, likeliest first."""
+        """Distinct values with their probabilities, likeliest first.
+
+        Example:
+            >>> Result(prompt=[1], sequences=[[5], [6], [6]], log_weights=[0.0, 0.0, math.log(2)]).posterior()
+            {(6,): 0.75, (5,): 0.25}
+        """
         mass: dict[Any, float] = {}
         for value, weight in zip(self.values, self.weights, strict=True):
             mass[value] = mass.get(value, 0.0) + float(weight)

@@ -14,6 +14,8 @@ from smc_bridge.analysis.study.plan import WEIGHTED, MakeIntermediate, Setting, 
 from smc_bridge.analysis.study.sources import Limits, Problems, exact_law, tabular_pair
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.methods.released import released
+from smc_bridge.methods.tree_walk import tree_walk
 from smc_bridge.models.pairs import Pair
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed, seeds_apart
@@ -123,11 +125,11 @@ def build_sampler(
     }
     method = setting.method
     if method in ("paper", "released"):
-        preset = presets.paper if method == "paper" else presets.released
+        preset = presets.paper if method == "paper" else released
         assert setting.w is not None
         return preset(pair, w=setting.w, **common)
     common["particles"] = setting.particles
     if method in ("plain-is", "speculative"):
         return presets.plain_is(pair, **common) if method == "plain-is" else presets.speculative(pair, **common)
     common["intermediate"] = intermediate_of(setting, custom or {})
-    return presets.tree_walk(pair, **common) if method == "tree-walk" else presets.smc(pair, **common)
+    return tree_walk(pair, **common) if method == "tree-walk" else presets.smc(pair, **common)

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from smc_bridge.analysis.comparison.methods import check_methods
-from smc_bridge.commands.options import INTERMEDIATES, WITHOUT_W
 from smc_bridge.distributions.intermediate import Intermediate, check_weight
 from smc_bridge.distributions.shaping import check_temperature
+from smc_bridge.engine.names import INTERMEDIATES, WITHOUT_W
 
 #: Makes an intermediate from w.
 MakeIntermediate = Callable[[float], Intermediate]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Law
@@ -16,12 +17,18 @@ class Cost(NamedTuple):
     """Forwards of the proposal's model behind a draft.
 
     Attributes:
-        forwards: calls of the model.
         prompts: which prompt each scored row was for, `[U]`; a row that serves several prompts counts for each.
+        forward: in which forward it was, `[U]`, counted from 0.
     """
 
-    forwards: int
     prompts: Tensor
+    forward: Tensor
+
+    def per_prompt(self, prompts: int) -> tuple[list[int], list[int]]:
+        """Forwards and rows of each of so many prompts; what one is charged with does not depend on the others."""
+        rows = torch.bincount(self.prompts, minlength=prompts)
+        taken = torch.unique(torch.stack([self.prompts, self.forward]), dim=1)[0]
+        return torch.bincount(taken, minlength=prompts).tolist(), rows.tolist()
 
 
 class Draft(NamedTuple):

@@ -177,6 +177,10 @@ class ProductOfExperts:
             temperature on the whole product: `(1 - w) tau_p / tau_k`).
     Raises:
         ValueError: w outside [0, 1], or an exponent that is negative or more than float32 holds.
+    Example:
+        >>> q, p = torch.tensor([0.8, 0.2]).log(), torch.tensor([0.2, 0.8]).log()
+        >>> ProductOfExperts(0.5).log_prob(q, p).exp()
+        tensor([0.5000, 0.5000])
     """
 
     def __init__(
@@ -312,7 +316,12 @@ class Chernoff:
 
 @dataclass(frozen=True)
 class Defensive:
-    """`(1 - eps) pi + eps p` around another intermediate: `p / pi <= 1 / eps` whatever the truncation of q (C3)."""
+    """`(1 - eps) pi + eps p` around another intermediate: `p / pi <= 1 / eps` whatever the truncation of q (C3).
+
+    Example:
+        >>> Defensive(ProductOfExperts(0.7), 0.05).log_ratio_bound == math.log(20)
+        True
+    """
 
     base: Intermediate
     eps: float = 0.05

@@ -1,41 +1,115 @@
-"""Parts of a sampler by name: the one table that samplers, presets and the command line read.
+"""Parts of a sampler by name: the one table that samplers, methods and the command line read.
 
-Only names that say all there is to say: what needs a number of its own (an intermediate's w) is given as an object.
-A name stands for a public one of `smc_bridge`, which is imported when it is asked for (`smc_bridge.exports`).
+A name stands for a class, or for the part itself, which is imported when it is asked for, so that the names can be
+shown without it. An intermediate by name is made with w, which not every one reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from pkgutil import resolve_name
 from typing import Any
 
-import smc_bridge
+from smc_bridge.models.arguments import said
 
-#: Public name of each part.
+#: Where each part stands.
 KERNELS = {
-    "rejection": "Rejection", "block": "BlockVerification", "gumbel": "GumbelCoupling", "tree": "TreeWalk",
-    "accept-all": "AcceptAll",
+    "rejection": "smc_bridge.kernels.rejection:Rejection",
+    "block": "smc_bridge.kernels.block_verification:BlockVerification",
+    "gumbel": "smc_bridge.kernels.gumbel:GumbelCoupling",
+    "tree": "smc_bridge.kernels.tree:TreeWalk",
+    "accept-all": "smc_bridge.kernels.importance:AcceptAll",
 }
 RESAMPLERS = {
-    "multinomial": "Multinomial", "stratified": "Stratified", "systematic": "Systematic", "residual": "Residual",
-    "ssp": "SSP",
+    name: f"smc_bridge.engine.resampling:{part}" for name, part in (
+        ("multinomial", "Multinomial"), ("stratified", "Stratified"), ("systematic", "Systematic"),
+        ("residual", "Residual"), ("ssp", "SSP"),
+    )
 }
-TRIGGERS = {"ess": "EssBelow", "always": "always", "never": "never"}
-WEIGHTS = {"own": "OwnWeights", "balance": "BalanceHeuristic"}
+TRIGGERS = {
+    name: f"smc_bridge.engine.weights:{part}" for name, part in (
+        ("ess", "EssBelow"), ("always", "always"), ("never", "never"),
+    )
+}
+WEIGHTS = {
+    "own": "smc_bridge.kernels.importance:OwnWeights", "balance": "smc_bridge.kernels.importance:BalanceHeuristic",
+}
 
-#: Names of each kind of part: of a class of which one is made, or of the part itself.
-NAMED = {"kernel": KERNELS, "resampler": RESAMPLERS, "trigger": TRIGGERS, "weight": WEIGHTS}
+
+def _law(name: str) -> Any:
+    """A class of intermediates."""
+    return resolve_name(f"smc_bridge.distributions.intermediate:{name}")
 
 
-def named(kind: str, value: Any) -> Any:
+#: From w to the intermediate.
+INTERMEDIATES: dict[str, Callable[[float], Any]] = {
+    "poe": lambda w: _law("ProductOfExperts")(w),
+    "mixture": lambda w: _law("Mixture")(w),
+    "power-mean": lambda w: _law("PowerMean")(w=w),
+    "chernoff": lambda w: _law("Chernoff")(),
+    "defensive": lambda w: _law("Defensive")(_law("ProductOfExperts")(w)),
+    "proposal": lambda w: _law("Proposal")(),
+    "target": lambda w: _law("Target")(),
+}
+#: Intermediates that do not read w.
+WITHOUT_W = ("chernoff", "proposal", "target")
+#: The paper's w.
+DEFAULT_W = 0.3
+
+#: Names of each kind of part.
+NAMED: dict[str, Collection[str]] = {
+    "kernel": KERNELS, "intermediate": INTERMEDIATES, "resampler": RESAMPLERS, "trigger": TRIGGERS, "weight": WEIGHTS,
+}
+_HOMES = {"kernel": KERNELS, "resampler": RESAMPLERS, "trigger": TRIGGERS, "weight": WEIGHTS}
+
+
+def named(kind: str, value: Any, *, w: float = DEFAULT_W) -> Any:
     """The part of that kind that a name stands for; anything but a name is passed through.
 
+    Args:
+        w: of an intermediate.
     Raises:
         ValueError: no part of that kind has the name; the message lists those there are.
     """
     if not isinstance(value, str) or kind not in NAMED:
         return value
-    table = NAMED[kind]
-    if value not in table:
-        raise ValueError(f"{kind} = {value!r}: give one of {', '.join(table)}, or an object")
-    part = getattr(smc_bridge, table[value])
+    if value not in NAMED[kind]:
+        raise ValueError(f"{kind} = {value!r}: give one of {', '.join(NAMED[kind])}, or an object")
+    if kind == "intermediate":
+        return INTERMEDIATES[value](w)
+    part = resolve_name(_HOMES[kind][value])
     return part() if isinstance(part, type) else part
+
+
+def idle(kernel: Any = None, intermediate: Any = None) -> tuple[str, ...]:
+    """Options that parts by name leave unread: w, where the intermediate has none, nodes, where there is no tree."""
+    w = () if intermediate not in WITHOUT_W and kernel != "accept-all" else ("w",)
+    return w if kernel == "tree" else (*w, "nodes")
+
+
+def check_fit(
+    *, lanes: int, w: float | None = None, kernel: Any = None, intermediate: Any = None, nodes: int | None = None,
+    weight: Any = None, resampler: Any = None, trigger: Any = None,
+) -> None:
+    """Refuse options that contradict each other, as far as they are given by name; None is not given.
+
+    Raises:
+        ValueError: naming both sides and the remedy.
+    """
+    if kernel == "accept-all" and isinstance(intermediate, str) and intermediate != "proposal":
+        raise ValueError(
+            f"kernel = {kernel} with intermediate = {intermediate}: it commits the proposal's own draft; give "
+            "intermediate = proposal, or kernel = rejection"
+        )
+    if w is not None and not (intermediate is None or isinstance(intermediate, str)):
+        raise ValueError(f"w = {w!r} with intermediate = {said(intermediate)}: give one of them")
+    if w is not None and "w" in idle(kernel, intermediate):
+        other = f"kernel = {kernel}" if intermediate is None else f"intermediate = {intermediate}"
+        raise ValueError(f"w = {w!r} with {other}, which has none: leave it out, or give intermediate = poe")
+    if nodes is not None and kernel != "tree":
+        one = "rejection" if kernel is None else kernel if isinstance(kernel, str) else said(kernel)
+        raise ValueError(f"nodes = {nodes!r} with kernel = {one}, which has none: leave it out, or use kernel = tree")
+    if weight == "balance" and lanes == 1:
+        raise ValueError("weight = balance with one lane has nothing to balance: leave it out, or give 2 lanes or more")
+    if isinstance(resampler, str) and trigger == "never":
+        raise ValueError(f"resampler = {resampler} with trigger = never is not used: leave one of them out")

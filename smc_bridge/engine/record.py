@@ -56,12 +56,10 @@ class StepTensors:
         owner = self.growing // particles
         grew = torch.bincount(owner, minlength=prompts).tolist()
         tokens = torch.zeros(prompts, dtype=torch.long, device=owner.device).index_add_(0, owner, self.scored)
-        scored, calls, lanes = [0] * (max(self.seats, default=0) + 1), 0, self.length.shape[1]
-        if self.cost is not None:
-            calls = self.cost.forwards
-            scored = torch.bincount(self.cost.prompts, minlength=len(scored)).tolist()
+        seats, lanes = max(self.seats, default=0) + 1, self.length.shape[1]
+        calls, scored = ([0] * seats, [0] * seats) if self.cost is None else self.cost.per_prompt(seats)
         return {
-            seat: Forwards(calls * (scored[seat] > 0), scored[seat], int(count > 0), count * lanes, own)
+            seat: Forwards(calls[seat], scored[seat], int(count > 0), count * lanes, own)
             for seat, count, own in zip(self.seats, grew, tokens.tolist(), strict=True)
         }
 

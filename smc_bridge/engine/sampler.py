@@ -86,6 +86,13 @@ class Sampler(Program):
             ValueError: an argument out of range, NaN logits from a model, or a retained sequence of probability 0.
             Interrupted: a KeyboardInterrupt that carries what is done, also of prompts that are not finished. Any other
                 error during the run carries the same in an attribute `results`.
+        Example:
+            >>> from smc_bridge import smc
+            >>> from smc_bridge.testing import tabular_pair
+            >>> sampler = smc(tabular_pair(), particles=2)
+            >>> one, other = sampler.run([[0], [0, 0]], seed=[7, 8], max_new_tokens=2)
+            >>> one.sequences == sampler.run([[0]], seed=7, max_new_tokens=2)[0].sequences
+            True
         """
         max_new_tokens = check_limit(max_new_tokens)
         requests = make_requests(

@@ -81,6 +81,11 @@ class TreeWalk(StoppingKernel):
         exponent: a, power of the marginals by which continuations are ranked.
     Raises:
         ValueError: an argument out of range.
+    Example:
+        >>> from smc_bridge import smc
+        >>> from smc_bridge.testing import check, tabular_pair
+        >>> check(smc(tabular_pair(), particles=2, w=0.5, kernel=TreeWalk(nodes=6))).proper
+        True
     """
 
     reads_marginals = True

@@ -15,9 +15,11 @@ from torch import Tensor
 from smc_bridge.decode import OnResult, Seat, decode
 from smc_bridge.describe import name_of
 from smc_bridge.distributions.target import ARTarget, as_target
+from smc_bridge.methods.poe_bridge import check_pair
 from smc_bridge.models.arguments import check_callable, check_text
 from smc_bridge.models.protocols import CausalSession, LanguageModel, ModelPair
 from smc_bridge.models.rows import reseat
+from smc_bridge.registry import method
 from smc_bridge.requests import Request, prompts_of
 from smc_bridge.result import Forwards, Result
 from smc_bridge.sampling import inverse_cdf
@@ -123,6 +125,21 @@ def _with(state: ARState, places: Iterable[int], requests: Sequence[Request | No
         if request is not None:
             uniforms[place].uniform_(generator=request.generator())
     return state._replace(seats=tuple(seats), uniforms=uniforms)
+
+
+@method("ar", role="exact", targets="AR", proper=True, reference="ancestral sampling")
+def ar(pair: ModelPair, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None) -> ARSampling:
+    """Exact samples of the autoregressive model, one token per forward.
+
+    Args:
+        pair: the models, of which the autoregressive model decodes.
+        temperature: of the target.
+        top_p: of the target.
+        top_k: of the target, none keeps all tokens.
+    """
+    check_pair(pair)
+    target = ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k)
+    return ARSampling(target, "ar", getattr(pair, "decode", None))
 
 
 def ar_sampling(

@@ -145,7 +145,7 @@ class DLMProposal:
         rows, prefix, marginals = asked.rows, asked.prefix, state.marginals
         needy = rows[marginals.remaining()[rows] == 0]
         if needy.numel() == 0:
-            return Cost(0, needy)
+            return Cost(needy, needy)
         # A prefix with another length limit is drafted to another length: it needs a forward of its own. So does one of
         # another prompt if scores depend on which forwards came before, or the draws would depend on the batch.
         apart = asked.room + prefix.length
@@ -159,7 +159,7 @@ class DLMProposal:
         marginals.add(needy, group, state.session.score(scored, canvas), width)
         # Pairs (prompt, group) as single numbers, which are sorted much faster.
         served = torch.unique(needy // state.particles * scored.numel() + group)
-        return Cost(1, served // scored.numel())
+        return Cost(served // scored.numel(), torch.zeros_like(served))
 
     def _window(self, marginals: Marginals, asked: Asked) -> tuple[Law, Tensor]:
         """The next V marginals of every particle under every lane's temperature, `[B * K, V, A]`, and how many of them

@@ -132,7 +132,7 @@ class BranchingResampler:
         """See `Resampler.__call__`."""
         if type(self.real) not in EDGES or not isinstance(self.real, UniformResampler):
             return self.real(log_weights, count, generator=generator)
-        assert isinstance(generator, BranchingSource)
+        assert not isinstance(generator, torch.Generator)
         weights = normalised(log_weights)
         uniforms = torch.empty(weights.shape[0], 0, dtype=torch.float64)
         for _ in range(self.real.dimension(weights.shape[1], count)):

@@ -16,21 +16,31 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.models.arguments import confidence, said, whole_number
 from smc_bridge.testing.enumeration import NotEnumerableError
+from smc_bridge.testing.finding import ROUND_OFF
 from smc_bridge.testing.frontier import Law
 from smc_bridge.testing.parts import kernel_fault, resampler_fault
 from smc_bridge.testing.program import enumerate_sampler
 from smc_bridge.testing.seat import WORLDS, Seated, World, crowds, rules, seat, trusted
-from smc_bridge.testing.statistics import mean_test
+from smc_bridge.testing.statistics import detectable, mean_test
 from smc_bridge.testing.tabular import exact_law
 
-#: Greatest gap of an enumeration that is put down to round-off.
-ROUND_OFF = 1e-9
+
+class Worst(NamedTuple):
+    """A sequence s, and `E[Z_hat sum_k W_k 1{x_k = s}]` beside `p(s) phi(s)`."""
+
+    sequence: tuple[int, ...]
+    found: float
+    expected: float
+
+    def __str__(self) -> str:
+        return f"sequence {self.sequence} has {self.found:.9g}, must have {self.expected:.9g}"
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ class Check:
         part: the first part that breaks it, an attribute of the sampler ("potential": of its target); None if proper,
             or if no single part does.
         reasons: what is known about it, one line each.
+        worst: the sequence with the greatest gap, with the two numbers.
+        detectable: gap that the runs would have found with probability 0.99, None if enumerated.
     """
 
     proper: bool
@@ -57,6 +69,8 @@ class Check:
     p_value: float | None = None
     part: str | None = None
     reasons: list[str] = field(default_factory=list)
+    worst: Worst | None = None
+    detectable: float | None = None
 
     def __str__(self) -> str:
         by = f"{self.how} ({self.outcomes:,} {'outcomes' if self.p_value is None else 'runs'}"
@@ -64,7 +78,8 @@ class Check:
         verdict = "proper" if self.proper else "not proper"
         head = f"{verdict}: gap {self.gap:.2g} by {by}, E[Z] / Z = {self.evidence:.4f}"
         blame = "" if self.proper else f"; first part that breaks it: {self.part or 'no single one'}"
-        return "\n  ".join([head + blame, *self.reasons])
+        where = [] if self.proper or self.worst is None else [str(self.worst)]
+        return "\n  ".join([head + blame, *where, *self.reasons])
 
 
 @dataclass(frozen=True)
@@ -72,10 +87,15 @@ class _Found:
     """One comparison with the exact law; `right` says whether it agrees."""
 
     right: bool
-    gap: float
+    worst: Worst
     evidence: float
     outcomes: int
     p_value: float | None = None
+    detectable: float | None = None
+
+    @property
+    def gap(self) -> float:
+        return abs(self.worst.found - self.worst.expected)
 
 
 _Compare = Callable[[Seated], _Found]
@@ -101,8 +121,12 @@ def check(sampler: Sampler, *, runs: int = 2_000, level: float = 1e-4) -> Check:
         ValueError: a part cannot run on a table, for it reads features that a tabular model does not have or expects
             another alphabet; or an argument out of range.
     Example:
-        >>> check(smc(tabular_pair(), particles=2, intermediate=MyIntermediate())).proper
+        >>> from smc_bridge import Mixture, released, smc
+        >>> from smc_bridge.testing import tabular_pair
+        >>> check(smc(tabular_pair(), particles=2, intermediate=Mixture(0.4))).proper
         True
+        >>> check(released(tabular_pair(), lanes=2)).part
+        'kernel'
     """
     runs, level = whole_number("runs", runs), confidence(level)
     if not isinstance(sampler, Sampler):
@@ -137,7 +161,7 @@ def _checked(sampler: Sampler, runs: int, level: float) -> Check:
             reasons = list(dict.fromkeys(reason for run in few for reason in run.reasons))
     return Check(
         worst.right and not known, worst.gap, worst.evidence, how, sum(one.outcomes for _, one in found), worst.p_value,
-        part, reasons,
+        part, reasons, worst.worst, worst.detectable,
     )
 
 
@@ -154,8 +178,8 @@ def _compared(sampler: Sampler, runs: int, level: float) -> tuple[str, _Compare,
     for world in WORLDS:
         def enumerated(one: Seated, most: int = world.outcomes) -> _Found:
             found = enumerate_sampler(one.sampler, one.limit, most=most)
-            gap, evidence = _gap(found.proper, exact_law(one.sampler.target, one.limit))
-            return _Found(gap < ROUND_OFF, gap, evidence, found.outcomes)
+            worst, evidence = _gap(found.proper, exact_law(one.sampler.target, one.limit))
+            return _Found(abs(worst.found - worst.expected) < ROUND_OFF, worst, evidence, found.outcomes)
 
         try:
             return "enumeration", enumerated, [(one, enumerated(one)) for one in _all(sampler, world)]
@@ -174,11 +198,12 @@ def _all(sampler: Sampler, world: World) -> list[Seated]:
     return [Seated(rule, one.limit) for one in seated for rule in rules(one.sampler)]
 
 
-def _gap(found: Law, expected: Law) -> tuple[float, float]:
-    """Greatest difference over sequences, and the ratio of the totals."""
-    gap = max(abs(found.get(s, 0.0) - expected.get(s, 0.0)) for s in {*found, *expected})
+def _gap(found: Law, expected: Law) -> tuple[Worst, float]:
+    """Where the difference is greatest, and the ratio of the totals."""
+    every = [Worst(s, found.get(s, 0.0), expected.get(s, 0.0)) for s in sorted({*found, *expected})]
     total = sum(expected.values())
-    return gap, sum(found.values()) / total if total else math.nan
+    worst = max(every, key=lambda one: abs(one.found - one.expected))
+    return worst, sum(found.values()) / total if total else math.nan
 
 
 def _sampled(one: Seated, runs: int, level: float) -> _Found:
@@ -192,5 +217,6 @@ def _sampled(one: Seated, runs: int, level: float) -> _Found:
             row[place[tuple(sequence)]] += math.exp(log_weight) / len(result.sequences)
     expected = np.array(list(law.values()))
     p_value = mean_test(values, expected)
-    gap, evidence = _gap(dict(zip(law, values.mean(0).tolist(), strict=True)), law)
-    return _Found(p_value >= level, gap, evidence, runs, p_value)
+    worst, evidence = _gap(dict(zip(law, values.mean(0).tolist(), strict=True)), law)
+    least = detectable(float(values.std(0).max()), runs, max(1, len(law) - 1), level)
+    return _Found(p_value >= level, worst, evidence, runs, p_value, least)

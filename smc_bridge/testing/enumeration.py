@@ -3,9 +3,13 @@
 Every discrete draw is a branch. A run follows a path of branches; the next run replays the path up to its last branch
 that has another outcome. The probabilities of the paths sum to one, and the weighted outcomes are the exact law:
 
-    >>> law = defaultdict(float)
-    >>> for probability, draft in outcomes(lambda source: source.categorical(q)):
-    ...     law[tuple(draft[0].tolist())] += probability
+    >>> import torch
+    >>> for probability, coins in outcomes(lambda source: source.bernoulli(torch.tensor([0.25, 0.5]))):
+    ...     print(coins.tolist(), probability)
+    [False, False] 0.375
+    [False, True] 0.375
+    [True, False] 0.125
+    [True, True] 0.125
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.state import Retained, SMCState
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.proposals.marginals import Marginals
-from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
+from smc_bridge.proposals.mean_field import MeanFieldState
 from smc_bridge.randomness import Source
 
 #: Probability of every complete sequence.
@@ -144,11 +143,9 @@ def step(
     tokens, length = states.tokens.reshape(-1, limit), states.length.flatten()
     prefix = Prefix(tokens.clone(), length.clone(), states.done.flatten())
     marginals = Marginals(states.logits, states.width, states.slot.flatten().clone(), states.offset.flatten().clone())
-    if isinstance(sampler.proposal, DLMProposal):  # others leave nothing for the next step
-        session = sampler.proposal.model.session(tokens.clamp_min(0), length)
-        drafts: Any = MeanFieldState(session, marginals, particles)
-    else:
-        drafts = sampler.proposal.open(prefix, particles=particles)
+    drafts = sampler.proposal.open(prefix, particles=particles)
+    if isinstance(drafts, MeanFieldState):  # others leave nothing for the next step
+        drafts.marginals = marginals
     state = SMCState(
         prefix=prefix,
         log_weights=states.log_weights.clone(), log_potential=states.log_potential.flatten().clone(),

@@ -54,17 +54,13 @@ def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seate
     own = own_pair(sampler)
     pair = own or tabular_pair(world.size, world.limit, eos=sampler.target.model.eos_id is not None)
     limit = min(world.limit, pair.ar.depth)
-    proposal: Any = copy.copy(sampler.proposal)
     target = copy.copy(sampler.target)
-    proposal.model, target.model = pair.dlm, pair.ar
-    proposal.lookahead = min(proposal.lookahead, limit)
+    target.model = pair.ar
     if own is None:
-        size = pair.ar.vocab_size
-        proposal.shaping = replace(proposal.shaping, banned_ids=())
         top_k = target.shaping.top_k
-        target.shaping = replace(target.shaping, banned_ids=(), top_k=None if top_k is None else min(top_k, size))
-    if proposal.lane_temperatures is not None and len(proposal.lane_temperatures) != lanes:
-        proposal.lane_temperatures = None
+        top_k = None if top_k is None else min(top_k, pair.ar.vocab_size)
+        target.shaping = replace(target.shaping, banned_ids=(), top_k=top_k)
+    proposal = _on_table(sampler.proposal, pair.dlm, limit, lanes, banned=own is not None)
     return Seated(
         replace(
             sampler, proposal=proposal, target=target, particles=particles, lanes=lanes,
@@ -73,6 +69,19 @@ def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seate
         ),
         limit,
     )
+
+
+def _on_table(proposal: Any, model: TabularDLM, limit: int, lanes: int, *, banned: bool) -> Any:
+    """A proposal that reads a table; one that is made of another (`base`) is made of that on the table."""
+    if hasattr(proposal, "base"):
+        return replace(proposal, base=_on_table(proposal.base, model, limit, lanes, banned=banned))
+    found = copy.copy(proposal)
+    found.model, found.lookahead = model, min(proposal.lookahead, limit)
+    if not banned:
+        found.shaping = replace(proposal.shaping, banned_ids=())
+    if proposal.lane_temperatures is not None and len(proposal.lane_temperatures) != lanes:
+        found.lane_temperatures = None
+    return found
 
 
 def crowds(sampler: Sampler) -> list[tuple[int, int]]:
@@ -108,7 +117,7 @@ def trusted(seated: Seated) -> Iterator[tuple[str, Seated]]:
         if type(getattr(sampler, name)) is not type(part):
             yield name, Seated(replace(sampler, **{name: part}), seated.limit)
     if not sampler.proposal.covers or type(sampler.proposal) is not DLMProposal:
-        given: Any = sampler.proposal
+        given: Any = getattr(sampler.proposal, "base", sampler.proposal)
         law = replace(given.shaping, top_p=1.0, top_k=None)
         whole = DLMProposal(
             given.model, temperature=getattr(given, "lane_temperatures", None) or law.temperature,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import optimize, stats
 
 Array = npt.NDArray[np.float64]
 
@@ -44,9 +44,25 @@ def mean_test(values: Array, expected: Array, *, smallest: float = 25.0) -> floa
     if runs * target[-1] < smallest:
         pooled, target = pooled[:, :-1], target[:-1]
     difference = pooled.mean(0) - target
-    scale, basis = np.linalg.eigh(np.cov(pooled.T))
+    scale, basis = np.linalg.eigh(np.atleast_2d(np.cov(pooled.T)))
     rotated = basis.T @ difference
     alive = scale > 1e-12
     if (np.abs(rotated[~alive]) > 1e-6).any():
         return 0.0
+    if not alive.any():
+        return 1.0
     return float(stats.chi2.sf(runs * (rotated[alive] ** 2 / scale[alive]).sum(), int(alive.sum())))
+
+
+def detectable(deviation: float, runs: int, degrees: int, level: float, *, power: float = 0.99) -> float:
+    """Difference of one mean from what it should be that a chi-square test finds with probability `power`.
+
+    Args:
+        deviation: standard deviation of one draw in that direction.
+        runs: draws.
+        degrees: of freedom of the test.
+        level: of the test.
+    """
+    critical = stats.chi2.isf(level, degrees)
+    shift = optimize.brentq(lambda nc: stats.ncx2.sf(critical, degrees, nc) - power, 1e-9, 1e4)
+    return float(deviation * np.sqrt(shift / runs))

@@ -40,6 +40,10 @@ def exact_law(target: ARTarget, limit: int) -> Law:
     Args:
         target: with a tabular model.
         limit: greatest length of a sequence.
+    Example:
+        >>> law = exact_law(ARTarget(tabular_pair(eos=False).ar), 2)
+        >>> sorted(law), round(sum(law.values()), 12)
+        ([(0, 0), (0, 1), (1, 0), (1, 1)], 1.0)
     """
     model = target.model
     assert isinstance(model, TabularAR)

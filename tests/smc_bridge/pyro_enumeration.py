@@ -23,8 +23,8 @@ from smc_bridge.pyro_program.filter import EvidenceSMCFilter
 from smc_bridge.pyro_program.inference import filter_of
 from smc_bridge.pyro_program.program import BridgeProgram
 from smc_bridge.pyro_program.stopped import StoppedPrefix
+from smc_bridge.testing import EnumeratingSource, outcomes
 from tests.oracle import smc as oracle
-from tests.smc_bridge.enumeration import EnumeratingSource, outcomes
 from tests.smc_bridge.smc_enumeration import resampling_outcomes
 
 

@@ -19,9 +19,6 @@ from smc_bridge import (
     Defensive,
     GumbelCoupling,
     Horizon,
-    Move,
-    Multinomial,
-    OwnWeights,
     Prefix,
     ProductOfExperts,
     Proposal,
@@ -37,15 +34,19 @@ from smc_bridge import (
     speculative,
     tree_walk,
 )
-from smc_bridge.engine.resampling import RESAMPLERS
-from smc_bridge.kernels.importance import Lanes
-from smc_bridge.kernels.protocol import row_at, truncate
-from smc_bridge.kernels.rejection import accepted_tokens, commit_correction
-from smc_bridge.randomness import Randomness, Source
+from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.testing import NotEnumerableError, enumerate_sampler, exact_law, tabular_pair
+from smc_bridge.testing.mutants import (
+    CorrectionFromTarget,
+    KeepsTheBest,
+    LengthNormalised,
+    LooksAhead,
+    Sharpened,
+    StopsByTheFuture,
+)
 from tests.smc_bridge.programs import KERNELS, TablePotential, program, target_law, worst
 from tests.smc_bridge.smc_enumeration import enumerate_program
-from tests.smc_bridge.test_probe import Ahead, Drawn, OtherLanes, Past, product
+from tests.smc_bridge.test_probe import Ahead, Drawn, OtherLanes, Past
 from tests.smc_bridge.test_watch import LikeliestTwo
 
 PAIR = tabular_pair(2, 2)
@@ -76,8 +77,7 @@ PROPER: dict[str, Callable[[], Sampler]] = {
     "potential": lambda: smc(PAIR, 2, potential=per_token),
     "allowed or not": lambda: smc(PAIR, 2, potential=lambda prefix: ~prefix.done | (prefix.tokens != 0).all(1)),
     "a user's": lambda: smc(LONG, 1, intermediate=Past()),
-    **{name: lambda scheme=scheme: smc(PAIR, 2, resampler=scheme(), trigger=always)  # type: ignore[misc]
-       for name, scheme in RESAMPLERS.items()},
+    **{name: lambda name=name: smc(PAIR, 2, resampler=name, trigger=always) for name in RESAMPLERS},  # type: ignore[misc]
 }
 
 
@@ -98,68 +98,11 @@ def test_what_draws_continuous_variables_is_compared_by_runs() -> None:
     assert found.p_value is not None
 
 
-class Suspicious:
-    """Trusts the proposal where the target will be sure of what follows the draft: it looks ahead."""
-
-    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        w = 0.9 * (log_p.amax(-1, keepdim=True) > math.log(0.7)).to(log_p.dtype)
-        return product(log_q, log_p, torch.cat([w[..., 1:, :], torch.zeros_like(w[..., :1, :])], -2))
-
-
 class Shorter(Rejection):
     """Token-level rejection that says that it stops half as often: only conditional runs would notice."""
 
     def log_continue(self, q: Tensor, pi: Tensor, block: Tensor, *, horizon: Horizon) -> Tensor:
         return super().log_continue(q, pi, block, horizon=horizon) / 2
-
-
-class FromPi(Rejection):
-    """Corrects a refusal by a draw from pi instead of the residual."""
-
-    def __call__(
-        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
-    ) -> Move:
-        assert horizon is not None
-        assert not isinstance(generator, torch.Generator)
-        end = horizon.end(draft)
-        accepted = accepted_tokens(q, pi, draft, end=end, source=generator)
-        return commit_correction(draft, accepted, end, row_at(pi, accepted), source=generator)
-
-
-class DropsUnlikely(Rejection):
-    """Looks at the token after the one that it stops at (C1): goes back where the last token is 0."""
-
-    def __call__(
-        self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness, horizon: Horizon | None = None
-    ) -> Move:
-        move = super().__call__(q, pi, draft, generator=generator, horizon=horizon)
-        last = move.block.gather(1, (move.length - 1)[:, None])[:, 0]
-        length = torch.where((last == 0) & (move.length > 1), move.length - 1, move.length)
-        return Move(truncate(move.block, length), length, torch.minimum(move.accepted, length))
-
-
-class Best:
-    """Copies the best candidate."""
-
-    proper = True
-
-    def __call__(self, log_weights: Tensor, count: int, *, generator: Source) -> Tensor:
-        return log_weights.argmax(-1, keepdim=True).expand(*log_weights.shape[:-1], count)
-
-
-class Sharpened(Multinomial):
-    """Offspring in proportion to a power of the weights, a little above 1."""
-
-    def ancestors(self, weights: Tensor, count: int, uniforms: Tensor) -> Tensor:
-        power = weights**1.2
-        return super().ancestors(power / power.sum(-1, keepdim=True), count, uniforms)
-
-
-class LengthMean(OwnWeights):
-    """The mean over the block's tokens."""
-
-    def __call__(self, lanes: Lanes, **rest: Any) -> Tensor:
-        return super().__call__(lanes, **rest) / lanes.move.length
 
 
 def revives(prefix: Prefix) -> Tensor:
@@ -171,19 +114,19 @@ WRONG: dict[str, tuple[Callable[[], Sampler], str, str | None, float]] = {
     # program, part, what the reasons say, least gap
     "drops tokens": (lambda: smc(tabular_pair(3, 2), 2, intermediate=LikeliestTwo()), "intermediate", "probability 0",
                      1e-2),
-    "looks ahead": (lambda: smc(LONG, 1, intermediate=Suspicious()), "intermediate", "beyond the position", 1e-2),
+    "looks ahead": (lambda: smc(LONG, 1, intermediate=LooksAhead()), "intermediate", "beyond the position", 1e-2),
     "looks ahead a little": (lambda: smc(LONG, 1, intermediate=Ahead()), "intermediate", "beyond the position", 1e-4),
     "couples lanes": (
         lambda: smc(PAIR, 1, lanes=2, intermediate=OtherLanes(), weight=BalanceHeuristic()), "intermediate",
         "other lanes", 1e-5),
     "draws": (lambda: smc(PAIR, 1, intermediate=Drawn()), "intermediate", "asked again", 0.0),
     "truncates": (lambda: smc(tabular_pair(3, 2), 2, proposal_top_p=0.6), "proposal", "truncated proposal", 1e-2),
-    "wrong correction": (lambda: smc(PAIR, 1, kernel=FromPi()), "kernel", "log_density", 1e-3),
-    "stops by the future": (lambda: smc(LONG, 1, kernel=DropsUnlikely()), "kernel", "log_density", 1e-3),
+    "wrong correction": (lambda: smc(PAIR, 1, kernel=CorrectionFromTarget()), "kernel", "log_density", 1e-3),
+    "stops by the future": (lambda: smc(LONG, 1, kernel=StopsByTheFuture()), "kernel", "log_density", 1e-3),
     "wrong log_continue": (lambda: smc(PAIR, 1, kernel=Shorter()), "kernel", "log_density", 0.0),
-    "wrong weight": (lambda: smc(LONG, 1, weight=LengthMean()), "weight", None, 1e-3),
-    "argmax": (lambda: smc(LONG, 2, resampler=Best()), "resampler", "mean shares", 1e-3),
-    "biased resampler": (lambda: smc(PAIR, 2, resampler=Sharpened()), "resampler", "mean shares", 0.0),
+    "wrong weight": (lambda: smc(LONG, 1, weight=LengthNormalised()), "weight", None, 1e-3),
+    "argmax": (lambda: smc(LONG, 2, resampler=KeepsTheBest()), "resampler", "mean shares", 1e-3),
+    "biased resampler": (lambda: smc(PAIR, 2, resampler=Sharpened(1.2)), "resampler", "mean shares", 0.0),
     "reviving potential": (lambda: smc(LONG, 1, potential=revives), "potential", None, 1e-3),
     "released": (lambda: released(PAIR, lanes=2), "kernel", "ReleasedScore is not proper", 1e-3),
 }
@@ -205,7 +148,7 @@ def test_the_parts_of_a_sampler_on_a_real_pair_are_put_on_a_table() -> None:
     found: Check = check(speculative(OTHER))
     assert found.proper, str(found)
     assert found.gap < 1e-12
-    assert check(smc(OTHER, 1, kernel=FromPi())).part == "kernel"
+    assert check(smc(OTHER, 1, kernel=CorrectionFromTarget())).part == "kernel"
 
 
 def test_a_part_that_needs_another_alphabet_is_refused_with_a_remedy() -> None:
@@ -235,7 +178,7 @@ def test_the_kernels_own_code_has_the_law_of_its_closed_form_in_a_whole_program(
 ) -> None:
     """Two enumerations that share the engine only: one runs the kernels' draws, one knows their densities."""
     sampler = program(
-        KERNELS[kernel], eos=None if kernel == "tree-walk" else 1, resampler=RESAMPLERS[scheme](), trigger=always,
+        KERNELS[kernel], eos=None if kernel == "tree-walk" else 1, resampler=named("resampler", scheme), trigger=always,
         potential=potential,
     )
     drawn, scripted = enumerate_sampler(sampler, 2), enumerate_program(sampler, 2)

@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge.engine.resampling import RESAMPLERS, Multinomial, Systematic, UniformResampler
+from smc_bridge.engine.names import RESAMPLERS, named
+from smc_bridge.engine.resampling import Multinomial, Systematic, UniformResampler
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow, always, never
 from smc_bridge.kernels.block_verification import BlockVerification
@@ -26,11 +27,11 @@ from smc_bridge.kernels.importance import BalanceHeuristic, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.methods.poe_bridge import released
+from smc_bridge.methods.released import released
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.randomness import Randomness
+from smc_bridge.testing import EnumeratingSource, TabularPair, enumerate_sampler, mutants, outcomes
 from tests.oracle import smc as oracle
-from tests.smc_bridge.enumeration import EnumeratingSource, outcomes
 from tests.smc_bridge.programs import KERNELS, TABLES, TablePotential, program, table_model, target_law, worst
 from tests.smc_bridge.smc_enumeration import Enumeration, enumerate_program, resampling_outcomes
 
@@ -48,7 +49,7 @@ def enumerated(
     """Enumeration and target law of one configuration."""
     count, weight = LANES[lanes]
     sampler = program(
-        KERNELS[kernel], eos=eos, lanes=count, weight=weight, resampler=RESAMPLERS[resampler](),
+        KERNELS[kernel], eos=eos, lanes=count, weight=weight, resampler=named("resampler", resampler),
         trigger=TRIGGERS[trigger], potential=POTENTIALS[potential])
     return enumerate_program(sampler, LIMIT), target_law(sampler, LIMIT)
 
@@ -101,7 +102,9 @@ def test_three_tokens_are_properly_weighted(kernel: str, eos: int | None) -> Non
     """Two tokens are special: on them the Gumbel coupling is maximal, with the law of token-level rejection."""
     ar = TabularAR.random(3, 2, seed=11, eos_id=eos)
     real = TreeWalk(1) if kernel == "tree-walk" else KERNELS[kernel]
-    sampler = program(real, ar=ar, trigger=EssBelow(0.9), resampler=RESAMPLERS["ssp"](), potential=TablePotential(3, 2))
+    sampler = program(
+        real, ar=ar, trigger=EssBelow(0.9), resampler=named("resampler", "ssp"), potential=TablePotential(3, 2)
+    )
     found = enumerate_program(sampler, 2)
     gap, message = worst(found.proper, target_law(sampler, 2))
     assert gap < TOLERANCE, message
@@ -111,7 +114,7 @@ def test_three_tokens_are_properly_weighted(kernel: str, eos: int | None) -> Non
 @pytest.mark.parametrize("resampler", RESAMPLERS)
 def test_one_and_three_particles_are_properly_weighted(resampler: str, particles: int) -> None:
     sampler = program(
-        Rejection(), particles=particles, trigger=EssBelow(0.9), resampler=RESAMPLERS[resampler](),
+        Rejection(), particles=particles, trigger=EssBelow(0.9), resampler=named("resampler", resampler),
         potential=TablePotential(2, LIMIT))
     found = enumerate_program(sampler, LIMIT)
     gap, message = worst(found.proper, target_law(sampler, LIMIT))
@@ -128,18 +131,8 @@ def test_a_window_that_outlasts_the_lookahead_is_properly_weighted(kernel: str, 
 
 def test_evidence_one_alone_has_no_power() -> None:
     """Keeping the best particle gives `E[Z_hat] = 1` to round-off and a wrong law."""
-
-    class KeepsTheBest(Multinomial):
-        def dimension(self, candidates: int, count: int) -> int:
-            return 1
-
-        def ancestors(self, weights: Tensor, count: int, uniforms: Tensor) -> Tensor:
-            return weights.argmax(-1, keepdim=True).expand(-1, count)
-
-        cells = staticmethod(lambda weights, count: oracle.systematic(weights[:, :1], 1))
-
-    sampler = program(Rejection(), trigger=always, resampler=KeepsTheBest())
-    found, expected = enumerate_program(sampler, LIMIT), target_law(sampler, LIMIT)
+    sampler = program(Rejection(), trigger=always, resampler=mutants.KeepsTheBest())
+    found, expected = enumerate_sampler(sampler, LIMIT), target_law(sampler, LIMIT)
     assert abs(found.evidence - 1.0) < TOLERANCE, f"E[Z_hat] = {found.evidence}"
     gap, message = worst(found.proper, expected)
     assert gap > 1e-3, f"argmax selection is not caught: {message}"
@@ -186,14 +179,14 @@ def raw_enumeration(sampler: Sampler, limit: int) -> tuple[oracle.Law, oracle.La
 RAW: dict[str, tuple[Kernel, dict[str, Any], int]] = {
     "rejection": (Rejection(), {"eos": None, "window": 1, "trigger": always, "resampler": Systematic()}, 2),
     "rejection-potential": (
-        Rejection(), {"eos": 1, "window": 1, "trigger": EssBelow(0.95), "resampler": RESAMPLERS["residual"](),
+        Rejection(), {"eos": 1, "window": 1, "trigger": EssBelow(0.95), "resampler": named("resampler", "residual"),
                       "potential": TablePotential(2, 2)}, 2),
     "rejection-elastic": (Rejection(), {"particles": 1, "eos": None}, 3),
     "rejection-balance": (Rejection(), {"particles": 1, "lanes": 2, "eos": 0, "weight": BalanceHeuristic()}, 2),
     "block-verification-lanes": (
         BlockVerification(), {"particles": 1, "lanes": 2, "eos": 0, "trigger": always, "resampler": Multinomial()}, 2),
     "block-verification-elastic": (BlockVerification(), {"particles": 1, "eos": None}, 3),
-    "tree-walk": (TreeWalk(1), {"eos": None, "trigger": always, "resampler": RESAMPLERS["ssp"]()}, 2),
+    "tree-walk": (TreeWalk(1), {"eos": None, "trigger": always, "resampler": named("resampler", "ssp")}, 2),
     "tree-walk-balance": (
         TreeWalk(1), {"particles": 1, "lanes": 2, "eos": None, "trigger": never, "weight": BalanceHeuristic()}, 2),
     "tree-walk-lanes": (
@@ -231,14 +224,11 @@ def test_the_scripted_enumeration_has_the_law_of_the_raw_one(case: str) -> None:
         assert gap < TOLERANCE, message
 
 
-class _Pair:
-    def __init__(self, ar: TabularAR) -> None:
-        self.ar, self.dlm = ar, TabularDLM(ar, noise=0.9, seed=2)
-
-
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_the_released_decoder_is_caught(lanes: int) -> None:
-    sampler = released(_Pair(table_model(1)), lanes=lanes, window=2, temperature=0.8, w=0.3)
+    ar = table_model(1)
+    pair = TabularPair(TabularDLM(ar, noise=0.9, seed=2), ar)
+    sampler = released(pair, lanes=lanes, window=2, temperature=0.8, w=0.3)
     assert not sampler.proper
     expected = target_law(sampler, 2)
     found, output, _ = raw_enumeration(sampler, 2)

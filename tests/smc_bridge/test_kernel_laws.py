@@ -23,19 +23,18 @@ from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.randomness import PromptSource, UniformSource
+from smc_bridge.testing import kernel_outcomes
 from tests.oracle import laws
 from tests.oracle.laws import Law, Toy
 from tests.smc_bridge.claims import chi_square, claim
 from tests.smc_bridge.enumeration import (
-    committed_block,
     drafted,
     enumerated_law,
     horizon_of,
     log,
     log_pi_along,
     log_q_of,
-    moved,
-    outcomes,
+    table_of,
 )
 
 TOYS = {toy.name: toy for toy in laws.toys()}
@@ -222,8 +221,8 @@ def test_two_walks_on_one_tree_are_independent() -> None:
     toy = TOYS["A2V3-eos"]
     single = laws.blocks(laws.tree_walk(toy, 2))
     pair: dict[Any, float] = {}
-    for probability, move in outcomes(lambda source: moved(TreeWalk(2), toy, source, rows=2)):
-        key = (committed_block(move, 0)[0], committed_block(move, 1)[0])
+    for probability, ((first, _), (second, _)) in kernel_outcomes(TreeWalk(2), table_of(toy), rows=2):
+        key = (first, second)
         pair[key] = pair.get(key, 0.0) + probability
     for left, right in itertools.product(single, repeat=2):
         found, expected = pair.get((left, right), 0.0), single[left] * single[right]
@@ -259,24 +258,6 @@ def test_race_is_the_shared_noise_definition() -> None:
         assert int(found) == expected, f"noise {noise}: race gives {int(found)}, argmin E / pi is {expected}"
 
 
-def tables(toy: Toy, device: str) -> list[Tensor]:
-    """The intermediate as tables `[A**n, A]`, to follow many drafts at once."""
-    size = toy.size
-    return [
-        torch.stack([log(toy.pi[prefix]) for prefix in itertools.product(range(size), repeat=n)]).to(device)
-        for n in range(toy.q.shape[0])
-    ]
-
-
-def along_many(toy: Toy, draft: Tensor) -> Tensor:
-    """`log_pi_along` for many drafts."""
-    code, found = torch.zeros_like(draft[:, 0]), []
-    for n, table in enumerate(tables(toy, str(draft.device))):
-        found.append(table[code])
-        code = code * toy.size + draft[:, n]
-    return torch.stack(found, dim=1)
-
-
 def counted(move: Any) -> dict[tuple[tuple[int, ...], int], int]:
     """How often each (block, accepted) was committed."""
     table = torch.cat([move.block, move.accepted[:, None]], dim=1).cpu()
@@ -305,7 +286,7 @@ def test_real_draws_follow_the_oracles_law(kernel: str, name: str, device: str) 
         move, _ = built.walk(tree, Dense(node_law), walks=1, source=source, window=toy.q.shape[0], horizon=horizon)
     else:
         draft = drafted(q, source)
-        move = built(draft, Dense(along_many(toy, draft.tokens)), source=source, horizon=horizon)
+        move = built(draft, Dense(log_pi_along(toy, draft.tokens)), source=source, horizon=horizon)
     law, counts = oracle(toy), counted(move)
     cells = sorted(set(law) | set(counts))
     p_value = chi_square(

@@ -33,21 +33,23 @@ from smc_bridge.distributions.logits import model_law, truncated
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.kernels.baselines import Argmax, ReleasedProposal, ReleasedRejection, ReleasedScore
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.methods.released import Argmax, ReleasedProposal, ReleasedRejection, ReleasedScore
 from smc_bridge.models.protocols import CausalSession, Session
 from smc_bridge.models.rows import Rows
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource, Randomness
 from smc_bridge.sampling import block_width, compiled_softmax, inverse_cdf, search
+from smc_bridge.testing import outcomes
+from smc_bridge.testing.kernel_laws import committed
 from tests.oracle import laws
-from tests.smc_bridge.enumeration import committed_block, drafted, log_pi_along, log_q_of, outcomes
+from tests.smc_bridge.enumeration import drafted, log_pi_along, log_q_of, table_of
 
 B, K, V, A = 3, 2, 4, 300
 TEMPERATURES = (0.5, 1.3)
@@ -279,7 +281,8 @@ def test_kernels_have_one_law_whatever_the_chunks(kernel: str, toy: laws.Toy) ->
             q = Dense(log_q_of(toy), chunks)
             tokens = source.categorical(truncated(q, shaping))
             pi = Dense(log_pi_along(toy, tokens), chunks)
-            return committed_block(rule(Draft(tokens, q, horizon.window), pi, source=source, horizon=horizon))
+            moved = rule(Draft(tokens, q, horizon.window), pi, source=source, horizon=horizon)
+            return committed(moved, table_of(toy))[0]
 
         found: dict[Any, float] = {}
         for probability, outcome in outcomes(move):

@@ -13,8 +13,9 @@ from torch import Tensor
 from smc_bridge import sampling
 from smc_bridge.randomness import PromptSource, as_source
 from smc_bridge.sampling import BLOCK, TWO_LEVELS, inverse_cdf
+from smc_bridge.testing import EnumeratingSource, outcomes
 from tests.smc_bridge.claims import chi_square, claim
-from tests.smc_bridge.enumeration import EnumeratingSource, log, outcomes
+from tests.smc_bridge.enumeration import log
 
 INF = math.inf
 

@@ -1,0 +1,123 @@
+"""What a reader of one step has to follow: files, functions, calls and hops between files.
+
+    python -m benchmarks.step_path [--method smc-4] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
+
+The second step of a run on the embedded pair, under `sys.setprofile`: the Python functions of this project that are
+entered, those of sessions and adapters in `models/` among them. A *hop* is a call from a function of one file into one
+of another. Counted beside it is the same without `models/`, which is what stands between the forwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+from benchmarks.report import Report, Sheet, execute
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.models.pairs import load_pair
+from smc_bridge.registry import spelled
+from smc_bridge.tasks import TASKS
+
+HERE = Path(__file__).resolve().parent.parent
+#: What is the project's own.
+PACKAGES = ("models", "smc_bridge")
+
+
+class Call(NamedTuple):
+    """A call of a function of the project: who called, and what."""
+
+    caller: CodeType | None
+    function: CodeType
+    kind: type | None
+
+
+def _own(frame: FrameType | None) -> bool:
+    if frame is None:
+        return False
+    file = Path(frame.f_code.co_filename)
+    return file.is_relative_to(HERE) and file.relative_to(HERE).parts[0] in PACKAGES
+
+
+def traced(run: Callable[[], Any]) -> list[Call]:
+    """Every call of a function of the project while `run` runs."""
+    calls: list[Call] = []
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        if event != "call" or not _own(frame):
+            return
+        caller = frame.f_back
+        while caller is not None and not _own(caller):
+            caller = caller.f_back
+        owner = frame.f_locals.get("self")
+        kind = None if owner is None else type(owner)
+        calls.append(Call(None if caller is None else caller.f_code, frame.f_code, kind))
+
+    sys.setprofile(watch)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def counts(calls: Sequence[Call]) -> dict[str, int]:
+    """Files, functions, calls, hops and types."""
+    hops = [call for call in calls if call.caller and call.caller.co_filename != call.function.co_filename]
+    return {
+        "files": len({call.function.co_filename for call in calls}),
+        "functions": len({call.function for call in calls}),
+        "calls": len(calls),
+        "hops": len(hops),
+        "types": len({call.kind for call in calls if call.kind and call.kind.__module__.startswith("smc_bridge")}),
+    }
+
+
+def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add the arguments."""
+    parser.add_argument("--method", default="smc-4", metavar="NAME", help="a program (default: smc-4)")
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """The calls of one step."""
+    task = TASKS["arithmetic"]
+    pair = load_pair(task.pair)
+    sampler = spelled(options.method).make(pair, window=task.window, lookahead=task.lookahead)
+    if not isinstance(sampler, Sampler):
+        raise ValueError(f"--method = {options.method}: is no program with steps; give one such as smc-4")
+    prompt = pair.encode(task.problems(1)[0].prompt).tolist()
+    state = sampler.step(sampler.start([prompt], seed=options.seed))
+    calls = traced(lambda: sampler.step(state))
+    between = [call for call in calls if Path(call.function.co_filename).relative_to(HERE).parts[0] != "models"]
+    rows = [(name, *map(str, counts(which).values())) for name, which in (("all", calls), ("without models/", between))]
+    files = sorted({str(Path(call.function.co_filename).relative_to(HERE)) for call in calls})
+    sheets = [
+        Sheet(f"One step of {options.method}", ("", *counts(calls)), rows),
+        Sheet("Files", ("file",), [(file,) for file in files]),
+    ]
+    return Report(
+        sheets,
+        {"all": counts(calls), "without_models": counts(between), "files": files}, _draw(files, calls),
+    )
+
+
+def _draw(files: Sequence[str], calls: Sequence[Call]) -> Callable[[Any], None]:
+    def draw(figure: Any) -> None:
+        ax = figure.subplots()
+        each = [sum(call.function.co_filename.endswith(f"/{file}") for call in calls) for file in files]
+        ax.barh(files, each)
+        ax.set(xlabel="calls in one step")
+
+    return draw
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line (module docstring)."""
+    execute("step_path", __doc__, configure, measure, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""`assert_proper` and `assert_biased`: what a test of a part or of a whole program says in one line."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.kernels.protocol import Kernel
+from smc_bridge.methods.poe_bridge import smc
+from smc_bridge.models.arguments import called, confidence, said, whole_number
+from smc_bridge.testing.check import check
+from smc_bridge.testing.finding import Finding, worst_of
+from smc_bridge.testing.kernel_laws import kernel_findings
+from smc_bridge.testing.parts import resampler_findings
+from smc_bridge.testing.tabular import tabular_pair
+
+#: Greatest gap that is put down to round-off of laws in float64.
+EXACT = 1e-12
+
+
+def assert_proper(thing: Any, *, tolerance: float = EXACT, runs: int = 2_000, level: float = 1e-4) -> None:
+    """Assert that a program is properly weighted, or that a part keeps what it promises.
+
+    Small asymmetric tables are used, all randomness is enumerated where that can be:
+
+    - a sampler: `E[Z_hat sum_k W_k 1{x_k = s}] = p(s) phi(s)` for every sequence s (`check`);
+    - a kernel: `sum_L g / pi = 1` along every path, its `log_density` is the law of its moves, rows are independent;
+    - a resampler: `E[offspring_i] = N W_i`;
+    - an intermediate or a weight rule: a program with it, as a sampler.
+
+    Args:
+        thing: one of these. What says `proper = False` of itself is refused.
+        tolerance: greatest gap of an enumeration that is put down to round-off; parts in float32 need more.
+        runs: of a program that draws continuous variables, instead of its outcomes.
+        level: probability with which something right is refused by a comparison of draws.
+    Raises:
+        AssertionError: it is not proper; every line names the part, the claim and the two numbers.
+        ValueError: it is none of these, does not run on a table, or an argument is out of range.
+    Example:
+        >>> from smc_bridge import Rejection
+        >>> from smc_bridge.testing import mutants
+        >>> assert_proper(Rejection())
+        >>> assert_proper(mutants.KeepsTheBest())
+        Traceback (most recent call last):
+        AssertionError: KeepsTheBest is not proper:
+          resampler KeepsTheBest: 2 survivors have mean shares [1.0, 0.0, 0.0, 0.0] for weights [0.25, 0.25, 0.25, \
+0.25]; candidate 0 has 1, must have 0.25 (C6)
+    """
+    wrong = [finding for finding in _findings(thing, tolerance, runs, level) if finding.wrong]
+    if wrong:
+        raise AssertionError(f"{_name(thing)} is not proper:{_lines(wrong)}")
+
+
+def assert_biased(thing: Any, *, least: float = 1e-6, runs: int = 2_000, level: float = 1e-4) -> None:
+    """Assert that a program is biased, or that a part makes programs biased: for mutants that a test must catch.
+
+    Args:
+        thing: as for `assert_proper`.
+        least: gap that counts as a bias.
+        runs, level: as for `assert_proper`; draws count as a bias if they refute the claim at this level.
+    Raises:
+        AssertionError: no bias is found. The message gives the greatest gap, and for draws the gap that they would have
+            found with probability 0.99. A closed form that is wrong alone is no bias, nor is what a part says of
+            itself.
+        ValueError: as for `assert_proper`.
+    Example:
+        >>> from smc_bridge.testing import mutants
+        >>> assert_biased(mutants.KeepsTheBest())
+    """
+    found = [finding for finding in _findings(thing, EXACT, runs, level) if finding.biases]
+    if not any(finding.wrong and finding.gap >= least for finding in found):
+        raise AssertionError(f"no bias of {_name(thing)} of at least {least:g} is found:{_lines(found)}")
+
+
+def _name(thing: Any) -> str:
+    return thing.name if isinstance(thing, Sampler) else called(thing)
+
+
+def _lines(findings: list[Finding]) -> str:
+    """The worst of each claim, on a line of its own."""
+    return "".join(f"\n  {finding.text}" for finding in worst_of(findings))
+
+
+def _findings(thing: Any, tolerance: float, runs: int, level: float) -> list[Finding]:
+    """Everything that is known how to test about a thing; a new kind of thing is one more branch."""
+    runs, level = whole_number("runs", runs), confidence(level)
+    if isinstance(thing, Sampler):
+        return _program("program", thing, tolerance, runs, level)
+    declared = []
+    if getattr(thing, "proper", True) is not True:
+        text = f"{_name(thing)} says of itself that it is not proper"
+        declared = [Finding("declared", text, 0.0, True, biases=False)]
+    if isinstance(thing, Kernel):
+        return declared + kernel_findings(thing, tolerance=tolerance, level=level)
+    if callable(thing) and "count" in _parameters(thing):
+        return declared + resampler_findings(thing, tolerance=tolerance, level=level)
+    return declared + [
+        finding for name, seated in _seated(thing).items() for finding in _program(name, seated, tolerance, runs, level)
+    ]
+
+
+def _seated(part: Any) -> dict[str, Sampler]:
+    """Programs with an intermediate or a weight rule among parts that are right."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is told here stands in the findings
+        if hasattr(part, "log_prob"):
+            return {"program": smc(tabular_pair(2, 3, eos=False, seed=4), 1, intermediate=part)}
+        if callable(part) and {"kernel", "intermediate"} <= _parameters(part):
+            long, short = tabular_pair(2, 3, noise=1.5), tabular_pair(2, 2, noise=1.5, seed=1)
+            return {
+                "one lane": smc(long, 1, w=0.5, weight=part, proposal_temperature=1.2),
+                "two lanes": smc(short, 1, w=0.5, lanes=2, weight=part, proposal_temperature=[0.4, 2.5]),
+            }
+    raise ValueError(f"thing = {said(part)}: give a sampler, a kernel, a resampler, an intermediate or a weight rule")
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def _program(claim: str, sampler: Sampler, tolerance: float, runs: int, level: float) -> list[Finding]:
+    """The program as a whole; parts that contradict themselves, and what they say of themselves, do not bias it."""
+    found = check(sampler, runs=runs, level=level)
+    biased = found.gap > tolerance if found.p_value is None else found.p_value < level
+    power = "" if found.detectable is None else f"; a gap of {found.detectable:.2g} is found with probability 0.99"
+    if biased:
+        return [Finding(claim, str(found) if not found.proper else f"{found}\n  {found.worst}", found.gap, True)]
+    right = Finding(claim, f"{found}{power}\n  {found.worst}", found.gap, False)
+    return [right] if found.proper else [right, Finding(f"parts of {claim}", str(found), 0.0, True, biases=False)]
