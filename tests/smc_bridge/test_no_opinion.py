@@ -1,5 +1,5 @@
 """A draft may leave places open (`PAD`, and no mass of q): the kernel commits a token of the intermediate there and
-stops. So what follows a draft of j tokens is a token for nothing, and what is drafted behind the gap is never looked at.
+stops. So a draft of j tokens before a gap gives one more, and what is drafted behind the gap is never looked at.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def test_the_gumbel_coupling_draws_what_fills_a_gap_from_the_intermediate(name: 
 def test_plain_importance_sampling_has_nothing_to_fill_a_gap_with() -> None:
     toy = TOYS["A2V3"]
     draft = with_gap(toy, 1, PromptSource([torch.Generator().manual_seed(1)], 1))
-    with pytest.raises(ValueError, match=r"^the draft has no token at place 1 of row 0, .*: use Rejection\(\)") as caught:
+    words = r"^the draft has no token at place 1 of row 0, .*: use Rejection\(\)"
+    with pytest.raises(ValueError, match=words) as caught:
         AcceptAll()(draft, draft.q, source=torch.Generator(), horizon=horizon_of(toy))
     assert "\n" not in str(caught.value)
 
