@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, truncate
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Law
-from smc_bridge.distributions.placed import Placed
+from smc_bridge.distributions.views import Placed
 from smc_bridge.engine.resampling import UniformResampler
 from smc_bridge.kernels.protocol import Kernel, StoppingKernel
 from smc_bridge.kernels.tree import Tree, TreeWalk
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, Source, Stream
 from smc_bridge.sampling import Drawable
 

@@ -188,7 +188,7 @@ def test_no_more_than_a_batch_is_decoded_at_a_time_and_no_seat_stays_empty() -> 
 
     def watched(self: Sampler, state: SMCState) -> SMCState:
         assert state.prefix.length.numel() == 3 * 2
-        assert state.marginals.logits.shape[0] <= 2 * 3 * 2, "marginals of finished prompts are kept"
+        assert state.drafts.marginals.logits.shape[0] <= 2 * 3 * 2, "marginals of finished prompts are kept"
         sizes.append(state.active().numel())
         return step(self, state)
 
