@@ -12,6 +12,8 @@ from pyro import poutine
 from pyro.infer import Importance, config_enumerate
 from pyro.infer.enum import iter_discrete_traces
 
+from smc_bridge.distributions.coverage import first_uncovered
+from smc_bridge.distributions.law import Dense
 from smc_bridge.distributions.intermediate import Proposal
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.watch import first_uncovered, may_leave_out, tell, uncovered_reason
@@ -95,7 +97,7 @@ def _uncovered(smc: EvidenceSMCFilter, program: BridgeProgram, step: int, begun:
     length = stopped_length(block)
     known = block.masked_fill(torch.arange(block.shape[-1], device=block.device) >= length[:, None], 0)
     meter = replace(program.meter)  # a look at laws that were computed is no forward of the program
-    first = first_uncovered(law.intermediate.along(known), law.base.along(known), known, length)
+    first = first_uncovered(Dense(law.intermediate.along(known)), Dense(law.base.along(known)), known, length)
     program.meter = meter
     if first is None:
         return None

@@ -35,9 +35,13 @@ from smc_bridge import (
     tree_walk,
 )
 from smc_bridge.analysis import oracle
+from smc_bridge.distributions.draft import Draft
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.proposals.protocol import Asked
 from smc_bridge.pyro_program import run_program
+from smc_bridge.randomness import Source
 
 AR = TabularAR.random(3, 4, seed=3, eos_id=2)
 PAIR: Any = SimpleNamespace(dlm=TabularDLM(AR, noise=0.5, seed=1), ar=AR)
@@ -118,18 +122,19 @@ class Kernel(Rejection):
     def __init__(self, change: Callable[[Move], Any]) -> None:
         self.change = change
 
-    def __call__(self, q: Any, pi: Any, draft: Any, **rest: Any) -> Any:
-        return self.change(super().__call__(q, pi, draft, **rest))
+    def __call__(self, draft: Draft, pi: Any, **rest: Any) -> Any:
+        return self.change(super().__call__(draft, pi, **rest))
 
 
-class Drafter(Rejection):
-    """Rejection with other drafts."""
+class Drafter(DLMProposal):
+    """A proposal whose drafts are changed."""
 
-    def __init__(self, change: Callable[[Any], Any]) -> None:
+    def __init__(self, change: Callable[[Draft], Any]) -> None:
+        super().__init__(PAIR.dlm, lookahead=3)
         self.change = change
 
-    def draft(self, q: Any, *, generator: Any) -> Any:
-        return self.change(super().draft(q, generator=generator))
+    def draft(self, state: Any, asked: Asked, *, source: Source | None) -> Any:
+        return self.change(super().draft(state, asked, source=source))
 
 
 class Stopping(Rejection):
@@ -153,7 +158,7 @@ class Walk(TreeWalk):
 class Rule:
     """A weight rule or resampler that returns what it is given."""
 
-    proper = True
+    proper = lanewise = True
 
     def __init__(self, value: Callable[..., Any]) -> None:
         self.value = value
@@ -164,6 +169,10 @@ class Rule:
 
 def weight(value: Callable[[Any], Any]) -> dict[str, Any]:
     return {"weight": Rule(lambda lanes: value(lanes.move.length.double()))}
+
+
+def drafter(change: Callable[[Draft], Any]) -> dict[str, Any]:
+    return {"proposal": Drafter(change)}
 
 
 def ancestors(value: Callable[[Any], Any]) -> dict[str, Any]:
@@ -185,8 +194,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "accepted type": ({"kernel": Kernel(lambda m: m._replace(accepted=3))}, "Kernel (accepted) returned 3: return a"),
     "accepted range": ({"kernel": Kernel(lambda m: m._replace(accepted=m.length + 1))}, "Kernel says that"),
     "token": ({"kernel": Kernel(lambda m: m._replace(block=m.block + 3))}, "Kernel committed ["),
-    "draft type": ({"kernel": Drafter(lambda d: d.float())}, "Drafter.draft returned a tensor of float32"),
-    "draft token": ({"kernel": Drafter(lambda d: d + 3)}, "Drafter.draft returned ["),
+    "draft": (drafter(lambda d: d.tokens), "Drafter.draft returned tensor("),
+    "draft type": (
+        drafter(lambda d: d._replace(tokens=d.tokens.float())), "Drafter.draft (tokens) returned a tensor of float32"),
+    "draft shape": (
+        drafter(lambda d: d._replace(tokens=d.tokens[:, :1])), "Drafter.draft (tokens) returned a tensor of int64, sh"),
+    "draft token": (drafter(lambda d: d._replace(tokens=d.tokens + 3)), "Drafter.draft returned ["),
+    "draft law": (drafter(lambda d: d._replace(q=d.q.dense())), "Drafter.draft returned Draft("),
+    "draft law shape": (
+        drafter(lambda d: d._replace(q=d.q.of_rows(torch.tensor([0])))), "Drafter.draft (q) has shape [1, 2, 3]: "),
+    "draft width type": (
+        drafter(lambda d: d._replace(width=d.width[0])), "Drafter.draft (width) returned a tensor of int64, shape []"),
+    "draft width": (drafter(lambda d: d._replace(width=d.width * 0)), "Drafter.draft (width) is 0 in row 0: draft 1"),
+    "draft width over": (drafter(lambda d: d._replace(width=d.width + 2)), "Drafter.draft (width) is 4 in row 0: "),
     "walk": ({"kernel": Walk(4)}, "Walk committed "),
     "stop type": (
         {"kernel": Stopping(lambda c: 1), "weight": "balance", "lanes": 2}, "Stopping.log_continue returned 1"),
@@ -211,7 +231,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_a_part_that_returns_nonsense_is_named_in_one_line(case: str) -> None:
     parts, words = WRONG[case]
-    coded = {name: parts[name] for name in ("tokenize", "detokenize") if name in parts}
+    coded = {name: parts[name] for name in ("tokenize", "detokenize", "proposal") if name in parts}
     sampler = smc(PAIR, 2, window=2, lookahead=3, **{k: v for k, v in parts.items() if k not in coded})
     for name, function in coded.items():
         setattr(sampler, name, function)

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from smc_bridge.blocks import Horizon, Move, full_horizon
 from smc_bridge.distributions.bridge import ResidualLaw, bridge_law
+from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.intermediate import (
     Chernoff,
     Defensive,
@@ -26,28 +28,28 @@ from smc_bridge.distributions.intermediate import (
     Proposal,
     Target,
 )
-from smc_bridge.distributions.law import Chunks, Dense, LazyLaw, Selected
-from smc_bridge.distributions.logits import model_law
+from smc_bridge.distributions.law import Chunks, Dense, Law, Patched, as_law
+from smc_bridge.distributions.logits import model_law, truncated
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.engine import steps
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, Lanes, OwnWeights
-from smc_bridge.kernels.protocol import Horizon, Kernel, Move, at_tokens, row_at, rows_of
-from smc_bridge.kernels.rejection import Rejection, log_residual
+from smc_bridge.kernels.protocol import Kernel
+from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore
-from smc_bridge.models.protocols import CausalSession
+from smc_bridge.methods.released import Argmax, ReleasedProposal, ReleasedRejection, ReleasedScore
+from smc_bridge.models.protocols import CausalSession, Session
 from smc_bridge.models.rows import Rows
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
-from smc_bridge.randomness import PromptSource, Randomness, inverse_cdf
-from smc_bridge.sampling import block_width, compiled_softmax, search
+from smc_bridge.randomness import PromptSource, Randomness
+from smc_bridge.sampling import block_width, compiled_softmax, inverse_cdf, search
 from smc_bridge.testing import outcomes
+from smc_bridge.testing.kernel_laws import committed
 from tests.oracle import laws
-from tests.smc_bridge.enumeration import enumerated_law, log_pi_along, log_q_of
+from tests.smc_bridge.enumeration import drafted, log_pi_along, log_q_of, table_of
 
 B, K, V, A = 3, 2, 4, 300
 TEMPERATURES = (0.5, 1.3)
@@ -80,7 +82,10 @@ INTERMEDIATES: list[Intermediate] = [
     Mixture(1.0), PowerMean(0.5, 0.3), Chernoff(), Defensive(ProductOfExperts(0.5), 0.1),
     Defensive(ProductOfExperts(0.4, EXPONENTS), 0.1), Defensive(Tilted(), 0.2), Tilted(), Halfway(),
 ]
-LAWS = [Shaping(0.7), Shaping(1.0, banned_ids=(0, 299)), Shaping(1.2, top_p=0.8), Shaping(1.0, top_k=7), Shaping(0.9, 0.7, 20, (5,))]
+LAWS = [
+    Shaping(0.7), Shaping(1.0, banned_ids=(0, 299)), Shaping(1.2, top_p=0.8), Shaping(1.0, top_k=7),
+    Shaping(0.9, 0.7, 20, (5,)),
+]
 
 
 def logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -92,8 +97,18 @@ def gap(found: Tensor, expected: Tensor) -> float:
     return float(torch.where(found == expected, 0.0, found - expected).abs().max())
 
 
-def pair_of_laws(chunks: Chunks, *, law: Shaping = LAWS[0]) -> tuple[LazyLaw, LazyLaw, Tensor, Tensor]:
-    """q (lanes of two temperatures, two particles on one window) and p, lazy and dense `[B, K, V, A]`."""
+def at_tokens(log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """`Law.at`, of a tensor."""
+    return log_probs.gather(-1, tokens.clamp_min(0)[..., None])[..., 0]
+
+
+def row_at(log_probs: Tensor, position: Tensor) -> Tensor:
+    """`Law.row`, of a tensor `[R, V, A]`."""
+    return log_probs[torch.arange(position.numel()), position]
+
+
+def pair_of_laws(chunks: Chunks, *, law: Shaping = LAWS[0]) -> tuple[Law, Law, Tensor, Tensor]:
+    """q (lanes of two temperatures, two particles on one window) and p, where they are read and `[B, K, V, A]`."""
     raw_q, raw_p = logits(2, V + 2, A), logits(B * K, V, A, seed=1)
     raw_p[0, 1, 3:] = -math.inf
     model = TabularDLM(TabularAR.random(2, 1, seed=0))
@@ -101,7 +116,7 @@ def pair_of_laws(chunks: Chunks, *, law: Shaping = LAWS[0]) -> tuple[LazyLaw, La
     place = torch.arange(V) + torch.tensor([[1], [V + 4]])
     owner = torch.tensor([0, 1, 0])
     window = raw_q.reshape(-1, A)[place][owner]
-    q = proposal.lazy(raw_q, place, owner, K, chunks=chunks)
+    q = proposal.law(raw_q, place, owner, K, chunks=chunks)
     p = model_law(raw_p, torch.arange(B * K * V).reshape(-1, V), law, chunks=chunks)
     return q, p, proposal.log_probs(window, K), law.log_probs(raw_p).reshape(B, K, V, A)
 
@@ -115,9 +130,10 @@ def test_a_models_law_is_the_dense_one(law: Shaping, chunks: Chunks) -> None:
     lazy, dense = model_law(raw, torch.arange(5 * V).reshape(5, V), law, chunks=chunks), law.log_probs(raw)
     tokens = torch.randint(A, (5, V), generator=torch.Generator().manual_seed(2))
     assert gap(lazy.at(tokens), at_tokens(dense, tokens)) < 1e-12
-    assert gap(row_at(lazy, torch.arange(5)), row_at(dense, torch.arange(5))) < 1e-12
+    position = torch.tensor([0, 1, 2, 3, 3])
+    assert gap(lazy.row(position), row_at(dense, position)) < 1e-12
     index = torch.tensor([4, 0, 4])
-    assert gap(at_tokens(rows_of(lazy, index), tokens[index]), at_tokens(dense, tokens)[index]) < 1e-12
+    assert gap(lazy.of_rows(index).at(tokens[index]), at_tokens(dense, tokens)[index]) < 1e-12
     assert gap(lazy.dense(), dense) < 1e-12
 
 
@@ -130,7 +146,7 @@ def test_an_intermediate_is_the_dense_one(intermediate: Intermediate, chunks: Ch
     generator = torch.Generator().manual_seed(3)
     for _ in range(2):
         tokens = torch.randint(-1, A, (B * K, V), generator=generator)
-        found, expected = (torch.where(tokens < 0, 0.0, at_tokens(law, tokens)) for law in (lazy, dense))
+        found, expected = (torch.where(tokens < 0, 0.0, x) for x in (lazy.at(tokens), at_tokens(dense, tokens)))
         assert gap(found, expected) < 1e-11, "at tokens"
     position = torch.tensor([0, 3, 1, 2, 3, 0])
     assert gap(lazy.row(position), row_at(dense, position)) < 1e-11, "rows"
@@ -169,31 +185,69 @@ def test_the_residual_is_the_dense_one_at_the_refused_position() -> None:
     position = torch.tensor([0, 3, 1, 2, 3, 0])
     needed = torch.tensor([True, True, False, True, True, True])
     found = ResidualLaw(q, pi, position, needed, None).dense()[:, 0]
-    dense = log_residual(row_at(ProductOfExperts(0.3).log_prob(log_q, log_p).reshape(-1, V, A), position),
-                         row_at(log_q.reshape(-1, V, A), position))
-    assert gap(found[needed].exp(), torch.softmax(dense, -1)[needed]) < 1e-12
+    log_pi = ProductOfExperts(0.3).log_prob(log_q, log_p).reshape(-1, V, A)
+    left = (row_at(log_pi, position).exp() - row_at(log_q.reshape(-1, V, A), position).exp()).clamp_min(0.0)
+    assert gap(found[needed].exp(), (left / left.sum(-1, keepdim=True))[needed]) < 1e-12
     assert found[2, 0] == 0.0, "a row that needs no correction has a law without choices"
 
 
-def test_it_is_a_tensor_to_whoever_needs_one() -> None:
+def test_a_residual_without_mass_is_the_intermediate() -> None:
+    """Where round-off leaves nothing of `(pi - q)_+`."""
+    log_pi = torch.log_softmax(logits(2, 1, 5), -1)
+    none = ResidualLaw(Dense(log_pi), Dense(log_pi), torch.zeros(2).long(), torch.ones(2).bool(), None)
+    assert gap(none.dense(), log_pi) < 1e-12
+
+
+def test_leading_dimensions_are_the_same_rows_in_another_shape() -> None:
     q, _, log_q, _ = pair_of_laws(CHUNKS[1])
-    law = q.shaped(B, K)
-    assert (law.shape, law.dtype, law.device) == (log_q.shape, log_q.dtype, log_q.device)
-    assert isinstance(law, Tensor)
-    for read in (lambda x: 0.5 * x[:, :1] + x, lambda x: torch.log_softmax(2 * x, -1), lambda x: x.exp().sum(-1)):
-        assert gap(read(law), read(log_q)) < 1e-12
-    with pytest.raises(TypeError, match="clone"):
-        law.mul_(2.0)
+    tokens = torch.randint(A, (B, K, V), generator=torch.Generator().manual_seed(8))
+    for law in (q.shaped(B, K), q.shaped(B * K).shaped(B, K)):
+        assert (law.shape, law.dtype, law.device, law.rows) == (log_q.shape, log_q.dtype, log_q.device, B * K)
+        assert gap(law.at(tokens), at_tokens(log_q, tokens)) < 1e-12
+        assert gap(law.dense(), log_q) < 1e-12
+    chosen = q.shaped(B, K).of_rows(torch.tensor([5, 0, 5])).of_rows(torch.tensor([2, 1]))
+    assert gap(chosen.dense(), log_q.reshape(-1, V, A)[[5, 0]]) < 1e-12
 
 
-def test_no_part_of_a_law_hides_a_part_of_a_tensor() -> None:
-    """A name that a law gives another meaning would change what tensor arithmetic does."""
-    own = {name for kind in (LazyLaw, Dense, Selected) for name in vars(kind) if not name.startswith("_")}
-    assert not own & set(dir(Tensor)), own & set(dir(Tensor))
-    q, p, _, _ = pair_of_laws(CHUNKS[0], law=LAWS[4])
-    for law in (q, p, *(bridge_law(i, q, p, lanes=K) for i in INTERMEDIATES), p.base):  # type: ignore[attr-defined]
-        hidden = {name for name in vars(law) if not name.startswith("_")} & set(dir(Tensor))
-        assert not hidden, f"{law!r} hides {hidden}"
+def test_a_tensor_is_a_law_of_its_own_entries() -> None:
+    tensor = torch.log_softmax(logits(B, K, V, A), -1)
+    law = as_law(tensor)
+    assert law.dense() is tensor
+    assert as_law(law) is law
+    tokens = torch.randint(A, (B, K, V), generator=torch.Generator().manual_seed(8))
+    assert torch.equal(law.at(tokens), at_tokens(tensor, tokens))
+    with pytest.raises(TypeError, match="Dense is not made of a model's logits"):
+        law.logits(tokens)
+
+
+def test_logits_at_tokens_are_the_models_own() -> None:
+    """Before temperature, truncation and bans, also through views of a law."""
+    raw = logits(B * K, V, A)
+    tokens = torch.randint(-1, A, (B, K, V), generator=torch.Generator().manual_seed(9))
+    for shaping in LAWS:
+        law = model_law(raw, torch.arange(B * K * V).reshape(-1, V), shaping).shaped(B, K)
+        expected = at_tokens(raw.reshape(B, K, V, A), tokens)
+        assert torch.equal(law.logits(tokens)[tokens >= 0], expected[tokens >= 0])
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
+def test_a_patched_law_has_some_rows_of_another(chunks: Chunks) -> None:
+    """However it is read: at tokens, in rows, whole, and drawn from."""
+    q, _, log_q, _ = pair_of_laws(chunks)
+    rows, other = torch.tensor([4, 1]), torch.log_softmax(logits(2, V, A, seed=6), -1)
+    expected = log_q.reshape(-1, V, A).index_copy(0, rows, other)
+    generator = torch.Generator().manual_seed(7)
+    tokens = torch.randint(-1, A, (B * K, V), generator=generator)
+    position = torch.randint(V, (B * K,), generator=generator)
+    uniform = torch.rand(B * K, V, generator=generator, dtype=torch.float64)
+    law = Patched(q, rows, Dense(other))
+    assert gap(torch.where(tokens < 0, 0.0, law.at(tokens)), torch.where(tokens < 0, 0.0, at_tokens(expected, tokens))) < 1e-12
+    assert gap(law.row(position), row_at(expected, position)) < 1e-12
+    assert torch.equal(law.inverse_cdf(uniform), inverse_cdf(expected, uniform))
+    assert gap(law.dense(), expected) < 1e-12
+    index = torch.tensor([1, 1, 3, 4])
+    assert gap(law.of_rows(index).dense(), expected[index]) < 1e-12
+    assert gap(q.dense(), log_q.reshape(-1, V, A)) < 1e-12, "the law beneath is as it was"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -207,46 +261,57 @@ def test_a_broken_cell_is_named_when_it_is_read(bad: float) -> None:
             read()
 
 
-KERNELS: dict[str, Any] = {
-    "rejection": Rejection(), "block": BlockVerification(), "released": ReleasedRejection(1, top_p=0.7),
+#: Kernels, and how the tokens that they verify are drawn.
+KERNELS: dict[str, tuple[Kernel, Shaping]] = {
+    "rejection": (Rejection(), Shaping()), "block": (BlockVerification(), Shaping()),
+    "released": (ReleasedRejection(1), Shaping(top_p=0.7)),
 }
 
 
 @pytest.mark.parametrize("toy", [laws.random_toy(3, 3, seed=7, eos=2), laws.random_toy(2, 3, seed=3)],
                          ids=lambda toy: toy.name)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_have_one_law_on_dense_and_lazy_laws(kernel: str, toy: laws.Toy) -> None:
-    """By enumeration, one cell at a time: looking at one position after the other changes nothing."""
-    rule = KERNELS[kernel]
+def test_kernels_have_one_law_whatever_the_chunks(kernel: str, toy: laws.Toy) -> None:
+    """By enumeration: looking at one position after the other changes nothing."""
+    rule, shaping = KERNELS[kernel]
     horizon = Horizon(torch.full((1,), toy.window), toy.eos)
 
-    def lazily(source: Any) -> tuple[tuple[int, ...], int]:
-        q = Dense(log_q_of(toy), CHUNKS[0])
-        draft = rule.draft(q, generator=source)
-        move = rule(q, Dense(log_pi_along(toy, draft), CHUNKS[0]), draft, generator=source, horizon=horizon)
-        return tuple(t for t in move.block[0].tolist() if t >= 0), int(move.accepted)
+    def law_in(chunks: Chunks) -> dict[Any, float]:
+        def move(source: Any) -> Any:
+            q = Dense(log_q_of(toy), chunks)
+            tokens = source.categorical(truncated(q, shaping))
+            pi = Dense(log_pi_along(toy, tokens), chunks)
+            moved = rule(Draft(tokens, q, horizon.window), pi, source=source, horizon=horizon)
+            return committed(moved, table_of(toy))[0]
 
-    found: dict[Any, float] = {}
-    for probability, outcome in outcomes(lazily):
-        found[outcome] = found.get(outcome, 0.0) + probability
-    expected = enumerated_law(rule, toy)
+        found: dict[Any, float] = {}
+        for probability, outcome in outcomes(move):
+            found[outcome] = found.get(outcome, 0.0) + probability
+        return found
+
+    found, expected = law_in(CHUNKS[0]), law_in(CHUNKS[2])
     worst = max(abs(found.get(k, 0.0) - expected.get(k, 0.0)) for k in {*found, *expected})
     assert worst < 1e-13, f"{kernel}: laws differ by {worst}"
+    if kernel != "released":
+        oracle = {"rejection": laws.rejection, "block": laws.block_verification}[kernel](toy)
+        worst = max(abs(found.get(k, 0.0) - oracle.get(k, 0.0)) for k in {*found, *oracle})
+        assert worst < 1e-12, f"{kernel}: {worst} from the oracle"
 
 
 @pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
 @pytest.mark.parametrize("kernel", [Rejection(), BlockVerification(), GumbelCoupling()], ids=lambda k: type(k).__name__)
-def test_kernels_move_alike_on_dense_and_lazy_laws(kernel: Any, chunks: Chunks) -> None:
+def test_kernels_move_alike_on_laws_of_models_and_of_tensors(kernel: Any, chunks: Chunks) -> None:
     q, p, log_q, log_p = pair_of_laws(chunks)
     pi = bridge_law(ProductOfExperts(0.3), q, p, lanes=K)
-    dense_q, dense_pi = log_q.reshape(-1, V, A), ProductOfExperts(0.3).log_prob(log_q, log_p).reshape(-1, V, A)
+    dense_q = Dense(log_q.reshape(-1, V, A))
+    dense_pi = Dense(ProductOfExperts(0.3).log_prob(log_q, log_p).reshape(-1, V, A))
     horizon = Horizon(torch.tensor([4, 4, 2, 3, 4, 1]), 2)
     for seed in range(20):
         sources = [PromptSource([torch.Generator().manual_seed(seed)], B * K) for _ in range(2)]
         moves = []
         for laws_of, source in zip(((q, pi), (dense_q, dense_pi)), sources, strict=True):
-            draft = kernel.draft(laws_of[0], generator=source)
-            moves.append(kernel(*laws_of, draft, generator=source, horizon=horizon))
+            draft = drafted(laws_of[0], source, horizon.window)
+            moves.append(kernel(draft, laws_of[1], source=source, horizon=horizon))
         assert all(torch.equal(a, b) for a, b in zip(*moves, strict=True)), f"seed {seed}: {moves}"
         block, length = moves[0].block, moves[0].length
         found, expected = (
@@ -261,11 +326,11 @@ def test_weights_are_those_of_the_dense_laws(rule: Any, intermediate: Intermedia
     q, p, log_q, log_p = pair_of_laws(CHUNKS[1])
     pi = bridge_law(intermediate, q, p, lanes=K)
     source = PromptSource([torch.Generator().manual_seed(5)], B * K)
-    move = Rejection()(q, pi, Rejection().draft(q, generator=source), generator=source)
+    move = Rejection()(drafted(q, source), pi, source=source, horizon=full_horizon(B * K, V))
     shaped = Move(move.block.reshape(B, K, V), move.length.reshape(B, K), move.accepted.reshape(B, K))
-    rest = (shaped, log_q[..., 0], log_p[..., 0], Horizon(torch.full((B,), V), None))
+    rest = (shaped, full_horizon(B, V))
     lazy = Lanes(q.shaped(B, K), p.shaped(B, K), pi.shaped(B, K), *rest)
-    dense = Lanes(log_q, log_p, intermediate.log_prob(log_q, log_p), *rest)
+    dense = Lanes(Dense(log_q), Dense(log_p), Dense(intermediate.log_prob(log_q, log_p)), *rest)
     found, expected = (rule(x, kernel=Rejection(), intermediate=intermediate) for x in (lazy, dense))
     assert gap(found, expected) < 1e-10, f"{found}, {expected}"
 
@@ -286,7 +351,8 @@ PROGRAMS: dict[str, dict[str, Any]] = {
 
 def decoded(name: str, *, retained: Any = None, **options: Any) -> list[tuple[Any, ...]]:
     parts = {"intermediate": ProductOfExperts(0.5), "window": 3, **PROGRAMS[name], **options}
-    sampler = Sampler(DLMProposal(DLM, temperature=parts.pop("temperature", 1.0)), ARTarget(AR), **parts)
+    kind = ReleasedProposal if name == "released" else DLMProposal
+    sampler = Sampler(kind(DLM, temperature=parts.pop("temperature", 1.0)), ARTarget(AR), **parts)
     results = sampler.run([[], [0], [2, 0], [2]], seed=[1, 2, 3, 4], max_new_tokens=3, retained=retained)
     return [(r.sequences, r.log_weights, r.forwards) for r in results]
 
@@ -315,7 +381,7 @@ def test_the_model_never_scores_more_than_the_cap() -> None:
             return self.session.score(rows, drafts)
 
     class Model:
-        vocab_size, eos_id, banned_ids, device = 3, 1, (), AR.device
+        vocab_size, eos_id, banned_ids, device, max_length, min_length = 3, 1, (), AR.device, None, 0
 
         def session(self, tokens: Tensor, length: Tensor) -> Counting:
             return Counting(AR.session(tokens, length))
@@ -390,10 +456,9 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
-                 and not isinstance(x, LazyLaw)}
+        known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for tensor in tree_leaves(out):
-            if not isinstance(tensor, Tensor) or isinstance(tensor, LazyLaw):
+            if not isinstance(tensor, Tensor):
                 continue
             storage = tensor.untyped_storage()
             pointer = storage.data_ptr()
@@ -415,6 +480,27 @@ def _when_freed(storage: torch.UntypedStorage, act: Callable[[], None]) -> None:
     weakref.finalize(storage, act)
 
 
+class Wide(Rows):
+    """A session of a model on a large alphabet, whose logits are there already."""
+
+    def __init__(self, tokens: Tensor, length: Tensor, logits: Tensor) -> None:
+        super().__init__(tokens, length)
+        self.logits = logits
+
+    def score(self, rows: Tensor, places: Tensor) -> Tensor:
+        return self.logits
+
+
+class WideModel:
+    eos_id, banned_ids, device, max_length, min_length = None, (), torch.device("cpu"), None, 0
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits, self.vocab_size = logits, logits.shape[-1]
+
+    def session(self, tokens: Tensor, length: Tensor) -> Session:
+        return Wide(tokens, length, self.logits)
+
+
 def test_a_step_on_a_large_alphabet_holds_a_fraction_of_the_logits() -> None:
     """A = 151,936, K = 4, V = 32: beyond the models' logits, less than a tenth of one `[K, V, A]` tensor."""
     size, lanes, window = 151_936, 4, 32
@@ -422,21 +508,16 @@ def test_a_step_on_a_large_alphabet_holds_a_fraction_of_the_logits() -> None:
     base = torch.randn(1, window, size, generator=generator)
     base[..., 5] += 14
     raw_p = base.expand(lanes, -1, -1) + 0.1
-    model = TabularDLM(TabularAR.random(2, 1, seed=0))
-    proposal, target = DLMProposal(model, temperature=[0.5, 0.5, 1.0, 1.0]), ARTarget(model.ar)
-    place, owner = torch.arange(window)[None], torch.zeros(1, dtype=torch.long)
-    source = PromptSource([generator], lanes)
+    dlm: Any = WideModel(base)
+    ar: Any = WideModel(raw_p)
+    proposal = DLMProposal(dlm, temperature=[0.5, 0.5, 1.0, 1.0], lookahead=window)
+    sampler = Sampler(proposal, ARTarget(ar), ProductOfExperts(0.3), lanes=lanes, window=window)
+    state = sampler.start([[]], max_new_tokens=window)
     with torch.inference_mode(False), torch.no_grad(), LiveBytes() as meter:
-        chunks = Chunks()
-        law = proposal.lazy(base, place, owner, lanes, chunks=chunks)
-        at = steps.Branch(law, base, place, Horizon(torch.tensor([window]), None), proposal, lanes, chunks)
-        moved, _ = steps.bridge(
-            at, lambda drafts: raw_p, kernel=Rejection(), target=target, intermediate=ProductOfExperts(0.3),
-            source=source,
-        )
-        OwnWeights()(moved, kernel=Rejection(), intermediate=ProductOfExperts(0.3))
+        state = sampler.step(state)
         share = meter.peak / (4 * lanes * window * size)
         copies = [raw_p.clone() for _ in range(2)]
+    assert int(state.prefix.length) > 0
     assert 0 < share < 0.1, f"{share:.3f} of a [K, V, A] tensor"
     measured = meter.peak / (4 * lanes * window * size)
     assert len(copies) <= measured < len(copies) + 0.1, f"two copies are measured as {measured:.3f}"
@@ -446,23 +527,20 @@ def test_nothing_after_a_refusal_is_computed() -> None:
     """The normalisers of the target and of the intermediate are known up to the refusals, and no further."""
     q, p, _, _ = pair_of_laws(Chunks(ahead=1))
     pi: Any = bridge_law(ProductOfExperts(0.3), q, p, lanes=K)
-    source: Randomness = PromptSource([torch.Generator().manual_seed(0)], B * K)
-    move = Rejection()(q, pi, Rejection().draft(q, generator=source), generator=source)
+    source = PromptSource([torch.Generator().manual_seed(0)], B * K)
+    move = Rejection()(drafted(q, source), pi, source=source, horizon=full_horizon(B * K, V))
     expected = torch.arange(V) < move.length[:, None]
     assert torch.equal(pi.normaliser.known, expected), f"{pi.normaliser.known} for lengths {move.length.tolist()}"
     assert bool((move.length < V).any())
 
 
 def test_kernels_that_do_tensor_arithmetic_run_in_the_engine() -> None:
-    """A user's kernel need not know of lazy laws: the same draws, the same weights."""
+    """A user's kernel may work on whole tensors: the same draws, the same weights."""
 
     class Plain(Rejection):
-        def draft(self, q: Tensor, *, generator: Randomness) -> Tensor:
-            return super().draft(q + 0.0, generator=generator)
-
-        def __call__(self, q: Tensor, pi: Tensor, draft: Tensor, *, generator: Randomness,
-                     horizon: Horizon | None = None) -> Move:
-            return super().__call__(torch.log(q.exp()), pi.clone(), draft, generator=generator, horizon=horizon)
+        def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
+            q = Dense(torch.log(draft.q.dense().exp()))
+            return super().__call__(draft._replace(q=q), Dense(pi.dense() + 0.0), source=source, horizon=horizon)
 
     kernel: Kernel = Plain()
     for (left, a, _), (right, b, _) in zip(decoded("rejection"), decoded("rejection", kernel=kernel), strict=True):
