@@ -17,7 +17,6 @@ import math
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.coverage import LOG_RARE, leaves_out
 from smc_bridge.distributions.intermediate import (
     Defensive,
     Intermediate,
@@ -29,8 +28,8 @@ from smc_bridge.distributions.intermediate import (
     per_lane,
     positionwise,
 )
-from smc_bridge.distributions.law import Dense, Law, Pointwise
-from smc_bridge.distributions.normaliser import Normaliser
+from smc_bridge.distributions.law import LOG_RARE, Dense, Law, Pointwise, leaves_out
+from smc_bridge.distributions.logits import Normaliser
 from smc_bridge.sampling import compiled_softmax, shifted, softmax
 
 

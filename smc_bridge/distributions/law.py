@@ -26,6 +26,17 @@ from torch import Tensor
 
 from smc_bridge.sampling import Scores, block_width, search
 
+#: A log-probability that is zero in every floating-point format: what logits of -1e4 or less, used in place of -inf
+#: by many models, come down to as well.
+LOG_ZERO = -745.0
+#: What the target gives less than this may be left out: all such tokens together weigh less than round-off.
+LOG_RARE = math.log(1e-12)
+
+
+def leaves_out(log_pi: Tensor, log_p: Tensor) -> Tensor:
+    """Whether pi is zero at a token that p may draw: `[..., A]` each -> BoolTensor `[...]`."""
+    return ((log_pi < LOG_ZERO) & (log_p > LOG_RARE)).any(-1)
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -97,7 +108,7 @@ class Law(ABC):
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
         """A lower bound of the log-probabilities of cells that were read before, `[n]`, nats; -inf where none is known.
 
-        It is for tokens that matter to the target (`smc_bridge.distributions.coverage`): not banned, and not all but
+        It is for tokens that matter to the target (`smc_bridge.engine.watch`): not banned, and not all but
         impossible.
         """
         return torch.full(rows.shape, -math.inf, dtype=self.dtype, device=self.device)
@@ -257,31 +268,6 @@ class Selected(Law):
     def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
         """See `Law.draw`: rows that share a row of the base share its cdf."""
         return self.base.draw(self._rows(owner), uniform)
-
-
-class Patched(Law):
-    """A law of which some rows are those of another.
-
-    Args:
-        base: `[R, V, A]`.
-        rows: which rows, `[Q]`.
-        other: what stands there, `[Q, V, A]`.
-    """
-
-    def __init__(self, base: Law, rows: Tensor, other: Law) -> None:
-        super().__init__(base.shape, base, base.chunks)
-        self.base, self.other = base, other
-        self.place = torch.full((base.rows,), -1, dtype=torch.long, device=base.device)
-        self.place[rows] = torch.arange(rows.numel(), device=base.device)
-
-    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
-        found, place = self.base.log_probs(rows, positions, tokens), self.place[rows]
-        own = place >= 0
-        if bool(own.any()):
-            asked = None if tokens is None else tokens[own]
-            found[own] = self.other.log_probs(place[own], positions[own], asked).to(found.dtype)
-        return found
 
 
 class Dense(Law):

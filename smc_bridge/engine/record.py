@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.engine.program import Program
 from smc_bridge.engine.state import SMCState, growing
 from smc_bridge.engine.steps import Moved, Reduced
 from smc_bridge.engine.watch import uncovered_reason
 from smc_bridge.engine.weights import log_mean
 from smc_bridge.plugins import texts_of
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.result import Forwards, Result
 from smc_bridge.trace import StepRecord, Trace
 

@@ -30,6 +30,7 @@ from smc_bridge.engine.record import StepTensors, result_of
 from smc_bridge.engine.resampling import Multinomial
 from smc_bridge.engine.state import Retained, SMCState
 from smc_bridge.engine.validation import check_program, make_requests
+from smc_bridge.engine.watch import may_leave_out
 from smc_bridge.models.arguments import said
 from smc_bridge.models.prompts import ids_of_prompt
 from smc_bridge.prefix import Prefix, ends
@@ -145,6 +146,7 @@ class Sampler(Program):
             ar=self.target.model.session(prefix.tokens.clamp_min(0), prefix.length),
             retained=Retained.of(Prefix.of([own or [] for own in retained], device=device)) if any(retained) else None,
             requests=list(requests), records=[()] * len(requests), entered=[now] * len(requests),
+            watched=may_leave_out(self), walks=self.walks, chunks=self.chunks,
         )
 
     def finished(self, state: SMCState) -> list[int]:
@@ -173,7 +175,7 @@ class Sampler(Program):
                 state, active, rows, lanes=k, window=self.window, source_of=lambda at: self._source(state, at, 1)
             )
 
-        asked = Asked(rows, state.prefix, state.limit - state.prefix.length, k, self.window, self.chunks)
+        asked = Asked(rows, state.prefix, state.limit - state.prefix.length, k, self.window, state.chunks)
         draft = steps.draft_lanes(self, state, asked, source=source, pinned=pinned)
         moved = steps.move_lanes(self, state, rows, draft, source=source, pinned=pinned)
         if pinned is not None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.law import Chunks
 from smc_bridge.models.protocols import CausalSession
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import Prefix
@@ -75,6 +76,9 @@ class SMCState:
         uncovered: seats where the intermediate was seen to leave out a token of the target, and the first place of
             the continuation where it did.
         told: whether the user knows of one.
+        watched: whether the intermediate may leave out a token (`smc_bridge.engine.watch`).
+        walks: how many consecutive lanes have one proposal and one intermediate.
+        chunks: how much of a law is computed at a time.
     """
 
     prefix: Prefix
@@ -91,6 +95,9 @@ class SMCState:
     entered: list[float] = field(default_factory=list)
     uncovered: dict[int, int] = field(default_factory=dict)
     told: bool = False
+    watched: bool = False
+    walks: int = 1
+    chunks: Chunks = field(default_factory=Chunks)
 
     @property
     def particles(self) -> int:

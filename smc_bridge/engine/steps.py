@@ -16,9 +16,8 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move
 from smc_bridge.distributions.bridge import bridge_law
-from smc_bridge.distributions.draft import Draft
-from smc_bridge.distributions.law import Law, Patched
-from smc_bridge.distributions.placed import Placed
+from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.views import Patched, Placed
 from smc_bridge.engine.parts import DrawnOnce
 from smc_bridge.engine.program import Program
 from smc_bridge.engine.reach import score_in_reach
@@ -30,7 +29,7 @@ from smc_bridge.kernels.importance import Lanes, checked_increments
 from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.tree_build import Tree
 from smc_bridge.prefix import PAD
-from smc_bridge.proposals.protocol import Asked, check_draft
+from smc_bridge.proposals.protocol import Asked, Draft, check_draft
 from smc_bridge.randomness import Source
 
 
@@ -69,7 +68,7 @@ class Scorer:
     @property
     def walks(self) -> int:
         """See `Verifier.walks`."""
-        return self.program.walks
+        return self.state.walks
 
     def along(self, tokens: Tensor) -> tuple[Law, Law]:
         """See `Verifier.along`."""
@@ -84,7 +83,7 @@ class Scorer:
             raw = score_in_reach(self.state.ar, self.rows, given, window=self.window, room=room, lanes=lanes)
         if asked < width:  # kernels see laws of V positions; the last one stands for those that no block reaches
             raw = raw[:, torch.arange(width, device=raw.device).clamp_max(asked - 1)]
-        p = program.target.law(raw, chunks=program.chunks)
+        p = program.target.law(raw, chunks=self.state.chunks)
         return p, bridge_law(program.intermediate, self.q, p, lanes=lanes)
 
     def at_nodes(self, tree: Tree, q: Law) -> tuple[Law, Law]:
@@ -92,7 +91,7 @@ class Scorer:
         program, count = self.program, q.rows
         trees = count // self.rows.numel()
         raw = self.state.ar.score_tree(self.rows.repeat_interleave(trees), tree.tokens, tree.parents)
-        p = program.target.law(raw, chunks=program.chunks)
+        p = program.target.law(raw, chunks=self.state.chunks)
         # What follows depth d is at place d.
         place = torch.nn.functional.pad(tree.depth, (1, 0)).clamp_max(q.shape[-2] - 1)
         own = torch.arange(count, device=place.device)[:, None].expand_as(place)
@@ -124,7 +123,7 @@ def move_lanes(
     made once, in the order of the first part's calls.
     """
     lanes, total = program.lanes, rows.numel()
-    step = _particles_at_once(program, draft.q, total)
+    step = _particles_at_once(program, state, draft.q)
     if step >= total:
         return _move_part(program, state, rows, draft, source, pinned)
     whole, parts = DrawnOnce(source), []
@@ -139,11 +138,11 @@ def move_lanes(
     return Moved(move, increments, scored, width)
 
 
-def _particles_at_once(program: Program, q: Law, total: int) -> int:
+def _particles_at_once(program: Program, state: SMCState, q: Law) -> int:
     """How many particles the target scores in one call; at least one."""
     if program.max_logit_bytes is None:
-        return total
-    positions = program.kernel.positions(program.lanes, program.window, walks=program.walks)
+        return q.rows
+    positions = program.kernel.positions(program.lanes, program.window, walks=state.walks)
     return max(1, program.max_logit_bytes // (positions * q.shape[-1] * q.dtype.itemsize))
 
 

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Law
 from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.kernels.rejection import commit_residual, log_ratio
 from smc_bridge.prefix import PAD
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, as_source
 
 

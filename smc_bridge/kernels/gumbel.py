@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, truncate
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Law
 from smc_bridge.kernels.protocol import StoppingKernel
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, as_source
 
 #: Noise variables of one row that exist at a time: all of a window over a small alphabet, one position of a large one.

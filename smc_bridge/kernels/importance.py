@@ -15,13 +15,13 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, prefix_sum, truncate
 from smc_bridge.distributions.bridge import bridge_law
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
 from smc_bridge.distributions.law import Law, along
 from smc_bridge.kernels.protocol import Kernel, StoppingKernel
 from smc_bridge.models.arguments import called, said
 from smc_bridge.plugins import check_tensor, foreign, refuse_rows
 from smc_bridge.prefix import PAD
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness
 
 

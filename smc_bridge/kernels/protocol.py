@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, full_horizon, log1mexp, prefix_sum, truncate
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.law import Law, as_law
 from smc_bridge.kernels.pinned import Pinned
@@ -35,6 +34,7 @@ from smc_bridge.kernels.tree_build import Tree
 from smc_bridge.models.arguments import called, said
 from smc_bridge.plugins import check_tensor, foreign, refuse_rows
 from smc_bridge.prefix import PAD
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, truncate
 from smc_bridge.distributions.bridge import ResidualLaw
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Law, along
 from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.prefix import PAD
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, Source, as_source
 
 

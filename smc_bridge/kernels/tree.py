@@ -27,14 +27,14 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, full_horizon
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Dense, Law
-from smc_bridge.distributions.placed import Placed
+from smc_bridge.distributions.views import Placed
 from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.protocol import StoppingKernel, Verified, Verifier, check_move
 from smc_bridge.kernels.tree_build import Tree, best_first
 from smc_bridge.models.arguments import real_between, whole_number
 from smc_bridge.prefix import PAD
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, UniformStream, as_source
 from smc_bridge.sampling import inverse_cdf
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, prefix_sum
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import truncated
@@ -30,6 +29,7 @@ from smc_bridge.methods.poe_bridge import check_pair, codec, lane_exponents, lan
 from smc_bridge.models.arguments import whole_number
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, Source, as_source
 from smc_bridge.registry import method
 

@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.draft import Cost, Draft
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal
-from smc_bridge.proposals.protocol import Asked
+from smc_bridge.proposals.protocol import Asked, Cost, Draft
 from smc_bridge.randomness import Source
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.draft import Cost, Draft
 from smc_bridge.distributions.law import Chunks, Law
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.shaping import Shaping, as_ids, check_model, check_temperature, check_top_p
@@ -23,7 +22,7 @@ from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, Masked
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.proposals.marginals import Marginals
-from smc_bridge.proposals.protocol import Asked
+from smc_bridge.proposals.protocol import Asked, Cost, Draft
 from smc_bridge.randomness import Source
 
 

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Chunks, Law
 from smc_bridge.models.protocols import MaskedDiffusionLM
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
-from smc_bridge.proposals.protocol import Asked
+from smc_bridge.proposals.protocol import Asked, Draft
 from smc_bridge.randomness import Source
 
 

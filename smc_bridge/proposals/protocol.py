@@ -1,4 +1,4 @@
-"""`Proposal`: who drafts, and the law of the draft.
+"""`Proposal`: who drafts; `Draft`: the tokens and their law, which is what a kernel is handed.
 
 A proposal puts forward tokens together with the very conditionals `q_i(. | c, y_<i)` that they were drawn from. It may
 *factorise*, as the marginals of a diffusion model do: then q does not depend on the tokens, it outlives a block
@@ -8,22 +8,58 @@ kernel that only verifies drafts takes all of them (docs/theory, section 3).
 
 A state goes with the sessions of its models: it is opened for the particles of a run, and carried from step to step.
 
-Shapes: R particles of the run, B of one call, K lanes, V window, Q lanes.
+Shapes: R particles of the run, B of one call, K lanes, V window, Q lanes, U rows that the model scored. Those of a
+draft count lanes, R = B * K.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Chunks, Law
 from smc_bridge.models.arguments import called, said
 from smc_bridge.models.protocols import LanguageModel
 from smc_bridge.plugins import check_tensor, foreign, refuse_rows
 from smc_bridge.prefix import Prefix
 from smc_bridge.randomness import Source
+
+
+class Cost(NamedTuple):
+    """Forwards of the proposal's model behind a draft.
+
+    Attributes:
+        prompts: which prompt each scored row was for, `[U]`; a row that serves several prompts counts for each.
+        forward: in which forward it was, `[U]`, counted from 0.
+    """
+
+    prompts: Tensor
+    forward: Tensor
+
+    def per_prompt(self, prompts: int) -> tuple[list[int], list[int]]:
+        """Forwards and rows of each of so many prompts; what one is charged with does not depend on the others."""
+        rows = torch.bincount(self.prompts, minlength=prompts)
+        taken = torch.unique(torch.stack([self.prompts, self.forward]), dim=1)[0]
+        return torch.bincount(taken, minlength=prompts).tolist(), rows.tolist()
+
+
+class Draft(NamedTuple):
+    """What a proposal hands to a kernel.
+
+    Attributes:
+        tokens: LongTensor `[R, V]`; `PAD` where the proposal has no opinion, and q no mass: the kernel then commits a
+            token of pi.
+        q: `[R, V, A]`, the very conditionals that the tokens were drawn from, along them. A point mass is a law.
+        width: LongTensor `[R]`, places that were drafted, from 1 to V; blocks end there at the latest.
+        cost: what it took; None where it does not matter.
+    """
+
+    tokens: Tensor
+    q: Law
+    width: Tensor
+    cost: Cost | None = None
 
 
 class Asked(NamedTuple):

@@ -32,10 +32,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from smc_bridge.blocks import Horizon, prefix_sum, truncate
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Dense
 from smc_bridge.kernels.protocol import StoppingKernel, going_on
 from smc_bridge.prefix import PAD
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.pyro_program.block import Block, all_blocks, at_tokens, broadcast, check_same_shape
 from smc_bridge.randomness import as_source
 

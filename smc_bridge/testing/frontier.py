@@ -154,7 +154,7 @@ def step(
         drafts=drafts,
         ar=sampler.target.model.session(tokens.clamp_min(0), length),
         retained=None if retained is None else Retained(*(x[states.retained] for x in retained)),
-        records=[()] * states.states, told=True,
+        records=[()] * states.states, told=True, walks=sampler.walks, chunks=sampler.chunks,
     )
     assert torch.equal(state.active(), torch.arange(states.states))
     sampler._source = lambda state, prompts, rows: source_of(prompts, rows)  # type: ignore[method-assign]

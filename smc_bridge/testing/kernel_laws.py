@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Dense
 from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import PAD
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import PromptSource, Source
 from smc_bridge.testing.enumeration import NotEnumerableError, outcomes
 from smc_bridge.testing.finding import ROUND_OFF, Finding

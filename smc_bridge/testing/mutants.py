@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, prefix_sum, truncate
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.law import Dense, Law
 from smc_bridge.engine.weights import normalised
 from smc_bridge.kernels.importance import Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, as_source
 
 

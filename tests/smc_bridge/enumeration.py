@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Law as TokenLaw
 from smc_bridge.distributions.law import as_law
 from smc_bridge.kernels.protocol import Kernel
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Source
 from smc_bridge.testing import KernelTable, kernel_law
 from tests.oracle.laws import Law, Toy

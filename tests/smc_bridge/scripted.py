@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, truncate
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Law
-from smc_bridge.distributions.placed import Placed
+from smc_bridge.distributions.views import Placed
 from smc_bridge.engine.resampling import UniformResampler
 from smc_bridge.kernels.protocol import Kernel, StoppingKernel
 from smc_bridge.kernels.tree import Tree, TreeWalk
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, Source, Stream
 from smc_bridge.sampling import Drawable
 
@@ -109,12 +109,25 @@ class LaneScript:
         length = self.script.length[self.at]
         return Move(truncate(self.script.block[self.at], length), length, self.script.accepted[self.at])
 
-    def categorical(self, log_probs: Drawable) -> Tensor:
+    def drafted(self, size: int) -> Tensor:
         """The proposal's draft: its accepted tokens are the block's and the others are not."""
         move = self.move()
-        other = (move.block.clamp_min(0) + 1) % log_probs.shape[-1]
-        kept = torch.arange(log_probs.shape[1]) < move.accepted[:, None]
-        return torch.where(kept, move.block, other)
+        kept = torch.arange(move.block.shape[1]) < move.accepted[:, None]
+        return torch.where(kept, move.block, (move.block.clamp_min(0) + 1) % size)
+
+    def categorical(self, log_probs: Drawable) -> Tensor:
+        """A draft that is drawn at once."""
+        return self.drafted(log_probs.shape[-1])
+
+    def categorical_stream(self, steps: int) -> Stream:
+        """A draft that is drawn place by place; tree walks are forced, and throw it away."""
+        place = iter(range(steps))
+
+        def draw(log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
+            column = self.drafted(log_probs.shape[-1])[:, next(place)]
+            return (column if rows is None else column[rows]).reshape(log_probs.shape[:-1])
+
+        return draw
 
     def record(self, kernel: StoppingKernel, q: Law, pi: Law, horizon: Horizon) -> None:
         """Note the probability of `move` under the real kernel, at laws along the block; a retained lane's tokens are
@@ -130,10 +143,6 @@ class LaneScript:
         log_prob = log_prob + torch.where(split > 0, onward, 0.0)
         log_prob = log_prob + torch.where(split < 0, torch.log1p(-onward.exp().clamp_max(1.0)), 0.0)
         self.script.log_prob[self.at] = log_prob
-
-    def categorical_stream(self, steps: int) -> Stream:
-        """For tree walks; every token is forced, so these are not used."""
-        return lambda log_probs, rows=None: torch.zeros(log_probs.shape[0], dtype=torch.long)
 
 
 class ScriptedDraftKernel(StoppingKernel):

@@ -91,8 +91,8 @@ def test_a_rule_sees_the_models_own_law_beside_the_one_that_is_drawn_from() -> N
         session = DLM.session(torch.tensor([[0]]), torch.tensor([1]))
         logits = session.score(torch.tensor([0]), torch.full((1, LIMIT), MASKED))
         banned = {"banned_ids": law["banned_ids"]} if "banned_ids" in law else {}
-        plain = DLMProposal(DLM, lookahead=LIMIT, **banned).law.log_probs(logits)  # type: ignore[arg-type]
-        drawn = DLMProposal(DLM, lookahead=LIMIT, **law).law.log_probs(logits)  # type: ignore[arg-type]
+        plain = DLMProposal(DLM, lookahead=LIMIT, **banned).shaping.log_probs(logits)  # type: ignore[arg-type]
+        drawn = DLMProposal(DLM, lookahead=LIMIT, **law).shaping.log_probs(logits)  # type: ignore[arg-type]
         assert torch.equal(seen.log_q_plain, plain), law
         assert torch.equal(seen.log_q, drawn), law
 

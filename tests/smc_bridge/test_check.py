@@ -120,7 +120,7 @@ WRONG: dict[str, tuple[Callable[[], Sampler], str, str | None, float]] = {
         lambda: smc(PAIR, 1, lanes=2, intermediate=OtherLanes(), weight=BalanceHeuristic()), "intermediate",
         "other lanes", 1e-5),
     "draws": (lambda: smc(PAIR, 1, intermediate=Drawn()), "intermediate", "asked again", 0.0),
-    "truncates": (lambda: smc(tabular_pair(3, 2), 2, proposal_top_p=0.6), "proposal", "truncated proposal", 1e-2),
+    "truncates": (lambda: smc(tabular_pair(3, 2), 2, proposal_top_p=0.6), "proposal", "leaves out tokens", 1e-2),
     "wrong correction": (lambda: smc(PAIR, 1, kernel=CorrectionFromTarget()), "kernel", "log_density", 1e-3),
     "stops by the future": (lambda: smc(LONG, 1, kernel=StopsByTheFuture()), "kernel", "log_density", 1e-3),
     "wrong log_continue": (lambda: smc(PAIR, 1, kernel=Shorter()), "kernel", "log_density", 0.0),

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, full_horizon, log1mexp
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Dense
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling, race
@@ -22,6 +21,7 @@ from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import PromptSource, UniformSource
 from smc_bridge.testing import kernel_outcomes
 from tests.oracle import laws

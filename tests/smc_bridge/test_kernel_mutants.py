@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Move
+from smc_bridge.distributions.intermediate import ProductOfExperts
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.protocol import Kernel
-from smc_bridge.methods.released import ReleasedRejection
-from smc_bridge.testing import assert_biased, assert_proper, kernel_density
+from smc_bridge.methods.released import ReleasedProposal, ReleasedRejection
+from smc_bridge.testing import assert_biased, assert_proper, kernel_density, tabular_pair
 from smc_bridge.testing.mutants import KERNELS, EditedRejection, EndInAnyLane, NothingOnRefusal
 from tests.oracle import laws
 from tests.oracle.laws import Toy
@@ -80,11 +83,11 @@ def test_stopping_early_by_the_past_is_not_called_a_mutant(toy: Toy) -> None:
 def test_end_of_sequence_in_any_lane_is_caught(lanes: int) -> None:
     """Condition C8: the released rule forces the first token of every lane when one of them drafted the end."""
     toy = laws.random_toy(3, 2, seed=7, eos=2)
-    defect = laws.stopping_defect(laws.blocks(enumerated_law(ReleasedRejection(lanes, top_p=1.0), toy)), toy)
+    defect = laws.stopping_defect(laws.blocks(enumerated_law(ReleasedRejection(lanes), toy)), toy)
     assert defect > CAUGHT, f"deviation {defect}"
 
 
-@pytest.mark.parametrize("kernel", [ReleasedRejection(2, top_p=1.0), EndInAnyLane()], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize("kernel", [ReleasedRejection(2), EndInAnyLane()], ids=lambda k: type(k).__name__)
 def test_rows_that_are_coupled_are_caught(kernel: Kernel) -> None:
     with pytest.raises(AssertionError, match=r"two rows commit .* independent ones"):
         assert_proper(kernel)
@@ -97,12 +100,19 @@ def test_a_kernel_that_commits_nothing_is_caught() -> None:
     assert_biased(NothingOnRefusal())
 
 
+def released_draft(top_p: float) -> Sampler:
+    """A program that differs from a proper one in nothing but the released draft."""
+    pair = tabular_pair(3, 2, seed=5, eos=False)
+    proposal = ReleasedProposal(pair.dlm, lookahead=2, draft_top_p=top_p)
+    return Sampler(proposal, ARTarget(pair.ar), ProductOfExperts(0.5), window=2, particles=2)
+
+
 def test_truncated_draft_of_the_released_code_is_caught() -> None:
     """Condition C4: top-p shapes the draft and not the ratio. Without an end of sequence nothing else differs."""
+    assert_biased(released_draft(0.6))
+    assert_proper(released_draft(1.0))
     toy = laws.random_toy(3, 2, seed=5)
-    defect = laws.stopping_defect(laws.blocks(enumerated_law(ReleasedRejection(1, top_p=0.6), toy)), toy)
-    assert defect > CAUGHT, f"deviation {defect}"
-    harmless = laws.stopping_defect(laws.blocks(enumerated_law(ReleasedRejection(1, top_p=1.0), toy)), toy)
+    harmless = laws.stopping_defect(laws.blocks(enumerated_law(ReleasedRejection(1), toy)), toy)
     assert harmless < 1e-12, f"without truncation and end of sequence it is token-level rejection, yet {harmless}"
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.distributions.law import Dense
 from smc_bridge.engine.resampling import Systematic
 from smc_bridge.engine.weights import always
@@ -24,7 +23,7 @@ from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
-from smc_bridge.proposals.protocol import Asked
+from smc_bridge.proposals.protocol import Asked, Draft
 from smc_bridge.randomness import PromptSource, Source
 from smc_bridge.testing import outcomes
 from smc_bridge.testing.kernel_laws import committed

@@ -7,6 +7,7 @@ import importlib
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -36,9 +37,10 @@ from smc_bridge import (
     speculative,
     tree_walk,
 )
-from smc_bridge.engine.resampling import RESAMPLERS, UniformResampler, from_points
+from smc_bridge.engine.names import RESAMPLERS, named
+from smc_bridge.engine.resampling import UniformResampler, from_points
 from smc_bridge.engine.weights import always, never
-from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
+from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.testing import (
     KernelTable,
     NotEnumerableError,
@@ -61,7 +63,7 @@ MUTANTS = [*mutants.KERNELS, *mutants.WEIGHTS, *mutants.RESAMPLERS, *mutants.INT
 PROPER: dict[str, Callable[[], Any]] = {
     "rejection": Rejection, "block verification": BlockVerification, "gumbel": GumbelCoupling, "accept all": AcceptAll,
     "tree of one": lambda: TreeWalk(1), "tree": lambda: TreeWalk(3), "edited by nothing": mutants.EditedRejection,
-    **RESAMPLERS,
+    **{name: partial(named, "resampler", name) for name in RESAMPLERS},
     "own weights": OwnWeights, "balance heuristic": BalanceHeuristic,
     "product": ProductOfExperts, "power mean": PowerMean, "mixture": Mixture, "chernoff": Chernoff, "target": Target,
     "defended": lambda: Defensive(ProductOfExperts(0.3), 0.1),

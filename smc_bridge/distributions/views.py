@@ -1,7 +1,9 @@
-"""`Placed`: cells of another law in other places, such as the nodes of a tree along the blocks of its walks."""
+"""Laws that are other laws in other places: `Placed`, such as the nodes of a tree along its walks, and `Patched`, a law
+of which some rows are those of another."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Law
@@ -39,3 +41,28 @@ class Placed(Law):
     def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         """See `Law.raw_at`."""
         return self.base.raw_at(self.row_of[rows, positions], self.position_of[rows, positions], tokens)
+
+
+class Patched(Law):
+    """A law of which some rows are those of another.
+
+    Args:
+        base: `[R, V, A]`.
+        rows: which rows, `[Q]`.
+        other: what stands there, `[Q, V, A]`.
+    """
+
+    def __init__(self, base: Law, rows: Tensor, other: Law) -> None:
+        super().__init__(base.shape, base, base.chunks)
+        self.base, self.other = base, other
+        self.place = torch.full((base.rows,), -1, dtype=torch.long, device=base.device)
+        self.place[rows] = torch.arange(rows.numel(), device=base.device)
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `Law.log_probs`."""
+        found, place = self.base.log_probs(rows, positions, tokens), self.place[rows]
+        own = place >= 0
+        if bool(own.any()):
+            asked = None if tokens is None else tokens[own]
+            found[own] = self.other.log_probs(place[own], positions[own], asked).to(found.dtype)
+        return found
