@@ -12,7 +12,6 @@ from pyro import poutine
 from pyro.infer import Importance, config_enumerate
 from pyro.infer.enum import iter_discrete_traces
 
-from smc_bridge.distributions.coverage import first_uncovered
 from smc_bridge.distributions.law import Dense
 from smc_bridge.distributions.intermediate import Proposal
 from smc_bridge.engine.sampler import Sampler
