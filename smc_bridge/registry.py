@@ -156,10 +156,10 @@ class _Methods(Mapping[str, Method]):
 
     def _known(self) -> dict[str, Method]:
         if not self._read:
-            self._read = True
             package = import_module("smc_bridge.methods")
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 import_module(module.name)
+            self._read = True  # what other packages register may read the package's own
             for entry in sorted(declared(GROUP), key=lambda entry: entry.name):
                 _load(entry)
         return _TABLE

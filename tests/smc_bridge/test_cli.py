@@ -137,6 +137,8 @@ CONTRADICTIONS = {
     "resampler that never runs": (["--trigger", "never", "--resampler", "ssp"], "--resampler = ssp"),
     "released is fixed": (["--method", "released", "--particles", "4"], "--particles = 4 with --method = released"),
     "tree walk without its kernel": (["--method", "tree-walk", "--kernel", "gumbel"], "--method = tree-walk"),
+    "an option twice": (["--method", "smc,particles=3", "--particles", "4"], "--particles = 4 with --method = smc,"),
+    "an option that is not there": (["--method", "smc,partcles=3"], "did you mean particles?"),
     "plain IS with an intermediate": (["--method", "plain-is", "--intermediate", "poe"], "--method = plain-is"),
 }
 
