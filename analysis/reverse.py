@@ -23,13 +23,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from smc_bridge.analysis.bounds import TokenBound, kl_certificate, kl_per_token, ratio_per_token
+from smc_bridge.analysis.bounds import kl_certificate, kl_per_token, ratio_per_token
 from smc_bridge.analysis.runs import require_proper
 from smc_bridge.certificate import Certificate, certificate_of, certify, kl_terms
 from smc_bridge.decoders import ar_sampling
 from smc_bridge.engine.resampling import Multinomial
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.validation import check_prompts, models_of, seeds_of
+from smc_bridge.estimate import Estimate
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed, first_repeat
 
@@ -49,9 +50,9 @@ class Bidirectional:
     """
 
     forward: Certificate
-    forward_per_token: TokenBound
+    forward_per_token: Estimate
     reverse: Certificate
-    reverse_per_token: TokenBound
+    reverse_per_token: Estimate
     symmetric: Certificate
     free: list[Result] = field(repr=False)
     retained: list[Result] = field(repr=False)
@@ -125,7 +126,7 @@ def reverse_certificate(results: Sequence[Result], *, level: float = 0.95) -> Ce
     return certify([-run.log_evidence for run in results], level=level, exact=all(run.exact for run in results))
 
 
-def reverse_per_token(results: Sequence[Result], *, level: float = 0.95) -> TokenBound:
+def reverse_per_token(results: Sequence[Result], *, level: float = 0.95) -> Estimate:
     """The reverse bound by the mean length of the *retained* sequences, which are the ones drawn from p."""
     require_proper(results, "the reverse bound", retained=True)
     return ratio_per_token(
