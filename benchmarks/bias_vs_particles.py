@@ -46,12 +46,12 @@ from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import always
 from smc_bridge.files import write_text
-from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.methods.poe_bridge import plain_is, released, smc, speculative
+from smc_bridge.methods.poe_bridge import plain_is, smc, speculative
+from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore, released
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.tables import print_table

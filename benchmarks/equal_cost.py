@@ -36,6 +36,7 @@ from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.methods.released import released
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.result import Result
 from smc_bridge.tasks import TASKS
@@ -60,7 +61,7 @@ METHODS: dict[str, Make] = {
     ),
     "plain IS, K lanes": lambda pair, k, o: presets.plain_is(pair, lanes=k, **_without_w(o)),
     "paper, K lanes": lambda pair, k, o: presets.paper(pair, lanes=k, **o),
-    "released, K lanes": lambda pair, k, o: presets.released(pair, lanes=k, **o),
+    "released, K lanes": lambda pair, k, o: released(pair, lanes=k, **o),
     "speculative, N = 1": lambda pair, n, o: presets.speculative(pair, **_without_w(o)),
 }
 

@@ -18,6 +18,8 @@ from smc_bridge.decoders import ar_sampling, diffusion
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.methods.released import released
+from smc_bridge.methods.tree_walk import tree_walk
 from smc_bridge.models.pairs import Pair
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.result import Result
@@ -89,9 +91,9 @@ def sampler(name: str, pair: Pair, task: Task, *, temperature: float) -> Sampler
     if kind == "smc":
         return presets.smc(pair, int(number), **options)
     if kind == "tree":
-        return presets.tree_walk(pair, nodes=int(number), **options)
+        return tree_walk(pair, nodes=int(number), **options)
     preset: Callable[..., Sampler] = {
-        "speculative": presets.speculative, "released": presets.released, "paper": presets.paper,
+        "speculative": presets.speculative, "released": released, "paper": presets.paper,
     }[kind]
     return preset(pair, **options)
 

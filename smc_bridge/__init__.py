@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from smc_bridge.kernels.protocol import Horizon, Kernel, Move
     from smc_bridge.kernels.rejection import Rejection
     from smc_bridge.kernels.tree import TreeWalk
-    from smc_bridge.methods.poe_bridge import paper, plain_is, released, smc, speculative, tree_walk
+    from smc_bridge.methods.poe_bridge import paper, plain_is, smc, speculative
+    from smc_bridge.methods.released import released
+    from smc_bridge.methods.tree_walk import tree_walk
     from smc_bridge.models.pairs import Pair, load_pair
     from smc_bridge.prefix import Prefix
     from smc_bridge.proposals.mean_field import DLMProposal

@@ -1,7 +1,7 @@
-"""Named programs: the paper's setting, its released code, and the ends of the bridge, as `Sampler` objects.
+"""PoE-Bridge (arXiv 2606.08048) as a program: the paper's setting, particles over blocks, and the ends of the bridge.
 
-Every preset takes a pair of models with one alphabet, and options that override its numbers. `temperature` is the
-target's.
+Every preset makes a `Sampler` from a pair of models with one alphabet, and options that override its numbers.
+`temperature` is the target's.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from typing import Any
 
 import torch
 
-from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal, Target, check_weight
+from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, check_weight
 from smc_bridge.distributions.law import check_temperature
 from smc_bridge.distributions.target import ARTarget, Potential
-from smc_bridge.engine.names import named
+from smc_bridge.engine.names import DEFAULT_W, check_fit, named
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.engine.weights import Trigger, always
-from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
-from smc_bridge.kernels.importance import AcceptAll, WeightRule
+from smc_bridge.engine.weights import Trigger
+from smc_bridge.kernels.importance import WeightRule
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, said, whole_number
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.registry import method
+
+#: Nodes of a tree unless they are given.
+NODES = 128
 
 
 def lane_temperatures(lanes: int) -> list[float]:
@@ -32,7 +35,7 @@ def lane_temperatures(lanes: int) -> list[float]:
     return [float(x) for x in torch.linspace(0.2, 0.7, whole_number("lanes", lanes), dtype=torch.float64)]
 
 
-def _lane_exponents(w: float, temperature: float, own: Sequence[float]) -> torch.Tensor:
+def lane_exponents(w: float, temperature: float, own: Sequence[float]) -> torch.Tensor:
     """Exponents of the target under which a lane's temperature is that of the whole product, `[K]`."""
     return (1 - check_weight(w)) * check_temperature(temperature) / torch.tensor(own, dtype=torch.float64)
 
@@ -43,7 +46,7 @@ def check_pair(pair: ModelPair) -> None:
         raise ValueError(f"pair = {said(pair)}: give a pair of models, as load_pair('arithmetic') does")
 
 
-def _codec(pair: ModelPair) -> dict[str, Any]:
+def codec(pair: ModelPair) -> dict[str, Any]:
     """The pair's name and text functions, where it has them."""
     return {
         "tokenize": getattr(pair, "encode", None), "detokenize": getattr(pair, "decode", None),
@@ -51,105 +54,8 @@ def _codec(pair: ModelPair) -> dict[str, Any]:
     }
 
 
-def smc(
-    pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float | None = None, window: int = 32,
-    lookahead: int = 256, temperature: float = 1.0, proposal_temperature: float | Sequence[float] | None = None,
-    intermediate: Intermediate | None = None, kernel: Kernel | str | None = None,
-    weight: WeightRule | str | None = None, resampler: Resampler | str | None = None,
-    trigger: Trigger | str | None = None, potential: Potential | None = None, proposal_top_p: float = 1.0,
-    top_p: float = 1.0, top_k: int | None = None, name: str | None = None, max_logit_bytes: int | None = None,
-    compile: bool = False,
-) -> Sampler:
-    """N particles that survive over blocks, resampled when their ESS falls below half.
-
-    Args:
-        pair: the models.
-        particles, lanes, window: N, K, V.
-        w: exponent of the DLM in the product of experts, 0.3 by default; contradicts an `intermediate`.
-        lookahead: M.
-        temperature, top_p, top_k: of the target.
-        proposal_temperature: of the proposal, one or one per lane; by default the target's.
-        proposal_top_p: truncation of the proposal (needs `Defensive` to stay proper).
-        intermediate, kernel, weight, resampler, trigger, potential: plug-ins; all but the first and the last also by
-            name (`smc_bridge.engine.names`). By default product of experts, token-level rejection, own weights,
-            systematic, ESS below half, none.
-        max_logit_bytes, compile: of the sampler, see `Sampler`.
-    """
-    check_pair(pair)
-    if w is not None and intermediate is not None:
-        raise ValueError(f"w = {said(w)} with intermediate = {said(intermediate)}: give one of them")
-    target = ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential)
-    return Sampler(
-        proposal=DLMProposal(
-            pair.dlm, temperature=temperature if proposal_temperature is None else proposal_temperature,
-            top_p=proposal_top_p, lookahead=lookahead,
-        ),
-        target=target,
-        intermediate=ProductOfExperts(0.3 if w is None else w) if intermediate is None else intermediate,
-        kernel=named("kernel", "rejection" if kernel is None else kernel),
-        weight=named("weight", "own" if weight is None else weight),
-        resampler=named("resampler", "systematic" if resampler is None else resampler),
-        trigger=named("trigger", "ess" if trigger is None else trigger),
-        particles=particles, lanes=lanes, window=window, name=f"smc({particles})" if name is None else name,
-        max_logit_bytes=max_logit_bytes, compile=compile, **_codec(pair),
-    )
-
-
-def paper(
-    pair: ModelPair, *, lanes: int = 4, w: float = 0.3, temperature: float = 1.0, name: str = "paper", **options: Any
-) -> Sampler:
-    """The paper's setting, weights as in its text: N = 1, K = 4, V = 32, M = 256, w = 0.3, lanes at 0.2 to 0.7.
-
-    A lane's temperature applies to the whole product, `pi^(k) ∝ q_k^w p^((1 - w) tau_p / tau_k)`, and
-    each lane weighs by its own `pi^(k)`. `options` go to `smc`.
-    """
-    own = lane_temperatures(lanes)
-    exponent = _lane_exponents(w, temperature, own)
-    defaults: dict[str, Any] = {
-        "particles": 1, "proposal_temperature": own, "intermediate": ProductOfExperts(w, exponent),
-    }
-    return smc(pair, lanes=lanes, temperature=temperature, name=name, **{**defaults, **options})
-
-
-def released(
-    pair: ModelPair, *, lanes: int = 4, w: float = 0.3, window: int = 32, lookahead: int = 256,
-    temperature: float = 1.0, top_p: float = 0.95, name: str = "released", max_logit_bytes: int | None = None,
-    compile: bool = False,
-) -> Sampler:
-    """The behaviour of the paper's released code. Not proper: a labelled baseline.
-
-    Args:
-        top_p: of the drafts only.
-        temperature: of the target that it is compared with; it enters the product through the lanes' temperatures.
-        max_logit_bytes, compile: of the sampler, see `Sampler`.
-    """
-    check_pair(pair)
-    own = lane_temperatures(lanes)
-    exponent = _lane_exponents(w, temperature, own)
-    return Sampler(
-        proposal=DLMProposal(pair.dlm, temperature=own, lookahead=lookahead),
-        target=ARTarget(pair.ar, temperature=temperature), intermediate=ProductOfExperts(w, exponent),
-        kernel=ReleasedRejection(lanes, top_p=top_p), weight=ReleasedScore(), resampler=Argmax(), trigger=always,
-        particles=1, lanes=lanes, window=window, name=name, max_logit_bytes=max_logit_bytes, compile=compile,
-        **_codec(pair),
-    )
-
-
-def speculative(pair: ModelPair, *, name: str = "speculative", **options: Any) -> Sampler:
-    """`w = 0`: speculative decoding with a mean-field draft; every sample is an exact draw and every weight is one."""
-    return smc(pair, **{"particles": 1, "intermediate": Target(), "name": name, **options})
-
-
-def plain_is(pair: ModelPair, *, lanes: int = 4, name: str = "plain IS", **options: Any) -> Sampler:
-    """`w = 1`: plain importance sampling, K whole drafts of V tokens weighed by `p / q`, one survives."""
-    return smc(
-        pair, lanes=lanes,
-        **{"particles": 1, "intermediate": Proposal(), "kernel": AcceptAll(), "name": name, **options},
-    )
-
-
 def tree_kernel(
-    nodes: int = 128, *, proposal_temperature: float = 1.0, min_probability: float = 0.05,
+    nodes: int = NODES, *, proposal_temperature: float = 1.0, min_probability: float = 0.05,
     ranking_temperature: float = 0.65,
 ) -> TreeWalk:
     """A tree walk whose tree ranks continuations by the DLM at one temperature, whatever that of the proposal.
@@ -168,18 +74,121 @@ def tree_kernel(
     return TreeWalk(nodes, min_probability=min_probability, exponent=exponent)
 
 
-def tree_walk(
-    pair: ModelPair, *, nodes: int = 128, min_probability: float = 0.05, name: str = "tree walk", **options: Any
-) -> Sampler:
-    """One particle that walks on a tree of at most B nodes, w = 0.3 unless an intermediate is given.
+def _kernel(kernel: Kernel | str | None, nodes: int | None, temperature: float | Sequence[float]) -> Kernel:
+    """The kernel that is given or named; a tree ranks as `tree_kernel` where all lanes have one temperature."""
+    if kernel != "tree":
+        found: Kernel = named("kernel", "rejection" if kernel is None else kernel)
+        return found
+    count = NODES if nodes is None else nodes
+    if isinstance(temperature, Sequence) or is_list(temperature):
+        return TreeWalk(count)
+    return tree_kernel(count, proposal_temperature=temperature)
 
-    The tree is that of `tree_kernel`; with a temperature for each lane it ranks by each lane's own marginals. `options`
-    go to `smc`.
+
+@method(
+    "smc", role="weighted", targets="AR", proper=True, reference="arXiv 2606.08048; Chen, Xie & Liu 2005",
+    aliases=("smc-<particles>", "smc-<particles>x<lanes>"), examples=("smc-1", "smc-4", "smc-8"),
+)
+def smc(
+    pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float | None = None, window: int = 32,
+    lookahead: int = 256, temperature: float = 1.0, proposal_temperature: float | Sequence[float] | None = None,
+    intermediate: Intermediate | str | None = None, kernel: Kernel | str | None = None, nodes: int | None = None,
+    weight: WeightRule | str | None = None, resampler: Resampler | str | None = None,
+    trigger: Trigger | str | None = None, potential: Potential | None = None, proposal_top_p: float = 1.0,
+    top_p: float = 1.0, top_k: int | None = None, name: str | None = None, max_logit_bytes: int | None = None,
+    compile: bool = False,
+) -> Sampler:
+    """N particles that survive over blocks, resampled when their ESS falls below half.
+
+    Args:
+        pair: the models.
+        particles: N, that survive a step.
+        lanes: K, drafts of each particle.
+        w: exponent (or share) of the DLM in the intermediate, 0.3 by default; contradicts an intermediate as an object.
+        window: V, tokens verified at once.
+        lookahead: M, masked positions per forward of the DLM.
+        temperature: of the target, and of the proposal unless that has its own.
+        proposal_temperature: of the proposal, one or one per lane.
+        intermediate: law between proposal and target, by default poe; by name or as an object.
+        kernel: how a draft becomes a block of the intermediate, by default rejection; by name or as an object.
+        nodes: budget of the kernel tree, 128 by default.
+        weight: how lanes are weighed, by default own; by name or as an object.
+        resampler: how survivors are drawn, by default systematic; by name or as an object.
+        trigger: when particles are resampled, by default ess, below half; by name or as an object.
+        potential: of the target, an object.
+        proposal_top_p: truncation of the proposal; needs the intermediate defensive to stay proper.
+        top_p: truncation of the target.
+        top_k: truncation of the target.
+        max_logit_bytes: cap of the AR model's logits of one call, see `Sampler`.
+        compile: run the arithmetic of laws through `torch.compile`.
+    Raises:
+        ValueError: options contradict each other, or are out of range for the pair.
     """
-    temperature = options.get("proposal_temperature")
-    temperature = options.get("temperature", 1.0) if temperature is None else temperature
-    kernel = (
-        TreeWalk(nodes, min_probability=min_probability) if is_list(temperature)
-        else tree_kernel(nodes, proposal_temperature=temperature, min_probability=min_probability)
+    check_pair(pair)
+    own = temperature if proposal_temperature is None else proposal_temperature
+    check_fit(
+        lanes=lanes, w=w, kernel=kernel, intermediate=intermediate, nodes=nodes, weight=weight, resampler=resampler,
+        trigger=trigger,
     )
-    return smc(pair, **{"particles": 1, "kernel": kernel, "name": name, **options})
+    if is_list(own) and hasattr(own, "__len__") and len(own) != lanes:
+        raise ValueError(
+            f"proposal_temperature = {said(own)} has {len(own)} entries for lanes = {lanes}: give one per lane"
+        )
+    if intermediate is None:
+        intermediate = "proposal" if kernel == "accept-all" else "poe"
+    return Sampler(
+        proposal=DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=lookahead),
+        target=ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential),
+        intermediate=named("intermediate", intermediate, w=DEFAULT_W if w is None else w),
+        kernel=_kernel(kernel, nodes, own),
+        weight=named("weight", "own" if weight is None else weight),
+        resampler=named("resampler", "systematic" if resampler is None else resampler),
+        trigger=named("trigger", "ess" if trigger is None else trigger),
+        particles=particles, lanes=lanes, window=window, name=f"smc({particles})" if name is None else name,
+        max_logit_bytes=max_logit_bytes, compile=compile, **codec(pair),
+    )
+
+
+@method(
+    "paper", role="weighted", targets="AR", proper=True, reference="arXiv 2606.08048", rest=smc,
+    without=("proposal_temperature",),
+)
+def paper(
+    pair: ModelPair, *, particles: int = 1, lanes: int = 4, w: float | None = None, temperature: float = 1.0,
+    intermediate: Intermediate | str | None = None, name: str = "paper", **options: Any,
+) -> Sampler:
+    """The paper's setting, weights as in its text: N = 1, K = 4, V = 32, M = 256, w = 0.3, lanes at 0.2 to 0.7.
+
+    A lane's temperature applies to the whole product, `pi^(k) ∝ q_k^w p^((1 - w) tau_p / tau_k)`, and
+    each lane weighs by its own `pi^(k)`. `options` go to `smc`.
+    """
+    own = lane_temperatures(lanes)
+    if intermediate is None and options.get("kernel") != "accept-all":
+        w = DEFAULT_W if w is None else w
+        intermediate, w = ProductOfExperts(w, lane_exponents(w, temperature, own)), None
+    return smc(
+        pair, particles, lanes=lanes, w=w, temperature=temperature, intermediate=intermediate, name=name,
+        **{"proposal_temperature": own, **options},
+    )
+
+
+@method(
+    "speculative", role="exact", targets="AR", proper=True, reference="arXiv 2211.17192", rest=smc,
+    without=("w", "intermediate"),
+)
+def speculative(pair: ModelPair, *, particles: int = 1, name: str = "speculative", **options: Any) -> Sampler:
+    """`w = 0`: speculative decoding with a mean-field draft; every sample is an exact draw and every weight is one."""
+    return smc(pair, particles, name=name, **{"intermediate": "target", **options})
+
+
+@method(
+    "plain-is", role="weighted", targets="AR", proper=True, reference="importance sampling, p / q", rest=smc,
+    without=("w", "intermediate", "kernel", "nodes"),
+)
+def plain_is(
+    pair: ModelPair, *, particles: int = 1, lanes: int = 4, name: str = "plain-is", **options: Any
+) -> Sampler:
+    """`w = 1`: plain importance sampling, K whole drafts of V tokens weighed by `p / q`, one survives."""
+    return smc(
+        pair, particles, lanes=lanes, name=name, **{"intermediate": "proposal", "kernel": "accept-all", **options}
+    )

@@ -18,6 +18,7 @@ from smc_bridge.kernels.importance import Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.methods.released import released
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 
 #: Probability that a test of this file fails by chance.
@@ -70,8 +71,8 @@ def test_the_direct_test_catches_the_released_decoder_and_passes_speculative_dec
     """The released decoder's ranks have shares of about .59, .19, .11 and .11: a non-centrality of 746 for 1,200 trials
     against a critical value of 31, so it passes with probability below 1e-100. Speculative decoding has no bias; proper
     smc of few particles would fail this direct test as well, given enough trials."""
-    released = presets.released(Tables(), window=LIMIT, lookahead=LIMIT)
-    found = rank_test(released, [[]] * TRIALS, statistic, steps=STEPS, kind="direct", max_new_tokens=LIMIT)
+    baseline = released(Tables(), window=LIMIT, lookahead=LIMIT)
+    found = rank_test(baseline, [[]] * TRIALS, statistic, steps=STEPS, kind="direct", max_new_tokens=LIMIT)
     assert found.p_value < FAILURE, found
     exact = presets.speculative(Tables(), window=LIMIT, lookahead=LIMIT)
     found = rank_test(exact, [[]] * TRIALS, statistic, steps=STEPS, kind="direct", max_new_tokens=LIMIT)
@@ -80,7 +81,7 @@ def test_the_direct_test_catches_the_released_decoder_and_passes_speculative_dec
 
 def test_what_has_no_conditional_form_is_refused() -> None:
     with pytest.raises(ValueError, match="use kind='direct'"):
-        rank_test(presets.released(Tables()), [[]] * 100, statistic, steps=1)
+        rank_test(released(Tables()), [[]] * 100, statistic, steps=1)
     with pytest.raises(ValueError, match="give at least 40"):
         rank_test(presets.smc(Tables(), 2), [[]] * 10, statistic)
     with_potential = dataclasses.replace(

@@ -19,6 +19,8 @@ from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.methods.released import released
+from smc_bridge.methods.tree_walk import tree_walk
 from smc_bridge.models.protocols import CausalSession
 from smc_bridge.models.rows import Rows
 from smc_bridge.models.tabular import TabularAR, TabularDLM
@@ -90,7 +92,7 @@ def test_programs_without_a_reverse_bound_are_refused() -> None:
         dlm = TabularDLM(ar, noise=0.5)
 
     with pytest.raises(ValueError, match="no reverse bound"):
-        conditional_runs(presets.released(Tables()), [[]], max_new_tokens=LIMIT)
+        conditional_runs(released(Tables()), [[]], max_new_tokens=LIMIT)
     with_potential = presets.smc(Tables(), 2, potential=lambda prefix: prefix.length.double())
     with pytest.raises(ValueError, match="potential"):
         conditional_runs(with_potential, [[]], max_new_tokens=LIMIT)
@@ -154,7 +156,7 @@ class WaveringModel:
         return Wavering(self.tables.session(tokens, length))
 
 
-@pytest.mark.parametrize("method", [presets.smc, presets.tree_walk], ids=["smc", "tree-walk"])
+@pytest.mark.parametrize("method", [presets.smc, tree_walk], ids=["smc", "tree-walk"])
 def test_an_exact_sample_that_the_run_finds_impossible_is_told_and_not_averaged(method: Callable[..., Sampler]) -> None:
     models = SimpleNamespace(dlm=TabularDLM(WaveringModel.tables), ar=WaveringModel())
     options = {"seed": [0, 1], "max_new_tokens": 2}

@@ -27,10 +27,10 @@ from smc_bridge.distributions.intermediate import (
 )
 from smc_bridge.engine.resampling import RESAMPLERS
 from smc_bridge.engine.weights import EssBelow, never
-from smc_bridge.kernels.baselines import ReleasedRejection
 from smc_bridge.kernels.importance import BalanceHeuristic, Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.methods.released import ReleasedRejection
 from smc_bridge.pareto import tail_shape
 from smc_bridge.result import Result
 from tests.oracle import smc as oracle

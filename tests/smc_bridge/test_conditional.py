@@ -12,9 +12,9 @@ import pytest
 
 from smc_bridge.engine.resampling import Multinomial, Systematic
 from smc_bridge.engine.weights import EssBelow, always, never
-from smc_bridge.kernels.baselines import Argmax
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.methods.released import Argmax
 from tests.oracle import smc as oracle
 from tests.smc_bridge.programs import KERNELS, TablePotential, program, target_law, worst
 from tests.smc_bridge.smc_enumeration import enumerate_program

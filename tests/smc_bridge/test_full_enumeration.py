@@ -26,7 +26,7 @@ from smc_bridge.kernels.importance import BalanceHeuristic, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.methods.poe_bridge import released
+from smc_bridge.methods.released import released
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.randomness import Randomness
 from tests.oracle import smc as oracle

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge.kernels.baselines import ReleasedRejection
 from smc_bridge.kernels.protocol import Horizon, Move, at_tokens, row_at, truncate
 from smc_bridge.kernels.rejection import Rejection, commit_correction, log_residual
+from smc_bridge.methods.released import ReleasedRejection
 from smc_bridge.randomness import Randomness, as_source
 from tests.oracle import laws
 from tests.oracle.laws import Block, Toy

@@ -32,13 +32,13 @@ from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine import steps
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move, at_tokens, row_at, rows_of
 from smc_bridge.kernels.rejection import Rejection, log_residual
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.models.protocols import CausalSession
 from smc_bridge.models.rows import Rows
 from smc_bridge.models.tabular import TabularAR, TabularDLM

@@ -237,7 +237,9 @@ def test_a_weight_of_any_kind_of_number_is_that_number(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, "0.3", None, True, [0.3], 1j])
 def test_a_weight_that_is_none_is_refused(value: Any) -> None:
-    for law in (ProductOfExperts, Mixture, lambda w: PowerMean(0.5, w), lambda w: paper(PAIR, w=w)):
+    laws: list[Callable[[Any], object]] = [ProductOfExperts, Mixture, lambda w: PowerMean(0.5, w)]
+    laws += [] if value is None else [lambda w: paper(PAIR, w=w)]  # None is the preset's own
+    for law in laws:
         with pytest.raises(ValueError, match=r"^w = .*: the weight of the diffusion model lies in"):
             law(value)
     with pytest.raises(ValueError, match=r"^iterations = "):
@@ -259,7 +261,7 @@ def test_a_tree_ranks_the_same_at_a_temperature_of_any_kind() -> None:
 
 
 def test_parts_have_names() -> None:
-    sampler = smc(PAIR, 2, kernel="block", resampler="multinomial", trigger="always", weight="balance")
+    sampler = smc(PAIR, 2, lanes=2, kernel="block", resampler="multinomial", trigger="always", weight="balance")
     assert isinstance(sampler.kernel, BlockVerification)
     assert isinstance(sampler.resampler, Multinomial)
     assert sampler.trigger is always

@@ -27,12 +27,12 @@ from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.resampling import RESAMPLERS
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import always, never
-from smc_bridge.kernels.baselines import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal

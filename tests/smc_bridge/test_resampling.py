@@ -26,7 +26,7 @@ from smc_bridge.engine.resampling import (
     UniformResampler,
     from_points,
 )
-from smc_bridge.kernels.baselines import Argmax
+from smc_bridge.methods.released import Argmax
 from tests.smc_bridge.claims import chi_square, claim
 
 INF = math.inf

@@ -16,9 +16,9 @@ from scipy import stats
 
 from smc_bridge.engine.resampling import Systematic
 from smc_bridge.engine.weights import EssBelow
-from smc_bridge.kernels.baselines import Argmax
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.methods.released import Argmax
 from smc_bridge.result import Forwards, Result
 from tests.smc_bridge.programs import TablePotential, program
 

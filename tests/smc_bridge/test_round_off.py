@@ -24,6 +24,7 @@ from smc_bridge.distributions.law import COLDEST, HOTTEST, Law
 from smc_bridge.distributions.lazy import LazyLaw
 from smc_bridge.distributions.logits import LogitLaw, model_law
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.methods.tree_walk import tree_walk
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from tests.oracle.intermediates import model_law as numpy_law
@@ -207,7 +208,7 @@ def test_tokens_are_ranked_by_logits_that_no_arithmetic_has_merged() -> None:
 PROGRAMS: dict[str, Callable[[Any], Any]] = {
     "speculative": lambda pair: presets.speculative(pair, top_p=0.8),
     "smc": lambda pair: presets.smc(pair, 1, w=0.0, top_p=0.8, window=1, lookahead=2),
-    "tree": lambda pair: presets.tree_walk(pair, w=0.0, top_p=0.8, window=2, lookahead=2),
+    "tree": lambda pair: tree_walk(pair, w=0.0, top_p=0.8, window=2, lookahead=2),
 }
 
 

@@ -1,4 +1,4 @@
-"""The released decoder of PoE-Bridge, as labelled baselines: none of these parts is proper.
+"""The released decoder of PoE-Bridge, as a labelled baseline: none of its parts is proper.
 
 The released code differs from the paper's text in four ways, one class each or a line in one: top-p shapes
 the draft but not the acceptance ratio; a draft of any lane that holds an end of sequence forces the first token of all
@@ -12,15 +12,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.intermediate import Intermediate
+from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.lazy import as_lazy
 from smc_bridge.distributions.logits import truncated
+from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.weights import always
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import Horizon, Kernel, Move, full_horizon
 from smc_bridge.kernels.rejection import accepted_tokens, commit_residual
+from smc_bridge.methods.poe_bridge import check_pair, codec, lane_exponents, lane_temperatures
 from smc_bridge.models.arguments import whole_number
+from smc_bridge.models.protocols import ModelPair
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import Randomness, as_source
+from smc_bridge.registry import method
 
 
 class ReleasedRejection:
@@ -99,3 +106,36 @@ class Argmax:
     def __call__(self, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
         """See `Resampler.__call__`."""
         return log_weights.argmax(-1, keepdim=True).expand(*log_weights.shape[:-1], count)
+
+
+@method(
+    "released", role="baseline", targets="AR", proper=False, reference="code of arXiv 2606.08048",
+    why="argmax of raw-logit differences, lanes coupled",
+)
+def released(
+    pair: ModelPair, *, lanes: int = 4, w: float = 0.3, window: int = 32, lookahead: int = 256,
+    temperature: float = 1.0, top_p: float = 0.95, name: str = "released", max_logit_bytes: int | None = None,
+    compile: bool = False,
+) -> Sampler:
+    """The behaviour of the paper's released code. Not proper: a labelled baseline.
+
+    Args:
+        lanes: K, drafts at temperatures from 0.2 to 0.7.
+        w: exponent of the DLM in the product of experts.
+        window: V, tokens verified at once.
+        lookahead: M, masked positions per forward of the DLM.
+        temperature: of the target that it is compared with; it enters the product through the lanes' temperatures.
+        top_p: truncation of the drafts only.
+        max_logit_bytes: cap of the AR model's logits of one call, see `Sampler`.
+        compile: run the arithmetic of laws through `torch.compile`.
+    """
+    check_pair(pair)
+    own = lane_temperatures(lanes)
+    exponent = lane_exponents(w, temperature, own)
+    return Sampler(
+        proposal=DLMProposal(pair.dlm, temperature=own, lookahead=lookahead),
+        target=ARTarget(pair.ar, temperature=temperature), intermediate=ProductOfExperts(w, exponent),
+        kernel=ReleasedRejection(lanes, top_p=top_p), weight=ReleasedScore(), resampler=Argmax(), trigger=always,
+        particles=1, lanes=lanes, window=window, name=name, max_logit_bytes=max_logit_bytes, compile=compile,
+        **codec(pair),
+    )

@@ -1,0 +1,45 @@
+"""A walk on a tree of likely continuations, as a method: one forward of the AR model for all lanes, nothing is refused.
+
+At w = 0 the tree is that of DDTree (arXiv 2604.12989); prior art: OPT-Tree (2406.17276), DySpec (2410.11744), Sequoia,
+SpecInfer. Here the walk is on any intermediate, with weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from smc_bridge.engine.sampler import Sampler
+from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.methods.poe_bridge import NODES, smc, tree_kernel
+from smc_bridge.models.arguments import is_list
+from smc_bridge.models.protocols import ModelPair
+from smc_bridge.registry import method
+
+
+@method(
+    "tree-walk", role="weighted", targets="AR", proper=True, reference="w = 0: arXiv 2604.12989",
+    aliases=("tree-<nodes>",), rest=smc, without=("kernel",),
+)
+def tree_walk(
+    pair: ModelPair, *, particles: int = 1, nodes: int = NODES, min_probability: float = 0.05, temperature: float = 1.0,
+    proposal_temperature: float | Sequence[float] | None = None, name: str = "tree-walk", **options: Any,
+) -> Sampler:
+    """One particle that walks on a tree of at most B nodes, w = 0.3 unless an intermediate is given.
+
+    The tree is that of `tree_kernel`; with a temperature for each lane it ranks by each lane's own marginals. `options`
+    go to `smc`.
+
+    Args:
+        nodes: B, budget of the tree.
+        min_probability: continuations that are taken less likely than this are left out of the tree.
+    """
+    own: Any = temperature if proposal_temperature is None else proposal_temperature
+    kernel = (
+        TreeWalk(nodes, min_probability=min_probability) if is_list(own)
+        else tree_kernel(nodes, proposal_temperature=own, min_probability=min_probability)
+    )
+    return smc(
+        pair, particles, temperature=temperature, proposal_temperature=proposal_temperature, name=name,
+        **{"kernel": kernel, **options},
+    )

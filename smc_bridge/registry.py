@@ -1,0 +1,292 @@
+"""Decoders by name: the one registry that commands, studies, benchmarks and docs read.
+
+A method is a function from a pair of models and options to a decoder, with what is known of it:
+
+    @method("tree-walk", role="weighted", targets="AR", proper=True, reference="...", aliases=("tree-<nodes>",))
+    def tree_walk(pair, *, nodes: int = 128, ...): ...
+
+Its keyword arguments are its options everywhere (`smc_bridge.signature`). A user spells `NAME[,option=value...]`, e.g.
+`smc,particles=4,w=0.5`, or an alias, e.g. `smc-4`, which may be followed by options as well.
+
+The modules of `smc_bridge.methods` register the package's own. Another package names a module, or the function, as an
+entry point of the group `smc_bridge.methods`; one that is broken is kept in `unavailable()` with the reason.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
+from typing import Any, Literal, TypeVar, get_args
+
+from smc_bridge.entry_points import declared, reason_of
+from smc_bridge.signature import Option, nearest, read_options, written
+
+GROUP = "smc_bridge.methods"
+
+#: What its results are: draws of the law itself, properly weighted samples of it, or neither.
+Role = Literal["exact", "weighted", "baseline"]
+
+Make = TypeVar("Make", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Method:
+    """A decoder by name.
+
+    Attributes:
+        name: what the user types.
+        make: from a pair of models and options to a decoder.
+        role: see `Role`.
+        targets: the law that its results are of, or that they are compared with.
+        proper: whether `E[Z_hat sum W f] = E_p[f]` holds with the options that are its own.
+        reference: where it was published.
+        why: why it is not proper.
+        aliases: short names: a pattern with options in angle brackets -> options that it fixes.
+        examples: spellings that a comparison shows unless it is told otherwise.
+        rest: function whose options it has too, those that it passes on.
+        without: options of `rest` that it does not have, because it is defined by them.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    role: Role
+    targets: str
+    proper: bool
+    reference: str
+    why: str = ""
+    aliases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+    rest: Callable[..., Any] | None = None
+    without: tuple[str, ...] = ()
+
+    @cached_property
+    def options(self) -> tuple[Option, ...]:
+        """What can be written behind its name, in the order of its arguments."""
+        passed = () if self.rest is None else [o for o in read_options(self.rest) if o.name not in self.without]
+        helps = {option.name: option.help for option in passed}
+        own = [option if option.help else replace(option, help=helps.get(option.name, ""))
+               for option in read_options(self.make)]
+        return (*own, *(option for option in passed if option.name not in {o.name for o in own}))
+
+    @property
+    def summary(self) -> str:
+        """First line of its docstring."""
+        return (self.make.__doc__ or "").strip().split("\n")[0]
+
+    def option(self, name: str) -> Option:
+        """The option of that name.
+
+        Raises:
+            ValueError: it has none; the message names the nearest, and all.
+        """
+        names = [option.name for option in self.options]
+        if name not in names:
+            close = nearest(name, names)
+            hint = f"did you mean {close}? " if close else ""
+            raise ValueError(f"{name} is no option of {self.name}: {hint}it has {', '.join(names) or 'none'}")
+        return self.options[names.index(name)]
+
+
+def method(
+    name: str, *, role: Role, targets: str, proper: bool, reference: str, why: str = "",
+    aliases: Mapping[str, Mapping[str, Any]] | Sequence[str] = (), examples: Sequence[str] | None = None,
+    rest: Callable[..., Any] | None = None, without: Sequence[str] = (),
+) -> Callable[[Make], Make]:
+    """Register a function `make(pair, *, option=default, ...)` as a method; arguments as the attributes of `Method`.
+
+    Args:
+        aliases: patterns, as `"smc-<particles>x<lanes>"`, or from patterns to options, as `{"all": {"tokens": None}}`.
+        examples: the name alone by default.
+    Raises:
+        ValueError: the name is taken by another function, or cannot be typed; a method that is not proper says no why.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise ValueError(f"method = {name!r}: give a name of lower-case letters, digits and hyphens")
+    if role not in get_args(Role):
+        raise ValueError(f"role = {role!r} of method {name}: choose from {', '.join(get_args(Role))}")
+    if not (proper or why):
+        raise ValueError(f"method {name} is not proper and does not say why: give why=")
+
+    def register(make: Make) -> Make:
+        known = _TABLE.get(name)
+        if known is not None and _home(known.make) != _home(make):
+            raise ValueError(f"method = {name!r} is the name of {_home(known.make)} already: give another")
+        own = aliases if isinstance(aliases, Mapping) else {pattern: {} for pattern in aliases}
+        _TABLE[name] = Method(
+            name, make, role, targets, proper, reference, why, own, (name,) if examples is None else tuple(examples),
+            rest, tuple(without),
+        )
+        return make
+
+    return register
+
+
+#: What was registered so far, and entry points that cannot be used, with the reason.
+_TABLE: dict[str, Method] = {}
+_BROKEN: dict[str, str] = {}
+
+
+def _home(make: Callable[..., Any]) -> str:
+    return f"{make.__module__}.{make.__qualname__}"
+
+
+class _Methods(Mapping[str, Method]):
+    """All methods by name; the modules that register them are imported when it is first read."""
+
+    _read = False
+
+    def _known(self) -> dict[str, Method]:
+        if not self._read:
+            self._read = True
+            package = import_module("smc_bridge.methods")
+            for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+                import_module(module.name)
+            for entry in declared(GROUP):
+                _load(entry)
+        return _TABLE
+
+    def __getitem__(self, name: str) -> Method:
+        return self._known()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+
+def _load(entry: Any) -> None:
+    """Import what an entry point names; nothing that it registered stays if it fails."""
+    before = dict(_TABLE)
+    try:
+        entry.load()
+        modules = {found.make.__module__ for found in _TABLE.values()}
+        if len(_TABLE) == len(before) and entry.module not in modules:
+            raise ValueError(f"{entry.value} registers no method: decorate a function with smc_bridge.registry.method")
+        for name in _TABLE.keys() - before.keys():
+            _ = _TABLE[name].options
+    except (Exception, SystemExit) as error:  # anything: another package's code runs in here
+        _TABLE.clear()
+        _TABLE.update(before)
+        _BROKEN[entry.name] = reason_of(error)
+
+
+#: All methods by name.
+METHODS: Mapping[str, Method] = _Methods()
+
+
+def unavailable() -> Mapping[str, str]:
+    """Methods of other packages that cannot be used, by the names of their entry points, with the reason."""
+    len(METHODS)
+    return _BROKEN
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """A method with options, as a user wrote it.
+
+    Attributes:
+        text: what the user wrote, which is the name of the decoder in results.
+        method, options: what it means.
+    """
+
+    text: str
+    method: Method
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def given(self, options: Mapping[str, Any]) -> Spelled:
+        """This with more options.
+
+        Raises:
+            ValueError: the method does not have one, or it stands in the text already with another value.
+        """
+        for name, value in options.items():
+            if name in self.options and self.options[name] != value:
+                raise ValueError(
+                    f"{name} = {written(value)} with method = {self.text}, which says {written(self.options[name])}: "
+                    "give one of them"
+                )
+            if all(option.name != name for option in self.method.options):
+                names = ", ".join(option.name for option in self.method.options)
+                raise ValueError(
+                    f"{name} = {written(value)} with method = {self.method.name}, which has none: leave it out; it has "
+                    f"{names or 'no options'}"
+                )
+        return replace(self, options={**self.options, **options})
+
+    def make(self, pair: Any, **shared: Any) -> Any:
+        """The decoder.
+
+        Args:
+            pair: the models.
+            shared: options for every method of a table, such as the temperature: this one takes those that it has, and
+                that neither the text decides nor a part in it leaves unread.
+        Raises:
+            ValueError: options contradict each other, or are out of range for the pair.
+        """
+        from smc_bridge.engine.names import idle
+
+        has = {option.name for option in self.method.options} - self.options.keys()
+        has -= set(idle(self.options.get("kernel"), self.options.get("intermediate"))) & {"w"}
+        options = {name: value for name, value in shared.items() if name in has and value is not None}
+        decoder = self.method.make(pair, **{**options, **self.options})
+        decoder.name = self.text
+        return decoder
+
+
+def spelled(text: str) -> Spelled:
+    """The method and options of `NAME[,option=value...]`, where NAME may be an alias.
+
+    Raises:
+        ValueError: a name, option or value is unknown; one line with the nearest valid ones.
+    """
+    head, *pieces = (piece.strip() for piece in text.split(","))
+    found, options = _named(head)
+    for piece in pieces:
+        name, sign, value = (part.strip() for part in piece.partition("="))
+        if not sign:
+            raise ValueError(f"method = {text!r}: write options as option=value, not {piece!r}")
+        option = found.option(name)
+        if name in options:
+            raise ValueError(f"method = {text!r} says {name} twice: say it once")
+        options[name] = option.parse(value)
+    return Spelled(",".join((head, *pieces)), found, options)
+
+
+def spelled_list(text: str) -> list[Spelled]:
+    """The methods of a list with commas between them, where a piece with `=` belongs to the method before it.
+
+    Raises:
+        ValueError: as `spelled`; there is none; one stands there twice.
+    """
+    groups: list[list[str]] = []
+    for piece in (piece.strip() for piece in text.split(",")):
+        if "=" in piece and groups:
+            groups[-1].append(piece)
+        elif piece:
+            groups.append([piece])
+    found = [spelled(",".join(group)) for group in groups]
+    texts = [each.text for each in found]
+    if not texts or len(set(texts)) != len(texts):
+        raise ValueError(f"methods = {text}: give at least one, and none twice")
+    return found
+
+
+def _named(text: str) -> tuple[Method, dict[str, Any]]:
+    """The method that a name or alias stands for, and the options that it says."""
+    if text in METHODS:
+        return METHODS[text], {}
+    for found in METHODS.values():
+        for pattern, fixed in found.aliases.items():
+            if match := re.fullmatch(re.sub(r"<(\w+)>", r"(?P<\1>[1-9]\\d*)", pattern), text):
+                return found, {**fixed, **{name: found.option(name).parse(v) for name, v in match.groupdict().items()}}
+    if text in unavailable():
+        raise ValueError(f"method = {text!r} is unavailable: {_BROKEN[text]}; repair or remove its package")
+    aliases = [pattern for found in METHODS.values() for pattern in found.aliases]
+    close = nearest(text, [*METHODS, *aliases])
+    hint = f"did you mean {close}? " if close else ""
+    raise ValueError(f"method = {text!r}: {hint}choose from {', '.join([*METHODS, *aliases])}")
