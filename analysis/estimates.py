@@ -125,3 +125,12 @@ def batch_means(
     error = float(means.std(ddof=1) / math.sqrt(count))
     half = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
     return Estimate(value, value - half, value + half, count, STUDENT, error, level)
+
+
+def wilson(right: int, n: int, *, level: float = 0.95) -> Estimate:
+    """Share `right / n` with Wilson's score interval (1927)."""
+    z = float(stats.norm.ppf((1 + level) / 2))
+    share = right / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Estimate(share, min(share, centre - half), max(share, centre + half), n, "Wilson", level=level)

@@ -1,6 +1,6 @@
 """From outcomes to the table of a comparison: one row a method.
 
-Accuracy carries Wilson's score interval (Wilson 1927); `-log Z` that of `smc_bridge.certificate`, also per token.
+Accuracy carries Wilson's score interval; `-log Z` that of `smc_bridge.certificate`, also per token.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from scipy import stats
-
 from smc_bridge.analysis.bounds import ratio_per_token
+from smc_bridge.analysis.estimates import wilson
 from smc_bridge.analysis.store import Record
 from smc_bridge.certificate import certify
 from smc_bridge.display import PrintedTable
@@ -66,15 +65,6 @@ class Row:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def wilson(right: int, n: int, *, level: float = LEVEL) -> Estimate:
-    """Share `right / n` with Wilson's score interval."""
-    z = float(stats.norm.ppf((1 + level) / 2))
-    share = right / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, min(share, centre - half), max(share, centre + half), n, "Wilson", level=level)
 
 
 def summarise(method: str, records: Sequence[Record]) -> Row:
