@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from smc_bridge.analysis.prices import Cost, Unit
-from smc_bridge.engine.validation import check_prompts
 from smc_bridge.models.arguments import real_between, whole_number
 from smc_bridge.models.protocols import MASKED, LanguageModel, ModelPair
+from smc_bridge.requests import check_prompts
 from smc_bridge.result import Forwards, Result
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ from scipy import stats
 
 from smc_bridge.analysis.reverse import multinomial
 from smc_bridge.analysis.runs import require_proper
-from smc_bridge.decoders import ar_sampling
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.engine.validation import check_prompts, models_of
+from smc_bridge.methods.ar import ar_sampling
 from smc_bridge.models.arguments import said, whole_number
+from smc_bridge.requests import check_prompts
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed, numpy_generator
 
@@ -79,7 +79,7 @@ def rank_test(
     steps = whole_number("steps", steps, remedy="compare with a whole number of draws, at least 1")
     if kind not in ("conditional", "direct"):
         raise ValueError(f"kind = {said(kind)}: choose 'conditional' or 'direct'")
-    prompts = check_prompts(prompts, models_of(sampler), max_new_tokens=max_new_tokens)
+    prompts = check_prompts(prompts, sampler.models, max_new_tokens=max_new_tokens)
     if len(prompts) < 5 * (steps + 1):
         raise ValueError(
             f"{len(prompts)} prompts for {steps + 1} places: give at least {5 * (steps + 1)}, or fewer steps"

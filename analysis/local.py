@@ -30,9 +30,9 @@ from torch import Tensor
 from smc_bridge.analysis.genealogy import ancestral_lines
 from smc_bridge.distributions.intermediate import checked_log_prob
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.engine.validation import check_limit
 from smc_bridge.kernels.importance import OwnWeights
 from smc_bridge.models.protocols import MASKED
+from smc_bridge.requests import check_limit
 from smc_bridge.result import Result
 
 Array = npt.NDArray[np.float64]

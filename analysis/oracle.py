@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from smc_bridge.distributions.target import ARTarget
-from smc_bridge.engine.validation import as_target, check_limit, check_prompts
+from smc_bridge.distributions.target import ARTarget, as_target
 from smc_bridge.models.arguments import check_callable
 from smc_bridge.models.protocols import LanguageModel, ModelPair
 from smc_bridge.models.tabular import ENUMERABLE
 from smc_bridge.plugins import texts_of
 from smc_bridge.prefix import Prefix
+from smc_bridge.requests import check_limit, check_prompts
 from smc_bridge.result import Result
 
 

@@ -26,11 +26,11 @@ import numpy as np
 from smc_bridge.analysis.bounds import kl_certificate, kl_per_token, ratio_per_token
 from smc_bridge.analysis.runs import require_proper
 from smc_bridge.certificate import Certificate, certificate_of, certify, kl_terms
-from smc_bridge.decoders import ar_sampling
 from smc_bridge.engine.resampling import Multinomial
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.engine.validation import check_prompts, models_of, seeds_of
 from smc_bridge.estimate import Estimate
+from smc_bridge.methods.ar import ar_sampling
+from smc_bridge.requests import check_prompts, seeds_of
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed, first_repeat
 
@@ -84,7 +84,7 @@ def conditional_runs(
         raise ValueError("the target has a potential: exact samples of it are not at hand, so it has no reverse bound")
     if not sampler.proper:
         raise ValueError(f"method {sampler.name!r} has no reverse bound: {'; '.join(sampler.why_improper())}")
-    prompts = check_prompts(prompts, models_of(sampler), max_new_tokens=max_new_tokens)
+    prompts = check_prompts(prompts, sampler.models, max_new_tokens=max_new_tokens)
     seeds = seeds_of(seed, len(prompts))
     repeat = first_repeat([(tuple(prompt), own) for prompt, own in zip(prompts, seeds, strict=True)])
     if repeat is not None:

@@ -30,12 +30,12 @@ from smc_bridge.analysis.law_bias import output_distance, output_distance_by_ide
 from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.prices import Cost
 from smc_bridge.commands.base import positive, whole
-from smc_bridge.decoders import ar_sampling
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.methods.ar import ar_sampling
 from smc_bridge.methods.released import released
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.result import Result

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from smc_bridge.decoders import ar_sampling, diffusion
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.methods.ar import ar_sampling
+from smc_bridge.methods.canvas import diffusion
 from smc_bridge.methods.released import released
 from smc_bridge.methods.tree_walk import tree_walk
 from smc_bridge.models.pairs import Pair

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
 from benchmarks.memory import peak_bytes
@@ -72,16 +71,15 @@ class MockStep:
         self.lane_temperatures = torch.tensor(own, dtype=dtype)
         self.exponent = (1 - W) * TEMPERATURE / self.lane_temperatures
 
-    def start(self) -> tuple[SMCState, Tensor]:
-        """A state before its first step, with fresh copies of the logits; and its one prompt's number."""
+    def start(self) -> SMCState:
+        """A state before its first step, with fresh copies of the logits."""
         self.pair.prepare()
-        state = self.sampler.start([PROMPT], seed=self.seed, max_new_tokens=4 * self.window)
-        return state, state.active()
+        return self.sampler.start([PROMPT], seed=self.seed, max_new_tokens=4 * self.window)
 
     @torch.inference_mode()
-    def ours(self, state: SMCState, active: Tensor) -> None:
+    def ours(self, state: SMCState) -> None:
         """The sampler's step."""
-        self.sampler.step(state, active)
+        self.sampler.step(state)
 
     def textbook(self) -> Step:
         """The textbook's step on the prepared logits, with the uniforms of the sampler."""
@@ -113,15 +111,15 @@ def arithmetic(
     mock = MockStep(name, lanes=lanes, window=window, alphabet=alphabet, seed=seed, dtype=torch.float32)
 
     def ours() -> float:
-        state, active = mock.start()
-        return timed(lambda: mock.ours(state, active))[0]
+        state = mock.start()
+        return timed(lambda: mock.ours(state))[0]
 
     def textbook() -> float:
         mock.pair.prepare()
         return timed(mock.textbook)[0]
 
     found = interleaved({"ours": ours, "textbook": textbook}, rounds, advance=advance)
-    memory = peak_bytes(lambda begun: mock.ours(*begun), prepare=mock.start)
+    memory = peak_bytes(mock.ours, prepare=mock.start)
     book_memory = peak_bytes(lambda _: mock.textbook(), prepare=mock.pair.prepare)
     unit = 4 * lanes * window * alphabet
     committed, expected = blocks(*mock.compare())

@@ -130,16 +130,14 @@ class Bench:
         state.dlm.commit(given, count)
         state.ar.commit(given, count)
         state.prefix = state.prefix.extend(given, count, eos_id=None, limit=state.limit)
-        sampler.step(state, state.active())
-        return state
+        return sampler.step(state)
 
     @torch.inference_mode()
     def go_on(self, sampler: Sampler, state: SMCState) -> None:
         """The steps that are timed."""
         for _ in range(self.steps):
-            active = state.active()
-            if active.numel():  # a particle far ahead of the others may reach the limit
-                sampler.step(state, active)
+            if state.active().numel():  # a particle far ahead of the others may reach the limit
+                state = sampler.step(state)
 
     def seconds(self, point: Point) -> float:
         """Mean time of a step at the point, seconds."""

@@ -13,7 +13,7 @@ from smc_bridge.exports import on_demand
 
 if TYPE_CHECKING:
     from smc_bridge.certificate import Certificate, certify
-    from smc_bridge.decoders import ar_sampling, diffusion
+    from smc_bridge.decode import Decoder, Interrupted, decode
     from smc_bridge.distributions.intermediate import (
         Chernoff,
         Defensive,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         Target,
     )
     from smc_bridge.distributions.target import ARTarget, Potential
-    from smc_bridge.engine.queue import Interrupted
     from smc_bridge.engine.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic
     from smc_bridge.engine.sampler import Sampler
     from smc_bridge.engine.weights import EssBelow, always, never
@@ -35,12 +34,15 @@ if TYPE_CHECKING:
     from smc_bridge.kernels.protocol import Horizon, Kernel, Move
     from smc_bridge.kernels.rejection import Rejection
     from smc_bridge.kernels.tree import TreeWalk
+    from smc_bridge.methods.ar import ar_sampling
+    from smc_bridge.methods.canvas import diffusion
     from smc_bridge.methods.poe_bridge import paper, plain_is, smc, speculative
     from smc_bridge.methods.released import released
     from smc_bridge.methods.tree_walk import tree_walk
     from smc_bridge.models.pairs import Pair, load_pair
     from smc_bridge.prefix import Prefix
     from smc_bridge.proposals.mean_field import DLMProposal
+    from smc_bridge.requests import Request
     from smc_bridge.result import Result
     from smc_bridge.testing.check import Check, check
 
@@ -48,12 +50,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SSP", "ARTarget", "AcceptAll", "BalanceHeuristic", "BlockVerification", "Certificate", "Check", "Chernoff",
-    "DLMProposal", "Defensive", "EssBelow", "GumbelCoupling", "Horizon", "Intermediate", "Interrupted", "Kernel",
-    "Mixture", "Move", "Multinomial",
-    "OwnWeights", "Pair", "Potential", "PowerMean", "Prefix", "ProductOfExperts", "Proposal", "Rejection", "Resampler",
-    "Residual", "Result", "Sampler", "Stratified", "Systematic", "Target", "TreeWalk", "always", "ar_sampling",
-    "certify", "check", "diffusion", "load_pair", "never", "paper", "plain_is", "released", "smc", "speculative",
-    "tree_walk",
+    "DLMProposal", "Decoder", "Defensive", "EssBelow", "GumbelCoupling", "Horizon", "Intermediate", "Interrupted",
+    "Kernel", "Mixture", "Move", "Multinomial", "OwnWeights", "Pair", "Potential", "PowerMean", "Prefix",
+    "ProductOfExperts", "Proposal", "Rejection", "Request", "Resampler", "Residual", "Result", "Sampler", "Stratified",
+    "Systematic", "Target", "TreeWalk", "always", "ar_sampling", "certify", "check", "decode", "diffusion", "load_pair",
+    "never", "paper", "plain_is", "released", "smc", "speculative", "tree_walk",
 ]
 
 if not TYPE_CHECKING:  # any attribute would be right for a type checker

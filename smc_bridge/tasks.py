@@ -104,7 +104,7 @@ def encode_prompts(pair: Pair, task: Task, items: Sequence[Item]) -> list[tuple[
     Raises:
         ValueError: a prompt has no tokens, or passes with its continuation what the pair was built for.
     """
-    from smc_bridge.engine.validation import check_prompts  # here, for it imports torch
+    from smc_bridge.requests import check_prompts  # here, for it imports torch
 
     def called(place: int) -> str:
         name = items[place].id

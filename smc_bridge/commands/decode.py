@@ -43,7 +43,7 @@ from smc_bridge.tasks import lookahead_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from smc_bridge.engine.queue import Interrupted
+    from smc_bridge.decode import Interrupted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -105,8 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     with importing():
         from smc_bridge.commands.rendering import render_result
         from smc_bridge.commands.trace_rendering import render_trace, token_texts
-        from smc_bridge.engine.queue import Interrupted
-        from smc_bridge.engine.validation import check_prompts, models_of
+        from smc_bridge.decode import Interrupted
+        from smc_bridge.requests import check_prompts
         from smc_bridge.result import Result
     if arguments.json is not None:
         refuse_other(arguments.json, Result.load)
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     sampler = build_sampler(pair, options)
     ids = pair.encode(arguments.prompt).tolist()
     [prompt] = check_prompts(
-        [ids], models_of(sampler), max_new_tokens=arguments.max_new_tokens, called=lambda _: "PROMPT"
+        [ids], sampler.models, max_new_tokens=arguments.max_new_tokens, called=lambda _: "PROMPT"
     )
     try:
         [result] = sampler.run(

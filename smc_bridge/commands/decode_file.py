@@ -43,7 +43,7 @@ def run_file(arguments: argparse.Namespace, options: Options) -> int:
         check_writable(path, "--json")
     with importing():
         from smc_bridge.commands.trace_rendering import render_trace, token_texts
-        from smc_bridge.engine.queue import Interrupted
+        from smc_bridge.decode import Interrupted
         from smc_bridge.result import Result
     if path is not None:
         refuse_other(path, lambda file: Result.from_dict(json.loads(file.open(encoding="utf-8").readline())))

@@ -18,7 +18,7 @@ from smc_bridge.distributions.law import Law, as_ids, check_model
 from smc_bridge.distributions.lazy import Chunks, LazyLaw
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.models.arguments import called, check_callable, is_bool, is_list, said
-from smc_bridge.models.protocols import CausalLM
+from smc_bridge.models.protocols import CausalLM, ModelPair
 from smc_bridge.plugins import refuse_rows
 from smc_bridge.prefix import Prefix
 
@@ -106,6 +106,19 @@ class ARTarget:
         rows, width, _ = logits.shape
         place = torch.arange(rows * width, device=logits.device).reshape(rows, width)
         return model_law(logits, place, self.law, chunks=chunks)
+
+
+def as_target(target: ARTarget | ModelPair) -> ARTarget:
+    """The target itself, or of a pair of models the AR law at temperature 1.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(target, ARTarget):
+        return target
+    if hasattr(target, "ar"):
+        return ARTarget(target.ar)
+    raise ValueError(f"target = {said(target)}: give an ARTarget, or a pair of models")
 
 
 def _entries(values: Any) -> Tensor | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from smc_bridge.engine.state import SMCState, View, growing
+from smc_bridge.engine.state import SMCState, growing
 from smc_bridge.engine.steps import Reduced
 from smc_bridge.engine.watch import uncovered_reason
 from smc_bridge.engine.weights import log_mean
@@ -125,26 +125,26 @@ def record_step(
         drafts=drafts, keep=keep,
     )
     for seat in step.seats:
-        state.records[seat].append(step)
+        state.records[seat] += (step,)
 
 
-def result_of(sampler: Sampler, view: View, seat: int, settings: dict[str, Any]) -> Result:
+def result_of(sampler: Sampler, state: SMCState, seat: int, settings: dict[str, Any]) -> Result:
     """The `Result` of the prompt in a seat, as far as it has come; the prompt's seed is added to the run's settings."""
-    request, particles = view.seated(seat), view.log_weights.shape[1]
-    rows = torch.arange(seat * particles, (seat + 1) * particles, device=view.prefix.length.device)
-    sequences = [sequence[len(request.prompt) :] for sequence in view.prefix.select(rows).lists()]
-    steps = view.records[seat][: view.steps[seat]]
+    request, particles = state.seated(seat), state.log_weights.shape[1]
+    rows = torch.arange(seat * particles, (seat + 1) * particles, device=state.prefix.length.device)
+    sequences = [sequence[len(request.prompt) :] for sequence in state.prefix.select(rows).lists()]
+    steps = state.records[seat]
     reasons = sampler.why_improper()
-    if seat in view.uncovered:
-        reasons.append(uncovered_reason(sampler, view.uncovered[seat]))
+    if seat in state.uncovered:
+        reasons.append(uncovered_reason(sampler, state.uncovered[seat]))
     parts = [step.forwards[seat] for step in steps]
     return Result(
-        prompt=request.prompt, sequences=sequences, log_weights=view.log_weights[seat].tolist(),
+        prompt=request.prompt, sequences=sequences, log_weights=state.log_weights[seat].tolist(),
         texts=texts_of(sampler.detokenize, sequences),
         method=sampler.name, proper=not reasons, reasons=reasons,
         has_potential=sampler.target.potential is not None, forwards=Forwards.total(parts),
-        seconds=time.perf_counter() - view.entered[seat],
+        seconds=time.perf_counter() - state.entered[seat],
         trace=Trace(len(steps), lambda: [step.records[seat] for step in steps]),
-        complete=not bool(growing(view.prefix, view.log_weights)[seat].any()),
+        complete=not bool(growing(state.prefix, state.log_weights)[seat].any()),
         settings={**settings, **request.settings()},
     )

@@ -22,6 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from smc_bridge.decode import OnResult, Progress, serve
 from smc_bridge.describe import sampler_settings, sampler_text
 from smc_bridge.distributions.intermediate import (
     Intermediate,
@@ -35,30 +36,29 @@ from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine import steps
 from smc_bridge.engine.conditional import Pinned, check_possible, pin
 from smc_bridge.engine.parts import in_parts
-from smc_bridge.engine.queue import OnResult, Queue, Request, prompts_of
 from smc_bridge.engine.record import record_step, result_of
 from smc_bridge.engine.resampling import Multinomial, Resampler, Systematic
 from smc_bridge.engine.state import Marginals, Retained, SMCState
 from smc_bridge.engine.tree_step import move_tree
-from smc_bridge.engine.validation import check_limit, check_sampler, make_requests, probed
+from smc_bridge.engine.validation import check_sampler, make_requests, probed
 from smc_bridge.engine.watch import watch
 from smc_bridge.engine.weights import EssBelow, Trigger
 from smc_bridge.kernels.importance import BalanceHeuristic, Lanes, OwnWeights, WeightRule, checked_increments
 from smc_bridge.kernels.protocol import DraftKernel, Kernel, Move
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.models.arguments import check_callable, said, true_or_false
+from smc_bridge.models.arguments import said
 from smc_bridge.models.prompts import ids_of_prompt
+from smc_bridge.models.protocols import LanguageModel
 from smc_bridge.prefix import Prefix, ends
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource, Source
+from smc_bridge.requests import Request, check_limit, prompts_of
 from smc_bridge.result import Result
+from smc_bridge.streams import Role
 
 #: Bound of `log p - log pi` at a token, nats, from which on its weight may be missing from a thousand runs.
 VISIBLE = math.log(1000.0)
-
-#: Called after every step with the number of prompts that are finished.
-Progress = Callable[[int], None]
 
 
 @dataclass(repr=False)
@@ -146,7 +146,16 @@ class Sampler:
         plain = type(self.weight) in (OwnWeights, BalanceHeuristic) and self.target.potential is None
         return plain and is_target(self.intermediate) and self.proper
 
-    @torch.inference_mode()
+    @property
+    def role(self) -> Role:
+        """The stream of free runs; conditional ones have another (`run`)."""
+        return Role.SMC
+
+    @property
+    def models(self) -> dict[str, LanguageModel]:
+        """The two models, by kind."""
+        return {"diffusion": self.proposal.model, "autoregressive": self.target.model}
+
     def run(
         self, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
         batch: int | None = None, on_result: OnResult | None = None, keep_drafts: bool = False,
@@ -176,32 +185,13 @@ class Sampler:
             Interrupted: a KeyboardInterrupt that carries what is done, also of prompts that are not finished. Any other
                 error during the run carries the same in an attribute `results`.
         """
-        max_new_tokens, keep_drafts = check_limit(max_new_tokens), true_or_false("keep_drafts", keep_drafts)
-        check_callable("progress", progress, "a function of the number of finished prompts")
-        requests = make_requests(self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained)
-        queue = Queue(requests, batch=batch, on_result=on_result)
-        settings = sampler_settings(self, max_new_tokens=max_new_tokens)
-        state = self._open(queue.admit(queue.seats), max_new_tokens)
-        view, active = state.view(), state.active()
-        try:
-            while active.numel():
-                self.step(state, active, keep_drafts=keep_drafts)
-                view, active = state.view(), state.active()
-                if finished := state.finished(active):
-                    for seat in finished:
-                        queue.report(view.seated(seat), result_of(self, view, seat, settings))
-                    state.reseat(finished, queue.admit(len(finished)), max_new_tokens=max_new_tokens)
-                    active = state.active()
-                if progress is not None:
-                    progress(len(queue.results))
-        except (KeyboardInterrupt, Exception) as error:
-            begun = [seat for seat, steps_done in enumerate(view.steps) if steps_done]
-            partial = [(view.seated(seat), result_of(self, view, seat, settings)) for seat in begun]
-            if isinstance(error, KeyboardInterrupt):
-                raise queue.interrupted(partial) from error
-            queue.failed(error, partial)
-            raise
-        return queue.ordered()
+        max_new_tokens = check_limit(max_new_tokens)
+        requests = make_requests(
+            self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained, keep_drafts=keep_drafts
+        )
+        return serve(
+            self, requests, max_new_tokens=max_new_tokens, batch=batch, on_result=on_result, progress=progress
+        )
 
     def decode(
         self, text: str, *, seed: int = 0, max_new_tokens: int = 256, keep_drafts: bool = False
@@ -225,34 +215,47 @@ class Sampler:
         """The state before the first step: N copies of every prompt with weight one. Arguments as `run`."""
         max_new_tokens = check_limit(max_new_tokens)
         requests = make_requests(self, prompts, seed=seed, max_new_tokens=max_new_tokens, retained=retained)
-        return self._open(Queue(requests).admit(len(requests)), max_new_tokens)
+        return self.open(requests, max_new_tokens)
 
-    def _open(self, requests: Sequence[Request | None], max_new_tokens: int) -> SMCState:
-        """The state with these prompts seated."""
+    def open(self, requests: Sequence[Request | None], limit: int) -> SMCState:
+        """See `Decoder.open`: N copies of every prompt with weight one."""
+        check_sampler(self)
         device = self.target.model.device
         single = prompts_of(requests, device=device)
-        seated = [request for request in requests if request is not None]
         prefix = single.select(torch.arange(len(requests), device=device).repeat_interleave(self.particles))
         zeros = torch.zeros_like(prefix.length)
         tokens = prefix.tokens.clamp_min(0)
-        retained = [request.retained for request in seated if request.retained is not None]
+        retained = [None if request is None else request.retained for request in requests]
         now = time.perf_counter()
         return SMCState(
             prefix=prefix,
             log_weights=torch.zeros(len(requests), self.particles, dtype=torch.float64, device=device),
             log_potential=zeros.double(),
             prompt_length=single.length,
-            limit=prefix.length + max_new_tokens,
-            generators=[request.generator() for request in seated],
+            limit=prefix.length + limit,
+            generators=[torch.Generator() if request is None else request.generator() for request in requests],
             dlm=self.proposal.model.session(tokens, prefix.length),
             ar=self.target.model.session(tokens, prefix.length),
             marginals=Marginals.empty(zeros, self.target.model.vocab_size),
-            retained=Retained.of(Prefix.of(retained, device=device)) if retained else None,
-            requests=list(requests), records=[[] for _ in requests], entered=[now] * len(requests),
+            retained=Retained.of(Prefix.of([own or [] for own in retained], device=device)) if any(retained) else None,
+            requests=list(requests), records=[()] * len(requests), entered=[now] * len(requests),
         )
 
-    def step(self, state: SMCState, active: Tensor, *, keep_drafts: bool = False) -> None:
-        """Advance the prompts `active: [P']` by one step (module docstring)."""
+    def finished(self, state: SMCState) -> list[int]:
+        """See `Decoder.finished`: seats whose particles are all done or of weight zero."""
+        return state.finished()
+
+    def result(self, state: SMCState, seat: int) -> Result:
+        """See `Decoder.result`: the N weighted continuations of the prompt in a seat."""
+        return result_of(self, state, seat, sampler_settings(self, max_new_tokens=state.max_new_tokens))
+
+    def reseat(self, state: SMCState, seats: Sequence[int], requests: Sequence[Request | None]) -> SMCState:
+        """See `Decoder.reseat`."""
+        return state.reseat(seats, requests)
+
+    def step(self, state: SMCState) -> SMCState:
+        """See `Decoder.step`: advances all prompts with a particle that still grows (module docstring)."""
+        active, state = state.active(), state.copy()
         n, k = self.particles, self.lanes
         everyone = (active[:, None] * n + torch.arange(n, device=active.device)).flatten()  # rows of these prompts
         growing = (~state.prefix.done[everyone]).nonzero().flatten()
@@ -289,11 +292,12 @@ class Sampler:
         )
         record_step(
             state, active, growing, lanes, increments, reduced, served=served, ar_rows=k, ar_tokens=work,
-            drafts=drafts, keep=keep_drafts,
+            drafts=drafts, keep=state.keep_drafts,
         )
         # A score that is not a weight is not carried.
         kept = reduced if self.weight.proper else reduced._replace(log_weights=torch.zeros_like(reduced.log_weights))
         steps.commit(state, active, growing, lanes, kept, log_potential, eos_id=self.target.model.eos_id)
+        return state
 
     def _weigh(self, state: SMCState, rows: Tensor, lanes: Lanes) -> Tensor:
         """Log-weight increments of the lanes of particles `rows: [B]`, `[B, K]`, and a look at condition C3."""

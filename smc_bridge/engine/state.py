@@ -1,22 +1,23 @@
 """The state of the program: particles, their weights, sessions with the models, and the marginals still to be used.
 
 The engine is the only owner. Everything a step computes on the way is a value (see `smc_bridge.engine.steps`).
-Rows: R = P * N particles, prompt-major. A prompt's rows are its seat (`smc_bridge.engine.queue`).
+Rows: R = P * N particles, prompt-major. A prompt's rows are its seat (`smc_bridge.decode`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from smc_bridge.engine.queue import Request, prompts_of, reseat_sessions
+from smc_bridge.decode import reseat_sessions
 from smc_bridge.models.protocols import CausalSession, DiffusionSession
 from smc_bridge.prefix import Prefix
+from smc_bridge.requests import Request, prompts_of
 
 if TYPE_CHECKING:
     from smc_bridge.engine.record import StepTensors
@@ -125,35 +126,12 @@ def growing(prefix: Prefix, log_weights: Tensor) -> Tensor:
     return ~prefix.done.reshape(log_weights.shape) & (log_weights > -torch.inf)
 
 
-class View(NamedTuple):
-    """What results are made of, as it was between two steps: later steps leave it as it is.
-
-    Attributes:
-        prefix: R particles.  log_weights: `[P, N]`.
-        requests: who sits in each seat, or None.
-        records: the trace of each seat, of which the first `steps` count.
-        entered: when each prompt was seated.
-        uncovered: see `SMCState`.
-    """
-
-    prefix: Prefix
-    log_weights: Tensor
-    requests: list[Request | None]
-    records: list[list[StepTensors]]
-    steps: list[int]
-    entered: list[float]
-    uncovered: dict[int, int]
-
-    def seated(self, seat: int) -> Request:
-        """Who sits there."""
-        request = self.requests[seat]
-        assert request is not None, f"nobody sits in seat {seat}"
-        return request
-
-
 @dataclass
 class SMCState:
     """All that is carried from step to step. P seats, each of one prompt.
+
+    A step works on a `copy`: what results are made of stays in the old state as it was. Sessions, generators and
+    marginals go on with the newest state, so an old one can be read, and not stepped again.
 
     Attributes:
         prefix: R particles.
@@ -181,7 +159,7 @@ class SMCState:
     marginals: Marginals
     retained: Retained | None = None
     requests: list[Request | None] = field(default_factory=list)
-    records: list[list[StepTensors]] = field(default_factory=list)
+    records: list[tuple[StepTensors, ...]] = field(default_factory=list)
     entered: list[float] = field(default_factory=list)
     uncovered: dict[int, int] = field(default_factory=dict)
     told: bool = False
@@ -195,25 +173,41 @@ class SMCState:
         """Seats with a particle that is neither done nor of weight zero, `[P']` indices."""
         return growing(self.prefix, self.log_weights).any(1).nonzero().flatten()
 
-    def finished(self, active: Tensor) -> list[int]:
+    def finished(self) -> list[int]:
         """Seats whose prompt grows no more."""
-        still = set(active.tolist())
+        still = set(self.active().tolist())
         return [seat for seat, request in enumerate(self.requests) if request is not None and seat not in still]
 
-    def view(self) -> View:
-        """The results so far, safe from what comes."""
-        return View(
-            self.prefix, self.log_weights.clone(), list(self.requests), list(self.records),
-            list(map(len, self.records)), list(self.entered), dict(self.uncovered),
+    @property
+    def max_new_tokens(self) -> int:
+        """Most tokens of a continuation."""
+        return int(self.limit[0] - self.prompt_length[0])
+
+    @property
+    def keep_drafts(self) -> bool:
+        """Whether somebody wants drafts and blocks in the trace."""
+        return any(request is not None and request.keep_drafts for request in self.requests)
+
+    def seated(self, seat: int) -> Request:
+        """Who sits there."""
+        request = self.requests[seat]
+        assert request is not None, f"nobody sits in seat {seat}"
+        return request
+
+    def copy(self) -> SMCState:
+        """A state whose results can change while this one's stay."""
+        return replace(
+            self, log_weights=self.log_weights.clone(), log_potential=self.log_potential.clone(),
+            generators=list(self.generators), requests=list(self.requests), records=list(self.records),
+            entered=list(self.entered), uncovered=dict(self.uncovered),
         )
 
-    def reseat(self, seats: Sequence[int], requests: Sequence[Request | None], *, max_new_tokens: int) -> None:
-        """Let the next prompts take the seats of finished ones; a seat that nobody takes gives its memory back.
+    def reseat(self, seats: Sequence[int], requests: Sequence[Request | None]) -> SMCState:
+        """The state where the next prompts have taken some seats; a seat that nobody takes gives its memory back.
 
         Args:
             seats: which of the P.
             requests: one for each of them, None for nobody.
-            max_new_tokens: as for `Sampler.run`.
         """
         device, n = self.prefix.length.device, self.particles
         seat = torch.tensor(seats, device=device)
@@ -222,17 +216,19 @@ class SMCState:
         fresh = single.select(torch.arange(len(seats), device=device).repeat_interleave(n))
         reseat_sessions((self.dlm, self.ar), self.prefix.length, rows, fresh)
         self.marginals.forget(rows)
-        self.prefix = self.prefix.put(rows, fresh)
-        self.prompt_length = self.prompt_length.index_copy(0, seat, single.length)
-        self.limit = self.limit.index_copy(0, rows, fresh.length + max_new_tokens)
-        self.log_weights[seat], self.log_potential[rows] = 0.0, 0.0
-        if self.retained is not None:
+        new = self.copy()
+        new.prefix = self.prefix.put(rows, fresh)
+        new.prompt_length = new.prompt_length.index_copy(0, seat, single.length)
+        new.limit = new.limit.index_copy(0, rows, fresh.length + self.max_new_tokens)
+        new.log_weights[seat], new.log_potential[rows] = 0.0, 0.0
+        if new.retained is not None:
             whole = Prefix.of([[] if r is None else r.retained or [] for r in requests], device=device)
-            old = Prefix(self.retained.tokens, self.retained.length, self.retained.length < 0)
-            self.retained = Retained.of(old.put(seat, whole))
+            old = Prefix(new.retained.tokens, new.retained.length, new.retained.length < 0)
+            new.retained = Retained.of(old.put(seat, whole))
         now = time.perf_counter()
         for place, request in zip(seats, requests, strict=True):
-            self.requests[place], self.records[place], self.entered[place] = request, [], now
-            self.uncovered.pop(place, None)
+            new.requests[place], new.records[place], new.entered[place] = request, (), now
+            new.uncovered.pop(place, None)
             if request is not None:
-                self.generators[place] = request.generator()
+                new.generators[place] = request.generator()
+        return new

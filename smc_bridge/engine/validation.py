@@ -1,9 +1,9 @@
-"""What a `Sampler` and the arguments of a run must be; each violation is one line that names argument, value and
+"""What a `Sampler` and the arguments of its runs must be; each violation is one line that names argument, value and
 remedy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,22 +13,13 @@ from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.conditional import check_whole
 from smc_bridge.engine.names import named
 from smc_bridge.engine.probe import impurities
-from smc_bridge.engine.queue import Request
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
 from smc_bridge.kernels.protocol import DraftKernel
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.models.arguments import (
-    check_callable,
-    check_text,
-    is_list,
-    said,
-    true_or_false,
-    whole_number,
-    whole_numbers,
-)
-from smc_bridge.models.protocols import LanguageModel, ModelPair
+from smc_bridge.models.arguments import check_callable, check_text, said, true_or_false, whole_number
 from smc_bridge.proposals.mean_field import DLMProposal
-from smc_bridge.streams import Role, first_repeat
+from smc_bridge.requests import Request, check_limit, check_tokens, requests_of
+from smc_bridge.streams import Role
 from smc_bridge.warn import warn_caller
 
 if TYPE_CHECKING:
@@ -111,164 +102,28 @@ def _check_parts(sampler: Sampler) -> None:
             )
 
 
-def check_tokens(
-    sequences: Sequence[Sequence[int]], vocab_size: int, called: Callable[[int], str]
-) -> list[list[int]]:
-    """Token ids as lists of ints.
-
-    Args:
-        called: what each of the sequences is called in a message.
-    Raises:
-        ValueError: one is no list of whole numbers, or leaves the alphabet.
-    """
-    name = called(0).split("[")[0]
-    if not is_list(sequences) or not hasattr(sequences, "__len__"):
-        raise ValueError(f"{name} = {said(sequences)}: give a list with the token ids of each")
-    remedy = "give token ids, whole numbers, as the pair's tokenizer does"
-    found = [whole_numbers(called(i), sequence, remedy=remedy) for i, sequence in enumerate(sequences)]
-    for i, ids in enumerate(found):
-        outside = next((token for token in ids if not 0 <= token < vocab_size), None)
-        if outside is not None:
-            raise ValueError(
-                f"{called(i)} has a token outside 0..{vocab_size - 1}, {outside}: give ids of the models' alphabet"
-            )
-    return found
-
-
-def check_room(ids: Sequence[int], model: LanguageModel, kind: str, *, max_new_tokens: int, name: str) -> None:
-    """Raise ValueError unless a model can read a prompt and all that may follow it.
-
-    Args:
-        ids: of the prompt, which is called `name`.
-        kind: of the model, for the message.
-        max_new_tokens: length limit of the continuation.
-    """
-    if len(ids) < getattr(model, "min_length", 0):
-        raise ValueError(f"{name} is empty: the {kind} model reads at least one token; give a text, or its bos")
-    limit = getattr(model, "max_length", None)
-    if limit is None or len(ids) + max_new_tokens <= limit:
-        return
-    room = limit - len(ids)
-    reason = f" ({model.limited_by})" if hasattr(model, "limited_by") else ""
-    remedy = f"allow at most {room} new tokens, or shorten the prompt" if room > 0 else "shorten the prompt"
-    raise ValueError(
-        f"{name} has {len(ids)} tokens, with max_new_tokens = {max_new_tokens} more than the {limit} positions of the "
-        f"{kind} model{reason}: {remedy}"
-    )
-
-
-def seeds_of(seed: int | Sequence[int], prompts: int) -> list[int]:
-    """One seed for each prompt; ValueError if there are not as many as prompts, or one is no whole number."""
-    remedy = "give a whole number, or one per prompt"
-    if not is_list(seed):
-        return [whole_number("seed", seed, least=None, most=None, remedy=remedy)] * prompts
-    seeds = whole_numbers("seed", seed, remedy=remedy)
-    if len(seeds) != prompts:
-        raise ValueError(f"seed has {len(seeds)} entries for {prompts} prompts: give one, or one per prompt")
-    return seeds
-
-
-def warn_of_repeats(requests: Sequence[Request]) -> None:
-    """Warn, once, of a prompt that stands there twice with one seed: its runs have the same draws."""
-    repeat = first_repeat([(tuple(request.prompt), request.seed) for request in requests])
-    if repeat is not None:
-        again, first = repeat
-        warn_caller(
-            f"prompts[{again}] repeats prompts[{first}] with seed {requests[again].seed}: equal draws; give "
-            f"seed=range({len(requests)})",
-        )
-
-
-def check_limit(max_new_tokens: int) -> int:
-    """The length limit as an int; ValueError unless it is a whole number of at least 1."""
-    return whole_number("max_new_tokens", max_new_tokens, remedy="allow at least 1 token, a whole number")
-
-
-def as_target(target: ARTarget | ModelPair) -> ARTarget:
-    """The target itself, or of a pair of models the AR law at temperature 1.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if isinstance(target, ARTarget):
-        return target
-    if hasattr(target, "ar"):
-        return ARTarget(target.ar)
-    raise ValueError(f"target = {said(target)}: give an ARTarget, or a pair of models")
-
-
-def as_proposal(proposal: DLMProposal | ModelPair) -> DLMProposal:
-    """The proposal itself, or that of a pair of models at temperature 1; raises as `as_target`."""
-    if isinstance(proposal, DLMProposal):
-        return proposal
-    if hasattr(proposal, "dlm"):
-        return DLMProposal(proposal.dlm)
-    raise ValueError(f"proposal = {said(proposal)}: give a DLMProposal, or a pair of models")
-
-
-def models_of(sampler: Sampler) -> dict[str, LanguageModel]:
-    """The models of a sampler by kind."""
-    return {"diffusion": sampler.proposal.model, "autoregressive": sampler.target.model}
-
-
-def check_prompts(
-    prompts: Sequence[Sequence[int]], models: Mapping[str, LanguageModel], *, max_new_tokens: int,
-    called: Callable[[int], str] | None = None,
-) -> list[list[int]]:
-    """The prompts of a run, whatever runs them: every entry comes through here before the first forward.
-
-    Args:
-        prompts: token ids of each.
-        models: who reads them, by kind ("diffusion", "autoregressive"); their alphabet and positions are the limits.
-        max_new_tokens: length limit of a continuation.
-        called: what each prompt is called in a message, `prompts[i]` by default.
-    Raises:
-        ValueError: the limit is no number, or a prompt is no list of ids in the models' alphabet, or has no room in
-            their positions.
-    """
-    called = called or "prompts[{}]".format
-    limit = check_limit(max_new_tokens)
-    ids = check_tokens(prompts, min(model.vocab_size for model in models.values()), called)
-    for i, prompt in enumerate(ids):
-        for kind, model in models.items():
-            check_room(prompt, model, kind, max_new_tokens=limit, name=called(i))
-    return ids
-
-
-def requests_of(
-    prompts: Sequence[Sequence[int]], models: Mapping[str, LanguageModel], *, seed: int | Sequence[int],
-    max_new_tokens: int, role: Role, retained: Sequence[Sequence[int]] | None = None,
-) -> list[Request]:
-    """The requests of a run; `prompts`, `models` and errors as `check_prompts`, the others as `Sampler.run`.
-
-    Args:
-        role: who draws.
-
-    Raises:
-        ValueError: also for seeds or retained sequences that do not fit the prompts.
-    """
-    ids = check_prompts(prompts, models, max_new_tokens=max_new_tokens)
-    seeds = seeds_of(seed, len(ids))
-    kept: list[list[int]] | None = None
-    if retained is not None:
-        kept = check_tokens(retained, models["autoregressive"].vocab_size, "retained[{}]".format)
-        if len(kept) != len(ids):
-            raise ValueError(f"retained has {len(kept)} sequences for {len(ids)} prompts: give one per prompt")
-        check_whole(kept, eos_id=models["autoregressive"].eos_id, max_new_tokens=check_limit(max_new_tokens))
-    requests = [Request(i, prompt, seeds[i], role, None if kept is None else kept[i]) for i, prompt in enumerate(ids)]
-    warn_of_repeats(requests)
-    return requests
-
-
 def make_requests(
     sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int], max_new_tokens: int,
-    retained: Sequence[Sequence[int]] | None = None,
+    retained: Sequence[Sequence[int]] | None = None, keep_drafts: bool = False,
 ) -> list[Request]:
-    """The prompts of a sampler's run, checked; arguments as `Sampler.run`, errors as `requests_of`."""
+    """The prompts of a sampler's run, checked; arguments as `Sampler.run`, errors as `requests_of`.
+
+    Raises:
+        ValueError: also for retained sequences that do not fit the prompts or the program.
+    """
     check_sampler(sampler)  # its attributes may have been set since it was made
-    if retained is not None and not (sampler.proper and isinstance(sampler.weight, OwnWeights)):
+    keep_drafts = true_or_false("keep_drafts", keep_drafts)
+    if retained is None:
+        requests = requests_of(prompts, sampler.models, seed=seed, max_new_tokens=max_new_tokens, role=Role.SMC)
+        return [request._replace(keep_drafts=keep_drafts) for request in requests]
+    if not (sampler.proper and isinstance(sampler.weight, OwnWeights)):
         raise ValueError("retained needs a proper program whose lanes have their own weights: use OwnWeights()")
-    role = Role.SMC if retained is None else Role.CONDITIONAL
-    return requests_of(
-        prompts, models_of(sampler), seed=seed, max_new_tokens=max_new_tokens, role=role, retained=retained
-    )
+    requests = requests_of(prompts, sampler.models, seed=seed, max_new_tokens=max_new_tokens, role=Role.CONDITIONAL)
+    model = sampler.target.model
+    kept = check_tokens(retained, model.vocab_size, "retained[{}]".format)
+    if len(kept) != len(requests):
+        raise ValueError(f"retained has {len(kept)} sequences for {len(requests)} prompts: give one per prompt")
+    check_whole(kept, eos_id=model.eos_id, max_new_tokens=check_limit(max_new_tokens))
+    return [
+        request._replace(retained=own, keep_drafts=keep_drafts) for request, own in zip(requests, kept, strict=True)
+    ]

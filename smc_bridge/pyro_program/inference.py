@@ -15,7 +15,6 @@ from pyro.infer.enum import iter_discrete_traces
 from smc_bridge.distributions.coverage import first_uncovered
 from smc_bridge.distributions.intermediate import Proposal
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.engine.validation import check_prompts, check_tokens
 from smc_bridge.engine.watch import may_leave_out, tell, uncovered_reason
 from smc_bridge.engine.weights import log_mean
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
@@ -27,6 +26,7 @@ from smc_bridge.pyro_program.filter import EvidenceSMCFilter, innermost
 from smc_bridge.pyro_program.program import BridgeProgram, Meter
 from smc_bridge.pyro_program.stopped import stopped_length
 from smc_bridge.randomness import Randomness
+from smc_bridge.requests import check_prompts, check_tokens
 from smc_bridge.result import Forwards, Result
 from smc_bridge.streams import Role, derived_seed, prompt_generator
 from smc_bridge.trace import StepRecord

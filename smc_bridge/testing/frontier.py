@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -150,12 +149,11 @@ def step(
         marginals=Marginals(
             states.logits, states.width, states.slot.flatten().clone(), states.offset.flatten().clone()),
         retained=None if retained is None else Retained(*(x[states.retained] for x in retained)),
-        records=_Forgetful(), told=True,
+        records=[()] * states.states, told=True,
     )
-    active = torch.arange(states.states)
-    assert torch.equal(state.active(), active)
+    assert torch.equal(state.active(), torch.arange(states.states))
     sampler._source = lambda state, prompts, rows: source_of(prompts, rows)  # type: ignore[method-assign]
-    sampler.step(state, active)
+    state = sampler.step(state)
     after, marginals = state.prefix, state.marginals
     padded = torch.nn.functional.pad(after.tokens, (0, limit - after.tokens.shape[1]), value=PAD)
     length, done, log_weights, log_potential, slot, offset = (x.reshape(states.states, particles) for x in (
@@ -164,13 +162,6 @@ def step(
         padded.reshape(states.states, particles, -1), length, done, log_weights, log_potential, slot, offset,
         marginals.logits, marginals.width, states.retained, states.measure,
     )
-
-
-class _Forgetful(list[Any]):
-    """Traces of seats that nobody reads."""
-
-    def __getitem__(self, seat: Any) -> Any:
-        return []
 
 
 def joined(parts: Sequence[Frontier]) -> Frontier:

@@ -25,8 +25,8 @@ from smc_bridge.analysis.study.config import Tabular, TabularPoint
 from smc_bridge.analysis.study.sources import tabular_pair
 from smc_bridge.analysis.tables import summary
 from smc_bridge.analysis.two_sample import mmd_test
-from smc_bridge.decoders import ar_sampling
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.methods.ar import ar_sampling
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.result import Result
 from smc_bridge.tasks import Item

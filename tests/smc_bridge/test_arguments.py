@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from smc_bridge import Defensive, ProductOfExperts, paper, smc
-from smc_bridge.decoders import ar_sampling, diffusion
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.weights import EssBelow
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.methods.ar import ar_sampling
+from smc_bridge.methods.canvas import diffusion
 from smc_bridge.models.arguments import real_number, whole_number
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.tabular import TabularAR, TabularDLM

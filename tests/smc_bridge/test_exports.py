@@ -19,7 +19,7 @@ PACKAGES = ["smc_bridge", "smc_bridge.analysis", "smc_bridge.analysis.comparison
 #: Ways to come by `smc`, each in packages that are imported anew.
 ORDERS = [
     "from smc_bridge import smc", "import smc_bridge.engine.sampler", "import smc_bridge; smc_bridge.smc",
-    "import smc_bridge.engine.queue; import smc_bridge; smc_bridge.Sampler",
+    "import smc_bridge.decode; import smc_bridge; smc_bridge.Sampler",
     "from smc_bridge import *", "import smc_bridge.analysis.oracle, smc_bridge.analysis.comparison.compare",
 ]
 LIGHT = """

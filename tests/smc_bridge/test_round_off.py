@@ -17,13 +17,13 @@ from torch import Tensor
 
 from smc_bridge.analysis.comparison.settings import Settings
 from smc_bridge.analysis.oracle import oracle
-from smc_bridge.decoders import ar_sampling
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.law import COLDEST, HOTTEST, Law
 from smc_bridge.distributions.lazy import LazyLaw
 from smc_bridge.distributions.logits import LogitLaw, model_law
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.methods.ar import ar_sampling
 from smc_bridge.methods.tree_walk import tree_walk
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from smc_bridge.analysis.reverse import conditional_runs
-from smc_bridge.decoders import ar_sampling, diffusion
 from smc_bridge.engine.resampling import Multinomial
 from smc_bridge.engine.weights import never
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.methods.ar import ar_sampling
+from smc_bridge.methods.canvas import diffusion
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed, numpy_generator, prompt_generator, seeds_apart
 from tests.smc_bridge.claims import chi_square, claim

@@ -1,24 +1,28 @@
-"""Continuous refill and interruptions: whoever sits beside a prompt, it draws the same; and Ctrl-C loses no finished
-work."""
+"""The loop, with every kind of decoder on it: whoever sits beside a prompt, it draws the same; a step leaves the old
+state readable; and Ctrl-C loses no finished work."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
-from smc_bridge import Interrupted
-from smc_bridge.decoders import ar_sampling, diffusion
-from smc_bridge.engine.queue import Queue, Request
+from smc_bridge import Decoder, Interrupted, Request, decode
+from smc_bridge.decode import Seat, serve
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.state import SMCState
+from smc_bridge.methods.ar import ARSampling
+from smc_bridge.methods.canvas import Canvas
+from smc_bridge.methods.rules import AllAtOnce, Ordered, Reconsider
+from smc_bridge.models.protocols import CausalLM
 from smc_bridge.models.tabular import TabularCausalSession, TabularDiffusionSession
-from smc_bridge.result import Result
+from smc_bridge.result import Forwards, Result
 from smc_bridge.streams import Role
 from tests.smc_bridge.reference_loop import Settings
 from tests.smc_bridge.test_engine_loop import KERNELS, NEW, PROMPTS, engine, log_phi, seeds
@@ -66,57 +70,127 @@ def test_retained_sequences_do_not_depend_on_the_batch(kernel: str) -> None:
         assert [result.sequences[0] for result in found] == whole
 
 
-Decoder = Callable[..., list[Result]]
+class Greedy:
+    """A decoder as a user writes one: the likeliest token, one after another, without a cache."""
+
+    name, role = "greedy", Role.AR
+
+    def __init__(self, model: CausalLM) -> None:
+        self.model = model
+        self.models = {"autoregressive": model}
+
+    def open(self, requests: Sequence[Request | None], limit: int) -> tuple[int, list[Seat | None]]:
+        return limit, [Seat.of(request) for request in requests]
+
+    def step(self, state: tuple[int, list[Seat | None]]) -> tuple[int, list[Seat | None]]:
+        limit, seats = state
+        return limit, [None if seat is None else self.advance(seat, limit) for seat in seats]
+
+    def advance(self, seat: Seat, limit: int) -> Seat:
+        held = torch.tensor([[*seat.request.prompt, *seat.tokens]], dtype=torch.long)
+        session = self.model.session(held, torch.tensor([held.shape[1]]))
+        token = int(session.score(torch.tensor([0]), torch.zeros(1, 1, dtype=torch.long)).argmax())
+        tokens = [*seat.tokens, token]
+        return seat.after(tokens, complete=token == self.model.eos_id or len(tokens) == limit)
+
+    def finished(self, state: tuple[int, list[Seat | None]]) -> list[int]:
+        return [place for place, seat in enumerate(state[1]) if seat is not None and seat.complete]
+
+    def result(self, state: tuple[int, list[Seat | None]], seat: int) -> Result:
+        own = state[1][seat]
+        assert own is not None
+        forwards = Forwards(0, 0, own.forwards, own.forwards, own.forwards)
+        return own.result({"method": self.name}, forwards=forwards, reasons=["it draws nothing"])
+
+    def reseat(
+        self, state: tuple[int, list[Seat | None]], seats: Sequence[int], requests: Sequence[Request | None]
+    ) -> tuple[int, list[Seat | None]]:
+        fresh = dict(zip(seats, requests, strict=True))
+        return state[0], [Seat.of(fresh[i]) if i in fresh else seat for i, seat in enumerate(state[1])]
 
 
-def decoders() -> dict[str, Decoder]:
+#: Two particles of which each has a draft of two tokens.
+SETTINGS = Settings("rejection", "systematic", 0.8, particles=2, temperatures=(0.9,), window=2, lookahead=3)
+
+
+def decoders() -> dict[str, Decoder[Any]]:
     """Everything that decodes prompts in a batch."""
-    settings = Settings("rejection", "systematic", 0.8, particles=2, temperatures=(0.9,), window=2, lookahead=3)
-    sampler = engine(settings, 1)
-
-    def dlm_decoder(count: int | None, order: Any) -> Decoder:
-        return lambda prompts, **options: diffusion(
-            sampler.proposal, prompts, tokens_per_forward=count, order=order, window=2, **options)
-
-    return {
-        "smc": sampler.run, "ar": lambda prompts, **options: ar_sampling(sampler.target, prompts, **options),
-        "dlm-1": dlm_decoder(1, "left_to_right"), "dlm-2-entropy": dlm_decoder(2, "entropy"),
-        "dlm-all": dlm_decoder(None, "left_to_right"),
+    sampler = engine(SETTINGS, 1)
+    rules = {
+        "dlm-1": Ordered(), "dlm-2-entropy": Ordered("entropy", 2), "dlm-all": AllAtOnce(),
+        "dlm-again": Reconsider(Ordered("confidence"), forwards=2),
     }
+    canvases = {
+        name: Canvas(sampler.proposal, rule, None if name == "dlm-all" else 2) for name, rule in rules.items()
+    }
+    target = sampler.target
+    return {"smc": sampler, "ar": ARSampling(target), "user's": Greedy(target.model), **canvases}
 
 
-@pytest.mark.parametrize("name", ["ar", "dlm-1", "dlm-2-entropy", "dlm-all"])
-def test_other_decoders_do_not_depend_on_the_batch_either(name: str) -> None:
-    decode = decoders()[name]
-    alone = [decode([prompt], seed=s, max_new_tokens=NEW)[0] for prompt, s in zip(MANY, OWN, strict=True)]
+NAMES = list(decoders())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_decoder_depends_on_the_batch(name: str) -> None:
+    decoder = decoders()[name]
+    alone = [decode(decoder, [prompt], seed=s, max_new_tokens=NEW)[0] for prompt, s in zip(MANY, OWN, strict=True)]
     assert len({tuple(result.sequences[0]) for result in alone}) >= 3
     for batch in (None, *BATCHES):
-        same(decode(MANY, seed=OWN, max_new_tokens=NEW, batch=batch), alone, f"batch {batch}")
+        same(decode(decoder, MANY, seed=OWN, max_new_tokens=NEW, batch=batch), alone, f"batch {batch}")
 
 
-@pytest.mark.parametrize("name", decoders())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batch", [None, 1, 3])
 def test_every_result_is_reported_once_as_soon_as_it_is_there(name: str, batch: int | None) -> None:
-    told: list[tuple[int, Result]] = []
-    results = decoders()[name](
-        MANY, seed=OWN, max_new_tokens=NEW, batch=batch, on_result=lambda i, result: told.append((i, result)))
+    told, counts = list[tuple[int, Result]](), list[int]()
+    results = decode(
+        decoders()[name], MANY, seed=OWN, max_new_tokens=NEW, batch=batch, progress=counts.append,
+        on_result=lambda i, result: told.append((i, result)))
     assert sorted(i for i, _ in told) == list(range(len(MANY)))
     assert all(result is results[i] for i, result in told)
     assert all(result.complete for result in results)
+    assert counts == sorted(counts)
+    assert counts[-1] == len(MANY)
     if batch == 1:
         assert [i for i, _ in told] == list(range(len(MANY)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_state_says_what_it_said_before(name: str) -> None:
+    """After a step, and after a refill: tokens, weights, traces, who is finished; to the last bit."""
+    decoder = decoders()[name]
+    requests = [
+        Request(place, prompt, seed, decoder.role) for place, (prompt, seed) in enumerate(zip(MANY, OWN, strict=True))
+    ]
+
+    def read(state: Any) -> Any:
+        found = [replace(decoder.result(state, seat), seconds=0.0) for seat in range(3)]
+        return [(result, list(result.trace)) for result in found], decoder.finished(state)
+
+    state, waiting, refills = decoder.open(requests[:3], NEW), requests[3:], 0
+    while waiting:
+        before = read(state)
+        new = decoder.step(state)
+        assert read(state) == before, "a step wrote to the state before it"
+        assert read(new) != before, "a step did nothing"
+        if left := decoder.finished(new)[: len(waiting)]:
+            before = read(new)
+            refilled = decoder.reseat(new, left, [waiting.pop(0) for _ in left])
+            assert read(new) == before, "a refill wrote to the state before it"
+            new, refills = refilled, refills + 1
+        state = new
+    assert refills > 1
+
+
 def test_no_more_than_a_batch_is_decoded_at_a_time_and_no_seat_stays_empty() -> None:
-    settings = Settings("rejection", "systematic", 0.8, particles=2, temperatures=(0.9,), window=2, lookahead=3)
-    sampler, sizes = engine(settings, 1), list[int]()
+    sampler, sizes = engine(SETTINGS, 1), list[int]()
     step = Sampler.step
 
-    def watched(self: Sampler, state: SMCState, active: Any, **options: Any) -> None:
+    def watched(self: Sampler, state: SMCState) -> SMCState:
         assert state.prefix.length.numel() == 3 * 2
         assert state.marginals.logits.shape[0] <= 2 * 3 * 2, "marginals of finished prompts are kept"
-        sizes.append(active.numel())
-        step(self, state, active, **options)
+        sizes.append(state.active().numel())
+        return step(self, state)
 
     with mock.patch.object(Sampler, "step", watched):
         results = sampler.run(MANY, seed=OWN, max_new_tokens=NEW, batch=3)
@@ -127,9 +201,8 @@ def test_no_more_than_a_batch_is_decoded_at_a_time_and_no_seat_stays_empty() -> 
 
 
 def test_seconds_count_from_when_a_prompt_entered() -> None:
-    settings = Settings("rejection", "systematic", 0.8, particles=2, temperatures=(0.9,), window=2, lookahead=3)
     with mock.patch("time.perf_counter", side_effect=range(10_000)):
-        results = engine(settings, 1).run([[0]] * 6, seed=range(6), max_new_tokens=NEW, batch=1)
+        results = engine(SETTINGS, 1).run([[0]] * 6, seed=range(6), max_new_tokens=NEW, batch=1)
     seconds = [result.seconds for result in results]
     assert max(seconds) < 3 * min(seconds), f"{seconds}: every prompt takes about as long as the first"
 
@@ -155,18 +228,21 @@ def interrupt(call: int, error: type[BaseException] = KeyboardInterrupt) -> Iter
         yield lambda: calls
 
 
-@pytest.mark.parametrize("name", decoders())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batch", [None, 2])
 def test_an_interrupt_hands_over_what_is_done(name: str, batch: int | None) -> None:
     """At whichever forward it comes: finished results are those of the whole run, unfinished ones its beginning."""
-    decode = decoders()[name]
-    whole = decode(MANY, seed=OWN, max_new_tokens=NEW)
+    decoder = decoders()[name]
+    whole = decode(decoder, MANY, seed=OWN, max_new_tokens=NEW)
     unfinished = 0
     for call in range(1, 10_000):
         told = list[int]()
         try:
             with interrupt(call):
-                decode(MANY, seed=OWN, max_new_tokens=NEW, batch=batch, on_result=lambda i, _: told.append(i))  # noqa: B023
+                decode(
+                    decoder, MANY, seed=OWN, max_new_tokens=NEW, batch=batch,
+                    on_result=lambda i, _: told.append(i),  # noqa: B023
+                )
         except Interrupted as error:
             results = error.results
         else:
@@ -181,20 +257,20 @@ def test_an_interrupt_hands_over_what_is_done(name: str, batch: int | None) -> N
             if name == "smc":
                 assert list(result.trace) == list(whole[i].trace)[: len(result.trace)]
                 assert result.log_weights == result.trace[-1].log_weights
-            else:
+            elif name != "dlm-again":  # which takes tokens back
                 assert result.sequences[0] == whole[i].sequences[0][: len(result.sequences[0])]
     assert call > 3
     assert unfinished > 3, "no interrupt left a prompt unfinished"
 
 
-@pytest.mark.parametrize("name", decoders())
+@pytest.mark.parametrize("name", NAMES)
 def test_an_error_hands_over_what_is_done_too(name: str) -> None:
-    decode, told = decoders()[name], list[int]()
-    whole = decode(MANY, seed=OWN, max_new_tokens=NEW)
+    decoder, told = decoders()[name], list[int]()
+    whole = decode(decoder, MANY, seed=OWN, max_new_tokens=NEW)
     with interrupt(10_000) as forwards:
-        decode(MANY, seed=OWN, max_new_tokens=NEW, batch=2)
+        decode(decoder, MANY, seed=OWN, max_new_tokens=NEW, batch=2)
     with pytest.raises(ArithmeticError) as caught, interrupt(forwards() * 3 // 4, ArithmeticError):
-        decode(MANY, seed=OWN, max_new_tokens=NEW, batch=2, on_result=lambda i, _: told.append(i))
+        decode(decoder, MANY, seed=OWN, max_new_tokens=NEW, batch=2, on_result=lambda i, _: told.append(i))
     results = caught.value.results  # type: ignore[attr-defined]
     assert told
     assert sorted(told) == [i for i, result in results.items() if result.complete]
@@ -204,7 +280,6 @@ def test_an_error_hands_over_what_is_done_too(name: str) -> None:
 
 
 def test_prompts_that_occur_twice_share_no_forward_of_a_model_with_a_history() -> None:
-    settings = Settings("rejection", "systematic", 0.8, particles=2, temperatures=(0.9,), window=2, lookahead=3)
     score, scored = TabularDiffusionSession.score, list[int]()
 
     def counted(self: TabularDiffusionSession, rows: Any, canvas: Any) -> Any:
@@ -212,10 +287,10 @@ def test_prompts_that_occur_twice_share_no_forward_of_a_model_with_a_history() -
         return score(self, rows, canvas)
 
     with mock.patch.object(TabularDiffusionSession, "score", counted):
-        engine(settings, None).run([[0]] * 3, seed=range(3), max_new_tokens=NEW)
+        engine(SETTINGS, None).run([[0]] * 3, seed=range(3), max_new_tokens=NEW)
         shared, scored = scored[0], []
         with mock.patch.object(TabularDiffusionSession, "has_history", True, create=True):
-            engine(settings, None).run([[0]] * 3, seed=range(3), max_new_tokens=NEW)
+            engine(SETTINGS, None).run([[0]] * 3, seed=range(3), max_new_tokens=NEW)
     assert (shared, scored[0]) == (1, 3)
 
 
@@ -245,17 +320,50 @@ def test_an_interrupted_commit_leaves_the_last_whole_step() -> None:
 
 
 def test_results_travel_to_other_processes_with_their_trace() -> None:
-    settings = Settings("rejection", "systematic", 0.8, particles=2, temperatures=(0.9,), window=2, lookahead=3)
-    [result] = engine(settings, 1).run([[0]], seed=5, max_new_tokens=NEW)
+    [result] = engine(SETTINGS, 1).run([[0]], seed=5, max_new_tokens=NEW)
     copy = pickle.loads(pickle.dumps(result))
     assert copy == result
     assert copy.trace[-1] == result.trace[-1]
     assert list(reversed(copy.trace)) == list(reversed(result.trace))
 
 
-def test_a_queue_refuses_what_makes_no_sense() -> None:
-    with pytest.raises(ValueError, match="prompts is empty"):
-        Queue([])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_error_of_the_caller_keeps_the_result_that_it_was_told(name: str) -> None:
+    def fails(place: int, result: Result) -> None:
+        told.append(place)
+        if len(told) == 3:
+            raise RuntimeError("no room on the disk")
+
+    told = list[int]()
+    with pytest.raises(RuntimeError, match="no room") as caught:
+        decode(decoders()[name], MANY, seed=OWN, max_new_tokens=NEW, batch=2, on_result=fails)
+    results = caught.value.results  # type: ignore[attr-defined]
+    assert set(told) <= set(results)
+    assert all(results[place].complete for place in told)
+
+
+def test_the_loop_refuses_what_makes_no_sense() -> None:
+    decoder = decoders()["ar"]
+    with pytest.raises(ValueError, match=r"^prompts is empty"):
+        decode(decoder, [])
     for batch in (0, -1, 1.5):
-        with pytest.raises(ValueError, match=f"batch = {batch}: decode at least 1"):
-            Queue([Request(0, [1], 0, Role.SMC)], batch=batch)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"^batch = {batch}: decode at least 1"):
+            serve(decoder, [Request(0, [1], 0, Role.SMC)], max_new_tokens=1, batch=batch)  # type: ignore[arg-type]
+    for argument in ("on_result", "progress"):
+        with pytest.raises(ValueError, match=f"^{argument} = 'x'"):
+            decode(decoder, [[0]], **{argument: "x"})  # type: ignore[arg-type]
+
+
+def test_what_is_no_decoder_is_refused_by_what_it_lacks() -> None:
+    with pytest.raises(ValueError, match=r"^decoder = 'smc' has no name, role, models, open, .*: give an object"):
+        decode("smc", [[0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^decoder = .*Greedy.* has no models: give an object"):
+        decode(Greedy, [[0]])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [[0, 0], [5], [1]], ids=str)
+def test_a_decoder_that_finishes_who_is_not_there_is_named(wrong: list[int]) -> None:
+    decoder = decoders()["user's"]
+    decoder.finished = lambda state: wrong  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"^decoder greedy: finished returned .* where \[0\] are seated"):
+        decode(decoder, [[0]], max_new_tokens=2)

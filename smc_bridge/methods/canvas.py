@@ -1,0 +1,238 @@
+"""Decoders of the diffusion model alone: a canvas of masked places that is filled a few places per forward.
+
+    look    = the laws of all open places, one forward of the model on prompt and canvas
+    commit  = rule(look): which places are filled now, and which filled ones are masked again
+    tokens  ~ the law of each place that is filled, independently
+
+A `CommitRule` is all that one such decoder has of its own. None of them targets the autoregressive law, so their
+results are not proper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from smc_bridge.decode import OnResult, Seat, decode, reseat_sessions
+from smc_bridge.describe import describe, law_settings, name_of
+from smc_bridge.distributions.law import Law
+from smc_bridge.methods.rules import AllAtOnce, CommitRule, Look, Order, Ordered, checked
+from smc_bridge.models.arguments import check_callable, check_text, said, whole_number
+from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, LanguageModel, ModelPair
+from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.randomness import PromptSource, inverse_cdf
+from smc_bridge.requests import Request, prompts_of
+from smc_bridge.result import Forwards, Result
+from smc_bridge.streams import Role
+
+#: Forwards that a rule may take for a canvas, as a multiple of its places.
+PATIENCE = 8
+
+
+class CanvasState(NamedTuple):
+    """P seats of one row each.
+
+    Attributes:
+        seats: who sits there, None for nobody; `tokens` are those that are filled without a gap.
+        generators: of each seat's draws, None for nobody.
+        session: holds the prompts.
+        canvas: what is filled of every continuation, `[P, T]`, `MASKED` elsewhere; T is the length limit.
+    """
+
+    seats: tuple[Seat | None, ...]
+    generators: tuple[torch.Generator | None, ...]
+    session: DiffusionSession
+    canvas: Tensor
+
+
+@dataclass
+class Canvas:
+    """The diffusion model's decoder under a rule, as a `Decoder`.
+
+    Attributes:
+        proposal: its first lane's law is decoded; `lookahead` masks stand behind what is filled without a gap.
+        rule: which places are filled after each forward.
+        window: places that are open at a time, consecutive blocks of so many; None for all `lookahead`.
+        name: for tables.
+        detokenize: from a continuation's ids to its text.
+    """
+
+    proposal: DLMProposal
+    rule: CommitRule = field(default_factory=Ordered)
+    window: int | None = 32
+    name: str = "DLM"
+    detokenize: Callable[[list[int]], str] | None = None
+
+    def __post_init__(self) -> None:
+        check_text("name", self.name)
+        check_callable("detokenize", self.detokenize, "a function of a list of ids")
+        if self.window is not None:
+            self.window = whole_number("window", self.window, remedy="open at least 1 position, a whole number")
+        if isinstance(self.rule, type) or not callable(self.rule) or not hasattr(self.rule, "before_sampling"):
+            raise ValueError(f"rule = {said(self.rule)}: give a commit rule, such as Ordered()")
+
+    @property
+    def role(self) -> Role:
+        """The stream of the diffusion model's own decoders."""
+        return Role.DLM
+
+    @property
+    def models(self) -> dict[str, LanguageModel]:
+        """The diffusion model."""
+        return {"diffusion": self.proposal.model}
+
+    def open(self, requests: Sequence[Request | None], limit: int) -> CanvasState:
+        """See `Decoder.open`."""
+        device, empty = self.proposal.model.device, (None,) * len(requests)
+        prefix = prompts_of(requests, device=device)
+        session = self.proposal.model.session(prefix.tokens.clamp_min(0), prefix.length)
+        canvas = torch.full((len(requests), limit), MASKED, dtype=torch.long, device=device)
+        return _with(CanvasState(empty, empty, session, canvas), range(len(requests)), requests)
+
+    def step(self, state: CanvasState) -> CanvasState:
+        """See `Decoder.step`: one forward, and what the rule makes of it."""
+        seated = [(place, seat) for place, seat in enumerate(state.seats) if seat is not None and not seat.complete]
+        device, limit = self.proposal.model.device, state.canvas.shape[1]
+        if max(seat.forwards for _, seat in seated) >= PATIENCE * limit:
+            raise ValueError(
+                f"rule {type(self.rule).__name__} has not filled {limit} places in {PATIENCE * limit} forwards: mask "
+                "fewer again as look.step grows"
+            )
+        rows = torch.tensor([place for place, _ in seated], device=device)
+        before = state.canvas[rows]
+        shown, eligible = _open_places(before, self.proposal.lookahead, self.window)
+        logits = state.session.score(rows, shown)
+        log_q = self.proposal.log_probs(logits, self.proposal.lanes)[:, 0]
+        generators = [own for place, _ in seated if (own := state.generators[place]) is not None]
+        uniform = PromptSource(generators, device=device).uniform((limit,))[:, : shown.shape[1]]
+        tokens = None if self.rule.before_sampling else inverse_cdf(log_q, uniform)
+        step = torch.tensor([seat.forwards for _, seat in seated], device=device)
+        plain = partial(_untempered, self.proposal.law, log_q, logits)
+        commit = checked(self.rule, Look(log_q, plain, shown, eligible, step, tokens))
+        drawn = inverse_cdf(log_q[commit.places], uniform[commit.places]) if tokens is None else tokens[commit.places]
+        after = before.clone()
+        part = after[:, : shown.shape[1]]
+        if commit.remask is not None:
+            part[commit.remask] = MASKED
+        part[commit.places] = drawn
+        end, whole = _ends(after, self.proposal.model.eos_id)
+        seats = list(state.seats)
+        found = zip(after.tolist(), end.tolist(), whole.tolist(), strict=True)
+        for (place, seat), (row, count, complete) in zip(seated, found, strict=True):
+            seats[place] = seat.after(row[:count], complete=complete)
+        return state._replace(seats=tuple(seats), canvas=state.canvas.index_copy(0, rows, after))
+
+    def finished(self, state: CanvasState) -> list[int]:
+        """See `Decoder.finished`."""
+        return [place for place, seat in enumerate(state.seats) if seat is not None and seat.complete]
+
+    def result(self, state: CanvasState, seat: int) -> Result:
+        """See `Decoder.result`: one continuation, up to the first gap if it is not finished."""
+        own, model = state.seats[seat], self.proposal.model
+        assert own is not None, f"nobody sits in seat {seat}"
+        settings = {
+            "method": self.name, "rule": describe(self.rule), "window": self.window,
+            "lookahead": self.proposal.lookahead, "proposal": law_settings(self.proposal.law),
+            "models": {"dlm": name_of(model)}, "max_new_tokens": state.canvas.shape[1],
+        }
+        return own.result(
+            settings, forwards=Forwards(own.forwards, own.forwards), detokenize=self.detokenize,
+            reasons=["the diffusion model's own decoder does not target the AR law"],
+        )
+
+    def reseat(self, state: CanvasState, seats: Sequence[int], requests: Sequence[Request | None]) -> CanvasState:
+        """See `Decoder.reseat`."""
+        device = state.canvas.device
+        held = torch.tensor([0 if seat is None else len(seat.request.prompt) for seat in state.seats], device=device)
+        rows = torch.tensor(seats, device=device)
+        reseat_sessions([state.session], held, rows, prompts_of(requests, device=device))
+        return _with(state._replace(canvas=state.canvas.index_fill(0, rows, MASKED)), seats, requests)
+
+
+def _with(state: CanvasState, places: Iterable[int], requests: Sequence[Request | None]) -> CanvasState:
+    """The state with prompts before their first forward in some seats; session and canvas are left as they are."""
+    seats, generators = list(state.seats), list(state.generators)
+    for place, request in zip(places, requests, strict=True):
+        seats[place] = Seat.of(request)
+        generators[place] = None if request is None else request.generator()
+    return state._replace(seats=tuple(seats), generators=tuple(generators))
+
+
+def _untempered(law: Law, log_q: Tensor, logits: Tensor) -> Tensor:
+    """The law of the model's logits at temperature 1 and without truncation; `log_q` is that under `law`."""
+    plain = Law(banned_ids=law.banned_ids)
+    return log_q if law == plain else plain.log_probs(logits)
+
+
+def _open_places(canvas: Tensor, lookahead: int, window: int | None) -> tuple[Tensor, Tensor]:
+    """What the model is shown of `canvas: [R, T]`, and where tokens may be filled in, both `[R, width]`."""
+    masked = canvas == MASKED
+    first = masked.to(torch.uint8).argmax(1)  # filled without a gap, [R]
+    width = int((first + lookahead).clamp_max(canvas.shape[1]).max())
+    place = torch.arange(width, device=canvas.device)
+    visible = place < (first + lookahead)[:, None]
+    reach = first + lookahead if window is None else first // window * window + window
+    return torch.where(visible, canvas[:, :width], ABSENT), masked[:, :width] & visible & (place < reach[:, None])
+
+
+def _ends(canvas: Tensor, eos_id: int | None) -> tuple[Tensor, Tensor]:
+    """How many tokens of each continuation of `canvas: [R, T]` are filled without a gap, up to the end of sequence,
+    and whether that is all of it."""
+    columns = canvas.shape[1]
+    gap = torch.where((canvas == MASKED).any(1), (canvas == MASKED).to(torch.uint8).argmax(1), columns)
+    if eos_id is None:
+        return gap, gap == columns
+    ended = canvas == eos_id
+    stop = torch.where(ended.any(1), ended.to(torch.uint8).argmax(1) + 1, columns)
+    return torch.minimum(gap, stop), gap >= stop
+
+
+def as_proposal(proposal: DLMProposal | ModelPair) -> DLMProposal:
+    """The proposal itself, or that of a pair of models at temperature 1.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(proposal, DLMProposal):
+        return proposal
+    if hasattr(proposal, "dlm"):
+        return DLMProposal(proposal.dlm)
+    raise ValueError(f"proposal = {said(proposal)}: give a DLMProposal, or a pair of models")
+
+
+def diffusion(
+    proposal: DLMProposal | ModelPair, prompts: Sequence[Sequence[int]], *, tokens_per_forward: int | None = 1,
+    order: Order = "left_to_right", window: int = 32, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
+    batch: int | None = None, on_result: OnResult | None = None, detokenize: Callable[[list[int]], str] | None = None,
+    name: str = "DLM",
+) -> list[Result]:
+    """The diffusion model's standard decoder: per forward, draw some masked positions and keep them.
+
+    Positions are committed within consecutive windows; a row ends when everything before its first end of sequence is
+    committed.
+
+    Args:
+        proposal: its first lane's law is decoded; `lookahead` masks stand behind what is committed. Or a pair of
+            models, whose diffusion model at temperature 1 is it (and whose `decode` makes texts).
+        tokens_per_forward: positions committed per forward; None commits all `lookahead` positions at once.
+        order: which positions come first within the window.
+        window: positions that are open at a time (all of them if `tokens_per_forward` is None).
+        seed, batch, on_result: as for `Sampler.run`; under one seed it is independent of other methods.
+    Raises:
+        ValueError: an argument out of range.
+        Interrupted: see `Sampler.run`; of an unfinished continuation it holds what is committed without a gap.
+    """
+    if tokens_per_forward is not None:
+        remedy = "commit at least 1, a whole number, or None for all"
+        tokens_per_forward = whole_number("tokens_per_forward", tokens_per_forward, remedy=remedy)
+    texts = getattr(proposal, "decode", None) if detokenize is None else detokenize
+    rule = Ordered(order, 1 if tokens_per_forward is None else tokens_per_forward)
+    decoder = Canvas(as_proposal(proposal), rule, window, name, texts)
+    if tokens_per_forward is None:
+        decoder = replace(decoder, rule=AllAtOnce(), window=None)
+    return decode(decoder, prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch, on_result=on_result)

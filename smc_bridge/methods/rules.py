@@ -1,0 +1,181 @@
+"""Commit rules: which places of a canvas a diffusion model's decoder fills after a forward (see `Canvas`).
+
+A rule is a function from a `Look` to a `Commit`. It may read the law that tokens are drawn from, or the model's own;
+decide before tokens are drawn, or see one for every place; and mask filled places again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from smc_bridge.models.arguments import said, whole_number
+from smc_bridge.plugins import check_tensor, refuse_rows
+
+#: In which order a diffusion model's decoder commits positions.
+Order = Literal["left_to_right", "entropy", "confidence"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a rule sees after a forward: R rows, the first T places of their canvases that the model was shown.
+
+    Attributes:
+        log_q: the law that tokens are drawn from, `[R, T, A]`.
+        log_q_plain: the model's own law, at temperature 1 and without truncation, `[R, T, A]`.
+        canvas: what stands in each place, `[R, T]`: a token, `MASKED`, or `ABSENT` where a row has no place.
+        open: places that may be filled now, BoolTensor `[R, T]`; at least one in each row.
+        step: forwards of each row before this one, `[R]`.
+        tokens: a token drawn for every place, `[R, T]`, or None for a rule that decides before.
+    """
+
+    log_q: Tensor
+    plain: Callable[[], Tensor]
+    canvas: Tensor
+    open: Tensor
+    step: Tensor
+    tokens: Tensor | None = None
+
+    @cached_property
+    def log_q_plain(self) -> Tensor:
+        """The model's own law, at temperature 1 and without truncation, `[R, T, A]`."""
+        return self.plain()
+
+    @property
+    def filled(self) -> Tensor:
+        """Places that hold a token, BoolTensor `[R, T]`: those that may be masked again."""
+        return self.canvas >= 0
+
+
+class Commit(NamedTuple):
+    """What a rule decides.
+
+    Attributes:
+        places: that are filled now, BoolTensor `[R, T]`: open ones, at least one in each row.
+        remask: that are masked again, BoolTensor `[R, T]`: filled ones; None for none.
+    """
+
+    places: Tensor
+    remask: Tensor | None = None
+
+
+class CommitRule(Protocol):
+    """Decides which places of a canvas are filled after a forward."""
+
+    @property
+    def before_sampling(self) -> bool:
+        """Whether it decides before tokens are drawn (from the laws alone), or sees a token for every place."""
+        ...
+
+    def __call__(self, look: Look) -> Commit:
+        """The places to fill, and those to mask again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Fill the first `tokens` open places in some order of their laws.
+
+    Attributes:
+        order: "entropy", least first; "confidence", greatest top probability first; "left_to_right", by place. Both
+            are those of the law that is drawn from, after temperature and truncation.
+        tokens: how many per forward.
+    """
+
+    order: Order = "left_to_right"
+    tokens: int = 1
+    before_sampling: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.order not in get_args(Order):
+            raise ValueError(f"order = {said(self.order)}: give one of {', '.join(get_args(Order))}")
+        tokens = whole_number("tokens", self.tokens, remedy="commit at least 1, a whole number")
+        object.__setattr__(self, "tokens", tokens)  # the class is frozen
+
+    def __call__(self, look: Look) -> Commit:
+        """See `CommitRule`."""
+        eager = self.eagerness(look.log_q).masked_fill(~look.open, -torch.inf)
+        first = eager.topk(min(look.open.shape[1], self.tokens))
+        return Commit(torch.zeros_like(look.open).scatter(1, first.indices, first.values > -torch.inf))
+
+    def eagerness(self, log_q: Tensor) -> Tensor:
+        """How eagerly each place is filled, `[R, T, A]` -> `[R, T]`; the greatest first."""
+        if self.order == "entropy":
+            probs = log_q.exp()
+            return (probs * torch.where(probs > 0, log_q, 0.0)).sum(-1)
+        if self.order == "confidence":
+            return log_q.amax(-1)
+        return -torch.arange(log_q.shape[1], device=log_q.device, dtype=log_q.dtype).expand(log_q.shape[:2])
+
+
+@dataclass(frozen=True)
+class AllAtOnce:
+    """Fill every open place."""
+
+    before_sampling: ClassVar[bool] = True
+
+    def __call__(self, look: Look) -> Commit:
+        """See `CommitRule`."""
+        return Commit(look.open)
+
+
+@dataclass(frozen=True)
+class Reconsider:
+    """Fill places by `rule`, and mask the least sure tokens again while a row is young.
+
+    A token is as sure as its probability in the model's own law, with all the canvas in view.
+
+    Attributes:
+        rule: fills places.
+        tokens: how many are masked again per forward.
+        forwards: of a row in which this happens; afterwards the rule goes on alone, so that the canvas fills.
+    """
+
+    rule: CommitRule = Ordered("confidence", 2)
+    tokens: int = 1
+    forwards: int = 8
+
+    @property
+    def before_sampling(self) -> bool:
+        """As the rule's."""
+        return self.rule.before_sampling
+
+    def __call__(self, look: Look) -> Commit:
+        """See `CommitRule`."""
+        sure = look.log_q_plain.gather(-1, look.canvas.clamp_min(0)[..., None])[..., 0]
+        doubt = (-sure).masked_fill(~look.filled | (look.step >= self.forwards)[:, None], -torch.inf)
+        least = doubt.topk(min(look.open.shape[1], self.tokens))
+        again = torch.zeros_like(look.open).scatter(1, least.indices, least.values > -torch.inf)
+        return Commit(self.rule(look).places, again)
+
+
+def checked(rule: CommitRule, look: Look) -> Commit:
+    """What a rule decides, if it keeps its word.
+
+    Raises:
+        ValueError: it returned anything but what `Commit` says.
+    """
+    name = f"rule {type(rule).__name__}"
+    commit: Any = rule(look)
+    if not isinstance(commit, Commit):
+        raise ValueError(f"{name} returned {said(commit)}: return a Commit")
+    places, again = commit
+    for field, found in (("places", places), ("remask", again)):
+        if found is not None or field == "places":
+            check_tensor(found, f"{field} of {name}", tuple(look.open.shape), "bool", look.open.device)
+    closed = places & ~look.open
+    empty = closed if again is None else again & ~look.filled
+    none = ~places.any(1, keepdim=True)
+    if bool((closed | empty | none).any()):  # one read from the device
+        for bad, said_of in (
+            (closed, "fills place {1} of row {0}, which is not open: keep to look.open"),
+            (empty, "masks place {1} of row {0}, which holds no token: keep to look.filled"),
+            (none, "fills no place of row {0}: fill at least one open place of each row"),
+        ):
+            refuse_rows(bad, lambda at, text=said_of: f"{name} {text.format(*at)}")  # type: ignore[misc]
+    return commit
