@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from smc_bridge.analysis.comparison.settings import Settings
 from smc_bridge.analysis.estimates import wilson

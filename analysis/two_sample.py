@@ -168,7 +168,7 @@ def _pools(expected: Mapping[Hashable, float]) -> list[list[Hashable]]:
     pools: list[list[Hashable]] = []
     open_, mass = [], 0.0
     try:
-        ordered = sorted((size, value) for value, size in expected.items())  # type: ignore[type-var]
+        ordered = sorted((size, value) for value, size in expected.items())
     except TypeError:
         raise ValueError("values have no order among themselves: give texts, numbers or tuples of one kind") from None
     for size, value in ordered:

@@ -88,7 +88,8 @@ def render(certified: Certified, *, title: str = "") -> Table:
     table = Table(
         title=title, title_justify="left", caption_justify="left",
         caption="r: law of one text drawn from a run's weights; p: the AR model; in brackets "
-        f"{found.forward.level:.0%} {found.forward.how} intervals\n" + "\n".join(_told(*each) for each in bounds.items())
+        f"{found.forward.level:.0%} {found.forward.how} intervals\n"
+        + "\n".join(_told(*each) for each in bounds.items())
         + ("" if right is None else f"\naccuracy of {right.n} texts: {right.value:.1%}"),
     )
     table.add_column("bound on", no_wrap=True)

@@ -1,4 +1,4 @@
-"""What the commands that run experiments share: their arguments, methods by name, and what they say when interrupted."""
+"""What the commands that run experiments share: their arguments, and what they say when they are interrupted."""
 
 from __future__ import annotations
 

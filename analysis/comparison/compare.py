@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smc_bridge.analysis.comparison.settings import Settings
 from smc_bridge.analysis.comparison.table import Row, render, summarise
@@ -114,7 +114,8 @@ def compare(
     check_samplers(config, loaded)
     plan = cells(config)
     header = {"kind": KIND, "format": FORMAT, **settings.to_dict(), **fingerprints(config, loaded, {})}
-    with open_store(path, header, argument="--json", noun="comparison", fresh=fresh, whole=True, **of_plan(plan)) as store:
+    kept = open_store(path, header, argument="--json", noun="comparison", fresh=fresh, whole=True, **of_plan(plan))
+    with kept as store:
         clock, todo = None, waiting(plan, store)
         if estimate is not None and todo:
             clock = Clock(todo, paces(todo, loaded), workers=workers)
@@ -141,7 +142,7 @@ def paces(todo: Sequence[Work], problems: Problems) -> dict[str, float]:
             continue
         decoder = make_decoder(work.setting, pair, limits)
 
-        def short(decoder: object = decoder) -> tuple[float, float]:
+        def short(decoder: Any = decoder) -> tuple[float, float]:
             began = time.perf_counter()
             results = decode(decoder, few, seed=range(len(few)), max_new_tokens=limits.max_new_tokens)
             return time.perf_counter() - began, sum(result.tokens for result in results)

@@ -45,9 +45,13 @@ class Work(NamedTuple):
 def cells(config: Config) -> list[Work]:
     """All cells in the order of the rows: settings, then points of the source, then seeds."""
     source = config.source
+    sizes: list[tuple[Point, int]] = (
+        [(point, source.runs) for point in source.points()] if isinstance(source, Tabular)
+        else [(block, len(source.problems(block.block))) for block in source.points()]
+    )
     return [
-        Work(setting, point, seed, len(source.problems(point.block)) if isinstance(point, Block) else source.runs)
-        for setting in config.axes.settings() for point in source.points() for seed in config.axes.seeds
+        Work(setting, point, seed, size)
+        for setting in config.axes.settings() for point, size in sizes for seed in config.axes.seeds
     ]
 
 

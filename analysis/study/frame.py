@@ -90,7 +90,7 @@ def _bounds(evidence: Sequence[float] | None, tokens: Sequence[float], *, exact:
     if evidence is not None:
         whole, each = certify(evidence, exact=exact), ratio_per_token(evidence, tokens, exact=exact)
     bounds: dict[str, Estimate | None] = {"kl_bound": whole, "kl_per_token": each}
-    row = {}
+    row: dict[str, float] = {}
     for name, bound in bounds.items():
         row |= columns(name, bound)
         if bound is not None and not bound.has_interval:
@@ -115,7 +115,8 @@ def pool(frame: pd.DataFrame, *, over: Sequence[str] = ("seed", "block"), cost: 
         share = share / share.sum()
         first = rows.iloc[0]
         record: Record = {name: first[name] for name in given}
-        record |= {"runs": int(rows["runs"].sum()), "sequences": first["sequences"], **{name: bool(rows[name].all()) for name in ("proper", "exact")}}
+        record |= {"runs": int(rows["runs"].sum()), "sequences": first["sequences"]}
+        record |= {name: bool(rows[name].all()) for name in ("proper", "exact")}
         known = [each for each in rows["log_evidences"] if isinstance(each, list)]
         record["log_evidences"] = [z for each in known for z in each] if len(known) == len(rows) else None
         record["run_tokens"] = [t for each in rows["run_tokens"] for t in each]

@@ -119,8 +119,9 @@ class Axes:
     def settings(self) -> list[Setting]:
         """Every sampler once, in the order of the axes, the first one slowest (module docstring)."""
         axes = (self.intermediates, self.particles, self.lanes, self.w, self.windows, self.temperatures)
-        product = itertools.product(check_methods(self.methods), *(axis or (None,) for axis in axes))
-        return list(dict.fromkeys(_existing(method, values) for method, *values in product))
+        methods = check_methods(self.methods)
+        combinations: list[tuple[Any, ...]] = [*itertools.product(*(axis or (None,) for axis in axes))]
+        return list(dict.fromkeys(_existing(method, values) for method in methods for values in combinations))
 
 
 def _existing(method: Spelled, values: Collection[Any]) -> Setting:

@@ -100,7 +100,7 @@ def of_plan(plan: Sequence[Work]) -> dict[str, Any]:
 def loading(
     config: Config, loaded: Problems, pair: Pair | Models | None, task: Task | None, workers: int
 ) -> Callable[[], Problems]:
-    """What gives a process its models and prompts: those that are loaded, or, for other processes, names and entries."""
+    """What gives a process its models and prompts: those that are loaded, or for others the names to load them by."""
     if workers == 1:
         return lambda: loaded
     known = find_task(config.source, task) if isinstance(config.source, Prompts) else None

@@ -18,6 +18,7 @@ from smc_bridge.distributions.target import ARTarget, as_target
 from smc_bridge.models.arguments import check_callable, check_text
 from smc_bridge.models.protocols import CausalSession, LanguageModel, ModelPair
 from smc_bridge.randomness import inverse_cdf
+from smc_bridge.registry import method
 from smc_bridge.requests import Request, prompts_of
 from smc_bridge.result import Forwards, Result
 from smc_bridge.streams import Role
@@ -141,3 +142,17 @@ def ar_sampling(
     texts = getattr(target, "decode", None) if detokenize is None else detokenize
     decoder = ARSampling(as_target(target), name, texts)
     return decode(decoder, prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch, on_result=on_result)
+
+
+@method("ar", role="exact", targets="AR", proper=True, reference="ancestral sampling")
+def ar(
+    pair: ModelPair, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str = "ar"
+) -> ARSampling:
+    """Exact ancestral samples of the AR model, one token per forward.
+
+    Args:
+        temperature: of the target.
+        top_p, top_k: truncation of the target.
+    """
+    target = ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k)
+    return ARSampling(target, name, getattr(pair, "decode", None))

@@ -26,6 +26,7 @@ from smc_bridge.models.arguments import check_callable, check_text, said, whole_
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, LanguageModel, ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource, inverse_cdf
+from smc_bridge.registry import method
 from smc_bridge.requests import Request, prompts_of
 from smc_bridge.result import Forwards, Result
 from smc_bridge.streams import Role
@@ -236,3 +237,31 @@ def diffusion(
     if tokens_per_forward is None:
         decoder = replace(decoder, rule=AllAtOnce(), window=None)
     return decode(decoder, prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch, on_result=on_result)
+
+
+@method(
+    "dlm", role="baseline", targets="DLM", proper=False, reference="masked diffusion decoding",
+    why="it does not target the AR law",
+    aliases={
+        "dlm-<tokens>": {}, "dlm-<tokens>-entropy": {"order": "entropy"}, "dlm-<tokens>-confidence": {
+            "order": "confidence"}, "dlm-all": {"tokens": None},
+    },
+    examples=("dlm-1", "dlm-1-entropy", "dlm-2", "dlm-4", "dlm-8", "dlm-all"),
+)
+def dlm(
+    pair: ModelPair, *, tokens: int | None = 1, order: Order = "left_to_right", lookahead: int = 256,
+    temperature: float = 1.0, max_new_tokens: int = 256, name: str = "dlm",
+) -> Canvas:
+    """The diffusion model's standard decoder: a window of `lookahead` places is filled some places per forward.
+
+    Args:
+        tokens: committed per forward; none commits the whole continuation at once.
+        order: which places of the window come first.
+        lookahead: M, masked positions per forward of the DLM, and the window.
+        temperature: of the DLM.
+        max_new_tokens: length of a continuation that is committed at once.
+    """
+    rule: CommitRule = AllAtOnce() if tokens is None else Ordered(order, tokens)
+    shown = max_new_tokens if tokens is None else lookahead
+    proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=shown)
+    return Canvas(proposal, rule, None if tokens is None else lookahead, name, getattr(pair, "decode", None))
