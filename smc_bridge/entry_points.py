@@ -14,13 +14,13 @@ NAME = "smc-bridge"
 
 
 def declared(group: str) -> list[metadata.EntryPoint]:
-    """Entry points of installed packages by name; in a source tree that is not installed also its pyproject.toml's."""
+    """Entry points of installed packages; in a source tree that is not installed also its pyproject.toml's."""
     found = list(metadata.entry_points(group=group))
     project = Path(__file__).parents[1] / "pyproject.toml"
     if not any(True for _ in metadata.distributions(name=NAME)) and project.is_file():
         own = tomllib.loads(project.read_text(encoding="utf-8"))["project"].get("entry-points", {}).get(group, {})
         found += [metadata.EntryPoint(name, value, group) for name, value in own.items()]
-    return sorted(found, key=lambda entry: entry.name)
+    return found
 
 
 def reason_of(error: BaseException) -> str:

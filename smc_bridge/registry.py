@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, Literal, TypeVar, get_args
 
 from smc_bridge.entry_points import declared, reason_of
@@ -64,13 +65,18 @@ class Method:
     without: tuple[str, ...] = ()
 
     @cached_property
+    def own(self) -> tuple[Option, ...]:
+        """Options of its own signature."""
+        told = {} if self.rest is None else {option.name: option.help for option in read_options(self.rest)}
+        own = read_options(self.make)
+        return tuple(replace(option, help=option.help or told.get(option.name, "")) for option in own)
+
+    @cached_property
     def options(self) -> tuple[Option, ...]:
-        """What can be written behind its name, in the order of its arguments."""
-        passed = () if self.rest is None else [o for o in read_options(self.rest) if o.name not in self.without]
-        helps = {option.name: option.help for option in passed}
-        own = [option if option.help else replace(option, help=helps.get(option.name, ""))
-               for option in read_options(self.make)]
-        return (*own, *(option for option in passed if option.name not in {o.name for o in own}))
+        """What can be written behind its name: its own options, and those that it passes on."""
+        mine = {option.name for option in self.own}.union(self.without)
+        passed = () if self.rest is None else read_options(self.rest)
+        return (*self.own, *(option for option in passed if option.name not in mine))
 
     @property
     def summary(self) -> str:
@@ -145,7 +151,7 @@ class _Methods(Mapping[str, Method]):
             package = import_module("smc_bridge.methods")
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 import_module(module.name)
-            for entry in declared(GROUP):
+            for entry in sorted(declared(GROUP), key=lambda entry: entry.name):
                 _load(entry)
         return _TABLE
 
@@ -218,6 +224,17 @@ class Spelled:
                 )
         return replace(self, options={**self.options, **options})
 
+    def check(self, **shared: Any) -> None:
+        """Refuse bad options before any model is loaded, as far as they do not depend on the models.
+
+        A method of another package may ask more of its models than is at hand here, and is not tried.
+
+        Raises:
+            ValueError: as `make`.
+        """
+        if self.method.make.__module__.startswith("smc_bridge.methods."):
+            self.make(_stand_in(), **shared)
+
     def make(self, pair: Any, **shared: Any) -> Any:
         """The decoder.
 
@@ -236,6 +253,14 @@ class Spelled:
         decoder = self.method.make(pair, **{**options, **self.options})
         decoder.name = self.text
         return decoder
+
+
+def _stand_in() -> Any:
+    """Tables of two tokens in the place of a pair of models."""
+    from smc_bridge.models.tabular import TabularAR, TabularDLM
+
+    ar = TabularAR.random(2, 2, seed=0, eos_id=0)
+    return SimpleNamespace(dlm=TabularDLM(ar), ar=ar)
 
 
 def spelled(text: str) -> Spelled:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,31 +11,18 @@ from smc_bridge.commands.base import (
     PROGRAM,
     Command,
     UsageError,
-    add_w_argument,
     check_writable,
     deliver,
     destination,
     importing,
-    mass,
-    one_of,
-    positive,
-    positives,
     tell,
     whole,
 )
 from smc_bridge.commands.decode_file import BATCH, refuse_other, run_file
 from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
-from smc_bridge.commands.options import (
-    INTERMEDIATES,
-    NODES,
-    PRESETS,
-    Options,
-    build_sampler,
-    check_options,
-)
+from smc_bridge.commands.options import add_method_arguments, method_of
 from smc_bridge.commands.prompts import add_prompts_arguments
 from smc_bridge.commands.threads import use_free_cores
-from smc_bridge.engine.names import KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.files import shown
 from smc_bridge.tasks import lookahead_of
 
@@ -54,27 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument("--n", type=whole(1), help="how many, the first ones (default: all)")
     prompts.add_argument("--batch", type=whole(1), help=f"how many are decoded together (default: {BATCH})")
     add_model_arguments(parser)
-    method = parser.add_argument_group("method", "what is not given is the method's own")
-
-    def named(option: str, names: list[str], text: str, default: str | None = None) -> None:
-        text = f"{text}: {', '.join(names)}"
-        method.add_argument(option, type=one_of(names), default=default, metavar="NAME", help=text)
-
-    named("--method", list(PRESETS), "preset (default: smc)", "smc")
-    method.add_argument("--particles", type=whole(1), metavar="N", help="particles that survive a step")
-    method.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle")
-    add_w_argument(method, "exponent (or share) of the diffusion model in the intermediate, in [0, 1] (default: 0.3)")
-    method.add_argument("--window", type=whole(1), metavar="V", help="tokens verified at once")
-    method.add_argument("--lookahead", type=whole(1), metavar="M", help="masked positions per forward of the DLM")
-    named("--kernel", list(KERNELS), "how a draft becomes a block of the intermediate")
-    named("--intermediate", list(INTERMEDIATES), "law between proposal and target")
-    named("--resampler", list(RESAMPLERS), "how survivors are drawn")
-    named("--trigger", list(TRIGGERS), "when particles are resampled")
-    method.add_argument("--temperature", type=positive, default=1.0, metavar="T", help="of the target (default: 1)")
-    method.add_argument("--lane-temperatures", type=positives, metavar="a,b,..", help="of the proposal, one per lane")
-    method.add_argument("--balance", action="store_true", help="weigh lanes by the balance heuristic")
-    method.add_argument("--nodes", type=whole(1), metavar="B", help=f"of the tree walk (default: {NODES})")
-    method.add_argument("--top-p", type=mass, metavar="P", help="of the target (released: of the drafts), in (0, 1]")
+    add_method_arguments(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="T", help="length limit (default: 128)")
     run.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
@@ -87,12 +53,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Decode and print; returns the exit code."""
-    options = Options(**{item.name: getattr(arguments, item.name) for item in fields(Options)})
-    check_options(options)
+    with importing():
+        method = method_of(arguments)
+        method.check(max_new_tokens=arguments.max_new_tokens)
     if arguments.prompts is not None:
         if arguments.prompt is not None:
             raise UsageError("PROMPT with --prompts: give one of them")
-        return run_file(arguments, options)
+        return run_file(arguments, method)
     for name in ("grader", "n", "batch"):
         if getattr(arguments, name) is not None:
             raise UsageError(f"--{name} = {getattr(arguments, name)} is for a file of prompts: give --prompts too")
@@ -112,9 +79,9 @@ def run(arguments: argparse.Namespace) -> int:
         refuse_other(arguments.json, Result.load)
     use_free_cores()
     pair = load_models(arguments)
-    if options.lookahead is None:
-        options = replace(options, lookahead=lookahead_of(pair_name(arguments)))
-    sampler = build_sampler(pair, options)
+    sampler = method.make(
+        pair, lookahead=lookahead_of(pair_name(arguments)), max_new_tokens=arguments.max_new_tokens
+    )
     ids = pair.encode(arguments.prompt).tolist()
     [prompt] = check_prompts(
         [ids], sampler.models, max_new_tokens=arguments.max_new_tokens, called=lambda _: "PROMPT"

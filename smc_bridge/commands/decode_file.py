@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from rich.text import Text
 
 from smc_bridge.commands.base import INTERRUPTED, PROGRAM, UsageError, check_writable, deliver, importing, tell
 from smc_bridge.commands.models import models_of, pair_name
-from smc_bridge.commands.options import Options, build_sampler
 from smc_bridge.commands.prompts import count_of, described, task_of
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import is_stream, shown, write_text
@@ -27,13 +25,14 @@ from smc_bridge.tasks import Item, Task, encode_prompts, lookahead_of
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from smc_bridge.registry import Spelled
     from smc_bridge.result import Result
 
 #: Prompts that are decoded together.
 BATCH = 32
 
 
-def run_file(arguments: argparse.Namespace, options: Options) -> int:
+def run_file(arguments: argparse.Namespace, method: Spelled) -> int:
     """Decode the prompts of a file and print what came of each; returns the exit code."""
     models, name = models_of(arguments), pair_name(arguments)
     task = task_of(arguments, name)
@@ -49,9 +48,7 @@ def run_file(arguments: argparse.Namespace, options: Options) -> int:
         refuse_other(path, lambda file: Result.from_dict(json.loads(file.open(encoding="utf-8").readline())))
     use_free_cores()
     pair = models.load()
-    if options.lookahead is None:
-        options = replace(options, lookahead=lookahead_of(name))
-    sampler = build_sampler(pair, options)
+    sampler = method.make(pair, lookahead=lookahead_of(name), max_new_tokens=arguments.max_new_tokens)
     prompts = encode_prompts(pair, task, items)
 
     def finish(found: Sequence[Result], chosen: Sequence[Item]) -> list[Result]:

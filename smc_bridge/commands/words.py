@@ -9,6 +9,8 @@ import re
 OTHER_NAMES = {
     "proposal_temperature": ("lane_temperatures",), "weight": ("w",), "w": ("weight",), "path": ("json", "out"),
 }
+#: What a switch stands for in the library's words.
+SWITCHES = {"balance": "weight = balance"}
 
 
 def in_flags(text: str, parser: argparse.ArgumentParser) -> str:
@@ -26,6 +28,9 @@ def in_flags(text: str, parser: argparse.ArgumentParser) -> str:
         found = next((other for other in others if other in flags), None)
         if name not in flags and found is not None:
             flags[name] = flags[found]
+    for name, meant in SWITCHES.items():
+        if name in flags:
+            text = text.replace(meant, flags[name][0])
     for name, (flag, is_switch) in flags.items():
         # Not a part of another word, an attribute, a flag already, or quoted.
         alone = rf"(?<![\w\-.'\"`/]){re.escape(name)}"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import smc_bridge
+from smc_bridge.models.arguments import said
 
 #: Public name of each part.
 KERNELS = {
@@ -79,17 +80,18 @@ def check_fit(
     """
     if kernel == "accept-all" and isinstance(intermediate, str) and intermediate != "proposal":
         raise ValueError(
-            f"kernel = {kernel!r} with intermediate = {intermediate!r}: it commits the proposal's own draft; give "
-            "intermediate = 'proposal', or kernel = 'rejection'"
+            f"kernel = {kernel} with intermediate = {intermediate}: it commits the proposal's own draft; give "
+            "intermediate = proposal, or kernel = rejection"
         )
     if w is not None and not (intermediate is None or isinstance(intermediate, str)):
-        raise ValueError(f"w = {w!r} with intermediate = {intermediate!r}: give one of them")
+        raise ValueError(f"w = {w!r} with intermediate = {said(intermediate)}: give one of them")
     if w is not None and "w" in idle(kernel, intermediate):
-        other = f"kernel = {kernel!r}" if intermediate is None else f"intermediate = {intermediate!r}"
-        raise ValueError(f"w = {w!r} with {other}, which has none: leave it out, or give intermediate = 'poe'")
+        other = f"kernel = {kernel}" if intermediate is None else f"intermediate = {intermediate}"
+        raise ValueError(f"w = {w!r} with {other}, which has none: leave it out, or give intermediate = poe")
     if nodes is not None and kernel != "tree":
-        raise ValueError(f"nodes = {nodes!r} is for a tree: leave it out, or give kernel = 'tree'")
+        one = "rejection" if kernel is None else kernel if isinstance(kernel, str) else said(kernel)
+        raise ValueError(f"nodes = {nodes!r} with kernel = {one}, which has none: leave it out, or use kernel = tree")
     if weight == "balance" and lanes == 1:
-        raise ValueError("weight = 'balance' with one lane has nothing to balance: leave it out, or give 2 lanes")
+        raise ValueError("weight = balance with one lane has nothing to balance: leave it out, or give 2 lanes or more")
     if isinstance(resampler, str) and trigger == "never":
-        raise ValueError(f"resampler = {resampler!r} with trigger = 'never' is not used: leave one of them out")
+        raise ValueError(f"resampler = {resampler} with trigger = never is not used: leave one of them out")

@@ -100,21 +100,23 @@ def smc(
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
+    Parts are given by name (`smc_bridge.engine.names`) or as objects.
+
     Args:
         pair: the models.
         particles: N, that survive a step.
         lanes: K, drafts of each particle.
-        w: exponent (or share) of the DLM in the intermediate, 0.3 by default; contradicts an intermediate as an object.
+        w: exponent (or share) of the DLM in the intermediate, 0.3 unless it is given.
         window: V, tokens verified at once.
         lookahead: M, masked positions per forward of the DLM.
         temperature: of the target, and of the proposal unless that has its own.
         proposal_temperature: of the proposal, one or one per lane.
-        intermediate: law between proposal and target, by default poe; by name or as an object.
-        kernel: how a draft becomes a block of the intermediate, by default rejection; by name or as an object.
-        nodes: budget of the kernel tree, 128 by default.
-        weight: how lanes are weighed, by default own; by name or as an object.
-        resampler: how survivors are drawn, by default systematic; by name or as an object.
-        trigger: when particles are resampled, by default ess, below half; by name or as an object.
+        intermediate: law between proposal and target, poe unless it is given; an object has its own w.
+        kernel: how a draft becomes a block of the intermediate, rejection unless it is given.
+        nodes: budget of the kernel tree, 128 unless it is given.
+        weight: how lanes are weighed, own unless it is given.
+        resampler: how survivors are drawn, systematic unless it is given.
+        trigger: when particles are resampled, ess (below half) unless it is given.
         potential: of the target, an object.
         proposal_top_p: truncation of the proposal; needs the intermediate defensive to stay proper.
         top_p: truncation of the target.

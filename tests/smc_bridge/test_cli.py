@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,22 +17,30 @@ from rich.console import Console
 
 from smc_bridge import Result, Sampler
 from smc_bridge.cli import main
-from smc_bridge.commands.options import INTERMEDIATES, PRESETS, Options, build_sampler
-from smc_bridge.commands.plugins import declared
+from smc_bridge.commands.decode import command
+from smc_bridge.commands.dispatch import build_parser
+from smc_bridge.commands.options import method_of
+from smc_bridge.commands.plugins import GROUP
 from smc_bridge.commands.rendering import accepted_lengths, render_result
 from smc_bridge.commands.trace_rendering import lane_shares, lane_text, render_trace
-from smc_bridge.engine.names import KERNELS, TRIGGERS
-from smc_bridge.engine.resampling import RESAMPLERS
+from smc_bridge.engine.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS
+from smc_bridge.entry_points import declared
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.models import pairs
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.tabular import TabularCausalSession
+from smc_bridge.registry import METHODS
 from tests.toys import EOS, LIMIT, toy_pair
 
 BASE = ["decode", "2 1", "--pair", "toy", "--window", "3", "--lookahead", str(LIMIT), "--max-new-tokens", str(LIMIT)]
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+def sampler_of(pair: Pair, *argv: str) -> Any:
+    """The decoder that `decode` makes of its flags."""
+    return method_of(build_parser([command]).parse_args(["decode", "2 1", *argv])).make(pair)
 
 
 @pytest.fixture
@@ -119,7 +128,8 @@ CONTRADICTIONS = {
     "nodes without a tree": (["--nodes", "8"], "--nodes = 8"),
     "balance with one lane": (["--balance"], "--balance with one lane"),
     "lane temperatures of another number": (
-        ["--lanes", "3", "--lane-temperatures", "0.5,1"], "--lane-temperatures = 0.5,1 has 2 entries for 3 lanes",
+        ["--lanes", "3", "--lane-temperatures", "0.5,1"],
+        "--lane-temperatures = [0.5, 1.0] has 2 entries for --lanes = 3",
     ),
     "lane temperatures of the paper": (["--method", "paper", "--lane-temperatures", "1,1,1,1"], "--method = paper"),
     "weight of the proposal": (["--intermediate", "proposal", "--w", "0.3"], "--w = 0.3"),
@@ -175,7 +185,7 @@ def test_file_that_cannot_be_written_is_refused_before_decoding(run: Run, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_decodes(run: Run, method: str) -> None:
     code, out, err = run(*BASE, "--method", method, "--trace")
     assert (code, err) == (0, "")
@@ -208,7 +218,7 @@ def test_saved_result_equals_that_of_the_library(run: Run, tmp_path: Path) -> No
     file = tmp_path / "r.json"
     code, out, _ = run(*BASE, "--particles", "3", "--seed", "5", "--temperature", "0.8", "--json", str(file))
     assert code == 0
-    [expected] = presets.smc(toy_pair(), 3, window=3, lookahead=LIMIT, temperature=0.8).run(
+    [expected] = presets.smc(toy_pair(), 3, window=3, lookahead=LIMIT, temperature=0.8, name="smc").run(
         [[2, 1]], seed=5, max_new_tokens=LIMIT
     )
     found = Result.load(file)
@@ -225,19 +235,20 @@ def test_same_seed_prints_the_same_and_another_seed_does_not(run: Run) -> None:
     assert particles("--seed", "1") != particles("--seed", "2")
 
 
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
 def test_options_that_are_not_given_are_the_presets_own(method: str) -> None:
     pair = toy_pair()
-    built, preset = build_sampler(pair, Options(method=method)), PRESETS[method](pair)  # type: ignore[arg-type]
+    built, preset = sampler_of(pair, "--method", method), METHODS[method].make(pair)
 
     def shape(sampler: Sampler) -> tuple[object, ...]:
         return (
-            sampler.particles, sampler.lanes, sampler.window, sampler.proposal.lookahead, sampler.name,
+            sampler.particles, sampler.lanes, sampler.window, sampler.proposal.lookahead,
             sampler.proposal.lane_temperatures, sampler.proposal.law, sampler.target.law, repr(sampler.intermediate),
             vars(sampler.kernel).keys(), type(sampler.kernel), type(sampler.weight), type(sampler.resampler),
         )
 
     assert shape(built) == shape(preset)
+    assert built.name == method
 
 
 def kept_trace() -> Result:
@@ -248,12 +259,12 @@ def kept_trace() -> Result:
 
 
 def test_the_tree_kernel_ranks_as_the_preset_does_where_lanes_share_a_temperature() -> None:
-    named = build_sampler(load_pair(), Options(kernel="tree", nodes=7, temperature=0.5)).kernel
+    named = sampler_of(load_pair(), "--kernel", "tree", "--nodes", "7", "--temperature", "0.5").kernel
     preset = presets.tree_kernel(7, proposal_temperature=0.5)
     assert isinstance(named, TreeWalk)
     assert (named.nodes, named.exponent, named.min_probability) == (7, preset.exponent, preset.min_probability)
     assert preset.exponent != TreeWalk(7).exponent
-    own = build_sampler(load_pair(), Options(kernel="tree", lane_temperatures=(0.5, 1.0))).kernel
+    own = sampler_of(load_pair(), "--kernel", "tree", "--lane-temperatures", "0.5,1").kernel
     assert isinstance(own, TreeWalk)
     assert own.exponent == TreeWalk(7).exponent
 
@@ -406,7 +417,7 @@ def test_a_saved_result_says_how_it_was_made(run: Run, tmp_path: Path) -> None:
 
 def test_module_runs_as_a_program_and_offers_compare() -> None:
     root = Path(__file__).parents[2]
-    assert "compare" in [entry.name for entry in declared()]
+    assert "compare" in [entry.name for entry in declared(GROUP)]
     argv = [sys.executable, "-m", "smc_bridge.cli", "decode", "x", "--lanes", "0"]
     done = subprocess.run(argv, cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -14,14 +14,17 @@ from smc_bridge import Sampler
 from smc_bridge.cli import main
 from smc_bridge.commands.decode import command
 from smc_bridge.commands.dispatch import build_parser
-from smc_bridge.commands.options import INTERMEDIATES, PRESETS, WITHOUT_W, Options, build_sampler
-from smc_bridge.engine.names import KERNELS, RESAMPLERS, TRIGGERS
+from smc_bridge.commands.options import SAME, method_of
+from smc_bridge.commands.words import in_flags
+from smc_bridge.engine.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS, WITHOUT_W
 from smc_bridge.models import pairs
 from tests.toys import LIMIT, toy_pair
 
+#: Methods that are programs of the engine.
+PROGRAMS = ("smc", "paper", "released", "speculative", "plain-is", "tree-walk")
 #: Options whose every combination is tried.
 CROSSED: dict[str, list[list[str]]] = {
-    "method": [["--method", name] for name in PRESETS],
+    "method": [["--method", name] for name in PROGRAMS],
     "intermediate": [[], *(["--intermediate", name] for name in INTERMEDIATES)],
     "kernel": [[], *(["--kernel", name] for name in KERNELS)],
     "w": [[], ["--w", "0.4"]],
@@ -60,23 +63,22 @@ def test_every_combination_builds_or_is_refused_in_one_line_that_names_an_option
     tried = 0
     for argv in combinations():
         arguments = parser.parse_args(["decode", "2 1", *argv])
-        options = Options(**{item.name: getattr(arguments, item.name) for item in fields(Options)})
         try:
-            sampler = build_sampler(pair, options)
+            sampler = method_of(arguments).make(pair)
         except ValueError as error:
-            message = str(error)
+            message = in_flags(str(error), arguments.parser)
             option = message.split()[0]
             assert option in argv, f"{argv}: {message!r} names no option that was given"
             assert "\n" not in message
             assert ": " in message, f"{message!r} names no remedy"
         else:
             assert isinstance(sampler, Sampler)
-            given = {option: getattr(options, option) for option in Options.__dataclass_fields__}
+            given = {option: getattr(arguments, option) for option in ("method", *SAME)}
             built |= {(f"{a}={x}", f"{b}={y}") for a, x in given.items() for b, y in given.items()}
         tried += 1
     assert tried == COMBINATIONS
     for option, names in {
-        "method": PRESETS, "intermediate": INTERMEDIATES, "kernel": KERNELS, "resampler": RESAMPLERS,
+        "method": PROGRAMS, "intermediate": INTERMEDIATES, "kernel": KERNELS, "resampler": RESAMPLERS,
         "trigger": TRIGGERS,
     }.items():
         for name in names:
@@ -103,10 +105,14 @@ def test_combinations_that_build_decode_too(
 
 @pytest.mark.parametrize("intermediate", ["poe", "mixture", "power-mean", "defensive"])
 def test_w_is_that_of_the_intermediate(intermediate: str) -> None:
-    sampler = build_sampler(toy_pair(), Options(intermediate=intermediate, w=0.4))
+    def made(*argv: str) -> Any:
+        arguments = build_parser([command]).parse_args(["decode", "2 1", "--intermediate", intermediate, *argv])
+        return method_of(arguments).make(toy_pair())
+
+    sampler = made("--w", "0.4")
     part = getattr(sampler.intermediate, "base", sampler.intermediate)
     assert part.w == 0.4
-    other = build_sampler(toy_pair(), Options(method="paper", intermediate=intermediate, w=0.4)).intermediate
+    other = made("--method", "paper", "--w", "0.4").intermediate
     assert getattr(other, "base", other).w == 0.4
 
 

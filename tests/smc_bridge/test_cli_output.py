@@ -172,7 +172,7 @@ def test_a_broken_plug_in_does_not_take_the_others_down(
         "number": f"{here}:not_a_command",
     }
     monkeypatch.setattr(
-        "smc_bridge.commands.plugins.declared", lambda: [EntryPoint(*entry, GROUP) for entry in entries.items()]
+        "smc_bridge.commands.plugins.declared", lambda group: [EntryPoint(*entry, GROUP) for entry in entries.items()]
     )
     assert main(["works"]) == 0
     out, err = capsys.readouterr()

@@ -102,7 +102,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "too many": (["--n", "4"], "--n = 4: 'p.jsonl' has 3 prompts; give 1 to 3"),
     "pair and models": (["--ar", "x"], "--pair = toy with --dlm or --ar"),
     "foreign file": (["--json", "bare.jsonl"], "--json = bare.jsonl: is not a saved result; give another file"),
-    "contradiction": (["--nodes", "4"], "--nodes = 4 with a --kernel = rejection"),
+    "contradiction": (["--nodes", "4"], "--nodes = 4 with --kernel = rejection"),
 }
 
 

@@ -1,0 +1,249 @@
+"""The registry: spellings, options from signatures, plug-ins; and that a method's name stands in one file."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smc_bridge import registry
+from smc_bridge.cli import main
+from smc_bridge.commands.methods import page, table
+from smc_bridge.registry import GROUP, METHODS, Method, method, spelled, spelled_list, unavailable
+from smc_bridge.signature import argument_help, read_options
+from tests.toys import LIMIT, toy_pair
+
+ROOT = Path(__file__).parents[1]
+PRODUCT = ("smc_bridge", "models", "analysis", "benchmarks")
+#: Names that are words for something else as well: kinds of models, and the family of programs.
+WORDS = ("ar", "dlm", "smc")
+
+
+def own() -> list[Method]:
+    """Methods of the package, whatever else is installed."""
+    return [each for each in METHODS.values() if each.make.__module__.startswith("smc_bridge.")]
+
+
+@pytest.fixture
+def anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten afterwards."""
+    len(METHODS)
+    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
+    monkeypatch.setattr(registry, "_BROKEN", {})
+
+
+def strings(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines and texts of the strings of a file that are not docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    documents = {
+        id(node.body[0].value) for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents:
+            yield node.lineno, node.value
+
+
+def methods_in(text: str) -> set[str]:
+    """Methods whose names a string is, or lists; a name with a hyphen is no word of a sentence, wherever it stands."""
+    names = {name: each.name for each in own() for name in (each.name, *each.aliases) if name not in WORDS}
+    pieces = re.split(r"[,|]\s*", text.strip()) if re.fullmatch(r"[\w,=.| -]+", text) else []
+    found = {names[piece] for piece in pieces if piece in names}
+    typed = [name for name in names if "-" in name and re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)]
+    return found.union(names[name] for name in typed)
+
+
+def test_a_method_stands_in_one_file() -> None:
+    """Its name, also in lists; the export list of `smc_bridge` names functions, and `smc-4` is a choice among options."""
+    elsewhere = []
+    for path in sorted(path for folder in PRODUCT for path in (ROOT / folder).rglob("*.py")):
+        if path == ROOT / "smc_bridge" / "__init__.py":
+            continue
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        elsewhere += [
+            f"{path.relative_to(ROOT)}:{line}: {name}" for line, text in strings(path) for name in methods_in(text)
+            if METHODS[name].make.__module__ != module
+        ]
+    assert elsewhere == [], "\n".join(elsewhere)
+
+
+@pytest.mark.parametrize(("text", "name", "options"), [
+    ("smc", "smc", {}),
+    ("smc-8", "smc", {"particles": 8}),
+    ("smc-2x3", "smc", {"particles": 2, "lanes": 3}),
+    ("smc-4,w=0.5", "smc", {"particles": 4, "w": 0.5}),
+    ("tree-32", "tree-walk", {"nodes": 32}),
+    ("smc, kernel=block ,top_k=none,compile=true", "smc", {"kernel": "block", "top_k": None, "compile": True}),
+    ("smc,lanes=2,proposal_temperature=0.2/0.7", "smc", {"lanes": 2, "proposal_temperature": [0.2, 0.7]}),
+    ("smc,proposal_temperature=1", "smc", {"proposal_temperature": 1.0}),
+])
+def test_spellings(text: str, name: str, options: dict[str, Any]) -> None:
+    found = spelled(text)
+    assert (found.method.name, dict(found.options)) == (name, options)
+    assert found.make(toy_pair()).name == found.text
+
+
+def test_a_piece_of_a_list_with_an_equals_sign_belongs_to_the_method_before_it() -> None:
+    found = spelled_list("smc-4,smc,particles=4,w=0.5,paper")
+    assert [each.text for each in found] == ["smc-4", "smc,particles=4,w=0.5", "paper"]
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("beam", "method = 'beam': choose from"),
+    ("papr", "method = 'papr': did you mean paper? choose from"),
+    ("smc-0", "method = 'smc-0': did you mean smc"),
+    ("smc,partcles=3", "partcles is no option of smc: did you mean particles? it has particles, lanes"),
+    ("smc,kernel=blok", "kernel = 'blok': did you mean block? choose from rejection"),
+    ("smc,particles=many", "particles = 'many': give a whole number"),
+    ("smc,compile=maybe", "compile = 'maybe': give true or false"),
+    ("smc,proposal_temperature=a/b", "proposal_temperature = 'a/b': give none or a number or numbers with / between"),
+    ("smc,w", "write options as option=value, not 'w'"),
+    ("smc-4,particles=3", "says particles twice"),
+    ("plain-is,kernel=block", "kernel is no option of plain-is"),
+])
+def test_what_is_unknown_is_one_line_with_the_nearest(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        spelled(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", ",", "smc-4,smc-4"])
+def test_a_list_has_methods_and_none_twice(text: str) -> None:
+    with pytest.raises(ValueError, match="give at least one, and none twice"):
+        spelled_list(text)
+
+
+def test_shared_options_go_where_they_are_read() -> None:
+    pair = toy_pair()
+    shared = {"w": 0.6, "temperature": 0.7, "window": 2, "lookahead": LIMIT, "unheard_of": 1}
+    assert spelled("smc").make(pair, **shared).intermediate.w == 0.6
+    assert spelled("smc,w=0.4").make(pair, **shared).intermediate.w == 0.4
+    assert spelled("smc,intermediate=mixture").make(pair, **shared).intermediate.w == 0.6
+    for text in ("speculative", "smc,intermediate=chernoff", "smc,kernel=accept-all"):
+        made = spelled(text).make(pair, **shared)
+        assert (made.window, made.target.law.temperature) == (2, 0.7)
+    with pytest.raises(ValueError, match=r"w = 0\.4 with intermediate = chernoff, which has none"):
+        spelled("smc,intermediate=chernoff,w=0.4").make(pair)
+
+
+def test_bad_values_are_refused_without_models() -> None:
+    for text, words in {"smc,w=2": "w = 2", "smc,window=0": "window = 0", "smc,nodes=3": "nodes = 3"}.items():
+        with pytest.raises(ValueError, match=words):
+            spelled(text).check()
+
+
+def test_every_method_says_what_it_is() -> None:
+    for each in own():
+        assert each.summary.endswith("."), each.name
+        assert each.reference, each.name
+        assert each.proper or each.why, each.name
+        assert all(option.help for option in each.options), f"{each.name}: {[o for o in each.options if not o.help]}"
+        for text in each.examples:
+            assert spelled(text).method is each
+        spelled(each.name).check()
+
+
+def test_options_are_read_from_the_signature() -> None:
+    def make(pair: object, *, tokens: int | None = 2, share: float = 0.5, kernel: object = None, phi: object = None,
+             name: str = "") -> None:
+        """One.
+
+        Args:
+            tokens, share: committed at once, of the window.
+            kernel: how drafts
+                become blocks.
+        """
+
+    found = read_options(make)
+    assert [(o.name, o.type, o.default_text, o.help) for o in found[:2]] == [
+        ("tokens", "none or int", "2", "committed at once"), ("share", "float", "0.5", "of the window"),
+    ]
+    assert (found[2].name, found[2].help) == ("kernel", "how drafts become blocks")
+    assert len(found) == 3, "an object without a name cannot be written"
+    assert argument_help("One.\n\nArgs:\n    a, b: of the target.\n") == {"a": "of the target", "b": "of the target"}
+
+
+def test_a_method_is_registered_and_a_taken_name_refused(anew: None) -> None:
+    @method("mine", role="baseline", targets="AR", proper=False, reference="here", why="a test", aliases=("m-<n>",))
+    def mine(pair: object, *, n: int = 1) -> Any:
+        """Mine."""
+        return type("Decoder", (), {"n": n})()
+
+    assert spelled("m-3").make(None).n == 3
+    facts: dict[str, Any] = {"role": "exact", "targets": "AR", "proper": True, "reference": "here"}
+    with pytest.raises(ValueError, match="method = 'mine' is the name of"):
+        method("mine", **facts)(lambda pair: None)
+    with pytest.raises(ValueError, match="does not say why"):
+        method("other", **{**facts, "proper": False})
+    with pytest.raises(ValueError, match="give a name of lower-case letters"):
+        method("Other", **facts)
+
+
+def test_a_broken_plug_in_is_listed_and_breaks_nothing(
+    anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plug_in_that_raises.py").write_text(
+        "from smc_bridge.registry import method\n"
+        "@method('half', role='exact', targets='AR', proper=True, reference='here')\n"
+        "def half(pair): ...\n"
+        "raise RuntimeError('no luck\\ntoday')\n"
+    )
+    (tmp_path / "plug_in_without_a_method.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("plug_in_that_raises", "plug_in_without_a_method", "plug_in_that_is_not_there"):
+        registry._load(EntryPoint(name.removeprefix("plug_in_that_"), name, GROUP))
+    assert "half" not in METHODS
+    assert unavailable()["raises"] == "RuntimeError: no luck today"
+    assert "registers no method" in unavailable()["plug_in_without_a_method"]
+    assert "ModuleNotFoundError" in unavailable()["is_not_there"]
+    assert spelled("smc-4").options == {"particles": 4}
+    with pytest.raises(ValueError, match="method = 'raises' is unavailable: RuntimeError: no luck today"):
+        spelled("raises")
+    assert main(["methods"], commands=[]) == 0
+    assert "raises is unavailable: RuntimeError: no luck today" in capsys.readouterr().out
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Standard output of a command line that succeeds."""
+
+    def call(*argv: str) -> str:
+        code = main([*argv], commands=[])
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, "")
+        return out
+
+    return call
+
+
+def test_methods_are_listed_and_explained(run: Callable[..., str]) -> None:
+    listed = run("methods")
+    data = json.loads(run("methods", "--json"))
+    assert [each["name"] for each in data["methods"]] == list(METHODS)
+    for each in METHODS.values():
+        for words in (each.name, each.role, each.targets):
+            assert words in listed
+        explained = run("methods", each.name)
+        assert all(option.name in explained for option in each.options)
+        found = json.loads(run("methods", each.name, "--json"))
+        assert [option["name"] for option in found["options"]] == [option.name for option in each.options]
+        assert run("methods", each.name, "--markdown").startswith(f"## {each.name}\n")
+    assert run("methods", "--markdown") == f"{table(METHODS.values())}\n"
+
+
+def test_the_table_of_the_front_page_is_the_commands() -> None:
+    found = re.search(r"<!-- methods -->\n(.*?)\n<!-- /methods -->", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found is not None, "README.md has no table between <!-- methods --> and <!-- /methods -->"
+    assert found[1] == table(own()), "run `smc-bridge methods --markdown`"
+
+
+def test_the_page_of_the_methods_is_the_commands() -> None:
+    text = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
+    assert text == f"{page(own())}\n", "run `smc-bridge methods --markdown --full > docs/methods/index.md`"
