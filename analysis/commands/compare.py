@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,14 +48,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
 
+def _chosen(text: str) -> Iterator[str]:
+    """The methods of `--methods`; ValueError if one is none."""
+    from smc_bridge.analysis.study.plan import of_methods
+    from smc_bridge.registry import spelled_list
+
+    try:
+        yield from (each.text for each in spelled_list(text))
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith("methods") else of_methods(error, text)) from error
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run or continue a comparison and print its table; 0, or 130 after Ctrl-C."""
     with importing():
         from smc_bridge.analysis.comparison.compare import compare, default_methods
         from smc_bridge.analysis.runner import about
-        from smc_bridge.registry import spelled_list
-    given = arguments.methods
-    methods = default_methods() if given is None else tuple(each.text for each in spelled_list(given))
+    methods = default_methods() if arguments.methods is None else tuple(_chosen(arguments.methods))
     settings, task, models = experiment(arguments, methods, PROBLEMS)
     check_workers(arguments.workers, name="--workers")
     path: Path = arguments.json

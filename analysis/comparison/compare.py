@@ -44,7 +44,7 @@ PROBED, LENGTH = 2, 16
 
 def default_methods() -> tuple[str, ...]:
     """Spellings of all methods, those that each shows where nobody chooses."""
-    return tuple(text for method in METHODS.values() for text in method.examples)
+    return tuple(text for name in sorted(METHODS) for text in METHODS[name].examples)
 
 
 @dataclass(frozen=True, repr=False)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 #: Attribute of a frame: what its costs count, "forwards" or "rows".
 WORK = "cost_unit"
+#: Entries of a record that are no columns.
+UNSHOWN = ("sequences", *ANSWERS)
 #: Columns that name a cell.
 KEYS = (*SETTING_COLUMNS, *TabularPoint._fields, *Block._fields, "seed")
 #: Figures that a pooled row averages over its runs.
@@ -60,7 +62,7 @@ def to_frame(records: Sequence[Record], cost: Cost) -> pd.DataFrame:
 
 def _row(record: Record, cost: Cost) -> dict[str, Any]:
     """A record, or one that was pooled, with means over runs and the columns that follow from it."""
-    row = {name: math.nan if value is None else value for name, value in record.items() if name not in ANSWERS}
+    row = {name: math.nan if value is None else value for name, value in record.items() if name not in UNSHOWN}
     row |= {name: float(np.mean(row[name])) for name in PER_RUN}
     row["log_evidences"] = evidence = (
         None if record["log_evidences"] is None else [float(z) for z in record["log_evidences"]]
@@ -115,7 +117,7 @@ def pool(frame: pd.DataFrame, *, over: Sequence[str] = ("seed", "block"), cost: 
         share = share / share.sum()
         first = rows.iloc[0]
         record: Record = {name: first[name] for name in given}
-        record |= {"runs": int(rows["runs"].sum()), "sequences": first["sequences"]}
+        record |= {"runs": int(rows["runs"].sum())}
         record |= {name: bool(rows[name].all()) for name in ("proper", "exact")}
         known = [each for each in rows["log_evidences"] if isinstance(each, list)]
         record["log_evidences"] = [z for each in known for z in each] if len(known) == len(rows) else None

@@ -58,19 +58,25 @@ class Setting:
 SETTING_COLUMNS = tuple(item.name for item in fields(Setting))
 
 
-def check_methods(names: Collection[Any], *, name: str = "methods") -> list[Spelled]:
+def check_methods(names: Collection[Any]) -> list[Spelled]:
     """The methods that are spelled.
 
     Raises:
-        ValueError: `name` holds what is no method, or gives it an option that it does not have.
+        ValueError: one is no method, or is given an option that it does not have.
     """
     found = []
     for text in names:
         try:
-            found.append(spelled(text if isinstance(text, str) else str(text)))
+            found.append(spelled(str(text)))
         except ValueError as error:
-            raise ValueError(f"{name}{str(error).removeprefix('method')}") from error
+            raise ValueError(of_methods(error, str(text))) from error
     return found
+
+
+def of_methods(error: ValueError, text: str) -> str:
+    """What the registry says of one method, as said of `methods`."""
+    said = str(error).removeprefix("method")
+    return f"methods{said}" if said.startswith(" = ") else f"methods = {text!r}: {error}"
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from scipy import stats
 
 from benchmarks.bias_vs_particles import METHODS, Cell, main, measure, rates
 from smc_bridge.analysis.law_bias import (
-    Distance,
     fit_rate,
     output_distance,
     output_distance_by_identity,
     run_distance,
     run_rms,
 )
+from smc_bridge.estimate import Estimate
 from tests.analysis.helpers import make_result
 
 RUNS = 600
@@ -95,11 +95,11 @@ def test_error_of_one_run_falls_at_the_monte_carlo_rate(cells: dict[tuple[str, i
 
 def test_fit_recovers_a_known_power_law() -> None:
     counts = [2, 4, 8, 16]
-    exact = [Distance(0.3 * n**-0.8, 0.001) for n in counts]
+    exact = [Estimate.normal(0.3 * n**-0.8, 0.001) for n in counts]
     found = fit_rate(counts, exact)
     assert found is not None
-    assert (found.exponent, found.scale) == pytest.approx((0.8, 0.3), rel=1e-6)
-    assert fit_rate(counts, [Distance(0.001, 0.001)] * 4) is None
+    assert (found.exponent.value, found.scale) == pytest.approx((0.8, 0.3), rel=1e-6)
+    assert fit_rate(counts, [Estimate.normal(0.001, 0.001)] * 4) is None
     with pytest.raises(ValueError, match="two different"):
         fit_rate([4, 4], exact[:2])
 
