@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import progress
-from benchmarks.overhead_arithmetic import Arithmetic, arithmetic
+from benchmarks.overhead_arithmetic import PROGRAMS, Arithmetic, arithmetic
 from benchmarks.overhead_forwards import Overhead, cases, overhead
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.commands.base import positive, whole
@@ -27,8 +27,6 @@ from smc_bridge.tasks import TASKS
 
 #: A run over its session calls on the embedded pair; a step over the textbook's; memory in [K, V, A] float32 tensors.
 WANTED_OVERHEAD, WANTED_SHARE, WANTED_MEMORY = 1.15, 1 / 3, 1.5
-#: Programs on the mock pair: one temperature for all lanes, and one for each.
-PROGRAMS = ("smc", "paper")
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:

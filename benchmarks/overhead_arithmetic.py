@@ -55,14 +55,17 @@ class Arithmetic:
         }
 
 
-class MockStep:
-    """The first step of a program on a mock pair, in both forms."""
+#: By name: whether every lane has its own temperature, or one is for all.
+PROGRAMS = {"one temperature": False, "own temperatures": True}
 
-    def __init__(self, name: str, *, lanes: int, window: int, alphabet: int, seed: int, dtype: torch.dtype) -> None:
-        self.name, self.lanes, self.window, self.seed = name, lanes, window, seed
+
+class MockStep:
+    """The first step of a program on a mock pair, in both forms; `mixed` lanes have their own temperatures."""
+
+    def __init__(self, mixed: bool, *, lanes: int, window: int, alphabet: int, seed: int, dtype: torch.dtype) -> None:
+        self.lanes, self.window, self.seed = lanes, window, seed
         self.pair = MockPair.make(alphabet=alphabet, lanes=lanes, window=window, seed=seed, dtype=dtype)
         options: dict[str, Any] = {"temperature": TEMPERATURE, "lookahead": window, "window": window, "w": W}
-        mixed = name == "paper"
         self.sampler: Sampler = (
             presets.paper(self.pair, lanes=lanes, **options) if mixed
             else presets.smc(self.pair, 1, lanes=lanes, **options)
@@ -107,8 +110,8 @@ def blocks(run: Result, book: Step) -> tuple[list[list[int]], list[list[int]]]:
 def arithmetic(
     name: str, *, lanes: int, window: int, alphabet: int, rounds: int, seed: int, advance: Advance
 ) -> Arithmetic:
-    """Time and memory of one program ("paper": every lane has its own temperature; "smc": one for all)."""
-    mock = MockStep(name, lanes=lanes, window=window, alphabet=alphabet, seed=seed, dtype=torch.float32)
+    """Time and memory of one of the `PROGRAMS`."""
+    mock = MockStep(PROGRAMS[name], lanes=lanes, window=window, alphabet=alphabet, seed=seed, dtype=torch.float32)
 
     def ours() -> float:
         state = mock.start()

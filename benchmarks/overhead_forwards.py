@@ -11,11 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
-from benchmarks.methods import sampler
+from benchmarks.harness import TABLES, Advance, Spread, decoder, interleaved, methods, ratios, timed
 from benchmarks.replay import Tape, networks_timed, observe, replay
-from smc_bridge.engine.sampler import Sampler
-from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.decode import Decoder, decode
 from smc_bridge.models.pairs import Pair
 from smc_bridge.tasks import Task
 
@@ -26,19 +24,15 @@ class Case:
 
     name: str
     prompts: int
-    build: Callable[[Pair], Sampler]
+    build: Callable[[Pair], Decoder[Any]]
 
 
 def cases(task: Task, *, temperature: float, prompts: Sequence[int]) -> list[Case]:
-    """Four particles with four lanes each, and the leanest programs, at every batch size."""
-    options: dict[str, Any] = {"temperature": temperature, "lookahead": task.lookahead, "window": task.window}
-    programs: dict[str, Callable[[Pair], Sampler]] = {
-        "smc, N = 4, K = 4": lambda pair: presets.smc(pair, 4, lanes=4, **options),
-        "paper": lambda pair: sampler("paper", pair, task, temperature=temperature),
-        "smc-4": lambda pair: sampler("smc-4", pair, task, temperature=temperature),
-        "tree-32": lambda pair: sampler("tree-32", pair, task, temperature=temperature),
-    }
-    return [Case(name, count, build) for count in prompts for name, build in programs.items()]
+    """Every program at every batch size."""
+    return [
+        Case(name, count, lambda pair, name=name: decoder(name, pair, task, temperature=temperature))
+        for count in prompts for name in methods(TABLES["overhead"]["methods"])
+    ]
 
 
 @dataclass(frozen=True)
@@ -69,10 +63,10 @@ def overhead(
     """Measure one case on its first prompts."""
     prompts = [pair.encode(text).tolist() for text in texts[: case.prompts]]
     program, tape = case.build(pair), Tape()
-    case.build(observe(pair, tape)).run(prompts, seed=seed, max_new_tokens=max_new_tokens)
+    decode(case.build(observe(pair, tape)), prompts, seed=seed, max_new_tokens=max_new_tokens)
 
     def run() -> tuple[float, float]:
-        seconds, _ = timed(lambda: program.run(prompts, seed=seed, max_new_tokens=max_new_tokens))
+        seconds, _ = timed(lambda: decode(program, prompts, seed=seed, max_new_tokens=max_new_tokens))
         return seconds, 0.0
 
     def again() -> tuple[float, float]:

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Spread, progress, ratios, timed
-from benchmarks.methods import KNOWN, decoder, known
+from benchmarks.harness import TABLES, Spread, decoder, methods, progress, ratios, timed
 from benchmarks.replay import Tape, observe
 from benchmarks.report import Report, Sheet, execute, several
 from smc_bridge.commands.base import one_of, positive, whole
+from smc_bridge.decode import decode
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.tasks import TASKS
 
@@ -77,8 +77,8 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     parser.add_argument("--caches", type=several(one_of(CACHES)), default=CACHES, metavar="a,b,..", help="of "
                         f"{', '.join(CACHES)}; none is always there")
     parser.add_argument(
-        "--methods", type=several(known), default="paper" if quick else "paper,smc-4,tree-32", metavar="a,b,..",
-        help=f"of {KNOWN}, such as draft with the diffusion model",
+        "--methods", type=methods, default=TABLES["proposal_cache"]["quick" if quick else "methods"],
+        metavar="a,b,..", help="such as draft with the diffusion model",
     )
     parser.add_argument("--window", type=whole(1), default=32, help="tokens of a prefix that the cache 'window' shows")
     parser.add_argument("--temperature", type=positive, default=0.2, help="of the target (default: 0.2)")
@@ -92,11 +92,6 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Every method with every cache on every block."""
-    methods = options.methods
-    if not set(methods).isdisjoint(("ar", "generate")):
-        raise ValueError("--methods = ar or generate: they use no diffusion model; choose others")
-    if any("+" in method for method in methods):
-        raise ValueError("--methods with +prefix: leave it out, every method is run with every cache")
     kinds = tuple(dict.fromkeys(("none", *options.caches)))
     task = TASKS["arithmetic"]
     pair = load_pair(task.pair)
@@ -105,16 +100,20 @@ def measure(options: argparse.Namespace) -> Report:
 
     def run(method: str, cache: str, part: Sequence[Sequence[int]]) -> Run:
         tape = Tape(keep=False)
-        decode = decoder(
-            method, observe(pairs[cache], tape), task, temperature=options.temperature, seed=options.seed,
-            max_new_tokens=options.tokens,
+        program = decoder(
+            method, observe(pairs[cache], tape), task, temperature=options.temperature, limit=options.tokens
         )
-        seconds, results = timed(lambda: decode(part, options.batch))
+        limit = options.tokens or task.max_new_tokens
+        seconds, results = timed(
+            lambda: decode(program, part, seed=options.seed, max_new_tokens=limit, batch=options.batch)
+        )
+        if not tape.forwards("dlm"):
+            raise ValueError(f"--methods = {method}: uses no diffusion model; choose others")
         tokens = sum(result.tokens for result in results)
         forwards = sum(result.forwards.dlm_forwards for result in results)
         return Run(tape.seconds("dlm") / tape.forwards("dlm"), tokens / forwards, tokens / seconds)
 
-    runs: dict[tuple[str, str], list[Run]] = {(m, c): [] for m in methods for c in kinds}
+    runs: dict[tuple[str, str], list[Run]] = {(m, c): [] for m in options.methods for c in kinds}
     with progress("proposal_cache", options.blocks * len(runs)) as advance:
         for block in range(options.blocks):
             part = prompts[block * options.block : (block + 1) * options.block]
@@ -128,7 +127,7 @@ def measure(options: argparse.Namespace) -> Report:
     found = [Cell(method, cache, own, runs[method, "none"]) for (method, cache), own in runs.items()]
     return Report(
         [_sheet(found, options)], {"cells": [cell.to_dict() for cell in found]},
-        lambda figure: _draw(figure, found, methods, kinds), size=(9.6, 3.6),
+        lambda figure: _draw(figure, found, options.methods, kinds), size=(9.6, 3.6),
     )
 
 

@@ -337,7 +337,7 @@ def test_results_of_a_file_of_prompts_are_drawn_together_or_refused(run: Run, tm
 
 def test_the_documented_study_is_one() -> None:
     config = Config.from_toml(ROOT / "docs" / "study.toml")
-    assert len(config.axes.settings()) == 19
+    assert len(config.axes.settings()) == 29
 
 
 def test_entry_points_name_the_commands() -> None:
