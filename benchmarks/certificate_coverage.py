@@ -4,7 +4,7 @@
         [--runs 1000] [--fresh] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 Each program runs often, on the embedded pair over the held-out problems and on tabular pairs from an empty prompt. The
-evidence of these runs is a *pool*, kept in `certificate_pools.json`; independent samples of n are drawn from it, each
+evidence of these runs is a *pool*, kept in `certificate_pools.jsonl`; independent samples of n are drawn from it, each
 becomes a certificate, and the truth is the mean over the pool, of the plain terms `-log Z_hat` or of those that are
 never negative, `Z_hat - 1 - log Z_hat`, whichever has the smaller standard error. An *upper miss* is an upper end below
 the truth, the error that makes a certificate claim too much (nominal 2.5 %). `t of -log Z` is Student's interval of the
@@ -15,14 +15,12 @@ are never negative, held against theirs.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +28,13 @@ from scipy import stats
 
 from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair
 from benchmarks.candidates import CANDIDATES, LEVEL, Array, student
-from benchmarks.harness import Advance, progress
+from benchmarks.harness import progress, timed
 from benchmarks.report import Report, Sheet, Verdict, execute, several
+from smc_bridge.analysis.runner import run_cells
+from smc_bridge.analysis.store import Record, open_store
 from smc_bridge.certificate import FEW, certify
 from smc_bridge.commands.base import one_of, whole
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.files import write_text
 from smc_bridge.intervals import NAME
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.models.pairs import load_pair
@@ -65,13 +64,11 @@ def _mixture(common: Sequence[float], rare: Sequence[float], q_common: Sequence[
     )
 
 
-def _tabular(make: Callable[[], Sampler], runs: int, seed: int, advance: Advance) -> list[Result]:
-    found = make().run([[]] * runs, seed=list(range(seed * runs, (seed + 1) * runs)), max_new_tokens=LENGTH)
-    advance()
-    return found
+def _tabular(make: Callable[[], Sampler], runs: int, seed: int) -> list[Result]:
+    return make().run([[]] * runs, seed=list(range(seed * runs, (seed + 1) * runs)), max_new_tokens=LENGTH)
 
 
-def _embedded(temperature: float, w: float, runs: int, seed: int, advance: Advance) -> list[Result]:
+def _embedded(temperature: float, w: float, runs: int, seed: int) -> list[Result]:
     """Runs on the held-out problems, as often as it takes, with another seed each time."""
     task = TASKS["arithmetic"]
     pair = load_pair(task.pair)
@@ -84,12 +81,11 @@ def _embedded(temperature: float, w: float, runs: int, seed: int, advance: Advan
         some = prompts[: runs - len(found)]
         again = seed + len(found) // len(prompts)
         found.extend(sampler.run(some, seed=again, max_new_tokens=task.max_new_tokens, batch=64))
-    advance()
     return found
 
 
-#: By name: what the program is, and its runs (how many, seed, told when done).
-PROGRAMS: dict[str, tuple[str, Callable[[int, int, Advance], list[Result]]]] = {
+#: By name: what the program is, and its runs (how many, seed).
+PROGRAMS: dict[str, tuple[str, Callable[[int, int], list[Result]]]] = {
     "embedded-cold": ("embedded pair, temperature 0.2, w = 0.3", partial(_embedded, 0.2, 0.3)),
     "embedded": ("embedded pair, temperature 1, w = 0.3", partial(_embedded, 1.0, 0.3)),
     "embedded-light": ("embedded pair, temperature 1, w = 0.1", partial(_embedded, 1.0, 0.1)),
@@ -147,22 +143,39 @@ class Cell:
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
 
+class Pool(NamedTuple):
+    """A cell of `smc_bridge.analysis.runner`: the runs of a program."""
+
+    label: str
+    size: int
+    seed: int
+
+    def key(self) -> dict[str, Any]:
+        """What names its record."""
+        return {"program": self.label, "runs": self.size, "seed": self.seed}
+
+
+def run_pool(pool: Pool) -> Record:
+    """The evidence of every run."""
+    seconds, results = timed(lambda: PROGRAMS[pool.label][1](pool.size, pool.seed))
+    evidence = [result.log_evidence for result in results]
+    return {**pool.key(), "seconds": seconds / pool.size, "log_evidences": evidence}
+
+
 def pools(options: argparse.Namespace) -> Pools:
     """Evidence of every program's runs, from the file where it has them."""
-    file: Path = options.out / "certificate_pools.json"
-    known: dict[str, list[float]] = {}
-    if file.exists() and not options.fresh:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    found = {}
-    with progress("pools", len(options.programs)) as advance:
-        for name in options.programs:
-            runs = options.runs if name.startswith("embedded") else options.tabular
-            key = f"{name}, {runs} runs, seed {options.seed}"
-            if key not in known:
-                known[key] = [result.log_evidence for result in PROGRAMS[name][1](runs, options.seed, advance)]
-                write_text(file, json.dumps(known))
-            found[name] = np.array(known[key])
-    return found
+    sizes = {name: options.runs if name.startswith("embedded") else options.tabular for name in PROGRAMS}
+    every = [Pool(name, size, options.seed) for name, size in sizes.items()]
+    header = {"kind": "smc-bridge pools", "format": 1, "runs": options.runs, "tabular": options.tabular,
+              "seed": options.seed}
+    with open_store(
+        options.out / "certificate_pools.jsonl", header, [pool.key() for pool in every], argument="--out",
+        noun="set of pools", fresh=options.fresh, valid=lambda record: len(record["log_evidences"]) == record["runs"],
+    ) as store:
+        chosen = [pool for pool in every if pool.label in options.programs]
+        records = run_cells(chosen, lambda: run_pool, store, show=True)
+    found = {record["program"]: np.array(record["log_evidences"]) for record in records}
+    return {name: found[name] for name in options.programs}
 
 
 def study(program: str, pool: Array, count: int, trials: int) -> list[Cell]:

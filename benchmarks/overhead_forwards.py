@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.harness import TABLES, Advance, Spread, decoder, interleaved, methods, ratios, timed
@@ -29,10 +30,11 @@ class Case:
 
 def cases(task: Task, *, temperature: float, prompts: Sequence[int]) -> list[Case]:
     """Every program at every batch size."""
-    return [
-        Case(name, count, lambda pair, name=name: decoder(name, pair, task, temperature=temperature))
-        for count in prompts for name in methods(TABLES["overhead"]["methods"])
-    ]
+    programs = {
+        name: partial(decoder, name, task=task, temperature=temperature)
+        for name in methods(TABLES["overhead"]["methods"])
+    }
+    return [Case(name, count, build) for count in prompts for name, build in programs.items()]
 
 
 @dataclass(frozen=True)

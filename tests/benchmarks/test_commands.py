@@ -21,6 +21,7 @@ COMMANDS = {
     "profile": ((), "networks"),
     "equal_cost": ((), "KL bound"),
     "certificate_coverage": ((), "upper misses"),
+    "bias_vs_particles": ((), "bias ~ N^-a"),
 }
 
 
