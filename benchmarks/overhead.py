@@ -108,7 +108,7 @@ def _arithmetic_sheet(steps: Sequence[Arithmetic]) -> Sheet:
     first = steps[0]
     return Sheet(
         f"Mock pair, A = {first.alphabet:,}, K = {first.lanes}, V = {first.window}, one particle", columns, rows,
-        note="smc: one temperature for all lanes; paper: one for each. Extra memory: peak of all that the step "
+        note="One temperature for all lanes, or one for each. Extra memory: peak of all that the step "
         "allocates beyond the models' logits, temporary buffers of operations included, in [K, V, A] float32 tensors. "
         "Equal blocks: lanes that commit the same tokens in both forms.",
     )

@@ -1,6 +1,6 @@
 """Tree nodes: tokens committed against AR nodes verified, for tree walk, token-level rejection and block verification.
 
-    python -m benchmarks.tree_nodes [--nodes 8,16,32,64,128,256] [--lanes 1,4] [--weights 0,0.3,0.7]
+    python -m benchmarks.tree_nodes [--nodes 8,16,32,64,128,256] [--lanes 1,4] [--w 0,0.3,0.7]
         [--temperatures 0.2,1] [--blocks 4] [--block 32] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 One particle on the embedded pair. A step of the linear kernels verifies K drafts of V = 32 tokens, K * V nodes, of
@@ -103,7 +103,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     for name, parse, default, small, what in (
         ("--nodes", whole(1), "8,16,32,64,128,256", "32", "budgets of tree walk"),
         ("--lanes", whole(1), "1,4", "1", "drafts K"),
-        ("--weights", share, "0,0.3,0.7", "0.3", "w of the product of experts"),
+        ("--w", share, "0,0.3,0.7", "0.3", "w of the product of experts"),
         ("--temperatures", positive, "0.2,1", "1", "of the target"),
     ):
         parser.add_argument(
@@ -123,7 +123,7 @@ def measure(options: argparse.Namespace) -> Report:
         *(Shape("tree", nodes) for nodes in options.nodes),
         *(Shape(kernel, lanes) for kernel in ("rejection", "block") for lanes in options.lanes),
     ]
-    laws = [(w, temperature) for temperature in options.temperatures for w in options.weights]
+    laws = [(w, temperature) for temperature in options.temperatures for w in options.w]
     with progress("tree_nodes", len(laws) * len(shapes) * len(blocks)) as advance:
         cells = [
             measure_cell(
