@@ -143,8 +143,6 @@ def serve(
     on_result: OnResult | None = None, progress: Progress | None = None,
 ) -> list[Result]:
     """Run requests, which are checked; the other arguments, results and errors as `decode`."""
-    if not requests:
-        raise ValueError("prompts is empty: give at least one")
     if batch is not None:
         batch = whole_number("batch", batch, remedy="decode at least 1 prompt at a time, or None for all at once")
     check_callable("on_result", on_result, "a function of a prompt's place and its result")

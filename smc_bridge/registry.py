@@ -21,10 +21,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from smc_bridge.entry_points import declared, reason_of
 from smc_bridge.signature import Option, nearest, read_options, written
+
+if TYPE_CHECKING:
+    from smc_bridge.decode import Decoder
+    from smc_bridge.models.protocols import ModelPair
 
 GROUP = "smc_bridge.methods"
 
@@ -53,7 +57,7 @@ class Method:
     """
 
     name: str
-    make: Callable[..., Any]
+    make: Callable[..., Decoder[Any]]
     role: Role
     targets: str
     proper: bool
@@ -140,6 +144,11 @@ def _home(make: Callable[..., Any]) -> str:
     return f"{make.__module__}.{make.__qualname__}"
 
 
+def _place(make: Callable[..., Any]) -> tuple[bool, str, int]:
+    code = getattr(make, "__code__", None)
+    return not make.__module__.startswith("smc_bridge."), make.__module__, getattr(code, "co_firstlineno", 0)
+
+
 class _Methods(Mapping[str, Method]):
     """All methods by name; the modules that register them are imported when it is first read."""
 
@@ -147,10 +156,10 @@ class _Methods(Mapping[str, Method]):
 
     def _known(self) -> dict[str, Method]:
         if not self._read:
-            self._read = True
             package = import_module("smc_bridge.methods")
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 import_module(module.name)
+            self._read = True  # what other packages register may read the package's own
             for entry in sorted(declared(GROUP), key=lambda entry: entry.name):
                 _load(entry)
         return _TABLE
@@ -159,7 +168,8 @@ class _Methods(Mapping[str, Method]):
         return self._known()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._known())
+        """The package's own first, as they stand in its files, whatever was imported first."""
+        return iter(sorted(self._known(), key=lambda name: _place(_TABLE[name].make)))
 
     def __len__(self) -> int:
         return len(self._known())
@@ -235,7 +245,7 @@ class Spelled:
         if self.method.make.__module__.startswith("smc_bridge.methods."):
             self.make(_stand_in(), **shared)
 
-    def make(self, pair: Any, **shared: Any) -> Any:
+    def make(self, pair: ModelPair, **shared: Any) -> Decoder[Any]:
         """The decoder.
 
         Args:
@@ -250,7 +260,7 @@ class Spelled:
         has = {option.name for option in self.method.options} - self.options.keys()
         has -= set(idle(self.options.get("kernel"), self.options.get("intermediate"))) & {"w"}
         options = {name: value for name, value in shared.items() if name in has and value is not None}
-        decoder = self.method.make(pair, **{**options, **self.options})
+        decoder: Decoder[Any] = self.method.make(pair, **{**options, **self.options})
         decoder.name = self.text
         return decoder
 

@@ -160,9 +160,11 @@ def requests_of(
             by a warning.
         role: who draws.
     Raises:
-        ValueError: also for seeds that do not fit the prompts.
+        ValueError: also if there is no prompt, or seeds do not fit them.
     """
     ids = check_prompts(prompts, models, max_new_tokens=max_new_tokens)
+    if not ids:
+        raise ValueError("prompts is empty: give at least one")
     requests = [
         Request(place, prompt, own, role)
         for place, (prompt, own) in enumerate(zip(ids, seeds_of(seed, len(ids)), strict=True))

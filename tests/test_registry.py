@@ -61,7 +61,7 @@ def methods_in(text: str) -> set[str]:
 
 
 def test_a_method_stands_in_one_file() -> None:
-    """Its name, also in lists; the export list of `smc_bridge` names functions, and `smc-4` is a choice among options."""
+    """Its name, also in lists. The exports of `smc_bridge` name functions, and `smc-4` is a choice among options."""
     elsewhere = []
     for path in sorted(path for folder in PRODUCT for path in (ROOT / folder).rglob("*.py")):
         if path == ROOT / "smc_bridge" / "__init__.py":

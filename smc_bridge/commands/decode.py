@@ -18,7 +18,7 @@ from smc_bridge.commands.base import (
     tell,
     whole,
 )
-from smc_bridge.commands.decode_file import BATCH, refuse_other, run_file
+from smc_bridge.commands.decode_file import BATCH, refuse_other, run_decoder, run_file
 from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
 from smc_bridge.commands.options import add_method_arguments, method_of
 from smc_bridge.commands.prompts import add_prompts_arguments
@@ -79,17 +79,15 @@ def run(arguments: argparse.Namespace) -> int:
         refuse_other(arguments.json, Result.load)
     use_free_cores()
     pair = load_models(arguments)
-    sampler = method.make(
+    decoder = method.make(
         pair, lookahead=lookahead_of(pair_name(arguments)), max_new_tokens=arguments.max_new_tokens
     )
     ids = pair.encode(arguments.prompt).tolist()
     [prompt] = check_prompts(
-        [ids], sampler.models, max_new_tokens=arguments.max_new_tokens, called=lambda _: "PROMPT"
+        [ids], decoder.models, max_new_tokens=arguments.max_new_tokens, called=lambda _: "PROMPT"
     )
     try:
-        [result] = sampler.run(
-            [prompt], seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace
-        )
+        [result] = run_decoder(arguments, decoder, [prompt])
     except Interrupted as interrupt:
         tell(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}")
         return INTERRUPTED

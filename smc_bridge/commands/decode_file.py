@@ -25,6 +25,7 @@ from smc_bridge.tasks import Item, Task, encode_prompts, lookahead_of
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from smc_bridge.decode import Decoder
     from smc_bridge.registry import Spelled
     from smc_bridge.result import Result
 
@@ -48,7 +49,7 @@ def run_file(arguments: argparse.Namespace, method: Spelled) -> int:
         refuse_other(path, lambda file: Result.from_dict(json.loads(file.open(encoding="utf-8").readline())))
     use_free_cores()
     pair = models.load()
-    sampler = method.make(pair, lookahead=lookahead_of(name), max_new_tokens=arguments.max_new_tokens)
+    decoder = method.make(pair, lookahead=lookahead_of(name), max_new_tokens=arguments.max_new_tokens)
     prompts = encode_prompts(pair, task, items)
 
     def finish(found: Sequence[Result], chosen: Sequence[Item]) -> list[Result]:
@@ -64,10 +65,7 @@ def run_file(arguments: argparse.Namespace, method: Spelled) -> int:
         write_text(path, "".join(lines), argument="--json")
 
     try:
-        results = finish(sampler.run(
-            prompts, seed=arguments.seed, max_new_tokens=arguments.max_new_tokens, keep_drafts=arguments.trace,
-            batch=arguments.batch or BATCH,
-        ), items)
+        results = finish(run_decoder(arguments, decoder, prompts, batch=arguments.batch or BATCH), items)
     except Interrupted as interrupt:
         what = "nothing is saved"
         if path is not None and interrupt.results:
@@ -89,6 +87,25 @@ def run_file(arguments: argparse.Namespace, method: Spelled) -> int:
 
     deliver(path, lambda: save(results), show)
     return 0
+
+
+def run_decoder(
+    arguments: argparse.Namespace, decoder: Decoder[Any], prompts: Sequence[Sequence[int]], *, batch: int | None = None
+) -> list[Result]:
+    """The results of prompts, with the steps of their lanes under `--trace`.
+
+    Raises:
+        UsageError: a trace is asked of a method that keeps no steps.
+    """
+    from smc_bridge.decode import decode
+    from smc_bridge.engine.sampler import Sampler
+
+    options: dict[str, Any] = {"seed": arguments.seed, "max_new_tokens": arguments.max_new_tokens, "batch": batch}
+    if isinstance(decoder, Sampler):
+        return decoder.run(prompts, **options, keep_drafts=arguments.trace)
+    if arguments.trace:
+        raise UsageError(f"--trace with --method = {decoder.name}, which has no lanes to show: leave it out")
+    return decode(decoder, prompts, **options)
 
 
 def drawn(result: Result, *, seed: int) -> Any:

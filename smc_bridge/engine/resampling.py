@@ -192,9 +192,3 @@ def _split(weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
     nearest = expected.round()
     whole = torch.where((expected - nearest).abs() < 1e-12 * count, nearest, expected.floor())
     return whole.long(), (expected - whole).clamp_min(0.0)
-
-
-#: The schemes by the names of the command line.
-RESAMPLERS: dict[str, type[UniformResampler]] = {
-    "multinomial": Multinomial, "stratified": Stratified, "systematic": Systematic, "residual": Residual, "ssp": SSP,
-}

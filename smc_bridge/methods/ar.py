@@ -15,6 +15,7 @@ from torch import Tensor
 from smc_bridge.decode import OnResult, Seat, decode, reseat_sessions
 from smc_bridge.describe import law_settings, name_of
 from smc_bridge.distributions.target import ARTarget, as_target
+from smc_bridge.methods.poe_bridge import check_pair
 from smc_bridge.models.arguments import check_callable, check_text
 from smc_bridge.models.protocols import CausalSession, LanguageModel, ModelPair
 from smc_bridge.randomness import inverse_cdf
@@ -125,6 +126,21 @@ def _with(state: ARState, places: Iterable[int], requests: Sequence[Request | No
     return state._replace(seats=tuple(seats), uniforms=uniforms)
 
 
+@method("ar", role="exact", targets="AR", proper=True, reference="ancestral sampling")
+def ar(pair: ModelPair, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None) -> ARSampling:
+    """Exact samples of the autoregressive model, one token per forward.
+
+    Args:
+        pair: the models, of which the autoregressive model decodes.
+        temperature: of the target.
+        top_p: of the target.
+        top_k: of the target, none keeps all tokens.
+    """
+    check_pair(pair)
+    target = ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k)
+    return ARSampling(target, "ar", getattr(pair, "decode", None))
+
+
 def ar_sampling(
     target: ARTarget | ModelPair, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0,
     max_new_tokens: int = 256, batch: int | None = None, on_result: OnResult | None = None,
@@ -142,17 +158,3 @@ def ar_sampling(
     texts = getattr(target, "decode", None) if detokenize is None else detokenize
     decoder = ARSampling(as_target(target), name, texts)
     return decode(decoder, prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch, on_result=on_result)
-
-
-@method("ar", role="exact", targets="AR", proper=True, reference="ancestral sampling")
-def ar(
-    pair: ModelPair, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str = "ar"
-) -> ARSampling:
-    """Exact ancestral samples of the AR model, one token per forward.
-
-    Args:
-        temperature: of the target.
-        top_p, top_k: truncation of the target.
-    """
-    target = ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k)
-    return ARSampling(target, name, getattr(pair, "decode", None))

@@ -21,6 +21,7 @@ from torch import Tensor
 from smc_bridge.decode import OnResult, Seat, decode, reseat_sessions
 from smc_bridge.describe import describe, law_settings, name_of
 from smc_bridge.distributions.law import Law
+from smc_bridge.methods.poe_bridge import check_pair
 from smc_bridge.methods.rules import AllAtOnce, CommitRule, Look, Order, Ordered, checked
 from smc_bridge.models.arguments import check_callable, check_text, said, whole_number
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, LanguageModel, ModelPair
@@ -33,6 +34,10 @@ from smc_bridge.streams import Role
 
 #: Forwards that a rule may take for a canvas, as a multiple of its places.
 PATIENCE = 8
+#: A lookahead of more places than a continuation has.
+WHOLE = 2**20
+#: Why no result is proper.
+WHY = "the diffusion model's own decoder does not target the AR law"
 
 
 class CanvasState(NamedTuple):
@@ -58,22 +63,22 @@ class Canvas:
     Attributes:
         proposal: its first lane's law is decoded; `lookahead` masks stand behind what is filled without a gap.
         rule: which places are filled after each forward.
-        window: places that are open at a time, consecutive blocks of so many; None for all `lookahead`.
+        span: consecutive places that are open until all are filled, then the next so many; None for all `lookahead`.
         name: for tables.
         detokenize: from a continuation's ids to its text.
     """
 
     proposal: DLMProposal
     rule: CommitRule = field(default_factory=Ordered)
-    window: int | None = 32
+    span: int | None = 32
     name: str = "DLM"
     detokenize: Callable[[list[int]], str] | None = None
 
     def __post_init__(self) -> None:
         check_text("name", self.name)
         check_callable("detokenize", self.detokenize, "a function of a list of ids")
-        if self.window is not None:
-            self.window = whole_number("window", self.window, remedy="open at least 1 position, a whole number")
+        if self.span is not None:
+            self.span = whole_number("span", self.span, remedy="open at least 1 place, a whole number, or None for all")
         if isinstance(self.rule, type) or not callable(self.rule) or not hasattr(self.rule, "before_sampling"):
             raise ValueError(f"rule = {said(self.rule)}: give a commit rule, such as Ordered()")
 
@@ -106,7 +111,7 @@ class Canvas:
             )
         rows = torch.tensor([place for place, _ in seated], device=device)
         before = state.canvas[rows]
-        shown, eligible = _open_places(before, self.proposal.lookahead, self.window)
+        shown, eligible = _open_places(before, self.proposal.lookahead, self.span)
         logits = state.session.score(rows, shown)
         log_q = self.proposal.log_probs(logits, self.proposal.lanes)[:, 0]
         generators = [own for place, _ in seated if (own := state.generators[place]) is not None]
@@ -134,16 +139,16 @@ class Canvas:
 
     def result(self, state: CanvasState, seat: int) -> Result:
         """See `Decoder.result`: one continuation, up to the first gap if it is not finished."""
-        own, model = state.seats[seat], self.proposal.model
+        own, model, limit = state.seats[seat], self.proposal.model, state.canvas.shape[1]
         assert own is not None, f"nobody sits in seat {seat}"
         settings = {
-            "method": self.name, "rule": describe(self.rule), "window": self.window,
-            "lookahead": self.proposal.lookahead, "proposal": law_settings(self.proposal.law),
-            "models": {"dlm": name_of(model)}, "max_new_tokens": state.canvas.shape[1],
+            "method": self.name, "rule": describe(self.rule), "span": self.span,
+            "lookahead": min(self.proposal.lookahead, limit), "proposal": law_settings(self.proposal.law),
+            "models": {"dlm": name_of(model)}, "max_new_tokens": limit,
         }
         return own.result(
             settings, forwards=Forwards(own.forwards, own.forwards), detokenize=self.detokenize,
-            reasons=["the diffusion model's own decoder does not target the AR law"],
+            reasons=[WHY],
         )
 
     def reseat(self, state: CanvasState, seats: Sequence[int], requests: Sequence[Request | None]) -> CanvasState:
@@ -170,14 +175,14 @@ def _untempered(law: Law, log_q: Tensor, logits: Tensor) -> Tensor:
     return log_q if law == plain else plain.log_probs(logits)
 
 
-def _open_places(canvas: Tensor, lookahead: int, window: int | None) -> tuple[Tensor, Tensor]:
+def _open_places(canvas: Tensor, lookahead: int, span: int | None) -> tuple[Tensor, Tensor]:
     """What the model is shown of `canvas: [R, T]`, and where tokens may be filled in, both `[R, width]`."""
     masked = canvas == MASKED
     first = masked.to(torch.uint8).argmax(1)  # filled without a gap, [R]
     width = int((first + lookahead).clamp_max(canvas.shape[1]).max())
     place = torch.arange(width, device=canvas.device)
     visible = place < (first + lookahead)[:, None]
-    reach = first + lookahead if window is None else first // window * window + window
+    reach = first + lookahead if span is None else first // span * span + span
     return torch.where(visible, canvas[:, :width], ABSENT), masked[:, :width] & visible & (place < reach[:, None])
 
 
@@ -206,6 +211,43 @@ def as_proposal(proposal: DLMProposal | ModelPair) -> DLMProposal:
     raise ValueError(f"proposal = {said(proposal)}: give a DLMProposal, or a pair of models")
 
 
+@method(
+    "dlm", role="baseline", targets="DLM", proper=False, why="the DLM's own law",
+    reference="arXiv 2202.04200, 2502.09992, 2508.15487",
+    aliases={
+        "dlm-<tokens>": {}, "dlm-<tokens>-entropy": {"order": "entropy"},
+        "dlm-<tokens>-confidence": {"order": "confidence"}, "dlm-all": {"tokens": None, "lookahead": None},
+    },
+    examples=("dlm-1", "dlm-1-entropy", "dlm-2", "dlm-4", "dlm-8", "dlm-all"),
+)
+def dlm(
+    pair: ModelPair, *, tokens: int | None = 1, order: Order = "left_to_right", span: int | None = None,
+    lookahead: int | None = 256, temperature: float = 1.0, top_p: float = 1.0,
+) -> Canvas:
+    """The diffusion model alone: some masked places are filled per forward.
+
+    Args:
+        pair: the models, of which the diffusion model decodes.
+        tokens: places filled per forward, none for all that are open.
+        order: which places come first, by place, least entropy or greatest top probability.
+        span: consecutive places that are open at a time, as many as lookahead unless it is given.
+        lookahead: masked places per forward, none for the whole continuation.
+        temperature: of the law that tokens are drawn from.
+        top_p: of that law.
+    Raises:
+        ValueError: an argument out of range, or an order where all places are filled at once.
+    """
+    check_pair(pair)
+    if tokens is None and order != "left_to_right":
+        raise ValueError(f"order = {said(order)} with tokens = None: all at once has no order; leave it out")
+    proposal = DLMProposal(
+        pair.dlm, temperature=temperature, top_p=top_p, lookahead=WHOLE if lookahead is None else lookahead
+    )
+    rule = AllAtOnce() if tokens is None else Ordered(order, tokens)
+    open_at_once = lookahead if span is None and tokens is not None else span
+    return Canvas(proposal, rule, open_at_once, "dlm", getattr(pair, "decode", None))
+
+
 def diffusion(
     proposal: DLMProposal | ModelPair, prompts: Sequence[Sequence[int]], *, tokens_per_forward: int | None = 1,
     order: Order = "left_to_right", window: int = 32, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
@@ -231,37 +273,10 @@ def diffusion(
     if tokens_per_forward is not None:
         remedy = "commit at least 1, a whole number, or None for all"
         tokens_per_forward = whole_number("tokens_per_forward", tokens_per_forward, remedy=remedy)
+    window = whole_number("window", window, remedy="open at least 1 position, a whole number")
     texts = getattr(proposal, "decode", None) if detokenize is None else detokenize
     rule = Ordered(order, 1 if tokens_per_forward is None else tokens_per_forward)
     decoder = Canvas(as_proposal(proposal), rule, window, name, texts)
     if tokens_per_forward is None:
-        decoder = replace(decoder, rule=AllAtOnce(), window=None)
+        decoder = replace(decoder, rule=AllAtOnce(), span=None)
     return decode(decoder, prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch, on_result=on_result)
-
-
-@method(
-    "dlm", role="baseline", targets="DLM", proper=False, reference="masked diffusion decoding",
-    why="it does not target the AR law",
-    aliases={
-        "dlm-<tokens>": {}, "dlm-<tokens>-entropy": {"order": "entropy"}, "dlm-<tokens>-confidence": {
-            "order": "confidence"}, "dlm-all": {"tokens": None},
-    },
-    examples=("dlm-1", "dlm-1-entropy", "dlm-2", "dlm-4", "dlm-8", "dlm-all"),
-)
-def dlm(
-    pair: ModelPair, *, tokens: int | None = 1, order: Order = "left_to_right", lookahead: int = 256,
-    temperature: float = 1.0, max_new_tokens: int = 256, name: str = "dlm",
-) -> Canvas:
-    """The diffusion model's standard decoder: a window of `lookahead` places is filled some places per forward.
-
-    Args:
-        tokens: committed per forward; none commits the whole continuation at once.
-        order: which places of the window come first.
-        lookahead: M, masked positions per forward of the DLM, and the window.
-        temperature: of the DLM.
-        max_new_tokens: length of a continuation that is committed at once.
-    """
-    rule: CommitRule = AllAtOnce() if tokens is None else Ordered(order, tokens)
-    shown = max_new_tokens if tokens is None else lookahead
-    proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=shown)
-    return Canvas(proposal, rule, None if tokens is None else lookahead, name, getattr(pair, "decode", None))

@@ -86,7 +86,7 @@ def _kernel(kernel: Kernel | str | None, nodes: int | None, temperature: float |
 
 
 @method(
-    "smc", role="weighted", targets="AR", proper=True, reference="arXiv 2606.08048; Chen, Xie & Liu 2005",
+    "smc", role="weighted", targets="AR", proper=True, reference="arXiv 2606.08048; Chen et al. 2005",
     aliases=("smc-<particles>", "smc-<particles>x<lanes>"), examples=("smc-1", "smc-4", "smc-8"),
 )
 def smc(
@@ -175,7 +175,7 @@ def paper(
 
 
 @method(
-    "speculative", role="exact", targets="AR", proper=True, reference="arXiv 2211.17192", rest=smc,
+    "speculative", role="exact", targets="AR", proper=True, reference="arXiv 2211.17192, 2302.01318", rest=smc,
     without=("w", "intermediate"),
 )
 def speculative(pair: ModelPair, *, particles: int = 1, name: str = "speculative", **options: Any) -> Sampler:
@@ -184,7 +184,7 @@ def speculative(pair: ModelPair, *, particles: int = 1, name: str = "speculative
 
 
 @method(
-    "plain-is", role="weighted", targets="AR", proper=True, reference="importance sampling, p / q", rest=smc,
+    "plain-is", role="weighted", targets="AR", proper=True, reference="arXiv 2606.08048, w = 1", rest=smc,
     without=("w", "intermediate", "kernel", "nodes"),
 )
 def plain_is(

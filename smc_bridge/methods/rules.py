@@ -82,13 +82,15 @@ class Ordered:
     """Fill the first `tokens` open places in some order of their laws.
 
     Attributes:
-        order: "entropy", least first; "confidence", greatest top probability first; "left_to_right", by place. Both
-            are those of the law that is drawn from, after temperature and truncation.
+        order: "entropy", least first; "confidence", greatest top probability first; "left_to_right", by place.
         tokens: how many per forward.
+        tempered: whether entropy and confidence are those of the law that tokens are drawn from, after temperature and
+            truncation, or those of the model's own law.
     """
 
     order: Order = "left_to_right"
     tokens: int = 1
+    tempered: bool = True
     before_sampling: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -99,7 +101,8 @@ class Ordered:
 
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
-        eager = self.eagerness(look.log_q).masked_fill(~look.open, -torch.inf)
+        log_q = look.log_q if self.tempered else look.log_q_plain
+        eager = self.eagerness(log_q).masked_fill(~look.open, -torch.inf)
         first = eager.topk(min(look.open.shape[1], self.tokens))
         return Commit(torch.zeros_like(look.open).scatter(1, first.indices, first.values > -torch.inf))
 

@@ -10,7 +10,7 @@ import copy
 
 import torch
 
-from smc_bridge.engine.resampling import RESAMPLERS
+from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow, always, never
 from smc_bridge.testing.branches import Branches, BranchingResampler
@@ -36,7 +36,7 @@ def enumerate_sampler(sampler: Sampler, limit: int, *, most: int = 10**6) -> Enu
     real = sampler
     sampler = copy.copy(real)
     sampler.resampler = BranchingResampler(real.resampler)
-    known = type(real.resampler) in RESAMPLERS.values() and (
+    known = type(real.resampler) in [type(named("resampler", name)) for name in RESAMPLERS] and (
         real.trigger in (always, never) or isinstance(real.trigger, EssBelow)
     )
     total = Enumeration()

@@ -25,7 +25,7 @@ from smc_bridge.distributions.intermediate import (
     ProductOfExperts,
     Target,
 )
-from smc_bridge.engine.resampling import RESAMPLERS
+from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.weights import EssBelow, never
 from smc_bridge.kernels.importance import BalanceHeuristic, Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
@@ -50,7 +50,7 @@ def exact(
 ) -> tuple[Enumeration, oracle.Law, float]:
     """Enumeration, the target's law and Z."""
     sampler = program(
-        KERNELS[kernel], eos=eos, particles=particles, lanes=lanes, w=w, resampler=RESAMPLERS[resampler](),
+        KERNELS[kernel], eos=eos, particles=particles, lanes=lanes, w=w, resampler=named("resampler", resampler),
         trigger=EssBelow(0.9), potential=TablePotential(2, LIMIT) if potential else None,
         temperature=1.2)
     mass = target_law(sampler, LIMIT)

@@ -37,7 +37,7 @@ from smc_bridge import (
     speculative,
     tree_walk,
 )
-from smc_bridge.engine.resampling import RESAMPLERS
+from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import row_at, truncate
 from smc_bridge.kernels.rejection import accepted_tokens, commit_correction
@@ -76,8 +76,7 @@ PROPER: dict[str, Callable[[], Sampler]] = {
     "potential": lambda: smc(PAIR, 2, potential=per_token),
     "allowed or not": lambda: smc(PAIR, 2, potential=lambda prefix: ~prefix.done | (prefix.tokens != 0).all(1)),
     "a user's": lambda: smc(LONG, 1, intermediate=Past()),
-    **{name: lambda scheme=scheme: smc(PAIR, 2, resampler=scheme(), trigger=always)  # type: ignore[misc]
-       for name, scheme in RESAMPLERS.items()},
+    **{name: lambda name=name: smc(PAIR, 2, resampler=name, trigger=always) for name in RESAMPLERS},  # type: ignore[misc]
 }
 
 
@@ -235,7 +234,7 @@ def test_the_kernels_own_code_has_the_law_of_its_closed_form_in_a_whole_program(
 ) -> None:
     """Two enumerations that share the engine only: one runs the kernels' draws, one knows their densities."""
     sampler = program(
-        KERNELS[kernel], eos=None if kernel == "tree-walk" else 1, resampler=RESAMPLERS[scheme](), trigger=always,
+        KERNELS[kernel], eos=None if kernel == "tree-walk" else 1, resampler=named("resampler", scheme), trigger=always,
         potential=potential,
     )
     drawn, scripted = enumerate_sampler(sampler, 2), enumerate_program(sampler, 2)

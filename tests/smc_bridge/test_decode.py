@@ -344,8 +344,9 @@ def test_an_error_of_the_caller_keeps_the_result_that_it_was_told(name: str) -> 
 
 def test_the_loop_refuses_what_makes_no_sense() -> None:
     decoder = decoders()["ar"]
-    with pytest.raises(ValueError, match=r"^prompts is empty"):
-        decode(decoder, [])
+    for empty in (lambda: decode(decoder, []), lambda: decoders()["smc"].start([])):  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match=r"^prompts is empty"):
+            empty()
     for batch in (0, -1, 1.5):
         with pytest.raises(ValueError, match=f"^batch = {batch}: decode at least 1"):
             serve(decoder, [Request(0, [1], 0, Role.SMC)], max_new_tokens=1, batch=batch)  # type: ignore[arg-type]

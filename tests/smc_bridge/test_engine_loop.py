@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smc_bridge.distributions.intermediate import ProductOfExperts, Proposal
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.engine.resampling import RESAMPLERS
+from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow, Trigger, always, never
 from smc_bridge.kernels.block_verification import BlockVerification
@@ -64,7 +64,7 @@ def engine(settings: Settings, eos: int | None) -> Sampler:
                  potential=None if settings.potential is None else batched_log_phi),
         Proposal() if plain else ProductOfExperts(settings.w),
         TreeWalk(settings.nodes) if settings.kernel == "tree-walk" else KERNELS[settings.kernel],
-        BalanceHeuristic() if settings.balance else OwnWeights(), RESAMPLERS[settings.resampler](),
+        BalanceHeuristic() if settings.balance else OwnWeights(), named("resampler", settings.resampler),
         TRIGGERS[settings.trigger], settings.particles, len(settings.temperatures), settings.window)
 
 

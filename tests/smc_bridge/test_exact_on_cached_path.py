@@ -23,7 +23,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from smc_bridge.analysis.oracle import oracle
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.engine.resampling import RESAMPLERS, Multinomial, Systematic, UniformResampler
+from smc_bridge.engine.names import named
+from smc_bridge.engine.resampling import Multinomial, Systematic, UniformResampler
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow, Trigger, always
 from smc_bridge.kernels.block_verification import BlockVerification
@@ -79,10 +80,10 @@ def program(
 CASES: dict[str, tuple[dict[str, Any], int]] = {
     "rejection, two particles": (
         {"kernel": Rejection(), "particles": 2, "lanes": 1, "window": 1, "trigger": always,
-         "resampler": RESAMPLERS["systematic"]()}, 2),
+         "resampler": named("resampler", "systematic")}, 2),
     "rejection, elastic window": (
         {"kernel": Rejection(), "particles": 1, "lanes": 1, "window": 2, "trigger": EssBelow(0.95),
-         "resampler": RESAMPLERS["systematic"]()}, 3),
+         "resampler": named("resampler", "systematic")}, 3),
     "rejection, two lanes, balance heuristic": (
         {"kernel": Rejection(), "particles": 1, "lanes": 2, "window": 1, "trigger": EssBelow(0.95),
          "resampler": Multinomial(), "balance": True}, 2),
@@ -91,7 +92,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
          "resampler": Multinomial()}, 2),
     "tree walk, two particles": (
         {"kernel": TreeWalk(1), "particles": 2, "lanes": 1, "window": 2, "trigger": always,
-         "resampler": RESAMPLERS["ssp"]()}, 2),
+         "resampler": named("resampler", "ssp")}, 2),
     "tree walk, two lanes": (
         {"kernel": TreeWalk(2), "particles": 1, "lanes": 2, "window": 2, "trigger": EssBelow(0.95),
          "resampler": Multinomial()}, 2),
@@ -173,7 +174,7 @@ def test_a_batch_of_prompts_is_each_alone(
     kernel = {"rejection": Rejection(), "block-verification": BlockVerification(), "tree-walk": TreeWalk(3)}[program_]
     sampler = program(
         kernel, size=3, eos=1, particles=particles, lanes=lanes, window=2, trigger=EssBelow(0.95),
-        resampler=RESAMPLERS["systematic"](),
+        resampler=named("resampler", "systematic"),
     )
     together = sampler.run(prompts, seed=list(range(len(prompts))), max_new_tokens=5, batch=batch)
     for seed, (prompt, result) in enumerate(zip(prompts, together, strict=True)):
@@ -188,7 +189,7 @@ def test_one_prompt_under_many_seeds_is_each_alone_with_a_prefix_cache(batch: in
     """The cache keeps what a row's own forwards computed, also where other rows were equal to it once."""
     sampler = program(
         Rejection(), size=5, eos=None, particles=6, lanes=lanes, window=2, trigger=EssBelow(0.95),
-        resampler=RESAMPLERS["systematic"](), dlm_cache="prefix",
+        resampler=named("resampler", "systematic"), dlm_cache="prefix",
     )
     seeds = list(range(8))
     together = sampler.run([[0, 1, 2]] * len(seeds), seed=seeds, max_new_tokens=10, batch=batch)

@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge.engine.resampling import RESAMPLERS, Multinomial, Systematic, UniformResampler
+from smc_bridge.engine.names import RESAMPLERS, named
+from smc_bridge.engine.resampling import Multinomial, Systematic, UniformResampler
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow, always, never
 from smc_bridge.kernels.block_verification import BlockVerification
@@ -48,7 +49,7 @@ def enumerated(
     """Enumeration and target law of one configuration."""
     count, weight = LANES[lanes]
     sampler = program(
-        KERNELS[kernel], eos=eos, lanes=count, weight=weight, resampler=RESAMPLERS[resampler](),
+        KERNELS[kernel], eos=eos, lanes=count, weight=weight, resampler=named("resampler", resampler),
         trigger=TRIGGERS[trigger], potential=POTENTIALS[potential])
     return enumerate_program(sampler, LIMIT), target_law(sampler, LIMIT)
 
@@ -101,7 +102,9 @@ def test_three_tokens_are_properly_weighted(kernel: str, eos: int | None) -> Non
     """Two tokens are special: on them the Gumbel coupling is maximal, with the law of token-level rejection."""
     ar = TabularAR.random(3, 2, seed=11, eos_id=eos)
     real = TreeWalk(1) if kernel == "tree-walk" else KERNELS[kernel]
-    sampler = program(real, ar=ar, trigger=EssBelow(0.9), resampler=RESAMPLERS["ssp"](), potential=TablePotential(3, 2))
+    sampler = program(
+        real, ar=ar, trigger=EssBelow(0.9), resampler=named("resampler", "ssp"), potential=TablePotential(3, 2)
+    )
     found = enumerate_program(sampler, 2)
     gap, message = worst(found.proper, target_law(sampler, 2))
     assert gap < TOLERANCE, message
@@ -111,7 +114,7 @@ def test_three_tokens_are_properly_weighted(kernel: str, eos: int | None) -> Non
 @pytest.mark.parametrize("resampler", RESAMPLERS)
 def test_one_and_three_particles_are_properly_weighted(resampler: str, particles: int) -> None:
     sampler = program(
-        Rejection(), particles=particles, trigger=EssBelow(0.9), resampler=RESAMPLERS[resampler](),
+        Rejection(), particles=particles, trigger=EssBelow(0.9), resampler=named("resampler", resampler),
         potential=TablePotential(2, LIMIT))
     found = enumerate_program(sampler, LIMIT)
     gap, message = worst(found.proper, target_law(sampler, LIMIT))
@@ -186,14 +189,14 @@ def raw_enumeration(sampler: Sampler, limit: int) -> tuple[oracle.Law, oracle.La
 RAW: dict[str, tuple[Kernel, dict[str, Any], int]] = {
     "rejection": (Rejection(), {"eos": None, "window": 1, "trigger": always, "resampler": Systematic()}, 2),
     "rejection-potential": (
-        Rejection(), {"eos": 1, "window": 1, "trigger": EssBelow(0.95), "resampler": RESAMPLERS["residual"](),
+        Rejection(), {"eos": 1, "window": 1, "trigger": EssBelow(0.95), "resampler": named("resampler", "residual"),
                       "potential": TablePotential(2, 2)}, 2),
     "rejection-elastic": (Rejection(), {"particles": 1, "eos": None}, 3),
     "rejection-balance": (Rejection(), {"particles": 1, "lanes": 2, "eos": 0, "weight": BalanceHeuristic()}, 2),
     "block-verification-lanes": (
         BlockVerification(), {"particles": 1, "lanes": 2, "eos": 0, "trigger": always, "resampler": Multinomial()}, 2),
     "block-verification-elastic": (BlockVerification(), {"particles": 1, "eos": None}, 3),
-    "tree-walk": (TreeWalk(1), {"eos": None, "trigger": always, "resampler": RESAMPLERS["ssp"]()}, 2),
+    "tree-walk": (TreeWalk(1), {"eos": None, "trigger": always, "resampler": named("resampler", "ssp")}, 2),
     "tree-walk-balance": (
         TreeWalk(1), {"particles": 1, "lanes": 2, "eos": None, "trigger": never, "weight": BalanceHeuristic()}, 2),
     "tree-walk-lanes": (

@@ -24,7 +24,7 @@ from smc_bridge.distributions.intermediate import (
     Target,
 )
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.engine.resampling import RESAMPLERS
+from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import always, never
 from smc_bridge.kernels.block_verification import BlockVerification
@@ -99,7 +99,7 @@ def test_weighted_output_has_the_targets_law(name: str) -> None:
 
 @pytest.mark.parametrize("scheme", RESAMPLERS)
 def test_every_resampling_scheme_keeps_the_targets_law(scheme: str) -> None:
-    results = runs(window=2, particles=4, trigger=always, resampler=RESAMPLERS[scheme]())
+    results = runs(window=2, particles=4, trigger=always, resampler=named("resampler", scheme))
     claim(mean_test(estimates(results), LAW), f"{scheme} resampling: mean of Z_hat W 1[x = s] against p(s)")
 
 

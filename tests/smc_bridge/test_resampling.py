@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.resampling import (
-    RESAMPLERS,
     SSP,
     Multinomial,
     Residual,
@@ -110,7 +110,7 @@ def cells(resampler: UniformResampler, scheme: str, weights: np.ndarray, count: 
 @pytest.mark.parametrize("scheme", RESAMPLERS)
 def test_expected_offspring_is_count_times_weight_exactly(scheme: str, name: str, count: int) -> None:
     weights = np.array(WEIGHTS[name])
-    found, volume = cells(RESAMPLERS[scheme](), scheme, weights, count)
+    found, volume = cells(named("resampler", scheme), scheme, weights, count)
     expected = volume @ found
     assert (found.sum(1) == count).all()
     assert np.abs(expected - count * weights).max() < 1e-12, f"E[offspring] {expected}, count * W {count * weights}"
@@ -122,7 +122,7 @@ def test_expected_offspring_is_count_times_weight_exactly(scheme: str, name: str
 def test_offspring_keeps_the_bounds_of_its_scheme(scheme: str, name: str, count: int) -> None:
     """Systematic and SSP give floor or ceiling, residual at least the floor, stratified less than two from the mean."""
     weights = np.array(WEIGHTS[name])
-    found, _ = cells(RESAMPLERS[scheme](), scheme, weights, count)
+    found, _ = cells(named("resampler", scheme), scheme, weights, count)
     mean = count * weights
     floor, ceiling = np.floor(mean + 1e-9), np.ceil(mean - 1e-9)
     low, high = {
@@ -164,7 +164,7 @@ ADVERSARIAL = [0.0, 2.0**-53, 0.5, 1.0 - 2.0**-53]
 
 @pytest.mark.parametrize("scheme", RESAMPLERS)
 def test_weight_zero_is_never_chosen_whatever_the_uniforms(scheme: str) -> None:
-    resampler = RESAMPLERS[scheme]()
+    resampler = named("resampler", scheme)
     sets = [*WEIGHTS.values(), [0.0, 0.0, 1e-300, 1.0], [0.1] * 10 + [0.0], [0.0] + [1 / 7] * 7, [1e-17, 1.0, 0.0]]
     for raw in sets:
         weights = torch.tensor(raw, dtype=torch.float64)
@@ -188,7 +188,7 @@ def test_any_weights_give_legal_ancestors(scheme: str) -> None:
     for size, count in itertools.product((1, 2, 7, 64, 300), (1, 5, 64, 300)):
         log_weights = 30 * torch.randn(40, size, generator=generator, dtype=torch.float64)
         log_weights[:, ::3] = torch.where(torch.rand(40, 1, generator=generator) < 0.5, -INF, log_weights[:, ::3])
-        chosen = RESAMPLERS[scheme]()(log_weights, count, generator=generator)
+        chosen = named("resampler", scheme)(log_weights, count, generator=generator)
         assert chosen.shape == (40, count)
         assert int(chosen.min()) >= 0
         assert int(chosen.max()) < size
@@ -200,7 +200,7 @@ def test_any_weights_give_legal_ancestors(scheme: str) -> None:
 def test_offspring_of_many_equal_weights_is_one_each_up_to_the_scheme(scheme: str) -> None:
     """Ties in float32 log weights: schemes with bounded offspring give every particle exactly one copy."""
     log_weights = torch.full((3, 10), math.log(0.1), dtype=torch.float32)
-    chosen = RESAMPLERS[scheme]()(log_weights, 10, generator=torch.Generator().manual_seed(0))
+    chosen = named("resampler", scheme)(log_weights, 10, generator=torch.Generator().manual_seed(0))
     assert chosen.shape == (3, 10)
     if scheme in ("systematic", "residual", "ssp"):
         assert torch.equal(chosen.sort(-1).values, torch.arange(10).expand(3, 10)), f"ancestors {chosen.tolist()}"
@@ -210,7 +210,7 @@ def test_offspring_of_many_equal_weights_is_one_each_up_to_the_scheme(scheme: st
 def test_float32_log_weights_are_resampled_as_their_float64_values(scheme: str) -> None:
     narrow = torch.randn(20, 6, generator=torch.Generator().manual_seed(3))
     left, right = (
-        RESAMPLERS[scheme]()(w, 6, generator=torch.Generator().manual_seed(5)) for w in (narrow, narrow.double())
+        named("resampler", scheme)(w, 6, generator=torch.Generator().manual_seed(5)) for w in (narrow, narrow.double())
     )
     assert torch.equal(left, right)
 
@@ -218,13 +218,13 @@ def test_float32_log_weights_are_resampled_as_their_float64_values(scheme: str) 
 @pytest.mark.parametrize("scheme", RESAMPLERS)
 def test_all_weights_zero_counts_as_equal(scheme: str) -> None:
     dead, equal = torch.full((2, 4), -INF), torch.zeros(2, 4)
-    left, right = (RESAMPLERS[scheme]()(w, 3, generator=torch.Generator().manual_seed(5)) for w in (dead, equal))
+    left, right = (named("resampler", scheme)(w, 3, generator=torch.Generator().manual_seed(5)) for w in (dead, equal))
     assert torch.equal(left, right)
 
 
 @pytest.mark.parametrize("scheme", RESAMPLERS)
 def test_one_hot_and_single_candidates_have_one_outcome(scheme: str) -> None:
-    resampler, generator = RESAMPLERS[scheme](), torch.Generator().manual_seed(1)
+    resampler, generator = named("resampler", scheme), torch.Generator().manual_seed(1)
     one_hot = torch.tensor([-INF, -INF, -700.0, -INF])
     assert resampler(one_hot, 5, generator=generator).tolist() == [2] * 5
     assert resampler(torch.tensor([-3.0]), 4, generator=generator).tolist() == [0] * 4
@@ -232,7 +232,7 @@ def test_one_hot_and_single_candidates_have_one_outcome(scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", RESAMPLERS)
 def test_rows_are_resampled_independently_of_each_other(scheme: str) -> None:
-    resampler = RESAMPLERS[scheme]()
+    resampler = named("resampler", scheme)
     weights = torch.softmax(torch.randn(5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64), -1)
     uniforms = torch.rand(5, resampler.dimension(4, 3), generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     whole = resampler.ancestors(weights, 3, uniforms)
@@ -247,7 +247,7 @@ def test_expected_offspring_does_not_depend_on_the_order_of_particles(scheme: st
     weights = np.array([0.08, 0.33, 0.0, 0.59])
     for order in itertools.permutations(range(4)):
         permuted = weights[list(order)]
-        found, volume = cells(RESAMPLERS[scheme](), scheme, permuted, 2)
+        found, volume = cells(named("resampler", scheme), scheme, permuted, 2)
         gap = np.abs(volume @ found - 2 * permuted).max()
         assert gap < 1e-12, f"order {order}: E[offspring] is off by {gap}"
 
@@ -255,12 +255,12 @@ def test_expected_offspring_does_not_depend_on_the_order_of_particles(scheme: st
 @pytest.mark.parametrize("scheme", RESAMPLERS)
 def test_real_draws_have_the_exact_law_of_offspring(scheme: str, device: str) -> None:
     weights, count, rows = np.array([0.13, 0.0, 0.46, 0.41]), 3, 40_000
-    found, volume = cells(RESAMPLERS[scheme](), scheme, weights, count)
+    found, volume = cells(named("resampler", scheme), scheme, weights, count)
     law: dict[tuple[int, ...], float] = {}
     for numbers, mass in zip(found.tolist(), volume.tolist(), strict=True):
         law[tuple(numbers)] = law.get(tuple(numbers), 0.0) + mass
     log_weights = torch.from_numpy(weights).log().expand(rows, -1).to(device)
-    chosen = RESAMPLERS[scheme]()(log_weights, count, generator=torch.Generator().manual_seed(11)).cpu()
+    chosen = named("resampler", scheme)(log_weights, count, generator=torch.Generator().manual_seed(11)).cpu()
     drawn: dict[tuple[int, ...], int] = {}
     for numbers in offspring(chosen, 4).tolist():
         drawn[tuple(numbers)] = drawn.get(tuple(numbers), 0) + 1
@@ -275,7 +275,7 @@ def test_real_draws_have_the_exact_law_of_offspring(scheme: str, device: str) ->
 @pytest.mark.parametrize("value", [math.nan, INF])
 def test_nan_and_infinite_weights_are_refused(scheme: str, value: float) -> None:
     with pytest.raises(ValueError, match=r"log_weights at \[0, 1\]"):
-        RESAMPLERS[scheme]()(torch.tensor([0.0, value]), 2, generator=torch.Generator())
+        named("resampler", scheme)(torch.tensor([0.0, value]), 2, generator=torch.Generator())
 
 
 @pytest.mark.parametrize(
