@@ -227,7 +227,8 @@ plt.show()
 lines = {
     name: tuple(
         np.array(column) for column in zip(
-            *((w, r.bound.value, r.speed, r.bound.low, r.bound.high) for w in grid for r in [table[name, w]]), strict=True
+            *((w, r.bound.value, r.speed, r.bound.low, r.bound.high) for w in grid for r in [table[name, w]]),
+            strict=True,
         )
     )
     for name, (_, grid) in grids.items()
