@@ -16,94 +16,25 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
-from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair
 from benchmarks.candidates import CANDIDATES, LEVEL, Array, student
-from benchmarks.harness import progress, timed
+from benchmarks.harness import progress
+from benchmarks.pools import PROGRAMS, Pools, pools
 from benchmarks.report import Report, Sheet, Verdict, execute, several
-from smc_bridge.analysis.runner import run_cells
-from smc_bridge.analysis.store import Record, open_store
 from smc_bridge.certificate import FEW, certify
 from smc_bridge.commands.base import one_of, whole
-from smc_bridge.engine.sampler import Sampler
 from smc_bridge.intervals import NAME
-from smc_bridge.methods import poe_bridge as presets
-from smc_bridge.models.pairs import load_pair
-from smc_bridge.models.tabular import TabularAR, TabularDLM
-from smc_bridge.result import Result
-from smc_bridge.tasks import TASKS
 
-#: Runs of a tabular program, which cost next to nothing.
-TABULAR_RUNS = 20_000
 #: Upper misses wanted from `FEW` runs on.
 WANTED = 0.05
 
-Pools = dict[str, Array]
-
-
-def mixture(common: Sequence[float], rare: Sequence[float], *, share: float) -> TabularAR:
-    """Two tokens, four of them a sequence: after a first token of probability `share` the rows are `rare`."""
-    first = torch.tensor([[1 - share, share]], dtype=torch.float64)
-    rows = [torch.tensor([list(common), list(rare)], dtype=torch.float64).repeat_interleave(2**d, 0) for d in range(3)]
-    return TabularAR([first, *rows])
-
-
-def _mixture(common: Sequence[float], rare: Sequence[float], q_common: Sequence[float], q_rare: Sequence[float]) -> Any:
-    """A pair that nearly agrees in 87 of 100 sequences and not at all in the others."""
-    return SimpleNamespace(
-        ar=mixture(common, rare, share=0.13), dlm=TabularDLM(mixture(q_common, q_rare, share=0.13))
-    )
-
-
-def _tabular(make: Callable[[], Sampler], runs: int, seed: int) -> list[Result]:
-    return make().run([[]] * runs, seed=list(range(seed * runs, (seed + 1) * runs)), max_new_tokens=LENGTH)
-
-
-def _embedded(temperature: float, w: float, runs: int, seed: int) -> list[Result]:
-    """Runs on the held-out problems, as often as it takes, with another seed each time."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    sampler = presets.smc(
-        pair, 1, w=w, temperature=temperature, lookahead=task.lookahead, window=task.window
-    )
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(min(runs, 1000))]
-    found: list[Result] = []
-    while len(found) < runs:
-        some = prompts[: runs - len(found)]
-        again = seed + len(found) // len(prompts)
-        found.extend(sampler.run(some, seed=again, max_new_tokens=task.max_new_tokens, batch=64))
-    return found
-
-
-#: By name: what the program is, and its runs (how many, seed).
-PROGRAMS: dict[str, tuple[str, Callable[[int, int], list[Result]]]] = {
-    "embedded-cold": ("embedded pair, temperature 0.2, w = 0.3", partial(_embedded, 0.2, 0.3)),
-    "embedded": ("embedded pair, temperature 1, w = 0.3", partial(_embedded, 1.0, 0.3)),
-    "embedded-light": ("embedded pair, temperature 1, w = 0.1", partial(_embedded, 1.0, 0.1)),
-    "mixture": ("tabular mixture, plain IS", partial(_tabular, lambda: presets.plain_is(
-        _mixture((0.7, 0.3), (0.95, 0.05), (0.65, 0.35), (0.5, 0.5)), lanes=1, window=1, lookahead=1,
-    ))),
-    "mixture-heavy": ("tabular mixture with Z up to 64, plain IS", partial(_tabular, lambda: presets.plain_is(
-        _mixture((0.7, 0.3), (0.8, 0.2), (0.65, 0.35), (0.2, 0.8)), lanes=1, window=1, lookahead=1,
-    ))),
-    "mixture-far": ("tabular mixture with Z up to 6,859, plain IS", partial(_tabular, lambda: presets.plain_is(
-        _mixture((0.05, 0.95), (0.05, 0.95), (0.95, 0.05), (0.95, 0.05)), lanes=1, window=1, lookahead=1,
-    ))),
-    "toy": ("tabular pair, w = 0.5", partial(_tabular, lambda: presets.smc(ToyPair.make(), 1, w=0.5, window=WINDOW))),
-    "toy-4": (
-        "tabular pair, w = 0.5, 4 particles",
-        partial(_tabular, lambda: presets.smc(ToyPair.make(), 4, w=0.5, window=WINDOW)),
-    ),
-}
 #: Those that the aim is about.
 AIMED = ("embedded-cold", "embedded-light", "mixture")
 
@@ -143,41 +74,6 @@ class Cell:
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
 
-class Pool(NamedTuple):
-    """A cell of `smc_bridge.analysis.runner`: the runs of a program."""
-
-    label: str
-    size: int
-    seed: int
-
-    def key(self) -> dict[str, Any]:
-        """What names its record."""
-        return {"program": self.label, "runs": self.size, "seed": self.seed}
-
-
-def run_pool(pool: Pool) -> Record:
-    """The evidence of every run."""
-    seconds, results = timed(lambda: PROGRAMS[pool.label][1](pool.size, pool.seed))
-    evidence = [result.log_evidence for result in results]
-    return {**pool.key(), "seconds": seconds / pool.size, "log_evidences": evidence}
-
-
-def pools(options: argparse.Namespace) -> Pools:
-    """Evidence of every program's runs, from the file where it has them."""
-    sizes = {name: options.runs if name.startswith("embedded") else options.tabular for name in PROGRAMS}
-    every = [Pool(name, size, options.seed) for name, size in sizes.items()]
-    header = {"kind": "smc-bridge pools", "format": 1, "runs": options.runs, "tabular": options.tabular,
-              "seed": options.seed}
-    with open_store(
-        options.out / "certificate_pools.jsonl", header, [pool.key() for pool in every], argument="--out",
-        noun="set of pools", fresh=options.fresh, valid=lambda record: len(record["log_evidences"]) == record["runs"],
-    ) as store:
-        chosen = [pool for pool in every if pool.label in options.programs]
-        records = run_cells(chosen, lambda: run_pool, store, show=True)
-    found = {record["program"]: np.array(record["log_evidences"]) for record in records}
-    return {name: found[name] for name in options.programs}
-
-
 def study(program: str, pool: Array, count: int, trials: int) -> list[Cell]:
     """All intervals on `trials` samples of `count` runs."""
     truth = float(_positive(pool).mean())
@@ -206,7 +102,10 @@ def _positive(evidence: Array) -> Array:
 
 def measure(options: argparse.Namespace) -> Report:
     """Pools, samples, tables."""
-    every = pools(options)
+    every = pools(
+        options.programs, options.out, runs=options.runs, tabular=options.tabular, seed=options.seed,
+        fresh=options.fresh,
+    )
     cells: list[Cell] = []
     with progress("certificates", len(every) * len(options.counts)) as advance:
         for name, pool in every.items():
@@ -299,7 +198,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     parser.add_argument("--trials", type=whole(2), default=20 if quick else 2000, help="certificates of each size")
     parser.add_argument("--runs", type=whole(2), default=4 if quick else 1000, help="of a pool, embedded pair")
     parser.add_argument(
-        "--tabular", type=whole(2), default=200 if quick else TABULAR_RUNS, help="of a pool, tabular pairs"
+        "--tabular", type=whole(2), default=200 if quick else 20_000, help="of a pool, tabular pairs"
     )
     parser.add_argument("--fresh", action="store_true", help="run every program anew, whatever the file holds")
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair, W
 from benchmarks.harness import progress
+from benchmarks.problems import embedded
 from benchmarks.report import Report, Sheet, execute
 from smc_bridge.analysis.bounds import kl_certificate
 from smc_bridge.analysis.budget import cost_of, largest_within
@@ -39,9 +40,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.ar import ar_sampling
 from smc_bridge.methods.poe_bridge import paper, plain_is, smc, speculative
 from smc_bridge.methods.released import released
-from smc_bridge.models.pairs import load_pair
 from smc_bridge.result import Result
-from smc_bridge.tasks import TASKS
 
 COST = Cost(1.0, 1.0, "rows")
 #: Exact samples per prompt that the length is compared with.
@@ -134,10 +133,9 @@ def tabular(options: argparse.Namespace, advance: Callable[[], None]) -> list[Fi
     )
 
 
-def embedded(options: argparse.Namespace, advance: Callable[[], None]) -> list[Figures]:
+def real(options: argparse.Namespace, advance: Callable[[], None]) -> list[Figures]:
     """The embedded pair: bias of the response's length against exact samples."""
-    pair, task = load_pair("arithmetic"), TASKS["arithmetic"]
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(options.prompts)]
+    pair, task, prompts = embedded(options.prompts)
     common = {
         "window": task.window, "lookahead": task.lookahead, "temperature": options.temperature, "w": 0.3,
     }
@@ -162,7 +160,7 @@ def embedded(options: argparse.Namespace, advance: Callable[[], None]) -> list[F
 def measure(options: argparse.Namespace) -> Report:
     """Both tables and a picture."""
     with progress("methods", 2 * len(METHODS)) as advance:
-        small, real = tabular(options, advance), embedded(options, advance)
+        small, large = tabular(options, advance), real(options, advance)
 
     def error(figures: Figures) -> float:
         """One standard error of a distance, half the interval of a mean."""
@@ -187,7 +185,7 @@ def measure(options: argparse.Namespace) -> Report:
         ),
         Sheet(
             f"Embedded pair, budget {options.embedded_budget:g} rows, target temperature {options.temperature:g}",
-            [*head, "bias of the length, tokens", *tail], rows(real, ".2f"),
+            [*head, "bias of the length, tokens", *tail], rows(large, ".2f"),
             f"{options.prompts} problems, {EXACT} exact samples each; ± half-width of a 95 % interval",
         ),
     ]
@@ -195,7 +193,7 @@ def measure(options: argparse.Namespace) -> Report:
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, 2)
         for ax, group, label in (
-            (axes[0], small, "TV of the output's law"), (axes[1], real, "|bias of the length| (tokens)")
+            (axes[0], small, "TV of the output's law"), (axes[1], large, "|bias of the length| (tokens)")
         ):
             names = [f.method for f in group]
             ax.barh(names, [abs(f.bias.value) for f in group], xerr=[error(f) for f in group], color="#4477aa")
@@ -206,7 +204,7 @@ def measure(options: argparse.Namespace) -> Report:
         axes[1].set_title(f"embedded pair, {options.embedded_budget:g} rows", fontsize=9)
         axes[1].set_yticklabels([])
 
-    return Report(sheets, {"figures": [f.to_dict() for f in [*small, *real]]}, draw, size=(9.0, 3.8))
+    return Report(sheets, {"figures": [f.to_dict() for f in [*small, *large]]}, draw, size=(9.0, 3.8))
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:

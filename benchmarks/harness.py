@@ -7,13 +7,11 @@ reported is the median over rounds with the least and the greatest.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import statistics
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,15 +22,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import benchmarks.generate  # noqa: F401  # a method of these benchmarks
-from smc_bridge.decode import Decoder
-from smc_bridge.models.pairs import Pair
-from smc_bridge.registry import spelled, spelled_list
-from smc_bridge.tasks import Task
-
 T = TypeVar("T")
-#: Methods and wanted figures of each benchmark.
-TABLES: dict[str, Any] = tomllib.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))
+C = TypeVar("C")
 
 #: Told that one unit of work is done.
 Advance = Callable[[], None]
@@ -174,12 +165,18 @@ def interleaved(
         for name in names:
             cases[name]()
     found: dict[str, list[T]] = {name: [] for name in names}
-    for i in range(rounds):
-        turn = i % len(names)
-        for name in names[turn:] + names[:turn]:
-            found[name].append(cases[name]())
-            advance()
+    for _, name in turns(names, rounds):
+        found[name].append(cases[name]())
+        advance()
     return found
+
+
+def turns(cases: Sequence[C], rounds: int) -> Iterator[tuple[int, C]]:
+    """Every case once in each round, with the number of the round; each round starts with another case."""
+    for i in range(rounds):
+        turn = i % len(cases)
+        for case in [*cases[turn:], *cases[:turn]]:
+            yield i, case
 
 
 @contextmanager
@@ -190,21 +187,3 @@ def progress(name: str, total: int) -> Iterator[Advance]:
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
         task = bar.add_task(name, total=total)
         yield lambda: bar.advance(task)
-
-
-def methods(text: str) -> tuple[str, ...]:
-    """Argument type: methods as they are spelled, with commas between them."""
-    try:
-        return tuple(each.text for each in spelled_list(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"= {text!r}: {error}") from error
-
-
-def decoder(text: str, pair: Pair, task: Task, *, temperature: float, limit: int | None = None) -> Decoder[Any]:
-    """The decoder of a spelling with the limits that suit the task, at a target temperature; `limit` is of its length.
-    """
-    made: Decoder[Any] = spelled(text).make(
-        pair, temperature=temperature, lookahead=task.lookahead, window=task.window,
-        max_new_tokens=limit or task.max_new_tokens,
-    )
-    return made

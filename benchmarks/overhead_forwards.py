@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.harness import TABLES, Advance, Spread, decoder, interleaved, methods, ratios, timed
+from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
+from benchmarks.problems import TABLES, decoder, methods
 from benchmarks.replay import Tape, networks_timed, observe, replay
 from smc_bridge.decode import Decoder, decode
 from smc_bridge.models.pairs import Pair

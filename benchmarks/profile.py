@@ -19,12 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import TABLES, decoder, methods
+from benchmarks.problems import TABLES, add_law_arguments, decoder, embedded, methods
 from benchmarks.report import Report, Sheet, execute
-from smc_bridge.commands.base import positive, whole
+from smc_bridge.commands.base import whole
 from smc_bridge.decode import decode
-from smc_bridge.models.pairs import load_pair
-from smc_bridge.tasks import TASKS
 
 HERE = Path(__file__).resolve().parent.parent
 #: What is the project's own.
@@ -69,18 +67,15 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     parser.add_argument("--method", type=methods, default=default, metavar="NAME", help=f"(default: {default})")
     parser.add_argument("--problems", type=whole(1), default=1 if quick else 8, help="that are decoded")
     parser.add_argument("--batch", type=whole(1), default=1, help="prompts in work at a time")
-    parser.add_argument("--tokens", type=whole(1), default=8 if quick else None, help="length limit")
-    parser.add_argument("--temperature", type=positive, default=0.2, help="of the target (default: 0.2)")
+    add_law_arguments(parser, 8 if quick else None)
     parser.add_argument("--top", type=whole(1), default=12, help="functions that are listed")
 
 
 def measure(options: argparse.Namespace) -> Report:
     """One run to warm up, one under the profiler."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(options.problems)]
+    pair, task, prompts = embedded(options.problems)
     [method] = options.method
-    program = decoder(method, pair, task, temperature=options.temperature, limit=options.tokens)
+    program = decoder(method, pair, task, temperature=options.temperature)
     limits = {
         "seed": options.seed, "max_new_tokens": options.tokens or task.max_new_tokens, "batch": options.batch,
     }

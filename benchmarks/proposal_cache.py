@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import TABLES, Spread, decoder, methods, progress, ratios, timed
+from benchmarks.harness import Spread, progress, ratios, timed, turns
+from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, embedded, methods
 from benchmarks.replay import Tape, observe
 from benchmarks.report import Report, Sheet, execute, several
-from smc_bridge.commands.base import one_of, positive, whole
+from smc_bridge.commands.base import one_of, whole
 from smc_bridge.decode import decode
-from smc_bridge.models.pairs import Pair, load_pair
-from smc_bridge.tasks import TASKS
+from smc_bridge.models.pairs import Pair
 
 CACHES = ("none", "prefix", "window")
 
@@ -81,28 +81,20 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
         metavar="a,b,..", help="such as draft with the diffusion model",
     )
     parser.add_argument("--window", type=whole(1), default=32, help="tokens of a prefix that the cache 'window' shows")
-    parser.add_argument("--temperature", type=positive, default=0.2, help="of the target (default: 0.2)")
-    parser.add_argument("--blocks", type=whole(1), default=1 if quick else 4, help="repetitions, of other problems")
-    parser.add_argument("--block", type=whole(1), default=2 if quick else 16, help="problems in a block")
-    parser.add_argument(
-        "--tokens", type=whole(1), default=16 if quick else None, help="length limit (default: the task's)"
-    )
+    add_law_arguments(parser, 16 if quick else None)
+    add_block_arguments(parser, quick, block=16)
     parser.add_argument("--batch", type=whole(1), default=4, help="prompts in work at a time")
 
 
 def measure(options: argparse.Namespace) -> Report:
     """Every method with every cache on every block."""
     kinds = tuple(dict.fromkeys(("none", *options.caches)))
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(options.blocks * options.block)]
+    pair, task, prompts = embedded(options.blocks * options.block)
     pairs = {cache: with_cache(pair, cache, window=options.window) for cache in kinds}
 
     def run(method: str, cache: str, part: Sequence[Sequence[int]]) -> Run:
         tape = Tape(keep=False)
-        program = decoder(
-            method, observe(pairs[cache], tape), task, temperature=options.temperature, limit=options.tokens
-        )
+        program = decoder(method, observe(pairs[cache], tape), task, temperature=options.temperature)
         limit = options.tokens or task.max_new_tokens
         seconds, results = timed(
             lambda: decode(program, part, seed=options.seed, max_new_tokens=limit, batch=options.batch)
@@ -115,15 +107,12 @@ def measure(options: argparse.Namespace) -> Report:
 
     runs: dict[tuple[str, str], list[Run]] = {(m, c): [] for m in options.methods for c in kinds}
     with progress("proposal_cache", options.blocks * len(runs)) as advance:
-        for block in range(options.blocks):
+        for block, (method, cache) in turns(list(runs), options.blocks):
             part = prompts[block * options.block : (block + 1) * options.block]
-            cells = list(runs)
-            turn = block % len(cells)
-            for method, cache in cells[turn:] + cells[:turn]:
-                if block == 0:
-                    run(method, cache, part[:1])  # the first call of all is slow
-                runs[method, cache].append(run(method, cache, part))
-                advance()
+            if block == 0:
+                run(method, cache, part[:1])  # the first call of all is slow
+            runs[method, cache].append(run(method, cache, part))
+            advance()
     found = [Cell(method, cache, own, runs[method, "none"]) for (method, cache), own in runs.items()]
     return Report(
         [_sheet(found, options)], {"cells": [cell.to_dict() for cell in found]},

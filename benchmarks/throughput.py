@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import TABLES, Spread, decoder, methods, progress, ratios, timed
+from benchmarks.harness import Spread, progress, ratios, timed, turns
+from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, embedded, methods
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.analysis.bounds import ratio_per_token
 from smc_bridge.analysis.estimates import wilson
-from smc_bridge.commands.base import positive, whole
+from smc_bridge.commands.base import whole
 from smc_bridge.decode import Decoder, decode
 from smc_bridge.estimate import Estimate
-from smc_bridge.models.pairs import load_pair
 from smc_bridge.registry import spelled
 from smc_bridge.result import Result
-from smc_bridge.tasks import TASKS, Item, Task
+from smc_bridge.tasks import Item, Task
 
 TABLE = TABLES["throughput"]
 BASELINE: str = TABLE["baseline"]
@@ -131,28 +131,21 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
         "--batches", type=several(whole(1)), default="1,2" if quick else "1,4,16", metavar="P,P,..",
         help="prompts in work at a time",
     )
-    parser.add_argument(
-        "--tokens", type=whole(1), default=16 if quick else None, help="length limit (default: the task's)"
-    )
-    parser.add_argument("--blocks", type=whole(1), default=1 if quick else 4, help="repetitions, of other problems")
-    parser.add_argument("--block", type=whole(1), default=2 if quick else 32, help="problems in a block")
-    parser.add_argument("--temperature", type=positive, default=0.2, help="of the target (default: 0.2)")
+    add_law_arguments(parser, 16 if quick else None)
+    add_block_arguments(parser, quick)
 
 
 def measure(options: argparse.Namespace) -> Report:
     """Decode every block with every method at every batch size."""
     cached = [text + CACHED for text in options.cached]
     chosen, batches = tuple(dict.fromkeys((*options.methods, BASELINE, *cached))), options.batches
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    items = task.problems(options.blocks * options.block)
-    prompts = [pair.encode(item.prompt).tolist() for item in items]
+    pair, task, prompts = embedded(options.blocks * options.block)
+    items = task.problems(len(prompts))
     dlm: Any = pair.dlm
     pairs = {True: replace(pair, dlm=dlm.with_cache("prefix")) if cached else pair, False: pair}
     decoders = {
         name: decoder(
             name.removesuffix(CACHED), pairs[name.endswith(CACHED)], task, temperature=options.temperature,
-            limit=options.tokens,
         )
         for name in chosen
     }
@@ -162,14 +155,12 @@ def measure(options: argparse.Namespace) -> Report:
     with progress("throughput", len(cells) * options.blocks) as advance:
         for each in decoders.values():
             decode(each, prompts[:1], seed=options.seed, max_new_tokens=limit)
-        for block in range(options.blocks):
+        for block, (name, batch) in turns(cells, options.blocks):
             part = slice(block * options.block, (block + 1) * options.block)
-            turn = block % len(cells)
-            for name, batch in cells[turn:] + cells[:turn]:
-                runs[name, batch].append(run_block(
-                    decoders[name], task, items[part], prompts[part], batch=batch, seed=options.seed, limit=limit,
-                ))
-                advance()
+            runs[name, batch].append(run_block(
+                decoders[name], task, items[part], prompts[part], batch=batch, seed=options.seed, limit=limit,
+            ))
+            advance()
     found = {cell: Figures.of(runs[cell], runs[BASELINE, cell[1]]) for cell in cells}
     gains = {name: over(runs, (name, max(batches)), (name, min(batches))) for name in chosen}
     sheets = [_sheet(found, chosen, batch, options) for batch in batches]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Advance, Spread, progress, ratios
+from benchmarks.problems import add_block_arguments, embedded
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.commands.base import positive, share, whole
 from smc_bridge.kernels.block_verification import BlockVerification
@@ -26,8 +27,8 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.poe_bridge import smc
-from smc_bridge.models.pairs import Pair, load_pair
-from smc_bridge.tasks import TASKS, Task
+from smc_bridge.models.pairs import Pair
+from smc_bridge.tasks import Task
 
 #: V and M of every kernel, tokens.
 WINDOW, LOOKAHEAD = 32, 64
@@ -109,15 +110,12 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
         parser.add_argument(
             name, type=several(parse), default=small if quick else default, metavar="x,x,..", help=what
         )
-    parser.add_argument("--blocks", type=whole(1), default=1 if quick else 4, help="repetitions, of other problems")
-    parser.add_argument("--block", type=whole(1), default=2 if quick else 32, help="problems in a block")
+    add_block_arguments(parser, quick)
 
 
 def measure(options: argparse.Namespace) -> Report:
     """Every kernel under every law."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(options.blocks * options.block)]
+    pair, task, prompts = embedded(options.blocks * options.block)
     blocks = [prompts[i : i + options.block] for i in range(0, len(prompts), options.block)]
     shapes = [
         *(Shape("tree", nodes) for nodes in options.nodes),
