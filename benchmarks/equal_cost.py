@@ -86,7 +86,7 @@ class Figures:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {name: value.ends() if isinstance(value, Estimate) else value for name, value in vars(self).items()}
+        return {name: value.plain() if isinstance(value, Estimate) else value for name, value in vars(self).items()}
 
 
 def at_budget(

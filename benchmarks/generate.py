@@ -95,7 +95,7 @@ class Generate:
         return state._replace(seats=tuple(every))
 
 
-@method("generate", role="exact", targets="AR", proper=True, reference="transformers")
+@method("generate", role="exact", targets="AR", proper=True, reference="transformers", examples=())
 def generate(pair: Pair, *, temperature: float = 1.0, name: str = "generate") -> Generate:
     """Samples of the AR model by transformers' own `generate`.
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
+from benchmarks.harness import Advance, interleaved, ratios, spread, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.mock import MockPair
 from benchmarks.textbook import Step, Uniforms, textbook_step
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.state import SMCState
+from smc_bridge.estimate import Estimate
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, prompt_generator
@@ -40,9 +41,9 @@ class Arithmetic:
     lanes: int
     window: int
     alphabet: int
-    seconds: Spread
-    textbook_seconds: Spread
-    share: Spread
+    seconds: Estimate
+    textbook_seconds: Estimate
+    share: Estimate
     memory: float
     textbook_memory: float
     equal_lanes: int
@@ -51,7 +52,7 @@ class Arithmetic:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
-            key: value.to_dict() if isinstance(value, Spread) else value for key, value in vars(self).items()
+            key: value.plain() if isinstance(value, Estimate) else value for key, value in vars(self).items()
         }
 
 
@@ -127,7 +128,7 @@ def arithmetic(
     unit = 4 * lanes * window * alphabet
     committed, expected = blocks(*mock.compare())
     return Arithmetic(
-        name, lanes, window, alphabet, Spread.of(found["ours"]), Spread.of(found["textbook"]),
+        name, lanes, window, alphabet, spread(found["ours"]), spread(found["textbook"]),
         ratios(found["ours"], found["textbook"]), memory / unit, book_memory / unit,
         sum(a == b for a, b in zip(committed, expected, strict=True)), [len(block) for block in committed],
     )

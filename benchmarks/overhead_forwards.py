@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
+from benchmarks.harness import Advance, interleaved, ratios, spread, timed
 from benchmarks.problems import TABLES, decoder, methods
 from benchmarks.replay import Tape, networks_timed, observe, replay
 from smc_bridge.decode import Decoder, decode
+from smc_bridge.estimate import Estimate
 from smc_bridge.models.pairs import Pair
 from smc_bridge.tasks import Task
 
@@ -43,19 +44,19 @@ class Overhead:
     """Seconds of the run, of its session calls, and of the networks alone; and the run's over either, by round."""
 
     case: Case
-    wall: Spread
-    calls: Spread
-    networks: Spread
-    over_calls: Spread
-    over_networks: Spread
+    wall: Estimate
+    calls: Estimate
+    networks: Estimate
+    over_calls: Estimate
+    over_networks: Estimate
     forwards: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
-            "program": self.case.name, "prompts": self.case.prompts, "run_seconds": self.wall.to_dict(),
-            "session_call_seconds": self.calls.to_dict(), "network_seconds": self.networks.to_dict(),
-            "over_session_calls": self.over_calls.to_dict(), "over_networks": self.over_networks.to_dict(),
+            "program": self.case.name, "prompts": self.case.prompts, "run_seconds": self.wall.plain(),
+            "session_call_seconds": self.calls.plain(), "network_seconds": self.networks.plain(),
+            "over_session_calls": self.over_calls.plain(), "over_networks": self.over_networks.plain(),
             "forwards": self.forwards,
         }
 
@@ -87,6 +88,6 @@ def overhead(
     wall, calls = [seconds for seconds, _ in found["run"]], [seconds for seconds, _ in found["calls"]]
     networks = [inside for _, inside in found["networks"]]
     return Overhead(
-        case, Spread.of(wall), Spread.of(calls), Spread.of(networks), ratios(wall, calls), ratios(wall, networks),
+        case, spread(wall), spread(calls), spread(networks), ratios(wall, calls), ratios(wall, networks),
         tape.forwards("dlm") + tape.forwards("ar"),
     )

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Spread, progress, ratios, timed, turns
+from benchmarks.harness import progress, ratios, spread, timed, turns
 from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, embedded, methods
 from benchmarks.replay import Tape, observe
 from benchmarks.report import Report, Sheet, execute, several
 from smc_bridge.commands.base import one_of, whole
 from smc_bridge.decode import decode
+from smc_bridge.estimate import Estimate
 from smc_bridge.models.pairs import Pair
 
 CACHES = ("none", "prefix", "window")
@@ -54,11 +55,11 @@ class Cell:
     runs: list[Run]
     plain: list[Run]
 
-    def spread(self, figure: str) -> Spread:
+    def over_blocks(self, figure: str) -> Estimate:
         """A figure of `Run` over the blocks."""
-        return Spread.of([getattr(run, figure) for run in self.runs])
+        return spread([getattr(run, figure) for run in self.runs])
 
-    def over_none(self, figure: str) -> Spread:
+    def over_none(self, figure: str) -> Estimate:
         """The same, divided by its value without a cache."""
         return ratios([getattr(run, figure) for run in self.runs], [getattr(run, figure) for run in self.plain])
 
@@ -67,8 +68,8 @@ class Cell:
         figures = {"forward": "dlm_forward_seconds", "tokens": "tokens_per_dlm_forward", "rate": "tokens_per_second"}
         return {
             "method": self.method, "cache": self.cache,
-            **{name: self.spread(figure).to_dict() for figure, name in figures.items()},
-            **{f"{name}_over_none": self.over_none(figure).to_dict() for figure, name in figures.items()},
+            **{name: self.over_blocks(figure).plain() for figure, name in figures.items()},
+            **{f"{name}_over_none": self.over_none(figure).plain() for figure, name in figures.items()},
         }
 
 
@@ -122,8 +123,11 @@ def measure(options: argparse.Namespace) -> Report:
 
 def _sheet(cells: Sequence[Cell], options: argparse.Namespace) -> Sheet:
     rows = [
-        (f"{cell.method}, {cell.cache}", cell.spread("forward").times(1000).text(), cell.over_none("forward").text(),
-         cell.spread("tokens").text(), cell.over_none("tokens").text(), cell.over_none("rate").text())
+        (
+            f"{cell.method}, {cell.cache}", cell.over_blocks("forward").times(1000).text(),
+            cell.over_none("forward").text(), cell.over_blocks("tokens").text(), cell.over_none("tokens").text(),
+            cell.over_none("rate").text(),
+        )
         for cell in cells
     ]
     columns = (
@@ -143,10 +147,10 @@ def _draw(figure: Any, cells: Sequence[Cell], methods: Sequence[str], kinds: Seq
     for ax, (figure_name, title) in zip(axes, titles, strict=True):
         for i, cache in enumerate(kinds):
             scale = 1000 if figure_name == "forward" else 1
-            own = [cell.spread(figure_name).times(scale) for cell in cells if cell.cache == cache]
+            own = [cell.over_blocks(figure_name).times(scale) for cell in cells if cell.cache == cache]
             width = 0.8 / len(kinds)
             ax.bar(
-                place + (i - (len(kinds) - 1) / 2) * width, [s.median for s in own], width, label=cache,
+                place + (i - (len(kinds) - 1) / 2) * width, [s.value for s in own], width, label=cache,
                 yerr=np.transpose([s.bars for s in own]), error_kw={"lw": 0.8},
             )
         ax.set_xticks(place, methods)

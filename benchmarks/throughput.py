@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Spread, progress, ratios, timed, turns
+from benchmarks.harness import progress, ratios, spread, timed, turns
 from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, embedded, methods
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.analysis.bounds import ratio_per_token
@@ -83,8 +83,8 @@ def _right(task: Task, item: Item, result: Result, seed: int) -> bool:
 class Figures:
     """One method at one batch size over all blocks; None where a figure does not apply."""
 
-    rate: Spread
-    ratio: Spread
+    rate: Estimate
+    ratio: Estimate
     per_dlm_forward: float | None
     accuracy: Estimate
     nats_per_token: float | None
@@ -97,7 +97,7 @@ class Figures:
         evidence = [z for run in runs for z in run.log_evidence or ()]
         drawn = [t for run in runs for t in run.drawn_tokens]
         return cls(
-            Spread.of([run.rate for run in runs]), ratios([run.rate for run in runs], [run.rate for run in baseline]),
+            spread([run.rate for run in runs]), ratios([run.rate for run in runs], [run.rate for run in baseline]),
             sum(tokens) / forwards if forwards else None, wilson(sum(run.right for run in runs), len(tokens)),
             ratio_per_token(evidence, drawn).value if evidence else None,
         )
@@ -106,8 +106,8 @@ class Figures:
         """Plain data for JSON."""
         nats = self.nats_per_token
         return {
-            "tokens_per_second": self.rate.to_dict(), f"over_{BASELINE}": self.ratio.to_dict(),
-            "tokens_per_dlm_forward": self.per_dlm_forward, "accuracy": self.accuracy.ends(),
+            "tokens_per_second": self.rate.plain(), f"over_{BASELINE}": self.ratio.plain(),
+            "tokens_per_dlm_forward": self.per_dlm_forward, "accuracy": self.accuracy.plain(),
             "nats_per_token": nats if nats is None or math.isfinite(nats) else None,
         }
 
@@ -171,7 +171,7 @@ def measure(options: argparse.Namespace) -> Report:
         ))
     data = {
         "figures": [{"method": name, "batch": batch, **figures.to_dict()} for (name, batch), figures in found.items()],
-        "batch_gain": {name: gain.to_dict() for name, gain in gains.items()},
+        "batch_gain": {name: gain.plain() for name, gain in gains.items()},
     }
     return Report(
         sheets, data, lambda figure: _draw(figure, found, chosen, batches),
@@ -179,7 +179,7 @@ def measure(options: argparse.Namespace) -> Report:
     )
 
 
-def over(runs: Runs, above: tuple[str, int], below: tuple[str, int]) -> Spread:
+def over(runs: Runs, above: tuple[str, int], below: tuple[str, int]) -> Estimate:
     """Ratio of two methods' tokens/s within each block."""
     return ratios([run.rate for run in runs[above]], [run.rate for run in runs[below]])
 
@@ -191,20 +191,20 @@ def verdicts(runs: Runs, found: Found, batches: Sequence[int]) -> list[Verdict]:
     ar = found[slow[-1], 1] if slow else None
     for name, wanted in TABLE["over_baseline"].items():
         if (name, 1) in found:
-            out.append(Verdict(f"{name} at P = 1, tokens/s over {BASELINE}", found[name, 1].ratio.median, wanted))
+            out.append(Verdict(f"{name} at P = 1, tokens/s over {BASELINE}", found[name, 1].ratio.value, wanted))
             if ar is not None:
                 share = found[name, 1].accuracy.value / ar.accuracy.value if ar.accuracy.value else math.nan
                 out.append(Verdict(f"{name} at P = 1, accuracy over the AR model's", share, SHARE_OF_ACCURACY))
     if 1 in batches and 16 in batches:
         out.extend(
-            Verdict(f"{name}, tokens/s at P = 16 over P = 1", over(runs, (name, 16), (name, 1)).median, WANTED_BATCH)
+            Verdict(f"{name}, tokens/s at P = 16 over P = 1", over(runs, (name, 16), (name, 1)).value, WANTED_BATCH)
             for name, batch in found if batch == 1 and is_program(name)
         )
     for name in methods(TABLE["over_ar"]):
         for other in slow:
             if (name, 1) in found:
                 gain = over(runs, (name, 1), (other, 1))
-                out.append(Verdict(f"{name} at P = 1, tokens/s over {other}", gain.median, 1.0))
+                out.append(Verdict(f"{name} at P = 1, tokens/s over {other}", gain.value, 1.0))
     return out
 
 
@@ -221,7 +221,7 @@ def _sheet(found: Found, chosen: Sequence[str], batch: int, options: argparse.Na
         rows.append((
             name, figures.rate.text(".1f"), figures.ratio.text(".2f"),
             "-" if figures.per_dlm_forward is None else f"{figures.per_dlm_forward:.2f}",
-            figures.accuracy.text(".1f", scale=100),
+            figures.accuracy.times(100).text(".1f"),
             "-" if figures.nats_per_token is None else f"{figures.nats_per_token + 0.0:.2g}",
         ))
     title = (
@@ -240,7 +240,7 @@ def _draw(figure: Any, found: Found, chosen: Sequence[str], batches: Sequence[in
     for i, batch in enumerate(batches):
         rates = [found[name, batch].rate for name in chosen]
         ax.errorbar(
-            [rate.median for rate in rates], place + 0.2 * (i - (len(batches) - 1) / 2),
+            [rate.value for rate in rates], place + 0.2 * (i - (len(batches) - 1) / 2),
             xerr=np.transpose([rate.bars for rate in rates]), fmt="osD^v"[i % 5], capsize=2, label=f"P = {batch}",
         )
     ax.set_yticks(place, chosen)

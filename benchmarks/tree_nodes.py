@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Advance, Spread, progress, ratios
+from benchmarks.harness import Advance, progress, ratios, spread
 from benchmarks.problems import add_block_arguments, embedded
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.commands.base import positive, share, whole
@@ -75,8 +75,8 @@ class Cell:
         """Plain data for JSON."""
         return {
             "kernel": self.shape.kernel, "size": self.shape.size, "w": self.w, "temperature": self.temperature,
-            "tokens_per_step": Spread.of(self.tokens).to_dict(), "nodes_per_step": Spread.of(self.nodes).to_dict(),
-            "tokens_per_node": Spread.of(self.per_node).to_dict(),
+            "tokens_per_step": spread(self.tokens).plain(), "nodes_per_step": spread(self.nodes).plain(),
+            "tokens_per_node": spread(self.per_node).plain(),
         }
 
 
@@ -145,7 +145,7 @@ def measure(options: argparse.Namespace) -> Report:
              for tree, linear, tokens, per_node in comparisons],
         ))
     verdicts = [
-        Verdict(f"{tree.shape.name} over {linear.shape.name}, w = {tree.w:g}, tokens per AR node", per_node.median,
+        Verdict(f"{tree.shape.name} over {linear.shape.name}, w = {tree.w:g}, tokens per AR node", per_node.value,
                 next(wanted for nodes, _, wanted in WANTED if nodes == tree.shape.size))
         for tree, linear, _, per_node in comparisons if tree.temperature == 1 and linear.shape.kernel == "rejection"
     ]
@@ -154,7 +154,7 @@ def measure(options: argparse.Namespace) -> Report:
             "cells": [cell.to_dict() for cell in cells],
             "comparisons": [
                 {"w": tree.w, "temperature": tree.temperature, "tree": tree.shape.name, "drafts": linear.shape.name,
-                 "tokens_per_step": tokens.to_dict(), "tokens_per_node": per_node.to_dict()}
+                 "tokens_per_step": tokens.plain(), "tokens_per_node": per_node.plain()}
                 for tree, linear, tokens, per_node in comparisons
             ],
         },
@@ -166,8 +166,8 @@ def measure(options: argparse.Namespace) -> Report:
 
 def _sheet(cells: Sequence[Cell], w: float, temperature: float) -> Sheet:
     rows = [
-        (cell.shape.name, Spread.of(cell.tokens).text(), Spread.of(cell.nodes).text(".4g"),
-         Spread.of(cell.per_node).text())
+        (cell.shape.name, spread(cell.tokens).text(), spread(cell.nodes).text(".4g"),
+         spread(cell.per_node).text())
         for cell in cells if (cell.w, cell.temperature) == (w, temperature)
     ]
     columns = ("kernel", "tokens / step", "AR nodes / step", "tokens / AR node")
@@ -182,9 +182,9 @@ def _draw(figure: Any, cells: Sequence[Cell], laws: Sequence[tuple[float, float]
     for ax, (w, temperature) in zip(grid, laws, strict=False):
         for kernel, (style, label) in marks.items():
             own = [c for c in cells if (c.shape.kernel, c.w, c.temperature) == (kernel, w, temperature)]
-            tokens = [Spread.of(cell.tokens) for cell in own]
+            tokens = [spread(cell.tokens) for cell in own]
             ax.errorbar(
-                [Spread.of(cell.nodes).median for cell in own], [s.median for s in tokens],
+                [spread(cell.nodes).value for cell in own], [s.value for s in tokens],
                 yerr=np.transpose([s.bars for s in tokens]), fmt=style, label=label, capsize=2,
             )
         ax.set_xscale("log", base=2)

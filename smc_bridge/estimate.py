@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 #: Half a 95 % interval of a normal variable, in standard errors.
 Z = 1.959963984540054
@@ -41,20 +40,27 @@ class Estimate:
         """Whether both ends are finite."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
-    def text(self, form: str = ".3g", *, scale: float = 1.0, without: str = "") -> str:
-        """`value [low, high]`; where there is no interval the value and what `without` says."""
+    def text(self, form: str = ".3g", *, without: str = "") -> str:
+        """`value [low, high]`; of a single value, and where there is no interval, the value and what `without` says."""
         # Adding zero turns -0.0 into 0.0.
-        value, low, high = (format(scale * x + 0.0, form) for x in (self.value, self.low, self.high))
-        return f"{value} [{low}, {high}]" if self.has_interval else value + without
+        value, low, high = (format(x + 0.0, form) for x in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]" if self.has_interval and self.n > 1 else value + without
 
-    def ends(self) -> dict[str, float | None]:
-        """Value and interval as plain data for JSON; what is not finite is None."""
-        given = {"value": self.value, "low": self.low, "high": self.high}
+    def times(self, factor: float) -> Estimate:
+        """The same in another unit, `factor` > 0."""
+        return replace(
+            self, value=factor * self.value, low=factor * self.low, high=factor * self.high, error=factor * self.error
+        )
+
+    @property
+    def bars(self) -> tuple[float, float]:
+        """Lengths of an error bar below and above the value."""
+        return self.value - self.low, self.high - self.value
+
+    def plain(self) -> dict[str, float | None]:
+        """Value, interval and n as plain data for JSON; what is not finite is None."""
+        given = {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
         return {name: x if math.isfinite(x) else None for name, x in given.items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field, as plain data."""
-        return asdict(self)
 
 
 def columns(name: str, found: Estimate | None) -> dict[str, float]:

@@ -108,7 +108,7 @@ def render(certified: Certified, *, title: str = "") -> Table:
 
 
 def _interval(bound: Estimate, scale: float = 1.0) -> str:
-    return bound.text(scale=scale, without=", no interval")
+    return bound.times(scale).text(without=", no interval")
 
 
 def _told(name: str, bound: Certificate) -> str:

@@ -50,7 +50,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite are None, and an interval is its value and its ends."""
         given = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: value.ends() if isinstance(value, Estimate) else _finite(value) for name, value in given.items()}
+        return {name: value.plain() if isinstance(value, Estimate) else _finite(value) for name, value in given.items()}
 
     def flat(self) -> dict[str, Any]:
         """One entry a number: intervals as `NAME`, `NAME_low` and `NAME_high`; NaN for what does not apply."""
@@ -109,15 +109,15 @@ def render(rows: Sequence[Row], *, title: str = "") -> PrintedTable:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
-            row.method, *([_text(row.accuracy, ".1f", scale=100)] if graded else []),
+            row.method, *([_text(row.accuracy and row.accuracy.times(100), ".1f")] if graded else []),
             _plain(row.tokens_per_dlm_forward, ".2f"), _plain(row.ar_forwards, ".1f"), f"{row.tokens_per_second:.1f}",
             _size(row), _text(row.nats), _text(row.nats_per_token),
         )
     return table
 
 
-def _text(value: Estimate | None, form: str = ".3g", *, scale: float = 1.0) -> str:
-    return "-" if value is None else value.text(form, scale=scale)
+def _text(value: Estimate | None, form: str = ".3g") -> str:
+    return "-" if value is None else value.text(form)
 
 
 def _plain(value: float | None, form: str) -> str:
