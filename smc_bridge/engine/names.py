@@ -84,13 +84,13 @@ def check_fit(
             "intermediate = proposal, or kernel = rejection"
         )
     if w is not None and not (intermediate is None or isinstance(intermediate, str)):
-        raise ValueError(f"w = {w!r} with intermediate = {said(intermediate)}: give one of them")
+        raise ValueError(f"w = {said(w)} with intermediate = {said(intermediate)}: give one of them")
     if w is not None and "w" in idle(kernel, intermediate):
         other = f"kernel = {kernel}" if intermediate is None else f"intermediate = {intermediate}"
-        raise ValueError(f"w = {w!r} with {other}, which has none: leave it out, or give intermediate = poe")
+        raise ValueError(f"w = {said(w)} with {other}, which has none: leave it out, or give intermediate = poe")
     if nodes is not None and kernel != "tree":
         one = "rejection" if kernel is None else kernel if isinstance(kernel, str) else said(kernel)
-        raise ValueError(f"nodes = {nodes!r} with kernel = {one}, which has none: leave it out, or use kernel = tree")
+        raise ValueError(f"nodes = {said(nodes)} with kernel = {one}, which has none: leave it out, or give tree")
     if weight == "balance" and lanes == 1:
         raise ValueError("weight = balance with one lane has nothing to balance: leave it out, or give 2 lanes or more")
     if isinstance(resampler, str) and trigger == "never":

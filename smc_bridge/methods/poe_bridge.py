@@ -92,9 +92,9 @@ def _kernel(kernel: Kernel | str | None, nodes: int | None, temperature: float |
 def smc(
     pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float | None = None, window: int = 32,
     lookahead: int = 256, temperature: float = 1.0, proposal_temperature: float | Sequence[float] | None = None,
-    intermediate: Intermediate | str | None = None, kernel: Kernel | str | None = None, nodes: int | None = None,
-    weight: WeightRule | str | None = None, resampler: Resampler | str | None = None,
-    trigger: Trigger | str | None = None, potential: Potential | None = None, proposal_top_p: float = 1.0,
+    intermediate: Intermediate | str | None = None, kernel: Kernel | str | None = "rejection",
+    nodes: int | None = None, weight: WeightRule | str | None = "own", resampler: Resampler | str | None = None,
+    trigger: Trigger | str | None = "ess", potential: Potential | None = None, proposal_top_p: float = 1.0,
     top_p: float = 1.0, top_k: int | None = None, name: str | None = None, max_logit_bytes: int | None = None,
     compile: bool = False,
 ) -> Sampler:
@@ -112,11 +112,11 @@ def smc(
         temperature: of the target, and of the proposal unless that has its own.
         proposal_temperature: of the proposal, one or one per lane.
         intermediate: law between proposal and target, poe unless it is given; an object has its own w.
-        kernel: how a draft becomes a block of the intermediate, rejection unless it is given.
+        kernel: how a draft becomes a block of the intermediate.
         nodes: budget of the kernel tree, 128 unless it is given.
-        weight: how lanes are weighed, own unless it is given.
+        weight: how lanes are weighed.
         resampler: how survivors are drawn, systematic unless it is given.
-        trigger: when particles are resampled, ess (below half) unless it is given.
+        trigger: when particles are resampled, ess is an ESS below half.
         potential: of the target, an object.
         proposal_top_p: truncation of the proposal; needs the intermediate defensive to stay proper.
         top_p: truncation of the target.
@@ -138,9 +138,10 @@ def smc(
         )
     if intermediate is None:
         intermediate = "proposal" if kernel == "accept-all" else "poe"
+    target = ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential)
     return Sampler(
         proposal=DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=lookahead),
-        target=ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential),
+        target=target,
         intermediate=named("intermediate", intermediate, w=DEFAULT_W if w is None else w),
         kernel=_kernel(kernel, nodes, own),
         weight=named("weight", "own" if weight is None else weight),
