@@ -67,7 +67,7 @@ class Certifying(Laboratory):
 
     def __call__(self, work: Work) -> Record:
         """Conditional or free runs of a batch of problems, with their names."""
-        _, prompts, seeds = self.inputs(work)
+        prompts, seeds = self.inputs(work)
         sampler, limit = self.decoder(work), self.limits(work).max_new_tokens
         began = time.perf_counter()
         if work.part == CONDITIONAL:

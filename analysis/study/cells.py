@@ -80,7 +80,7 @@ class Laboratory:
 
     def __call__(self, work: Work) -> Record:
         """Decode the prompts of a cell; its key and its figures."""
-        _, prompts, seeds = self.inputs(work)
+        prompts, seeds = self.inputs(work)
         decoder, limit = self.decoder(work), self.limits(work).max_new_tokens
         began = time.perf_counter()
         results = decode(decoder, prompts, seed=seeds, max_new_tokens=limit)
@@ -97,15 +97,16 @@ class Laboratory:
 
     def decoder(self, work: Work) -> Any:
         """What decodes the prompts of a cell."""
-        return make_decoder(work.setting, self.inputs(work)[0], self.limits(work), self.custom)
+        pair = self._pair(work.point) if isinstance(work.point, TabularPoint) else self.problems.pair
+        assert pair is not None
+        return make_decoder(work.setting, pair, self.limits(work), self.custom)
 
-    def inputs(self, work: Work) -> tuple[Pair, Sequence[Sequence[int]], Sequence[int]]:
-        """Models, prompts, and a seed for each of them."""
+    def inputs(self, work: Work) -> tuple[Sequence[Sequence[int]], Sequence[int]]:
+        """Prompts, and a seed for each of them."""
         if isinstance(work.point, Block):
-            assert self.problems.pair is not None
             chosen, seeds = self.chosen(work.point), seeds_apart(self.problems.prompts, work.seed)
-            return self.problems.pair, [self.problems.prompts[i] for i in chosen], [seeds[i] for i in chosen]
-        return self._pair(work.point), [()] * work.size, [run_seed(work.seed, run) for run in range(work.size)]
+            return [self.problems.prompts[i] for i in chosen], [seeds[i] for i in chosen]
+        return [()] * work.size, [run_seed(work.seed, run) for run in range(work.size)]
 
     def chosen(self, point: Block) -> range:
         """Indices of the problems of a block."""
