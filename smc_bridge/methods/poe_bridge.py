@@ -172,7 +172,7 @@ def paper(
     each lane weighs by its own `pi^(k)`. `options` go to `smc`.
     """
     own = lane_temperatures(lanes)
-    if intermediate is None and options.get("kernel") != "accept-all":
+    if (intermediate is None or intermediate == "poe") and options.get("kernel") != "accept-all":
         w = DEFAULT_W if w is None else w
         intermediate, w = ProductOfExperts(w, lane_exponents(w, temperature, own)), None
     return smc(

@@ -21,6 +21,7 @@ COMMANDS = {
     "profile": ((), "networks"),
     "equal_cost": ((), "KL bound"),
     "certificate_coverage": ((), "upper misses"),
+    "bias_vs_particles": ((), "bias ~ N^-a"),
 }
 
 
@@ -51,7 +52,7 @@ def test_command_prints_tables_and_writes_json_and_png(
         ("throughput", ["--batches", "0"], "0"),
         ("overhead", ["--repetitions", "many"], "--repetitions"),
         ("scaling", ["--factors", "Q"], "--factors"),
-        ("tree_nodes", ["--weights", "2"], "2"),
+        ("tree_nodes", ["--w", "2"], "2"),
         ("tree_nodes", ["--speed"], "--speed"),
     ],
 )
