@@ -52,8 +52,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SSP", "ARTarget", "AcceptAll", "BalanceHeuristic", "BlockVerification", "Certificate", "Check", "Chernoff",
-    "DLMProposal", "Decoder", "Defensive", "EssBelow", "Estimate", "GumbelCoupling", "Horizon", "Intermediate", "Interrupted",
-    "Kernel", "Mixture", "Move", "Multinomial", "OwnWeights", "Pair", "Potential", "PowerMean", "Prefix",
+    "DLMProposal", "Decoder", "Defensive", "EssBelow", "Estimate", "GumbelCoupling", "Horizon", "Intermediate",
+    "Interrupted", "Kernel", "Mixture", "Move", "Multinomial", "OwnWeights", "Pair", "Potential", "PowerMean", "Prefix",
     "ProductOfExperts", "Proposal", "Rejection", "Request", "Resampler", "Residual", "Result", "Sampler", "Stratified",
     "Systematic", "Target", "TreeWalk", "always", "ar_sampling", "certify", "check", "decode", "diffusion", "load_pair",
     "never", "paper", "plain_is", "released", "smc", "speculative", "tree_walk",
