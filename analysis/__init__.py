@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from smc_bridge.exports import on_demand
 
 if TYPE_CHECKING:
-    from smc_bridge.analysis.bias import Bias, Difference, bias_against_samples, delta_bias, jackknife_bias, run_bias
-    from smc_bridge.analysis.bounds import TokenBound, kl_certificate, kl_per_token
+    from smc_bridge.analysis.bias import Bias, bias_against_samples, delta_bias, jackknife_bias, run_bias
+    from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
     from smc_bridge.analysis.budget import at_equal_cost, cost_of, largest_within, measure_cost
     from smc_bridge.analysis.calibration import RankTest, rank_test, rank_uniformity
     from smc_bridge.analysis.ess import (
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
         ess_per_step,
         max_share,
     )
-    from smc_bridge.analysis.estimates import GenealogyVariance, Mean, batch_means, genealogy_variance
+    from smc_bridge.analysis.estimates import GenealogyVariance, batch_means, genealogy_variance
     from smc_bridge.analysis.export import to_arviz, to_datatree
     from smc_bridge.analysis.genealogy import coalescence, offspring_count, unique_ancestors
     from smc_bridge.analysis.law_bias import (
-        Distance,
         Rate,
         fit_rate,
         output_distance,
@@ -55,8 +54,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Bias", "Bidirectional", "BlockStatistics", "Cost", "Difference", "Distance", "GenealogyVariance",
-    "LocalDivergences", "Mean", "ParetoK", "RankTest", "Rate", "TestResult", "TokenBound", "at_equal_cost",
+    "Bias", "Bidirectional", "BlockStatistics", "Cost", "GenealogyVariance",
+    "LocalDivergences", "ParetoK", "RankTest", "Rate", "TestResult", "at_equal_cost",
     "batch_means", "bias_against_samples", "bidirectional", "block_statistics", "chi_square_test", "coalescence",
     "conditional_ess", "conditional_ess_per_step", "conditional_runs", "cost_of", "delta_bias", "entropy_ess", "ess",
     "ess_per_step", "fit_rate", "genealogy_variance", "goodness_of_fit", "jackknife_bias", "kl", "kl_certificate",

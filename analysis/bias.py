@@ -32,9 +32,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from smc_bridge.analysis.estimates import batch_means
 from smc_bridge.analysis.runs import Runs, as_runs, require_apart, require_independent, require_proper
+from smc_bridge.estimate import Estimate
 from smc_bridge.models.arguments import confidence
 from smc_bridge.result import Result
+
+#: What makes the interval of a difference.
+WELCH = "Welch"
 
 
 @dataclass(frozen=True)
@@ -42,21 +47,18 @@ class Bias:
     """An estimate with its bias.
 
     Attributes:
-        estimate: the self-normalised estimate as it stands.
-        bias: estimated `E[estimate] - truth`.
-        error: standard error; of `bias` for `run_bias`, of `estimate` for the jackknife.
-        units: independent units it rests on.
+        estimate: the self-normalised estimate as it stands; of the jackknife and the delta method with its standard
+            error.
+        bias: estimated `E[estimate] - truth`; of `run_bias` with its standard error.
     """
 
-    estimate: float
-    bias: float
-    error: float
-    units: int
+    estimate: Estimate
+    bias: Estimate
 
     @property
     def corrected(self) -> float:
         """`estimate - bias`."""
-        return self.estimate - self.bias
+        return self.estimate.value - self.bias.value
 
 
 def run_bias(results: Sequence[Result], f: Callable[[Any], float], *, log_z: float | None = None) -> Bias:
@@ -82,7 +84,7 @@ def run_bias(results: Sequence[Result], f: Callable[[Any], float], *, log_z: flo
     evidence = np.exp(np.array([run.log_evidence for run in runs]) - (log_z or 0.0))
     products = -(theta - theta.mean()) * (evidence - evidence.mean()) * len(runs) / (len(runs) - 1)
     error = float(products.std(ddof=1) / math.sqrt(len(runs)))
-    return Bias(float(theta.mean()), float(products.mean()), error, len(runs))
+    return Bias(batch_means(theta), Estimate.normal(float(products.mean()), error, len(runs)))
 
 
 def jackknife_bias(results: Runs, f: Callable[[Any], float]) -> Bias:
@@ -159,31 +161,16 @@ def delta_ratio(log_weights: npt.NDArray[np.float64], values: npt.NDArray[np.flo
     theta = float(weights @ usable)
     residual = usable - theta
     error = math.sqrt(float(np.square(weights * residual).sum()))
-    return Bias(theta, -float(np.square(weights) @ residual), error, log_weights.size)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A method's mean against that of exact samples.
-
-    Attributes:
-        difference: mean of the method's estimates minus mean of the exact values.
-        low, high: confidence interval at `level` (Welch 1947); infinite where no value of f differs from another.
-        runs, samples: how many of each.
-    """
-
-    difference: float
-    low: float
-    high: float
-    level: float
-    runs: int
-    samples: int
+    return _of_one(theta, -float(np.square(weights) @ residual), error, log_weights.size)
 
 
 def bias_against_samples(
     results: Sequence[Result], exact: Sequence[Result], f: Callable[[Any], float], *, level: float = 0.95
-) -> Difference:
+) -> Estimate:
     """Bias of one run's estimate of `E_p[f]` against exact samples of the target.
+
+    The mean of the method's estimates minus that of the exact values, with Welch's interval (1947); `n` counts the
+    smaller sample.
 
     Args:
         results: independent runs of any method on one prompt.
@@ -207,12 +194,13 @@ def bias_against_samples(
     right = np.array([run.expectation(f) for run in exact])
     parts = left.var(ddof=1) / left.size, right.var(ddof=1) / right.size
     difference, spread = float(left.mean() - right.mean()), float(sum(parts))
+    n = min(left.size, right.size)
     if spread == 0:
         # f was the same throughout: samples that do not vary bound nothing, however equal the means are.
-        return Difference(difference, -math.inf, math.inf, level, left.size, right.size)
+        return Estimate(difference, -math.inf, math.inf, n, WELCH, level=level)
     freedom = spread**2 / (parts[0] ** 2 / (left.size - 1) + parts[1] ** 2 / (right.size - 1))
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(spread)
-    return Difference(difference, difference - half, difference + half, level, left.size, right.size)
+    return Estimate(difference, difference - half, difference + half, n, WELCH, math.sqrt(spread), level)
 
 
 def jackknife(estimate: float, left_out: npt.NDArray[np.float64]) -> Bias:
@@ -220,4 +208,9 @@ def jackknife(estimate: float, left_out: npt.NDArray[np.float64]) -> Bias:
     n = left_out.size
     mean = float(left_out.mean())
     error = math.sqrt((n - 1) / n * float(np.square(left_out - mean).sum()))
-    return Bias(estimate, (n - 1) * (mean - estimate), error, n)
+    return _of_one(estimate, (n - 1) * (mean - estimate), error, n)
+
+
+def _of_one(estimate: float, bias: float, error: float, n: int) -> Bias:
+    """An estimate with its error, and a bias that the data say nothing about the error of."""
+    return Bias(Estimate.normal(estimate, error, n), Estimate(bias, -math.inf, math.inf, n, "none"))

@@ -8,34 +8,15 @@ Over prompts the mean bounds the mean divergence. Independent runs give a confid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from smc_bridge.analysis.runs import Runs, as_runs, require_proper
 from smc_bridge.certificate import Certificate, certify, kl_terms, terms_interval
+from smc_bridge.estimate import Estimate
+from smc_bridge.intervals import NAME
 from smc_bridge.result import Result
-
-
-@dataclass(frozen=True)
-class TokenBound:
-    """A bound on KL per token.
-
-    Attributes:
-        kl: `sum terms / sum tokens`, nats per token, with the terms of `Certificate`.
-        low, high: confidence interval of that ratio, as of `Certificate`.
-        level: its confidence.
-        tokens: mean length that was divided by, tokens.
-        runs: number of runs.
-    """
-
-    kl: float
-    low: float
-    high: float
-    level: float
-    tokens: float
-    runs: int
 
 
 def kl_certificate(results: Runs, *, log_z: float | None = None, level: float = 0.95) -> Certificate:
@@ -55,8 +36,8 @@ def kl_certificate(results: Runs, *, log_z: float | None = None, level: float = 
     )
 
 
-def kl_per_token(results: Runs, *, log_z: float | None = None, level: float = 0.95) -> TokenBound:
-    """The certificate divided by the mean length of a sequence drawn from r, `E[sum_k W_k length_k]`.
+def kl_per_token(results: Runs, *, log_z: float | None = None, level: float = 0.95) -> Estimate:
+    """The certificate divided by the mean length of a sequence drawn from r, `E[sum_k W_k length_k]`, nats per token.
 
     That is the length under a run's weights, not the mean over its particles. Arguments and errors as `kl_certificate`.
     """
@@ -70,8 +51,8 @@ def kl_per_token(results: Runs, *, log_z: float | None = None, level: float = 0.
 def ratio_per_token(
     log_evidence: Sequence[float] | npt.NDArray[np.float64], tokens: Sequence[float] | npt.NDArray[np.float64], *,
     log_z: float | None = None, level: float = 0.95, exact: bool = False,
-) -> TokenBound:
-    """The bound by the mean length over independent runs, with its interval.
+) -> Estimate:
+    """The bound by the mean length over independent runs, nats per token, with its interval.
 
     Args:
         log_evidence, log_z, level, exact: as `smc_bridge.certify`.
@@ -86,7 +67,7 @@ def ratio_per_token(
         terms, lengths, spread_of=log_evidence, level=level, signed=log_z is not None, exact=exact
     )
     ratio = 0.0 if exact else float(terms.sum() / lengths.sum())
-    return TokenBound(ratio, low, high, level, float(lengths.mean()), int(terms.size))
+    return Estimate(ratio, low, high, int(terms.size), NAME, level=level)
 
 
 def _true_log_z(runs: list[Result], log_z: float | None) -> float | None:

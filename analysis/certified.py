@@ -1,97 +1,140 @@
-"""The runs behind `smc-bridge certify`, in parts of a few prompts, which are kept as they are done
-(`smc_bridge.analysis.store`).
+"""The certificate of a method on the problems of a task: conditional and free runs, as cells of one experiment.
 
 The draws of a prompt depend on the seed and on the prompt only, so that runs which were interrupted and continued give
-the bounds of a single go.
+the bounds of a single go. The file keeps the runs whole, but for their traces; the level of the intervals is no part of
+what decides them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from smc_bridge.analysis.reverse import Bidirectional, Report, both_bounds, both_runs
-from smc_bridge.analysis.store import Store
-from smc_bridge.engine.sampler import Sampler
+from smc_bridge.analysis.comparison.settings import Settings
+from smc_bridge.analysis.estimates import wilson
+from smc_bridge.analysis.reverse import Bidirectional, both_bounds, conditional_runs, multinomial
+from smc_bridge.analysis.runner import run_cells
+from smc_bridge.analysis.store import Record, Store, open_store
+from smc_bridge.analysis.study.cells import Laboratory, Work, cells
+from smc_bridge.analysis.study.config import Block
+from smc_bridge.analysis.study.identity import fingerprints
+from smc_bridge.analysis.study.run import loading
+from smc_bridge.analysis.study.sources import Problems, load_problems
+from smc_bridge.commands.models import Models
+from smc_bridge.estimate import Estimate
+from smc_bridge.models.pairs import Pair
+from smc_bridge.registry import METHODS, spelled
 from smc_bridge.result import Result
-from smc_bridge.streams import seeds_apart
+from smc_bridge.tasks import Task
 
-KIND, FORMAT = "smc-bridge certificate", 2
+KIND, FORMAT = "smc-bridge certificate", 3
+#: What is done with the problems of every batch.
+PARTS = CONDITIONAL, FREE = "conditional runs", "free runs"
 
 
 @dataclass(frozen=True)
-class Part:
-    """Free and conditional runs of a few prompts, without their traces."""
+class Certified:
+    """What was found.
 
-    index: int
-    free: list[Result]
-    retained: list[Result]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "part": self.index, "free": [run.to_dict() for run in self.free],
-            "retained": [run.to_dict() for run in self.retained],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Part:
-        """Inverse of `to_dict`; TypeError, KeyError or ValueError if the data is something else."""
-        free, retained = ([Result.from_dict(run) for run in data[name]] for name in ("free", "retained"))
-        return cls(int(data["part"]), free, retained)
-
-
-class Runs:
-    """The runs of a certificate, on disk too if there is a file.
-
-    Args:
-        path: FILE, or None.
-        settings: plain data that decides the runs.
-        fresh: start anew, whatever certificate FILE holds.
-    Raises:
-        ValueError: a file cannot be read, is something else, or belongs to other settings.
+    Attributes:
+        bounds: both, and their sum.
+        accuracy: share of right answers, a draw from the weights of each free run; None without known answers.
+        store: of the runs.
     """
 
-    def __init__(self, path: Path | None, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
-        self.store: Store[int, Part] = Store(
-            path, {"kind": KIND, "format": FORMAT, **settings}, noun="certificate", read=Part.from_dict,
-            write=Part.to_dict, key=lambda part: part.index, fresh=fresh,
-        )
+    bounds: Bidirectional
+    accuracy: Estimate | None
+    store: Store
 
-    def bounds(
-        self, sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int, max_new_tokens: int, batch: int,
-        level: float, report: Report | None, ids: Sequence[str | None] = (),
-    ) -> Bidirectional:
-        """Both bounds, after the parts that are missing were run, `batch` prompts in each; see `bidirectional`.
+    def save(self) -> None:
+        """Write the file whole, with the bounds for readers; an end that is infinite is a word, for JSON has none."""
+        bounds = {
+            name: {end: value if abs(value) < float("inf") else str(value) for end, value in (
+                ("bound", bound.value), ("low", bound.low), ("high", bound.high)
+            )}
+            for name, bound in self.bounds.named().items()
+        }
+        right = None if self.accuracy is None else self.accuracy.value
+        self.store.finish({"level": self.bounds.forward.level, "bounds": bounds, "accuracy": right})
 
-        `ids`, if there are any, name the prompts in what is saved: `settings["id"]` of their runs.
-        """
-        parts, seeds = range(-(-len(prompts) // batch)), seeds_apart(prompts, seed)
-        for index in parts:
-            if index in self.store.cells:
-                continue
-            start = index * batch
-            told = None if report is None else lambda name, done, start=start: report(name, start + done)
-            free, retained = both_runs(
-                sampler, prompts[start : start + batch], seed=seeds[start : start + batch],
-                max_new_tokens=max_new_tokens, batch=batch, report=told,
-            )
-            for runs in (free, retained):
-                for run, name in zip(runs, ids[start : start + batch], strict=False):
-                    run.settings.update({} if name is None else {"id": name})
-            self.store.add(Part(index, *([replace(run, trace=[]) for run in runs] for runs in (free, retained))))
-        done = [self.store.cells[index] for index in parts]
-        return both_bounds(
-            [run for part in done for run in part.free], [run for part in done for run in part.retained], level=level
-        )
 
-    @property
-    def free(self) -> list[Result]:
-        """The free runs of all prompts, in their order."""
-        return [run for index in sorted(self.store.cells) for run in self.store.cells[index].free]
+class Certifying(Laboratory):
+    """Runs the cells of a certificate."""
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write FILE whole, with the bounds for readers."""
-        self.store.finish(summary, [self.store.cells[index] for index in sorted(self.store.cells)])
+    def __call__(self, work: Work) -> Record:
+        """Conditional or free runs of a batch of problems, with their names."""
+        prompts, seeds = self.inputs(work)
+        sampler, limit = self.decoder(work), self.limits(work).max_new_tokens
+        began = time.perf_counter()
+        if work.part == CONDITIONAL:
+            runs = conditional_runs(sampler, prompts, seed=seeds, max_new_tokens=limit)
+        else:
+            runs = multinomial(sampler).run(prompts, seed=seeds, max_new_tokens=limit)
+        seconds = (time.perf_counter() - began) / len(runs)
+        assert isinstance(work.point, Block)
+        for run, item in zip(runs, self.items(work.point), strict=True):
+            run.settings.update({} if item.id is None else {"id": item.id})
+        return {**work.key(), "seconds": seconds, "results": [replace(run, trace=[]).to_dict() for run in runs]}
+
+
+@contextmanager
+def certifying(
+    settings: Settings, *, path: Path | None = None, fresh: bool = False, pair: Pair | Models | None = None,
+    task: Task | None = None, workers: int = 1, level: float = 0.95, show: bool = False,
+) -> Iterator[Certified]:
+    """Both bounds of one method, after the runs that are missing were made; nobody else writes the file meanwhile.
+
+    Args:
+        settings: with the method; the other arguments are those of `compare`.
+        level: confidence of every interval.
+    Raises:
+        ValueError: an argument is out of range, the method has no conditional form, or the file is something else, has
+            other settings, or is being written by another process.
+    """
+    check_weighted(*settings.methods)
+    config = settings.study()
+    loaded = load_problems(config.source, pair=pair, task=task)
+    plan = [work._replace(part=part) for part in PARTS for work in cells(config)]
+    header = {
+        "kind": KIND, "format": FORMAT, **{k: v for k, v in settings.to_dict().items() if k != "methods"},
+        "method": settings.methods[0], **fingerprints(config, loaded, {}),
+    }
+    keys = [work.key() for work in plan]
+    with open_store(
+        path, header, keys, argument="--json", noun="certificate", fresh=fresh, whole=True, valid=is_runs
+    ) as store:
+        make = partial(Certifying, config, loading(config, loaded, pair, task, workers))
+        records = run_cells(plan, make, store, workers=workers, show=show)
+        runs = {part: [Result.from_dict(each) for r in records if r["part"] == part for each in r["results"]]
+                for part in PARTS}
+        bounds = both_bounds(runs[FREE], runs[CONDITIONAL], level=level)
+        yield Certified(bounds, accuracy(runs[FREE], loaded, seed=settings.seed), store)
+
+
+def check_weighted(method: str) -> None:
+    """Raise ValueError unless a method's runs are particles with proper weights, which can retain a sequence."""
+    found = spelled(method).method
+    known = [
+        each.name for each in METHODS.values()
+        if each.proper and any(option.name == "particles" for option in each.options)
+    ]
+    if found.name not in known:
+        raise ValueError(f"method = {method!r}: has no properly weighted particles; choose from {', '.join(known)}")
+
+
+def is_runs(record: Record) -> bool:
+    """Whether data of a file is a record of runs; TypeError, KeyError or ValueError if they are something else."""
+    return bool([Result.from_dict(run) for run in record["results"]]) and set(PARTS) >= {record["part"]}
+
+
+def accuracy(runs: list[Result], problems: Problems, *, seed: int) -> Estimate | None:
+    """Share of right answers, the draws being those of `compare` under the same seed; None without answers."""
+    task = problems.task
+    assert task is not None
+    known = [(run, item.answer) for run, item in zip(runs, problems.items, strict=True) if item.answer is not None]
+    right = sum(run.alive and task.grade(run.sample(seed=seed), answer) for run, answer in known)
+    return wilson(right, len(known)) if known else None

@@ -30,9 +30,12 @@ from smc_bridge.analysis.genealogy import ancestral_lines
 from smc_bridge.analysis.runs import require_proper
 from smc_bridge.describe import describe
 from smc_bridge.engine.resampling import Multinomial
+from smc_bridge.estimate import Estimate
 from smc_bridge.models.arguments import confidence, whole_number
 from smc_bridge.result import Result
 
+#: What made an interval of a mean.
+STUDENT = "Student"
 #: What the settings of a run call the scheme that the formulas are derived for.
 MULTINOMIAL = describe(Multinomial())
 
@@ -98,28 +101,10 @@ def genealogy_variance(result: Result, f: Callable[[Any], float]) -> GenealogyVa
     return GenealogyVariance(theta, chan_lai, factor * chan_lai, 1.0 - factor * apart, families, families == 1)
 
 
-@dataclass(frozen=True)
-class Mean:
-    """Mean of independent estimates.
-
-    Attributes:
-        value: the mean.  error: its standard error.
-        low, high: confidence interval at `level` (Student); infinite for one batch.
-        batches: number of independent estimates.
-    """
-
-    value: float
-    error: float
-    low: float
-    high: float
-    level: float
-    batches: int
-
-
 def batch_means(
     values: Sequence[float] | npt.NDArray[np.float64], *, batches: int | None = None, level: float = 0.95
-) -> Mean:
-    """Mean of `values` with Student's interval over batches of consecutive ones.
+) -> Estimate:
+    """Mean of `values`, of which `n` are independent, with Student's interval over batches of consecutive ones.
 
     Args:
         values: estimates in the order they were made; those of one batch may depend on each other.
@@ -136,7 +121,16 @@ def batch_means(
     means = array[: array.size // count * count].reshape(count, -1).mean(1)
     value = float(means.mean())
     if count == 1:
-        return Mean(value, math.nan, -math.inf, math.inf, level, 1)
+        return Estimate(value, -math.inf, math.inf, 1, STUDENT, level=level)
     error = float(means.std(ddof=1) / math.sqrt(count))
     half = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
-    return Mean(value, error, value - half, value + half, level, count)
+    return Estimate(value, value - half, value + half, count, STUDENT, error, level)
+
+
+def wilson(right: int, n: int, *, level: float = 0.95) -> Estimate:
+    """Share `right / n` with Wilson's score interval (1927)."""
+    z = float(stats.norm.ppf((1 + level) / 2))
+    share = right / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Estimate(share, min(share, centre - half), max(share, centre + half), n, "Wilson", level=level)

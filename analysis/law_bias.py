@@ -27,17 +27,10 @@ import numpy.typing as npt
 from scipy import optimize
 
 from smc_bridge.analysis.runs import as_runs, require_independent, require_proper
+from smc_bridge.estimate import Estimate
 from smc_bridge.result import Result
 
 Matrix = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Distance:
-    """An estimated distance between laws and its standard error."""
-
-    value: float
-    error: float
 
 
 def posterior_matrix(results: Sequence[Result], exact: Result) -> tuple[Matrix, Matrix]:
@@ -59,7 +52,7 @@ def posterior_matrix(results: Sequence[Result], exact: Result) -> tuple[Matrix, 
     return weights, np.array([*law.values(), 0.0])
 
 
-def output_distance(results: Sequence[Result], exact: Result) -> Distance:
+def output_distance(results: Sequence[Result], exact: Result) -> Estimate:
     """Total variation of the output law, directly.
 
     Args:
@@ -70,7 +63,7 @@ def output_distance(results: Sequence[Result], exact: Result) -> Distance:
     return _crossed(weights - law)
 
 
-def output_distance_by_identity(results: Sequence[Result], exact: Result) -> Distance:
+def output_distance_by_identity(results: Sequence[Result], exact: Result) -> Estimate:
     """Total variation of the output law of a proper method by the identity above; arguments as `output_distance`.
 
     Raises:
@@ -83,14 +76,14 @@ def output_distance_by_identity(results: Sequence[Result], exact: Result) -> Dis
     return _crossed(-(weights - law) * (evidence[:, None] - 1.0))
 
 
-def run_distance(results: Sequence[Result], exact: Result) -> Distance:
+def run_distance(results: Sequence[Result], exact: Result) -> Estimate:
     """Mean over runs of the total variation between *one* run's weighted particles and the exact law."""
     weights, law = posterior_matrix(results, exact)
     each = 0.5 * np.abs(weights - law).sum(axis=1)
-    return Distance(float(each.mean()), float(each.std(ddof=1) / math.sqrt(each.size)))
+    return Estimate.normal(float(each.mean()), float(each.std(ddof=1) / math.sqrt(each.size)), each.size)
 
 
-def run_rms(results: Sequence[Result], exact: Result) -> Distance:
+def run_rms(results: Sequence[Result], exact: Result) -> Estimate:
     """Root mean square over runs of the Euclidean distance between one run's weighted particles and the exact law.
 
     Total variation saturates while sequences are rarer than 1/N; the mean square does not: for N equal weights it is
@@ -99,10 +92,11 @@ def run_rms(results: Sequence[Result], exact: Result) -> Distance:
     weights, law = posterior_matrix(results, exact)
     each = np.square(weights - law).sum(axis=1)
     root = math.sqrt(each.mean())
-    return Distance(root, float(each.std(ddof=1) / math.sqrt(each.size)) / (2 * root) if root > 0 else 0.0)
+    error = float(each.std(ddof=1) / math.sqrt(each.size)) / (2 * root) if root > 0 else 0.0
+    return Estimate.normal(root, error, each.size)
 
 
-def _crossed(terms: Matrix) -> Distance:
+def _crossed(terms: Matrix) -> Estimate:
     """`1/2 sum |E terms|` from independent rows `[M, S]` by the two halves."""
     if terms.shape[0] < 4:
         raise ValueError(f"results has {terms.shape[0]} runs: the two halves need at least 2 each")
@@ -113,19 +107,18 @@ def _crossed(terms: Matrix) -> Distance:
         means.append(projected.mean())
         errors.append(projected.std(ddof=1) / math.sqrt(projected.size))
     # The projections are positively correlated, for both use both halves: their standard deviations add up at worst.
-    return Distance(float(np.mean(means)), float(np.mean(errors)))
+    return Estimate.normal(float(np.mean(means)), float(np.mean(errors)), len(terms))
 
 
 @dataclass(frozen=True)
 class Rate:
-    """`value = scale * N ** -exponent`, with the exponent's standard error."""
+    """`value = scale * N ** -exponent`."""
 
-    exponent: float
-    error: float
+    exponent: Estimate
     scale: float
 
 
-def fit_rate(counts: Sequence[int], distances: Sequence[Distance]) -> Rate | None:
+def fit_rate(counts: Sequence[int], distances: Sequence[Estimate]) -> Rate | None:
     """Weighted least squares of a power law on the natural scale, so that estimates near or below 0 count too.
 
     Args:
@@ -146,4 +139,4 @@ def fit_rate(counts: Sequence[int], distances: Sequence[Distance]) -> Rate | Non
         lambda n, c, a: c * n**-a, np.asarray(counts, dtype=np.float64), values, p0=start,
         sigma=np.maximum(errors, 1e-12), absolute_sigma=True,
     )
-    return Rate(float(exponent), float(math.sqrt(covariance[1, 1])), float(scale))
+    return Rate(Estimate.normal(float(exponent), float(math.sqrt(covariance[1, 1])), len(counts)), float(scale))

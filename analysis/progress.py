@@ -27,8 +27,8 @@ def progress(total: int, *, left: Left | None = None) -> Iterator[Show]:
     if not sys.stderr.isatty():
 
         def line(done: int, name: str, details: str) -> None:
-            rest = "" if left is None or done == total else f", {left()}"
-            tell(f"{done}/{total} {name}: {details}{rest}")
+            rest = "" if left is None or done == total else left()
+            tell(f"{done}/{total} {name}: {details}{f', {rest}' if rest else ''}")
 
         yield line
         return

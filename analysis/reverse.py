@@ -18,23 +18,21 @@ over the prompts that were run; and a loose bound is not a large divergence.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from smc_bridge.analysis.bounds import TokenBound, kl_certificate, kl_per_token, ratio_per_token
+from smc_bridge.analysis.bounds import kl_certificate, kl_per_token, ratio_per_token
 from smc_bridge.analysis.runs import require_proper
 from smc_bridge.certificate import Certificate, certificate_of, certify, kl_terms
 from smc_bridge.engine.resampling import Multinomial
 from smc_bridge.engine.sampler import Sampler
+from smc_bridge.estimate import Estimate
 from smc_bridge.methods.ar import ar_sampling
 from smc_bridge.requests import check_prompts, seeds_of
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed, first_repeat
-
-#: Told what is being run and how many of its prompts are finished.
-Report = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,16 @@ class Bidirectional:
     """
 
     forward: Certificate
-    forward_per_token: TokenBound
+    forward_per_token: Estimate
     reverse: Certificate
-    reverse_per_token: TokenBound
+    reverse_per_token: Estimate
     symmetric: Certificate
     free: list[Result] = field(repr=False)
     retained: list[Result] = field(repr=False)
+
+    def named(self) -> dict[str, Estimate]:
+        """The bounds by the names of their fields."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)[:5]}
 
 
 def multinomial(sampler: Sampler) -> Sampler:
@@ -64,7 +66,7 @@ def multinomial(sampler: Sampler) -> Sampler:
 
 def conditional_runs(
     sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
-    batch: int | None = None, report: Report | None = None,
+    batch: int | None = None,
 ) -> list[Result]:
     """One conditional run per prompt, each with an exact sample of the target retained in place 0.
 
@@ -73,7 +75,6 @@ def conditional_runs(
         prompts: token ids; repeat a prompt with other seeds for independent runs.
         seed, max_new_tokens, batch: as `Sampler.run`; samples and runs are independent of each other, and of the
             free runs and the `ar_sampling` of the same seed.
-        report: told how many exact samples and conditional runs are finished.
     Raises:
         ValueError: the program is not proper or has a potential, or an argument is out of range; or an exact sample
             has probability 0 where the run verifies it (truncation in bfloat16, see `smc_bridge.engine.conditional`).
@@ -91,22 +92,13 @@ def conditional_runs(
             f"prompts[{repeat[0]}] repeats prompts[{repeat[1]}] with seed {seeds[repeat[0]]}, which would be the same "
             f"run: give seeds of their own, seed=range({len(prompts)})"
         )
-    drawn = 0
-
-    def sampled(place: int, result: Result) -> None:
-        nonlocal drawn
-        drawn += 1
-        if report is not None:
-            report("exact samples", drawn)
-
     exact = ar_sampling(
         sampler.target, prompts, seed=[derived_seed(Role.RETAINED, own) for own in seeds],
-        max_new_tokens=max_new_tokens, batch=batch, on_result=sampled,
+        max_new_tokens=max_new_tokens, batch=batch,
     )
     return multinomial(sampler).run(
         prompts, seed=seeds, max_new_tokens=max_new_tokens, batch=batch,
         retained=[result.sequences[0] for result in exact],
-        progress=None if report is None else lambda done: report("conditional runs", done),
     )
 
 
@@ -125,7 +117,7 @@ def reverse_certificate(results: Sequence[Result], *, level: float = 0.95) -> Ce
     return certify([-run.log_evidence for run in results], level=level, exact=all(run.exact for run in results))
 
 
-def reverse_per_token(results: Sequence[Result], *, level: float = 0.95) -> TokenBound:
+def reverse_per_token(results: Sequence[Result], *, level: float = 0.95) -> Estimate:
     """The reverse bound by the mean length of the *retained* sequences, which are the ones drawn from p."""
     require_proper(results, "the reverse bound", retained=True)
     return ratio_per_token(
@@ -156,38 +148,19 @@ def symmetric_certificate(free: Sequence[Result], retained: Sequence[Result], *,
 
 def bidirectional(
     sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
-    level: float = 0.95, batch: int | None = None, report: Report | None = None,
+    level: float = 0.95, batch: int | None = None,
 ) -> Bidirectional:
     """Both bounds for a program with multinomial resampling; arguments and errors as `conditional_runs`.
 
     `level` is the confidence of every interval.
     """
-    free, retained = both_runs(
-        sampler, prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch, report=report
-    )
+    retained = conditional_runs(sampler, prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch)
+    free = multinomial(sampler).run(prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch)
     return both_bounds(free, retained, level=level)
 
 
-def both_runs(
-    sampler: Sampler, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
-    batch: int | None = None, report: Report | None = None,
-) -> tuple[list[Result], list[Result]]:
-    """Free and conditional runs of a program with multinomial resampling, one of each per prompt.
-
-    The prompts may be run in parts; arguments and errors as `conditional_runs`.
-    """
-    retained = conditional_runs(
-        sampler, prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch, report=report
-    )
-    free = multinomial(sampler).run(
-        prompts, seed=seed, max_new_tokens=max_new_tokens, batch=batch,
-        progress=None if report is None else lambda done: report("free runs", done),
-    )
-    return free, retained
-
-
 def both_bounds(free: Sequence[Result], retained: Sequence[Result], *, level: float = 0.95) -> Bidirectional:
-    """The bounds from what `both_runs` gave.
+    """The bounds from free and conditional runs of the same prompts.
 
     Raises:
         ValueError: runs that are of the wrong kind, or repeat a prompt and seed, or a level outside (0, 1).

@@ -1,91 +1,128 @@
-"""Finished work on disk, in parts that are appended as they are done.
+"""Records of finished cells, in memory and on disk, so that work goes on where it was interrupted.
 
-While the work runs, `FILE.partial` holds one JSON object a line: what decides the figures, then parts in the order in
-which they came. A line that an interruption cut short is dropped. When every part is there, `FILE` is written whole and
-the partial file removed. A destination that is no file (`smc_bridge.files`) is written in the end, and not continued.
+Records are appended to a journal (`smc_bridge.analysis.journal`) as they come: to FILE itself, or, where FILE is to be
+one document with a summary for readers, to `FILE.partial` until every record is there and FILE is written whole. The
+journal's header says what decides the figures; a file with another one is refused. One process writes at a time
+(`smc_bridge.analysis.lock`). A destination that is no file (`smc_bridge.files`) is written and not continued.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from smc_bridge.analysis.journal import Journal
+from smc_bridge.analysis.lock import holding
 from smc_bridge.files import is_stream, resolved, write_text
 
-Key = TypeVar("Key", bound=Hashable)
-Part = TypeVar("Part")
+#: What a cell leaves: the entries that name it, and its figures, as plain data for JSON.
+Record = dict[str, Any]
+#: The values of the entries that name a cell.
+Key = tuple[Any, ...]
 
 
-class Store(Generic[Key, Part]):
-    """The two files of one piece of work.
+class Store:
+    """The records of one piece of work.
 
     Args:
         path: FILE, or None to keep everything in memory.
-        header: plain data with `kind` and `format` that must equal what the files were written with.
-        noun: what the files hold, for messages.
-        read: a part from plain data; TypeError, KeyError, ValueError or AttributeError if it is something else.
-        write: inverse of `read`.
-        key: what names a part.
-        fresh: start anew; what the files hold is not used.
-        argument: what the user typed before the path, for messages.
+        header: plain data with `kind` and `format` that must equal what the file was written with.
+        keys: the entries that name each cell of the work, the same names for all.
+        valid: whether what a file holds under the key of a cell is its record.
+        argument, noun: what the user typed before FILE, and what it holds, for messages.
+        fresh: start anew, whatever the file holds.
+        whole: whether FILE is one document with a summary.
     Raises:
-        ValueError: a file cannot be read, is something else, or belongs to other settings.
+        ValueError: the file cannot be read, is something else, or belongs to other work.
     """
 
     def __init__(
-        self, path: Path | None, header: Mapping[str, Any], *, noun: str, read: Callable[[Any], Part],
-        write: Callable[[Part], dict[str, Any]], key: Callable[[Part], Key], fresh: bool = False,
-        argument: str = "--json",
+        self, path: Path | None, header: Mapping[str, Any], keys: Sequence[Mapping[str, Any]], *,
+        valid: Callable[[Record], bool], argument: str, noun: str, fresh: bool = False, whole: bool = False,
     ) -> None:
-        self.path, self.header, self.argument = path, dict(header), argument
-        self.read, self.write, self.key = read, write, key
-        self.cells: dict[Key, Part] = {}
-        #: Whether FILE is whole and holds what `cells` holds.
+        self.path, self.header, self.argument, self.whole = path, dict(header), argument, whole
+        self._names, self._valid = list(keys[0]), valid
+        self._order = {self.key(each): i for i, each in enumerate(keys)}
+        self._records: dict[Key, Record] = {}
+        #: Whether FILE is one document that holds what the store holds.
         self.finished = False
-        self.journal: Journal | None = None
-        if path is None or is_stream(path):
+        self._journal: Journal | None = None
+        if path is None or (whole and is_stream(path)):
             return
         file = resolved(path)
-        partial = file.with_name(file.name + ".partial")
-        self.journal = journal = Journal(partial, self.header, argument=argument, noun=noun)
-        data = journal.parse(path, journal.read(file)) if file.exists() else None
-        if data is not None and data.get("kind") != self.header["kind"]:
+        place = file.with_name(file.name + ".partial") if whole else path
+        self._journal = journal = Journal(place, self.header, argument=argument, noun=noun)
+        document = journal.parse(path, journal.read(file)) if whole and file.exists() else None
+        if document is not None and document.get("kind") != self.header["kind"]:
             raise journal.foreign(path)
         if fresh:
-            # A finished FILE stays until the new one replaces it whole.
+            # A finished document stays until the new one replaces it.
             journal.clear()
-            partial.unlink(missing_ok=True)
-        elif partial.exists():
-            self._load(partial, journal.resume())
-        elif data is not None:
-            journal.check(path, data)
-            self._load(path, data.get("cells", ()))
+            if whole:
+                place.unlink(missing_ok=True)
+        elif document is not None and not place.exists():
+            journal.check(path, document)
+            self.take(document.get("cells"), journal.foreign(path))
             self.finished = True
+        else:
+            self.take(journal.resume(), journal.foreign(place))
 
-    def add(self, part: Part) -> None:
-        """Keep a finished part, on disk too."""
-        if self.journal is not None:
-            self.journal.append(self.write(part))
-        self.cells[self.key(part)] = part
+    def key(self, named: Mapping[str, Any]) -> Key:
+        """What names a cell, of the entries of its record or of its own; 1 and 1.0 are one value."""
+        return tuple(named.get(name) for name in self._names)
+
+    def __contains__(self, named: Mapping[str, Any]) -> bool:
+        return self.key(named) in self._records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def records(self) -> list[Record]:
+        """What is there, in the order of the work."""
+        return [self._records[key] for key in sorted(self._records, key=self._order.__getitem__)]
+
+    def add(self, record: Record) -> None:
+        """Keep the record of a cell, on disk too."""
+        if self._journal is not None:
+            self._journal.append(record)
+        self._records[self.key(record)] = record
         self.finished = False
 
-    def finish(self, summary: Mapping[str, Any], parts: Iterable[Part]) -> None:
-        """Write FILE whole, with a summary for readers and the parts in order, and remove the partial file."""
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write FILE as one document: header, summary, and the records in order as `cells`."""
         if self.path is None or self.finished:
             return
-        data = {**self.header, **summary, "cells": [self.write(part) for part in parts]}
+        data = {**self.header, **summary, "cells": self.records}
         write_text(self.path, json.dumps(data, allow_nan=False) + "\n", argument=self.argument)
-        if self.journal is not None:
-            self.journal.file.unlink(missing_ok=True)
+        if self._journal is not None:
+            self._journal.file.unlink(missing_ok=True)
 
-    def _load(self, path: Path, parts: Any) -> None:
-        try:
-            for data in parts:
-                part = self.read(data)
-                self.cells.setdefault(self.key(part), part)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            assert self.journal is not None
-            raise self.journal.foreign(path) from error
+    def take(self, records: Any, foreign: Exception) -> None:
+        """Take records as they were read, the first one of each cell.
+
+        Raises:
+            Exception: `foreign`, if one of them is none of this work's.
+        """
+        if not isinstance(records, list):
+            raise foreign
+        for record in records:
+            try:
+                known = isinstance(record, dict) and self.key(record) in self._order and self._valid(record)
+            except (TypeError, KeyError, ValueError, AttributeError) as error:
+                raise foreign from error
+            if not known:
+                raise foreign
+            self._records.setdefault(self.key(record), record)
+
+
+@contextmanager
+def open_store(
+    path: Path | None, header: Mapping[str, Any], keys: Sequence[Mapping[str, Any]], *, argument: str, **options: Any
+) -> Iterator[Store]:
+    """A store that no other process writes; arguments and errors as `Store`, and of `holding`."""
+    with holding(path, argument=argument):
+        yield Store(path, header, keys, argument=argument, **options)

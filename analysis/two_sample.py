@@ -160,10 +160,18 @@ def _mmd(gram: npt.NDArray[np.float64], labels: npt.NDArray[np.float64], m: int)
 
 
 def _pools(expected: Mapping[Hashable, float]) -> list[list[Hashable]]:
-    """Values grouped so that every group's expectation is large enough: the small ones, in order of size, together."""
+    """Values grouped so that every group's expectation is large enough: the small ones, in order of size, together.
+
+    Equal sizes come in the order of the values, which no draw decides: an order of appearance would put values of one
+    sample together.
+    """
     pools: list[list[Hashable]] = []
     open_, mass = [], 0.0
-    for value, size in sorted(expected.items(), key=lambda item: (item[1], repr(item[0]))):
+    try:
+        ordered = sorted((size, value) for value, size in expected.items())
+    except TypeError:
+        raise ValueError("values have no order among themselves: give texts, numbers or tuples of one kind") from None
+    for size, value in ordered:
         open_.append(value)
         mass += size
         if mass >= LEAST_EXPECTED:

@@ -1,7 +1,7 @@
 """Bias against particles: does the law of the output approach the AR law as the budget grows, and how fast?
 
-    python -m benchmarks.bias_vs_particles [--runs 1000] [--seed 0] [--particles 1 2 4 8 16 32 64]
-        [--markdown] [--json FILE]
+    python -m benchmarks.bias_vs_particles [--particles 1,2,4,8,16,32,64] [--runs 1000] [--quick] [--threads N]
+        [--seed 0] [--out runs] [--markdown]
 
 On a pair of tabular models, whose 31 sequences have known probabilities, every method runs many times at every number
 of particles N (or lanes K, for the methods that keep one particle). Distances to the exact law:
@@ -19,19 +19,13 @@ its own distance says nothing, and its bias is measured with more noise, which b
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
+from benchmarks.harness import Advance, progress
+from benchmarks.report import Report, Sheet, execute, several
 from smc_bridge.analysis.law_bias import (
-    Distance,
     Rate,
     fit_rate,
     output_distance,
@@ -40,12 +34,12 @@ from smc_bridge.analysis.law_bias import (
     run_rms,
 )
 from smc_bridge.analysis.oracle import oracle
-from smc_bridge.commands.base import console
+from smc_bridge.commands.base import whole
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import always
-from smc_bridge.files import write_text
+from smc_bridge.estimate import Estimate
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import BalanceHeuristic
@@ -54,7 +48,6 @@ from smc_bridge.methods.poe_bridge import plain_is, smc, speculative
 from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore, released
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
-from smc_bridge.tables import print_table
 
 #: Length limit and window of the toy, and the exponent of the DLM in the product of experts.
 LENGTH, WINDOW, W = 4, 3, 0.5
@@ -100,7 +93,7 @@ METHODS = (
     Method("gumbel coupling", lambda pair, n: smc(pair, n, w=W, window=WINDOW, kernel=GumbelCoupling())),
     Method("tree walk", lambda pair, n: smc(pair, n, w=W, window=WINDOW, kernel=TreeWalk(4))),
     Method("plain IS", lambda pair, n: plain_is(pair, lanes=1, particles=n, window=WINDOW)),
-    Method("speculative", lambda pair, n: speculative(pair, particles=n, window=WINDOW)),
+    Method(speculative.__name__, lambda pair, n: speculative(pair, particles=n, window=WINDOW)),
     Method(
         "two lanes, balance",
         lambda pair, n: smc(
@@ -109,8 +102,17 @@ METHODS = (
     ),
     Method("K lanes, proper weights", lambda pair, k: smc(pair, 1, lanes=k, w=W, window=WINDOW), lanes=True),
     Method("K lanes, released rule", _released_rule, lanes=True),
-    Method("released", lambda pair, k: released(pair, lanes=k, window=WINDOW), lanes=True),
+    Method(released.__name__, lambda pair, k: released(pair, lanes=k, window=WINDOW), lanes=True),
 )
+
+
+#: The distances of a cell, what is said of each, and the exponent that goes with it.
+DISTANCES = {
+    "output": ("TV of the output law (direct)", "bias"),
+    "identity": ("TV of the output law by -Cov(Z, W) (proper methods): the bias", "bias"),
+    "one_run": ("TV of one run's weighted particles", "one_run"),
+    "rms": ("Root mean square distance of one run's weighted particles", "rms"),
+}
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,20 @@ class Cell:
     lanes: bool
     count: int
     runs: int
-    output: Distance
-    identity: Distance | None
-    one_run: Distance | None
-    rms: Distance | None
+    output: Estimate
+    identity: Estimate | None
+    one_run: Estimate | None
+    rms: Estimate | None
+
+    @property
+    def bias(self) -> Estimate:
+        """Of the output law: by the identity where there is one."""
+        return self.identity or self.output
 
 
-def measure(
+def cells_of(
     methods: Sequence[Method] = METHODS, counts: Sequence[int] = COUNTS, *, runs: int = 1000, seed: int = 0,
-    advance: Callable[[], None] = lambda: None,
+    advance: Advance = lambda: None,
 ) -> list[Cell]:
     """Run every method at every budget on the toy.
 
@@ -160,133 +167,107 @@ def measure(
     return cells
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Power laws fitted to one method: bias, and one run's error in total variation and in mean square.
-
-    None where the distance is 0 throughout or was not measured.
-    """
-
-    bias: Rate | None
-    one_run: Rate | None
-    rms: Rate | None
-
-
-def rates(cells: Sequence[Cell]) -> dict[str, Rates]:
-    """Fits to every method with at least two budgets from `FIT_FROM` on; the bias by the identity if there is one."""
+def rates(cells: Sequence[Cell]) -> dict[str, dict[str, Rate | None]]:
+    """Power laws of every method with at least two budgets from `FIT_FROM` on: `bias`, and `one_run`'s error in total
+    variation and in mean square, `rms`; None where the distance is 0 throughout or was not measured."""
     out = {}
     for name in dict.fromkeys(cell.method for cell in cells):
         used = [cell for cell in cells if cell.method == name and cell.count >= FIT_FROM]
         if len(used) < 2:
             continue
-        out[name] = Rates(
-            _fit([(cell.count, cell.identity or cell.output) for cell in used]),
-            _fit([(cell.count, cell.one_run) for cell in used]),
-            _fit([(cell.count, cell.rms) for cell in used]),
-        )
+        out[name] = {what: _fit([(cell.count, getattr(cell, what)) for cell in used])
+                     for what in ("bias", "one_run", "rms")}
     return out
 
 
-def _fit(points: Sequence[tuple[int, Distance | None]]) -> Rate | None:
+def _fit(points: Sequence[tuple[int, Estimate | None]]) -> Rate | None:
     measured = [(count, distance) for count, distance in points if distance is not None]
     return fit_rate([count for count, _ in measured], [distance for _, distance in measured]) if measured else None
 
 
-def tables(cells: Sequence[Cell], fitted: dict[str, Rates]) -> list[Table]:
-    """The distances, one table each with the fitted exponent in the last column."""
-    counts = sorted({cell.count for cell in cells})
-    out = []
-    for title, attribute, rate in (
-        ("TV of the output law (direct)", "output", "bias"),
-        ("TV of the output law by -Cov(Z, W) (proper methods): the bias", "identity", "bias"),
-        ("TV of one run's weighted particles", "one_run", "one_run"),
-        ("Root mean square distance of one run's weighted particles", "rms", "rms"),
-    ):
-        table = Table(title=f"{title}; in 1/1000, ± one standard error")
-        table.add_column("method")
-        for count in counts:
-            table.add_column(f"N = {count}", justify="right")
-        table.add_column(f"falls like N^-a from {FIT_FROM}", justify="right")
-        for name in dict.fromkeys(cell.method for cell in cells):
-            own = [cell for cell in cells if cell.method == name]
-            distances = {cell.count: getattr(cell, attribute) for cell in own}
-            if all(distance is None for distance in distances.values()):
-                continue
+def measure(options: argparse.Namespace) -> Report:
+    """The bias with both exponents, then every distance."""
+    with progress("bias_vs_particles", len(METHODS) * len(options.particles)) as advance:
+        cells = cells_of(METHODS, options.particles, runs=options.runs, seed=options.seed, advance=advance)
+    fitted = rates(cells)
+    note = (
+        f"{options.runs} runs of each, ± one standard error; methods of K lanes keep one particle, and N is their "
+        "number of lanes"
+    )
+    counts = [f"N = {n}" for n in options.particles]
+    rows = [
+        (name, *(_thousandths(cell.bias) for cell in own), _exponent(fitted, name, "bias"),
+         _exponent(fitted, name, "rms"))
+        for name, own in _by_method(cells).items()
+    ]
+    head = ("TV of the output law, 1/1000", *counts, "bias ~ N^-a", "error of one run ~ N^-a")
+    sheets = [Sheet("Bias", head, rows, note)]
+    for name, (title, rate) in DISTANCES.items():
+        rows = [
             # Proper methods have their exponent where it is measured best, beside the identity.
-            shown = attribute != "output" or not own[0].proper
-            exponent = _exponent(getattr(fitted.get(name), rate, None)) if shown else ""
-            table.add_row(name, *(_thousandths(distances.get(count)) for count in counts), exponent)
-        out.append(table)
-    return out
+            (method, *(_thousandths(getattr(cell, name)) for cell in own),
+             "" if name == "output" and own[0].proper else _exponent(fitted, method, rate))
+            for method, own in _by_method(cells).items() if any(getattr(cell, name) is not None for cell in own)
+        ]
+        sheets.append(Sheet(f"{title}, 1/1000", ("method", *counts, f"~ N^-a from {FIT_FROM}"), rows))
+    data = {"cells": [_plain(cell) for cell in cells], "rates": _plain(fitted)}
+    return Report(sheets, data, lambda figure: _draw(figure, cells), size=(7.2, 4.8))
 
 
-def markdown(cells: Sequence[Cell], fitted: dict[str, Rates]) -> str:
-    """The bias (by the identity where there is one), and both exponents, as a Markdown table."""
-    counts = sorted({cell.count for cell in cells})
-    head = ["TV of the output law, 1/1000", *(f"N = {n}" for n in counts), "bias ~ N^-a", "error of one run ~ N^-a"]
-    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for name in dict.fromkeys(cell.method for cell in cells):
-        best = {cell.count: cell.identity or cell.output for cell in cells if cell.method == name}
-        fit = fitted.get(name)
-        rows.append([
-            name, *(_thousandths(best[n]) for n in counts), _exponent(fit.bias if fit else None),
-            _exponent(fit.rms if fit else None),
-        ])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def _by_method(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    return {name: [cell for cell in cells if cell.method == name] for name in dict.fromkeys(c.method for c in cells)}
 
 
-def _thousandths(distance: Distance | None) -> str:
+def _plain(value: Any) -> Any:
+    """Plain data for JSON: of an estimate its value and standard error."""
+    if isinstance(value, Estimate):
+        return {"value": value.value, "error": value.error}
+    if isinstance(value, Cell | Rate):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return value
+
+
+def _thousandths(distance: Estimate | None) -> str:
     if distance is None:
         return ""
     value = round(1000 * distance.value, 1) + 0.0  # no negative zero
     return f"{value:.1f} ± {1000 * distance.error:.1f}"
 
 
-def _exponent(rate: Rate | None) -> str:
-    return "–" if rate is None else f"a = {rate.exponent:.2f} ± {rate.error:.2f}"
+def _exponent(fitted: dict[str, dict[str, Rate | None]], method: str, what: str) -> str:
+    rate = fitted.get(method, {}).get(what)
+    return "–" if rate is None else f"a = {rate.exponent.value:.2f} ± {rate.exponent.error:.2f}"
+
+
+def _draw(figure: Any, cells: Sequence[Cell]) -> None:
+    ax = figure.subplots()
+    for i, (name, own) in enumerate(_by_method(cells).items()):
+        shown = [cell for cell in own if cell.bias.value > 0]
+        ax.errorbar(
+            [cell.count for cell in shown], [cell.bias.value for cell in shown],
+            yerr=[cell.bias.error for cell in shown], marker="osD^v"[i % 5], color=f"C{i}", capsize=2, label=name,
+        )
+    ax.set(xscale="log", yscale="log", xlabel="particles N, or lanes K", ylabel="TV of the output's law")
+    ax.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", fontsize=8)
+
+
+def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add this benchmark's arguments."""
+    parser.add_argument(
+        "--particles", type=several(whole(1)), default="8,16" if quick else ",".join(map(str, COUNTS)),
+        metavar="N,N,..", help="budgets N (or K)",
+    )
+    parser.add_argument(
+        "--runs", type=whole(4), default=8 if quick else 1000, help="independent runs of each method at each budget"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line (module docstring)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bias_vs_particles", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--runs", type=int, default=1000, help="independent runs of each method at each budget")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--particles", type=int, nargs="+", default=list(COUNTS), help="budgets N (or K)")
-    parser.add_argument("--markdown", action="store_true", help="print one table in Markdown instead")
-    parser.add_argument("--json", type=Path, help="also write all numbers here")
-    options = parser.parse_args(arguments)
-    if options.runs < 4:
-        parser.error(f"--runs {options.runs}: give at least 4")
-    if min(options.particles) < 1:
-        parser.error(f"--particles {options.particles}: give whole numbers of at least 1")
-    torch.set_num_threads(1)  # the toy's tensors are too small to share
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("bias_vs_particles", total=len(METHODS) * len(options.particles))
-        cells = measure(
-            METHODS, options.particles, runs=options.runs, seed=options.seed, advance=lambda: progress.advance(task)
-        )
-    fitted = rates(cells)
-    if options.markdown:
-        print(markdown(cells, fitted))
-    else:
-        out = console(sys.stdout)
-        for table in tables(cells, fitted):
-            print_table(out, table)
-        out.print(
-            f"{options.runs} runs of each, seed {options.seed}; methods named 'K lanes' and 'released' keep one "
-            "particle, and N is their number of lanes."
-        )
-    if options.json:
-        data = {
-            "runs": options.runs, "seed": options.seed, "cells": [asdict(cell) for cell in cells],
-            "rates": {name: asdict(pair) for name, pair in fitted.items()},
-        }
-        try:
-            write_text(options.json, json.dumps(data, indent=1))
-        except ValueError as error:
-            parser.error(str(error))
+    execute("bias_vs_particles", __doc__, configure, measure, arguments)
 
 
 if __name__ == "__main__":

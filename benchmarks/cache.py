@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import Advance, Spread, interleaved, progress, ratios, timed
+from benchmarks.harness import Advance, interleaved, progress, ratios, spread, timed
 from benchmarks.report import Report, Sheet, execute, several
 from smc_bridge.commands.base import whole
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
+from smc_bridge.estimate import Estimate
 from smc_bridge.models.huggingface import HuggingFaceCausalLM
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.protocols import CausalLM
@@ -59,7 +60,7 @@ class Cell:
     call: dict[str, list[float]]
     same: bool
 
-    def gains(self, seconds: dict[str, list[float]]) -> tuple[Spread, Spread]:
+    def gains(self, seconds: dict[str, list[float]]) -> tuple[Estimate, Estimate]:
         """Recomputed over packed, and copied over packed."""
         return ratios(seconds["recomputed"], seconds["packed"]), ratios(seconds["copied"], seconds["packed"])
 
@@ -69,8 +70,8 @@ class Cell:
         for what, seconds in (("run", self.run), ("call", self.call)):
             recomputed, copied = self.gains(seconds)
             out[what] = {
-                "seconds": {name: Spread.of(times).to_dict() for name, times in seconds.items()},
-                "recomputed_over_packed": recomputed.to_dict(), "copied_over_packed": copied.to_dict(),
+                "seconds": {name: spread(times).plain() for name, times in seconds.items()},
+                "recomputed_over_packed": recomputed.plain(), "copied_over_packed": copied.plain(),
             }
         return out
 
@@ -163,7 +164,7 @@ def _sheet(cells: Sequence[Cell], what: str, title: str) -> Sheet:
         seconds = cell.run if what == "run" else cell.call
         recomputed, copied = cell.gains(seconds)
         rows.append((
-            f"{cell.prompt}, {cell.lanes}", *(Spread.of(times).times(1000).text() for times in seconds.values()),
+            f"{cell.prompt}, {cell.lanes}", *(spread(times).times(1000).text() for times in seconds.values()),
             recomputed.text(".2f"), copied.text(".2f"),
             *((("yes" if cell.same else "no"),) if what == "run" else ()),
         ))
@@ -181,7 +182,7 @@ def _draw(figure: Any, cells: Sequence[Cell]) -> None:
         for shift, name, index in ((-0.2, "recomputed / packed", 0), (0.2, "copied / packed", 1)):
             gains = [cell.gains(cell.run if what == "run" else cell.call)[index] for cell in cells]
             ax.bar(
-                place + shift, [g.median for g in gains], 0.4, yerr=np.transpose([g.bars for g in gains]), label=name,
+                place + shift, [g.value for g in gains], 0.4, yerr=np.transpose([g.bars for g in gains]), label=name,
                 error_kw={"lw": 0.8},
             )
         ax.axhline(1.0, color="0.4", lw=0.8)

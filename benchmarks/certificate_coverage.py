@@ -4,7 +4,7 @@
         [--runs 1000] [--fresh] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 Each program runs often, on the embedded pair over the held-out problems and on tabular pairs from an empty prompt. The
-evidence of these runs is a *pool*, kept in `certificate_pools.json`; independent samples of n are drawn from it, each
+evidence of these runs is a *pool*, kept in `certificate_pools.jsonl`; independent samples of n are drawn from it, each
 becomes a certificate, and the truth is the mean over the pool, of the plain terms `-log Z_hat` or of those that are
 never negative, `Z_hat - 1 - log Z_hat`, whichever has the smaller standard error. An *upper miss* is an upper end below
 the truth, the error that makes a certificate claim too much (nominal 2.5 %). `t of -log Z` is Student's interval of the
@@ -15,99 +15,26 @@ are never negative, held against theirs.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
-from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair
 from benchmarks.candidates import CANDIDATES, LEVEL, Array, student
-from benchmarks.harness import Advance, progress
+from benchmarks.harness import progress
+from benchmarks.pools import PROGRAMS, Pools, pools
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.certificate import FEW, certify
 from smc_bridge.commands.base import one_of, whole
-from smc_bridge.engine.sampler import Sampler
-from smc_bridge.files import write_text
 from smc_bridge.intervals import NAME
-from smc_bridge.methods import poe_bridge as presets
-from smc_bridge.models.pairs import load_pair
-from smc_bridge.models.tabular import TabularAR, TabularDLM
-from smc_bridge.result import Result
-from smc_bridge.tasks import TASKS
 
-#: Runs of a tabular program, which cost next to nothing.
-TABULAR_RUNS = 20_000
 #: Upper misses wanted from `FEW` runs on.
 WANTED = 0.05
 
-Pools = dict[str, Array]
-
-
-def mixture(common: Sequence[float], rare: Sequence[float], *, share: float) -> TabularAR:
-    """Two tokens, four of them a sequence: after a first token of probability `share` the rows are `rare`."""
-    first = torch.tensor([[1 - share, share]], dtype=torch.float64)
-    rows = [torch.tensor([list(common), list(rare)], dtype=torch.float64).repeat_interleave(2**d, 0) for d in range(3)]
-    return TabularAR([first, *rows])
-
-
-def _mixture(common: Sequence[float], rare: Sequence[float], q_common: Sequence[float], q_rare: Sequence[float]) -> Any:
-    """A pair that nearly agrees in 87 of 100 sequences and not at all in the others."""
-    return SimpleNamespace(
-        ar=mixture(common, rare, share=0.13), dlm=TabularDLM(mixture(q_common, q_rare, share=0.13))
-    )
-
-
-def _tabular(make: Callable[[], Sampler], runs: int, seed: int, advance: Advance) -> list[Result]:
-    found = make().run([[]] * runs, seed=list(range(seed * runs, (seed + 1) * runs)), max_new_tokens=LENGTH)
-    advance()
-    return found
-
-
-def _embedded(temperature: float, w: float, runs: int, seed: int, advance: Advance) -> list[Result]:
-    """Runs on the held-out problems, as often as it takes, with another seed each time."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    sampler = presets.smc(
-        pair, 1, w=w, temperature=temperature, lookahead=task.lookahead, window=task.window
-    )
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(min(runs, 1000))]
-    found: list[Result] = []
-    while len(found) < runs:
-        some = prompts[: runs - len(found)]
-        again = seed + len(found) // len(prompts)
-        found.extend(sampler.run(some, seed=again, max_new_tokens=task.max_new_tokens, batch=64))
-    advance()
-    return found
-
-
-#: By name: what the program is, and its runs (how many, seed, told when done).
-PROGRAMS: dict[str, tuple[str, Callable[[int, int, Advance], list[Result]]]] = {
-    "embedded-cold": ("embedded pair, temperature 0.2, w = 0.3", partial(_embedded, 0.2, 0.3)),
-    "embedded": ("embedded pair, temperature 1, w = 0.3", partial(_embedded, 1.0, 0.3)),
-    "embedded-light": ("embedded pair, temperature 1, w = 0.1", partial(_embedded, 1.0, 0.1)),
-    "mixture": ("tabular mixture, plain IS", partial(_tabular, lambda: presets.plain_is(
-        _mixture((0.7, 0.3), (0.95, 0.05), (0.65, 0.35), (0.5, 0.5)), lanes=1, window=1, lookahead=1,
-    ))),
-    "mixture-heavy": ("tabular mixture with Z up to 64, plain IS", partial(_tabular, lambda: presets.plain_is(
-        _mixture((0.7, 0.3), (0.8, 0.2), (0.65, 0.35), (0.2, 0.8)), lanes=1, window=1, lookahead=1,
-    ))),
-    "mixture-far": ("tabular mixture with Z up to 6,859, plain IS", partial(_tabular, lambda: presets.plain_is(
-        _mixture((0.05, 0.95), (0.05, 0.95), (0.95, 0.05), (0.95, 0.05)), lanes=1, window=1, lookahead=1,
-    ))),
-    "toy": ("tabular pair, w = 0.5", partial(_tabular, lambda: presets.smc(ToyPair.make(), 1, w=0.5, window=WINDOW))),
-    "toy-4": (
-        "tabular pair, w = 0.5, 4 particles",
-        partial(_tabular, lambda: presets.smc(ToyPair.make(), 4, w=0.5, window=WINDOW)),
-    ),
-}
 #: Those that the aim is about.
 AIMED = ("embedded-cold", "embedded-light", "mixture")
 
@@ -147,24 +74,6 @@ class Cell:
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
 
 
-def pools(options: argparse.Namespace) -> Pools:
-    """Evidence of every program's runs, from the file where it has them."""
-    file: Path = options.out / "certificate_pools.json"
-    known: dict[str, list[float]] = {}
-    if file.exists() and not options.fresh:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    found = {}
-    with progress("pools", len(options.programs)) as advance:
-        for name in options.programs:
-            runs = options.runs if name.startswith("embedded") else options.tabular
-            key = f"{name}, {runs} runs, seed {options.seed}"
-            if key not in known:
-                known[key] = [result.log_evidence for result in PROGRAMS[name][1](runs, options.seed, advance)]
-                write_text(file, json.dumps(known))
-            found[name] = np.array(known[key])
-    return found
-
-
 def study(program: str, pool: Array, count: int, trials: int) -> list[Cell]:
     """All intervals on `trials` samples of `count` runs."""
     truth = float(_positive(pool).mean())
@@ -193,7 +102,10 @@ def _positive(evidence: Array) -> Array:
 
 def measure(options: argparse.Namespace) -> Report:
     """Pools, samples, tables."""
-    every = pools(options)
+    every = pools(
+        options.programs, options.out, runs=options.runs, tabular=options.tabular, seed=options.seed,
+        fresh=options.fresh,
+    )
     cells: list[Cell] = []
     with progress("certificates", len(every) * len(options.counts)) as advance:
         for name, pool in every.items():
@@ -286,7 +198,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     parser.add_argument("--trials", type=whole(2), default=20 if quick else 2000, help="certificates of each size")
     parser.add_argument("--runs", type=whole(2), default=4 if quick else 1000, help="of a pool, embedded pair")
     parser.add_argument(
-        "--tabular", type=whole(2), default=200 if quick else TABULAR_RUNS, help="of a pool, tabular pairs"
+        "--tabular", type=whole(2), default=200 if quick else 20_000, help="of a pool, tabular pairs"
     )
     parser.add_argument("--fresh", action="store_true", help="run every program anew, whatever the file holds")
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair, W
 from benchmarks.harness import progress
+from benchmarks.problems import embedded
 from benchmarks.report import Report, Sheet, execute
 from smc_bridge.analysis.bounds import kl_certificate
 from smc_bridge.analysis.budget import cost_of, largest_within
@@ -30,16 +31,16 @@ from smc_bridge.analysis.law_bias import output_distance, output_distance_by_ide
 from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.prices import Cost
 from smc_bridge.commands.base import positive, whole
+from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
+from smc_bridge.estimate import Estimate
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.methods.ar import ar_sampling
+from smc_bridge.methods.poe_bridge import paper, plain_is, smc, speculative
 from smc_bridge.methods.released import released
-from smc_bridge.models.pairs import load_pair
 from smc_bridge.result import Result
-from smc_bridge.tasks import TASKS
 
 COST = Cost(1.0, 1.0, "rows")
 #: Exact samples per prompt that the length is compared with.
@@ -48,22 +49,22 @@ MOST = 256
 
 Make = Callable[[Any, int, dict[str, Any]], Sampler]
 
-#: Name of a method, and the sampler of each size: N for the first three, K for the others.
-METHODS: dict[str, Make] = {
-    "smc, N particles": lambda pair, n, o: presets.smc(pair, n, **o),
-    "block verification, N": lambda pair, n, o: presets.smc(pair, n, kernel=BlockVerification(), **o),
-    "tree walk, N": lambda pair, n, o: presets.smc(pair, n, kernel=TreeWalk(8), **o),
-    "plain IS, N": lambda pair, n, o: presets.plain_is(pair, lanes=1, particles=n, **_without_w(o)),
-    "one particle, K lanes": lambda pair, k, o: presets.smc(pair, 1, lanes=k, **o),
-    "two temperatures, balance, N": lambda pair, n, o: presets.smc(
+#: Name of a method, the sampler of each size, N or K as the name says, and whether its size is what is sought.
+METHODS: list[tuple[str, Make, bool]] = [
+    ("smc, N particles", lambda pair, n, o: smc(pair, n, **o), True),
+    ("block verification, N", lambda pair, n, o: smc(pair, n, kernel=BlockVerification(), **o), True),
+    ("tree walk, N", lambda pair, n, o: smc(pair, n, kernel=TreeWalk(8), **o), True),
+    ("plain IS, N", lambda pair, n, o: plain_is(pair, lanes=1, particles=n, **_without_w(o)), True),
+    ("one particle, K lanes", lambda pair, k, o: smc(pair, 1, lanes=k, **o), True),
+    ("two temperatures, balance, N", lambda pair, n, o: smc(
         pair, n, lanes=2, weight=BalanceHeuristic(),
         proposal_temperature=[0.7 * o.get("temperature", 1.0), 1.3 * o.get("temperature", 1.0)], **o,
-    ),
-    "plain IS, K lanes": lambda pair, k, o: presets.plain_is(pair, lanes=k, **_without_w(o)),
-    "paper, K lanes": lambda pair, k, o: presets.paper(pair, lanes=k, **o),
-    "released, K lanes": lambda pair, k, o: released(pair, lanes=k, **o),
-    "speculative, N = 1": lambda pair, n, o: presets.speculative(pair, **_without_w(o)),
-}
+    ), True),
+    ("plain IS, K lanes", lambda pair, k, o: plain_is(pair, lanes=k, **_without_w(o)), True),
+    (f"{paper.__name__}, K lanes", lambda pair, k, o: paper(pair, lanes=k, **o), True),
+    (f"{released.__name__}, K lanes", lambda pair, k, o: released(pair, lanes=k, **o), True),
+    (f"{speculative.__name__}, N = 1", lambda pair, n, o: speculative(pair, **_without_w(o)), False),
+]
 
 
 def _without_w(options: dict[str, Any]) -> dict[str, Any]:
@@ -72,74 +73,73 @@ def _without_w(options: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Figures:
-    """One method at the budget; None where one does not exist.
-
-    `bias` has its half-width or standard error, `kl` the ends of its interval.
-    """
+    """One method at the budget; None where a figure does not exist."""
 
     pair: str
     method: str
     size: int
     cost: float
-    bias: tuple[float, float]
+    bias: Estimate
     ess: float | None
-    kl: tuple[float, float, float | None] | None
+    kl: Estimate | None
     tokens_per_dlm_forward: float
 
-
-def fitting(make: Callable[[int], Sampler], runs_of: Callable[[Sampler], list[Result]], budget: float) -> int | None:
-    """Largest size whose mean cost is within the budget, or None if a single particle is too dear."""
-    try:
-        return largest_within(budget, lambda size: cost_of(runs_of(make(size)), COST), most=MOST)
-    except ValueError:
-        return None
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {name: value.plain() if isinstance(value, Estimate) else value for name, value in vars(self).items()}
 
 
-def figures(pair: str, method: str, size: int, runs: list[Result], bias: tuple[float, float]) -> Figures:
-    """What the runs of one method say, beside its bias."""
-    proper = runs[0].proper
-    kl = kl_certificate(runs) if proper else None
-    weighted = proper and len(runs[0].log_weights) > 1
-    sizes = [run.ess for run in runs] if weighted else []
-    return Figures(
-        pair, method, size, cost_of(runs, COST), bias, float(np.mean(sizes)) if sizes else None,
-        None if kl is None else (kl.kl, kl.low, kl.high if kl.has_interval else None),
-        sum(run.tokens for run in runs) / sum(run.forwards.dlm_forwards for run in runs),
-    )
+def at_budget(
+    name: str, pair: Any, options: dict[str, Any], budget: float, *, probe: Callable[[Sampler], list[Result]],
+    run: Callable[[Sampler], list[Result]], bias: Callable[[list[Result]], Estimate], advance: Callable[[], None],
+) -> list[Figures]:
+    """Every method at the largest size whose mean cost, on the runs of `probe`, is within the budget.
+
+    Methods of which a single particle is too dear are left out.
+    """
+    found = []
+    for method, make, sized in METHODS:
+        try:
+            size = 1 if not sized else largest_within(
+                budget, lambda n: cost_of(probe(make(pair, n, options)), COST), most=MOST  # noqa: B023
+            )
+        except ValueError:
+            advance()
+            continue
+        runs = run(make(pair, size, options))
+        proper, sizes = runs[0].proper, [each.ess for each in runs]
+        found.append(Figures(
+            name, method, size, cost_of(runs, COST), bias(runs),
+            float(np.mean(sizes)) if proper and len(runs[0].log_weights) > 1 else None,
+            kl_certificate(runs) if proper else None,
+            sum(each.tokens for each in runs) / sum(each.forwards.dlm_forwards for each in runs),
+        ))
+        advance()
+    return found
 
 
 def tabular(options: argparse.Namespace, advance: Callable[[], None]) -> list[Figures]:
     """The tabular pair: total variation of the output's law."""
     pair = ToyPair.make()
-    exact = oracle(presets.speculative(pair).target, max_new_tokens=LENGTH)
-    common = {"window": WINDOW, "w": W}
+    exact = oracle(ARTarget(pair.ar), max_new_tokens=LENGTH)
 
     def runs_of(sampler: Sampler, count: int, first: int) -> list[Result]:
         return sampler.run([[]] * count, seed=list(range(first, first + count)), max_new_tokens=LENGTH)
 
-    found = []
-    for name, make in METHODS.items():
-        if name.startswith("speculative"):
-            size: int | None = 1
-        else:
-            size = fitting(lambda n: make(pair, n, common), lambda s: runs_of(s, 50, 0), options.budget)  # noqa: B023
-        if size is not None:
-            runs = runs_of(make(pair, size, common), options.runs, options.seed + 1000)
-            measure = output_distance_by_identity if runs[0].proper else output_distance
-            distance = measure(runs, exact)
-            found.append(figures("tabular", name, size, runs, (distance.value, distance.error)))
-        advance()
-    return found
+    return at_budget(
+        "tabular", pair, {"window": WINDOW, "w": W}, options.budget, probe=lambda sampler: runs_of(sampler, 50, 0),
+        run=lambda sampler: runs_of(sampler, options.runs, options.seed + 1000), advance=advance,
+        bias=lambda runs: (output_distance_by_identity if runs[0].proper else output_distance)(runs, exact),
+    )
 
 
-def embedded(options: argparse.Namespace, advance: Callable[[], None]) -> list[Figures]:
+def real(options: argparse.Namespace, advance: Callable[[], None]) -> list[Figures]:
     """The embedded pair: bias of the response's length against exact samples."""
-    pair, task = load_pair("arithmetic"), TASKS["arithmetic"]
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(options.prompts)]
+    pair, task, prompts = embedded(options.prompts)
     common = {
         "window": task.window, "lookahead": task.lookahead, "temperature": options.temperature, "w": 0.3,
     }
-    target, limit = presets.smc(pair, 1, **common).target, options.tokens or task.max_new_tokens
+    target, limit = smc(pair, 1, **common).target, options.tokens or task.max_new_tokens
 
     def runs_of(sampler: Sampler, some: Sequence[Sequence[int]]) -> list[Result]:
         return sampler.run(some, seed=options.seed, max_new_tokens=limit, batch=16)
@@ -149,41 +149,28 @@ def embedded(options: argparse.Namespace, advance: Callable[[], None]) -> list[F
             target, prompts, seed=options.seed + 1 + i, max_new_tokens=limit, batch=64)]
         for i in range(EXACT)
     ], axis=0)
-    found = []
-    for name, make in METHODS.items():
-        if name.startswith("speculative"):
-            size: int | None = 1
-        else:
-            size = fitting(
-                lambda n: make(pair, n, common), lambda s: runs_of(s, prompts[:4]), options.embedded_budget  # noqa: B023
-            )
-        if size is not None:
-            runs = runs_of(make(pair, size, common), prompts)
-            lengths = [run.drawn_tokens if run.alive else math.nan for run in runs]
-            mean = batch_means(np.asarray(lengths) - exact)
-            found.append(figures("embedded", name, size, runs, (mean.value, mean.value - mean.low)))
-        advance()
-    return found
-
-
-def _bound(kl: tuple[float, float, float | None] | None) -> str:
-    if kl is None:
-        return "-"
-    value, low, high = kl
-    return f"{value:.3g}" if high is None else f"{value:.3g} [{low:.3g}, {high:.3g}]"
+    return at_budget(
+        "embedded", pair, common, options.embedded_budget, probe=lambda sampler: runs_of(sampler, prompts[:4]),
+        run=lambda sampler: runs_of(sampler, prompts), advance=advance, bias=lambda runs: batch_means(
+            np.asarray([run.drawn_tokens if run.alive else math.nan for run in runs]) - exact
+        ),
+    )
 
 
 def measure(options: argparse.Namespace) -> Report:
     """Both tables and a picture."""
     with progress("methods", 2 * len(METHODS)) as advance:
-        small, real = tabular(options, advance), embedded(options, advance)
+        small, large = tabular(options, advance), real(options, advance)
+
+    def error(figures: Figures) -> float:
+        """One standard error of a distance, half the interval of a mean."""
+        return figures.bias.error if figures.pair == "tabular" else figures.bias.value - figures.bias.low
 
     def rows(group: Sequence[Figures], form: str) -> list[list[str]]:
         return [
             [
-                f.method, str(f.size), f"{f.cost:.0f}", f"{f.bias[0] + 0.0:{form}} ± {f.bias[1]:{form}}",
-                "-" if f.ess is None else f"{f.ess:.1f}",
-                _bound(f.kl),
+                f.method, str(f.size), f"{f.cost:.0f}", f"{f.bias.value + 0.0:{form}} ± {error(f):{form}}",
+                "-" if f.ess is None else f"{f.ess:.1f}", "-" if f.kl is None else f.kl.text(),
                 f"{f.tokens_per_dlm_forward:.2f}",
             ]
             for f in group
@@ -198,7 +185,7 @@ def measure(options: argparse.Namespace) -> Report:
         ),
         Sheet(
             f"Embedded pair, budget {options.embedded_budget:g} rows, target temperature {options.temperature:g}",
-            [*head, "bias of the length, tokens", *tail], rows(real, ".2f"),
+            [*head, "bias of the length, tokens", *tail], rows(large, ".2f"),
             f"{options.prompts} problems, {EXACT} exact samples each; ± half-width of a 95 % interval",
         ),
     ]
@@ -206,10 +193,10 @@ def measure(options: argparse.Namespace) -> Report:
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, 2)
         for ax, group, label in (
-            (axes[0], small, "TV of the output's law"), (axes[1], real, "|bias of the length| (tokens)")
+            (axes[0], small, "TV of the output's law"), (axes[1], large, "|bias of the length| (tokens)")
         ):
             names = [f.method for f in group]
-            ax.barh(names, [abs(f.bias[0]) for f in group], xerr=[f.bias[1] for f in group], color="#4477aa")
+            ax.barh(names, [abs(f.bias.value) for f in group], xerr=[error(f) for f in group], color="#4477aa")
             ax.set_xlabel(label)
             ax.set_xlim(left=0)
             ax.invert_yaxis()
@@ -217,7 +204,7 @@ def measure(options: argparse.Namespace) -> Report:
         axes[1].set_title(f"embedded pair, {options.embedded_budget:g} rows", fontsize=9)
         axes[1].set_yticklabels([])
 
-    return Report(sheets, {"figures": [asdict(f) for f in [*small, *real]]}, draw, size=(9.0, 3.8))
+    return Report(sheets, {"figures": [f.to_dict() for f in [*small, *large]]}, draw, size=(9.0, 3.8))
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:

@@ -22,7 +22,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from smc_bridge.estimate import Estimate
+
 T = TypeVar("T")
+C = TypeVar("C")
 
 #: Told that one unit of work is done.
 Advance = Callable[[], None]
@@ -89,48 +92,20 @@ class Machine:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Repetitions of one figure: median, least and greatest of `count`."""
+def spread(values: Sequence[float]) -> Estimate:
+    """Repetitions of one figure: their median, the least and the greatest.
 
-    median: float
-    low: float
-    high: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Sum up at least one value.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if not values:
-            raise ValueError("values is empty: repeat the measurement at least once")
-        return cls(statistics.median(values), min(values), max(values), len(values))
-
-    def times(self, factor: float) -> Spread:
-        """The same in another unit."""
-        return Spread(self.median * factor, self.low * factor, self.high * factor, self.count)
-
-    @property
-    def bars(self) -> tuple[float, float]:
-        """Lengths of an error bar below and above the median."""
-        return self.median - self.low, self.high - self.median
-
-    def text(self, form: str = ".3g") -> str:
-        """`median [least, greatest]`, or the only value."""
-        middle = format(self.median, form)
-        return middle if self.count == 1 else f"{middle} [{self.low:{form}}, {self.high:{form}}]"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
+    Raises:
+        ValueError: there is none.
+    """
+    if not values:
+        raise ValueError("values is empty: repeat the measurement at least once")
+    return Estimate(statistics.median(values), min(values), max(values), len(values), "least and greatest")
 
 
-def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
+def ratios(above: Sequence[float], below: Sequence[float]) -> Estimate:
     """Ratio within each round, `above[i] / below[i]`."""
-    return Spread.of([a / b for a, b in zip(above, below, strict=True)])
+    return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 def clock() -> float:
@@ -164,12 +139,18 @@ def interleaved(
         for name in names:
             cases[name]()
     found: dict[str, list[T]] = {name: [] for name in names}
-    for i in range(rounds):
-        turn = i % len(names)
-        for name in names[turn:] + names[:turn]:
-            found[name].append(cases[name]())
-            advance()
+    for _, name in turns(names, rounds):
+        found[name].append(cases[name]())
+        advance()
     return found
+
+
+def turns(cases: Sequence[C], rounds: int) -> Iterator[tuple[int, C]]:
+    """Every case once in each round, with the number of the round; each round starts with another case."""
+    for i in range(rounds):
+        turn = i % len(cases)
+        for case in [*cases[turn:], *cases[:turn]]:
+            yield i, case
 
 
 @contextmanager

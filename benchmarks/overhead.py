@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import progress
-from benchmarks.overhead_arithmetic import Arithmetic, arithmetic
+from benchmarks.overhead_arithmetic import PROGRAMS, Arithmetic, arithmetic
 from benchmarks.overhead_forwards import Overhead, cases, overhead
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.commands.base import positive, whole
@@ -27,8 +27,6 @@ from smc_bridge.tasks import TASKS
 
 #: A run over its session calls on the embedded pair; a step over the textbook's; memory in [K, V, A] float32 tensors.
 WANTED_OVERHEAD, WANTED_SHARE, WANTED_MEMORY = 1.15, 1 / 3, 1.5
-#: Programs on the mock pair: one temperature for all lanes, and one for each.
-PROGRAMS = ("smc", "paper")
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
@@ -74,13 +72,13 @@ def measure(options: argparse.Namespace) -> Report:
 def verdicts(runs: Sequence[Overhead], steps: Sequence[Arithmetic]) -> list[Verdict]:
     """The figures that the project wants to reach."""
     out = [
-        Verdict(f"{run.case.name}, P = {run.case.prompts}, run over {what}", ratio.median, WANTED_OVERHEAD, least=False)
+        Verdict(f"{run.case.name}, P = {run.case.prompts}, run over {what}", ratio.value, WANTED_OVERHEAD, least=False)
         for run in runs if run.case.name.endswith("K = 4")
         for what, ratio in (("its session calls", run.over_calls), ("the networks alone", run.over_networks))
     ]
     for step in steps:
         size = f"{step.name}, A = {step.alphabet:,}, K = {step.lanes}, V = {step.window}"
-        out.append(Verdict(f"{size}, time over the textbook's", step.share.median, WANTED_SHARE, least=False))
+        out.append(Verdict(f"{size}, time over the textbook's", step.share.value, WANTED_SHARE, least=False))
         out.append(Verdict(f"{size}, extra memory in [K, V, A] tensors", step.memory, WANTED_MEMORY, least=False))
     return out
 
@@ -110,7 +108,7 @@ def _arithmetic_sheet(steps: Sequence[Arithmetic]) -> Sheet:
     first = steps[0]
     return Sheet(
         f"Mock pair, A = {first.alphabet:,}, K = {first.lanes}, V = {first.window}, one particle", columns, rows,
-        note="smc: one temperature for all lanes; paper: one for each. Extra memory: peak of all that the step "
+        note="One temperature for all lanes, or one for each. Extra memory: peak of all that the step "
         "allocates beyond the models' logits, temporary buffers of operations included, in [K, V, A] float32 tensors. "
         "Equal blocks: lanes that commit the same tokens in both forms.",
     )
@@ -121,11 +119,11 @@ def _draw(figure: Any, runs: Sequence[Overhead], steps: Sequence[Arithmetic]) ->
     labels = [f"{run.case.name}, P = {run.case.prompts}" for run in runs]
     place = np.arange(len(runs))
     parts = (
-        ("networks", [run.networks.median for run in runs]),
-        ("sessions", [run.calls.median - run.networks.median for run in runs]),
-        ("sampler", [run.wall.median - run.calls.median for run in runs]),
+        ("networks", [run.networks.value for run in runs]),
+        ("sessions", [run.calls.value - run.networks.value for run in runs]),
+        ("sampler", [run.wall.value - run.calls.value for run in runs]),
     )
-    whole = np.array([run.wall.median for run in runs])
+    whole = np.array([run.wall.value for run in runs])
     start = np.zeros(len(runs))
     for name, seconds in parts:
         share = np.maximum(seconds, 0.0) / whole
@@ -137,7 +135,7 @@ def _draw(figure: Any, runs: Sequence[Overhead], steps: Sequence[Arithmetic]) ->
     left.set_xlabel("share of the run's wall time")
     left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3, frameon=False)
     each = np.arange(len(steps))
-    right.bar(each - 0.2, [step.share.median for step in steps], 0.36, label="time",
+    right.bar(each - 0.2, [step.share.value for step in steps], 0.36, label="time",
               yerr=np.transpose([step.share.bars for step in steps]), error_kw={"lw": 0.8})
     right.bar(each + 0.2, [step.memory / step.textbook_memory for step in steps], 0.36, label="extra memory")
     right.axhline(1.0, color="0.4", lw=0.8)

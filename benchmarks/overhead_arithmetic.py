@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
+from benchmarks.harness import Advance, interleaved, ratios, spread, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.mock import MockPair
 from benchmarks.textbook import Step, Uniforms, textbook_step
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.state import SMCState
+from smc_bridge.estimate import Estimate
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, prompt_generator
@@ -40,9 +41,9 @@ class Arithmetic:
     lanes: int
     window: int
     alphabet: int
-    seconds: Spread
-    textbook_seconds: Spread
-    share: Spread
+    seconds: Estimate
+    textbook_seconds: Estimate
+    share: Estimate
     memory: float
     textbook_memory: float
     equal_lanes: int
@@ -51,18 +52,21 @@ class Arithmetic:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
-            key: value.to_dict() if isinstance(value, Spread) else value for key, value in vars(self).items()
+            key: value.plain() if isinstance(value, Estimate) else value for key, value in vars(self).items()
         }
 
 
-class MockStep:
-    """The first step of a program on a mock pair, in both forms."""
+#: By name: whether every lane has its own temperature, or one is for all.
+PROGRAMS = {"one temperature": False, "own temperatures": True}
 
-    def __init__(self, name: str, *, lanes: int, window: int, alphabet: int, seed: int, dtype: torch.dtype) -> None:
-        self.name, self.lanes, self.window, self.seed = name, lanes, window, seed
+
+class MockStep:
+    """The first step of a program on a mock pair, in both forms; `mixed` lanes have their own temperatures."""
+
+    def __init__(self, mixed: bool, *, lanes: int, window: int, alphabet: int, seed: int, dtype: torch.dtype) -> None:
+        self.lanes, self.window, self.seed = lanes, window, seed
         self.pair = MockPair.make(alphabet=alphabet, lanes=lanes, window=window, seed=seed, dtype=dtype)
         options: dict[str, Any] = {"temperature": TEMPERATURE, "lookahead": window, "window": window, "w": W}
-        mixed = name == "paper"
         self.sampler: Sampler = (
             presets.paper(self.pair, lanes=lanes, **options) if mixed
             else presets.smc(self.pair, 1, lanes=lanes, **options)
@@ -107,8 +111,8 @@ def blocks(run: Result, book: Step) -> tuple[list[list[int]], list[list[int]]]:
 def arithmetic(
     name: str, *, lanes: int, window: int, alphabet: int, rounds: int, seed: int, advance: Advance
 ) -> Arithmetic:
-    """Time and memory of one program ("paper": every lane has its own temperature; "smc": one for all)."""
-    mock = MockStep(name, lanes=lanes, window=window, alphabet=alphabet, seed=seed, dtype=torch.float32)
+    """Time and memory of one of the `PROGRAMS`."""
+    mock = MockStep(PROGRAMS[name], lanes=lanes, window=window, alphabet=alphabet, seed=seed, dtype=torch.float32)
 
     def ours() -> float:
         state = mock.start()
@@ -124,7 +128,7 @@ def arithmetic(
     unit = 4 * lanes * window * alphabet
     committed, expected = blocks(*mock.compare())
     return Arithmetic(
-        name, lanes, window, alphabet, Spread.of(found["ours"]), Spread.of(found["textbook"]),
+        name, lanes, window, alphabet, spread(found["ours"]), spread(found["textbook"]),
         ratios(found["ours"], found["textbook"]), memory / unit, book_memory / unit,
         sum(a == b for a, b in zip(committed, expected, strict=True)), [len(block) for block in committed],
     )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from benchmarks.harness import Advance, Spread, interleaved, ratios, timed
-from benchmarks.methods import sampler
+from benchmarks.harness import Advance, interleaved, ratios, spread, timed
+from benchmarks.problems import TABLES, decoder, methods
 from benchmarks.replay import Tape, networks_timed, observe, replay
-from smc_bridge.engine.sampler import Sampler
-from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.decode import Decoder, decode
+from smc_bridge.estimate import Estimate
 from smc_bridge.models.pairs import Pair
 from smc_bridge.tasks import Task
 
@@ -26,17 +27,14 @@ class Case:
 
     name: str
     prompts: int
-    build: Callable[[Pair], Sampler]
+    build: Callable[[Pair], Decoder[Any]]
 
 
 def cases(task: Task, *, temperature: float, prompts: Sequence[int]) -> list[Case]:
-    """Four particles with four lanes each, and the leanest programs, at every batch size."""
-    options: dict[str, Any] = {"temperature": temperature, "lookahead": task.lookahead, "window": task.window}
-    programs: dict[str, Callable[[Pair], Sampler]] = {
-        "smc, N = 4, K = 4": lambda pair: presets.smc(pair, 4, lanes=4, **options),
-        "paper": lambda pair: sampler("paper", pair, task, temperature=temperature),
-        "smc-4": lambda pair: sampler("smc-4", pair, task, temperature=temperature),
-        "tree-32": lambda pair: sampler("tree-32", pair, task, temperature=temperature),
+    """Every program at every batch size."""
+    programs = {
+        name: partial(decoder, name, task=task, temperature=temperature)
+        for name in methods(TABLES["overhead"]["methods"])
     }
     return [Case(name, count, build) for count in prompts for name, build in programs.items()]
 
@@ -46,19 +44,19 @@ class Overhead:
     """Seconds of the run, of its session calls, and of the networks alone; and the run's over either, by round."""
 
     case: Case
-    wall: Spread
-    calls: Spread
-    networks: Spread
-    over_calls: Spread
-    over_networks: Spread
+    wall: Estimate
+    calls: Estimate
+    networks: Estimate
+    over_calls: Estimate
+    over_networks: Estimate
     forwards: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
-            "program": self.case.name, "prompts": self.case.prompts, "run_seconds": self.wall.to_dict(),
-            "session_call_seconds": self.calls.to_dict(), "network_seconds": self.networks.to_dict(),
-            "over_session_calls": self.over_calls.to_dict(), "over_networks": self.over_networks.to_dict(),
+            "program": self.case.name, "prompts": self.case.prompts, "run_seconds": self.wall.plain(),
+            "session_call_seconds": self.calls.plain(), "network_seconds": self.networks.plain(),
+            "over_session_calls": self.over_calls.plain(), "over_networks": self.over_networks.plain(),
             "forwards": self.forwards,
         }
 
@@ -69,10 +67,10 @@ def overhead(
     """Measure one case on its first prompts."""
     prompts = [pair.encode(text).tolist() for text in texts[: case.prompts]]
     program, tape = case.build(pair), Tape()
-    case.build(observe(pair, tape)).run(prompts, seed=seed, max_new_tokens=max_new_tokens)
+    decode(case.build(observe(pair, tape)), prompts, seed=seed, max_new_tokens=max_new_tokens)
 
     def run() -> tuple[float, float]:
-        seconds, _ = timed(lambda: program.run(prompts, seed=seed, max_new_tokens=max_new_tokens))
+        seconds, _ = timed(lambda: decode(program, prompts, seed=seed, max_new_tokens=max_new_tokens))
         return seconds, 0.0
 
     def again() -> tuple[float, float]:
@@ -90,6 +88,6 @@ def overhead(
     wall, calls = [seconds for seconds, _ in found["run"]], [seconds for seconds, _ in found["calls"]]
     networks = [inside for _, inside in found["networks"]]
     return Overhead(
-        case, Spread.of(wall), Spread.of(calls), Spread.of(networks), ratios(wall, calls), ratios(wall, networks),
+        case, spread(wall), spread(calls), spread(networks), ratios(wall, calls), ratios(wall, networks),
         tape.forwards("dlm") + tape.forwards("ar"),
     )

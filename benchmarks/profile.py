@@ -19,11 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods import KNOWN, decoder, known
+from benchmarks.problems import TABLES, add_law_arguments, decoder, embedded, methods
 from benchmarks.report import Report, Sheet, execute
-from smc_bridge.commands.base import positive, whole
-from smc_bridge.models.pairs import load_pair
-from smc_bridge.tasks import TASKS
+from smc_bridge.commands.base import whole
+from smc_bridge.decode import decode
 
 HERE = Path(__file__).resolve().parent.parent
 #: What is the project's own.
@@ -64,25 +63,25 @@ def part_of(function: Function) -> str:
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     """Add the arguments."""
-    parser.add_argument("--method", type=known, default="paper", metavar="NAME", help=f"{KNOWN} (default: paper)")
+    default = TABLES["profile"]["methods"]
+    parser.add_argument("--method", type=methods, default=default, metavar="NAME", help=f"(default: {default})")
     parser.add_argument("--problems", type=whole(1), default=1 if quick else 8, help="that are decoded")
     parser.add_argument("--batch", type=whole(1), default=1, help="prompts in work at a time")
-    parser.add_argument("--tokens", type=whole(1), default=8 if quick else None, help="length limit")
-    parser.add_argument("--temperature", type=positive, default=0.2, help="of the target (default: 0.2)")
+    add_law_arguments(parser, 8 if quick else None)
     parser.add_argument("--top", type=whole(1), default=12, help="functions that are listed")
 
 
 def measure(options: argparse.Namespace) -> Report:
     """One run to warm up, one under the profiler."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(options.problems)]
-    decode = decoder(
-        options.method, pair, task, temperature=options.temperature, seed=options.seed, max_new_tokens=options.tokens
-    )
-    decode(prompts[:1], options.batch)
+    pair, task, prompts = embedded(options.problems)
+    [method] = options.method
+    program = decoder(method, pair, task, temperature=options.temperature)
+    limits = {
+        "seed": options.seed, "max_new_tokens": options.tokens or task.max_new_tokens, "batch": options.batch,
+    }
+    decode(program, prompts[:1], **limits)
     profiler = cProfile.Profile()
-    profiler.runcall(decode, prompts, options.batch)
+    profiler.runcall(decode, program, prompts, **limits)
     seconds = own_seconds(pstats.Stats(profiler).stats)  # type: ignore[attr-defined]
     whole_run = sum(seconds.values())
     parts: dict[str, float] = defaultdict(float)
@@ -93,7 +92,7 @@ def measure(options: argparse.Namespace) -> Report:
     functions.sort(key=lambda item: -item[1])
     shares = [(name, f"{100 * spent / whole_run:.1f}") for name, spent in ordered if spent > LEAST * whole_run]
     listed = [(name, f"{100 * spent / whole_run:.1f}") for name, spent in functions[: options.top]]
-    title = f"{options.method}, {options.problems} problems, {options.batch} at a time"
+    title = f"{method}, {options.problems} problems, {options.batch} at a time"
     most = f"Its {len(listed)} most expensive functions of {len(functions)}"
     return Report(
         [Sheet(title, ("part", "% of the run"), shares), Sheet(most, ("function", "% of the run"), listed)],

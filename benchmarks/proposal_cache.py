@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Spread, progress, ratios, timed
-from benchmarks.methods import KNOWN, decoder, known
+from benchmarks.harness import progress, ratios, spread, timed, turns
+from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, embedded, methods
 from benchmarks.replay import Tape, observe
 from benchmarks.report import Report, Sheet, execute, several
-from smc_bridge.commands.base import one_of, positive, whole
-from smc_bridge.models.pairs import Pair, load_pair
-from smc_bridge.tasks import TASKS
+from smc_bridge.commands.base import one_of, whole
+from smc_bridge.decode import decode
+from smc_bridge.estimate import Estimate
+from smc_bridge.models.pairs import Pair
 
 CACHES = ("none", "prefix", "window")
 
@@ -54,11 +55,11 @@ class Cell:
     runs: list[Run]
     plain: list[Run]
 
-    def spread(self, figure: str) -> Spread:
+    def over_blocks(self, figure: str) -> Estimate:
         """A figure of `Run` over the blocks."""
-        return Spread.of([getattr(run, figure) for run in self.runs])
+        return spread([getattr(run, figure) for run in self.runs])
 
-    def over_none(self, figure: str) -> Spread:
+    def over_none(self, figure: str) -> Estimate:
         """The same, divided by its value without a cache."""
         return ratios([getattr(run, figure) for run in self.runs], [getattr(run, figure) for run in self.plain])
 
@@ -67,8 +68,8 @@ class Cell:
         figures = {"forward": "dlm_forward_seconds", "tokens": "tokens_per_dlm_forward", "rate": "tokens_per_second"}
         return {
             "method": self.method, "cache": self.cache,
-            **{name: self.spread(figure).to_dict() for figure, name in figures.items()},
-            **{f"{name}_over_none": self.over_none(figure).to_dict() for figure, name in figures.items()},
+            **{name: self.over_blocks(figure).plain() for figure, name in figures.items()},
+            **{f"{name}_over_none": self.over_none(figure).plain() for figure, name in figures.items()},
         }
 
 
@@ -77,65 +78,56 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     parser.add_argument("--caches", type=several(one_of(CACHES)), default=CACHES, metavar="a,b,..", help="of "
                         f"{', '.join(CACHES)}; none is always there")
     parser.add_argument(
-        "--methods", type=several(known), default="paper" if quick else "paper,smc-4,tree-32", metavar="a,b,..",
-        help=f"of {KNOWN}, such as draft with the diffusion model",
+        "--methods", type=methods, default=TABLES["proposal_cache"]["quick" if quick else "methods"],
+        metavar="a,b,..", help="such as draft with the diffusion model",
     )
     parser.add_argument("--window", type=whole(1), default=32, help="tokens of a prefix that the cache 'window' shows")
-    parser.add_argument("--temperature", type=positive, default=0.2, help="of the target (default: 0.2)")
-    parser.add_argument("--blocks", type=whole(1), default=1 if quick else 4, help="repetitions, of other problems")
-    parser.add_argument("--block", type=whole(1), default=2 if quick else 16, help="problems in a block")
-    parser.add_argument(
-        "--tokens", type=whole(1), default=16 if quick else None, help="length limit (default: the task's)"
-    )
+    add_law_arguments(parser, 16 if quick else None)
+    add_block_arguments(parser, quick, block=16)
     parser.add_argument("--batch", type=whole(1), default=4, help="prompts in work at a time")
 
 
 def measure(options: argparse.Namespace) -> Report:
     """Every method with every cache on every block."""
-    methods = options.methods
-    if not set(methods).isdisjoint(("ar", "generate")):
-        raise ValueError("--methods = ar or generate: they use no diffusion model; choose others")
-    if any("+" in method for method in methods):
-        raise ValueError("--methods with +prefix: leave it out, every method is run with every cache")
     kinds = tuple(dict.fromkeys(("none", *options.caches)))
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(options.blocks * options.block)]
+    pair, task, prompts = embedded(options.blocks * options.block)
     pairs = {cache: with_cache(pair, cache, window=options.window) for cache in kinds}
 
     def run(method: str, cache: str, part: Sequence[Sequence[int]]) -> Run:
         tape = Tape(keep=False)
-        decode = decoder(
-            method, observe(pairs[cache], tape), task, temperature=options.temperature, seed=options.seed,
-            max_new_tokens=options.tokens,
+        program = decoder(method, observe(pairs[cache], tape), task, temperature=options.temperature)
+        limit = options.tokens or task.max_new_tokens
+        seconds, results = timed(
+            lambda: decode(program, part, seed=options.seed, max_new_tokens=limit, batch=options.batch)
         )
-        seconds, results = timed(lambda: decode(part, options.batch))
+        if not tape.forwards("dlm"):
+            raise ValueError(f"--methods = {method}: uses no diffusion model; choose others")
         tokens = sum(result.tokens for result in results)
         forwards = sum(result.forwards.dlm_forwards for result in results)
         return Run(tape.seconds("dlm") / tape.forwards("dlm"), tokens / forwards, tokens / seconds)
 
-    runs: dict[tuple[str, str], list[Run]] = {(m, c): [] for m in methods for c in kinds}
+    runs: dict[tuple[str, str], list[Run]] = {(m, c): [] for m in options.methods for c in kinds}
     with progress("proposal_cache", options.blocks * len(runs)) as advance:
-        for block in range(options.blocks):
+        for block, (method, cache) in turns(list(runs), options.blocks):
             part = prompts[block * options.block : (block + 1) * options.block]
-            cells = list(runs)
-            turn = block % len(cells)
-            for method, cache in cells[turn:] + cells[:turn]:
-                if block == 0:
-                    run(method, cache, part[:1])  # the first call of all is slow
-                runs[method, cache].append(run(method, cache, part))
-                advance()
+            if block == 0:
+                run(method, cache, part[:1])  # the first call of all is slow
+            runs[method, cache].append(run(method, cache, part))
+            advance()
     found = [Cell(method, cache, own, runs[method, "none"]) for (method, cache), own in runs.items()]
     return Report(
         [_sheet(found, options)], {"cells": [cell.to_dict() for cell in found]},
-        lambda figure: _draw(figure, found, methods, kinds), size=(9.6, 3.6),
+        lambda figure: _draw(figure, found, options.methods, kinds), size=(9.6, 3.6),
     )
 
 
 def _sheet(cells: Sequence[Cell], options: argparse.Namespace) -> Sheet:
     rows = [
-        (f"{cell.method}, {cell.cache}", cell.spread("forward").times(1000).text(), cell.over_none("forward").text(),
-         cell.spread("tokens").text(), cell.over_none("tokens").text(), cell.over_none("rate").text())
+        (
+            f"{cell.method}, {cell.cache}", cell.over_blocks("forward").times(1000).text(),
+            cell.over_none("forward").text(), cell.over_blocks("tokens").text(), cell.over_none("tokens").text(),
+            cell.over_none("rate").text(),
+        )
         for cell in cells
     ]
     columns = (
@@ -155,10 +147,10 @@ def _draw(figure: Any, cells: Sequence[Cell], methods: Sequence[str], kinds: Seq
     for ax, (figure_name, title) in zip(axes, titles, strict=True):
         for i, cache in enumerate(kinds):
             scale = 1000 if figure_name == "forward" else 1
-            own = [cell.spread(figure_name).times(scale) for cell in cells if cell.cache == cache]
+            own = [cell.over_blocks(figure_name).times(scale) for cell in cells if cell.cache == cache]
             width = 0.8 / len(kinds)
             ax.bar(
-                place + (i - (len(kinds) - 1) / 2) * width, [s.median for s in own], width, label=cache,
+                place + (i - (len(kinds) - 1) / 2) * width, [s.value for s in own], width, label=cache,
                 yerr=np.transpose([s.bars for s in own]), error_kw={"lw": 0.8},
             )
         ax.set_xticks(place, methods)

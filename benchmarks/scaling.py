@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import Spread, interleaved, progress, timed
+from benchmarks.harness import interleaved, progress, spread, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.commands.base import one_of, whole
@@ -29,6 +29,7 @@ from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.state import SMCState
+from smc_bridge.estimate import Estimate
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.pairs import Pair, load_pair
@@ -157,13 +158,13 @@ class Curve:
 
     factor: str
     sizes: tuple[int, ...]
-    seconds: list[Spread]
+    seconds: list[Estimate]
     bytes: list[int]
 
     @property
     def time_slope(self) -> Slope:
         """Exponent of the time per step."""
-        return slope(self.sizes, [spread.median for spread in self.seconds])
+        return slope(self.sizes, [spread.value for spread in self.seconds])
 
     @property
     def memory_slope(self) -> Slope:
@@ -174,7 +175,7 @@ class Curve:
         """Plain data for JSON; an error that cannot be known is None."""
         slopes = {"time": self.time_slope, "memory": self.memory_slope}
         return {
-            "factor": self.factor, "sizes": self.sizes, "step_seconds": [s.to_dict() for s in self.seconds],
+            "factor": self.factor, "sizes": self.sizes, "step_seconds": [s.plain() for s in self.seconds],
             "peak_bytes": self.bytes,
             **{f"{what}_exponent": {"value": s.exponent, "error": None if math.isnan(s.error) else s.error}
                for what, s in slopes.items()},
@@ -210,7 +211,7 @@ def measure(options: argparse.Namespace) -> Report:
                 options.repetitions, warmup=0 if options.quick else 1, advance=advance,
             )
             curves.append(Curve(
-                name, values, [Spread.of(found[str(value)]) for value in values],
+                name, values, [spread(found[str(value)]) for value in values],
                 [bench.memory(points[str(value)]) for value in values],
             ))
     return Report(
@@ -227,7 +228,7 @@ def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
     for curve in curves:
         if curve.factor == "N":
             kept = [i for i, size in enumerate(curve.sizes) if size <= N_UP_TO]
-            found = slope([curve.sizes[i] for i in kept], [curve.seconds[i].median for i in kept])
+            found = slope([curve.sizes[i] for i in kept], [curve.seconds[i].value for i in kept])
             claim = f"exponent of time per step in N up to {N_UP_TO}"
             out.append(Verdict(claim, found.exponent, WANTED_N, least=False))
         if curve.factor == "S":
@@ -249,7 +250,7 @@ def _summary(curves: Sequence[Curve]) -> Sheet:
     """The exponents of all factors, and how time grows over the last doubling, where fixed costs weigh least."""
     rows = []
     for curve in curves:
-        last = slope(curve.sizes[-2:], [spread.median for spread in curve.seconds[-2:]])
+        last = slope(curve.sizes[-2:], [spread.value for spread in curve.seconds[-2:]])
         rows.append((
             curve.factor, f"{curve.sizes[0]} to {curve.sizes[-1]}", curve.time_slope.text(), last.text(),
             curve.memory_slope.text(),
@@ -265,7 +266,7 @@ def _draw(figure: Any, curves: Sequence[Curve]) -> None:
         milliseconds = [s.times(1000) for s in curve.seconds]
         error = np.transpose([s.bars for s in milliseconds])
         lines = [
-            ax.errorbar(curve.sizes, [s.median for s in milliseconds], yerr=error, marker="o", capsize=2),
+            ax.errorbar(curve.sizes, [s.value for s in milliseconds], yerr=error, marker="o", capsize=2),
             *ax.plot(curve.sizes, [peak / 2**20 for peak in curve.bytes], marker="s", linestyle="--"),
         ]
         ax.set(

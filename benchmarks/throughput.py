@@ -1,12 +1,13 @@
 """Throughput: tokens per second of every decoder against the diffusion model's own at one token per forward.
 
     python -m benchmarks.throughput [--batches 1,4,16] [--blocks 4] [--block 32] [--temperature 0.2] [--methods a,b,..]
-        [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
+        [--cached a,b,..] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 On the embedded pair every method decodes the same problems, cut into blocks: all methods at all batch sizes P decode
-block 1, then block 2, and so on. P prompts are in work at a time. `dlm-1` is the paper's baseline: left to right, one
-token per forward, stop at the end of sequence. `generate` is transformers' AR sampling with its cache, `ar` is ours.
-Tokens are those that are committed (means over the particles), and a block's time is that of all its prompts.
+block 1, then block 2, and so on. P prompts are in work at a time: when one is done, the next takes its place. The
+methods that are shown and what is wanted of them stand in `benchmarks/tables.toml`; `NAME+prefix` is a method whose
+diffusion model keeps a prefix cache. transformers' own `generate` (`benchmarks.generate`) is AR sampling too. Tokens
+are those that are committed (means over the particles), and a block's time is that of all its prompts.
 """
 
 from __future__ import annotations
@@ -14,28 +15,31 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Spread, progress, ratios, timed
-from benchmarks.methods import KNOWN, METHODS, Decode, decoder, known
+from benchmarks.harness import progress, ratios, spread, timed, turns
+from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, embedded, methods
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.analysis.bounds import ratio_per_token
-from smc_bridge.analysis.comparison.table import wilson
-from smc_bridge.commands.base import positive, whole
-from smc_bridge.models.pairs import load_pair
+from smc_bridge.analysis.estimates import wilson
+from smc_bridge.commands.base import whole
+from smc_bridge.decode import Decoder, decode
+from smc_bridge.estimate import Estimate
+from smc_bridge.registry import spelled
 from smc_bridge.result import Result
-from smc_bridge.tasks import TASKS, Item, Task
+from smc_bridge.tasks import Item, Task
 
-BASELINE = "dlm-1"
-#: Tokens/s at P = 1 over the baseline's, at no less than this share of the AR model's accuracy.
-WANTED = {"paper": 4.0, "smc-4": 4.0, "tree-32": 5.5, "tree-128": 5.5}
+TABLE = TABLES["throughput"]
+BASELINE: str = TABLE["baseline"]
+#: What the wanted tokens/s may cost: at least this share of the AR model's accuracy.
 SHARE_OF_ACCURACY = 0.99
-#: Tokens/s at P = 16 over those at P = 1, for the bridge's own methods.
+#: Tokens/s at P = 16 over those at P = 1, for programs with weights.
 WANTED_BATCH = 5.0
-OURS = ("speculative", "paper", "smc", "tree")
+#: Name of what is behind a method whose diffusion model keeps a prefix cache.
+CACHED = "+prefix"
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,11 @@ class Run:
 
 
 def run_block(
-    decode: Decode, task: Task, items: Sequence[Item], prompts: Sequence[Sequence[int]], *, batch: int, seed: int
+    decoder: Decoder[Any], task: Task, items: Sequence[Item], prompts: Sequence[Sequence[int]], *, batch: int,
+    seed: int, limit: int,
 ) -> Run:
     """Decode a block of problems."""
-    seconds, results = timed(lambda: decode(prompts, batch))
+    seconds, results = timed(lambda: decode(decoder, prompts, seed=seed, max_new_tokens=limit, batch=batch))
     right = sum(_right(task, item, result, seed) for item, result in zip(items, results, strict=True))
     weighted = all(result.proper and result.forwards.dlm_forwards for result in results)
     return Run(
@@ -78,10 +83,10 @@ def _right(task: Task, item: Item, result: Result, seed: int) -> bool:
 class Figures:
     """One method at one batch size over all blocks; None where a figure does not apply."""
 
-    rate: Spread
-    ratio: Spread
+    rate: Estimate
+    ratio: Estimate
     per_dlm_forward: float | None
-    accuracy: tuple[float, float, float]
+    accuracy: Estimate
     nats_per_token: float | None
 
     @classmethod
@@ -89,21 +94,20 @@ class Figures:
         """Sum up a method's blocks beside those of the baseline at the same batch size."""
         tokens = [t for run in runs for t in run.tokens]
         forwards = sum(run.dlm_forwards for run in runs)
-        share = wilson(sum(run.right for run in runs), len(tokens))
         evidence = [z for run in runs for z in run.log_evidence or ()]
         drawn = [t for run in runs for t in run.drawn_tokens]
         return cls(
-            Spread.of([run.rate for run in runs]), ratios([run.rate for run in runs], [run.rate for run in baseline]),
-            sum(tokens) / forwards if forwards else None, (share.value, share.low, share.high),
-            ratio_per_token(evidence, drawn).kl if evidence else None,
+            spread([run.rate for run in runs]), ratios([run.rate for run in runs], [run.rate for run in baseline]),
+            sum(tokens) / forwards if forwards else None, wilson(sum(run.right for run in runs), len(tokens)),
+            ratio_per_token(evidence, drawn).value if evidence else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         nats = self.nats_per_token
         return {
-            "tokens_per_second": self.rate.to_dict(), f"over_{BASELINE}": self.ratio.to_dict(),
-            "tokens_per_dlm_forward": self.per_dlm_forward, "accuracy": list(self.accuracy),
+            "tokens_per_second": self.rate.plain(), f"over_{BASELINE}": self.ratio.plain(),
+            "tokens_per_dlm_forward": self.per_dlm_forward, "accuracy": self.accuracy.plain(),
             "nats_per_token": nats if nats is None or math.isfinite(nats) else None,
         }
 
@@ -116,47 +120,47 @@ Found = dict[tuple[str, int], Figures]
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "--methods", type=several(known), default="generate,ar,dlm-1,tree-32" if quick else ",".join(METHODS),
-        metavar="a,b,..", help=f"of {KNOWN}; {BASELINE} is always there",
+        "--methods", type=methods, default=TABLE["quick" if quick else "methods"], metavar="a,b,..",
+        help=f"as `smc-bridge methods` lists them, or generate; {BASELINE} is always there",
+    )
+    parser.add_argument(
+        "--cached", type=methods, default=() if quick else TABLE["cached"], metavar="a,b,..",
+        help="methods that are run with a prefix cache of the diffusion model too",
     )
     parser.add_argument(
         "--batches", type=several(whole(1)), default="1,2" if quick else "1,4,16", metavar="P,P,..",
         help="prompts in work at a time",
     )
-    parser.add_argument(
-        "--tokens", type=whole(1), default=16 if quick else None, help="length limit (default: the task's)"
-    )
-    parser.add_argument("--blocks", type=whole(1), default=1 if quick else 4, help="repetitions, of other problems")
-    parser.add_argument("--block", type=whole(1), default=2 if quick else 32, help="problems in a block")
-    parser.add_argument("--temperature", type=positive, default=0.2, help="of the target (default: 0.2)")
+    add_law_arguments(parser, 16 if quick else None)
+    add_block_arguments(parser, quick)
 
 
 def measure(options: argparse.Namespace) -> Report:
     """Decode every block with every method at every batch size."""
-    chosen, batches = tuple(dict.fromkeys((*options.methods, BASELINE))), options.batches
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    items = task.problems(options.blocks * options.block)
-    prompts = [pair.encode(item.prompt).tolist() for item in items]
+    cached = [text + CACHED for text in options.cached]
+    chosen, batches = tuple(dict.fromkeys((*options.methods, BASELINE, *cached))), options.batches
+    pair, task, prompts = embedded(options.blocks * options.block)
+    items = task.problems(len(prompts))
+    dlm: Any = pair.dlm
+    pairs = {True: replace(pair, dlm=dlm.with_cache("prefix")) if cached else pair, False: pair}
     decoders = {
         name: decoder(
-            name, pair, task, temperature=options.temperature, seed=options.seed, max_new_tokens=options.tokens
+            name.removesuffix(CACHED), pairs[name.endswith(CACHED)], task, temperature=options.temperature,
         )
         for name in chosen
     }
+    limit = options.tokens or task.max_new_tokens
     cells = [(name, batch) for batch in batches for name in chosen]
     runs: Runs = {cell: [] for cell in cells}
     with progress("throughput", len(cells) * options.blocks) as advance:
-        for decode in decoders.values():
-            decode(prompts[:1], 1)
-        for block in range(options.blocks):
+        for each in decoders.values():
+            decode(each, prompts[:1], seed=options.seed, max_new_tokens=limit)
+        for block, (name, batch) in turns(cells, options.blocks):
             part = slice(block * options.block, (block + 1) * options.block)
-            turn = block % len(cells)
-            for name, batch in cells[turn:] + cells[:turn]:
-                runs[name, batch].append(run_block(
-                    decoders[name], task, items[part], prompts[part], batch=batch, seed=options.seed,
-                ))
-                advance()
+            runs[name, batch].append(run_block(
+                decoders[name], task, items[part], prompts[part], batch=batch, seed=options.seed, limit=limit,
+            ))
+            advance()
     found = {cell: Figures.of(runs[cell], runs[BASELINE, cell[1]]) for cell in cells}
     gains = {name: over(runs, (name, max(batches)), (name, min(batches))) for name in chosen}
     sheets = [_sheet(found, chosen, batch, options) for batch in batches]
@@ -167,7 +171,7 @@ def measure(options: argparse.Namespace) -> Report:
         ))
     data = {
         "figures": [{"method": name, "batch": batch, **figures.to_dict()} for (name, batch), figures in found.items()],
-        "batch_gain": {name: gain.to_dict() for name, gain in gains.items()},
+        "batch_gain": {name: gain.plain() for name, gain in gains.items()},
     }
     return Report(
         sheets, data, lambda figure: _draw(figure, found, chosen, batches),
@@ -175,7 +179,7 @@ def measure(options: argparse.Namespace) -> Report:
     )
 
 
-def over(runs: Runs, above: tuple[str, int], below: tuple[str, int]) -> Spread:
+def over(runs: Runs, above: tuple[str, int], below: tuple[str, int]) -> Estimate:
     """Ratio of two methods' tokens/s within each block."""
     return ratios([run.rate for run in runs[above]], [run.rate for run in runs[below]])
 
@@ -183,35 +187,41 @@ def over(runs: Runs, above: tuple[str, int], below: tuple[str, int]) -> Spread:
 def verdicts(runs: Runs, found: Found, batches: Sequence[int]) -> list[Verdict]:
     """The figures that the project wants to reach, for the methods that were run (medians over blocks)."""
     out = []
-    ar = found.get(("ar", 1)) or found.get(("generate", 1))
-    for name, wanted in WANTED.items():
+    slow = [name for name, batch in found if batch == 1 and found[name, 1].per_dlm_forward is None]
+    ar = found[slow[-1], 1] if slow else None
+    for name, wanted in TABLE["over_baseline"].items():
         if (name, 1) in found:
-            out.append(Verdict(f"{name} at P = 1, tokens/s over {BASELINE}", found[name, 1].ratio.median, wanted))
+            out.append(Verdict(f"{name} at P = 1, tokens/s over {BASELINE}", found[name, 1].ratio.value, wanted))
             if ar is not None:
-                share = found[name, 1].accuracy[0] / ar.accuracy[0] if ar.accuracy[0] else math.nan
+                share = found[name, 1].accuracy.value / ar.accuracy.value if ar.accuracy.value else math.nan
                 out.append(Verdict(f"{name} at P = 1, accuracy over the AR model's", share, SHARE_OF_ACCURACY))
     if 1 in batches and 16 in batches:
         out.extend(
-            Verdict(f"{name}, tokens/s at P = 16 over P = 1", over(runs, (name, 16), (name, 1)).median, WANTED_BATCH)
-            for name, batch in found if batch == 1 and name.startswith(OURS)
+            Verdict(f"{name}, tokens/s at P = 16 over P = 1", over(runs, (name, 16), (name, 1)).value, WANTED_BATCH)
+            for name, batch in found if batch == 1 and is_program(name)
         )
-    for name in ("speculative", "paper", "tree-32", "tree-128"):
-        for slow in ("ar", "generate"):
-            if (name, 1) in found and (slow, 1) in found:
-                gain = over(runs, (name, 1), (slow, 1))
-                out.append(Verdict(f"{name} at P = 1, tokens/s over {slow}", gain.median, 1.0))
+    for name in methods(TABLE["over_ar"]):
+        for other in slow:
+            if (name, 1) in found:
+                gain = over(runs, (name, 1), (other, 1))
+                out.append(Verdict(f"{name} at P = 1, tokens/s over {other}", gain.value, 1.0))
     return out
+
+
+def is_program(name: str) -> bool:
+    """Whether a method is a program of particles with proper weights."""
+    found = spelled(name.removesuffix(CACHED)).method
+    return found.proper and any(option.name == "particles" for option in found.options)
 
 
 def _sheet(found: Found, chosen: Sequence[str], batch: int, options: argparse.Namespace) -> Sheet:
     rows = []
     for name in chosen:
         figures = found[name, batch]
-        value, low, high = figures.accuracy
         rows.append((
             name, figures.rate.text(".1f"), figures.ratio.text(".2f"),
             "-" if figures.per_dlm_forward is None else f"{figures.per_dlm_forward:.2f}",
-            f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+            figures.accuracy.times(100).text(".1f"),
             "-" if figures.nats_per_token is None else f"{figures.nats_per_token + 0.0:.2g}",
         ))
     title = (
@@ -230,7 +240,7 @@ def _draw(figure: Any, found: Found, chosen: Sequence[str], batches: Sequence[in
     for i, batch in enumerate(batches):
         rates = [found[name, batch].rate for name in chosen]
         ax.errorbar(
-            [rate.median for rate in rates], place + 0.2 * (i - (len(batches) - 1) / 2),
+            [rate.value for rate in rates], place + 0.2 * (i - (len(batches) - 1) / 2),
             xerr=np.transpose([rate.bars for rate in rates]), fmt="osD^v"[i % 5], capsize=2, label=f"P = {batch}",
         )
     ax.set_yticks(place, chosen)

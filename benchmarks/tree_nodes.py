@@ -1,6 +1,6 @@
 """Tree nodes: tokens committed against AR nodes verified, for tree walk, token-level rejection and block verification.
 
-    python -m benchmarks.tree_nodes [--nodes 8,16,32,64,128,256] [--lanes 1,4] [--weights 0,0.3,0.7]
+    python -m benchmarks.tree_nodes [--nodes 8,16,32,64,128,256] [--lanes 1,4] [--w 0,0.3,0.7]
         [--temperatures 0.2,1] [--blocks 4] [--block 32] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 One particle on the embedded pair. A step of the linear kernels verifies K drafts of V = 32 tokens, K * V nodes, of
@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Advance, Spread, progress, ratios
+from benchmarks.harness import Advance, progress, ratios, spread
+from benchmarks.problems import add_block_arguments, embedded
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.commands.base import positive, share, whole
 from smc_bridge.kernels.block_verification import BlockVerification
@@ -26,8 +27,8 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.poe_bridge import smc
-from smc_bridge.models.pairs import Pair, load_pair
-from smc_bridge.tasks import TASKS, Task
+from smc_bridge.models.pairs import Pair
+from smc_bridge.tasks import Task
 
 #: V and M of every kernel, tokens.
 WINDOW, LOOKAHEAD = 32, 64
@@ -74,8 +75,8 @@ class Cell:
         """Plain data for JSON."""
         return {
             "kernel": self.shape.kernel, "size": self.shape.size, "w": self.w, "temperature": self.temperature,
-            "tokens_per_step": Spread.of(self.tokens).to_dict(), "nodes_per_step": Spread.of(self.nodes).to_dict(),
-            "tokens_per_node": Spread.of(self.per_node).to_dict(),
+            "tokens_per_step": spread(self.tokens).plain(), "nodes_per_step": spread(self.nodes).plain(),
+            "tokens_per_node": spread(self.per_node).plain(),
         }
 
 
@@ -103,27 +104,24 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     for name, parse, default, small, what in (
         ("--nodes", whole(1), "8,16,32,64,128,256", "32", "budgets of tree walk"),
         ("--lanes", whole(1), "1,4", "1", "drafts K"),
-        ("--weights", share, "0,0.3,0.7", "0.3", "w of the product of experts"),
+        ("--w", share, "0,0.3,0.7", "0.3", "w of the product of experts"),
         ("--temperatures", positive, "0.2,1", "1", "of the target"),
     ):
         parser.add_argument(
             name, type=several(parse), default=small if quick else default, metavar="x,x,..", help=what
         )
-    parser.add_argument("--blocks", type=whole(1), default=1 if quick else 4, help="repetitions, of other problems")
-    parser.add_argument("--block", type=whole(1), default=2 if quick else 32, help="problems in a block")
+    add_block_arguments(parser, quick)
 
 
 def measure(options: argparse.Namespace) -> Report:
     """Every kernel under every law."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(options.blocks * options.block)]
+    pair, task, prompts = embedded(options.blocks * options.block)
     blocks = [prompts[i : i + options.block] for i in range(0, len(prompts), options.block)]
     shapes = [
         *(Shape("tree", nodes) for nodes in options.nodes),
         *(Shape(kernel, lanes) for kernel in ("rejection", "block") for lanes in options.lanes),
     ]
-    laws = [(w, temperature) for temperature in options.temperatures for w in options.weights]
+    laws = [(w, temperature) for temperature in options.temperatures for w in options.w]
     with progress("tree_nodes", len(laws) * len(shapes) * len(blocks)) as advance:
         cells = [
             measure_cell(
@@ -147,7 +145,7 @@ def measure(options: argparse.Namespace) -> Report:
              for tree, linear, tokens, per_node in comparisons],
         ))
     verdicts = [
-        Verdict(f"{tree.shape.name} over {linear.shape.name}, w = {tree.w:g}, tokens per AR node", per_node.median,
+        Verdict(f"{tree.shape.name} over {linear.shape.name}, w = {tree.w:g}, tokens per AR node", per_node.value,
                 next(wanted for nodes, _, wanted in WANTED if nodes == tree.shape.size))
         for tree, linear, _, per_node in comparisons if tree.temperature == 1 and linear.shape.kernel == "rejection"
     ]
@@ -156,7 +154,7 @@ def measure(options: argparse.Namespace) -> Report:
             "cells": [cell.to_dict() for cell in cells],
             "comparisons": [
                 {"w": tree.w, "temperature": tree.temperature, "tree": tree.shape.name, "drafts": linear.shape.name,
-                 "tokens_per_step": tokens.to_dict(), "tokens_per_node": per_node.to_dict()}
+                 "tokens_per_step": tokens.plain(), "tokens_per_node": per_node.plain()}
                 for tree, linear, tokens, per_node in comparisons
             ],
         },
@@ -168,8 +166,8 @@ def measure(options: argparse.Namespace) -> Report:
 
 def _sheet(cells: Sequence[Cell], w: float, temperature: float) -> Sheet:
     rows = [
-        (cell.shape.name, Spread.of(cell.tokens).text(), Spread.of(cell.nodes).text(".4g"),
-         Spread.of(cell.per_node).text())
+        (cell.shape.name, spread(cell.tokens).text(), spread(cell.nodes).text(".4g"),
+         spread(cell.per_node).text())
         for cell in cells if (cell.w, cell.temperature) == (w, temperature)
     ]
     columns = ("kernel", "tokens / step", "AR nodes / step", "tokens / AR node")
@@ -184,9 +182,9 @@ def _draw(figure: Any, cells: Sequence[Cell], laws: Sequence[tuple[float, float]
     for ax, (w, temperature) in zip(grid, laws, strict=False):
         for kernel, (style, label) in marks.items():
             own = [c for c in cells if (c.shape.kernel, c.w, c.temperature) == (kernel, w, temperature)]
-            tokens = [Spread.of(cell.tokens) for cell in own]
+            tokens = [spread(cell.tokens) for cell in own]
             ax.errorbar(
-                [Spread.of(cell.nodes).median for cell in own], [s.median for s in tokens],
+                [spread(cell.nodes).value for cell in own], [s.value for s in tokens],
                 yerr=np.transpose([s.bars for s in tokens]), fmt=style, label=label, capsize=2,
             )
         ax.set_xscale("log", base=2)

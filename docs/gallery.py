@@ -74,7 +74,7 @@ def particles(*, runs: int = 600, counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32,
     return ax.figure
 
 
-def frontier(*, prompts: int = 10, weights: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9), limit: int = 64) -> Any:
+def frontier(*, prompts: int = 10, ws: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9), limit: int = 64) -> Any:
     """One particle: what w buys in length, and what it costs in divergence from exact AR sampling."""
     pair = load_pair("arithmetic")
     ids = [pair.encode(problem.prompt).tolist() for problem in held_out()[:prompts]] * 2
@@ -84,12 +84,12 @@ def frontier(*, prompts: int = 10, weights: tuple[float, ...] = (0.3, 0.5, 0.7, 
     lines = {}
     for name, make in intermediates.items():
         rows = []
-        for w in weights:
+        for w in ws:
             sampler = smc(pair, 1, intermediate=make(w), window=16, lookahead=32)
             results = sampler.run(ids, seed=list(range(len(ids))), max_new_tokens=limit)
             bound = kl_per_token(results)
             forwards = sum(result.forwards.dlm_forwards for result in results)
-            rows.append((w, bound.kl, sum(result.tokens for result in results) / forwards, bound.low, bound.high))
+            rows.append((w, bound.value, sum(result.tokens for result in results) / forwards, bound.low, bound.high))
         lines[name] = tuple(zip(*rows, strict=True))
     return plot_frontier(lines).figure
 

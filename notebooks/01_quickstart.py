@@ -131,7 +131,7 @@ ax = plot_block_lengths({name: runs[name] for name in ("Target", "PoE 0.3", "PoE
 # %%
 for name, group in runs.items():
     whole, token = kl_certificate(group), kl_per_token(group)
-    print(f"{name:18s} {whole};  {1000 * token.kl:7.3f} nats per 1,000 tokens")
+    print(f"{name:18s} {whole};  {1000 * token.value:7.3f} nats per 1,000 tokens")
 
 # %% [markdown]
 # With the target itself as intermediate every weight is one, whatever the draft; a law near the proposal keeps more of

@@ -204,7 +204,7 @@ for (name, w), row in table.items():
     parameter = "" if len(grids[name][1]) == 1 and name in ("Chernoff", "Target") else f"{w:g}"
     print(
         f"{name:14} {parameter:>5}  {row.acceptance:10.3f}  {row.ess:9.3f}  {row.speed:14.2f}"
-        f"  {1000 * row.bound.kl:9.2f}  [{1000 * row.bound.low:.2f}, {1000 * row.bound.high:.2f}]"
+        f"  {1000 * row.bound.value:9.2f}  [{1000 * row.bound.low:.2f}, {1000 * row.bound.high:.2f}]"
     )
 
 # %%
@@ -227,7 +227,8 @@ plt.show()
 lines = {
     name: tuple(
         np.array(column) for column in zip(
-            *((w, r.bound.kl, r.speed, r.bound.low, r.bound.high) for w in grid for r in [table[name, w]]), strict=True
+            *((w, r.bound.value, r.speed, r.bound.low, r.bound.high) for w in grid for r in [table[name, w]]),
+            strict=True,
         )
     )
     for name, (_, grid) in grids.items()
@@ -257,7 +258,7 @@ assert target.ess == 1.0
 assert all(run.proper for group in runs.values() for run in group)
 for name, (_, grid) in grids.items():
     if len(grid) > 1:
-        assert table[name, grid[0]].bound.kl < table[name, grid[-1]].bound.kl, name
+        assert table[name, grid[0]].bound.value < table[name, grid[-1]].bound.value, name
         assert table[name, grid[0]].ess > table[name, grid[-1]].ess, name
 for eps in grids["Budget (eps)"][1]:
     assert table["Budget (eps)", eps].bound.low <= eps, table["Budget (eps)", eps]
@@ -265,7 +266,7 @@ assert table["PoE", 0.9].speed > 1.05 * target.speed, (table["PoE", 0.9].speed, 
 assert table["PoE", 0.9].acceptance > target.acceptance
 assert table["PoE", 0.9].bound.low > 0.1
 if not REDUCED:  # the mixture of the higher bound is the slower one
-    assert table["Mixture", 0.2].bound.kl > table["PoE", 0.7].bound.kl
+    assert table["Mixture", 0.2].bound.value > table["PoE", 0.7].bound.value
     assert table["Mixture", 0.2].speed < table["PoE", 0.7].speed
 
 # %% [markdown]

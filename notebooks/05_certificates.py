@@ -272,7 +272,7 @@ def cell(c):
 rows = {
     name: {
         "KL(r||p), nats": cell(b.forward), "KL(p||r), nats": cell(b.reverse), "sum, nats": cell(b.symmetric),
-        "sum, nats / 1,000 tokens": f"{1000 * (b.forward_per_token.kl + b.reverse_per_token.kl):.1f}",
+        "sum, nats / 1,000 tokens": f"{1000 * (b.forward_per_token.value + b.reverse_per_token.value):.1f}",
     }
     for name, b in both.items()
 }
@@ -369,7 +369,8 @@ except ValueError as refusal:
 for name, b in both.items():
     token = kl_per_token(b.free)
     low, high = 1000 * token.low, 1000 * token.high
-    print(f"{name}: {1000 * token.kl:6.1f} nats per 1,000 tokens [{low:.1f}, {high:.1f}], {token.tokens:.0f} tokens")
+    length = np.mean([run.drawn_tokens for run in b.free])
+    print(f"{name}: {1000 * token.value:6.1f} nats per 1,000 tokens [{low:.1f}, {high:.1f}], {length:.0f} tokens")
 
 # %% tags=["hide-input"]
 assert abs(terms.mean() - whole.kl) < 1e-9

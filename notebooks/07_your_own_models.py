@@ -442,7 +442,7 @@ class ShowYourWork:
 TASKS["show-your-work"] = ShowYourWork()
 settings = Settings(
     task="show-your-work", n=size(24, 8), methods=("ar", "dlm-8", "released", "speculative", "smc-1", "smc-4"),
-    temperature=1.0, weight=0.3, seed=1,
+    temperature=1.0, w=0.3, seed=1,
 )
 comparison = compare(settings, pair=pair)
 

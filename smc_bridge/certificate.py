@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-from smc_bridge.intervals import ratio_interval
+from smc_bridge.estimate import Estimate
+from smc_bridge.intervals import NAME, ratio_interval
 from smc_bridge.models.arguments import confidence, real_between, said
 from smc_bridge.pareto import tail_shape
 
@@ -41,17 +42,14 @@ HEAVY = 0.7
 MEASURED = "of 30, up to 16% of upper ends were too low, of 10 up to 31%"
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """An estimated bound on `KL(r || p)`.
+@dataclass(frozen=True, kw_only=True)
+class Certificate(Estimate):
+    """An estimated bound on `KL(r || p)`, nats: the mean of the terms, with its interval.
+
+    The interval is `[0, inf)` where the runs give none, `(-inf, inf)` with a potential.
 
     Attributes:
-        kl: mean of the terms, nats.
-        low, high: confidence interval of that mean; `[0, inf)` where the runs give none, `(-inf, inf)` with a
-            potential.
-        level: its confidence.
-        runs: terms that were averaged.
-        distinct: how many different values they have; 1 if they differ by round-off only.
+        distinct: how many different values the terms have; 1 if they differ by round-off only.
         skew: skewness of the terms; NaN without spread.
         share: part of the mean that the largest tenth of the terms carries; NaN where a term is negative, and for a
             mean of 0.
@@ -59,11 +57,6 @@ class Certificate:
         exact: whether every weight is one by construction, so that the bound is 0 and needs no estimate.
     """
 
-    kl: float
-    low: float
-    high: float
-    level: float
-    runs: int
     distinct: int
     skew: float = math.nan
     share: float = math.nan
@@ -71,14 +64,19 @@ class Certificate:
     exact: bool = False
 
     @property
+    def kl(self) -> float:
+        """The bound, `value`, nats."""
+        return self.value
+
+    @property
+    def runs(self) -> int:
+        """Terms that were averaged, `n`."""
+        return self.n
+
+    @property
     def tv(self) -> float:
         """Pinsker's bound `sqrt(KL / 2)` on total variation at the upper end, at most 1."""
         return min(1.0, math.sqrt(max(self.high, 0.0) / 2))
-
-    @property
-    def has_interval(self) -> bool:
-        """Whether the runs give an interval at all."""
-        return math.isfinite(self.high)
 
     @property
     def warnings(self) -> list[str]:
@@ -198,16 +196,17 @@ def certificate_of(
     """
     runs, level = int(terms.size), confidence(level)
     low, high = terms_interval(terms, spread_of=spread_of, level=level, signed=signed, exact=exact)
-    if exact:
-        return Certificate(0.0, low, high, level, runs, 1, exact=True)
-    kl, distinct = float(terms.mean()), int(np.unique(np.asarray(spread_of)).size)
-    if not math.isfinite(kl):
-        return Certificate(kl, low, high, level, runs, distinct)
-    if _alike(spread_of):
-        return Certificate(kl, low, high, level, runs, 1)
+    kl = 0.0 if exact else float(terms.mean())
+    alike = exact or (math.isfinite(kl) and _alike(spread_of))
+    found = Certificate(
+        value=kl, low=low, high=high, n=runs, how=NAME, level=level, exact=exact,
+        distinct=1 if alike else int(np.unique(np.asarray(spread_of)).size),
+    )
+    if alike or not math.isfinite(kl):
+        return found
     tenth = np.sort(terms)[-math.ceil(runs / 10) :]
     share = math.nan if kl == 0 or terms.min() < 0 else float(tenth.sum() / terms.sum())
-    return Certificate(kl, low, high, level, runs, distinct, _skewness(terms), share, tail_shape(terms))
+    return replace(found, skew=_skewness(terms), share=share, k_hat=tail_shape(terms))
 
 
 def terms_interval(

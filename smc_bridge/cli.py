@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None, *, commands: Iterable[Command] | Non
 
     Args:
         argv: arguments; by default those of the process.
-        commands: what to offer besides `decode`; by default what is installed.
+        commands: what to offer besides `decode` and `methods`; by default what is installed.
     """
     try:
         from smc_bridge.commands.dispatch import dispatch

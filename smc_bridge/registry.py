@@ -144,6 +144,11 @@ def _home(make: Callable[..., Any]) -> str:
     return f"{make.__module__}.{make.__qualname__}"
 
 
+def _place(make: Callable[..., Any]) -> tuple[bool, str, int]:
+    code = getattr(make, "__code__", None)
+    return not make.__module__.startswith("smc_bridge."), make.__module__, getattr(code, "co_firstlineno", 0)
+
+
 class _Methods(Mapping[str, Method]):
     """All methods by name; the modules that register them are imported when it is first read."""
 
@@ -151,10 +156,10 @@ class _Methods(Mapping[str, Method]):
 
     def _known(self) -> dict[str, Method]:
         if not self._read:
-            self._read = True
             package = import_module("smc_bridge.methods")
             for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
                 import_module(module.name)
+            self._read = True  # what other packages register may read the package's own
             for entry in sorted(declared(GROUP), key=lambda entry: entry.name):
                 _load(entry)
         return _TABLE
@@ -163,7 +168,8 @@ class _Methods(Mapping[str, Method]):
         return self._known()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._known())
+        """The package's own first, as they stand in its files, whatever was imported first."""
+        return iter(sorted(self._known(), key=lambda name: _place(_TABLE[name].make)))
 
     def __len__(self) -> int:
         return len(self._known())

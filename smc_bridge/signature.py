@@ -129,8 +129,6 @@ def _values(function: Callable[..., Any], parameter: inspect.Parameter) -> tuple
             annotation = eval(annotation, getattr(function, "__globals__", {}), {})
         except (NameError, AttributeError, TypeError):  # a name that only type checkers import
             annotation = type(parameter.default)
-    if parameter.name in NAMED:
-        return (str,), tuple(NAMED[parameter.name])
     kinds: list[Any] = []
     choices: list[str] = []
     for kind in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
@@ -140,6 +138,8 @@ def _values(function: Callable[..., Any], parameter: inspect.Parameter) -> tuple
             choices += [value for value in typing.get_args(kind) if isinstance(value, str)]
         elif typing.get_origin(kind) in (Sequence, list, tuple) and float in typing.get_args(kind):
             kinds.append(list)
+    if parameter.name in NAMED and not {int, float}.intersection(kinds):
+        return (str,), tuple(NAMED[parameter.name])
     if choices:
         kinds.append(str)
     if kinds and type(None) in typing.get_args(annotation):

@@ -70,7 +70,7 @@ def test_it_is_listed_and_explained_and_a_broken_one_with_its_reason(run: Run) -
     assert "broken is unavailable: ModuleNotFoundError: No module named 'not_there'" in listed
     found: dict[str, Any] = json.loads(succeeds(run("methods", "above", "--json")))
     assert [(o["name"], o["default"]) for o in found["options"]] == [
-        ("p", "0.9"), ("temperature", "1.0"), ("lookahead", "32"), ("window", "32"),
+        ("p", "0.9"), ("temperature", "1.0"), ("lookahead", "32"),
     ]
     assert found["options"][0]["help"] == "probability of the likeliest token from which on a place is filled"
 

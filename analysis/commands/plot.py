@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from smc_bridge.analysis.comparison.store import KIND as COMPARISON
 from smc_bridge.analysis.prices import Cost, Unit
 from smc_bridge.commands.base import (
     Command,
@@ -106,7 +105,8 @@ def reader(path: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
         UsageError: the file cannot be read, or is nothing that this program wrote.
     """
     with importing():
-        from smc_bridge.analysis.study.store import KIND as STUDY
+        from smc_bridge.analysis.comparison.compare import KIND as COMPARISON
+        from smc_bridge.analysis.study.run import KIND as STUDY
         from smc_bridge.result import Result
     try:
         text = path.read_text(encoding="utf-8")
@@ -158,7 +158,7 @@ def _foreign(path: Path) -> UsageError:
 
 def _study(path: Path, arguments: argparse.Namespace) -> Any:
     from smc_bridge.analysis.study.drawing import plot_study
-    from smc_bridge.analysis.study.store import load_study
+    from smc_bridge.analysis.study.run import load_study
 
     cost = replace(arguments.cost or Cost(), unit=arguments.unit or "forwards")
     frame = load_study(path, cost=cost, argument="FILE")

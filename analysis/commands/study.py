@@ -6,24 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smc_bridge.analysis.commands.common import add_work_arguments, interrupted, options
 from smc_bridge.analysis.workers import check_workers
-from smc_bridge.commands.base import (
-    INTERRUPTED,
-    PROGRAM,
-    Command,
-    UsageError,
-    check_writable,
-    deliver,
-    destination,
-    importing,
-    tell,
-    whole,
-)
+from smc_bridge.commands.base import Command, UsageError, check_writable, deliver, importing, whole
 from smc_bridge.commands.models import MODEL_OPTIONS, Models, add_model_arguments, is_given
 from smc_bridge.commands.prompts import add_prompts_arguments, count_of, described, task_and_models
 from smc_bridge.commands.threads import use_free_cores
-from smc_bridge.files import is_stream, shown
-from smc_bridge.models.extras import install
 from smc_bridge.tables import print_table
 from smc_bridge.tasks import Task
 
@@ -34,15 +22,7 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `study`."""
     parser.add_argument("config", type=Path, metavar="CONFIG.toml", help="axes and source; docs/study.toml is one")
-    parser.add_argument(
-        "--out", type=destination, metavar="FILE",
-        help="where the rows are kept, as JSON lines; a second call continues it (default: runs/<CONFIG>.jsonl)",
-    )
-    parser.add_argument(
-        "--workers", type=whole(1), default=1, metavar="N",
-        help=f"processes that share the work, with the same rows. More than 1 need ray: {install('ray')} (default: 1)",
-    )
-    parser.add_argument("--fresh", action="store_true", help="start anew, whatever study FILE holds")
+    add_work_arguments(parser, "--out", None, "default: runs/<CONFIG>.jsonl, a line for each row")
     group = parser.add_argument_group("prompts", "in place of the [task] that CONFIG.toml names")
     add_prompts_arguments(group)
     group.add_argument("--max-new-tokens", type=whole(1), metavar="T", help="length limit of a task (default: its own)")
@@ -53,30 +33,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Run or continue a study and print its summary; 0, or 130 after Ctrl-C."""
     with importing():
         from smc_bridge.analysis.study.run import study
-        from smc_bridge.analysis.study.store import cells
         from smc_bridge.analysis.study.table import render
     config, task, models = sources(arguments)
     check_workers(arguments.workers, name="--workers")
     path: Path = arguments.out or Path("runs") / f"{arguments.config.stem}.jsonl"
     check_writable(path, "--out", make_folder=True)
     use_free_cores()
-    total, saved = len(cells(config)), 0
-
-    def report(record: object, done: int, total: int) -> None:
-        nonlocal saved
-        saved = done
-
     try:
-        frame = study(
-            config, path=path, fresh=arguments.fresh, workers=arguments.workers, pair=models, problems=task,
-            report=report, show=True,
-        )
-    except KeyboardInterrupt:
-        kept = saved and not is_stream(path)
-        what = f"{saved} of {total} rows are saved in {shown(path)}" if kept else "nothing new was saved"
-        again = "the same command without --fresh" if arguments.fresh else "the same command"
-        tell(f"{PROGRAM}: interrupted: {what}; {again} {'goes on from there' if kept else 'begins anew'}")
-        return INTERRUPTED
+        frame = study(config, path=path, pair=models, problems=task, **options(arguments))
+    except KeyboardInterrupt as stop:
+        return interrupted(stop, path, arguments, "rows are saved in")
     prompts = "" if arguments.prompts is None or task is None else f" on {described(task)}"
     title = f"{arguments.config.name}{prompts}: {len(frame)} rows, pooled over seeds and prompts"
     deliver(path, lambda: None, lambda out: print_table(out, render(frame, title=title)))

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING
 from smc_bridge.exports import on_demand
 
 if TYPE_CHECKING:
-    from smc_bridge.analysis.comparison.compare import Comparison, compare
-    from smc_bridge.analysis.comparison.methods import DEFAULT_METHODS
+    from smc_bridge.analysis.comparison.compare import Comparison, compare, default_methods
     from smc_bridge.analysis.comparison.settings import Settings
     from smc_bridge.analysis.comparison.table import Row, render
 
-__all__ = ["DEFAULT_METHODS", "Comparison", "Row", "Settings", "compare", "render"]
+__all__ = ["Comparison", "Row", "Settings", "compare", "default_methods", "render"]
 
 if not TYPE_CHECKING:  # any attribute would be right for a type checker
     __getattr__, __dir__ = on_demand(__name__)

@@ -1,54 +1,64 @@
-"""`compare`: decode the same problems with several methods, and put their figures into one table.
+"""`compare`: a study whose axis is the methods, on the problems of one task; its summary is a table, a row a method.
 
-The work is cut into cells, one method on one batch of problems. Batches do not depend on interruptions, and the draws
-of a problem depend on the seed and on its prompt only (and on how often the prompt stood before it), so that a
-comparison which was interrupted and continued gives the same figures as one in a single go, and one that was spread
-over processes the same as one in this process, timings aside.
+Batches do not depend on interruptions, and the draws of a problem depend on the seed and on its prompt only (and on how
+often the prompt stood before it), so that a comparison which was interrupted and continued, or spread over processes,
+gives the figures of a single go, timings aside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from smc_bridge.analysis.comparison.cells import Decoder, Work, decoder_elsewhere
-from smc_bridge.analysis.comparison.effort import Clock, paces
-from smc_bridge.analysis.comparison.methods import check_methods, make_method
-from smc_bridge.analysis.comparison.settings import Settings, fingerprint, problems_fingerprint
-from smc_bridge.analysis.comparison.store import Cell, open_store
+from smc_bridge.analysis.comparison.settings import Settings
 from smc_bridge.analysis.comparison.table import Row, render, summarise
-from smc_bridge.analysis.lock import holding
-from smc_bridge.analysis.workers import check_workers, map_cells
+from smc_bridge.analysis.runner import Clock, Report, run_cells, waiting
+from smc_bridge.analysis.store import Record, open_store
+from smc_bridge.analysis.study.cells import Laboratory, Work, cells
+from smc_bridge.analysis.study.identity import fingerprints
+from smc_bridge.analysis.study.plan import make_decoder
+from smc_bridge.analysis.study.run import check_samplers, loading, of_plan
+from smc_bridge.analysis.study.sources import Limits, Problems, load_problems
+from smc_bridge.analysis.workers import check_workers
 from smc_bridge.commands.models import Models
+from smc_bridge.decode import decode
 from smc_bridge.display import PrintedTable, block
 from smc_bridge.models.extras import need
-from smc_bridge.models.pairs import PAIRS, Pair, load_pair
-from smc_bridge.streams import seeds_apart
-from smc_bridge.tasks import TASKS, Task, encode_prompts
+from smc_bridge.models.pairs import Pair
+from smc_bridge.registry import METHODS
+from smc_bridge.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Told of every finished cell, with how many are done and how many there are.
-Report = Callable[[Cell, int, int], None]
+#: Version of the file's layout.
+FORMAT = 3
+KIND = "smc-bridge comparison"
+#: What every method is timed on before the first cell: problems, and tokens of each.
+PROBED, LENGTH = 2, 16
+
+
+def default_methods() -> tuple[str, ...]:
+    """Spellings of all methods, those that each shows where nobody chooses."""
+    return tuple(text for name in sorted(METHODS) for text in METHODS[name].examples)
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What a comparison found: its settings, one row a method, and the cells behind them."""
+    """What a comparison found: its settings, one row a method, and the records of the cells behind them."""
 
     settings: Settings
     rows: list[Row]
-    cells: list[Cell]
+    cells: list[Record]
 
     def __repr__(self) -> str:
         s = self.settings
         return block(
-            f"Comparison on {s.n} problems of {s.task!r}: target temperature {s.temperature:g}, w = {s.weight:g}, "
+            f"Comparison on {s.n} problems of {s.task!r}: target temperature {s.temperature:g}, w = {s.w:g}, "
             f"seed {s.seed}",
             [f"methods {', '.join(s.methods)}", "figures in .frame(), .table() and .rows"],
         )
@@ -57,7 +67,7 @@ class Comparison:
         """The rows as a table that prints itself; `task` is what its title calls the task, by default its name."""
         s = self.settings
         return render(self.rows, title=(
-            f"{task or s.task}: {s.n} problems, target temperature {s.temperature:g}, w = {s.weight:g}, seed {s.seed}"
+            f"{task or s.task}: {s.n} problems, target temperature {s.temperature:g}, w = {s.w:g}, seed {s.seed}"
         ))
 
     def frame(self) -> pd.DataFrame:
@@ -76,8 +86,8 @@ class Comparison:
 
 def compare(
     settings: Settings, *, path: Path | None = None, fresh: bool = False, pair: Pair | Models | None = None,
-    task: Task | None = None, workers: int = 1, report: Report | None = None,
-    estimate: Callable[[Clock], None] | None = None,
+    task: Task | None = None, workers: int = 1, report: Report | None = None, show: bool = False,
+    estimate: Callable[[float], None] | None = None,
 ) -> Comparison:
     """Run, or continue, a comparison.
 
@@ -87,60 +97,58 @@ def compare(
         fresh: start anew, whatever the files hold.
         pair: models, or what loads them (every worker its own); by default the task's.
         task: problems and grading; by default the one that the settings name.
-        workers: processes (`smc_bridge.analysis.workers`), each with its own copy of the models. They do not enter
-        the figures,
-            except that the last bits of a float32 sum may depend on the threads of a process.
-        report: told of every cell that was decoded, in the order in which cells finish.
-        estimate: told before the first cell how long all of them will take, by a few tokens of each method.
+        workers: processes (`smc_bridge.analysis.workers`), each with its own copy of the models. They do not enter the
+            figures, except that the last bits of a float32 sum may depend on the threads of a process.
+        report: told of every record that was made, in the order in which cells finish.
+        show: progress on standard error.
+        estimate: told before the first cell how many seconds all of them will take, by a few tokens of each method.
     Raises:
         ValueError: an argument is out of range, or the file is something else, has other settings, or is
             being written by another process.
         FileNotFoundError: the pair's weights are not installed.
         OSError: of `map_cells`, where the cluster or a worker fails; what is done is kept.
     """
-    check_methods(settings.methods)
+    config = settings.study()
     check_workers(workers)
-    if task is None:
-        if settings.task not in TASKS:
-            raise ValueError(f"task = {settings.task!r}: choose from {', '.join(TASKS)}")
-        task = TASKS[settings.task]
-    items = task.problems(settings.n)
-    loaded = load_pair(task.pair) if pair is None else pair.load() if isinstance(pair, Models) else pair
-    prompts = encode_prompts(loaded, task, items)
-    seeds = seeds_apart(prompts, settings.seed)
-    with holding(path, argument="--json"):
-        header = {
-            **settings.to_dict(), "pair": pair.identity if isinstance(pair, Models) else "",
-            "models": fingerprint(loaded), "problems": problems_fingerprint(task, items, prompts),
-        }
-        store = open_store(path, header, fresh=fresh)
-        cells = [(name, batch) for name in settings.methods for batch in range(settings.batches)]
-        waiting = []
-        for name, batch in cells:
-            if (name, batch) not in store.cells:
-                chosen = settings.problems(batch)
-                waiting.append(Work(
-                    name, batch, tuple(items[i] for i in chosen), tuple(prompts[i] for i in chosen),
-                    tuple(seeds[i] for i in chosen),
-                ))
-        methods = dict.fromkeys(work.method for work in waiting)
-        for name in methods:
-            # What cannot run is refused before any work is done.
-            make_method(name, loaded, task, temperature=settings.temperature, weight=settings.weight)
-        if estimate is not None and waiting:
-            expected = paces(methods, loaded, task, prompts, settings)
-            estimate(Clock([(work.method, len(work.items)) for work in waiting], expected, workers=workers))
-        if workers == 1:
-            make = partial(Decoder, settings, task, loaded)
-        else:
-            make = partial(decoder_elsewhere, settings, task, pair, PAIRS.get(task.pair))
+    loaded = load_problems(config.source, pair=pair, task=task)
+    check_samplers(config, loaded)
+    plan = cells(config)
+    header = {"kind": KIND, "format": FORMAT, **settings.to_dict(), **fingerprints(config, loaded, {})}
+    kept = open_store(path, header, argument="--json", noun="comparison", fresh=fresh, whole=True, **of_plan(plan))
+    with kept as store:
+        clock, todo = None, waiting(plan, store)
+        if estimate is not None and todo:
+            clock = Clock(todo, paces(todo, loaded), workers=workers)
+            estimate(clock.left)
+        make = partial(Laboratory, config, loading(config, loaded, pair, task, workers))
         del loaded  # the workers have their own
-        with closing(map_cells(make, waiting, workers=workers)) as found:
-            for _, cell in found:
-                store.add(cell)
-                if report is not None:
-                    report(cell, len(store.cells), len(cells))
-        done = [store.cells[cell] for cell in cells]
-        rows = [summarise(name, [cell for cell in done if cell.method == name]) for name in settings.methods]
-        store.finish({"rows": [row.to_dict() for row in rows]}, done)
-    return Comparison(settings, rows, done)
+        records = run_cells(plan, make, store, workers=workers, report=report, show=show, clock=clock)
+        by_method = {name: [r for r in records if r["method"] == name] for name in settings.methods}
+        rows = [summarise(name, own) for name, own in by_method.items()]
+        store.finish({"rows": [row.to_dict() for row in rows]})
+    return Comparison(settings, rows, records)
+
+
+def paces(todo: Sequence[Work], problems: Problems) -> dict[str, float]:
+    """Seconds that each sampler would take for a problem of half the length limit, from the first tokens of a few."""
+    pair, task = problems.pair, problems.task
+    assert pair is not None
+    assert task is not None
+    few = problems.prompts[:PROBED]
+    limits = Limits(min(LENGTH, task.max_new_tokens), min(LENGTH, task.lookahead), task.window)
+    found: dict[str, float] = {}
+    for work in todo:
+        if work.label in found:
+            continue
+        decoder = make_decoder(work.setting, pair, limits)
+
+        def short(decoder: Any = decoder) -> tuple[float, float]:
+            began = time.perf_counter()
+            results = decode(decoder, few, seed=range(len(few)), max_new_tokens=limits.max_new_tokens)
+            return time.perf_counter() - began, sum(result.tokens for result in results)
+
+        if not found:
+            short()  # what is slow only once is not timed
+        seconds, tokens = short()
+        found[work.label] = seconds / tokens * task.max_new_tokens / 2
+    return found

@@ -1,21 +1,14 @@
-"""What decides the figures of a comparison: settings, and fingerprints of the models and of the prompts."""
+"""What decides the figures of a comparison, or of a certificate: all but the models and the problems themselves."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
+from smc_bridge.analysis.study.config import Config, Prompts
+from smc_bridge.analysis.study.plan import Axes
 from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.models.arguments import check_text, is_list, real_between, said, whole_number
-from smc_bridge.models.pairs import Pair
-from smc_bridge.tasks import Item, Task
-
-#: Entries of each tensor that enter the fingerprint.
-SAMPLED = 4096
 
 
 @dataclass(frozen=True)
@@ -25,9 +18,9 @@ class Settings:
     Attributes:
         task: its name.
         n: problems, the first ones of the task.
-        methods: by name, in the order of the table.
+        methods: as they are spelled (`smc_bridge.registry`), in the order of the table.
         temperature: of the target and of the proposals.
-        weight: w of the products of experts.
+        w: of the intermediates that have one, where the spelling of a method does not say it.
         seed: of all draws.
         batch: prompts that are decoded together; they are the same however the work is interrupted.
     """
@@ -36,7 +29,7 @@ class Settings:
     n: int
     methods: tuple[str, ...]
     temperature: float = 0.2
-    weight: float = 0.3
+    w: float = 0.3
     seed: int = 0
     batch: int = 32
 
@@ -46,49 +39,25 @@ class Settings:
         for name, least in (("n", 1), ("batch", 1), ("seed", 0)):
             set_once(self, name, whole_number(name, getattr(self, name), least=least, most=None))
         set_once(self, "temperature", check_temperature(self.temperature))
-        weight = real_between("weight", self.weight, 0.0, 1.0, remedy="give a number in [0, 1]")
-        set_once(self, "weight", weight)
+        set_once(self, "w", real_between("w", self.w, 0.0, 1.0, remedy="give a number in [0, 1]"))
         if not is_list(self.methods) or not all(isinstance(name, str) for name in self.methods):
             raise ValueError(f"methods = {said(self.methods)}: give a list of names")
         set_once(self, "methods", tuple(self.methods))
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods = {','.join(self.methods)}: give at least one, and none twice")
 
-    @property
-    def batches(self) -> int:
-        """Batches of every method."""
-        return -(-self.n // self.batch)
+    def study(self) -> Config:
+        """The same as a study, whose one axis is the methods: what is no setting is each method's or the task's own.
 
-    def problems(self, batch: int) -> range:
-        """Indices of the problems of a batch."""
-        return range(batch * self.batch, min(self.n, (batch + 1) * self.batch))
+        Raises:
+            ValueError: a method is unknown.
+        """
+        axes = Axes(
+            methods=self.methods, intermediates=None, particles=None, lanes=None, w=(self.w,), windows=None,
+            temperatures=(self.temperature,), seeds=(self.seed,),
+        )
+        return Config(axes, Prompts(self.task, self.n, self.batch))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {**asdict(self), "methods": list(self.methods)}
-
-
-def problems_fingerprint(task: Task, items: Sequence[Item], prompts: Sequence[Sequence[int]]) -> str:
-    """Short hash of a task's limits and grader, and of its prompts with their answers and ids."""
-    limits = (task.max_new_tokens, task.lookahead, task.window, *([task.grader] if hasattr(task, "grader") else []))
-    digest = hashlib.blake2b(repr(limits).encode(), digest_size=8)
-    for item, ids in zip(items, prompts, strict=True):
-        named = () if item.id is None else (item.id,)
-        digest.update(repr((item.prompt, item.answer, tuple(ids), *named)).encode())
-    return digest.hexdigest()
-
-
-def fingerprint(pair: Pair) -> str:
-    """Short hash that changes with the weights of a pair's transformers models (empty for models of other kinds)."""
-    digest = hashlib.blake2b(digest_size=8)
-    found = False
-    for model in (pair.dlm, pair.ar):
-        network = getattr(model, "model", None)
-        if not isinstance(network, torch.nn.Module):
-            continue
-        found = True
-        for name, tensor in sorted(network.state_dict().items()):
-            flat = tensor.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // SAMPLED)].float().cpu().numpy()
-            digest.update(f"{name}|{tuple(tensor.shape)}|".encode() + sample.tobytes())
-    return digest.hexdigest() if found else ""

@@ -8,8 +8,7 @@ if TYPE_CHECKING:
     from smc_bridge.analysis.study.config import Config, Prompts, Tabular
     from smc_bridge.analysis.study.frame import pool
     from smc_bridge.analysis.study.plan import Axes, Setting
-    from smc_bridge.analysis.study.run import study
-    from smc_bridge.analysis.study.store import load_study
+    from smc_bridge.analysis.study.run import load_study, study
 
 __all__ = ["Axes", "Config", "Prompts", "Setting", "Tabular", "load_study", "pool", "study"]
 

@@ -7,33 +7,52 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from smc_bridge.analysis.comparison.methods import make_method
+from smc_bridge.analysis.store import Record
 from smc_bridge.analysis.study.config import Block, Config, Point, Prompts, Tabular, TabularPoint
-from smc_bridge.analysis.study.figures import Record, distances, figures
-from smc_bridge.analysis.study.plan import WEIGHTED, MakeIntermediate, Setting, intermediate_of
+from smc_bridge.analysis.study.figures import distances, figures
+from smc_bridge.analysis.study.plan import MakeIntermediate, Setting, make_decoder
 from smc_bridge.analysis.study.sources import Limits, Problems, exact_law, tabular_pair
-from smc_bridge.engine.sampler import Sampler
-from smc_bridge.methods import poe_bridge as presets
-from smc_bridge.methods.released import released
-from smc_bridge.methods.tree_walk import tree_walk
+from smc_bridge.decode import decode
 from smc_bridge.models.pairs import Pair
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed, seeds_apart
+from smc_bridge.tasks import Item
 
 #: Pairs of tabular models, and exact laws, that a process keeps.
 KEPT = 16
 
 
 class Work(NamedTuple):
-    """What a cell consists of."""
+    """What a cell consists of; `size` is its runs, and `part` what is done with them where there is more than one."""
 
     setting: Setting
     point: Point
     seed: int
+    size: int
+    part: str = ""
+
+    @property
+    def label(self) -> str:
+        """The sampler, for the progress; and what is done."""
+        return " ".join(filter(None, (self.setting.method, self.setting.intermediate, self.part)))
 
     def key(self) -> dict[str, Any]:
         """The columns that name the cell."""
-        return {**self.setting.to_dict(), **self.point._asdict(), "seed": self.seed}
+        part = {"part": self.part} if self.part else {}
+        return {**self.setting.to_dict(), **self.point._asdict(), "seed": self.seed, **part}
+
+
+def cells(config: Config) -> list[Work]:
+    """All cells in the order of the rows: settings, then points of the source, then seeds."""
+    source = config.source
+    sizes: list[tuple[Point, int]] = (
+        [(point, source.runs) for point in source.points()] if isinstance(source, Tabular)
+        else [(block, len(source.problems(block.block))) for block in source.points()]
+    )
+    return [
+        Work(setting, point, seed, size)
+        for setting in config.axes.settings() for point, size in sizes for seed in config.axes.seeds
+    ]
 
 
 def run_seed(seed: int, run: int) -> int:
@@ -41,7 +60,7 @@ def run_seed(seed: int, run: int) -> int:
     return derived_seed(Role.STUDY, seed, run)
 
 
-class Runner:
+class Laboratory:
     """Runs cells. Serves one process: it holds the models.
 
     Args:
@@ -51,7 +70,7 @@ class Runner:
     """
 
     def __init__(
-        self, config: Config, load: Callable[[], Problems], custom: Mapping[str, MakeIntermediate]
+        self, config: Config, load: Callable[[], Problems], custom: Mapping[str, MakeIntermediate] | None = None
     ) -> None:
         self.config, self.custom = config, custom
         self.problems = load()
@@ -61,27 +80,42 @@ class Runner:
 
     def __call__(self, work: Work) -> Record:
         """Decode the prompts of a cell; its key and its figures."""
-        pair, prompts, seeds = self._inputs(work)
-        limits = self.problems.limits(work.point, self.config.lookahead, work.setting.window)
-        decode = self._decoder(work.setting, pair, limits)
+        prompts, seeds = self.inputs(work)
+        decoder, limit = self.decoder(work), self.limits(work).max_new_tokens
         began = time.perf_counter()
-        results = decode(prompts, seeds)
+        results = decode(decoder, prompts, seed=seeds, max_new_tokens=limit)
         seconds = (time.perf_counter() - began) / len(results)
         found = {**work.key(), **figures(results), "seconds": seconds}
         if isinstance(work.point, TabularPoint):
-            return {**found, **distances(results, self._exact(work.point, work.setting.temperature)), "accuracy": None}
-        return {**found, **distances(results, None), "accuracy": self._accuracy(work, results)}
+            temperature = 1.0 if work.setting.temperature is None else work.setting.temperature
+            return {**found, **distances(results, self._exact(work.point, temperature)), **self.answers(work, ())}
+        return {**found, **distances(results, None), **self.answers(work, results)}
 
-    def _inputs(self, work: Work) -> tuple[Pair, Sequence[Sequence[int]], Sequence[int]]:
-        """Models, prompts, and a seed for each of them."""
-        source = self.config.source
+    def limits(self, work: Work) -> Limits:
+        """Length limit, lookahead and window of a cell's runs."""
+        return self.problems.limits(work.point, self.config.lookahead, work.setting.window)
+
+    def decoder(self, work: Work) -> Any:
+        """What decodes the prompts of a cell."""
+        pair = self._pair(work.point) if isinstance(work.point, TabularPoint) else self.problems.pair
+        assert pair is not None
+        return make_decoder(work.setting, pair, self.limits(work), self.custom)
+
+    def inputs(self, work: Work) -> tuple[Sequence[Sequence[int]], Sequence[int]]:
+        """Prompts, and a seed for each of them."""
         if isinstance(work.point, Block):
-            assert isinstance(source, Prompts)
-            assert self.problems.pair is not None
-            chosen, seeds = source.problems(work.point.block), seeds_apart(self.problems.prompts, work.seed)
-            return self.problems.pair, [self.problems.prompts[i] for i in chosen], [seeds[i] for i in chosen]
-        assert isinstance(source, Tabular)
-        return self._pair(work.point), [()] * source.runs, [run_seed(work.seed, run) for run in range(source.runs)]
+            chosen, seeds = self.chosen(work.point), seeds_apart(self.problems.prompts, work.seed)
+            return [self.problems.prompts[i] for i in chosen], [seeds[i] for i in chosen]
+        return [()] * work.size, [run_seed(work.seed, run) for run in range(work.size)]
+
+    def chosen(self, point: Block) -> range:
+        """Indices of the problems of a block."""
+        assert isinstance(self.config.source, Prompts)
+        return self.config.source.problems(point.block)
+
+    def items(self, point: Block) -> list[Item]:
+        """The problems of a block."""
+        return [self.problems.items[i] for i in self.chosen(point)]
 
     def _make_pair(self, point: TabularPoint) -> Pair:
         assert isinstance(self.config.source, Tabular)
@@ -90,46 +124,18 @@ class Runner:
     def _make_exact(self, point: TabularPoint, temperature: float) -> Result:
         return exact_law(self._pair(point), point.length, temperature)
 
-    def _decoder(
-        self, setting: Setting, pair: Pair, limits: Limits
-    ) -> Callable[[Sequence[Sequence[int]], Sequence[int]], list[Result]]:
-        """From prompts and their seeds to results."""
-        if setting.method in WEIGHTED:
-            sampler = build_sampler(setting, pair, limits, self.custom)
-            return lambda prompts, seeds: sampler.run(prompts, seed=seeds, max_new_tokens=limits.max_new_tokens)
-        return make_method(setting.method, pair, limits, temperature=setting.temperature, weight=0.0).decode
+    def answers(self, work: Work, results: Sequence[Result]) -> dict[str, Any]:
+        """One draw from each result's weights, whether it is right, and the problems' names; None without prompts.
 
-    def _accuracy(self, work: Work, results: Sequence[Result]) -> float | None:
-        """Share of right answers, each a draw from its result's weights; None where no answer is known."""
-        source, task = self.config.source, self.problems.task
-        assert isinstance(source, Prompts)
-        assert isinstance(work.point, Block)
+        A text is None if every weight is zero, and a verdict is None where no answer is known.
+        """
+        if not isinstance(work.point, Block):
+            return {"texts": None, "correct": None, "ids": None}
+        items, task = self.items(work.point), self.problems.task
         assert task is not None
-        if any(self.problems.items[problem].answer is None for problem in source.problems(work.point.block)):
-            return None
-        right = 0
-        for problem, result in zip(source.problems(work.point.block), results, strict=True):
-            if result.alive:
-                text = result.sample(seed=work.seed)
-                right += task.grade(text, self.problems.items[problem].answer)
-        return right / len(results)
-
-
-def build_sampler(
-    setting: Setting, pair: Pair, limits: Limits, custom: Mapping[str, MakeIntermediate] | None = None
-) -> Sampler:
-    """The sampler of a setting with a weighted method."""
-    common: dict[str, Any] = {
-        "temperature": setting.temperature, "lookahead": limits.lookahead, "window": limits.window,
-        "lanes": setting.lanes, "name": setting.method,
-    }
-    method = setting.method
-    if method in ("paper", "released"):
-        preset = presets.paper if method == "paper" else released
-        assert setting.w is not None
-        return preset(pair, w=setting.w, **common)
-    common["particles"] = setting.particles
-    if method in ("plain-is", "speculative"):
-        return presets.plain_is(pair, **common) if method == "plain-is" else presets.speculative(pair, **common)
-    common["intermediate"] = intermediate_of(setting, custom or {})
-    return tree_walk(pair, **common) if method == "tree-walk" else presets.smc(pair, **common)
+        texts: list[Any] = [result.sample(seed=work.seed) if result.alive else None for result in results]
+        correct = [
+            None if item.answer is None else text is not None and bool(task.grade(text, item.answer))
+            for item, text in zip(items, texts, strict=True)
+        ]
+        return {"texts": texts, "correct": correct, "ids": [item.id for item in items]}

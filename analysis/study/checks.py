@@ -6,22 +6,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from smc_bridge.analysis.study.figures import FIGURES, FORWARDS, Record
+from smc_bridge.analysis.store import Record
+from smc_bridge.analysis.study.figures import ANSWERS, DISTANCES, FIGURES, FORWARDS
 
 #: Relative round-off of sums.
 _ROUND_OFF = 1e-6
-#: Figures that every cell has, at least 0.
-_COUNTS = (*FORWARDS, "tokens", "seconds")
-_ESTIMATES = ("tv", "run_tv", "bias")
 
 
 def is_record(record: Record, names: Sequence[str], runs: int) -> bool:
     """Whether data is a record with the key columns `names`, of so many runs."""
     if set(record) != {*names, *FIGURES} or not all(isinstance(record[name], bool) for name in ("proper", "exact")):
         return False
-    if isinstance(record["runs"], bool) or record["runs"] != runs:
+    if isinstance(record["runs"], bool) or record["runs"] != runs or not _number(record["sequences"], 1):
         return False
-    return _weights(record, runs) and _lengths(record, runs) and all(_estimate(record, name) for name in _ESTIMATES)
+    return (
+        _weights(record, runs) and _lengths(record, runs) and _answers(record, runs)
+        and all(_estimate(record, name) for name in DISTANCES)
+    )
 
 
 def _number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
@@ -31,6 +32,11 @@ def _number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
     return math.isfinite(value) and low <= value <= high * (1 + _ROUND_OFF)
 
 
+def _numbers(values: Any, runs: int, low: float = -math.inf, high: float = math.inf) -> bool:
+    """A number in a range for every run."""
+    return isinstance(values, list) and len(values) == runs and all(_number(each, low, high) for each in values)
+
+
 def _weights(record: Record, runs: int) -> bool:
     """Evidence and ESS, which proper methods have, and no others."""
     evidence, ess = record["log_evidences"], record["ess"]
@@ -38,20 +44,28 @@ def _weights(record: Record, runs: int) -> bool:
         return evidence is None and ess is None
     return (
         isinstance(evidence, list) and len(evidence) == runs and all(z == "-inf" or _number(z) for z in evidence)
-        and _number(ess, 0, record.get("particles") or 1)
+        and _numbers(ess, runs, 0, record["sequences"])
     )
 
 
 def _lengths(record: Record, runs: int) -> bool:
     """Tokens, model calls, seconds and shares."""
-    tokens = record["run_tokens"]
-    if not (isinstance(tokens, list) and len(tokens) == runs and all(_number(each, 0) for each in tokens)):
+    if not all(_numbers(record[name], runs, 0) for name in ("run_tokens", "tokens", *FORWARDS)):
         return False
-    if not all(_number(record[name], 0) for name in _COUNTS):
-        return False
-    blocks = record["tokens_per_block"]
-    return (blocks is None or _number(blocks, 0)) and all(
-        record[name] is None or _number(record[name], 0, 1) for name in ("acceptance", "accuracy")
+    blocks, acceptance = record["tokens_per_block"], record["acceptance"]
+    return (
+        _number(record["seconds"], 0) and (blocks is None or _number(blocks, 0))
+        and (acceptance is None or _number(acceptance, 0, 1))
+    )
+
+
+def _answers(record: Record, runs: int) -> bool:
+    """Texts, verdicts and names of the prompts of a task, or none of them."""
+    texts, correct, ids = (record[name] for name in ANSWERS)
+    if texts is None:
+        return correct is None and ids is None
+    return all(isinstance(each, list) and len(each) == runs for each in (texts, correct, ids)) and all(
+        each is None or isinstance(each, bool) for each in correct
     )
 
 

@@ -1,6 +1,6 @@
 """The configuration of a study: axes, a source of prompts, and the prices of forwards; from Python or a TOML file.
 
-    methods = ["smc", "plain-is"]       # axes: a value or a list (see `smc_bridge.analysis.study.plan`)
+    methods = ["smc", "smc,kernel=block"]   # axes: a value or a list (see `smc_bridge.analysis.study.plan`)
     particles = [1, 4, 16]
     seeds = [0, 1]
 
@@ -219,7 +219,7 @@ def _section(kind: type[Any], data: Any, name: str) -> Any:
     for key, given in data.items():
         if key not in known:
             raise ValueError(f"{key} is not part of [{name}]: choose from {', '.join(known)}")
-        listed = str(known[key].type).startswith("tuple")
+        listed = isinstance(known[key].default, tuple)
         value = given.item() if isinstance(given, np.generic) else given
         if isinstance(value, Mapping) or (not listed and not isinstance(value, str | int | float)):
             raise ValueError(f"{key} = {value!r}: give a {'value or a list' if listed else 'value'}")

@@ -23,26 +23,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smc_bridge.analysis.bounds import TokenBound, ratio_per_token
+from smc_bridge.analysis.bounds import ratio_per_token
 from smc_bridge.analysis.prices import Cost
+from smc_bridge.analysis.store import Record
 from smc_bridge.analysis.study.config import Block, TabularPoint
-from smc_bridge.analysis.study.figures import FORWARDS, Record
+from smc_bridge.analysis.study.figures import ANSWERS, DISTANCES, PER_RUN
 from smc_bridge.analysis.study.plan import SETTING_COLUMNS
-from smc_bridge.certificate import Certificate, certify
+from smc_bridge.certificate import certify
+from smc_bridge.estimate import Estimate, columns
 from smc_bridge.models.extras import need
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Half a 95 % interval in standard errors.
-Z = 1.959963984540054
 #: Attribute of a frame: what its costs count, "forwards" or "rows".
 WORK = "cost_unit"
-ESTIMATES = ("tv", "run_tv", "bias")
+#: Entries of a record that are no columns.
+UNSHOWN = ("sequences", *ANSWERS)
 #: Columns that name a cell.
 KEYS = (*SETTING_COLUMNS, *TabularPoint._fields, *Block._fields, "seed")
 #: Figures that a pooled row averages over its runs.
-AVERAGED = ("ess", "tokens", "tokens_per_block", "acceptance", *FORWARDS, "seconds", "accuracy")
+AVERAGED = (*PER_RUN, "tokens_per_block", "acceptance", "seconds", "accuracy")
 
 
 def to_frame(records: Sequence[Record], cost: Cost) -> pd.DataFrame:
@@ -60,13 +61,15 @@ def to_frame(records: Sequence[Record], cost: Cost) -> pd.DataFrame:
 
 
 def _row(record: Record, cost: Cost) -> dict[str, Any]:
-    """A record with the columns that follow from it."""
-    row = {name: math.nan if value is None and name != "log_evidences" else value for name, value in record.items()}
-    evidence = None if record["log_evidences"] is None else [float(z) for z in record["log_evidences"]]
-    row["log_evidences"] = evidence
-    for name in ESTIMATES:
-        half = Z * row[f"{name}_error"]
-        row[f"{name}_low"], row[f"{name}_high"] = row[name] - half, row[name] + half
+    """A record, or one that was pooled, with means over runs and the columns that follow from it."""
+    row = {name: math.nan if value is None else value for name, value in record.items() if name not in UNSHOWN}
+    row |= {name: float(np.mean(row[name])) for name in PER_RUN}
+    row["log_evidences"] = evidence = (
+        None if record["log_evidences"] is None else [float(z) for z in record["log_evidences"]]
+    )
+    row.setdefault("accuracy", _share(record.get("correct")))
+    for name in DISTANCES:
+        row |= columns(name, Estimate.normal(row[name], row[f"{name}_error"]))
     dlm, ar = (("dlm_rows", "ar_rows") if cost.unit == "rows" else ("dlm_forwards", "ar_forwards"))
     return {
         **row, "log_evidence": math.nan if evidence is None else float(np.mean(evidence)),
@@ -76,19 +79,24 @@ def _row(record: Record, cost: Cost) -> dict[str, Any]:
     }
 
 
+def _share(correct: Sequence[bool | None] | None) -> float:
+    """Share of right answers; NaN unless every answer is known."""
+    if not correct or None in correct:
+        return math.nan
+    return float(np.mean([bool(each) for each in correct]))
+
+
 def _bounds(evidence: Sequence[float] | None, tokens: Sequence[float], *, exact: bool) -> dict[str, float]:
     """KL bounds with their intervals; ends that the runs do not give are NaN."""
-    if evidence is None:
-        return {f"{name}{end}": math.nan for name in ("kl_bound", "kl_per_token") for end in ("", "_low", "_high")}
-    bounds: dict[str, Certificate | TokenBound] = {
-        "kl_bound": certify(evidence, exact=exact), "kl_per_token": ratio_per_token(evidence, tokens, exact=exact),
-    }
-    row = {}
+    whole = each = None
+    if evidence is not None:
+        whole, each = certify(evidence, exact=exact), ratio_per_token(evidence, tokens, exact=exact)
+    bounds: dict[str, Estimate | None] = {"kl_bound": whole, "kl_per_token": each}
+    row: dict[str, float] = {}
     for name, bound in bounds.items():
-        given = math.isfinite(bound.high)
-        row[name], row[f"{name}_low"], row[f"{name}_high"] = (
-            bound.kl, bound.low if given else math.nan, bound.high if given else math.nan
-        )
+        row |= columns(name, bound)
+        if bound is not None and not bound.has_interval:
+            row[f"{name}_low"] = row[f"{name}_high"] = math.nan
     return row
 
 
@@ -109,13 +117,14 @@ def pool(frame: pd.DataFrame, *, over: Sequence[str] = ("seed", "block"), cost: 
         share = share / share.sum()
         first = rows.iloc[0]
         record: Record = {name: first[name] for name in given}
-        record |= {"runs": int(rows["runs"].sum()), **{name: bool(rows[name].all()) for name in ("proper", "exact")}}
+        record |= {"runs": int(rows["runs"].sum())}
+        record |= {name: bool(rows[name].all()) for name in ("proper", "exact")}
         known = [each for each in rows["log_evidences"] if isinstance(each, list)]
         record["log_evidences"] = [z for each in known for z in each] if len(known) == len(rows) else None
         record["run_tokens"] = [t for each in rows["run_tokens"] for t in each]
         for name in AVERAGED:
             record[name] = float(share @ rows[name].to_numpy(dtype=np.float64))
-        for name in ESTIMATES:
+        for name in DISTANCES:
             error = share * rows[f"{name}_error"].to_numpy(dtype=np.float64)
             record[name] = float(share @ rows[name].to_numpy(dtype=np.float64))
             record[f"{name}_error"] = float(np.sqrt(error @ error))

@@ -1,18 +1,14 @@
 """What a study runs: the Cartesian product of its axes, without the combinations that do not exist.
 
-    method        intermediate    N     K     w       V     temperature
-    smc           any             any   any   if any  any   any
-    tree-walk     any             any   any   if any  any   any
-    plain-is      proposal        any   any   -       any   any
-    speculative   target          any   any   -       any   any
-    paper         poe             1     any   any     any   any
-    released      poe             1     any   any     any   any
-    dlm-<tokens>  -               -     -     -       any   any
-    ar            -               -     -     -       -     any
+A method is spelled `NAME[,option=value...]` (`smc_bridge.registry`). An axis is about the option of the same meaning,
+and varies it for every method that has it and whose spelling leaves it open:
 
-An entry other than "any" takes the place of whatever the axis holds, so that what differs on such an axis only is run
-once: nine values of w give a single run of plain importance sampling. The intermediates `chernoff`, `proposal` and
-`target` have no w. Unknown names, values out of range and repeated values are refused.
+    axis            intermediates   particles   lanes   w   windows   temperatures
+    option          intermediate    particles   lanes   w   window    temperature
+
+What a method does not have, or what its spelling says already, takes the place of whatever the axis holds, so that what
+differs on such an axis only is run once: nine values of w give a single run of plain importance sampling. Some
+intermediates have no w. Unknown names, values out of range and repeated values are refused.
 """
 
 from __future__ import annotations
@@ -22,27 +18,23 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from smc_bridge.analysis.comparison.methods import check_methods
 from smc_bridge.distributions.intermediate import Intermediate, check_weight
 from smc_bridge.distributions.shaping import check_temperature
-from smc_bridge.engine.names import INTERMEDIATES, WITHOUT_W
+from smc_bridge.engine.names import INTERMEDIATES, idle
+from smc_bridge.models.pairs import Pair
+from smc_bridge.registry import Spelled, spelled
+from smc_bridge.tasks import Limits
 
 #: Makes an intermediate from w.
 MakeIntermediate = Callable[[float], Intermediate]
 
-WEIGHTED = ("smc", "tree-walk", "plain-is", "speculative", "paper", "released")
-#: Intermediates that belong to a method; of the paper's two, the product with the lanes' temperatures.
-OWN_INTERMEDIATE = {"plain-is": "proposal", "speculative": "target", "paper": "poe", "released": "poe"}
-SINGLE = ("paper", "released")
-KNOWN = f"{', '.join(WEIGHTED)}, ar, dlm-<tokens per forward>, dlm-<tokens>-entropy, dlm-<tokens>-confidence, dlm-all"
-
 
 @dataclass(frozen=True)
 class Setting:
-    """A sampler of a study; None where it has no such parameter.
+    """A sampler of a study; None where it has no such parameter, or where an axis leaves the method its own.
 
     Attributes:
-        method: by name.
+        method: as it is spelled.
         intermediate: by name.
         particles, lanes, window: N, K, V.
         w: exponent or share of the diffusion model.
@@ -50,12 +42,12 @@ class Setting:
     """
 
     method: str
-    intermediate: str | None
-    particles: int | None
-    lanes: int | None
-    w: float | None
-    window: int | None
-    temperature: float
+    intermediate: str | None = None
+    particles: int | None = None
+    lanes: int | None = None
+    w: float | None = None
+    window: int | None = None
+    temperature: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Fields by name."""
@@ -66,83 +58,109 @@ class Setting:
 SETTING_COLUMNS = tuple(item.name for item in fields(Setting))
 
 
-def check_method(name: Any) -> None:
-    """Raise ValueError unless a study knows the method."""
-    if name in WEIGHTED:
-        return
-    if not isinstance(name, str) or (name != "ar" and not name.startswith("dlm-")):
-        raise ValueError(f"methods = {name!r}: choose from {KNOWN}")
-    check_methods([name])
+def check_methods(names: Collection[Any]) -> list[Spelled]:
+    """The methods that are spelled.
+
+    Raises:
+        ValueError: one is no method, or is given an option that it does not have.
+    """
+    found = []
+    for text in names:
+        try:
+            found.append(spelled(str(text)))
+        except ValueError as error:
+            raise ValueError(of_methods(error, str(text))) from error
+    return found
+
+
+def of_methods(error: ValueError, text: str) -> str:
+    """What the registry says of one method, as said of `methods`."""
+    said = str(error).removeprefix("method")
+    return f"methods{said}" if said.startswith(" = ") else f"methods = {text!r}: {error}"
 
 
 @dataclass(frozen=True)
 class Axes:
-    """The values of every axis, in order.
+    """The values of every axis, in order; None instead of them leaves every method its own.
 
     Raises:
         ValueError: an axis is empty, holds a value twice, or one that is out of range or unknown.
     """
 
     methods: tuple[str, ...] = ("smc",)
-    intermediates: tuple[str, ...] = ("poe",)
-    particles: tuple[int, ...] = (4,)
-    lanes: tuple[int, ...] = (1,)
-    weights: tuple[float, ...] = (0.3,)
-    windows: tuple[int, ...] = (32,)
-    temperatures: tuple[float, ...] = (1.0,)
+    intermediates: tuple[str, ...] | None = ("poe",)
+    particles: tuple[int, ...] | None = (4,)
+    lanes: tuple[int, ...] | None = (1,)
+    w: tuple[float, ...] | None = (0.3,)
+    windows: tuple[int, ...] | None = (32,)
+    temperatures: tuple[float, ...] | None = (1.0,)
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            check_axis(item.name, getattr(self, item.name))
-        for name in self.methods:
-            check_method(name)
+            if getattr(self, item.name) is not None:
+                check_axis(item.name, getattr(self, item.name))
+        check_methods(self.methods)
         for name, least in (("particles", 1), ("lanes", 1), ("windows", 1), ("seeds", 0)):
-            for value in getattr(self, name):
+            for value in getattr(self, name) or ():
                 check_whole(name, value, least)
-        for w in self.weights:
-            check_number("weights", w)
+        for w in self.w or ():
+            check_number("w", w)
             check_weight(w)
-        for value in self.temperatures:
+        for value in self.temperatures or ():
             check_number("temperatures", value)
             check_temperature(value, name="temperatures")
         # Whether 1 was written as 1 or as 1.0 makes no other study.
-        for name in ("weights", "temperatures"):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        for name in ("w", "temperatures"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
 
     def check_intermediates(self, custom: Collection[str] = ()) -> None:
         """Raise ValueError if a name is neither ours nor among the `custom` ones."""
-        known = [*INTERMEDIATES, *custom]
-        for name in self.intermediates:
+        known = list(dict.fromkeys([*INTERMEDIATES, *custom]))
+        for name in self.intermediates or ():
             if name not in known:
                 raise ValueError(f"intermediates = {name!r}: choose from {', '.join(known)}")
 
     def settings(self) -> list[Setting]:
         """Every sampler once, in the order of the axes, the first one slowest (module docstring)."""
-        product = itertools.product(
-            self.methods, self.intermediates, self.particles, self.lanes, self.weights, self.windows, self.temperatures
-        )
-        return list(dict.fromkeys(_existing(*values) for values in product))
+        axes = (self.intermediates, self.particles, self.lanes, self.w, self.windows, self.temperatures)
+        methods = check_methods(self.methods)
+        combinations: list[tuple[Any, ...]] = [*itertools.product(*(axis or (None,) for axis in axes))]
+        return list(dict.fromkeys(_existing(method, values) for method in methods for values in combinations))
 
 
-def _existing(
-    method: str, intermediate: str, particles: int, lanes: int, weight: float, window: int, temperature: float
-) -> Setting:
-    """The sampler, with the method's own parameters where it does not leave them open."""
-    if method not in WEIGHTED:
-        return Setting(method, None, None, None, None, None if method == "ar" else window, temperature)
-    own = OWN_INTERMEDIATE.get(method, intermediate)
-    return Setting(
-        method, own, 1 if method in SINGLE else particles, lanes, None if own in WITHOUT_W else weight, window,
-        temperature,
-    )
+def _existing(method: Spelled, values: Collection[Any]) -> Setting:
+    """The sampler of a spelling and a value of every axis, where the method leaves it open."""
+    has = {option.name for option in method.method.options}
+    found = {
+        name: method.options.get(name, value) if name in has else None
+        for name, value in zip(SETTING_COLUMNS[1:], values, strict=True)
+    }
+    if "w" not in method.options and "w" in idle(method.options.get("kernel"), found["intermediate"]):
+        found["w"] = None
+    return Setting(method.text, **found)
 
 
-def intermediate_of(setting: Setting, custom: Mapping[str, MakeIntermediate]) -> Intermediate:
-    """The intermediate of a setting, the `custom` ones first."""
-    assert setting.intermediate is not None
-    make = custom.get(setting.intermediate) or INTERMEDIATES[setting.intermediate]
-    return make(0.0 if setting.w is None else setting.w)
+def make_decoder(
+    setting: Setting, pair: Pair, limits: Limits, custom: Mapping[str, MakeIntermediate] | None = None
+) -> Any:
+    """The decoder of a setting.
+
+    Args:
+        limits: length limit, lookahead and window.
+        custom: intermediates of the user's own, which come before ours.
+    Raises:
+        ValueError: options contradict each other, or are out of range for the pair.
+    """
+    options: dict[str, Any] = {
+        "max_new_tokens": limits.max_new_tokens, "lookahead": limits.lookahead, "window": limits.window,
+        **{name: getattr(setting, name) for name in ("particles", "lanes", "w", "temperature", "intermediate")},
+    }
+    if (own := (custom or {}).get(setting.intermediate or "")) is not None:
+        options["intermediate"] = own(0.0 if setting.w is None else setting.w)
+        del options["w"]
+    return spelled(setting.method).make(pair, **options)
 
 
 def check_axis(name: str, values: tuple[Any, ...]) -> None:

@@ -1,28 +1,28 @@
 """`study`: a Cartesian experiment, a row for every sampler, point of the source and seed.
 
-Every cell is a pure function of the configuration, so that a study which was killed and begun again, or spread over
-processes, gives the same rows as one in a single go, timings aside. Cells are appended to a file as they are done
-(`smc_bridge.analysis.journal`), in whatever order; the rows come in the order of the axes.
+Cells are run by `smc_bridge.analysis.runner` and appended to a file as they are done, in whatever order; the rows come
+in the order of the axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smc_bridge.analysis.lock import holding
-from smc_bridge.analysis.progress import progress
-from smc_bridge.analysis.study.cells import Runner, build_sampler
+from smc_bridge.analysis.journal import Journal
+from smc_bridge.analysis.prices import Cost
+from smc_bridge.analysis.runner import Report, run_cells
+from smc_bridge.analysis.store import Record, Store, open_store
+from smc_bridge.analysis.study.cells import Laboratory, Work, cells
+from smc_bridge.analysis.study.checks import is_record
 from smc_bridge.analysis.study.config import Config, Prompts
-from smc_bridge.analysis.study.figures import Record
 from smc_bridge.analysis.study.frame import to_frame
-from smc_bridge.analysis.study.plan import WEIGHTED, MakeIntermediate
-from smc_bridge.analysis.study.sources import Problems, find_task, load_elsewhere, load_problems, tabular_pair
-from smc_bridge.analysis.study.store import Report, Rows, cell_key, cells
-from smc_bridge.analysis.workers import check_workers, map_cells
+from smc_bridge.analysis.study.identity import fingerprints
+from smc_bridge.analysis.study.plan import MakeIntermediate
+from smc_bridge.analysis.study.sources import Problems, find_task, load_elsewhere, load_problems
+from smc_bridge.analysis.workers import check_workers
 from smc_bridge.commands.models import Models
 from smc_bridge.models.extras import need
 from smc_bridge.models.pairs import PAIRS, Pair
@@ -30,6 +30,12 @@ from smc_bridge.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: Version of the file's layout.
+FORMAT = 3
+KIND = "smc-bridge study"
+#: Entries of the header besides the configuration's.
+BESIDES = ("kind", "format", "pair", "models", "custom", "problems")
 
 
 def study(
@@ -40,7 +46,7 @@ def study(
 ) -> pd.DataFrame:
     """Run, or continue, a study.
 
-        study(methods=["smc", "plain-is"], particles=[1, 4, 16], tabular={"alphabets": 3, "lengths": 4})
+        study(methods=["smc", "smc,kernel=block"], particles=[1, 4, 16], tabular={"alphabets": 3, "lengths": 4})
 
     Args:
         config: a `Config`, the data of one, or a TOML file; or give its entries as `arguments`.
@@ -67,27 +73,38 @@ def study(
     check_workers(workers)
     own = dict(custom or {})
     chosen.axes.check_intermediates(own)
-    plan = cells(chosen)
     loaded = load_problems(chosen.source, pair=pair, task=problems)
     check_samplers(chosen, loaded, own)
+    header = {"kind": KIND, "format": FORMAT, **chosen.header(), **fingerprints(chosen, loaded, own)}
+    plan = cells(chosen)
     file = None if path is None else Path(path)
-    with holding(file, argument="--out"):
-        store = Rows(file, chosen, loaded, plan, own, fresh=fresh)
-        waiting = [work for work in plan if cell_key(work.key()) not in store.records]
-        if workers == 1:
-            load: Callable[[], Problems] = partial(_given, loaded)
-        else:
-            known = find_task(chosen.source, problems) if isinstance(chosen.source, Prompts) else None
-            entry = None if known is None else PAIRS.get(known.pair)
-            load = partial(load_elsewhere, chosen.source, pair, known, entry)
+    with open_store(file, header, argument="--out", noun="study", fresh=fresh, **of_plan(plan)) as store:
+        make = partial(Laboratory, chosen, loading(chosen, loaded, pair, problems, workers), own)
         del loaded  # the workers have their own
-        with closing(map_cells(partial(Runner, chosen, load, own), waiting, workers=workers)) as found:
-            if show and waiting:
-                with progress(len(plan)) as tell:
-                    store.take(found, lambda record, done, total: _both(report, tell, record, done, total))
-            else:
-                store.take(found, report)
-    return to_frame([store.records[cell_key(work.key())] for work in plan], chosen.cost)
+        records = run_cells(plan, make, store, workers=workers, report=report, show=show)
+    return to_frame(records, chosen.cost)
+
+
+def of_plan(plan: Sequence[Work]) -> dict[str, Any]:
+    """Arguments of a store: what names the cells of a plan, and what are records of theirs."""
+    keys = [work.key() for work in plan]
+    names = list(keys[0])
+    sizes = {tuple(key.values()): work.size for key, work in zip(keys, plan, strict=True)}
+
+    def valid(record: Record) -> bool:
+        return is_record(record, names, sizes[tuple(record[name] for name in names)])
+
+    return {"keys": keys, "valid": valid}
+
+
+def loading(
+    config: Config, loaded: Problems, pair: Pair | Models | None, task: Task | None, workers: int
+) -> Callable[[], Problems]:
+    """What gives a process its models and prompts: those that are loaded, or for others the names to load them by."""
+    if workers == 1:
+        return lambda: loaded
+    known = find_task(config.source, task) if isinstance(config.source, Prompts) else None
+    return partial(load_elsewhere, config.source, pair, known, None if known is None else PAIRS.get(known.pair))
 
 
 def as_config(config: Config | Mapping[str, Any] | str | Path | None, arguments: Mapping[str, Any]) -> Config:
@@ -101,27 +118,40 @@ def as_config(config: Config | Mapping[str, Any] | str | Path | None, arguments:
     return Config.from_dict(config) if isinstance(config, Mapping) else Config.from_toml(Path(config))
 
 
-def check_samplers(config: Config, problems: Problems, custom: Mapping[str, MakeIntermediate]) -> None:
+def check_samplers(config: Config, problems: Problems, custom: Mapping[str, MakeIntermediate] | None = None) -> None:
     """Make every sampler once, so that what cannot run is refused before any work is done."""
-    point = config.source.points()[0]
-    pair = problems.pair
-    if pair is None:
-        assert not isinstance(config.source, Prompts)
-        pair = tabular_pair(config.source.points()[0], config.source)
-    for setting in config.axes.settings():
-        if setting.method in WEIGHTED:
-            build_sampler(setting, pair, problems.limits(point, config.lookahead, setting.window), custom)
+    laboratory = Laboratory(config, lambda: problems, custom)
+    seen = set()
+    for work in cells(config):
+        if work.setting not in seen:
+            seen.add(work.setting)
+            laboratory.decoder(work)
 
 
-def _given(problems: Problems) -> Problems:
-    return problems
+def load_study(path: str | Path, *, cost: Cost | None = None, argument: str = "path") -> pd.DataFrame:
+    """The rows of a saved study, also of one that is not finished; the file is left as it is.
+
+    Args:
+        path: of the file.
+        cost: prices for the column `cost`.
+        argument: what the user typed before the path, for messages.
+    Raises:
+        ValueError: the file cannot be read, is no study, or has no finished cell.
+    """
+    records = saved_records(Path(path), argument)
+    if not records:
+        raise ValueError(f"{argument} = {path}: no part of the study is done; run it first")
+    return to_frame(records, cost or Cost())
 
 
-def _both(
-    report: Report | None, tell: Callable[[int, str, str], None], record: Record, done: int, total: int
-) -> None:
-    """Tell the progress and the caller."""
-    name = " ".join(str(record[key]) for key in ("method", "intermediate") if record[key] is not None)
-    tell(done, name, f"{record['runs']} runs in {record['runs'] * record['seconds']:.1f} s")
-    if report is not None:
-        report(record, done, total)
+def saved_records(path: Path, argument: str) -> list[Record]:
+    """Records of a saved study in their order; errors as `load_study`."""
+    journal = Journal(path, {"kind": KIND, "format": FORMAT}, argument=argument, noun="study")
+    head, lines = journal.load()
+    try:
+        plan = cells(Config.from_dict({k: v for k, v in head.items() if k not in BESIDES}))
+    except (ValueError, TypeError) as error:
+        raise journal.foreign(path) from error
+    store = Store(None, journal.header, noun="study", argument=argument, **of_plan(plan))
+    store.take(lines, journal.foreign(path))
+    return store.records

@@ -57,7 +57,7 @@ def exact_law(pair: Pair, length: int, temperature: float) -> Result:
 
 
 class Limits(NamedTuple):
-    """Length limit, M and V, tokens (`smc_bridge.analysis.comparison.methods.Limits`)."""
+    """Length limit, M and V, tokens (`smc_bridge.tasks.Limits`)."""
 
     max_new_tokens: int
     lookahead: int

@@ -215,8 +215,8 @@ def as_proposal(proposal: DLMProposal | ModelPair) -> DLMProposal:
 
 
 @method(
-    "dlm", role="baseline", targets="DLM", proper=False, why=WHY,
-    reference="MaskGIT, arXiv 2202.04200; LLaDA, arXiv 2502.09992; Dream, arXiv 2508.15487",
+    "dlm", role="baseline", targets="DLM", proper=False, why="the DLM's own law",
+    reference="arXiv 2202.04200, 2502.09992, 2508.15487",
     aliases={
         "dlm-<tokens>": {}, "dlm-<tokens>-entropy": {"order": "entropy"},
         "dlm-<tokens>-confidence": {"order": "confidence"}, "dlm-all": {"tokens": None, "lookahead": None},

@@ -86,17 +86,17 @@ def _kernel(kernel: Kernel | str | None, nodes: int | None, temperature: float |
 
 
 @method(
-    "smc", role="weighted", targets="AR", proper=True, reference="arXiv 2606.08048; Chen, Xie & Liu 2005",
+    "smc", role="weighted", targets="AR", proper=True, reference="arXiv 2606.08048; Chen et al. 2005",
     aliases=("smc-<particles>", "smc-<particles>x<lanes>"), examples=("smc-1", "smc-4", "smc-8"),
 )
 def smc(
     pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float | None = None, window: int = 32,
     lookahead: int = 256, temperature: float = 1.0, proposal_temperature: float | Sequence[float] | None = None,
-    intermediate: Intermediate | str | None = None, kernel: Kernel | str | None = None, nodes: int | None = None,
-    weight: WeightRule | str | None = None, resampler: Resampler | str | None = None,
-    trigger: Trigger | str | None = None, potential: Potential | None = None, proposal_top_p: float = 1.0,
-    top_p: float = 1.0, top_k: int | None = None, name: str | None = None, max_logit_bytes: int | None = None,
-    compile: bool = False,
+    intermediate: Intermediate | str | None = None, kernel: Kernel | str | None = "rejection",
+    nodes: int | None = None, weight: WeightRule | str | None = "own", resampler: Resampler | str | None = None,
+    trigger: Trigger | str | None = "ess", potential: Potential | None = None, proposal: str = "marginals",
+    proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
+    max_logit_bytes: int | None = None, compile: bool = False,
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
@@ -112,12 +112,13 @@ def smc(
         temperature: of the target, and of the proposal unless that has its own.
         proposal_temperature: of the proposal, one or one per lane.
         intermediate: law between proposal and target, poe unless it is given; an object has its own w.
-        kernel: how a draft becomes a block of the intermediate, rejection unless it is given.
+        kernel: how a draft becomes a block of the intermediate.
         nodes: budget of the kernel tree, 128 unless it is given.
-        weight: how lanes are weighed, own unless it is given.
+        weight: how lanes are weighed.
         resampler: how survivors are drawn, systematic unless it is given.
-        trigger: when particles are resampled, ess (below half) unless it is given.
+        trigger: when particles are resampled, ess is an ESS below half.
         potential: of the target, an object.
+        proposal: what the DLM drafts by: its marginals, its own chain rule, or their likeliest path.
         proposal_top_p: truncation of the proposal; needs the intermediate defensive to stay proper.
         top_p: truncation of the target.
         top_k: truncation of the target.
@@ -144,9 +145,11 @@ def smc(
         )
     if intermediate is None:
         intermediate = "proposal" if kernel == "accept-all" else "poe"
+    target = ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential)
+    base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=lookahead)
     return Sampler(
-        proposal=DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=lookahead),
-        target=ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential),
+        proposal=named("proposal", proposal, base=base),
+        target=target,
         intermediate=named("intermediate", intermediate, w=DEFAULT_W if w is None else w),
         kernel=_kernel(kernel, nodes, own),
         weight=named("weight", "own" if weight is None else weight),
@@ -171,7 +174,7 @@ def paper(
     each lane weighs by its own `pi^(k)`. `options` go to `smc`.
     """
     own = lane_temperatures(lanes)
-    if intermediate is None and options.get("kernel") != "accept-all":
+    if (intermediate is None or intermediate == "poe") and options.get("kernel") != "accept-all":
         w = DEFAULT_W if w is None else w
         intermediate, w = ProductOfExperts(w, lane_exponents(w, temperature, own)), None
     return smc(
@@ -181,7 +184,7 @@ def paper(
 
 
 @method(
-    "speculative", role="exact", targets="AR", proper=True, reference="arXiv 2211.17192", rest=smc,
+    "speculative", role="exact", targets="AR", proper=True, reference="arXiv 2211.17192, 2302.01318", rest=smc,
     without=("w", "intermediate"),
 )
 def speculative(pair: ModelPair, *, particles: int = 1, name: str = "speculative", **options: Any) -> Sampler:
@@ -190,7 +193,7 @@ def speculative(pair: ModelPair, *, particles: int = 1, name: str = "speculative
 
 
 @method(
-    "plain-is", role="weighted", targets="AR", proper=True, reference="importance sampling, p / q", rest=smc,
+    "plain-is", role="weighted", targets="AR", proper=True, reference="arXiv 2606.08048, w = 1", rest=smc,
     without=("w", "intermediate", "kernel", "nodes"),
 )
 def plain_is(

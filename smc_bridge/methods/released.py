@@ -100,7 +100,7 @@ class Argmax:
 
 @method(
     "released", role="baseline", targets="AR", proper=False, reference="code of arXiv 2606.08048",
-    why="argmax of raw-logit differences, lanes coupled",
+    why="argmax, coupled lanes",
 )
 def released(
     pair: ModelPair, *, lanes: int = 4, w: float = 0.3, window: int = 32, lookahead: int = 256,

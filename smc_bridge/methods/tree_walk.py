@@ -18,7 +18,7 @@ from smc_bridge.registry import method
 
 
 @method(
-    "tree-walk", role="weighted", targets="AR", proper=True, reference="w = 0: arXiv 2604.12989",
+    "tree-walk", role="weighted", targets="AR", proper=True, reference="arXiv 2604.12989 (w = 0)",
     aliases=("tree-<nodes>",), rest=smc, without=("kernel",),
 )
 def tree_walk(

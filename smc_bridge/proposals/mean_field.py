@@ -31,6 +31,11 @@ def _several(temperature: Any) -> list[Any] | None:
     return list(temperature) if is_list(temperature) else None
 
 
+def as_it_is(base: DLMProposal) -> DLMProposal:
+    """The marginals themselves as the proposal."""
+    return base
+
+
 @dataclass
 class MeanFieldState:
     """The model's session and the marginals that are left, of R particles, N of each prompt."""

@@ -43,7 +43,7 @@ def _bias(n: int) -> float:
 def test_expected_jackknife_equals_its_formula_in_exact_biases() -> None:
     """E[estimate] = (n - 1) (bias_{n-1} - bias_n), by enumeration of all samples of five units."""
     n = 5
-    expected = sum(p * jackknife_ratio(w, v).bias for p, w, v in _enumerate(n))
+    expected = sum(p * jackknife_ratio(w, v).bias.value for p, w, v in _enumerate(n))
     assert expected == pytest.approx((n - 1) * (_bias(n - 1) - _bias(n)), rel=1e-11)
 
 
@@ -59,27 +59,27 @@ def test_jackknife_of_the_plug_in_variance_is_the_textbook_one() -> None:
     """The plug-in variance has bias -s^2 / n, and the jackknife finds exactly that."""
     x = np.array([0.3, -1.0, 2.2, 0.7])
     found = jackknife(float(x.var()), np.array([np.delete(x, i).var() for i in range(4)]))
-    assert found.bias == pytest.approx(-x.var(ddof=1) / 4, rel=1e-12)
+    assert found.bias.value == pytest.approx(-x.var(ddof=1) / 4, rel=1e-12)
     assert found.corrected == pytest.approx(x.var(ddof=1), rel=1e-12)
 
 
 def test_standard_error_of_equal_weights_is_that_of_the_mean() -> None:
     v = np.array([1.0, 4.0, 2.0, 8.0, 3.0])
     found = jackknife_ratio(np.zeros(5), v)
-    assert found.bias == pytest.approx(0.0, abs=1e-14)
-    assert found.error == pytest.approx(v.std(ddof=1) / math.sqrt(5), rel=1e-12)
+    assert found.bias.value == pytest.approx(0.0, abs=1e-14)
+    assert found.estimate.error == pytest.approx(v.std(ddof=1) / math.sqrt(5), rel=1e-12)
 
 
 def test_a_dominant_weight_does_not_lose_the_others() -> None:
     found = jackknife_ratio(np.array([0.0, -800.0, -800.0]), np.array([1.0, 2.0, 4.0]))
-    assert found.estimate == 1.0
-    assert found.bias == pytest.approx(2 * ((3.0 + 1.0 + 1.0) / 3 - 1.0))
+    assert found.estimate.value == 1.0
+    assert found.bias.value == pytest.approx(2 * ((3.0 + 1.0 + 1.0) / 3 - 1.0))
 
 
 def test_weight_zero_and_its_value_are_ignored() -> None:
     found = jackknife_ratio(np.array([0.0, -INF, math.log(3.0)]), np.array([1.0, math.nan, 2.0]))
-    assert found.estimate == pytest.approx(7 / 4)
-    assert found.bias == pytest.approx(2 * ((2.0 + 7 / 4 + 1.0) / 3 - 7 / 4))
+    assert found.estimate.value == pytest.approx(7 / 4)
+    assert found.bias.value == pytest.approx(2 * ((2.0 + 7 / 4 + 1.0) / 3 - 7 / 4))
 
 
 def test_particles_of_one_run_are_units_and_runs_of_several() -> None:
@@ -90,8 +90,8 @@ def test_particles_of_one_run_are_units_and_runs_of_several() -> None:
     pooled = jackknife_bias(runs, lambda x: float(x[0]))
     z = np.array([np.exp([0.1, 0.3]).mean(), np.exp([-0.5, 0.0]).mean()])
     theta = np.array([np.exp(0.3) / np.exp([0.1, 0.3]).sum(), 1 / (1 + np.exp(-0.5))])
-    assert pooled.estimate == pytest.approx((z * theta).sum() / z.sum(), rel=1e-12)
-    assert pooled.units == 3
+    assert pooled.estimate.value == pytest.approx((z * theta).sum() / z.sum(), rel=1e-12)
+    assert pooled.estimate.n == 3
 
 
 def test_bias_is_refused_where_it_has_no_meaning() -> None:
@@ -118,7 +118,8 @@ def test_covariance_gives_the_exact_bias_in_expectation() -> None:
         (p, make_result(list(w), sequences=[[int(100 * x)] for x in v])) for p, w, v in _enumerate(3)
     ]
     expected = sum(
-        p * q * run_bias([a, b], lambda x: x[0] / 100).bias for (p, a), (q, b) in itertools.product(runs, repeat=2)
+        p * q * run_bias([a, b], lambda x: x[0] / 100).bias.value
+        for (p, a), (q, b) in itertools.product(runs, repeat=2)
     )
     assert expected == pytest.approx(_bias(3), rel=1e-10)
 
@@ -139,13 +140,13 @@ def test_covariance_finds_the_bias_of_a_real_sampler() -> None:
         estimates = np.array([run.expectation(f) for run in runs])
         direct, error = estimates.mean() - exact.expectation(f), estimates.std() / math.sqrt(4000)
         assert abs(direct) > 5 * error, "no bias to be found: the test would have no power"
-        assert abs(found.bias - direct) < 5 * math.hypot(found.error, error), (found, direct)
+        assert abs(found.bias.value - direct) < 5 * math.hypot(found.bias.error, error), (found, direct)
 
 
 def test_delta_method_finds_a_known_bias_to_first_order() -> None:
     """Exact expectations for seven units, the most that enumeration affords: within a third of the bias."""
     n = 7
-    expected = sum(p * delta_ratio(w, v).bias for p, w, v in _enumerate(n))
+    expected = sum(p * delta_ratio(w, v).bias.value for p, w, v in _enumerate(n))
     assert abs(expected - _bias(n)) < abs(_bias(n)) / 3, (expected, _bias(n))
     left = sum(p * delta_ratio(w, v).corrected for p, w, v in _enumerate(n)) - TRUTH
     assert abs(left) < abs(_bias(n)) / 3, (left, _bias(n))
@@ -155,14 +156,14 @@ def test_delta_and_jackknife_agree_on_many_units() -> None:
     rng = np.random.default_rng(0)
     log_w, v = 0.5 * rng.normal(size=4000), rng.normal(size=4000)
     a, b = delta_ratio(log_w, v + np.exp(log_w)), jackknife_ratio(log_w, v + np.exp(log_w))
-    assert a.estimate == pytest.approx(b.estimate, rel=1e-12)
-    assert a.bias == pytest.approx(b.bias, rel=0.02)
-    assert a.error == pytest.approx(b.error, rel=0.02)
+    assert a.estimate.value == pytest.approx(b.estimate.value, rel=1e-12)
+    assert a.bias.value == pytest.approx(b.bias.value, rel=0.02)
+    assert a.estimate.error == pytest.approx(b.estimate.error, rel=0.02)
 
 
 def test_delta_method_uses_runs_or_untouched_particles_as_units() -> None:
     free = make_result([0.0, -INF, 0.5], sequences=[[0], [1], [2]])
-    assert delta_bias(free, lambda x: x[0]).units == 3
+    assert delta_bias(free, lambda x: x[0]).bias.n == 3
     touched = make_result([0.0, 0.5], trace=[make_record(length=[[1], [1]], resampled=True)])
     with pytest.raises(ValueError, match="resampled"):
         delta_bias(touched, lambda x: x[0])
@@ -185,14 +186,14 @@ def test_bias_against_exact_samples_covers_the_exact_bias() -> None:
     found = bias_against_samples(results, exact, f, level=0.9999)
     reference = run_bias(smc(pair, 1, w=0.9, window=3).run([[]] * 6000, seed=list(range(4000, 10_000)),
                                                             max_new_tokens=3), f)
-    assert found.low < reference.bias < found.high, (found, reference)
+    assert found.low < reference.bias.value < found.high, (found, reference)
     assert bias_against_samples(exact[:150], exact[150:], f, level=0.9999).low < 0
 
 
 def test_a_function_that_never_varied_bounds_no_bias() -> None:
     rare = [make_result([0.0]) for _ in range(30)]
     found = bias_against_samples(rare, rare, lambda x: 0.0)
-    assert (found.difference, found.low, found.high) == (0.0, -INF, INF)
+    assert (found.value, found.low, found.high) == (0.0, -INF, INF)
 
 
 def test_bias_against_samples_refuses_too_few() -> None:

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.bias_vs_particles import METHODS, Cell, main, measure, rates
+from benchmarks.bias_vs_particles import METHODS, Cell, cells_of, main, rates
 from smc_bridge.analysis.law_bias import (
-    Distance,
     fit_rate,
     output_distance,
     output_distance_by_identity,
     run_distance,
     run_rms,
 )
+from smc_bridge.estimate import Estimate
 from tests.analysis.helpers import make_result
 
 RUNS = 600
@@ -30,7 +30,7 @@ FEW, MANY = 4, 64
 
 @pytest.fixture(scope="module")
 def cells() -> dict[tuple[str, int], Cell]:
-    return {(cell.method, cell.count): cell for cell in measure(counts=(FEW, MANY), runs=RUNS, seed=1)}
+    return {(cell.method, cell.count): cell for cell in cells_of(counts=(FEW, MANY), runs=RUNS, seed=1)}
 
 
 PROPER = [m.name for m in METHODS if "released" not in m.name and m.name != "speculative"]
@@ -51,7 +51,7 @@ def test_bias_falls_faster_than_the_monte_carlo_rate(cells: dict[tuple[str, int]
 def test_bias_falls_with_lanes_too() -> None:
     """One particle with 2 and with 32 lanes; the identity is noisier, so there are more runs. As above."""
     method = next(m for m in METHODS if m.name == ONE_PARTICLE)
-    few, many = (cell.identity for cell in measure([method], (2, 32), runs=2000, seed=1))
+    few, many = (cell.identity for cell in cells_of([method], (2, 32), runs=2000, seed=1))
     assert few is not None
     assert many is not None
     assert few.value > 4 * many.value, (few, many)
@@ -95,11 +95,11 @@ def test_error_of_one_run_falls_at_the_monte_carlo_rate(cells: dict[tuple[str, i
 
 def test_fit_recovers_a_known_power_law() -> None:
     counts = [2, 4, 8, 16]
-    exact = [Distance(0.3 * n**-0.8, 0.001) for n in counts]
+    exact = [Estimate.normal(0.3 * n**-0.8, 0.001) for n in counts]
     found = fit_rate(counts, exact)
     assert found is not None
-    assert (found.exponent, found.scale) == pytest.approx((0.8, 0.3), rel=1e-6)
-    assert fit_rate(counts, [Distance(0.001, 0.001)] * 4) is None
+    assert (found.exponent.value, found.scale) == pytest.approx((0.8, 0.3), rel=1e-6)
+    assert fit_rate(counts, [Estimate.normal(0.001, 0.001)] * 4) is None
     with pytest.raises(ValueError, match="two different"):
         fit_rate([4, 4], exact[:2])
 
@@ -147,28 +147,29 @@ def test_distances_refuse_what_they_cannot_use() -> None:
 
 
 def test_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "bias.json"
-    main(["--runs", "8", "--particles", "8", "16", "--json", str(path)])
-    data = json.loads(path.read_text())
+    main(["--quick", "--threads", "1", "--out", str(tmp_path)])
+    data = json.loads((tmp_path / "bias_vs_particles.json").read_text())
     assert len(data["cells"]) == 2 * len(METHODS)
     assert set(data["rates"]) == {method.name for method in METHODS}
     assert "speculative" in capsys.readouterr().out
 
 
-def test_markdown_is_a_rectangle(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--runs", "8", "--particles", "8", "16", "--markdown"])
-    lines = capsys.readouterr().out.strip().splitlines()
+def test_the_table_of_the_bias_has_a_row_for_every_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--quick", "--threads", "1", "--out", str(tmp_path), "--markdown"])
+    lines = [line for line in capsys.readouterr().out.split("**")[2].splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(METHODS)
     assert {line.count("|") for line in lines} == {6}
 
 
 @pytest.mark.parametrize("arguments", [["--runs", "2"], ["--particles", "0"], ["--runs", "many"]])
-def test_command_refuses_bad_numbers(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_refuses_bad_numbers(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(arguments)
+        main([*arguments, "--out", str(tmp_path)])
     assert stop.value.code == 2
     assert arguments[0] in capsys.readouterr().err
 
 
 def test_rates_need_two_budgets() -> None:
-    assert rates(measure(METHODS[:1], (8,), runs=8)) == {}
+    assert rates(cells_of(METHODS[:1], (8,), runs=8)) == {}

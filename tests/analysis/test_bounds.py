@@ -54,9 +54,9 @@ def test_per_token_interval_covers_the_ratio() -> None:
 def test_per_token_by_hand() -> None:
     runs = [make_result([-0.3], sequences=[[0, 1]]), make_result([-0.1, -0.1], sequences=[[0] * 4, [0] * 2])]
     found = kl_per_token(runs)
-    assert (found.tokens, found.runs) == (2.5, 2)
+    assert found.n == 2
     terms = np.expm1([-0.3, -0.1]) + np.array([0.3, 0.1])
-    assert found.kl == pytest.approx(terms.sum() / 5)
+    assert found.value == pytest.approx(terms.sum() / 5)
     assert (kl_per_token(runs[:1]).low, kl_per_token(runs[:1]).high) == (0.0, INF)
     alike = kl_per_token([make_result([-0.3], sequences=[[0] * n]) for n in (2, 3, 5)])
     assert (alike.low, alike.high) == (0.0, INF), "runs of one evidence give no interval, whatever their lengths"
@@ -65,9 +65,9 @@ def test_per_token_by_hand() -> None:
 def test_length_per_token_is_that_of_a_draw_from_the_weights() -> None:
     """Weights 3 : 1 on sequences of 1 and 9 tokens: a draw has 3 tokens on average, the particles 5."""
     run = make_result([math.log(1.5), math.log(0.5)], sequences=[[0], [0] * 9])
-    assert kl_per_token([run, run]).tokens == pytest.approx(3.0)
+    assert kl_per_token([run, run], log_z=-0.3).value == pytest.approx(-0.3 / 3.0)
     dead = make_result([-INF, -INF], sequences=[[0], [0] * 9])
-    assert (kl_per_token([run, dead]).kl, kl_per_token([run, dead]).tokens) == (INF, pytest.approx(4.0))
+    assert kl_per_token([run, dead]).value == INF
 
 
 def test_certificates_that_do_not_exist_are_refused() -> None:

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from smc_bridge.analysis.commands.plot import command as plot_command
 from smc_bridge.analysis.commands.study import command as study_command
-from smc_bridge.analysis.comparison import DEFAULT_METHODS, Row, Settings, compare
+from smc_bridge.analysis.comparison import Row, Settings, compare, default_methods
 from smc_bridge.analysis.plots import plot_trace_grid
 from smc_bridge.analysis.plots.labels import LABELS, label
 from smc_bridge.analysis.prices import Cost, Unit
@@ -51,7 +51,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """
 methods = ["smc", "plain-is"]
 particles = [1, 2]
-weights = [0.3, 0.7]
+w = [0.3, 0.7]
 windows = 3
 seeds = [0, 1]
 
@@ -168,7 +168,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "other study": (["study", "other.toml", "--out", "s.jsonl"], "--out = s.jsonl: holds a study with seeds = 0,1"),
     "folder": (["study", "small.toml", "--out", "."], "--out = .: is a folder"),
     "unwritable folder": (["study", "small.toml", "--out", "/proc/s.jsonl"], "--out = /proc/s.jsonl: "),
-    "method that is no name": (["study", "three.toml"], "config = three.toml: methods = 3: choose from smc"),
+    "method that is no name": (["study", "three.toml"], "config = three.toml: methods = '3': "),
     "no workers": (["study", "small.toml", "--workers", "0"], "--workers = 0"),
     "nothing to plot": (["plot"], "FILE is missing"),
     "missing file": (["plot", "none.json"], "FILE = none.json: cannot be read"),
@@ -252,10 +252,10 @@ def test_axes_name_what_is_drawn(saved: str, tmp_path: Path, x: str | None) -> N
 
 
 def test_all_default_methods_of_a_comparison_look_different() -> None:
-    lines = {name: ([1.0 + i], [0.5], [0.4], [0.6]) for i, name in enumerate(DEFAULT_METHODS)}
+    lines = {name: ([1.0 + i], [0.5], [0.4], [0.6]) for i, name in enumerate(default_methods())}
     ax = plot_lines(lines, "tokens_per_second", "accuracy")
     drawn = [(bar.lines[0].get_color(), bar.lines[0].get_marker()) for bar in ax.containers]
-    assert len(drawn) == len(set(drawn)) == len(DEFAULT_METHODS) > 7
+    assert len(drawn) == len(set(drawn)) == len(default_methods()) > 7
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("tokens per second", "accuracy (share)")
     pyplot.close("all")
 
@@ -263,7 +263,7 @@ def test_all_default_methods_of_a_comparison_look_different() -> None:
 def test_more_lines_than_can_be_told_apart_are_refused(run: Run, tmp_path: Path, saved: str) -> None:
     head, *records = map(json.loads, saved.splitlines())
     many = [{**records[0], "particles": n} for n in range(4, 64)]
-    head |= {"methods": ["smc"], "particles": list(range(4, 64)), "weights": [0.3], "seeds": [0]}
+    head |= {"methods": ["smc"], "particles": list(range(4, 64)), "w": [0.3], "seeds": [0]}
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [head, *many]))
     code, out, err = run("plot", "many.jsonl", "--x", "w", "--y", "tokens")
     assert (code, out, err.count("\n")) == (2, "", 1), err
@@ -337,7 +337,7 @@ def test_results_of_a_file_of_prompts_are_drawn_together_or_refused(run: Run, tm
 
 def test_the_documented_study_is_one() -> None:
     config = Config.from_toml(ROOT / "docs" / "study.toml")
-    assert len(config.axes.settings()) == 19
+    assert len(config.axes.settings()) == 29
 
 
 def test_entry_points_name_the_commands() -> None:

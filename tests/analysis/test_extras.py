@@ -15,7 +15,7 @@ from smc_bridge.analysis import plots, smoothed_log_weights, to_arviz, to_datatr
 from smc_bridge.analysis.commands.plot import command as plot
 from smc_bridge.analysis.commands.study import command as study_command
 from smc_bridge.analysis.comparison import Comparison, Settings
-from smc_bridge.analysis.comparison.store import KIND
+from smc_bridge.analysis.comparison.compare import KIND
 from smc_bridge.analysis.study import study
 from smc_bridge.cli import main
 from smc_bridge.models.extras import MissingExtraError
@@ -46,7 +46,7 @@ def without(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_needs_an_extra_names_it(monkeypatch: pytest.MonkeyPatch, use: str) -> None:
     package, call, words = USES[use]
     without(package, monkeypatch)
-    computing = "smc_bridge.analysis.study.run.map_cells"
+    computing = "smc_bridge.analysis.runner.map_cells"
     monkeypatch.setattr(computing, lambda *_, **__: pytest.fail("something was computed"))
     with pytest.raises(MissingExtraError) as caught:
         call()

@@ -18,7 +18,7 @@ NAMES = ("particles", "frontier", "weights", "trace")
 #: Sizes that take a second or two.
 SMALL: dict[str, Callable[[ModuleType], Any]] = {
     "particles": lambda gallery: gallery.particles(runs=20, counts=(1, 2)),
-    "frontier": lambda gallery: gallery.frontier(prompts=1, weights=(0.3,), limit=12),
+    "frontier": lambda gallery: gallery.frontier(prompts=1, ws=(0.3,), limit=12),
     "weights": lambda gallery: gallery.weights(prompts=2, count=2, limit=12),
     "trace": lambda gallery: gallery.trace(steps=1),
 }

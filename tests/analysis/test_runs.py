@@ -141,12 +141,12 @@ class Twice(ToyTask):
 @pytest.mark.filterwarnings("error:prompts")
 def test_a_problem_that_repeats_is_decoded_afresh() -> None:
     """In batches of one it is in another cell than its first occurrence."""
-    settings = Settings("toy", 4, ("smc-4",), temperature=1.0, weight=0.7, batch=1)
+    settings = Settings("toy", 4, ("smc-4",), temperature=1.0, w=0.7, batch=1)
     found = compare(settings, pair=toy_pair(), task=Twice())
-    evidence = [outcome.log_evidence for cell in found.cells for outcome in cell.outcomes]
+    evidence = [z for cell in found.cells for z in cell["log_evidences"]]
     assert len(set(evidence)) == 4, f"log Z of two problems, twice: {evidence}"
     whole = compare(replace(settings, batch=4), pair=toy_pair(), task=Twice())
-    again = [outcome.log_evidence for cell in whole.cells for outcome in cell.outcomes]
+    again = [z for cell in whole.cells for z in cell["log_evidences"]]
     assert again == pytest.approx(evidence, abs=1e-12), "the batch matters"
 
 

@@ -19,8 +19,11 @@ COMMANDS = {
     "proposal_cache": ((), "ms / DLM forward"),
     "tree_nodes": ((), "tokens / AR node"),
     "profile": ((), "networks"),
+    "proposals": ((), "tokens / draft"),
+    "step_path": ((), "hops"),
     "equal_cost": ((), "KL bound"),
     "certificate_coverage": ((), "upper misses"),
+    "bias_vs_particles": ((), "bias ~ N^-a"),
 }
 
 
@@ -51,7 +54,7 @@ def test_command_prints_tables_and_writes_json_and_png(
         ("throughput", ["--batches", "0"], "0"),
         ("overhead", ["--repetitions", "many"], "--repetitions"),
         ("scaling", ["--factors", "Q"], "--factors"),
-        ("tree_nodes", ["--weights", "2"], "2"),
+        ("tree_nodes", ["--w", "2"], "2"),
         ("tree_nodes", ["--speed"], "--speed"),
     ],
 )

@@ -103,7 +103,7 @@ BAD_ARGUMENTS = {
     "no new tokens": ([*BASE, "--max-new-tokens", "0"], "--max-new-tokens = 0"),
     "seed negative": ([*BASE, "--seed=-1"], "--seed = -1"),
     "unknown kernel": ([*BASE, "--kernel", "metropolis"], "--kernel = 'metropolis': choose from rejection, block"),
-    "unknown method": ([*BASE, "--method", "beam"], "--method = 'beam': choose from smc"),
+    "unknown method": ([*BASE, "--method", "beam"], "--method = 'beam': choose from ar, dlm, smc"),
     "unknown intermediate": ([*BASE, "--intermediate", "x"], "--intermediate = 'x'"),
     "unknown resampler": ([*BASE, "--resampler", "x"], "--resampler = 'x'"),
     "unknown trigger": ([*BASE, "--trigger", "x"], "--trigger = 'x'"),
@@ -137,6 +137,8 @@ CONTRADICTIONS = {
     "resampler that never runs": (["--trigger", "never", "--resampler", "ssp"], "--resampler = ssp"),
     "released is fixed": (["--method", "released", "--particles", "4"], "--particles = 4 with --method = released"),
     "tree walk without its kernel": (["--method", "tree-walk", "--kernel", "gumbel"], "--method = tree-walk"),
+    "an option twice": (["--method", "smc,particles=3", "--particles", "4"], "--particles = 4 with --method = smc,"),
+    "an option that is not there": (["--method", "smc,partcles=3"], "did you mean particles?"),
     "plain IS with an intermediate": (["--method", "plain-is", "--intermediate", "poe"], "--method = plain-is"),
 }
 
@@ -185,8 +187,22 @@ def test_file_that_cannot_be_written_is_refused_before_decoding(run: Run, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_decodes(run: Run, method: str) -> None:
+#: Methods that are programs of the engine, with particles and lanes.
+PROGRAMS = [name for name, method in METHODS.items() if isinstance(method.make(toy_pair()), Sampler)]
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS}.difference(PROGRAMS)))
+def test_other_methods_decode_and_have_no_lanes_to_show(run: Run, method: str) -> None:
+    short = ["decode", "2 1", "--pair", "toy", "--max-new-tokens", str(LIMIT), "--method", method]
+    code, out, err = run(*short)
+    assert (code, err) == (0, "")
+    assert ("not properly weighted" in out) == (not METHODS[method].proper)
+    assert_refused(run(*short, "--trace"), f"--trace with --method = {method}")
+    assert_refused(run(*short, "--particles", "2"), f"--particles = 2 with --method = {method}, which has none")
+
+
+@pytest.mark.parametrize("method", PROGRAMS)
+def test_every_program_decodes(run: Run, method: str) -> None:
     code, out, err = run(*BASE, "--method", method, "--trace")
     assert (code, err) == (0, "")
     for word in ("weighted particles", "DLM forwards", "AR forwards", "tokens/s", "accepted lengths", "step 1"):
@@ -235,7 +251,7 @@ def test_same_seed_prints_the_same_and_another_seed_does_not(run: Run) -> None:
     assert particles("--seed", "1") != particles("--seed", "2")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PROGRAMS)
 def test_options_that_are_not_given_are_the_presets_own(method: str) -> None:
     pair = toy_pair()
     built, preset = sampler_of(pair, "--method", method), METHODS[method].make(pair)

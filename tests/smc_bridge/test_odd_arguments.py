@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "a budget of NaN": (lambda v: largest_within(v, float), math.nan, "budget = nan: give a cost"),
     "True as a seed of an export": (lambda v: to_datatree(RUNS, seed=v), True, "seed = True: give a whole number"),
     "problems of half": (lambda v: Settings("arithmetic", v, ("smc",)), 1.5, "n = 1.5: give a whole number"),
-    "True as a weight": (lambda v: Settings("arithmetic", 1, ("smc",), weight=v), True, "weight = True: give a number"),
+    "True as w": (lambda v: Settings("arithmetic", 1, ("smc",), w=v), True, "w = True: give a number"),
     "a text of methods": (lambda v: Settings("arithmetic", 1, v), "smc", "methods = 'smc': give a list of names"),
     "code that is trusted by mistake": (
         lambda v: load_pair("a", "b", trust_remote_code=v), "no", "trust_remote_code = 'no': give True or False"),

@@ -10,15 +10,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from smc_bridge.analysis.comparison.table import Interval, Row, render
+from smc_bridge.analysis.comparison.table import Row, render
+from smc_bridge.estimate import Estimate
 from smc_bridge.tables import print_table
 
-RIGHT = Interval(0.9345, 0.8912, 0.9666)
+
+def interval(value: float, low: float, high: float) -> Estimate:
+    return Estimate(value, low, high, 200, "bootstrap-t")
+
+
+RIGHT = interval(0.9345, 0.8912, 0.9666)
 ROWS = [
     Row("dlm-12-confidence", 200, 1, RIGHT, 15.612, None, 1043.22, None, None, None),
     Row(
-        "smc-4", 200, 4, RIGHT, 5.612, 12.3, 43.22, 3.216, Interval(-0.0123, -0.0456, 0.0213),
-        Interval(-1.23e-5, -4.56e-5, 2e-5),
+        "smc-4", 200, 4, RIGHT, 5.612, 12.3, 43.22, 3.216, interval(-0.0123, -0.0456, 0.0213),
+        interval(-1.23e-5, -4.56e-5, 2e-5),
     ),
 ]
 
