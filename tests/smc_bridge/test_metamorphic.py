@@ -190,6 +190,7 @@ class Shifted:
         self.model = model
         self.vocab_size, self.eos_id = model.vocab_size, model.eos_id
         self.banned_ids, self.device = model.banned_ids, model.device
+        self.max_length, self.min_length = model.max_length, model.min_length
 
     def session(self, tokens: Tensor, length: Tensor) -> ShiftedSession:
         return ShiftedSession(self.model.session(tokens, length))
@@ -197,6 +198,8 @@ class Shifted:
 
 class ShiftedSession:
     """Adds 3, 3.5, 4, .. to the scores of successive positions or nodes."""
+
+    has_history = False
 
     def __init__(self, session: Rows) -> None:
         self.session = session
