@@ -65,12 +65,12 @@ class Certificate(Estimate):
 
     @property
     def kl(self) -> float:
-        """The bound, `value`, nats."""
+        """The estimated bound on `KL(r || p)`, nats: the field `value`."""
         return self.value
 
     @property
     def runs(self) -> int:
-        """Terms that were averaged, `n`."""
+        """How many terms were averaged, one per run: the field `n`."""
         return self.n
 
     @property
@@ -92,7 +92,7 @@ class Certificate(Estimate):
 
     @property
     def terms(self) -> str:
-        """What the terms are like: how many, how skewed, and how much of the mean the largest carry."""
+        """One line on the terms: how many, how skewed, and how much of their mean the largest tenth carries."""
         parts = [f"{self.runs} runs, {self.distinct} distinct value{'' if self.distinct == 1 else 's'}"]
         if not math.isnan(self.share):
             parts.append(f"the largest tenth carry {self.share:.0%}")

@@ -30,7 +30,13 @@ ADDED = {"complete", "settings"}
 
 @dataclass(frozen=True)
 class Forwards:
-    """How often each model ran: calls that served the prompt, rows in them, tokens or tree nodes scored by the AR."""
+    """How often each model ran for a prompt.
+
+    Attributes:
+        dlm_forwards, ar_forwards: calls that served the prompt.
+        dlm_rows, ar_rows: rows of the prompt in them.
+        ar_tokens: tokens or tree nodes scored by the AR model.
+    """
 
     dlm_forwards: int = 0
     dlm_rows: int = 0
@@ -40,7 +46,7 @@ class Forwards:
 
     @classmethod
     def total(cls, parts: Sequence[Forwards]) -> Forwards:
-        """The sum of all parts."""
+        """The sum of several counts, field by field."""
         return cls(*(sum(getattr(part, item.name) for part in parts) for item in fields(cls)))
 
 
@@ -89,7 +95,7 @@ class Result:
 
     @property
     def log_evidence(self) -> float:
-        """`log Z_hat`, nats: 0 in expectation of `Z_hat = 1` without a potential."""
+        """Evidence estimate `log Z_hat`, nats; without a potential `E[Z_hat] = 1`."""
         return float(np.logaddexp.reduce(self.log_weights) - math.log(len(self.log_weights)))
 
     @property
@@ -189,7 +195,7 @@ class Result:
         return float(sum(w * f(v) for w, v in zip(self.weights, self.values, strict=True) if w > 0))
 
     def certificate(self, *, log_z: float | None = None) -> Certificate:
-        """Bound on `KL(r || p)` from this one run; average several with `smc_bridge.certify`.
+        """Bound on `KL(r || p)` from this one run (docs/theory, section 7); average several with `smc_bridge.certify`.
 
         Args:
             log_z: true `log Z`; needed only with a potential.

@@ -49,7 +49,7 @@ def shifted(scores: Tensor, peak: float | Tensor, factor: float | Tensor) -> Ten
 
 
 def is_one(factor: float | Tensor) -> bool:
-    """Whether to multiply by the factor can be left out."""
+    """Whether a factor is exactly 1, so that multiplying by it can be left out."""
     return not isinstance(factor, Tensor) and factor == 1.0
 
 
@@ -147,11 +147,12 @@ class Drawable(Protocol):
 
     @property
     def shape(self) -> torch.Size:
-        """`[..., A]`."""
+        """Shape of the log-probabilities, `[..., A]`."""
         ...
 
     def inverse_cdf(self, uniform: Tensor) -> Tensor:
-        """See `inverse_cdf`; `uniform` is float64."""
+        """First token whose cumulative probability passes `uniform: [...]` (float64), `[...]`; see the function
+        `inverse_cdf`."""
         ...
 
     def dense(self) -> Tensor:

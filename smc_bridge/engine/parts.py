@@ -19,7 +19,7 @@ class DrawnOnce:
         self.drawn: list[Tensor] = []
 
     def part(self, rows: Tensor) -> PartSource:
-        """The source of rows `rows: [R']`."""
+        """The source of the rows `rows: [R']`, which reads what was drawn for all."""
         return PartSource(self, rows)
 
 
@@ -30,7 +30,7 @@ class PartSource(UniformSource):
         self.whole, self.rows, self.calls = whole, rows, 0
 
     def uniform(self, size: tuple[int, ...]) -> Tensor:
-        """See `Source.uniform`.
+        """Uniforms of this part's rows, `[R', *size]` (`Source.uniform`).
 
         Raises:
             ValueError: an earlier part drew something else in this place.

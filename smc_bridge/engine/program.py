@@ -79,7 +79,7 @@ class Program:
 
     @property
     def models(self) -> dict[str, LanguageModel]:
-        """The two models, by kind."""
+        """The two models by kind, "diffusion" and "autoregressive"."""
         return {"diffusion": self.proposal.model, "autoregressive": self.target.model}
 
     def why_improper(self) -> list[str]:

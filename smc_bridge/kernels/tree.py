@@ -72,7 +72,7 @@ class Edges:
 
 
 class TreeWalk(StoppingKernel):
-    """Tree walk (module docstring).
+    """Tree walk: draws from the intermediate on a tree of likely continuations until they leave it (module docstring).
 
     Args:
         nodes: B, greatest number of nodes verified by one AR forward.
@@ -101,12 +101,12 @@ class TreeWalk(StoppingKernel):
         return f"TreeWalk({self.nodes}, min_probability={self.min_probability:g}, exponent={self.exponent:g})"
 
     def tree(self, q: Law, *, horizon: Horizon | None = None) -> Tree:
-        """The tree that is walked on, a deterministic function of `q: [R, V, A]`."""
+        """The tree that is walked on, R trees of at most B nodes: a deterministic function of `q: [R, V, A]`."""
         horizon = full_horizon(q.rows, q.shape[-2], device=q.device) if horizon is None else horizon
         return best_first(q, self.nodes, horizon, min_probability=self.min_probability, exponent=self.exponent)
 
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
-        """See `StoppingKernel.log_continue`: 0 while the block stays in the tree, -inf after it."""
+        """0 while the block stays in the tree, -inf after it, `[R, V]`; see `StoppingKernel.log_continue`."""
         edges = Edges(self.tree(q, horizon=horizon), q.shape[-1])
         tokens = block.cpu().numpy()
         row, node = np.arange(tokens.shape[0]), np.zeros(tokens.shape[0], dtype=np.int64)

@@ -95,7 +95,13 @@ def best_first(
 
 
 class Scale(NamedTuple):
-    """`log_prob = factor * (score - peak) + top` turns the scores of a cell into log-probabilities; `[R, V]` each."""
+    """What turns the scores of a cell into log-probabilities, `log_prob = factor * (score - peak) + top`.
+
+    Attributes:
+        factor: inverse temperature, times the power of the marginal, `[R, V]`.
+        peak: greatest score, `[R, V]`.
+        top: log-probability of the token with that score, `[R, V]` nats.
+    """
 
     factor: Floats
     peak: Floats

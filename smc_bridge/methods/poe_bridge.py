@@ -47,7 +47,7 @@ def check_pair(pair: ModelPair) -> None:
 
 
 def codec(pair: ModelPair) -> dict[str, Any]:
-    """The pair's name and text functions, where it has them."""
+    """The pair's name and its functions between text and ids, as far as it has them."""
     return {
         "tokenize": getattr(pair, "encode", None), "detokenize": getattr(pair, "decode", None),
         "pair": getattr(pair, "name", None),

@@ -47,7 +47,7 @@ class ReleasedProposal(DLMProposal):
         self.draft_shaping = Shaping(top_p=draft_top_p)
 
     def drawn(self, q: Law, source: Source) -> Tensor:
-        """See `DLMProposal.drawn`."""
+        """Tokens of the draft from the truncated marginals, `[R, V]`; `q` stays as it is."""
         return source.categorical(truncated(q, self.draft_shaping))
 
 

@@ -118,7 +118,7 @@ class Ordered:
 
 @dataclass(frozen=True)
 class AllAtOnce:
-    """Fill every open place."""
+    """Commit rule that fills every open place after one forward."""
 
     before_sampling: ClassVar[bool] = True
 
@@ -145,7 +145,7 @@ class Reconsider:
 
     @property
     def before_sampling(self) -> bool:
-        """As the rule's."""
+        """Whether `rule` decides before tokens are drawn."""
         return self.rule.before_sampling
 
     def __call__(self, look: Look) -> Commit:

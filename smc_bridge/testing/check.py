@@ -33,7 +33,13 @@ from smc_bridge.testing.tabular import exact_law
 
 
 class Worst(NamedTuple):
-    """A sequence s, and `E[Z_hat sum_k W_k 1{x_k = s}]` beside `p(s) phi(s)`."""
+    """The sequence at which a program is furthest from its target.
+
+    Attributes:
+        sequence: its token ids, s.
+        found: `E[Z_hat sum_k W_k 1{x_k = s}]`, exact or estimated.
+        expected: `p(s) phi(s)`.
+    """
 
     sequence: tuple[int, ...]
     found: float
@@ -45,7 +51,7 @@ class Worst(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found.
+    """The verdict of `check` on a sampler.
 
     Attributes:
         proper: whether the claim holds, and no part contradicts what it says of itself.

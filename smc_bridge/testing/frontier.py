@@ -75,7 +75,8 @@ class Frontier:
 
     @classmethod
     def start(cls, particles: int, limit: int, size: int, *, retained: Sequence[float] | None = None) -> Frontier:
-        """Before the first step, on the empty prompt: one state, or one for each retained sequence of these masses."""
+        """The states before the first step, on the empty prompt: one, or one for each retained sequence of these
+        masses."""
         count = len(retained or [1.0])
         zeros = torch.zeros(count, particles, dtype=torch.long)
         measure = torch.tensor(retained or [1.0], dtype=torch.float64)[:, None] * torch.tensor([1.0, 1.0, 1.0, 0.0])
@@ -91,12 +92,12 @@ class Frontier:
         return self.measure.shape[0]
 
     def select(self, index: Tensor) -> Frontier:
-        """States `index: [F']`."""
+        """The states that `index: [F']` picks, in that order."""
         shared = ("logits", "width")
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in shared})
 
     def remaining(self) -> Tensor:
-        """Marginals left, `[F, N]`."""
+        """Positions of its marginals that each particle has left, `[F, N]`."""
         return Marginals(self.logits, self.width, self.slot, self.offset).remaining()
 
     def scaled(self, probability: Tensor) -> Frontier:
@@ -185,7 +186,7 @@ def joined(parts: Sequence[Frontier]) -> Frontier:
 
 
 def relative(states: Frontier, total: Enumeration, *, rescale: bool = True) -> Frontier:
-    """States of weight zero end here; the scale of the others' weights moves into the measure, and their mean is one.
+    """Bring the weights of every state to mean one, their scale into its measure; states of weight zero end here.
 
     Args:
         rescale: False keeps the weights as they are, where the dynamics may depend on the scale.
@@ -218,7 +219,7 @@ def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def finish(states: Frontier, total: Enumeration, limit: int, *, retained: Retained | None = None) -> Frontier:
-    """Take finished states out and count them."""
+    """Take finished states out, and add what they contribute to the expectations in `total`."""
     growing = (~states.done & (states.log_weights > -math.inf)).any(1)
     ended = relative(states.select((~growing).nonzero().flatten()), total)
     weights = ended.log_weights.exp() / ended.log_weights.shape[1]

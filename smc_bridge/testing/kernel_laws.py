@@ -165,7 +165,7 @@ def stopping_gap(blocks: dict[Block, float], table: KernelTable) -> tuple[float,
 def kernel_findings(
     kernel: Kernel, *, tables: Iterable[KernelTable] | None = None, tolerance: float = ROUND_OFF, level: float = 1e-4
 ) -> list[Finding]:
-    """Every promise of the module docstring, tried.
+    """Every promise of the module docstring, tried on tables; one `Finding` each.
 
     Args:
         kernel: any; `AcceptAll` is lossless for q only, and is tried with `pi = q`.

@@ -13,7 +13,12 @@ from smc_bridge.testing.frontier import Law
 
 
 class TabularPair(NamedTuple):
-    """A diffusion and an autoregressive model over one small alphabet."""
+    """A diffusion and an autoregressive model over one small alphabet, both tables.
+
+    Attributes:
+        dlm: the diffusion model, perturbed marginals of `ar`.
+        ar: the autoregressive model.
+    """
 
     dlm: TabularDLM
     ar: TabularAR
