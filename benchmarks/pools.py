@@ -78,7 +78,13 @@ PROGRAMS: dict[str, tuple[str, Callable[[int, int], list[Result]]]] = {
 
 
 class Pool(NamedTuple):
-    """A cell of `smc_bridge.analysis.runner`: the runs of a program."""
+    """A cell of `smc_bridge.analysis.runner`: the runs of a program.
+
+    Attributes:
+        label: name of the program.
+        size: runs.
+        seed: of their draws.
+    """
 
     label: str
     size: int

@@ -39,7 +39,13 @@ def with_cache(pair: Pair, cache: Any, *, window: int) -> Pair:
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one cache on one block: seconds of a DLM forward, tokens per DLM forward, tokens per second."""
+    """One method with one cache on one block of problems.
+
+    Attributes:
+        forward: seconds of a DLM forward.
+        tokens: tokens per DLM forward.
+        rate: tokens per second.
+    """
 
     forward: float
     tokens: float
@@ -48,7 +54,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method with one cache, a run for each block, and the same method without a cache."""
+    """One method with one cache, beside the same method without a cache.
+
+    Attributes:
+        method: as it is spelled.
+        cache: its name.
+        runs, plain: with and without the cache, one for each block of problems.
+    """
 
     method: str
     cache: str
@@ -74,7 +86,7 @@ class Cell:
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add the arguments."""
+    """Add the arguments of this benchmark."""
     parser.add_argument("--caches", type=several(one_of(CACHES)), default=CACHES, metavar="a,b,..", help="of "
                         f"{', '.join(CACHES)}; none is always there")
     parser.add_argument(

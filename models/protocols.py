@@ -111,7 +111,7 @@ class LanguageModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where scores live."""
+        """Device on which scores are returned."""
         ...
 
     @property
@@ -148,10 +148,10 @@ class ModelPair(Protocol):
 
     @property
     def dlm(self) -> MaskedDiffusionLM:
-        """Gives the proposal."""
+        """The diffusion model, which gives the proposal."""
         ...
 
     @property
     def ar(self) -> CausalLM:
-        """Gives the target."""
+        """The autoregressive model, which gives the target."""
         ...

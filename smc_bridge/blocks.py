@@ -73,7 +73,7 @@ def truncate(block: Tensor, length: Tensor) -> Tensor:
 
 
 def log1mexp(log_prob: Tensor) -> Tensor:
-    """`log(1 - exp(x))` elementwise for x <= 0, of the shape of `log_prob`, accurate at both ends; x > 0 by round-off
-    counts as 0."""
+    """`log(1 - exp(x))` of each entry of `log_prob: [...]`, `[...]`, accurate at both ends; x > 0 by round-off counts
+    as 0."""
     x = log_prob.clamp_max(0.0)
     return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))

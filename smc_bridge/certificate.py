@@ -2,7 +2,8 @@
 
 For the law r of a sequence drawn from the final weights, Jensen's inequality on the extended space gives
 `KL(r || p) <= E[-log Z_hat]` for a target without potential, and `KL <= log Z - E[log Z_hat]` with one (docs/theory,
-section 7). Pinsker's inequality turns the bound into one on total variation.
+section 7). Pinsker's inequality turns the bound into one on total variation. It is about the law of the whole output;
+others call a test of the local KL at each acceptance a certificate (arXiv 2606.30265), which is something else.
 
 The expectation is estimated by the mean over runs or prompts. Without a potential `E[Z_hat] = 1`, so the terms
 `Z_hat - 1 - log Z_hat >= 0` have that mean as well, are never negative, and mostly vary less. They are skewed to the

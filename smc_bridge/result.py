@@ -60,7 +60,8 @@ class Result:
         log_weights: unnormalised, nats, `[N]`; their log-mean is the evidence estimate.
         texts: the continuations as text, if the sampler knows a tokenizer.
         method: name of the sampler.
-        proper: whether the weights are proper (docs/theory, section 2); if not, `reasons` say why.
+        proper: whether the weights are proper (docs/theory, section 2).
+        reasons: why they are not, one line each.
         has_potential: whether the target carries a potential, so that its true Z is not 1.
         forwards: model calls.
         seconds: wall time from when this prompt entered the batch until it was finished; prompts beside it took their

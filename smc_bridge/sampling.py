@@ -38,12 +38,12 @@ class Scores(NamedTuple):
     log_total: float | Tensor
 
     def log_probs(self) -> Tensor:
-        """Normalised log-probabilities, of the shape of `values`, in memory of their own."""
+        """Normalised log-probabilities, `[n, A]` or `[n, 1]` as `values`, in memory of their own."""
         return shifted(self.values, self.peak, self.factor).sub_(self.log_total)
 
 
 def shifted(scores: Tensor, peak: float | Tensor, factor: float | Tensor) -> Tensor:
-    """`factor * (scores - peak)`, in this order (module docstring), in memory of its own."""
+    """`factor * (scores - peak)` in this order (module docstring), `[..., A]` in memory of its own."""
     out = scores - peak
     return out if is_one(factor) else out.mul_(factor)
 

@@ -70,16 +70,18 @@ class Task(Limits, Protocol):
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The 1,000 held-out problems of the embedded pair, graded by the first number after `####`.
+    """The 1,000 held-out problems of the embedded pair; right is who writes `#### N` with the right N first.
+
+    V and M follow from how far drafts are accepted, 7 tokens on average: about one block of a hundred reaches V = 16,
+    and goes on in the next step with the marginals that it has not used (elastic window), so that verifying positions
+    past it at once is rarely worth the AR model's time. Masks past M = 32 cost more than they bring: a few per cent of
+    tokens.
 
     Attributes:
         name: of the task.
         pair: name of the pair of models.
-        max_new_tokens, lookahead, window: limits, tokens.
-
-    V and M follow from how far drafts are accepted, 7 tokens on average: about one block of a hundred reaches V = 16,
-    and goes on in the next step with the marginals that are left (elastic window), so that verifying positions past it
-    at once is rarely worth the AR model's time. Masks past M = 32 cost more than they bring: a few per cent of tokens.
+        max_new_tokens: length limit, tokens.
+        lookahead, window: M and V, tokens.
     """
 
     name: str = "arithmetic"

@@ -49,7 +49,13 @@ def default_methods() -> tuple[str, ...]:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What a comparison found: its settings, one row a method, and the records of the cells behind them."""
+    """What a comparison found.
+
+    Attributes:
+        settings: everything but the models that it depends on.
+        rows: one for each method.
+        cells: records of the cells behind them.
+    """
 
     settings: Settings
     rows: list[Row]

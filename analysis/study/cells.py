@@ -23,7 +23,15 @@ KEPT = 16
 
 
 class Work(NamedTuple):
-    """What a cell consists of; `size` is its runs, and `part` what is done with them where there is more than one."""
+    """A cell of a study: one sampler on one point of the source under one seed.
+
+    Attributes:
+        setting: the sampler.
+        point: of the source.
+        seed: of all draws.
+        size: runs.
+        part: what is done with them, where there is more than one.
+    """
 
     setting: Setting
     point: Point
@@ -33,11 +41,11 @@ class Work(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The sampler, for the progress; and what is done."""
+        """The sampler, and the part of the work, for the progress."""
         return " ".join(filter(None, (self.setting.method, self.setting.intermediate, self.part)))
 
     def key(self) -> dict[str, Any]:
-        """The columns that name the cell."""
+        """Values of the columns that name the cell."""
         part = {"part": self.part} if self.part else {}
         return {**self.setting.to_dict(), **self.point._asdict(), "seed": self.seed, **part}
 
@@ -61,7 +69,7 @@ def run_seed(seed: int, run: int) -> int:
 
 
 class Laboratory:
-    """Runs cells. Serves one process: it holds the models.
+    """Runs the cells of a study in one process, of which it holds the models.
 
     Args:
         config: of the study.

@@ -50,7 +50,7 @@ class Setting:
     temperature: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields by name."""
+        """The fields by name, as plain data."""
         return asdict(self)
 
 
@@ -81,8 +81,15 @@ def of_methods(error: ValueError, text: str) -> str:
 
 @dataclass(frozen=True)
 class Axes:
-    """The values of every axis, in order; None instead of them leaves every method its own.
+    """The values of every axis of a study, in order; None instead of them leaves every method its own.
 
+    Attributes:
+        methods: as they are spelled.
+        intermediates: by name.
+        particles, lanes, windows: N, K, V.
+        w: exponents, or shares, of the diffusion model.
+        temperatures: of the target.
+        seeds: of all draws.
     Raises:
         ValueError: an axis is empty, holds a value twice, or one that is out of range or unknown.
     """

@@ -23,7 +23,7 @@ WORTH_MERGING = 0.85
 
 
 class Lanes(NamedTuple):
-    """Which entries of a call are lanes of which row."""
+    """Which entries of a call share a session row, and so a packed row."""
 
     rows: list[int]
     """The G distinct session rows, in the order of their first entries."""

@@ -104,10 +104,8 @@ def checked_log_prob(intermediate: Intermediate, log_q: Tensor, log_p: Tensor) -
 
     A normaliser that is a little off 1 adds up over the tokens of a sequence, so it is divided out here.
 
-    What is left of a normaliser adds up over the tokens of a sequence, so a small one is divided out here.
-
     Returns:
-        in the dtype of `log_p`.
+        `[..., A]` in the dtype of `log_p`.
     Raises:
         ValueError: the result has another shape, a NaN, or does not sum to one; the message names the class.
     """

@@ -91,7 +91,7 @@ class Shaping:
 
 
 def inverse_temperature(temperature: Tensor, dtype: torch.dtype) -> Tensor:
-    """The factor of the scores, `1 / temperature` rounded once to their dtype; of the shape of `temperature`."""
+    """The factor of the scores, `1 / temperature` rounded once to their dtype: `[...]` -> `[...]`."""
     return temperature.double().reciprocal().to(dtype)
 
 

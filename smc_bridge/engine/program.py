@@ -49,7 +49,9 @@ class Program:
         kernel: moves a lane from the proposal to the intermediate.
         weight: the importance step from the intermediate to the target.
         resampler, trigger: how and when particles interact.
-        particles: N.  lanes: K drafts per particle.  window: V tokens verified at once.
+        particles: N, that survive a step.
+        lanes: K, drafts of each particle.
+        window: V, tokens verified at once.
         name: for tables.
         tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text.
         max_logit_bytes: cap of the AR model's logits of one call (K * V scores of A tokens per particle, or one per

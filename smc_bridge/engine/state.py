@@ -71,16 +71,18 @@ class SMCState:
         prefix: R particles.
         log_weights: `[P, N]` float64, unnormalised and carried: `log Z = log mean`.
         log_potential: `log phi` of each particle so far, `[R]` float64.
-        prompt_length: `[P]`.
+        prompt_length: tokens of each prompt, `[P]`.
         limit: greatest length of each particle, `[R]`.
         generators: one per seat.
-        drafts: the proposal's state.  ar: the target's session.
-        requests: who sits in each seat, None for nobody.
+        drafts: the proposal's state.
+        ar: the target's session.
+        retained: continuations that particle 0 of each prompt follows (conditional SMC), or None.
+        requests: the request in each seat, None for nobody.
         records: what every step did, by seat.
         entered: when each prompt was seated, seconds of `time.perf_counter`.
         uncovered: seats where the intermediate was seen to leave out a token of the target, and the first place of
             the continuation where it did.
-        told: whether the user knows of one.
+        told: whether the user was warned of such a token.
         watched: whether the intermediate may leave out a token (`smc_bridge.engine.watch`).
         walks: how many consecutive lanes have one proposal and one intermediate.
         chunks: how much of a law is computed at a time.

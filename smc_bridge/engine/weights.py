@@ -21,7 +21,7 @@ Trigger = Callable[[Tensor], Tensor]
 
 
 def check_log_weights(log_weights: Tensor) -> Tensor:
-    """The weights in float64, of their shape; ValueError naming the place if one is NaN or +inf."""
+    """The weights in float64, `[..., N]` -> `[..., N]`; ValueError naming the place if one is NaN or +inf."""
     wide = log_weights.double()
     bad = wide.isnan() | (wide == math.inf)
     if bool(bad.any()):

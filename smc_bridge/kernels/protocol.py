@@ -63,7 +63,8 @@ class Verified(NamedTuple):
     """A kernel's move, with the laws along the blocks, `[R, V, A]`.
 
     Attributes:
-        move: what is committed.  p: target.  pi: intermediate.
+        move: what is committed.
+        p, pi: target and intermediate along the blocks.
         scored: drafted tokens or tree nodes that the target scored for each row, `[R]`.
     """
 

@@ -27,7 +27,8 @@ class Look:
 
     Attributes:
         log_q: the law that tokens are drawn from, `[R, T, A]`.
-        log_q_plain: the model's own law, at temperature 1 and without truncation, `[R, T, A]`.
+        plain: computes `log_q_plain` when it is first asked for: the model's own law, at temperature 1 and without
+            truncation, `[R, T, A]`.
         canvas: what stands in each place, `[R, T]`: a token, `MASKED`, or `ABSENT` where a row has no place.
         open: places that may be filled now, BoolTensor `[R, T]`; at least one in each row.
         step: forwards of each row before this one, `[R]`.

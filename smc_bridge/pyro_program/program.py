@@ -232,7 +232,8 @@ class BridgeProgram:
         return after
 
     def unrolled(self, *, is_target: bool) -> Callable[[], Tensor]:
-        """The whole program of one particle as a function: its sites until the sequence ends; returns its tokens."""
+        """The whole program of one particle as a function: its sites until the sequence ends; it returns the tokens,
+        `[S]`."""
 
         def run() -> Tensor:
             state, step = self.start(1), 0

@@ -92,7 +92,7 @@ class BranchingSource:
         return self._drawn(torch.stack([1.0 - p, p], -1), self.runs).bool()
 
     def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
-        """Successive trials on each run's path (`Source.bernoulli_stream`)."""
+        """Successive trials on each run's path, `[R, ...]` each (`Source.bernoulli_stream`)."""
         return self.bernoulli
 
     def categorical_stream(self, steps: int) -> Stream:

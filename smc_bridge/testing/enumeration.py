@@ -74,7 +74,7 @@ class EnumeratingSource:
         return torch.tensor(drawn, dtype=torch.long).reshape(log_probs.shape[:-1])
 
     def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
-        """Successive trials on the path (`Source.bernoulli_stream`)."""
+        """Successive trials on the path, `[R, ...]` each (`Source.bernoulli_stream`)."""
         return self.bernoulli
 
     def categorical_stream(self, steps: int) -> Stream:

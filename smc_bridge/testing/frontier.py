@@ -38,7 +38,8 @@ class Enumeration:
         proper: `E[Z_hat sum_k W_k 1{x_k = s}]` of every complete sequence s.
         output: the law r of one sequence drawn from the final weights.
         evidence, log_evidence, inverse_evidence: `E[Z_hat]`, `E[log Z_hat]`, `E[1 / Z_hat]`, where Z_hat > 0.
-        probability: of all outcomes that were met; `dead` of those with `Z_hat = 0`.
+        probability: of all outcomes that were met.
+        dead: probability of those with `Z_hat = 0`.
         resampled, kept: probability-weighted number of steps with and without resampling.
         outcomes: joint outcomes that were executed.
         retained_first: probability that particle 0 ends as the retained sequence.
@@ -59,7 +60,18 @@ class Enumeration:
 
 @dataclass
 class Frontier:
-    """F distinct states of N particles: as `SMCState`, and `measure: [F, 4]`, `retained: [F]` (index, -1 for none)."""
+    """F distinct states of N particles, as `SMCState` has them, with their masses.
+
+    Attributes:
+        tokens: `[F, N, S]`, padded.
+        length, done: of each particle, `[F, N]`.
+        log_weights, log_potential: of each particle, `[F, N]` nats.
+        slot, offset: place in `logits`, and positions used of it, `[F, N]` (`smc_bridge.proposals.marginals`).
+        logits: marginals of the proposal, `[U, M, A]`.
+        width: positions of each slot, `[U]`.
+        retained: index of the retained sequence, `[F]`, -1 for none.
+        measure: expectations that each state carries, `[F, 4]`.
+    """
 
     tokens: Tensor  # [F, N, S]
     length: Tensor  # [F, N], as the next four
@@ -132,7 +144,7 @@ def step(
     sampler: Sampler, states: Frontier, limit: int, source_of: Callable[[Tensor, int], Source], *,
     retained: Retained | None = None,
 ) -> Frontier:
-    """One step of the real engine on all states at once; the measure is left as it was.
+    """One step of the real engine on all F states at once; the measure is left as it was.
 
     Args:
         sampler: its draws are replaced.

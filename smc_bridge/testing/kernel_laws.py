@@ -48,7 +48,7 @@ class IllegalMoveError(ValueError):
 def call_kernel(
     kernel: Kernel, q: Tensor, pi: Tensor, draft: Tensor, source: Source, horizon: Horizon
 ) -> Move:
-    """One call of a kernel; every enumeration of this package calls it here."""
+    """One call of a kernel on R rows, laws `[R, V, A]`; every enumeration of this package calls it here."""
     return kernel(Draft(draft, Dense(q), horizon.window), Dense(pi), source=source, horizon=horizon)
 
 

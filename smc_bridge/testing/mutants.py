@@ -35,7 +35,7 @@ class EditedRejection(Rejection):
         return q
 
     def accept(self, log_ratio: Tensor) -> Tensor:
-        """Probability of accepting a token, from `log pi - log q` at it."""
+        """Probability of accepting a token, `[...]`, from `log pi - log q` at it, `[...]`."""
         return log_ratio.clamp_max(0.0).exp()
 
     def correction(self, q: Tensor, pi: Tensor) -> Tensor:
