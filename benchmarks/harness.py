@@ -39,7 +39,7 @@ def cores() -> int:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """Name of the processor, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

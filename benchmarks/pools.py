@@ -91,7 +91,7 @@ class Pool(NamedTuple):
     seed: int
 
     def key(self) -> dict[str, Any]:
-        """What names its record."""
+        """The entries of the pool's record that name it."""
         return {"program": self.label, "runs": self.size, "seed": self.seed}
 
 

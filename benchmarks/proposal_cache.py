@@ -68,11 +68,11 @@ class Cell:
     plain: list[Run]
 
     def over_blocks(self, figure: str) -> Estimate:
-        """A figure of `Run` over the blocks."""
+        """A figure of `Run` over the blocks of problems."""
         return spread([getattr(run, figure) for run in self.runs])
 
     def over_none(self, figure: str) -> Estimate:
-        """The same, divided by its value without a cache."""
+        """A figure of `Run` over the blocks of problems, divided by its value without a cache."""
         return ratios([getattr(run, figure) for run in self.runs], [getattr(run, figure) for run in self.plain])
 
     def to_dict(self) -> dict[str, Any]:

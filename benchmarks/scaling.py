@@ -102,7 +102,7 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> Slope:
 
 
 class Bench:
-    """Runs the program at any point."""
+    """Runs the program at any point of sizes, and times it."""
 
     def __init__(self, pair: Pair, texts: Sequence[str], *, kernel: str, steps: int, seed: int) -> None:
         self.pair, self.kernel, self.steps, self.seed = pair, kernel, steps, seed
@@ -146,7 +146,7 @@ class Bench:
 
     @torch.inference_mode()
     def go_on(self, sampler: Sampler, state: SMCState) -> None:
-        """The steps that are timed."""
+        """Run the steps that are timed."""
         for _ in range(self.steps):
             if state.active().numel():  # a particle far ahead of the others may reach the limit
                 state = sampler.step(state)

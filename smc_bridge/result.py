@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from smc_bridge.certificate import Certificate, certify
-from smc_bridge.display import block
+from smc_bridge.display import headed
 from smc_bridge.files import check_path, write_text
 from smc_bridge.models.arguments import whole_number
 from smc_bridge.streams import Role, numpy_generator
@@ -234,10 +234,10 @@ class Result:
             f"log Z = {self.log_evidence:.4f} nats, ESS = {self.ess:.2f}{marks}"
         )
         if not self.alive:
-            return block(head, ["every weight is zero"])
+            return headed(head, ["every weight is zero"])
         mass = list(self.posterior().items())
         more = [f"and {len(mass) - SHOWN} more"] if len(mass) > SHOWN else []
-        return block(head, [*(f"{weight:.3f}  {value!r}" for value, weight in mass[:SHOWN]), *more])
+        return headed(head, [*(f"{weight:.3f}  {value!r}" for value, weight in mass[:SHOWN]), *more])
 
     def _repr_html_(self) -> str:
         weights = self.weights if self.alive else np.zeros(len(self.sequences))

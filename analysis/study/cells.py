@@ -104,13 +104,13 @@ class Laboratory:
         return self.problems.limits(work.point, self.config.lookahead, work.setting.window)
 
     def decoder(self, work: Work) -> Any:
-        """What decodes the prompts of a cell."""
+        """The decoder that runs the prompts of a cell."""
         pair = self._pair(work.point) if isinstance(work.point, TabularPoint) else self.problems.pair
         assert pair is not None
         return make_decoder(work.setting, pair, self.limits(work), self.custom)
 
     def inputs(self, work: Work) -> tuple[Sequence[Sequence[int]], Sequence[int]]:
-        """Prompts, and a seed for each of them."""
+        """The prompts of a cell, and a seed for each of them."""
         if isinstance(work.point, Block):
             chosen, seeds = self.chosen(work.point), seeds_apart(self.problems.prompts, work.seed)
             return [self.problems.prompts[i] for i in chosen], [seeds[i] for i in chosen]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from smc_bridge.distributions.intermediate import Intermediate, check_weight
+from smc_bridge.distributions.intermediate import Intermediate, check_w
 from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.engine.names import INTERMEDIATES, idle
 from smc_bridge.models.pairs import Pair
@@ -113,7 +113,7 @@ class Axes:
                 check_whole(name, value, least)
         for w in self.w or ():
             check_number("w", w)
-            check_weight(w)
+            check_w(w)
         for value in self.temperatures or ():
             check_number("temperatures", value)
             check_temperature(value, name="temperatures")

@@ -53,7 +53,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem]) -> l
 
 
 class Schedule:
-    """Which problems and drills each step trains on."""
+    """Gives the problems and drills that each training step reads."""
 
     def __init__(self, data: Sequence[Encoded], tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
         self.data, self.tokenizer, self.recipe = data, tokenizer, recipe

@@ -147,7 +147,7 @@ def check_intermediate(name: str, value: object) -> None:
         )
 
 
-def check_weight(w: Any) -> float:
+def check_w(w: Any) -> float:
     """w as a number; ValueError unless it lies in [0, 1]."""
     return float(real_between("w", w, 0.0, 1.0, remedy="the weight of the diffusion model lies in [0, 1]"))
 
@@ -187,7 +187,7 @@ class ProductOfExperts:
     def __init__(
         self, w: float = 0.3, target_exponent: float | Sequence[float] | Tensor | None = None
     ) -> None:
-        self.w = check_weight(w)
+        self.w = check_w(w)
         self.target_exponent = 1.0 - self.w if target_exponent is None else _exponents(target_exponent)
         self.per_lane = isinstance(self.target_exponent, Tensor)
 
@@ -229,7 +229,7 @@ class Mixture:
     w: float = 0.3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "w", check_weight(self.w))  # the class is frozen
+        object.__setattr__(self, "w", check_w(self.w))  # the class is frozen
 
     @property
     def dominates(self) -> bool:
@@ -262,7 +262,7 @@ class PowerMean:
 
     def __post_init__(self) -> None:
         set_once = object.__setattr__  # the class is frozen
-        set_once(self, "w", check_weight(self.w))
+        set_once(self, "w", check_w(self.w))
         set_once(self, "alpha", float(real_number("alpha", self.alpha, remedy="give a finite number")))
         if not math.isfinite(self.alpha):
             raise ValueError(f"alpha = {self.alpha}: give a finite number")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smc_bridge.sampling import Scores, block_width, search
+from smc_bridge.sampling import Scores, segment_width, search
 
 #: A log-probability that is zero in every floating-point format: what logits of -1e4 or less, used in place of -inf
 #: by many models, come down to as well.
@@ -209,7 +209,7 @@ class Law(ABC):
     def _drawn(self, rows: Tensor, positions: Tensor, cell: Tensor | None, uniform: Tensor) -> Tensor:
         """Tokens from cells `rows, positions: [n]`, of the shape of `uniform`; `cell`: see `search`."""
         probs = self.probs(rows, positions)
-        drawn = search(probs, block_width(self.shape[-1]), cell, uniform.reshape(-1))
+        drawn = search(probs, segment_width(self.shape[-1]), cell, uniform.reshape(-1))
         if drawn is None:
             raise ValueError(
                 f"log_probs at rows {sorted(set(rows.tolist()))} has NaN or no positive probability: check the model's "

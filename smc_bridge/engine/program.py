@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from smc_bridge.describe import describe, name_of, number
-from smc_bridge.display import block
+from smc_bridge.display import headed
 from smc_bridge.distributions.intermediate import (
     Intermediate,
     ProductOfExperts,
@@ -185,7 +185,7 @@ class Program:
             for name in ("proposal", "target")
         }
         reasons = self.why_improper()
-        return block(
+        return headed(
             f"{type(self).__name__} {self.name!r}: N = {self.particles}, K = {self.lanes}, V = {self.window}, "
             f"M = {found['lookahead']}, {'not proper: ' + '; '.join(reasons) if reasons else 'properly weighted'}",
             (

@@ -259,15 +259,15 @@ def diffusion(
 ) -> list[Result]:
     """The diffusion model's standard decoder: per forward, draw some masked positions and keep them.
 
-    Positions are committed within consecutive windows; a row ends when everything before its first end of sequence is
-    committed.
+    Positions are committed within consecutive spans of `window` positions; a row ends when everything before its first
+    end of sequence is committed.
 
     Args:
         proposal: its first lane's law is decoded; `lookahead` masks stand behind what is committed. Or a pair of
             models, whose diffusion model at temperature 1 is it (and whose `decode` makes texts).
         tokens_per_forward: positions committed per forward; None commits all `lookahead` positions at once.
-        order: which positions come first within the window.
-        window: positions that are open at a time (all of them if `tokens_per_forward` is None).
+        order: which positions come first within the span.
+        window: span, positions that are open at a time (all of them if `tokens_per_forward` is None).
         seed, batch, on_result: as for `Sampler.run`; under one seed it is independent of other methods.
     Raises:
         ValueError: an argument out of range.

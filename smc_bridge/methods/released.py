@@ -35,7 +35,7 @@ from smc_bridge.registry import method
 
 
 class ReleasedProposal(DLMProposal):
-    """Drafts from the truncated marginals, of which the acceptance ratio will not know.
+    """Drafts from marginals cut by top-p, while q, which the acceptance ratio reads, is the uncut law.
 
     Args:
         draft_top_p: truncation of the draft only.
@@ -52,7 +52,8 @@ class ReleasedProposal(DLMProposal):
 
 
 class ReleasedRejection(Kernel):
-    """Token-level rejection with the released code's end-of-sequence rule; its lanes are coupled, no one has a law.
+    """Token-level rejection with the released code's end-of-sequence rule, which couples lanes: none has a law of its
+    own.
 
     Args:
         lanes: K; consecutive rows are the lanes of one particle.

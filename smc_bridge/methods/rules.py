@@ -54,7 +54,7 @@ class Look:
 
 
 class Commit(NamedTuple):
-    """What a rule decides.
+    """What a rule decides after a forward.
 
     Attributes:
         places: that are filled now, BoolTensor `[R, T]`: open ones, at least one in each row.
@@ -130,7 +130,7 @@ class AllAtOnce:
 
 @dataclass(frozen=True)
 class Reconsider:
-    """Fill places by `rule`, and mask the least sure tokens again while a row is young.
+    """Fill places by `rule`, and mask the least sure tokens again during a row's first forwards.
 
     A token is as sure as its probability in the model's own law, with all the canvas in view.
 

@@ -63,7 +63,7 @@ class Draft(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a step wants drafted.
+    """What a step asks a proposal to draft.
 
     Attributes:
         rows: particles, `[B]` indices in increasing order.

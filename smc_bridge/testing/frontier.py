@@ -25,7 +25,7 @@ from smc_bridge.proposals.mean_field import MeanFieldState
 from smc_bridge.randomness import Source
 
 #: Probability of every complete sequence.
-Law = dict[tuple[int, ...], float]
+SequenceLaw = dict[tuple[int, ...], float]
 
 PROBABILITY, SCALE, INVERSE, LOG = range(4)
 
@@ -45,8 +45,8 @@ class Enumeration:
         retained_first: probability that particle 0 ends as the retained sequence.
     """
 
-    proper: Law = field(default_factory=dict)
-    output: Law = field(default_factory=dict)
+    proper: SequenceLaw = field(default_factory=dict)
+    output: SequenceLaw = field(default_factory=dict)
     evidence: float = 0.0
     log_evidence: float = 0.0
     inverse_evidence: float = 0.0
