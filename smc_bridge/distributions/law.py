@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smc_bridge.sampling import Scores, segment_width, search
+from smc_bridge.sampling import Scores, search, segment_width
 
 #: A log-probability that is zero in every floating-point format: what logits of -1e4 or less, used in place of -inf
 #: by many models, come down to as well.
