@@ -33,7 +33,7 @@ docs: $(VENV)/.dev
 notebooks: $(VENV)/.dev
 	$(BIN)/python notebooks/execute.py
 
-# For mypy, which reads packages by their folders: smc_bridge with models and analysis where they are imported from.
+# For mypy and import-linter, which read packages by their folders: smc_bridge with models and analysis where they are imported from.
 types:
 	rm -rf .types && mkdir -p .types/smc_bridge
 	ln -s ../../models ../../analysis $(addprefix ../../,$(filter-out %/__pycache__,$(wildcard smc_bridge/*))) .types/smc_bridge/
@@ -41,6 +41,7 @@ types:
 lint: $(VENV)/.dev types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	cd .types && ../$(BIN)/lint-imports --no-cache ../pyproject.toml
 
 train: $(VENV)/.runtime
 	OMP_NUM_THREADS=2 $(BIN)/python -m smc_bridge.models.arithmetic.train

@@ -16,11 +16,9 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+from benchmarks.problems import decoder, embedded
 from benchmarks.report import Report, Sheet, execute
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.models.pairs import load_pair
-from smc_bridge.registry import spelled
-from smc_bridge.tasks import TASKS
 
 HERE = Path(__file__).resolve().parent.parent
 #: What is the project's own.
@@ -89,12 +87,10 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """The calls of one step."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    sampler = spelled(options.method).make(pair, window=task.window, lookahead=task.lookahead)
+    pair, task, [prompt] = embedded(1)
+    sampler = decoder(options.method, pair, task, temperature=1.0)
     if not isinstance(sampler, Sampler):
         raise ValueError(f"--method = {options.method}: is no program with steps; give one such as smc-4")
-    prompt = pair.encode(task.problems(1)[0].prompt).tolist()
     state = sampler.step(sampler.start([prompt], seed=options.seed))
     calls = traced(lambda: sampler.step(state))
     between = [call for call in calls if Path(call.function.co_filename).relative_to(HERE).parts[0] != "models"]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from smc_bridge.engine.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic
     from smc_bridge.engine.sampler import Sampler
     from smc_bridge.engine.weights import EssBelow, always, never
+    from smc_bridge.estimate import Estimate
     from smc_bridge.kernels.block_verification import BlockVerification
     from smc_bridge.kernels.gumbel import GumbelCoupling
     from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, OwnWeights
@@ -51,8 +52,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SSP", "ARTarget", "AcceptAll", "BalanceHeuristic", "BlockVerification", "Certificate", "Check", "Chernoff",
-    "DLMProposal", "Decoder", "Defensive", "EssBelow", "GumbelCoupling", "Horizon", "Intermediate", "Interrupted",
-    "Kernel", "Mixture", "Move", "Multinomial", "OwnWeights", "Pair", "Potential", "PowerMean", "Prefix",
+    "DLMProposal", "Decoder", "Defensive", "EssBelow", "Estimate", "GumbelCoupling", "Horizon", "Intermediate",
+    "Interrupted", "Kernel", "Mixture", "Move", "Multinomial", "OwnWeights", "Pair", "Potential", "PowerMean", "Prefix",
     "ProductOfExperts", "Proposal", "Rejection", "Request", "Resampler", "Residual", "Result", "Sampler", "Stratified",
     "Systematic", "Target", "TreeWalk", "always", "ar_sampling", "certify", "check", "decode", "diffusion", "load_pair",
     "never", "paper", "plain_is", "released", "smc", "speculative", "tree_walk",

@@ -41,6 +41,11 @@ def _law(name: str) -> Any:
     return resolve_name(f"smc_bridge.distributions.intermediate:{name}")
 
 
+#: What drafts, made of the diffusion model's marginals.
+PROPOSALS = {
+    "marginals": "smc_bridge.proposals.mean_field:as_it_is", "chain": "smc_bridge.proposals.chain:PrefixFilled",
+    "path": "smc_bridge.proposals.path:MostLikelyPath",
+}
 #: From w to the intermediate.
 INTERMEDIATES: dict[str, Callable[[float], Any]] = {
     "poe": lambda w: _law("ProductOfExperts")(w),
@@ -58,16 +63,18 @@ DEFAULT_W = 0.3
 
 #: Names of each kind of part.
 NAMED: dict[str, Collection[str]] = {
-    "kernel": KERNELS, "intermediate": INTERMEDIATES, "resampler": RESAMPLERS, "trigger": TRIGGERS, "weight": WEIGHTS,
+    "proposal": PROPOSALS, "kernel": KERNELS, "intermediate": INTERMEDIATES, "resampler": RESAMPLERS,
+    "trigger": TRIGGERS, "weight": WEIGHTS,
 }
 _HOMES = {"kernel": KERNELS, "resampler": RESAMPLERS, "trigger": TRIGGERS, "weight": WEIGHTS}
 
 
-def named(kind: str, value: Any, *, w: float = DEFAULT_W) -> Any:
+def named(kind: str, value: Any, *, w: float = DEFAULT_W, base: Any = None) -> Any:
     """The part of that kind that a name stands for; anything but a name is passed through.
 
     Args:
         w: of an intermediate.
+        base: marginals that a proposal is made of.
     Raises:
         ValueError: no part of that kind has the name; the message lists those there are.
     """
@@ -77,6 +84,8 @@ def named(kind: str, value: Any, *, w: float = DEFAULT_W) -> Any:
         raise ValueError(f"{kind} = {value!r}: give one of {', '.join(NAMED[kind])}, or an object")
     if kind == "intermediate":
         return INTERMEDIATES[value](w)
+    if kind == "proposal":
+        return resolve_name(PROPOSALS[value])(base)
     part = resolve_name(_HOMES[kind][value])
     return part() if isinstance(part, type) else part
 

@@ -20,6 +20,7 @@ from smc_bridge.distributions.law import Law, along
 from smc_bridge.kernels.protocol import Kernel, StoppingKernel
 from smc_bridge.models.arguments import called, said
 from smc_bridge.plugins import check_tensor, foreign, refuse_rows
+from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness
 
@@ -135,7 +136,7 @@ class AcceptAll(StoppingKernel):
     """Plain importance sampling: the whole draft is committed. Lossless for q, so the intermediate must be q.
 
     Raises:
-        ValueError: the intermediate differs from the proposal at a drafted token.
+        ValueError: the intermediate differs from the proposal at a drafted token, or a place has none.
     """
 
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
@@ -146,6 +147,13 @@ class AcceptAll(StoppingKernel):
         """See `Kernel.__call__`."""
         q, tokens = draft.q, draft.tokens
         end = horizon.end(tokens)
+        gap = ((tokens == PAD) & (torch.arange(tokens.shape[1], device=tokens.device) < end[:, None])).nonzero()
+        if gap.numel():
+            row, place = gap[0].tolist()
+            raise ValueError(
+                f"the draft has no token at place {place} of row {row}, and AcceptAll commits the draft as it is: use "
+                "Rejection()"
+            )
         if q is not pi:
             log_q, log_pi = along([q, pi], tokens)
             if bool((prefix_sum((log_q - log_pi).abs(), end) > 1e-3).any()):

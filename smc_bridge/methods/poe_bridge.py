@@ -94,9 +94,9 @@ def smc(
     lookahead: int = 256, temperature: float = 1.0, proposal_temperature: float | Sequence[float] | None = None,
     intermediate: Intermediate | str | None = None, kernel: Kernel | str | None = "rejection",
     nodes: int | None = None, weight: WeightRule | str | None = "own", resampler: Resampler | str | None = None,
-    trigger: Trigger | str | None = "ess", potential: Potential | None = None, proposal_top_p: float = 1.0,
-    top_p: float = 1.0, top_k: int | None = None, name: str | None = None, max_logit_bytes: int | None = None,
-    compile: bool = False,
+    trigger: Trigger | str | None = "ess", potential: Potential | None = None, proposal: str = "marginals",
+    proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
+    max_logit_bytes: int | None = None, compile: bool = False,
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
@@ -118,6 +118,7 @@ def smc(
         resampler: how survivors are drawn, systematic unless it is given.
         trigger: when particles are resampled, ess is an ESS below half.
         potential: of the target, an object.
+        proposal: what the DLM drafts by: its marginals, its own chain rule, or their likeliest path.
         proposal_top_p: truncation of the proposal; needs the intermediate defensive to stay proper.
         top_p: truncation of the target.
         top_k: truncation of the target.
@@ -145,8 +146,9 @@ def smc(
     if intermediate is None:
         intermediate = "proposal" if kernel == "accept-all" else "poe"
     target = ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential)
+    base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=lookahead)
     return Sampler(
-        proposal=DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=lookahead),
+        proposal=named("proposal", proposal, base=base),
         target=target,
         intermediate=named("intermediate", intermediate, w=DEFAULT_W if w is None else w),
         kernel=_kernel(kernel, nodes, own),

@@ -31,6 +31,11 @@ def _several(temperature: Any) -> list[Any] | None:
     return list(temperature) if is_list(temperature) else None
 
 
+def as_it_is(base: DLMProposal) -> DLMProposal:
+    """The marginals themselves as the proposal."""
+    return base
+
+
 @dataclass
 class MeanFieldState:
     """State of the proposal: the diffusion model's session, and the marginals that particles still draw from.

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+from smc_bridge import registry
 from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
 from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
 from smc_bridge.analysis.oracle import oracle
@@ -393,3 +394,37 @@ def test_every_pair_of_columns_has_a_picture(whole: pd.DataFrame, x: str | None,
     labels = ax.get_legend_handles_labels()[1]
     assert len(labels) == len(set(labels)), "no two lines have one name"
     pyplot.close(ax.figure)
+
+
+def test_an_axis_varies_what_a_spelling_leaves_open() -> None:
+    axes = Axes(methods=("smc", "smc-2", "smc,w=0.5", "ar"), particles=(1, 3), w=(0.3, 0.7), windows=(3,))
+    found = [(s.method, s.particles, s.w) for s in axes.settings()]
+    assert found == [
+        ("smc", 1, 0.3), ("smc", 1, 0.7), ("smc", 3, 0.3), ("smc", 3, 0.7), ("smc-2", 2, 0.3), ("smc-2", 2, 0.7),
+        ("smc,w=0.5", 1, 0.5), ("smc,w=0.5", 3, 0.5), ("ar", None, None),
+    ]
+
+
+def test_the_papers_product_by_name_is_the_papers_own() -> None:
+    """Its lanes' temperatures are those of the whole product, whether `poe` is said or not."""
+    pair, limits = tabular_pair(TabularPoint(2, 3, 1, 0.5), Tabular()), Limits(3, 3, 3)
+    own, named = (
+        make_decoder(Setting("paper", intermediate, lanes=2, w=0.3, window=3, temperature=1.0), pair, limits)
+        for intermediate in (None, "poe")
+    )
+    seeds = list(range(6))
+    evidence = [[run.log_evidence for run in each.run([()] * 6, seed=seeds, max_new_tokens=3)] for each in (own, named)]
+    assert evidence[0] == evidence[1]
+    assert any(z != 0 for z in evidence[0])
+
+
+def test_a_method_of_another_package_is_an_axis_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
+
+    @registry.method("greedy", role="baseline", targets="AR", proper=False, reference="none", why="cold")
+    def greedy(pair: Any, *, temperature: float = 1.0) -> Any:
+        """The AR model at a thousandth of the temperature."""
+        return registry.METHODS["ar"].make(pair, temperature=temperature / 1000)
+
+    frame = study(methods=["greedy"], temperatures=[1.0, 2.0], particles=[1, 2], windows=3, tabular={"runs": 3})
+    assert frame[["method", "temperature"]].to_numpy().tolist() == [["greedy", 1.0], ["greedy", 2.0]]

@@ -19,6 +19,8 @@ COMMANDS = {
     "proposal_cache": ((), "ms / DLM forward"),
     "tree_nodes": ((), "tokens / AR node"),
     "profile": ((), "networks"),
+    "proposals": ((), "tokens / draft"),
+    "step_path": ((), "hops"),
     "equal_cost": ((), "KL bound"),
     "certificate_coverage": ((), "upper misses"),
     "bias_vs_particles": ((), "bias ~ N^-a"),

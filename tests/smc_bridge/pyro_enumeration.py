@@ -16,9 +16,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from smc_bridge.blocks import Horizon
 from smc_bridge.engine.resampling import UniformResampler
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.kernels.protocol import Horizon
 from smc_bridge.pyro_program.filter import EvidenceSMCFilter
 from smc_bridge.pyro_program.inference import filter_of
 from smc_bridge.pyro_program.program import BridgeProgram

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from smc_bridge.blocks import Move, full_horizon
 from smc_bridge.distributions.intermediate import ProductOfExperts, Proposal
+from smc_bridge.distributions.law import Dense
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.sampler import Sampler
@@ -19,7 +21,7 @@ from smc_bridge.engine.weights import EssBelow, Trigger, always, never
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, Lanes, OwnWeights
-from smc_bridge.kernels.protocol import Horizon, Kernel, Move
+from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.tabular import TabularAR, TabularDLM
@@ -174,7 +176,7 @@ def test_a_correction_that_no_lane_can_draw_keeps_its_own_weight() -> None:
     log_q = torch.tensor([[[[0.3, 0.7], [0.6, 0.4]]]], dtype=torch.float64).log()
     log_p = torch.tensor([[[[0.5, 0.5], [0.6, 0.4]]]], dtype=torch.float64).log()
     move = Move(torch.tensor([[[1, -1]]]), torch.tensor([[1]]), torch.tensor([[0]]))
-    lanes = Lanes(log_q, log_p, log_q, move, log_q[..., 0], log_p[..., 0], Horizon(torch.tensor([2]), None))
+    lanes = Lanes(Dense(log_q), Dense(log_p), Dense(log_q), move, full_horizon(1, 2))
     weight = BalanceHeuristic()(lanes, kernel=Rejection(), intermediate=Proposal())
     expected = math.log(0.5 / 0.7)
     assert abs(float(weight) - expected) < 1e-12, f"{float(weight)}, expected {expected}"

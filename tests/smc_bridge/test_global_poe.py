@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from smc_bridge.blocks import Horizon
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.kernels.protocol import Horizon
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.pyro_program.block import intermediate_block, proposal_block, target_block
 from smc_bridge.pyro_program.global_poe import GlobalProductOfExperts

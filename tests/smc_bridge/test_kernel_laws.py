@@ -277,7 +277,8 @@ def test_real_draws_follow_the_oracles_law(kernel: str, name: str, device: str) 
     horizon = Horizon(torch.full((rows,), toy.window, device=device), toy.eos)
     if isinstance(built, TreeWalk):
         tree = built.tree(q, horizon=horizon)
-        one = built.tree(q.of_rows(torch.zeros(1, dtype=torch.long, device=device)), horizon=Horizon(horizon.window[:1], toy.eos))
+        first = torch.zeros(1, dtype=torch.long, device=device)
+        one = built.tree(q.of_rows(first), horizon=horizon.of_rows(first))
         assert torch.equal(tree.tokens, one.tokens.expand(rows, -1)), "equal rows have equal trees"
         prefixes: list[tuple[int, ...]] = [()]
         for parent, token, real in zip(one.parents[0], one.tokens[0], one.real[0], strict=True):

@@ -35,11 +35,10 @@ from smc_bridge import (
     tree_walk,
 )
 from smc_bridge.analysis import oracle
-from smc_bridge.distributions.draft import Draft
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
-from smc_bridge.proposals.protocol import Asked
+from smc_bridge.proposals.protocol import Asked, Draft
 from smc_bridge.pyro_program import run_program
 from smc_bridge.randomness import Source
 

@@ -267,7 +267,7 @@ def test_what_is_no_model_and_guide_is_refused() -> None:
         run_program(program(REJECTION, lanes=2), [])
 
     class Greedy:
-        proper = False
+        proper, lanewise = False, True
 
         def __call__(self, lanes: Any, *, kernel: Any, intermediate: Any) -> torch.Tensor:
             return torch.zeros(lanes.move.length.shape)

@@ -46,7 +46,10 @@ def test_inverse_cdf_never_returns_a_token_of_probability_zero(dtype: torch.dtyp
         assert bool((chosen > -INF).all()), f"uniform {u} draws a token of probability zero"
 
 
-@pytest.mark.parametrize("size", [1, 2, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT, TWO_LEVELS - 1, TWO_LEVELS, TWO_LEVELS + 1, 1000])
+@pytest.mark.parametrize(
+    "size",
+    [1, 2, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT, TWO_LEVELS - 1, TWO_LEVELS, TWO_LEVELS + 1, 1000],
+)
 def test_inverse_cdf_in_two_levels_is_that_of_the_whole_distribution(
     size: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

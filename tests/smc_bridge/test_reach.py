@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from smc_bridge.blocks import Move
 from smc_bridge.engine.reach import groups_in_reach
-from smc_bridge.kernels.protocol import Move
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.models.tabular import TabularCausalSession
 from tests.smc_bridge.reference_loop import Settings

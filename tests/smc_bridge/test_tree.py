@@ -212,7 +212,8 @@ def test_the_tree_does_not_depend_on_how_the_alphabet_falls_into_chunks(size: in
 def test_a_threshold_leaves_out_what_is_less_likely(toy: laws.Toy) -> None:
     for threshold in (0.02, 0.1, 0.3, 0.9):
         likely = laws.tree_nodes(toy, 10_000, at_least=threshold)
-        found = nodes_of(TreeWalk(10_000, min_probability=threshold).tree(Dense(log_q_of(toy)), horizon=horizon_of(toy)))
+        kernel = TreeWalk(10_000, min_probability=threshold)
+        found = nodes_of(kernel.tree(Dense(log_q_of(toy)), horizon=horizon_of(toy)))
         assert set(found) == likely, f"at least {threshold}: tree {sorted(found)}, expected {sorted(likely)}"
 
 

@@ -1,0 +1,112 @@
+"""Proposals: tokens committed of a draft, and the forwards behind it, by marginals, by the chain rule and by a path.
+
+    python -m benchmarks.proposals [--proposals marginals,chain,path] [--intermediates target,defensive]
+        [--temperatures 0.2,1] [--blocks 4] [--block 8] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
+
+One particle, one lane, token-level rejection on the embedded pair (V = 16, M = 32). Marginals are drawn independently
+and serve on where a block was accepted whole; the diffusion model's own chain rule takes a forward a token; the
+likeliest path is a point mass. All of them commit the same law. No clock is involved: forwards of the diffusion model
+and of the AR model are counted. Repetitions are blocks of problems, the same ones for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.harness import progress, spread
+from benchmarks.problems import add_block_arguments, embedded
+from benchmarks.report import Report, Sheet, execute, several
+from smc_bridge.commands.base import one_of, positive
+from smc_bridge.engine.names import INTERMEDIATES, PROPOSALS
+from smc_bridge.estimate import Estimate
+from smc_bridge.methods.poe_bridge import smc
+
+#: V and M, tokens.
+WINDOW, LOOKAHEAD = 16, 32
+
+
+class Cell(NamedTuple):
+    """A proposal under one intermediate and temperature: means over blocks of problems."""
+
+    proposal: str
+    intermediate: str
+    temperature: float
+    per_draft: Estimate
+    dlm_forwards: Estimate
+    ar_forwards: Estimate
+
+
+def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add the arguments."""
+    for name, parse, default, small in (
+        ("--proposals", one_of(list(PROPOSALS)), ",".join(PROPOSALS), "marginals,chain"),
+        ("--intermediates", one_of(list(INTERMEDIATES)), "target,defensive", "target"),
+        ("--temperatures", positive, "0.2,1", "1"),
+    ):
+        parser.add_argument(
+            name, type=several(parse), default=small if quick else default, metavar="x,x,..",
+            help=f"that are compared (default: {default})",
+        )
+    add_block_arguments(parser, quick, block=8)
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """Every proposal under every intermediate and temperature."""
+    pair, task, prompts = embedded(options.blocks * options.block)
+    blocks = [prompts[i : i + options.block] for i in range(0, len(prompts), options.block)]
+    kinds = [
+        (temperature, intermediate, proposal) for temperature in options.temperatures
+        for intermediate in options.intermediates for proposal in options.proposals
+    ]
+    cells = []
+    with progress("proposals", len(kinds) * len(blocks)) as advance:
+        for temperature, intermediate, proposal in kinds:
+            sampler = smc(
+                pair, 1, proposal=proposal, intermediate=intermediate, temperature=temperature, window=WINDOW,
+                lookahead=LOOKAHEAD,
+            )
+            figures = []
+            for block in blocks:
+                results = sampler.run(block, seed=options.seed, max_new_tokens=task.max_new_tokens)
+                tokens = sum(result.tokens for result in results)
+                drafts = sum(len(result.trace) for result in results)
+                dlm, ar = (
+                    sum(getattr(result.forwards, name) for result in results) / tokens
+                    for name in ("dlm_forwards", "ar_forwards")
+                )
+                figures.append((tokens / drafts, dlm, ar))
+                advance()
+            cells.append(Cell(proposal, intermediate, temperature, *map(spread, zip(*figures, strict=True))))
+    columns = ("proposal", "tokens / draft", "DLM forwards / token", "AR forwards / token")
+    sheets = [
+        Sheet(f"Target temperature {temperature:g}, intermediate {intermediate}", columns, [
+            (cell.proposal, *(figure.text() for figure in cell[3:]))
+            for cell in cells if (cell.temperature, cell.intermediate) == (temperature, intermediate)
+        ])
+        for temperature in options.temperatures for intermediate in options.intermediates
+    ]
+    plain = [
+        {**dict(zip(Cell._fields[:3], cell[:3], strict=True)),
+         **{name: getattr(cell, name).plain() for name in Cell._fields[3:]}} for cell in cells
+    ]
+    return Report(sheets, {"cells": plain}, lambda figure: _draw(figure, cells))
+
+
+def _draw(figure: Any, cells: Sequence[Cell]) -> None:
+    ax = figure.subplots()
+    for proposal in dict.fromkeys(cell.proposal for cell in cells):
+        own = [cell for cell in cells if cell.proposal == proposal]
+        ax.scatter([c.dlm_forwards.value for c in own], [c.per_draft.value for c in own], label=proposal)
+    ax.set(xlabel="DLM forwards per token", ylabel="tokens committed of a draft", xlim=(0, None), ylim=(0, None))
+    ax.legend()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line (module docstring)."""
+    execute("proposals", __doc__, configure, measure, arguments)
+
+
+if __name__ == "__main__":
+    main()
