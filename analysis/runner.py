@@ -136,7 +136,7 @@ class Clock:
 
 
 def about(seconds: float) -> str:
-    """A time in words."""
+    """A time in words, rounded for a reader."""
     if seconds < 95:
         return f"about {max(5, 5 * math.ceil(seconds / 5))} s"
     if seconds < 5700:

@@ -117,12 +117,12 @@ class Laboratory:
         return [()] * work.size, [run_seed(work.seed, run) for run in range(work.size)]
 
     def chosen(self, point: Block) -> range:
-        """Indices of the problems of a block."""
+        """Indices of the task's problems that a point's prompts are."""
         assert isinstance(self.config.source, Prompts)
         return self.config.source.problems(point.block)
 
     def items(self, point: Block) -> list[Item]:
-        """The problems of a block."""
+        """The task's items that a point's prompts are."""
         return [self.problems.items[i] for i in self.chosen(point)]
 
     def _make_pair(self, point: TabularPoint) -> Pair:

@@ -74,7 +74,7 @@ def check_methods(names: Collection[Any]) -> list[Spelled]:
 
 
 def of_methods(error: ValueError, text: str) -> str:
-    """What the registry says of one method, as said of `methods`."""
+    """The error that the registry raised about one method, in the words of the axis `methods`."""
     said = str(error).removeprefix("method")
     return f"methods{said}" if said.startswith(" = ") else f"methods = {text!r}: {error}"
 

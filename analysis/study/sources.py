@@ -18,7 +18,7 @@ from smc_bridge.tasks import TASKS, Item, Task, encode_prompts
 
 
 class Numerals:
-    """Token a is written as the number a, with blanks between tokens."""
+    """A tokenizer that writes token a as the number a, with blanks between tokens."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text of numbers with blanks between them."""
@@ -87,7 +87,7 @@ class Problems:
     identity: str = ""
 
     def limits(self, point: Point, lookahead: int | None, window: int | None) -> Limits:
-        """Limits of the runs of a point."""
+        """Length limit, lookahead and window of the runs of a point."""
         if isinstance(point, Block):
             assert self.task is not None
             return Limits(self.task.max_new_tokens, lookahead or self.task.lookahead, window or self.task.window)

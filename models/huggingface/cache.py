@@ -54,11 +54,11 @@ class KeyValues(Cache):  # type: ignore[misc]
 
     @property
     def bytes(self) -> int:
-        """Bytes of all buffers."""
+        """Memory of all buffers together, bytes."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns before the fresh ones."""
+        """Columns that stand before the fresh ones, for transformers."""
         return self.span.base
 
     def update(

@@ -87,7 +87,7 @@ def listed(methods: Iterable[Method], broken: Mapping[str, str]) -> dict[str, An
 
 
 def table(methods: Iterable[Method]) -> str:
-    """One row a method, in Markdown."""
+    """The table of methods in Markdown, one row each."""
     return _markdown(COLUMNS, [(f"`{name}`", *others) for name, *others in map(cells, methods)])
 
 

@@ -12,7 +12,8 @@ from smc_bridge.randomness import Source, UniformSource
 
 
 class DrawnOnce:
-    """Uniforms of a source, kept, so that several parts of its rows can read them."""
+    """Uniforms of a source that are drawn once for all rows and kept, so that several parts of the rows can read
+    them."""
 
     def __init__(self, base: Source) -> None:
         self.base = base

@@ -290,5 +290,5 @@ def commit(
 
 
 def lane_rows(particles: Tensor, lanes: int) -> Tensor:
-    """Lane indices of particles: `[B]` -> `[B * K]`."""
+    """Row numbers of the K lanes of each particle, `[B]` -> `[B * K]`."""
     return (particles[:, None] * lanes + torch.arange(lanes, device=particles.device)).flatten()

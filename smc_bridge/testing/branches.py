@@ -19,7 +19,7 @@ from smc_bridge.testing.enumeration import NotEnumerableError
 
 
 class Branches:
-    """Paths of P runs, as far as they are prescribed.
+    """The paths of P runs, as far as their draws are prescribed.
 
     Args:
         path: which possible outcome each draw takes, `[P, D]`.
@@ -73,7 +73,7 @@ class Branches:
 
 
 class BranchingSource:
-    """Implements `Source`: row r draws for run `runs[r]`."""
+    """A `Source` whose row r draws on the path of run `runs[r]`."""
 
     def __init__(self, branches: Branches, runs: Tensor) -> None:
         self.branches, self.runs = branches, runs

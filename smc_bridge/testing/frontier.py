@@ -100,7 +100,7 @@ class Frontier:
 
     @property
     def states(self) -> int:
-        """F, how many states are told apart."""
+        """F, the number of distinct states."""
         return self.measure.shape[0]
 
     def select(self, index: Tensor) -> Frontier:

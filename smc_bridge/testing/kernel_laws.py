@@ -129,7 +129,7 @@ def kernel_law(kernel: Kernel, table: KernelTable) -> KernelLaw:
 
 
 def block_law(law: KernelLaw) -> dict[Block, float]:
-    """The law of the block (and so of its length) alone."""
+    """The law of the block (and so of its length) alone, summed over accepted counts."""
     blocks: dict[Block, float] = defaultdict(float)
     for (block, _), probability in law.items():
         blocks[block] += probability
@@ -137,7 +137,7 @@ def block_law(law: KernelLaw) -> dict[Block, float]:
 
 
 def kernel_density(kernel: Kernel, table: KernelTable, blocks: Sequence[Block]) -> list[float]:
-    """`exp(log_density)` of each block."""
+    """The kernel's closed form `exp(log_density)` of each block."""
     width = len(table.log_pi)
     block = torch.tensor([[*b, *[PAD] * (width - len(b))] for b in blocks])
     length = torch.tensor([len(b) for b in blocks])
