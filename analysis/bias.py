@@ -57,7 +57,7 @@ class Bias:
 
     @property
     def corrected(self) -> float:
-        """`estimate - bias`."""
+        """The estimate with its bias taken off, `estimate - bias`."""
         return self.estimate.value - self.bias.value
 
 

@@ -1,4 +1,4 @@
-"""Rank test: is an exact sample of the target at home among what the program makes of it?
+"""Rank test: is an exact sample of the target exchangeable with what the program draws?
 
 *Conditional* (proper programs). A conditional SMC run that retains x, followed by a draw from its final weights, is a
 Markov step `x -> x'`. Given the run's randomness, x and x' are two draws of the same weighted set, so the step is
@@ -40,7 +40,7 @@ Statistic = Callable[[Any], float]
 
 @dataclass(frozen=True)
 class RankTest:
-    """Ranks of the exact samples.
+    """Result of a rank test, with the ranks of the exact samples.
 
     Attributes:
         ranks: of every trial, 0 to `places - 1`.

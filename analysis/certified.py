@@ -38,7 +38,7 @@ PARTS = CONDITIONAL, FREE = "conditional runs", "free runs"
 
 @dataclass(frozen=True)
 class Certified:
-    """What was found.
+    """What `certifying` found about a method.
 
     Attributes:
         bounds: both, and their sum.
@@ -63,7 +63,7 @@ class Certified:
 
 
 class Certifying(Laboratory):
-    """Runs the cells of a certificate."""
+    """The laboratory that runs the cells of a certificate."""
 
     def __call__(self, work: Work) -> Record:
         """Conditional or free runs of a batch of problems, with their names."""

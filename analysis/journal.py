@@ -136,7 +136,7 @@ class Journal:
                 )
 
     def foreign(self, path: Path) -> ValueError:
-        """The error for a file that is something else."""
+        """The error to raise for a file that is something else."""
         return ValueError(f"{self.argument} = {shown(path)}: is not a saved {self.noun}; give another file")
 
     def read(self, path: Path) -> str:

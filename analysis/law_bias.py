@@ -53,7 +53,7 @@ def posterior_matrix(results: Sequence[Result], exact: Result) -> tuple[Matrix, 
 
 
 def output_distance(results: Sequence[Result], exact: Result) -> Estimate:
-    """Total variation of the output law, directly.
+    """Total variation between the output law and the exact one, by the direct estimate; for any method.
 
     Args:
         results: at least 4 independent runs of one sampler.
@@ -112,7 +112,12 @@ def _crossed(terms: Matrix) -> Estimate:
 
 @dataclass(frozen=True)
 class Rate:
-    """`value = scale * N ** -exponent`."""
+    """A power law of an error in the number of particles or lanes, `value = scale * N ** -exponent`.
+
+    Attributes:
+        exponent: with its interval.
+        scale: value at N = 1, in the units of the error.
+    """
 
     exponent: Estimate
     scale: float

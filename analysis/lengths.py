@@ -17,7 +17,7 @@ from smc_bridge.result import Result
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """Means over blocks.
+    """Means over the blocks of runs.
 
     Attributes:
         blocks: number of blocks.

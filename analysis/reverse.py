@@ -40,10 +40,13 @@ class Bidirectional:
     """Both bounds over the same prompts, with what they were computed from.
 
     Attributes:
-        forward: `KL(r || p)`, nats per sequence.  forward_per_token: the same per token.
-        reverse: `KL(p || r)`, nats per sequence.  reverse_per_token: the same per token.
+        forward: bound on `KL(r || p)`, nats per sequence.
+        forward_per_token: the same, nats per token.
+        reverse: bound on `KL(p || r)`, nats per sequence.
+        reverse_per_token: the same, nats per token.
         symmetric: their sum, nats per sequence.
-        free: ordinary runs, one per prompt.  retained: conditional ones.
+        free: ordinary runs, one per prompt.
+        retained: conditional runs, one per prompt.
     """
 
     forward: Certificate

@@ -22,25 +22,20 @@ Report = Callable[[Record, int, int], None]
 
 
 class Cell(Protocol):
-    """A part of the work.
-
-    Attributes:
-        label: for the progress; cells of one label take about as long for each run.
-        size: its runs.
-    """
+    """A part of an experiment's work, which one process does in one go."""
 
     @property
     def label(self) -> str:
-        """See the class."""
+        """Kind of the work, for the progress; cells of one label take about as long for each run."""
         ...
 
     @property
     def size(self) -> int:
-        """See the class."""
+        """How many runs the cell makes."""
         ...
 
     def key(self) -> dict[str, Any]:
-        """The entries of its record that name it."""
+        """The entries of the cell's record that name it."""
         ...
 
 
@@ -121,9 +116,10 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds: at its own pace of a label that was seen, of another one as much off what was expected as those.
+        """Time that is left, seconds; NaN while neither a cell has finished nor seconds were expected.
 
-        Without expectations others go at the pace of all that were seen; NaN before the first.
+        A label that was seen goes at its own pace; another one is as much off what was expected as those that were.
+        Without expectations it goes at the pace of all that were seen.
         """
         return sum(runs * self._pace(label) for label, runs in self.waiting.items() if runs) / self.workers
 
@@ -135,12 +131,12 @@ class Clock:
         return off * self.expected.get(label, 1.0)
 
     def text(self) -> str:
-        """What is left, in words; empty while nothing is known."""
+        """Time that is left, in words; empty while nothing is known."""
         return "" if math.isnan(self.left) else f"{about(self.left)} left"
 
 
 def about(seconds: float) -> str:
-    """A time in words."""
+    """A time in words, rounded for a reader."""
     if seconds < 95:
         return f"about {max(5, 5 * math.ceil(seconds / 5))} s"
     if seconds < 5700:

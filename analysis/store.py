@@ -82,7 +82,7 @@ class Store:
 
     @property
     def records(self) -> list[Record]:
-        """What is there, in the order of the work."""
+        """All records that are kept, in the order of the work."""
         return [self._records[key] for key in sorted(self._records, key=self._order.__getitem__)]
 
     def add(self, record: Record) -> None:

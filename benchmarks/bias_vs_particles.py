@@ -58,7 +58,12 @@ FIT_FROM = 8
 
 @dataclass(frozen=True)
 class ToyPair:
-    """Three tokens, one of which ends the sequence, and marginals with an error of 0.7 nats."""
+    """Three tokens, one of which ends the sequence, and marginals with an error of 0.7 nats.
+
+    Attributes:
+        ar: the target, tables over three tokens.
+        dlm: its marginals with an error of 0.7 nats.
+    """
 
     ar: TabularAR
     dlm: TabularDLM
@@ -72,7 +77,13 @@ class ToyPair:
 
 @dataclass(frozen=True)
 class Method:
-    """A sampler for every N, or for every K if `lanes`."""
+    """A sampler of this benchmark at every budget.
+
+    Attributes:
+        name: for the tables.
+        make: gives the sampler of a pair and a budget.
+        lanes: whether the budget is K, lanes, rather than N, particles.
+    """
 
     name: str
     make: Callable[[ToyPair, int], Sampler]
@@ -117,7 +128,19 @@ DISTANCES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One method at one budget. `identity` is None for improper methods; `one_run` and `rms` for one particle."""
+    """One method at one budget.
+
+    Attributes:
+        method: its name.
+        proper: whether its weights are proper.
+        lanes: whether `count` is K rather than N.
+        count: N or K.
+        runs: independent runs behind the figures.
+        output: total variation of the output's law.
+        identity: the same by the covariance identity; None for improper methods.
+        one_run, rms: distance of one run's weighted particles, in total variation and in mean square; None for one
+            particle.
+    """
 
     method: str
     proper: bool
@@ -131,7 +154,7 @@ class Cell:
 
     @property
     def bias(self) -> Estimate:
-        """Of the output law: by the identity where there is one."""
+        """Total variation of the output's law: by the identity where there is one."""
         return self.identity or self.output
 
 

@@ -52,7 +52,14 @@ def sessions(pair: Pair) -> dict[str, CausalLM]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One prompt length and number of lanes: seconds of each kind of session by round."""
+    """One prompt length and number of lanes.
+
+    Attributes:
+        prompt: its length, tokens.
+        lanes: K.
+        run, call: seconds of a whole run and of one call, by kind of session, a value for each round.
+        same: whether all kinds committed the same tokens.
+    """
 
     prompt: int
     lanes: int
@@ -61,11 +68,11 @@ class Cell:
     same: bool
 
     def gains(self, seconds: dict[str, list[float]]) -> tuple[Estimate, Estimate]:
-        """Recomputed over packed, and copied over packed."""
+        """Time of recomputing over that of packed lanes, and of copied lanes over packed ones."""
         return ratios(seconds["recomputed"], seconds["packed"]), ratios(seconds["copied"], seconds["packed"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """The cell as plain data for JSON."""
         out: dict[str, Any] = {"prompt": self.prompt, "lanes": self.lanes, "same_tokens": self.same}
         for what, seconds in (("run", self.run), ("call", self.call)):
             recomputed, copied = self.gains(seconds)
@@ -94,7 +101,7 @@ def whole_run(pair: Pair, ar: CausalLM, prompt: list[int], *, lanes: int, tokens
 
 
 def score_call(ar: CausalLM, prompt: list[int], drafts: torch.Tensor) -> Callable[[], float]:
-    """A function that gives the seconds of one score behind an encoded prefix."""
+    """A function that gives the seconds of one score of `drafts: [K, V]` behind an encoded prefix."""
     session = ar.session(torch.tensor([prompt], device=ar.device), torch.tensor([len(prompt)], device=ar.device))
     rows = torch.zeros(drafts.shape[0], dtype=torch.long, device=ar.device)
 
@@ -130,7 +137,7 @@ def measure_cell(
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add the arguments."""
+    """Add the arguments of this benchmark."""
     parser.add_argument("--prompts", type=several(whole(1)), default="32" if quick else "32,128,512", metavar="S,S,..",
                         help="prompt lengths, tokens")
     parser.add_argument("--lanes", type=several(whole(1)), default="2" if quick else "1,4,8", metavar="K,K,..",

@@ -42,7 +42,7 @@ def _t(n: int) -> float:
 
 
 def student(x: Array) -> Ends:
-    """Student's t."""
+    """Student's t interval of the mean."""
     mean, error, _ = moments(x)
     half = _t(x.shape[1]) * error
     return mean - half, mean + half
@@ -64,7 +64,7 @@ def skewed_t(x: Array) -> Ends:
 
 
 def gamma_fit(x: Array) -> Ends:
-    """The sum of n gamma variables is one, of n times the shape."""
+    """Interval under gamma terms: the sum of n gamma variables is one, of n times the shape."""
     mean, error, _ = moments(x)
     with np.errstate(divide="ignore"):
         shape = np.minimum((mean / error) ** 2, 1e9)

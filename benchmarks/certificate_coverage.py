@@ -44,6 +44,9 @@ class Cell:
     """One interval of one program at one number of runs.
 
     Attributes:
+        program: its name.
+        interval: its name.
+        count: runs.
         covered, above, below: shares of intervals that hold the truth, end below it (upper misses), begin above it.
         width: median upper end by the truth; infinite where half of the intervals have none.
         warned: share of certificates that warn; NaN for other intervals.
@@ -62,7 +65,7 @@ class Cell:
 
     @classmethod
     def of(cls, program: str, interval: str, count: int, low: Array, high: Array, truth: float, **more: float) -> Cell:
-        """From the ends of all samples."""
+        """The figures from the ends of all samples' intervals."""
         above, below = high < truth, low > truth
         return cls(
             program, interval, count, float(np.mean(~above & ~below)), float(above.mean()), float(below.mean()),
@@ -101,7 +104,7 @@ def _positive(evidence: Array) -> Array:
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Pools, samples, tables."""
+    """Make the pools, draw samples from them, and tabulate how often each interval holds the bound."""
     every = pools(
         options.programs, options.out, runs=options.runs, tabular=options.tabular, seed=options.seed,
         fresh=options.fresh,

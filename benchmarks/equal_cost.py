@@ -73,7 +73,18 @@ def _without_w(options: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Figures:
-    """One method at the budget; None where a figure does not exist."""
+    """One method at the budget; None where a figure does not exist.
+
+    Attributes:
+        pair: name of the pair of models.
+        method: as it is spelled.
+        size: N or K that the budget allows.
+        cost: mean cost of a run.
+        bias: total variation of the output's law, or bias of the response's length, tokens.
+        ess: effective sample size, particles.
+        kl: bound on the KL divergence, nats.
+        tokens_per_dlm_forward: committed tokens of a particle per forward of the DLM.
+    """
 
     pair: str
     method: str
@@ -158,7 +169,7 @@ def real(options: argparse.Namespace, advance: Callable[[], None]) -> list[Figur
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Both tables and a picture."""
+    """The tables of the tabular and the embedded pair, and a picture."""
     with progress("methods", 2 * len(METHODS)) as advance:
         small, large = tabular(options, advance), real(options, advance)
 

@@ -21,7 +21,12 @@ from smc_bridge.streams import Role, derived_seed
 
 
 class State(NamedTuple):
-    """Who sits where, and the length limit."""
+    """The state of `Generate`.
+
+    Attributes:
+        seats: who sits there, None for nobody.
+        limit: length limit of a continuation, tokens.
+    """
 
     seats: tuple[Seat | None, ...]
     limit: int
@@ -29,7 +34,13 @@ class State(NamedTuple):
 
 @dataclass
 class Generate:
-    """The decoder (`smc_bridge.decode.Decoder`)."""
+    """transformers' own `generate` as a `Decoder` (`smc_bridge.decode`).
+
+    Attributes:
+        pair: of which the AR model decodes.
+        temperature: of the target.
+        name: for tables.
+    """
 
     pair: Pair
     temperature: float
@@ -46,11 +57,11 @@ class Generate:
 
     @property
     def models(self) -> Mapping[str, LanguageModel]:
-        """The autoregressive model."""
+        """The one model that reads the prompts, by its kind."""
         return {"autoregressive": self.pair.ar}
 
     def open(self, requests: Sequence[Request | None], limit: int) -> State:
-        """See `Decoder.open`."""
+        """P seats with their prompts (`Decoder.open`)."""
         return State(tuple(map(Seat.of, requests)), limit)
 
     @torch.inference_mode()
@@ -78,17 +89,17 @@ class Generate:
         return state._replace(seats=tuple(seats))
 
     def finished(self, state: State) -> list[int]:
-        """See `Decoder.finished`."""
+        """Seats whose continuation is complete (`Decoder.finished`)."""
         return [place for place, seat in enumerate(state.seats) if seat is not None and seat.complete]
 
     def result(self, state: State, seat: int) -> Result:
-        """See `Decoder.result`."""
+        """One continuation of weight one (`Decoder.result`)."""
         own = state.seats[seat]
         assert own is not None, f"nobody sits in seat {seat}"
         return own.result({"method": self.name}, forwards=Forwards(), detokenize=self.pair.decode)
 
     def reseat(self, state: State, seats: Sequence[int], requests: Sequence[Request | None]) -> State:
-        """See `Decoder.reseat`."""
+        """The state with other prompts in some seats (`Decoder.reseat`)."""
         every: list[Any] = list(state.seats)
         for place, request in zip(seats, requests, strict=True):
             every[place] = Seat.of(request)

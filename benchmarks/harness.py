@@ -39,7 +39,7 @@ def cores() -> int:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """Name of the processor, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -71,7 +71,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """This machine, now."""
+        """The machine that this process runs on, as it is now."""
         return cls(
             cpu=cpu_name(), cores=cores(), threads=torch.get_num_threads(),
             device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", torch=torch.__version__,
@@ -109,7 +109,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> Estimate:
 
 
 def clock() -> float:
-    """Seconds; what an accelerator was given to do is done."""
+    """Time in seconds, after the accelerator has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

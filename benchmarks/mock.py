@@ -38,7 +38,7 @@ class MockModel:
         self._next = 0
 
     def session(self, tokens: Tensor, length: Tensor) -> MockSession:
-        """See the protocols."""
+        """A session that returns the prepared logits, whatever the prefixes `[R, S]` hold."""
         return MockSession(self, tokens, length)
 
     def take(self, rows: int, positions: int) -> Tensor:
@@ -63,17 +63,22 @@ class MockSession(Rows):
         self.model = model
 
     def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
-        """The prepared logits, whatever the draft."""
+        """The prepared logits, `[B, V, A]`, whatever the draft."""
         return self.model.take(drafts.shape[0], drafts.shape[1])
 
     def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Likewise, one position after each node and one after the prefix."""
+        """The prepared logits, one position after the prefix and one after each node, `[B, T + 1, A]`."""
         return self.model.take(tokens.shape[0], tokens.shape[1] + 1)
 
 
 @dataclass(frozen=True)
 class MockPair:
-    """Two models whose laws resemble each other as those of a real pair do."""
+    """Two models whose laws resemble each other as those of a real pair do.
+
+    Attributes:
+        dlm: drafts.
+        ar: the target.
+    """
 
     dlm: MockModel
     ar: MockModel

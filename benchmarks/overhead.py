@@ -30,7 +30,7 @@ WANTED_OVERHEAD, WANTED_SHARE, WANTED_MEMORY = 1.15, 1 / 3, 1.5
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add the arguments."""
+    """Add the arguments of this benchmark."""
     parser.add_argument("--prompts", type=several(whole(1)), default="1" if quick else "1,16", metavar="P,P,..",
                         help="prompts P")
     parser.add_argument("--repetitions", type=whole(1), default=1 if quick else 5, help="of every measurement")
@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Both measurements."""
+    """Measure the overhead on the models' forwards, and a step's own arithmetic."""
     task = TASKS["arithmetic"]
     pair = load_pair(task.pair)
     texts = [item.prompt for item in task.problems(max(options.prompts))]

@@ -31,10 +31,13 @@ class Arithmetic:
     """One program on the mock pair, and the same step as the textbook has it.
 
     Attributes:
+        name: of the program.
+        lanes, window, alphabet: K, V, A.
         seconds, textbook_seconds: of a step.
         share: of the textbook's time, within each round.
         memory, textbook_memory: peak beyond the models' logits, in `[K, V, A]` float32 tensors.
         equal_lanes: lanes, of `lanes`, that committed the same block in both forms.
+        block_lengths: committed tokens of each lane.
     """
 
     name: str
@@ -82,7 +85,7 @@ class MockStep:
 
     @torch.inference_mode()
     def ours(self, state: SMCState) -> None:
-        """The sampler's step."""
+        """One step of the sampler."""
         self.sampler.step(state)
 
     def textbook(self) -> Step:

@@ -23,7 +23,13 @@ from smc_bridge.tasks import Task
 
 @dataclass(frozen=True)
 class Case:
-    """A program on a batch of P prompts; `build` makes it from a pair."""
+    """A program on a batch of prompts.
+
+    Attributes:
+        name: of the program.
+        prompts: P.
+        build: makes its decoder from a pair.
+    """
 
     name: str
     prompts: int
@@ -41,7 +47,16 @@ def cases(task: Task, *, temperature: float, prompts: Sequence[int]) -> list[Cas
 
 @dataclass(frozen=True)
 class Overhead:
-    """Seconds of the run, of its session calls, and of the networks alone; and the run's over either, by round."""
+    """What the sampler adds to its models' time on one case, a value for each round.
+
+    Attributes:
+        case: program and batch.
+        wall: seconds of the run.
+        calls: seconds of its session calls alone.
+        networks: seconds of the networks alone.
+        over_calls, over_networks: the run's seconds over either.
+        forwards: calls that score.
+    """
 
     case: Case
     wall: Estimate

@@ -78,14 +78,20 @@ PROGRAMS: dict[str, tuple[str, Callable[[int, int], list[Result]]]] = {
 
 
 class Pool(NamedTuple):
-    """A cell of `smc_bridge.analysis.runner`: the runs of a program."""
+    """A cell of `smc_bridge.analysis.runner`: the runs of a program.
+
+    Attributes:
+        label: name of the program.
+        size: runs.
+        seed: of their draws.
+    """
 
     label: str
     size: int
     seed: int
 
     def key(self) -> dict[str, Any]:
-        """What names its record."""
+        """The entries of the pool's record that name it."""
         return {"program": self.label, "runs": self.size, "seed": self.seed}
 
 

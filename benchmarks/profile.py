@@ -62,7 +62,7 @@ def part_of(function: Function) -> str:
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add the arguments."""
+    """Add the arguments of this benchmark."""
     default = TABLES["profile"]["methods"]
     parser.add_argument("--method", type=methods, default=default, metavar="NAME", help=f"(default: {default})")
     parser.add_argument("--problems", type=whole(1), default=1 if quick else 8, help="that are decoded")
@@ -72,7 +72,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """One run to warm up, one under the profiler."""
+    """Run once to warm up, and once under the profiler."""
     pair, task, prompts = embedded(options.problems)
     [method] = options.method
     program = decoder(method, pair, task, temperature=options.temperature)

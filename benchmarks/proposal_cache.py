@@ -39,7 +39,13 @@ def with_cache(pair: Pair, cache: Any, *, window: int) -> Pair:
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one cache on one block: seconds of a DLM forward, tokens per DLM forward, tokens per second."""
+    """One method with one cache on one block of problems.
+
+    Attributes:
+        forward: seconds of a DLM forward.
+        tokens: tokens per DLM forward.
+        rate: tokens per second.
+    """
 
     forward: float
     tokens: float
@@ -48,7 +54,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method with one cache, a run for each block, and the same method without a cache."""
+    """One method with one cache, beside the same method without a cache.
+
+    Attributes:
+        method: as it is spelled.
+        cache: its name.
+        runs, plain: with and without the cache, one for each block of problems.
+    """
 
     method: str
     cache: str
@@ -56,11 +68,11 @@ class Cell:
     plain: list[Run]
 
     def over_blocks(self, figure: str) -> Estimate:
-        """A figure of `Run` over the blocks."""
+        """A figure of `Run` over the blocks of problems."""
         return spread([getattr(run, figure) for run in self.runs])
 
     def over_none(self, figure: str) -> Estimate:
-        """The same, divided by its value without a cache."""
+        """A figure of `Run` over the blocks of problems, divided by its value without a cache."""
         return ratios([getattr(run, figure) for run in self.runs], [getattr(run, figure) for run in self.plain])
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +86,7 @@ class Cell:
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add the arguments."""
+    """Add the arguments of this benchmark."""
     parser.add_argument("--caches", type=several(one_of(CACHES)), default=CACHES, metavar="a,b,..", help="of "
                         f"{', '.join(CACHES)}; none is always there")
     parser.add_argument(

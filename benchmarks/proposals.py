@@ -28,7 +28,14 @@ WINDOW, LOOKAHEAD = 16, 32
 
 
 class Cell(NamedTuple):
-    """A proposal under one intermediate and temperature: means over blocks of problems."""
+    """A proposal under one intermediate and temperature: means over blocks of problems.
+
+    Attributes:
+        proposal, intermediate: their names.
+        temperature: of the target.
+        per_draft: committed tokens per draft.
+        dlm_forwards, ar_forwards: forwards of either model per committed token.
+    """
 
     proposal: str
     intermediate: str
@@ -39,7 +46,7 @@ class Cell(NamedTuple):
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add the arguments."""
+    """Add the arguments of this benchmark."""
     for name, parse, default, small in (
         ("--proposals", one_of(list(PROPOSALS)), ",".join(PROPOSALS), "marginals,chain"),
         ("--intermediates", one_of(list(INTERMEDIATES)), "target,defensive", "target"),

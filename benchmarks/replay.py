@@ -43,7 +43,13 @@ class Call:
 
 @dataclass
 class Tape:
-    """Calls in order; `keep` says whether their arguments are copied, for a replay."""
+    """The calls of a run in order.
+
+    Attributes:
+        keep: whether copies of their arguments are kept, for a replay.
+        calls: the calls.
+        sessions: how many sessions were opened.
+    """
 
     keep: bool = True
     calls: list[Call] = field(default_factory=list)
@@ -120,11 +126,11 @@ class Stopwatch:
         self._began = 0.0
 
     def start(self, *_: Any) -> None:
-        """Before a network's part runs."""
+        """Called before a network's part runs."""
         self._began = clock()
 
     def stop(self, *_: Any) -> None:
-        """After it."""
+        """Called after a network's part has run."""
         self.seconds += clock() - self._began
 
 

@@ -41,7 +41,14 @@ def several(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table whose cells are texts; the first column names the rows."""
+    """A table whose cells are texts; the first column names the rows.
+
+    Attributes:
+        title: above the table.
+        columns: their heads.
+        rows: a text for each column.
+        note: below the table.
+    """
 
     title: str
     columns: Sequence[str]
@@ -49,7 +56,7 @@ class Sheet:
     note: str = ""
 
     def rich(self) -> Table:
-        """For a terminal."""
+        """The table as a rich one, for a terminal."""
         table = Table(
             title=self.title, title_justify="left", caption=self.note or None, caption_justify="left",
             box=box.SIMPLE_HEAD,
@@ -61,7 +68,7 @@ class Sheet:
         return table
 
     def markdown(self) -> str:
-        """For a README."""
+        """The table in Markdown, for a page."""
         marks = ["---"] + ["---:"] * (len(self.columns) - 1)
         lines = ["| " + " | ".join(row) + " |" for row in (self.columns, marks, *self.rows)]
         return "\n".join([f"**{self.title}**", "", *lines, *(["", self.note] if self.note else [])])
@@ -69,7 +76,14 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A wanted figure beside the one seen; `least` says whether the wanted one is a lower bound."""
+    """A wanted figure beside the one seen.
+
+    Attributes:
+        claim: what is wanted, in words.
+        seen: the figure that was measured.
+        wanted: the figure that is wanted.
+        least: whether it is a lower bound rather than an upper one.
+    """
 
     claim: str
     seen: float

@@ -43,7 +43,13 @@ N_UP_TO, WANTED_N, WANTED_S = 8, 1.0, 1.0
 
 @dataclass(frozen=True)
 class Point:
-    """Sizes of one measurement."""
+    """Sizes of one measurement.
+
+    Attributes:
+        P, N, K, V: prompts, particles, lanes and window.
+        S: tokens of its own that every particle has committed.
+        prompt: length of a prompt, tokens.
+    """
 
     P: int = 2
     N: int = 2
@@ -64,13 +70,18 @@ QUICK: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Slope:
-    """Exponent of a power law with its standard error; the error is not a number for two points."""
+    """Exponent of a power law.
+
+    Attributes:
+        exponent: of the size.
+        error: standard error; NaN for two points.
+    """
 
     exponent: float
     error: float
 
     def text(self) -> str:
-        """`a ± error`."""
+        """The exponent and its error, `a ± error`."""
         return f"{self.exponent:.2f}" + ("" if math.isnan(self.error) else f" ± {self.error:.2f}")
 
 
@@ -91,7 +102,7 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> Slope:
 
 
 class Bench:
-    """Runs the program at any point."""
+    """Runs the program at any point of sizes, and times it."""
 
     def __init__(self, pair: Pair, texts: Sequence[str], *, kernel: str, steps: int, seed: int) -> None:
         self.pair, self.kernel, self.steps, self.seed = pair, kernel, steps, seed
@@ -135,7 +146,7 @@ class Bench:
 
     @torch.inference_mode()
     def go_on(self, sampler: Sampler, state: SMCState) -> None:
-        """The steps that are timed."""
+        """Run the steps that are timed."""
         for _ in range(self.steps):
             if state.active().numel():  # a particle far ahead of the others may reach the limit
                 state = sampler.step(state)
@@ -154,7 +165,14 @@ class Bench:
 
 @dataclass(frozen=True)
 class Curve:
-    """Time and memory along one factor."""
+    """Time and memory along one factor.
+
+    Attributes:
+        factor: name of the size that varies (`Point`).
+        sizes: its values.
+        seconds: of a step at each.
+        bytes: peak memory at each.
+    """
 
     factor: str
     sizes: tuple[int, ...]
@@ -183,7 +201,7 @@ class Curve:
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add the arguments."""
+    """Add the arguments of this benchmark."""
     parser.add_argument("--factors", type=several(one_of(FACTORS)), default=tuple(FACTORS), metavar="P,N,..",
                         help="default: all")
     parser.add_argument("--steps", type=whole(1), default=1 if quick else 8, help="that are timed at a point")

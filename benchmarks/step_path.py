@@ -26,7 +26,13 @@ PACKAGES = ("models", "smc_bridge")
 
 
 class Call(NamedTuple):
-    """A call of a function of the project: who called, and what."""
+    """A call of a function of the project.
+
+    Attributes:
+        caller: code that called, None for another package's.
+        function: code that was called.
+        kind: class of the object that it is a method of, or None.
+    """
 
     caller: CodeType | None
     function: CodeType
@@ -75,7 +81,7 @@ def counts(calls: Sequence[Call]) -> dict[str, int]:
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add the arguments."""
+    """Add the arguments of this benchmark."""
     parser.add_argument("--method", default="smc-4", metavar="NAME", help="a program (default: smc-4)")
 
 

@@ -18,7 +18,14 @@ from torch import Tensor
 
 
 class Uniforms(NamedTuple):
-    """All randomness of a step of one particle: draft `[K, V]`, trials `[K, V]`, corrections `[K]`, and the choice."""
+    """All randomness of a step of one particle, on [0, 1).
+
+    Attributes:
+        draft: of the drafted tokens, `[K, V]`.
+        trials: of their acceptance, `[K, V]`.
+        correction: of the token at the refusal, `[K]`.
+        choice: of the survivor.
+    """
 
     draft: Tensor
     trials: Tensor
@@ -27,13 +34,20 @@ class Uniforms(NamedTuple):
 
     @classmethod
     def draw(cls, generator: torch.Generator, lanes: int, window: int) -> Uniforms:
-        """In the sampler's order."""
+        """Draw them in the order in which the sampler draws."""
         sizes = ((lanes, window), (lanes, window), (lanes,), (1,))
         return cls(*(torch.rand(size, generator=generator, dtype=torch.float64) for size in sizes))
 
 
 class Step(NamedTuple):
-    """What the lanes offer, blocks `[K, V]` with -1 past the lengths `[K]`, log weights `[K]`, and the survivor."""
+    """What a step of one particle offers and keeps.
+
+    Attributes:
+        block: of each lane, `[K, V]`, -1 past its length.
+        length: committed tokens of each lane, `[K]`.
+        log_weight: of each lane, `[K]` nats.
+        survivor: lane that was drawn by weight.
+    """
 
     block: Tensor
     length: Tensor

@@ -44,7 +44,16 @@ CACHED = "+prefix"
 
 @dataclass(frozen=True)
 class Run:
-    """One method on one block of problems."""
+    """One method on one block of problems.
+
+    Attributes:
+        seconds: wall time.
+        tokens: mean length of the particles, tokens, for each problem.
+        drawn_tokens: expected length of a draw from the weights, tokens, for each problem.
+        right: problems with a right answer.
+        dlm_forwards: forwards of the DLM in all.
+        log_evidence: `log Z_hat` of each problem, nats; None for methods without weights.
+    """
 
     seconds: float
     tokens: tuple[float, ...]
@@ -55,7 +64,7 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Tokens per second."""
+        """Tokens per second of wall time."""
         return sum(self.tokens) / self.seconds
 
 
@@ -81,7 +90,15 @@ def _right(task: Task, item: Item, result: Result, seed: int) -> bool:
 
 @dataclass(frozen=True)
 class Figures:
-    """One method at one batch size over all blocks; None where a figure does not apply."""
+    """One method at one batch size over all blocks; None where a figure does not apply.
+
+    Attributes:
+        rate: tokens per second.
+        ratio: the same over the baseline's.
+        per_dlm_forward: tokens per forward of the DLM.
+        accuracy: share of right answers.
+        nats_per_token: KL bound per token, nats.
+    """
 
     rate: Estimate
     ratio: Estimate
@@ -118,7 +135,7 @@ Found = dict[tuple[str, int], Figures]
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add the arguments."""
+    """Add the arguments of this benchmark."""
     parser.add_argument(
         "--methods", type=methods, default=TABLE["quick" if quick else "methods"], metavar="a,b,..",
         help=f"as `smc-bridge methods` lists them, or generate; {BASELINE} is always there",

@@ -39,14 +39,19 @@ WANTED = ((32, 1, 1.35), (128, 4, 1.4))
 
 @dataclass(frozen=True)
 class Shape:
-    """A kernel and the size of its step: `size` is B for a tree, K for drafts."""
+    """A kernel and the size of its step.
+
+    Attributes:
+        kernel: its name.
+        size: B, nodes of a tree, or K, drafts.
+    """
 
     kernel: str
     size: int
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """Kernel and size, for the tables."""
         return f"tree, {self.size} nodes" if self.kernel == "tree" else f"{self.kernel}, K = {self.size}"
 
     def make(self) -> tuple[Kernel, int]:
@@ -58,7 +63,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cell:
-    """One kernel under one law, a value for each block of problems: tokens and AR nodes of a step."""
+    """One kernel under one law, a value for each block of problems.
+
+    Attributes:
+        shape: kernel and size.
+        w: exponent of the DLM in the product of experts.
+        temperature: of the target.
+        tokens: committed in a step.
+        nodes: positions of the AR model verified in a step.
+    """
 
     shape: Shape
     w: float
@@ -100,7 +113,7 @@ def measure_cell(
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add the arguments."""
+    """Add the arguments of this benchmark."""
     for name, parse, default, small, what in (
         ("--nodes", whole(1), "8,16,32,64,128,256", "32", "budgets of tree walk"),
         ("--lanes", whole(1), "1,4", "1", "drafts K"),

@@ -45,7 +45,7 @@ class Checkpoint:
 
     @property
     def said(self) -> str:
-        """The argument and its value, as messages start."""
+        """The argument and its value, `argument = value`, with which messages start."""
         return f"{self.argument} = {self.name!r}"
 
 

@@ -38,7 +38,14 @@ Name = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint, the tokenizer that belongs to it, how it is prompted, and where its weights go."""
+    """One model of a pair before it is loaded.
+
+    Attributes:
+        checkpoint: where its weights are.
+        tokenizer: the one that belongs to it.
+        format_prompt: gives the ids that it is prompted with.
+        placement: type and place of its weights.
+    """
 
     checkpoint: Checkpoint
     tokenizer: Any

@@ -23,7 +23,15 @@ from smc_bridge.models.texts import anchor_of, continuation_text
 
 @dataclass(frozen=True, repr=False)
 class Pair:
-    """Two models, the tokenizer of both, and the form of a prompt."""
+    """A diffusion model and an autoregressive model over one vocabulary.
+
+    Attributes:
+        name: of the pair, for messages and results.
+        dlm: the diffusion model, which drafts.
+        ar: the autoregressive model, which is the target.
+        tokenizer: of both.
+        format_prompt: `format_prompt(tokenizer, text)` gives the ids that the models are prompted with.
+    """
 
     name: str
     dlm: MaskedDiffusionLM

@@ -39,7 +39,7 @@ class Session(Protocol):
 
 
 class DiffusionSession(Session, Protocol):
-    """Session of a masked diffusion model."""
+    """Session of a masked diffusion model: committed prefixes, and marginals of what follows them."""
 
     @property
     def has_history(self) -> bool:
@@ -60,7 +60,7 @@ class DiffusionSession(Session, Protocol):
 
 
 class CausalSession(Session, Protocol):
-    """Session of an autoregressive model."""
+    """Session of an autoregressive model: committed prefixes, and conditionals along drafts and trees."""
 
     def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
         """Logits along drafts: entry i is for position i given the prefix and `drafts[:, :i]`.
@@ -111,7 +111,7 @@ class LanguageModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where scores live."""
+        """Device on which scores are returned."""
         ...
 
     @property
@@ -121,7 +121,7 @@ class LanguageModel(Protocol):
 
     @property
     def min_length(self) -> int:
-        """Tokens that a prefix needs."""
+        """Fewest tokens that a prefix must have."""
         ...
 
 
@@ -148,10 +148,10 @@ class ModelPair(Protocol):
 
     @property
     def dlm(self) -> MaskedDiffusionLM:
-        """Gives the proposal."""
+        """The diffusion model, which gives the proposal."""
         ...
 
     @property
     def ar(self) -> CausalLM:
-        """Gives the target."""
+        """The autoregressive model, which gives the target."""
         ...

@@ -147,7 +147,7 @@ class TabularCausalSession(Rows):
         self.model = model
 
     def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
-        """See `CausalSession.score`."""
+        """Log-conditionals along drafts, `[B, V, A]`, looked up (`CausalSession.score`)."""
         tokens, length = self.tokens[rows], self.length[rows]
         columns = torch.arange(drafts.shape[1], device=drafts.device)
         whole = torch.cat([tokens, torch.zeros_like(drafts)], dim=1)
@@ -156,7 +156,8 @@ class TabularCausalSession(Rows):
         return self.model.log_conditional(whole[:, None, :].expand(-1, drafts.shape[1], -1), grown)
 
     def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
-        """See `CausalSession.score_tree`: follows every node's path to the root."""
+        """Log-conditionals after every node, `[B, T + 1, A]`, along its path from the root
+        (`CausalSession.score_tree`)."""
         prefix, length = self.tokens[rows], self.length[rows]
         batch, nodes = tokens.shape
         size = self.model.vocab_size
@@ -233,7 +234,7 @@ class TabularDiffusionSession(Rows):
         self.model = model
 
     def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
-        """See `DiffusionSession.score`; a canvas with revealed tokens is conditioned on by enumeration."""
+        """Log-marginals, `[B, M, A]`; revealed tokens are conditioned on by enumeration (`DiffusionSession.score`)."""
         tokens, length = self.tokens[rows], self.length[rows]
         flat = self.model.ar.row(tokens, length)
         lookahead = canvas.shape[1]

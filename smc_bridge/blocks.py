@@ -48,11 +48,11 @@ class Horizon(NamedTuple):
         return torch.minimum(self.window, first)
 
     def of_lanes(self, lanes: int) -> Horizon:
-        """The horizon of the R * K lanes of R particles."""
+        """The horizon of the R * K lanes of R particles: each particle's window, K times in a row."""
         return Horizon(self.window.repeat_interleave(lanes), self.eos_id)
 
     def of_rows(self, rows: Tensor) -> Horizon:
-        """The horizon of some rows."""
+        """The horizon of the rows that an index `[R']` or a mask `[R]` picks."""
         return Horizon(self.window[rows], self.eos_id)
 
 
@@ -73,6 +73,7 @@ def truncate(block: Tensor, length: Tensor) -> Tensor:
 
 
 def log1mexp(log_prob: Tensor) -> Tensor:
-    """`log(1 - exp(x))` for x <= 0, accurate at both ends; values above 0 by round-off count as 0."""
+    """`log(1 - exp(x))` of each entry of `log_prob: [...]`, `[...]`, accurate at both ends; x > 0 by round-off counts
+    as 0."""
     x = log_prob.clamp_max(0.0)
     return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))

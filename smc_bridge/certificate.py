@@ -2,7 +2,8 @@
 
 For the law r of a sequence drawn from the final weights, Jensen's inequality on the extended space gives
 `KL(r || p) <= E[-log Z_hat]` for a target without potential, and `KL <= log Z - E[log Z_hat]` with one (docs/theory,
-section 7). Pinsker's inequality turns the bound into one on total variation.
+section 7). Pinsker's inequality turns the bound into one on total variation. It is about the law of the whole output;
+others call a test of the local KL at each acceptance a certificate (arXiv 2606.30265), which is something else.
 
 The expectation is estimated by the mean over runs or prompts. Without a potential `E[Z_hat] = 1`, so the terms
 `Z_hat - 1 - log Z_hat >= 0` have that mean as well, are never negative, and mostly vary less. They are skewed to the
@@ -65,12 +66,12 @@ class Certificate(Estimate):
 
     @property
     def kl(self) -> float:
-        """The bound, `value`, nats."""
+        """The estimated bound on `KL(r || p)`, nats: the field `value`."""
         return self.value
 
     @property
     def runs(self) -> int:
-        """Terms that were averaged, `n`."""
+        """How many terms were averaged, one per run: the field `n`."""
         return self.n
 
     @property
@@ -92,7 +93,7 @@ class Certificate(Estimate):
 
     @property
     def terms(self) -> str:
-        """What the terms are like: how many, how skewed, and how much of the mean the largest carry."""
+        """One line on the terms: how many, how skewed, and how much of their mean the largest tenth carries."""
         parts = [f"{self.runs} runs, {self.distinct} distinct value{'' if self.distinct == 1 else 's'}"]
         if not math.isnan(self.share):
             parts.append(f"the largest tenth carry {self.share:.0%}")

@@ -46,12 +46,12 @@ class Decoder(Protocol[State]):
 
     @property
     def role(self) -> Role:
-        """The stream of its draws."""
+        """The stream of random numbers that its draws come from."""
         ...
 
     @property
     def models(self) -> Mapping[str, LanguageModel]:
-        """Who reads the prompts, by kind ("diffusion", "autoregressive")."""
+        """The models that read the prompts, by kind ("diffusion", "autoregressive")."""
         ...
 
     def open(self, requests: Sequence[Request | None], limit: int) -> State:
@@ -64,15 +64,15 @@ class Decoder(Protocol[State]):
         ...
 
     def step(self, state: State) -> State:
-        """The state after one step of everybody who is seated and not finished."""
+        """The state after one more step of every prompt that is seated and not finished."""
         ...
 
     def finished(self, state: State) -> list[int]:
-        """Seats whose prompt is there and grows no more."""
+        """Seats (indices, in increasing order) whose prompt is there and grows no more."""
         ...
 
     def result(self, state: State, seat: int) -> Result:
-        """What came of the prompt in a seat so far; `complete` is False if it is not finished."""
+        """The result of the prompt in a seat, as far as it has come; `complete` is False if it is not finished."""
         ...
 
     def reseat(self, state: State, seats: Sequence[int], requests: Sequence[Request | None]) -> State:
@@ -227,11 +227,11 @@ class Seat(NamedTuple):
 
     @classmethod
     def of(cls, request: Request | None) -> Seat | None:
-        """A prompt that enters now."""
+        """The seat of a prompt that enters now, without a token yet."""
         return None if request is None else cls(request, time.perf_counter())
 
     def after(self, tokens: Sequence[int], *, complete: bool) -> Seat:
-        """The seat after one more forward."""
+        """The seat after one more forward, with the continuation `tokens` and whether it is `complete`."""
         return self._replace(tokens=tuple(tokens), forwards=self.forwards + 1, complete=complete)
 
     def result(

@@ -43,6 +43,6 @@ def cut(text: str, width: int = LINE) -> str:
     return line if len(line) <= width else line[: width - 3] + "..."
 
 
-def block(head: str, lines: Iterable[str]) -> str:
-    """A head with lines below it, indented."""
+def headed(head: str, lines: Iterable[str]) -> str:
+    """A head line with indented lines below it, each cut to fit."""
     return "\n".join([cut(head, 2 * LINE), *(f"  {cut(line)}" for line in lines)])

@@ -47,7 +47,7 @@ class Estimate:
         return f"{value} [{low}, {high}]" if self.has_interval and self.n > 1 else value + without
 
     def times(self, factor: float) -> Estimate:
-        """The same in another unit, `factor` > 0."""
+        """The same estimate in another unit: value, ends and error times `factor` > 0."""
         return replace(
             self, value=factor * self.value, low=factor * self.low, high=factor * self.high, error=factor * self.error
         )

@@ -27,7 +27,7 @@ def foreign(part: Any) -> bool:
 
 
 def check_tensor(found: Any, source: str, shape: tuple[int, ...], kind: Kind, device: torch.device) -> Tensor:
-    """What a part returned, if it is a tensor of that shape, kind and device.
+    """What a part returned, if it is a tensor of the shape `shape`, of that kind and device.
 
     Args:
         source: what returned it, for the message.
@@ -47,7 +47,7 @@ def check_tensor(found: Any, source: str, shape: tuple[int, ...], kind: Kind, de
 
 
 def refuse_rows(bad: Tensor, message: Callable[[tuple[int, ...]], str]) -> None:
-    """Raise ValueError with the message about the first place where `bad` holds; one read from the device."""
+    """Raise ValueError with the message about the first place where `bad: [...]` holds; one read from the device."""
     if bool(bad.any()):
         raise ValueError(message(tuple(bad.nonzero()[0].tolist())))
 

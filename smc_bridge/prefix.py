@@ -1,7 +1,7 @@
 """`Prefix`: a ragged batch of token sequences, and the only owner of padding and end-of-sequence logic.
 
 Everything past `length` is `PAD`; a row is `done` once its last token ends the sequence or its length limit is
-reached. A done row is *absorbing*: it stays in the pool and never grows (condition C5 of the design).
+reached. A done row is *absorbing*: it stays in the pool and never grows (condition C5 of docs/theory, section 6).
 """
 
 from __future__ import annotations

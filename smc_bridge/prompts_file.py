@@ -50,12 +50,12 @@ class PromptsTask:
     window: int = 32
 
     def problems(self, n: int, offset: int = 0) -> list[Item]:
-        """See `Task.problems`."""
+        """Items `offset` to `offset + n` of the file; ValueError if there are not so many."""
         check_range(n, offset, len(self.items), f"{self.name!r}")
         return list(self.items[offset : offset + n])
 
     def grade(self, text: str, answer: Any) -> bool:
-        """See `Task.grade`."""
+        """Whether a decoded text gives the answer, by the grader."""
         return find_grader(self.grader)(text, answer)
 
 

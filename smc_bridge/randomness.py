@@ -89,18 +89,18 @@ class UniformSource(ABC):
 
     @abstractmethod
     def uniform(self, size: tuple[int, ...]) -> Tensor:
-        """See `Source.uniform`."""
+        """Uniforms on [0, 1), float64, `[R, *size]`: all that a subclass must give."""
 
     def bernoulli(self, probability: Tensor) -> Tensor:
-        """See `Source.bernoulli`."""
+        """Success where a uniform is below `probability: [R, ...]`, a BoolTensor of its shape (`Source.bernoulli`)."""
         return self.uniform(tuple(probability.shape[1:])) < probability
 
     def categorical(self, log_probs: Tensor | Drawable) -> Tensor:
-        """See `Source.categorical`."""
+        """Tokens by inverse cdf of a uniform each, `[R, ...]` (`Source.categorical`)."""
         return inverse_cdf(log_probs, self.uniform(tuple(log_probs.shape[1:-1])))
 
     def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
-        """See `Source.bernoulli_stream`."""
+        """Trials whose uniforms, `[R, steps]`, are reserved at once (`Source.bernoulli_stream`)."""
         uniform, taken = self.uniform((steps,)), 0
 
         def trial(probability: Tensor) -> Tensor:
@@ -111,15 +111,15 @@ class UniformSource(ABC):
         return trial
 
     def categorical_stream(self, steps: int) -> Stream:
-        """See `Source.categorical_stream`."""
+        """Draws whose uniforms, `[R, steps]`, are reserved at once (`Source.categorical_stream`)."""
         return UniformStream(self.uniform((steps,)))
 
     def exponential(self, size: tuple[int, ...]) -> Tensor:
-        """See `Source.exponential`."""
+        """`-log(1 - u)` of uniforms, float64, `[R, *size]` (`Source.exponential`)."""
         return -torch.log1p(-self.uniform(size))
 
     def select(self, rows: Tensor) -> Source:
-        """See `Source.select`."""
+        """The same source seen through its rows `rows: [R']` (`Source.select`)."""
         return SelectedRows(self, rows)
 
 
@@ -134,7 +134,7 @@ class PromptSource(UniformSource):
         self.device = torch.device(device)
 
     def uniform(self, size: tuple[int, ...]) -> Tensor:
-        """See `Source.uniform`."""
+        """Uniforms of each prompt's own generator, `[R, *size]` float64 (`Source.uniform`)."""
         draws = torch.empty(len(self.generators), self.rows_per_prompt, *size, dtype=torch.float64)
         for own, generator in zip(draws.unbind(), self.generators, strict=True):
             own.uniform_(generator=generator)
@@ -148,7 +148,7 @@ class SelectedRows(UniformSource):
         self.base, self.index = base, rows
 
     def uniform(self, size: tuple[int, ...]) -> Tensor:
-        """See `Source.uniform`."""
+        """The selected rows of what is drawn for all, `[R', *size]` float64 (`Source.uniform`)."""
         return self.base.uniform(size)[self.index]
 
 
@@ -157,7 +157,7 @@ Randomness = torch.Generator | Source
 
 
 def as_source(generator: Randomness, rows: int, *, device: torch.device | str = "cpu") -> Source:
-    """Let a plain generator serve as the source of `rows` rows."""
+    """The source of `rows` rows that a plain generator serves as; a source is passed through."""
     if isinstance(generator, torch.Generator):
         return PromptSource([generator], rows, device=device)
     return generator

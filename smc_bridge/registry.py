@@ -70,21 +70,21 @@ class Method:
 
     @cached_property
     def own(self) -> tuple[Option, ...]:
-        """Options of its own signature."""
+        """Options of the function's own signature."""
         told = {} if self.rest is None else {option.name: option.help for option in read_options(self.rest)}
         own = read_options(self.make)
         return tuple(replace(option, help=option.help or told.get(option.name, "")) for option in own)
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
-        """What can be written behind its name: its own options, and those that it passes on."""
+        """All options that can be written behind its name: its own, and those that it passes on to `rest`."""
         mine = {option.name for option in self.own}.union(self.without)
         passed = () if self.rest is None else read_options(self.rest)
         return (*self.own, *(option for option in passed if option.name not in mine))
 
     @property
     def summary(self) -> str:
-        """First line of its docstring."""
+        """What it is: the first line of the function's docstring."""
         return (self.make.__doc__ or "").strip().split("\n")[0]
 
     def option(self, name: str) -> Option:
@@ -215,11 +215,7 @@ class Spelled:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def given(self, options: Mapping[str, Any]) -> Spelled:
-        """This with more options.
-
-        Raises:
-            ValueError: the method does not have one, or it stands in the text already with another value.
-        """
+        """The same method with more options."""
         for name, value in options.items():
             if name in self.options and self.options[name] != value:
                 raise ValueError(

@@ -37,11 +37,11 @@ class Request(NamedTuple):
     keep_drafts: bool = False
 
     def generator(self) -> torch.Generator:
-        """Its draws, from the first on."""
+        """A fresh generator of the request's draws, from the first one on."""
         return prompt_generator(self.seed, self.prompt, role=self.role)
 
     def settings(self) -> dict[str, Any]:
-        """What its result's settings say of its draws."""
+        """What a result's settings say of the request's draws: seed, stream, and whether a sequence is retained."""
         retained = {} if self.retained is None else {"retained": True}
         return {"seed": self.seed, "stream": self.role.value, **retained}
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from smc_bridge.certificate import Certificate, certify
-from smc_bridge.display import block
+from smc_bridge.display import headed
 from smc_bridge.files import check_path, write_text
 from smc_bridge.models.arguments import whole_number
 from smc_bridge.streams import Role, numpy_generator
@@ -30,7 +30,13 @@ ADDED = {"complete", "settings"}
 
 @dataclass(frozen=True)
 class Forwards:
-    """How often each model ran: calls that served the prompt, rows in them, tokens or tree nodes scored by the AR."""
+    """How often each model ran for a prompt.
+
+    Attributes:
+        dlm_forwards, ar_forwards: calls that served the prompt.
+        dlm_rows, ar_rows: rows of the prompt in them.
+        ar_tokens: tokens or tree nodes scored by the AR model.
+    """
 
     dlm_forwards: int = 0
     dlm_rows: int = 0
@@ -40,7 +46,7 @@ class Forwards:
 
     @classmethod
     def total(cls, parts: Sequence[Forwards]) -> Forwards:
-        """The sum of all parts."""
+        """The sum of several counts, field by field."""
         return cls(*(sum(getattr(part, item.name) for part in parts) for item in fields(cls)))
 
 
@@ -54,7 +60,8 @@ class Result:
         log_weights: unnormalised, nats, `[N]`; their log-mean is the evidence estimate.
         texts: the continuations as text, if the sampler knows a tokenizer.
         method: name of the sampler.
-        proper: whether the weights are proper (docs/theory, section 2); if not, `reasons` say why.
+        proper: whether the weights are proper (docs/theory, section 2).
+        reasons: why they are not, one line each.
         has_potential: whether the target carries a potential, so that its true Z is not 1.
         forwards: model calls.
         seconds: wall time from when this prompt entered the batch until it was finished; prompts beside it took their
@@ -89,7 +96,7 @@ class Result:
 
     @property
     def log_evidence(self) -> float:
-        """`log Z_hat`, nats: 0 in expectation of `Z_hat = 1` without a potential."""
+        """Evidence estimate `log Z_hat`, nats; without a potential `E[Z_hat] = 1`."""
         return float(np.logaddexp.reduce(self.log_weights) - math.log(len(self.log_weights)))
 
     @property
@@ -189,7 +196,7 @@ class Result:
         return float(sum(w * f(v) for w, v in zip(self.weights, self.values, strict=True) if w > 0))
 
     def certificate(self, *, log_z: float | None = None) -> Certificate:
-        """Bound on `KL(r || p)` from this one run; average several with `smc_bridge.certify`.
+        """Bound on `KL(r || p)` from this one run (docs/theory, section 7); average several with `smc_bridge.certify`.
 
         Args:
             log_z: true `log Z`; needed only with a potential.
@@ -227,10 +234,10 @@ class Result:
             f"log Z = {self.log_evidence:.4f} nats, ESS = {self.ess:.2f}{marks}"
         )
         if not self.alive:
-            return block(head, ["every weight is zero"])
+            return headed(head, ["every weight is zero"])
         mass = list(self.posterior().items())
         more = [f"and {len(mass) - SHOWN} more"] if len(mass) > SHOWN else []
-        return block(head, [*(f"{weight:.3f}  {value!r}" for value, weight in mass[:SHOWN]), *more])
+        return headed(head, [*(f"{weight:.3f}  {value!r}" for value, weight in mass[:SHOWN]), *more])
 
     def _repr_html_(self) -> str:
         weights = self.weights if self.alive else np.zeros(len(self.sequences))

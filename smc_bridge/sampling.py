@@ -19,8 +19,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-#: Tokens of one block of a two-level cdf, and the alphabet from which two levels are used.
-BLOCK, TWO_LEVELS = 64, 256
+#: Tokens of one segment of a two-level cdf, and the alphabet from which two levels are used.
+SEGMENT, TWO_LEVELS = 64, 256
 
 
 class Scores(NamedTuple):
@@ -38,18 +38,18 @@ class Scores(NamedTuple):
     log_total: float | Tensor
 
     def log_probs(self) -> Tensor:
-        """Normalised log-probabilities, of the shape of `values`, in memory of their own."""
+        """Normalised log-probabilities, `[n, A]` or `[n, 1]` as `values`, in memory of their own."""
         return shifted(self.values, self.peak, self.factor).sub_(self.log_total)
 
 
 def shifted(scores: Tensor, peak: float | Tensor, factor: float | Tensor) -> Tensor:
-    """`factor * (scores - peak)`, in this order (module docstring), in memory of its own."""
+    """`factor * (scores - peak)` in this order (module docstring), `[..., A]` in memory of its own."""
     out = scores - peak
     return out if is_one(factor) else out.mul_(factor)
 
 
 def is_one(factor: float | Tensor) -> bool:
-    """Whether to multiply by the factor can be left out."""
+    """Whether a factor is exactly 1, so that multiplying by it can be left out."""
     return not isinstance(factor, Tensor) and factor == 1.0
 
 
@@ -93,13 +93,13 @@ def compiled_softmax() -> Callable[[Tensor, float | Tensor], tuple[Tensor, Tenso
     return call
 
 
-def block_width(size: int) -> int:
-    """Tokens of one block of the cdf over an alphabet of this size."""
-    return BLOCK if size >= TWO_LEVELS else size
+def segment_width(size: int) -> int:
+    """Tokens of one segment of the cdf over an alphabet of this size."""
+    return SEGMENT if size >= TWO_LEVELS else size
 
 
-def block_sums(probs: Tensor, width: int) -> Tensor:
-    """Sums over successive blocks of `width` tokens (the last one may be shorter), `[n, A]` -> `[n, C]`."""
+def segment_sums(probs: Tensor, width: int) -> Tensor:
+    """Sums over successive segments of `width` tokens (the last one may be shorter), `[n, A]` -> `[n, C]`."""
     count, size = probs.shape
     whole = size // width * width
     sums = probs[:, :whole].reshape(count, -1, width).sum(-1)
@@ -107,33 +107,33 @@ def block_sums(probs: Tensor, width: int) -> Tensor:
 
 
 def search(probs: Tensor, width: int, cell: Tensor | None, uniform: Tensor) -> Tensor | None:
-    """Inverse cdf in two levels: the block whose cumulative sum passes the uniform, then the token within it.
+    """Inverse cdf in two levels: the segment whose cumulative sum passes the uniform, then the token within it.
 
     The uniforms and the sums that they are compared with are float64; no cdf over the alphabet is made.
 
     Args:
         probs: `[n, A]`, up to a factor.
-        width: tokens of a block.
+        width: tokens of a segment.
         cell: which law each draw is from, `[m]`; None for one draw from each law.
         uniform: on [0, 1), float64, `[m]`.
     Returns:
         tokens of positive probability, `[m]`; None if a cell has NaN or no positive probability.
     """
-    sums = block_sums(probs, width)
+    sums = segment_sums(probs, width)
     cdf = sums.cumsum(-1, dtype=torch.float64)
     if cell is not None:
         sums, cdf = sums[cell], cdf[cell]
     threshold = uniform[:, None] * cdf[:, -1:]
-    block = torch.searchsorted(cdf, threshold, right=True).clamp_max_(sums.shape[1] - 1)
-    inside = (threshold - (cdf.gather(1, block) - sums.gather(1, block))).clamp_min_(0.0)  # below 0 by round-off
-    token, mass = _within(probs, width, cell, block, inside)
+    segment = torch.searchsorted(cdf, threshold, right=True).clamp_max_(sums.shape[1] - 1)
+    inside = (threshold - (cdf.gather(1, segment) - sums.gather(1, segment))).clamp_min_(0.0)  # below 0 by round-off
+    token, mass = _within(probs, width, cell, segment, inside)
     is_law = cdf[:, -1] > 0  # False for NaN too
     if bool((is_law & (mass > 0)).all()):
         return token
     if not bool(is_law.all()):
         return None
-    # By round-off a uniform passed all that is possible: the last possible block, and token of it, is meant.
-    possible = _possible(block, sums)
+    # By round-off a uniform passed all that is possible: the last possible segment, and token of it, is meant.
+    possible = _possible(segment, sums)
     inside = threshold - (cdf.gather(1, possible) - sums.gather(1, possible))
     return _within(probs, width, cell, possible, inside, repair=True)[0]
 
@@ -147,11 +147,12 @@ class Drawable(Protocol):
 
     @property
     def shape(self) -> torch.Size:
-        """`[..., A]`."""
+        """Shape of the log-probabilities, `[..., A]`."""
         ...
 
     def inverse_cdf(self, uniform: Tensor) -> Tensor:
-        """See `inverse_cdf`; `uniform` is float64."""
+        """First token whose cumulative probability passes `uniform: [...]` (float64), `[...]`; see the function
+        `inverse_cdf`."""
         ...
 
     def dense(self) -> Tensor:
@@ -184,7 +185,7 @@ def inverse_cdf(log_probs: Tensor | Drawable, uniform: Tensor) -> Tensor:
     out = torch.empty(points.shape, dtype=torch.long, device=flat.device)
     for start in range(0, points.numel(), step):
         part = flat[start : start + step].exp()
-        drawn = search(part, block_width(size), None, points[start : start + step])
+        drawn = search(part, segment_width(size), None, points[start : start + step])
         if drawn is None:
             total = part.sum(-1)
             first = start + int((~(total > 0)).to(torch.uint8).argmax())
@@ -195,29 +196,29 @@ def inverse_cdf(log_probs: Tensor | Drawable, uniform: Tensor) -> Tensor:
 
 
 def _within(
-    probs: Tensor, width: int, cell: Tensor | None, block: Tensor, threshold: Tensor, *, repair: bool = False
+    probs: Tensor, width: int, cell: Tensor | None, segment: Tensor, threshold: Tensor, *, repair: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Tokens of the blocks `[m, 1]` whose cumulative probability passes the threshold `[m, 1]`, and their masses `[m]`.
+    """Tokens of segments `[m, 1]` whose cumulative probability passes the threshold `[m, 1]`, and their masses `[m]`.
 
     Args:
-        repair: take the last possible token of the block where an impossible one was found.
+        repair: take the last possible token of the segment where an impossible one was found.
     """
-    inside = _blocks_of(probs, width, cell, block)
+    inside = _segments_of(probs, width, cell, segment)
     place = torch.searchsorted(inside.cumsum(-1), threshold, right=True).clamp_max_(inside.shape[1] - 1)
     if repair:
         place = _possible(place, inside)
-    return (block * width + place)[:, 0].clamp_max_(probs.shape[1] - 1), inside.gather(1, place)[:, 0]
+    return (segment * width + place)[:, 0].clamp_max_(probs.shape[1] - 1), inside.gather(1, place)[:, 0]
 
 
-def _blocks_of(probs: Tensor, width: int, cell: Tensor | None, block: Tensor) -> Tensor:
-    """Probabilities of one block for each draw, `[m, width]` float64; 0 past the alphabet."""
+def _segments_of(probs: Tensor, width: int, cell: Tensor | None, segment: Tensor) -> Tensor:
+    """Probabilities of one segment for each draw, `[m, width]` float64; 0 past the alphabet."""
     size = probs.shape[1]
     if size == width and cell is None:
         return probs.double()
     row = torch.arange(probs.shape[0], device=probs.device) if cell is None else cell
     if size % width == 0:
-        return probs.view(-1, width).index_select(0, row * (size // width) + block[:, 0]).double()
-    token = block * width + torch.arange(width, device=probs.device)
+        return probs.view(-1, width).index_select(0, row * (size // width) + segment[:, 0]).double()
+    token = segment * width + torch.arange(width, device=probs.device)
     return probs[row[:, None], token.clamp_max(size - 1)].double().masked_fill_(token >= size, 0.0)
 
 

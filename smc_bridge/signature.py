@@ -49,7 +49,7 @@ class Option:
 
     @property
     def type(self) -> str:
-        """Its values in words: `int`, `float or floats`, the names there are."""
+        """The kinds of its values in words: `int`, `float or floats`, or the names there are."""
         names = [" or ".join(self.choices)] if self.choices else []
         return " or ".join([_KINDS[kind] for kind in self.kinds if not (kind is str and self.choices)] + names)
 

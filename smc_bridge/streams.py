@@ -67,12 +67,12 @@ def prompt_generator(seed: int, prompt: Sequence[int], *, role: Role) -> torch.G
 
 
 def numpy_generator(role: Role, seed: int, *parts: int | str) -> np.random.Generator:
-    """numpy's generator for the member `parts` of a stream."""
+    """numpy's generator for one member of a role's stream, named by `parts`."""
     return np.random.default_rng(derived_seed(role, seed, *parts))
 
 
 def derived_seed(role: Role, seed: int, *parts: int | str) -> int:
-    """A seed of 128 bits for the member `parts` of a stream, where what is run takes a seed itself."""
+    """A seed of 128 bits for one member of a role's stream, named by `parts`, where what is run takes a seed itself."""
     return int.from_bytes(_hash(role, seed, parts, 16), "little")
 
 

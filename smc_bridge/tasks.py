@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 class Item(NamedTuple):
-    """A prompt, as text, its answer, as `Task.grade` knows it (None if there is none), and its name in a file."""
+    """A prompt with its known answer.
+
+    Attributes:
+        prompt: the text.
+        answer: as `Task.grade` knows it; None if there is none.
+        id: its name in a file, or None.
+    """
 
     prompt: str
     answer: Any = None
@@ -22,7 +28,7 @@ class Item(NamedTuple):
 
 
 class Limits(Protocol):
-    """Of a task, what decoders need to know."""
+    """The sizes that suit the decoding of a task, tokens."""
 
     @property
     def max_new_tokens(self) -> int:
@@ -45,7 +51,7 @@ class Task(Limits, Protocol):
 
     @property
     def name(self) -> str:
-        """What the user types."""
+        """Name of the task, as the user types it."""
         ...
 
     @property
@@ -67,8 +73,15 @@ class Arithmetic:
     """The 1,000 held-out problems of the embedded pair; right is who writes `#### N` with the right N first.
 
     V and M follow from how far drafts are accepted, 7 tokens on average: about one block of a hundred reaches V = 16,
-    and goes on in the next step with the marginals that are left (elastic window), so that verifying positions past it
-    at once is rarely worth the AR model's time. Masks past M = 32 cost more than they bring: a few per cent of tokens.
+    and goes on in the next step with the marginals that it has not used (elastic window), so that verifying positions
+    past it at once is rarely worth the AR model's time. Masks past M = 32 cost more than they bring: a few per cent of
+    tokens.
+
+    Attributes:
+        name: of the task.
+        pair: name of the pair of models.
+        max_new_tokens: length limit, tokens.
+        lookahead, window: M and V, tokens.
     """
 
     name: str = "arithmetic"
@@ -78,13 +91,13 @@ class Arithmetic:
     window: int = 16
 
     def problems(self, n: int, offset: int = 0) -> list[Item]:
-        """See `Task.problems`."""
+        """Held-out problems `offset` to `offset + n`; ValueError if there are not so many."""
         every = arithmetic.held_out()
         check_range(n, offset, len(every), f"the task {self.name!r}")
         return [Item(problem.prompt, problem.answer) for problem in every[offset : offset + n]]
 
     def grade(self, text: str, answer: Any) -> bool:
-        """See `Task.grade`."""
+        """Whether the first number after `####` in a decoded text is the answer."""
         return bool(arithmetic.extract_answer(text) == answer)
 
 

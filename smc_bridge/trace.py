@@ -44,12 +44,12 @@ class StepRecord:
     blocks: list[list[list[int]]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields by name."""
+        """The fields by name, as plain data for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> StepRecord:
-        """Inverse of `to_dict`."""
+        """The record that `to_dict` made the data of."""
         return cls(**fields)
 
 
@@ -68,7 +68,7 @@ class Trace(Sequence[StepRecord]):
 
     @property
     def records(self) -> list[StepRecord]:
-        """All of them."""
+        """All records, made now if they were not read before."""
         if self._make is not None:
             self._records, self._make = self._make(), None
         return self._records

@@ -26,7 +26,7 @@ from smc_bridge.analysis.study.sources import Limits, Problems, load_problems
 from smc_bridge.analysis.workers import check_workers
 from smc_bridge.commands.models import Models
 from smc_bridge.decode import decode
-from smc_bridge.display import PrintedTable, block
+from smc_bridge.display import PrintedTable, headed
 from smc_bridge.models.extras import need
 from smc_bridge.models.pairs import Pair
 from smc_bridge.registry import METHODS
@@ -49,7 +49,13 @@ def default_methods() -> tuple[str, ...]:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What a comparison found: its settings, one row a method, and the records of the cells behind them."""
+    """What a comparison found.
+
+    Attributes:
+        settings: everything but the models that it depends on.
+        rows: one for each method.
+        cells: records of the cells behind them.
+    """
 
     settings: Settings
     rows: list[Row]
@@ -57,7 +63,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         s = self.settings
-        return block(
+        return headed(
             f"Comparison on {s.n} problems of {s.task!r}: target temperature {s.temperature:g}, w = {s.w:g}, "
             f"seed {s.seed}",
             [f"methods {', '.join(s.methods)}", "figures in .frame(), .table() and .rows"],

@@ -59,5 +59,5 @@ class Settings:
         return Config(axes, Prompts(self.task, self.n, self.batch))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """The settings as plain data for JSON."""
         return {**asdict(self), "methods": list(self.methods)}

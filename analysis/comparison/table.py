@@ -24,9 +24,12 @@ INTERVALS = ("accuracy", "nats", "nats_per_token")
 
 @dataclass(frozen=True)
 class Row:
-    """One method's figures; None where a column does not apply.
+    """One method's figures in a comparison; None where a column does not apply.
 
     Attributes:
+        method: as it is spelled.
+        n: problems.
+        particles: N.
         accuracy: share of right answers.
         tokens_per_dlm_forward: all tokens by all forwards of the DLM.
         ar_forwards: mean per problem.

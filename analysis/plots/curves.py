@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Frame(Protocol):
-    """What is needed of a `pandas.DataFrame`."""
+    """A data frame as far as the plots read it: columns by name, as of `pandas.DataFrame`."""
 
     @property
     def columns(self) -> Iterable[str]:

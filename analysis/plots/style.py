@@ -36,7 +36,13 @@ OURS = "smc-bridge"
 
 
 class Look(NamedTuple):
-    """How one line looks."""
+    """The looks of one line of a plot.
+
+    Attributes:
+        color: of line and marker.
+        marker: of points.
+        linestyle: kind of dash.
+    """
 
     color: str
     marker: str

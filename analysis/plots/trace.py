@@ -32,7 +32,13 @@ ASPECT = 0.602
 
 @dataclass(frozen=True)
 class Lane:
-    """A row of the grid: its tokens from the window's start, with what became of each."""
+    """A row of the grid: the drafted tokens of one lane of a step.
+
+    Attributes:
+        step, particle, lane: which lane it is, from 0.
+        survivors: how many survivors took it.
+        tokens: text of each from the window's start, with what became of it.
+    """
 
     step: int
     particle: int
@@ -42,7 +48,7 @@ class Lane:
 
     @property
     def block(self) -> int:
-        """Committed tokens."""
+        """How many tokens the lane committed."""
         return sum(kind != "refused" for _, kind in self.tokens)
 
 

@@ -23,7 +23,15 @@ KEPT = 16
 
 
 class Work(NamedTuple):
-    """What a cell consists of; `size` is its runs, and `part` what is done with them where there is more than one."""
+    """A cell of a study: one sampler on one point of the source under one seed.
+
+    Attributes:
+        setting: the sampler.
+        point: of the source.
+        seed: of all draws.
+        size: runs.
+        part: what is done with them, where there is more than one.
+    """
 
     setting: Setting
     point: Point
@@ -33,11 +41,11 @@ class Work(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The sampler, for the progress; and what is done."""
+        """The sampler, and the part of the work, for the progress."""
         return " ".join(filter(None, (self.setting.method, self.setting.intermediate, self.part)))
 
     def key(self) -> dict[str, Any]:
-        """The columns that name the cell."""
+        """Values of the columns that name the cell."""
         part = {"part": self.part} if self.part else {}
         return {**self.setting.to_dict(), **self.point._asdict(), "seed": self.seed, **part}
 
@@ -61,7 +69,7 @@ def run_seed(seed: int, run: int) -> int:
 
 
 class Laboratory:
-    """Runs cells. Serves one process: it holds the models.
+    """Runs the cells of a study in one process, of which it holds the models.
 
     Args:
         config: of the study.
@@ -96,25 +104,25 @@ class Laboratory:
         return self.problems.limits(work.point, self.config.lookahead, work.setting.window)
 
     def decoder(self, work: Work) -> Any:
-        """What decodes the prompts of a cell."""
+        """The decoder that runs the prompts of a cell."""
         pair = self._pair(work.point) if isinstance(work.point, TabularPoint) else self.problems.pair
         assert pair is not None
         return make_decoder(work.setting, pair, self.limits(work), self.custom)
 
     def inputs(self, work: Work) -> tuple[Sequence[Sequence[int]], Sequence[int]]:
-        """Prompts, and a seed for each of them."""
+        """The prompts of a cell, and a seed for each of them."""
         if isinstance(work.point, Block):
             chosen, seeds = self.chosen(work.point), seeds_apart(self.problems.prompts, work.seed)
             return [self.problems.prompts[i] for i in chosen], [seeds[i] for i in chosen]
         return [()] * work.size, [run_seed(work.seed, run) for run in range(work.size)]
 
     def chosen(self, point: Block) -> range:
-        """Indices of the problems of a block."""
+        """Indices of the task's problems that a point's prompts are."""
         assert isinstance(self.config.source, Prompts)
         return self.config.source.problems(point.block)
 
     def items(self, point: Block) -> list[Item]:
-        """The problems of a block."""
+        """The task's items that a point's prompts are."""
         return [self.problems.items[i] for i in self.chosen(point)]
 
     def _make_pair(self, point: TabularPoint) -> Pair:

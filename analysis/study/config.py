@@ -34,7 +34,14 @@ from smc_bridge.models.tabular import ENUMERABLE
 
 
 class TabularPoint(NamedTuple):
-    """One pair of tabular models: A, S, seed of its tables, and noise of its diffusion model in nats."""
+    """One pair of tabular models.
+
+    Attributes:
+        alphabet: A.
+        length: S, tokens.
+        model_seed: of its tables.
+        noise: standard deviation of its diffusion model's log-marginals, nats.
+    """
 
     alphabet: int
     length: int
@@ -43,7 +50,12 @@ class TabularPoint(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Prompts of a task that are decoded together."""
+    """Prompts of a task that are decoded together, one point of a study's source.
+
+    Attributes:
+        task: its name.
+        block: number of the batch, from 0.
+    """
 
     task: str
     block: int
@@ -58,7 +70,8 @@ class Tabular:
     """Seeded tabular models (`smc_bridge.models.tabular`): axes of their own, and independent runs of each row.
 
     Attributes:
-        alphabets: A.  lengths: S, tokens; also the length limit and the default lookahead.
+        alphabets: A, alphabet sizes.
+        lengths: S, tokens; also the length limit and the default lookahead.
         model_seeds: of the tables and of the noise.
         noises: standard deviation of the diffusion model's log-marginals, nats.
         concentration: of the tables (`TabularAR.random`).
@@ -99,7 +112,7 @@ class Tabular:
         object.__setattr__(self, "concentration", float(self.concentration))
 
     def points(self) -> list[TabularPoint]:
-        """Every pair of models."""
+        """Every pair of tabular models, as a point of the study."""
         return [
             TabularPoint(*each)
             for each in itertools.product(self.alphabets, self.lengths, self.model_seeds, self.noises)
@@ -108,7 +121,13 @@ class Tabular:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The first `n` problems of a task, in blocks of `batch`, each of which gives a row."""
+    """The first problems of a task, in batches, each of which gives a row.
+
+    Attributes:
+        name: of the task.
+        n: problems.
+        batch: problems that are decoded together.
+    """
 
     name: str = "arithmetic"
     n: int = 32
@@ -119,7 +138,7 @@ class Prompts:
             check_whole(name, getattr(self, name), 1)
 
     def points(self) -> list[Block]:
-        """Every block."""
+        """Every batch of problems, as a point of the study."""
         return [Block(self.name, block) for block in range(-(-self.n // self.batch))]
 
     def problems(self, block: int) -> range:
@@ -129,7 +148,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Config:
-    """A study.
+    """The configuration of a study.
 
     Attributes:
         axes: of the samplers, and seeds.

@@ -26,7 +26,7 @@ DECIMALS = 6
 
 
 def fingerprints(config: Config, problems: Problems, custom: Mapping[str, MakeIntermediate]) -> dict[str, Any]:
-    """All of them, as entries of a header."""
+    """Fingerprints of weights, problems and intermediates, as entries of a study's header."""
     return {
         "pair": problems.identity, "models": "" if problems.pair is None else of_models(problems.pair),
         "custom": of_intermediates(config, problems, custom), "problems": of_problems(config, problems),

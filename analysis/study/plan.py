@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from smc_bridge.distributions.intermediate import Intermediate, check_weight
+from smc_bridge.distributions.intermediate import Intermediate, check_w
 from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.engine.names import INTERMEDIATES, idle
 from smc_bridge.models.pairs import Pair
@@ -50,7 +50,7 @@ class Setting:
     temperature: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields by name."""
+        """The fields by name, as plain data."""
         return asdict(self)
 
 
@@ -74,15 +74,22 @@ def check_methods(names: Collection[Any]) -> list[Spelled]:
 
 
 def of_methods(error: ValueError, text: str) -> str:
-    """What the registry says of one method, as said of `methods`."""
+    """The error that the registry raised about one method, in the words of the axis `methods`."""
     said = str(error).removeprefix("method")
     return f"methods{said}" if said.startswith(" = ") else f"methods = {text!r}: {error}"
 
 
 @dataclass(frozen=True)
 class Axes:
-    """The values of every axis, in order; None instead of them leaves every method its own.
+    """The values of every axis of a study, in order; None instead of them leaves every method its own.
 
+    Attributes:
+        methods: as they are spelled.
+        intermediates: by name.
+        particles, lanes, windows: N, K, V.
+        w: exponents, or shares, of the diffusion model.
+        temperatures: of the target.
+        seeds: of all draws.
     Raises:
         ValueError: an axis is empty, holds a value twice, or one that is out of range or unknown.
     """
@@ -106,7 +113,7 @@ class Axes:
                 check_whole(name, value, least)
         for w in self.w or ():
             check_number("w", w)
-            check_weight(w)
+            check_w(w)
         for value in self.temperatures or ():
             check_number("temperatures", value)
             check_temperature(value, name="temperatures")

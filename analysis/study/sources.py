@@ -18,14 +18,14 @@ from smc_bridge.tasks import TASKS, Item, Task, encode_prompts
 
 
 class Numerals:
-    """Token a is written as the number a, with blanks between tokens."""
+    """A tokenizer that writes token a as the number a, with blanks between tokens."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text."""
+        """Ids of a text of numbers with blanks between them."""
         return [int(word) for word in text.split()]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids."""
+        """Text of ids: their numbers, with blanks between them."""
         return " ".join(str(i) for i in ids)
 
 
@@ -33,7 +33,7 @@ class Numbered(Pair):
     """A pair whose text keeps the end of a sequence, so that texts and sequences are one to one."""
 
     def decode(self, ids: Any) -> str:
-        """Text of `ids: [S]`."""
+        """Text of `ids: [S]`, the end of sequence included."""
         text: str = self.tokenizer.decode(map(int, ids))
         return text
 
@@ -50,14 +50,19 @@ def tabular_pair(point: TabularPoint, source: Tabular) -> Pair:
 
 
 def exact_law(pair: Pair, length: int, temperature: float) -> Result:
-    """The law of a tabular target, enumerated."""
+    """The law of a tabular target, enumerated, as a `Result` with a sequence for each possible one."""
     return oracle(
         ARTarget(pair.ar, temperature=temperature), max_new_tokens=length, detokenize=pair.decode
     )
 
 
 class Limits(NamedTuple):
-    """Length limit, M and V, tokens (`smc_bridge.tasks.Limits`)."""
+    """Sizes of a cell's runs (`smc_bridge.tasks.Limits`).
+
+    Attributes:
+        max_new_tokens: length limit, tokens.
+        lookahead, window: M and V, tokens.
+    """
 
     max_new_tokens: int
     lookahead: int
@@ -82,7 +87,7 @@ class Problems:
     identity: str = ""
 
     def limits(self, point: Point, lookahead: int | None, window: int | None) -> Limits:
-        """Limits of the runs of a point."""
+        """Length limit, lookahead and window of the runs of a point."""
         if isinstance(point, Block):
             assert self.task is not None
             return Limits(self.task.max_new_tokens, lookahead or self.task.lookahead, window or self.task.window)

@@ -18,14 +18,26 @@ POOL = 50
 
 
 class Encoded(NamedTuple):
-    """One problem as token ids: bos, prompt, newline, response, eos; the response starts at `start`."""
+    """One problem as token ids.
+
+    Attributes:
+        ids: bos, prompt, newline, response, eos.
+        start: where the response begins in them.
+    """
 
     ids: list[int]
     start: int
 
 
 class Batch(NamedTuple):
-    """What the network reads, what it should say, the loss weights, `[R, S]` each, and the row lengths, `[R]`."""
+    """What a network is trained on in one step.
+
+    Attributes:
+        inputs: what the network reads, `[R, S]`.
+        targets: what it should say at each place, `[R, S]`.
+        weights: of the loss at each place, `[R, S]`.
+        lengths: real tokens of each row, `[R]`.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -41,7 +53,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem]) -> l
 
 
 class Schedule:
-    """Which problems and drills each step trains on."""
+    """Gives the problems and drills that each training step reads."""
 
     def __init__(self, data: Sequence[Encoded], tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
         self.data, self.tokenizer, self.recipe = data, tokenizer, recipe

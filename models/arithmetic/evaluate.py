@@ -39,7 +39,12 @@ Decoder: TypeAlias = Callable[[Qwen2ForCausalLM, Sequence[Sequence[int]]], list[
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many held-out problems each kind of figure uses (the first ones)."""
+    """How many held-out problems (the first ones) each kind of figure uses.
+
+    Attributes:
+        losses: problems of either model's cross-entropy.
+        ar_accuracy, dlm_accuracy: problems that each model answers.
+    """
 
     losses: int
     ar_accuracy: int

@@ -95,7 +95,13 @@ _ANSWER = re.compile(r"####\s*(\d+)")
 
 @dataclass(frozen=True)
 class Problem:
-    """One word problem: what is asked, a solution, and its integer answer."""
+    """One word problem.
+
+    Attributes:
+        prompt: what is asked.
+        response: a solution, written out, that ends with `#### answer`.
+        answer: the integer.
+    """
 
     prompt: str
     response: str
@@ -103,7 +109,13 @@ class Problem:
 
 
 class Splits(NamedTuple):
-    """Training, validation and held-out problems; no prompt text occurs in two of them."""
+    """Problems of which no prompt text occurs in two splits.
+
+    Attributes:
+        train: to train on.
+        validation: to choose a recipe by.
+        held_out: to report figures on.
+    """
 
     train: list[Problem]
     validation: list[Problem]

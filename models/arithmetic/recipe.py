@@ -12,7 +12,17 @@ from smc_bridge.models.arithmetic.tokenizer import TOKENIZER_FILE
 
 @dataclass(frozen=True)
 class Stage:
-    """Optimisation of one network; rates are peaks, reached linearly, then a cosine down to `final_rate` of them."""
+    """Optimisation of one network; rates are peaks, reached linearly, then a cosine down to `final_rate` of them.
+
+    Attributes:
+        steps: batches.
+        matrix_rate, other_rate: learning rates of Muon (matrices of the layers) and AdamW (all else).
+        warmup: steps until the peak.
+        final_rate: share of the peak at the last step.
+        matrix_decay, other_decay: weight decay of either.
+        clip: greatest norm of the gradient.
+        batch: rows of a batch.
+    """
 
     steps: int
     matrix_rate: float
@@ -27,7 +37,29 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, given the generator and the architecture."""
+    """Everything that decides the weights, given the generator and the architecture.
+
+    Weights here are those of the loss at a token. A plan of drills is a list of (until this share of the training,
+    share of rows that are bare equations).
+
+    Attributes:
+        seed: of initialisation, order and masks.
+        ar, dlm: optimisation of either network.
+        train_count, train_seed: how many problems are made, and from which stream.
+        tokenizer_count: problems that the tokenizer is learnt from.
+        ar_drills, dlm_drills: plan of drills of either network.
+        ar_result_weight, ar_prompt_weight: weights of digits of results, and of the prompt; others have 1.
+        dlm_random_share: share of rows that are masked at random places of the response; the others have a clean
+            prefix.
+        dlm_start_in_result: probability that the masks behind a clean prefix begin in a result.
+        dlm_fully_masked: probability that all behind a clean prefix is masked.
+        dlm_cut_share, dlm_cut_window: probability that such a row is cut behind the prefix, and after how many tokens.
+        dlm_near_weight, dlm_near_scale: further weight of the tokens next to the prefix, and its decay, tokens.
+        dlm_padding, dlm_long_padding: most ends of sequence behind a response, and further ones in a long batch.
+        dlm_long_share: probability of a long batch.
+        dlm_padding_weight: factor of the weight of those ends.
+        dlm_drill_weight: weight of masked places of a drill.
+    """
 
     seed: int = 0
     ar: Stage = field(default_factory=lambda: Stage(steps=1_800, matrix_rate=0.02, other_rate=3e-3))

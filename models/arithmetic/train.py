@@ -120,7 +120,7 @@ def prepare(model: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
 
 
 def loss_of(kind: str, model: Qwen2ForCausalLM, batch: Batch) -> Tensor:
-    """Return the weighted mean cross-entropy of a batch, in nats per token."""
+    """Return the weighted mean cross-entropy of a batch of `[R, S]` tokens, in nats per token."""
     targets, weights = batch.targets, batch.weights
     if kind == "ar":
         # Padding is on the right, where a causal network cannot see it: no mask is needed.

@@ -21,7 +21,7 @@ from smc_bridge.models.huggingface.chunks import told_as
 
 
 class Span(NamedTuple):
-    """Where a forward reads and writes."""
+    """Where a forward reads and writes in the buffer."""
 
     rows: slice | Tensor
     """The G rows of the buffer, distinct."""
@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
 
 def as_span(rows: list[int], device: torch.device) -> slice | Tensor:
-    """`rows` as a slice if they stand together in ascending order, else as an index."""
+    """`rows: [n]` as a slice if they stand together in ascending order, else as an index."""
     if rows == list(range(rows[0], rows[0] + len(rows))):
         return slice(rows[0], rows[0] + len(rows))
     return torch.tensor(rows, device=device)
@@ -54,11 +54,11 @@ class KeyValues(Cache):  # type: ignore[misc]
 
     @property
     def bytes(self) -> int:
-        """Bytes of all buffers."""
+        """Memory of all buffers together, bytes."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns before the fresh ones."""
+        """Columns that stand before the fresh ones, for transformers."""
         return self.span.base
 
     def update(
@@ -147,7 +147,7 @@ class KeyValues(Cache):  # type: ignore[misc]
         return [b[:, row.to(b.device), :, column.to(b.device)] for b in self._buffers]
 
     def write(self, row: Tensor, column: Tensor, values: list[Tensor]) -> None:
-        """Write what `read` has returned to n other places."""
+        """Write what `read` has returned, `[n, planes, H, D]` of each buffer, to n other places."""
         for buffer, value in zip(self._buffers, values, strict=True):
             buffer[:, row.to(buffer.device), :, column.to(buffer.device)] = value
 

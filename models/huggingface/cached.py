@@ -56,14 +56,22 @@ class CachedCausalSession(Rows):
         self._before = self.tokens, self.cached  # of the buffer's rows, while `_source` is set
 
     def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
-        """See `CausalSession.score`. Raises ValueError on an empty prefix and on logits that are no law."""
+        """Logits along drafts, `[B, V, A]`, over the cached prefixes (`CausalSession.score`).
+
+        Raises:
+            ValueError: an empty prefix, or logits that are no law.
+        """
         batch, window = drafts.shape
         if batch == 0 or window == 0:
             return self.model.empty(batch, window)
         return self._score(rows, drafts, None)
 
     def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
-        """See `CausalSession.score_tree`. Raises ValueError as `score` does, and on a parent after its child."""
+        """Logits after every node of trees, `[B, T + 1, A]`, over the cached prefixes (`CausalSession.score_tree`).
+
+        Raises:
+            ValueError: as `score`, and a parent after its child.
+        """
         check_trees(tokens, parents)
         batch, nodes = tokens.shape
         if batch == 0:

@@ -88,7 +88,11 @@ class HuggingFaceCausalSession(Rows):
         self.model = model
 
     def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
-        """See `CausalSession.score`. Raises ValueError on an empty prefix and on logits that are no law."""
+        """Logits along drafts, `[B, V, A]`, prefixes read anew (`CausalSession.score`).
+
+        Raises:
+            ValueError: an empty prefix, or logits that are no law.
+        """
         prefix, length = self._prefixes(rows)
         batch, window = drafts.shape
         if batch == 0 or window == 0:
@@ -110,8 +114,11 @@ class HuggingFaceCausalSession(Rows):
         return self.model.check_logits(out, rows, position)
 
     def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
-        """See `CausalSession.score_tree`: every path to a leaf is a draft. Raises ValueError as `score` does, and on a
-        parent after its child.
+        """Logits after every node of trees, `[B, T + 1, A]`: every path to a leaf is a draft
+        (`CausalSession.score_tree`).
+
+        Raises:
+            ValueError: as `score`, and a parent after its child.
         """
         check_trees(tokens, parents)
         batch, nodes = tokens.shape

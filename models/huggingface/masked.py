@@ -169,19 +169,19 @@ class HuggingFaceDiffusionSession(Rows):
         self.has_history = self._cache is not None
 
     def gather(self, ancestors: Tensor) -> None:
-        """See `Session.gather`."""
+        """Let row r become a copy of the former row `ancestors[r]` (`[R']`), its cache too."""
         super().gather(ancestors)
         if self._cache is not None:
             self._cache.gather(ancestors)
 
     def crop(self, length: Tensor) -> None:
-        """See `Session.crop`."""
+        """Keep the first `length[r]` tokens of row r (`[R]`), of its cache too."""
         super().crop(length)
         if self._cache is not None:
             self._cache.crop(length.tolist())
 
     def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
-        """See `DiffusionSession.score`.
+        """Logits of the M positions after the prefixes, `[B, M, A]` (`DiffusionSession.score`).
 
         Raises:
             ValueError: on an empty prefix if the outputs are shifted, and on logits that are no law.

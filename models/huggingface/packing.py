@@ -22,8 +22,8 @@ from smc_bridge.models.huggingface.trees import tree_structure
 WORTH_MERGING = 0.85
 
 
-class Lanes(NamedTuple):
-    """Which entries of a call are lanes of which row."""
+class LaneGroups(NamedTuple):
+    """Which entries of a call share a session row, and so a packed row."""
 
     rows: list[int]
     """The G distinct session rows, in the order of their first entries."""
@@ -33,17 +33,17 @@ class Lanes(NamedTuple):
     """Entry of the call that each lane `[G, K]` shows (rows with fewer lanes repeat one), or None if in order."""
 
 
-def group_lanes(rows: list[int]) -> Lanes:
+def group_lanes(rows: list[int]) -> LaneGroups:
     """Group the entries of a call, row `rows[b]` each, by their row."""
     count = next((i for i, row in enumerate(rows) if row != rows[0]), len(rows))
     distinct = rows[::count]
     if len(set(distinct)) * count == len(rows) and rows == [row for row in distinct for _ in range(count)]:
-        return Lanes(distinct, count, None)
+        return LaneGroups(distinct, count, None)
     members: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         members.setdefault(row, []).append(index)
     count = max(len(entries) for entries in members.values())
-    return Lanes(list(members), count, [m + m[:1] * (count - len(m)) for m in members.values()])
+    return LaneGroups(list(members), count, [m + m[:1] * (count - len(m)) for m in members.values()])
 
 
 class Forest(NamedTuple):

@@ -41,7 +41,7 @@ class Unpadded(nn.Module):
         return found
 
     def can_generate(self) -> bool:
-        """No: it is bidirectional."""
+        """False: a bidirectional model does not generate."""
         return False
 
     def get_output_embeddings(self) -> Any:

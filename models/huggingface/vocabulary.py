@@ -20,7 +20,13 @@ LISTED = 5
 
 @dataclass(frozen=True)
 class SharedVocabulary:
-    """Alphabet of a pair: `size` output columns of both models, of which `banned_ids` are not text."""
+    """The alphabet of a pair.
+
+    Attributes:
+        size: A, output columns of both models.
+        eos_id: token that ends a sequence, or None.
+        banned_ids: ids that are not text, or not the same in both models.
+    """
 
     size: int
     eos_id: int | None

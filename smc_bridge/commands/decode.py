@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Decode and print; returns the exit code."""
+    """Decode the prompt, or the file of prompts, and print what came of it; returns the exit code."""
     with importing():
         method = method_of(arguments)
         method.check(max_new_tokens=arguments.max_new_tokens)

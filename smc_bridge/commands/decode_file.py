@@ -114,7 +114,7 @@ def drawn(result: Result, *, seed: int) -> Any:
 
 
 def told(result: Result, item: Item, task: Task, *, seed: int) -> dict[str, Any]:
-    """What a saved result says of its prompt."""
+    """Entries of a saved result about its prompt: id, answer, and whether a draw from the weights gives it."""
     if item.answer is None:
         return {"id": item.id}
     text = drawn(result, seed=seed)
@@ -122,7 +122,7 @@ def told(result: Result, item: Item, task: Task, *, seed: int) -> dict[str, Any]
 
 
 def figures(result: Result) -> str:
-    """What a result cost and is worth, on one line."""
+    """Verdict, evidence, ESS, tokens and forwards of a result, on one line."""
     alive = max(result.log_weights) > -math.inf
     size = f"{result.ess if alive else 0.0:.2f} of {len(result.sequences)} particles"
     worth = f"log Z {result.log_evidence:.4f} nats, ESS {size}" if result.proper else "not properly weighted"
@@ -134,7 +134,7 @@ def figures(result: Result) -> str:
 
 
 def summary(results: Sequence[Result], task: Task) -> str:
-    """All prompts together, on one line."""
+    """Share of right answers and means of all prompts, on one line."""
     count = len(results)
     right = [result.settings["correct"] for result in results if "correct" in result.settings]
     share = f"{100 * sum(right) / len(right):.1f} % right ({sum(right)} of {len(right)}), " if right else ""

@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print; returns the exit code."""
+    """Print the table of methods, or one method with its options; returns the exit code."""
     if arguments.full and (arguments.name is not None or not arguments.markdown):
         raise UsageError("--full is for the page of all methods: give --markdown and no NAME with it")
     with importing():
@@ -62,14 +62,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def cells(method: Method) -> tuple[str, ...]:
-    """A method's row of the table, by `COLUMNS`."""
+    """A method's row of the table, a text for each of `COLUMNS`."""
     return (
         method.name, method.role, method.targets, "yes" if method.proper else f"no: {method.why}", method.reference
     )
 
 
 def described(method: Method) -> dict[str, Any]:
-    """All about a method, for JSON."""
+    """All that is known of a method as plain data for JSON, its options included."""
     return {
         "name": method.name, "summary": method.summary, "role": method.role, "targets": method.targets,
         "proper": method.proper, "why": method.why, "reference": method.reference,
@@ -82,12 +82,12 @@ def described(method: Method) -> dict[str, Any]:
 
 
 def listed(methods: Iterable[Method], broken: Mapping[str, str]) -> dict[str, Any]:
-    """All methods, and entry points that cannot be used, for JSON."""
+    """All methods as plain data for JSON, and the entry points that cannot be used, with the reason."""
     return {"methods": [described(method) for method in methods], "unavailable": dict(broken)}
 
 
 def table(methods: Iterable[Method]) -> str:
-    """One row a method, in Markdown."""
+    """The table of methods in Markdown, one row each."""
     return _markdown(COLUMNS, [(f"`{name}`", *others) for name, *others in map(cells, methods)])
 
 

@@ -80,7 +80,7 @@ class Models:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Pair:
-        """Load them.
+        """Load the models by their names.
 
         Raises:
             ValueError, FileNotFoundError: as `load_pair`.
@@ -95,7 +95,8 @@ class Models:
 
     @property
     def identity(self) -> str:
-        """Names and options that figures may depend on, besides the weights; empty for a pair that is as it ships."""
+        """Names and options that a result's figures may depend on, besides the weights; empty for a pair as it
+        ships."""
         said = [
             f"{name}={value}" for name, value in sorted(self.options.items()) if is_given(value) and name not in PLACE
         ]

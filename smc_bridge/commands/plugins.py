@@ -16,7 +16,12 @@ GROUP = "smc_bridge.commands"
 
 @dataclass
 class Offer:
-    """Commands that work, by name, and why others do not."""
+    """The commands that the command line offers, and those that it cannot.
+
+    Attributes:
+        working: the commands that can be called, by name.
+        broken: why others cannot be called, one line each, by name.
+    """
 
     working: dict[str, Command] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
@@ -46,5 +51,5 @@ def discover(own: Sequence[Command], check: Callable[[Command], None]) -> Offer:
 
 
 def given(own: Sequence[Command], commands: Iterable[Command]) -> Offer:
-    """`own` and commands that are at hand."""
+    """The commands that a caller hands over beside `own`, by name; nothing is looked up."""
     return Offer({command.name: command for command in (*own, *commands)})

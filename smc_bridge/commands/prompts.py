@@ -114,7 +114,7 @@ def task_and_models(arguments: argparse.Namespace) -> tuple[Task, Models]:
 
 
 def described(task: Task) -> str:
-    """The task for a title: of a file with answers also how they are judged."""
+    """How a title names the task; of a file with answers also how they are judged."""
     if isinstance(task, PromptsTask) and task.items[0].answer is not None:
         return f"{task.name}, graded by {task.grader}"
     return task.name

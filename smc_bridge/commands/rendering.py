@@ -58,7 +58,7 @@ def accepted_lengths(result: Result) -> tuple[float, list[float]]:
 
 
 def diagnostics(result: Result) -> PrintedTable:
-    """Evidence, ESS, certificate, accepted lengths, forwards and speed, one a line."""
+    """Evidence, ESS, certificate, accepted lengths, forwards and speed of a run, one line each."""
     table = PrintedTable(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

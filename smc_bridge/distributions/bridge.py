@@ -53,7 +53,7 @@ class ProductLaw(Law):
         self.some_empty = False
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
+        """`a log q + b log p` of n cells, normalised: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
         normaliser = self._ensure(rows, positions)
         peak = normaliser[:, :1]
         log_probs = self._product(rows, positions, tokens).sub_(peak).sub_(normaliser[:, 1:])
@@ -63,13 +63,14 @@ class ProductLaw(Law):
         return log_probs
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `Law.probs`."""
+        """Product `q^a p^b` of n cells up to a factor, `[n, A]` (`Law.probs`)."""
         return self.log_probs(rows, positions).exp_()
 
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `Law.lower_bound`: `a log q + b log p` without the normaliser, which is below 1 where a + b >= 1.
+        """Lower bound of the log-probabilities of n cells, `[n]`, nats (`Law.lower_bound`).
 
-        Otherwise it is at most `A^(1 - a - b)` (Hölder).
+        It is `a log q + b log p` at the least `log p` that matters (`LOG_RARE`), without the normaliser, which is below
+        1 where a + b >= 1. Otherwise the normaliser is at most `A^(1 - a - b)` (Hölder).
         """
         b = self.b[rows, 0] if isinstance(self.b, Tensor) else self.b
         excess = (1.0 - self.a - torch.as_tensor(b)).clamp_min(0.0) * math.log(self.shape[-1])
@@ -129,7 +130,8 @@ class PointwiseLaw(Law):
         self.function, self.parents = function, parents
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
+        """The other laws' values, combined token by token: `[n, A]`, or `[n, 1]` at one token each
+        (`Law.log_probs`)."""
         first, *others = (law.log_probs(rows, positions, tokens) for law in self.parents)
         return self.function(first, *(other.to(first.dtype) for other in others))
 
@@ -152,7 +154,7 @@ class CellwiseLaw(Law):
         self.missed = torch.zeros(cells, dtype=torch.bool, device=q.device)
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
+        """The intermediate's `log_prob` of n cells: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
         if tokens is None:
             log_q = self.q.log_probs(rows, positions)
             # Intermediates are told of lanes and positions, [R, K, V, A]; a cell is the only one of both.
@@ -175,7 +177,7 @@ class CellwiseLaw(Law):
         return found[:, None]
 
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `Law.lower_bound`."""
+        """-inf at cells where pi was seen to leave out a token of p, else 0, `[n]` nats (`Law.lower_bound`)."""
         return torch.where(self.missed[rows, positions], -math.inf, 0.0)
 
 
@@ -194,7 +196,8 @@ class ResidualLaw(Law):
         self.q, self.pi, self.position, self.needed, self.log_scale = q, pi, position, needed, log_scale
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `Law.probs`; every row must be needed."""
+        """Residual mass `(e^s pi - q)_+` of n cells up to a factor, `[n, A]`; every row must be `needed`
+        (`Law.probs`)."""
         position = self.position[rows]
         target = self.pi.log_probs(rows, position).to(self.dtype)
         if self.log_scale is not None:
@@ -205,7 +208,7 @@ class ResidualLaw(Law):
         return torch.where(empty, target, residual) if bool(empty.any()) else residual
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
+        """The normalised residual of n cells: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
         needed = self.needed[rows]
         out = torch.full((rows.numel(), self.shape[-1]), -math.inf, dtype=self.dtype, device=self.device)
         out[~needed, 0] = 0.0
@@ -215,7 +218,7 @@ class ResidualLaw(Law):
         return out if tokens is None else out.gather(1, tokens[:, None])
 
     def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
-        """See `Law.draw`."""
+        """One correction for each row that is needed, token 0 for the others, `[Q, 1]` (`Law.draw`)."""
         out = torch.zeros(uniform.shape, dtype=torch.long, device=self.device)
         drawn = self.needed[owner].nonzero().flatten()
         if drawn.numel():

@@ -99,12 +99,13 @@ def of_package(intermediate: Intermediate) -> bool:
 
 
 def checked_log_prob(intermediate: Intermediate, log_q: Tensor, log_p: Tensor) -> Tensor:
-    """`intermediate.log_prob`; what a class from outside this module returns is checked and normalised to round-off.
+    """`intermediate.log_prob` of laws `[..., A]`; of a class from outside this module checked, and normalised to
+    round-off.
 
-    What is left of a normaliser adds up over the tokens of a sequence, so a small one is divided out here.
+    A normaliser that is a little off 1 adds up over the tokens of a sequence, so it is divided out here.
 
     Returns:
-        in the dtype of `log_p`.
+        `[..., A]` in the dtype of `log_p`.
     Raises:
         ValueError: the result has another shape, a NaN, or does not sum to one; the message names the class.
     """
@@ -146,7 +147,7 @@ def check_intermediate(name: str, value: object) -> None:
         )
 
 
-def check_weight(w: Any) -> float:
+def check_w(w: Any) -> float:
     """w as a number; ValueError unless it lies in [0, 1]."""
     return float(real_between("w", w, 0.0, 1.0, remedy="the weight of the diffusion model lies in [0, 1]"))
 
@@ -186,23 +187,24 @@ class ProductOfExperts:
     def __init__(
         self, w: float = 0.3, target_exponent: float | Sequence[float] | Tensor | None = None
     ) -> None:
-        self.w = check_weight(w)
+        self.w = check_w(w)
         self.target_exponent = 1.0 - self.w if target_exponent is None else _exponents(target_exponent)
         self.per_lane = isinstance(self.target_exponent, Tensor)
 
     @property
     def dominates(self) -> bool:
-        """Only without the proposal's factor."""
+        """Whether `pi > 0` wherever `p > 0`: only if the proposal has exponent 0 (condition C3)."""
         return self.w == 0.0
 
     @property
     def log_ratio_bound(self) -> float:
-        """None but for the target itself: `p / pi` grows with `(p / q)^w`."""
+        """0 for the target itself, else infinite: `p / pi` grows with `(p / q)^w`, which has no bound."""
         same = bool((torch.as_tensor(self.target_exponent) == 1.0).all())
         return 0.0 if self.w == 0.0 and same else math.inf
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """See `Intermediate.log_prob`."""
+        """`w log q + (1 - w) log p`, normalised (or with the exponents given), `[..., A]`; see
+        `Intermediate.log_prob`."""
         b = self.target_exponent
         if isinstance(b, Tensor) and self.per_lane:
             b = b[:, None, None]
@@ -218,25 +220,29 @@ class ProductOfExperts:
 
 @dataclass(frozen=True)
 class Mixture:
-    """`pi = w q + (1 - w) p`."""
+    """Mixture of experts, `pi = w q + (1 - w) p`.
+
+    Attributes:
+        w: share of the proposal, in [0, 1].
+    """
 
     w: float = 0.3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "w", check_weight(self.w))  # the class is frozen
+        object.__setattr__(self, "w", check_w(self.w))  # the class is frozen
 
     @property
     def dominates(self) -> bool:
-        """`p / pi <= 1 / (1 - w)`."""
+        """Whether `p / pi` is bounded, by `1 / (1 - w)`: unless w = 1 (condition C3)."""
         return self.w < 1.0
 
     @property
     def log_ratio_bound(self) -> float:
-        """`-log(1 - w)`."""
+        """Bound of `log p - log pi` at a token, `-log(1 - w)` nats."""
         return -math.log1p(-self.w) if self.w < 1.0 else math.inf
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """See `Intermediate.log_prob`."""
+        """`log(w q + (1 - w) p)`, token by token, `[..., A]`; see `Intermediate.log_prob`."""
         if self.w in (0.0, 1.0):
             return log_q if self.w == 1.0 else log_p
         return torch.logaddexp(log_q + math.log(self.w), log_p + math.log1p(-self.w))
@@ -244,21 +250,27 @@ class Mixture:
 
 @dataclass(frozen=True)
 class PowerMean:
-    """`pi ∝ (w q^alpha + (1 - w) p^alpha)^(1/alpha)`: alpha = 1 is the mixture, alpha -> 0 the product of experts."""
+    """`pi ∝ (w q^alpha + (1 - w) p^alpha)^(1/alpha)`: alpha = 1 is the mixture, alpha -> 0 the product of experts.
+
+    Attributes:
+        alpha: order of the mean.
+        w: share of the proposal, in [0, 1].
+    """
 
     alpha: float = 0.5
     w: float = 0.3
 
     def __post_init__(self) -> None:
         set_once = object.__setattr__  # the class is frozen
-        set_once(self, "w", check_weight(self.w))
+        set_once(self, "w", check_w(self.w))
         set_once(self, "alpha", float(real_number("alpha", self.alpha, remedy="give a finite number")))
         if not math.isfinite(self.alpha):
             raise ValueError(f"alpha = {self.alpha}: give a finite number")
 
     @property
     def dominates(self) -> bool:
-        """For positive alpha a token needs only one of the two experts (but see `log_ratio_bound`)."""
+        """Whether a token needs only one of the two experts: alpha > 0 and w < 1, or w = 0 (but see
+        `log_ratio_bound`)."""
         return self.w == 0.0 or (self.alpha > 0 and self.w < 1.0)
 
     @property
@@ -275,7 +287,7 @@ class PowerMean:
         return -right + (math.log(math.exp(left) + math.exp(right)) if self.alpha > 1 else 0.0)
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """See `Intermediate.log_prob`."""
+        """The normalised power mean of q and p, token by token, `[..., A]`; see `Intermediate.log_prob`."""
         if self.alpha == 0.0 or self.w in (0.0, 1.0):
             return ProductOfExperts(self.w).log_prob(log_q, log_p)
         # Near alpha = 0 the difference of two logarithms close to 0 is divided by alpha: float32 would not do.
@@ -291,6 +303,9 @@ class Chernoff:
 
     That w minimises the convex function `log sum q^w p^(1-w)`; it is found by bisection on its derivative
     `E_pi[log q - log p]` over the common support, and clipped to [0, 1].
+
+    Attributes:
+        iterations: halvings of the interval of w; each position's error in w is `2^-iterations`.
     """
 
     iterations: int = 40
@@ -300,7 +315,7 @@ class Chernoff:
         object.__setattr__(self, "iterations", iterations)  # the class is frozen
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """See `Intermediate.log_prob`."""
+        """The product of experts at each position's own w, `[..., A]`; see `Intermediate.log_prob`."""
         common = (log_q > -math.inf) & (log_p > -math.inf)
         difference = torch.where(common, log_q - log_p, 0.0)
         base = torch.where(common, log_p, -math.inf)
@@ -318,6 +333,9 @@ class Chernoff:
 class Defensive:
     """`(1 - eps) pi + eps p` around another intermediate: `p / pi <= 1 / eps` whatever the truncation of q (C3).
 
+    Attributes:
+        base: the intermediate that is defended.
+        eps: share of the target that is mixed in, in (0, 1].
     Example:
         >>> Defensive(ProductOfExperts(0.7), 0.05).log_ratio_bound == math.log(20)
         True
@@ -335,7 +353,8 @@ class Defensive:
 
     @property
     def log_ratio_bound(self) -> float:
-        """`-log eps`, and less where the base has a bound b of its own: `-log(eps + (1 - eps) e^-b)`."""
+        """Bound of `log p - log pi` at a token, `-log eps` nats; less where the base has a bound b: `-log(eps + (1 -
+        eps) e^-b)`."""
         return -math.log(self.eps + (1.0 - self.eps) * math.exp(-log_ratio_bound(self.base)))
 
     @property
@@ -349,11 +368,11 @@ class Defensive:
         return positionwise(self.base)
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """See `Intermediate.log_prob`."""
+        """`log((1 - eps) base + eps p)`, token by token, `[..., A]`; see `Intermediate.log_prob`."""
         return self.mixed(checked_log_prob(self.base, log_q, log_p), log_p)
 
     def mixed(self, log_base: Tensor, log_p: Tensor) -> Tensor:
-        """`log ((1 - eps) base + eps p)`, token by token."""
+        """`log((1 - eps) base + eps p)` from the base's log-probabilities and the target's, both `[..., A]`."""
         return torch.logaddexp(log_base + math.log1p(-self.eps), log_p + math.log(self.eps))
 
 
@@ -362,7 +381,7 @@ class Proposal:
     """`pi = q`: everything is accepted, plain importance sampling."""
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """See `Intermediate.log_prob`."""
+        """`log q` as it is given, `[..., A]`; see `Intermediate.log_prob`."""
         return log_q
 
 
@@ -374,5 +393,5 @@ class Target:
     log_ratio_bound: ClassVar[float] = 0.0
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """See `Intermediate.log_prob`."""
+        """`log p` as it is given, `[..., A]`; see `Intermediate.log_prob`."""
         return log_p

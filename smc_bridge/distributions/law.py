@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smc_bridge.sampling import Scores, block_width, search
+from smc_bridge.sampling import Scores, search, segment_width
 
 #: A log-probability that is zero in every floating-point format: what logits of -1e4 or less, used in place of -inf
 #: by many models, come down to as well.
@@ -98,7 +98,8 @@ class Law(ABC):
         """
 
     def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
-        """What `log_probs` of the same cells is made of."""
+        """Unnormalised scores of n cells, `[n, A]` or `[n, 1]`, and the normaliser that makes `log_probs` of them
+        (`Scores`)."""
         return Scores(self.log_probs(rows, positions, tokens), 1.0, 0.0, 0.0)
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class Law(ABC):
         return math.prod(self.shape[:-2])
 
     def spans(self, count: int) -> Iterator[slice]:
-        """Chunks of `count` cells."""
+        """Slices that cut `count` cells into chunks of the size that `Chunks` allows."""
         step = self.chunks.cells(self.shape[-1], self.dtype.itemsize)
         return (slice(start, start + step) for start in range(0, count, step))
 
@@ -149,7 +150,7 @@ class Law(ABC):
         return torch.cat([self.log_probs(rows[span], position[span]) for span in self.spans(self.rows)])
 
     def dense(self) -> Tensor:
-        """The whole tensor, computed once."""
+        """The whole tensor of log-probabilities, `[..., V, A]`, computed once and kept."""
         if self._dense is None:
             width, size = self.shape[-2:]
             known = torch.empty(self.rows * width, size, dtype=self.dtype, device=self.device)
@@ -208,7 +209,7 @@ class Law(ABC):
     def _drawn(self, rows: Tensor, positions: Tensor, cell: Tensor | None, uniform: Tensor) -> Tensor:
         """Tokens from cells `rows, positions: [n]`, of the shape of `uniform`; `cell`: see `search`."""
         probs = self.probs(rows, positions)
-        drawn = search(probs, block_width(self.shape[-1]), cell, uniform.reshape(-1))
+        drawn = search(probs, segment_width(self.shape[-1]), cell, uniform.reshape(-1))
         if drawn is None:
             raise ValueError(
                 f"log_probs at rows {sorted(set(rows.tolist()))} has NaN or no positive probability: check the model's "
@@ -218,7 +219,7 @@ class Law(ABC):
 
 
 def along(laws: Sequence[Law], tokens: Tensor) -> list[Tensor]:
-    """`law.at(tokens)` of several laws of one shape; which cells are read is found out once."""
+    """`law.at(tokens)` of several laws of one shape, `[..., V]` each; which cells are read is found out once."""
     flat = tokens.reshape(-1, tokens.shape[-1])
     rows, positions = (flat >= 0).nonzero(as_tuple=True)
     found = [torch.zeros(flat.shape, dtype=law.dtype, device=law.device) for law in laws]
@@ -246,27 +247,27 @@ class Selected(Law):
         return rows if self.chosen is None else self.chosen[rows]
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
+        """Log-probabilities of n cells of the base: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
         return self.base.log_probs(self._rows(rows), positions, tokens)
 
     def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
-        """See `Law.scores`."""
+        """Scores of n cells of the base, `[n, A]` or `[n, 1]` (`Law.scores`)."""
         return self.base.scores(self._rows(rows), positions, tokens)
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `Law.probs`."""
+        """Probabilities of n cells of the base up to a factor, `[n, A]` (`Law.probs`)."""
         return self.base.probs(self._rows(rows), positions)
 
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `Law.lower_bound`."""
+        """Lower bounds of n cells of the base, `[n]`, nats (`Law.lower_bound`)."""
         return self.base.lower_bound(self._rows(rows), positions)
 
     def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-        """See `Law.raw_at`."""
+        """Logits at one token of each of n cells of the base, `[n]` (`Law.raw_at`)."""
         return self.base.raw_at(self._rows(rows), positions, tokens)
 
     def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
-        """See `Law.draw`: rows that share a row of the base share its cdf."""
+        """Tokens by inverse cdf, `[Q, V]` (`Law.draw`): rows that share a row of the base share its cdf."""
         return self.base.draw(self._rows(owner), uniform)
 
 
@@ -279,16 +280,16 @@ class Dense(Law):
         self.flat = tensor.reshape(-1, *tensor.shape[-2:])
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
+        """Entries of the tensor: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
         return self.flat[rows, positions] if tokens is None else self.flat[rows, positions, tokens][:, None]
 
     def dense(self) -> Tensor:
-        """See `Law.dense`."""
+        """The tensor itself, `[..., V, A]`: nothing is computed."""
         return self.tensor
 
 
 def as_law(law: Tensor | Law) -> Law:
-    """A law; of a tensor `[..., V, A]` of log-probabilities the one that it holds."""
+    """The law itself, or the one that a tensor `[..., V, A]` of log-probabilities holds."""
     return Dense(law) if isinstance(law, Tensor) else law
 
 

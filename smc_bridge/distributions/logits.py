@@ -83,11 +83,13 @@ class LogitLaw(Law):
         self.lowest = torch.full(source.shape, -math.inf, dtype=self.dtype, device=logits.device) if lowest else None
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
+        """`factor * (logit - peak) - log_total` of n cells: `[n, A]`, or `[n, 1]` at one token each
+        (`Law.log_probs`)."""
         return self.scores(rows, positions, tokens).log_probs()
 
     def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
-        """See `Law.scores`: the logits. Reading them all makes the cells known, while they are at hand."""
+        """The logits of n cells, `[n, A]` or `[n, 1]`, as scores (`Law.scores`); reading all tokens makes the
+        normaliser known."""
         raw = self.raw(rows, positions, tokens)
         if tokens is None and self.normaliser.read(rows, positions)[1] is not None:
             self._note(rows, positions, raw)
@@ -95,7 +97,7 @@ class LogitLaw(Law):
         return Scores(raw, self._factor(rows), normaliser[:, :1], normaliser[:, 1:])
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `Law.probs`."""
+        """Softmax of n cells, `[n, A]`; their normalisers are kept (`Law.probs`)."""
         return self._note(rows, positions, self.raw(rows, positions))
 
     def raw(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -114,7 +116,7 @@ class LogitLaw(Law):
         return raw if self.ban is None else raw.index_fill_(-1, self.banned_ids, -math.inf)  # in a copy of its own
 
     def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-        """See `Law.raw_at`."""
+        """The model's logits at one token of each of n cells, `[n]`, before temperature and bans (`Law.raw_at`)."""
         return self._single(self.source[rows, positions], tokens)[:, 0].to(self.dtype)
 
     def _single(self, place: Tensor, tokens: Tensor) -> Tensor:
@@ -156,7 +158,8 @@ class LogitLaw(Law):
         return probs
 
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `Law.lower_bound`."""
+        """Log-probability of the least logit of each cell, `[n]`, nats; -inf where it was not kept
+        (`Law.lower_bound`)."""
         if self.lowest is None:
             return super().lower_bound(rows, positions)
         values, _ = self.normaliser.read(rows, positions)
@@ -182,7 +185,8 @@ class TruncatedLaw(Law):
         self.last = torch.zeros(cells, dtype=torch.long, device=base.device)
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
+        """Log-probabilities after the cut, -inf outside of it: `[n, A]`, or `[n, 1]` at one token each
+        (`Law.log_probs`)."""
         self._ensure(rows, positions)
         found = self.base.scores(rows, positions, tokens)
         token = torch.arange(self.shape[-1], device=self.device) if tokens is None else tokens[:, None]
@@ -192,7 +196,7 @@ class TruncatedLaw(Law):
         return torch.where(kept, found.log_probs() - self.log_mass[rows, positions][:, None], -math.inf)
 
     def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-        """See `Law.raw_at`."""
+        """The model's logits at one token of each of n cells, `[n]`, as if nothing were cut (`Law.raw_at`)."""
         return self.base.raw_at(rows, positions, tokens)
 
     def _ensure(self, rows: Tensor, positions: Tensor) -> None:

@@ -33,7 +33,7 @@ TOP_P = "give a mass in (0, 1]; 1 keeps every token"
 
 @dataclass(frozen=True)
 class Shaping:
-    """Temperature and truncation of a model's conditionals.
+    """From logits to a law: temperature and truncation of a model's conditionals.
 
     Attributes:
         temperature: divides the logits; positive.
@@ -91,7 +91,7 @@ class Shaping:
 
 
 def inverse_temperature(temperature: Tensor, dtype: torch.dtype) -> Tensor:
-    """What scores of that dtype are multiplied by, of the shape of `temperature`; rounded once."""
+    """The factor of the scores, `1 / temperature` rounded once to their dtype: `[...]` -> `[...]`."""
     return temperature.double().reciprocal().to(dtype)
 
 
@@ -155,8 +155,10 @@ def _likeliest(
 
 
 def within_boundary(scores: Tensor, token: Tensor, value: Tensor, last: Tensor) -> Tensor:
-    """Whether tokens are kept by `kept_boundary`: of a greater score than its last token, or of its score and of no
-    larger id."""
+    """Whether each token is kept by `kept_boundary`, a BoolTensor of the shape of `scores: [..., A]` or `[..., 1]`.
+
+    A token is kept if its score is greater than that of the last one kept, or equal and its id no larger.
+    """
     return (scores > value) | ((scores == value) & (token <= last))
 
 

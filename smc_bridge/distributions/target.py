@@ -41,7 +41,7 @@ class Potential(Protocol):
 
 
 class ARTarget:
-    """Autoregressive target law.
+    """The autoregressive target law p: a model after temperature and truncation, with an optional potential.
 
     Args:
         model: gives the logits (`CausalLM`).
@@ -66,7 +66,7 @@ class ARTarget:
 
     @property
     def temperature(self) -> float:
-        """Temperature of the law."""
+        """Temperature of the law: it divides the logits."""
         return self.shaping.temperature
 
     def log_potential(self, prefix: Prefix) -> Tensor:

@@ -23,23 +23,23 @@ class Placed(Law):
         self.base, self.row_of, self.position_of = base, row, position
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
+        """Log-probabilities of n cells, read in the base: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
         return self.base.log_probs(self.row_of[rows, positions], self.position_of[rows, positions], tokens)
 
     def scores(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Scores:
-        """See `Law.scores`."""
+        """Scores of n cells, read in the base, `[n, A]` or `[n, 1]` (`Law.scores`)."""
         return self.base.scores(self.row_of[rows, positions], self.position_of[rows, positions], tokens)
 
     def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `Law.probs`."""
+        """Probabilities of n cells up to a factor, read in the base, `[n, A]` (`Law.probs`)."""
         return self.base.probs(self.row_of[rows, positions], self.position_of[rows, positions])
 
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """See `Law.lower_bound`."""
+        """Lower bounds of n cells, read in the base, `[n]`, nats (`Law.lower_bound`)."""
         return self.base.lower_bound(self.row_of[rows, positions], self.position_of[rows, positions])
 
     def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-        """See `Law.raw_at`."""
+        """Logits at one token of each of n cells, read in the base, `[n]` (`Law.raw_at`)."""
         return self.base.raw_at(self.row_of[rows, positions], self.position_of[rows, positions], tokens)
 
 
@@ -59,7 +59,8 @@ class Patched(Law):
         self.place[rows] = torch.arange(rows.numel(), device=base.device)
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
+        """Log-probabilities of n cells of the base or the other law: `[n, A]`, or `[n, 1]` at one token each
+        (`Law.log_probs`)."""
         found, place = self.base.log_probs(rows, positions, tokens), self.place[rows]
         own = place >= 0
         if bool(own.any()):

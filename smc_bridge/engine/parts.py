@@ -12,14 +12,15 @@ from smc_bridge.randomness import Source, UniformSource
 
 
 class DrawnOnce:
-    """Uniforms of a source, kept, so that several parts of its rows can read them."""
+    """Uniforms of a source that are drawn once for all rows and kept, so that several parts of the rows can read
+    them."""
 
     def __init__(self, base: Source) -> None:
         self.base = base
         self.drawn: list[Tensor] = []
 
     def part(self, rows: Tensor) -> PartSource:
-        """The source of rows `rows: [R']`."""
+        """The source of the rows `rows: [R']`, which reads what was drawn for all."""
         return PartSource(self, rows)
 
 
@@ -30,7 +31,7 @@ class PartSource(UniformSource):
         self.whole, self.rows, self.calls = whole, rows, 0
 
     def uniform(self, size: tuple[int, ...]) -> Tensor:
-        """See `Source.uniform`.
+        """Uniforms of this part's rows, `[R', *size]` (`Source.uniform`).
 
         Raises:
             ValueError: an earlier part drew something else in this place.

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from smc_bridge.describe import describe, name_of, number
-from smc_bridge.display import block
+from smc_bridge.display import headed
 from smc_bridge.distributions.intermediate import (
     Intermediate,
     ProductOfExperts,
@@ -49,7 +49,9 @@ class Program:
         kernel: moves a lane from the proposal to the intermediate.
         weight: the importance step from the intermediate to the target.
         resampler, trigger: how and when particles interact.
-        particles: N.  lanes: K drafts per particle.  window: V tokens verified at once.
+        particles: N, that survive a step.
+        lanes: K, drafts of each particle.
+        window: V, tokens verified at once.
         name: for tables.
         tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text.
         max_logit_bytes: cap of the AR model's logits of one call (K * V scores of A tokens per particle, or one per
@@ -79,7 +81,7 @@ class Program:
 
     @property
     def models(self) -> dict[str, LanguageModel]:
-        """The two models, by kind."""
+        """The two models by kind, "diffusion" and "autoregressive"."""
         return {"diffusion": self.proposal.model, "autoregressive": self.target.model}
 
     def why_improper(self) -> list[str]:
@@ -183,7 +185,7 @@ class Program:
             for name in ("proposal", "target")
         }
         reasons = self.why_improper()
-        return block(
+        return headed(
             f"{type(self).__name__} {self.name!r}: N = {self.particles}, K = {self.lanes}, V = {self.window}, "
             f"M = {found['lookahead']}, {'not proper: ' + '; '.join(reasons) if reasons else 'properly weighted'}",
             (

@@ -50,7 +50,7 @@ class StepTensors:
 
     @cached_property
     def forwards(self) -> dict[int, Forwards]:
-        """Of each seat in this step."""
+        """Forwards, rows and tokens of either model in this step, for each seat that took part."""
         particles = self.reduced.survivors.shape[1]
         prompts = len(self.seats)
         owner = self.growing // particles
@@ -65,7 +65,7 @@ class StepTensors:
 
     @cached_property
     def records(self) -> dict[int, StepRecord]:
-        """What the trace of each seat says of this step, by seat."""
+        """The `StepRecord` of this step for each seat that took part."""
         with torch.inference_mode():
             return self._records()
 

@@ -24,11 +24,11 @@ from smc_bridge.randomness import Randomness, as_source
 
 @runtime_checkable
 class Resampler(Protocol):
-    """Draws ancestors."""
+    """Draws ancestors, indices of candidates, with `E[offspring_i] = count * W_i` (condition C6)."""
 
     @property
     def proper(self) -> bool:
-        """Whether `E[offspring_i] = count * W_i`."""
+        """Whether `E[offspring_i] = count * W_i` holds (condition C6)."""
         ...
 
     def __call__(self, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
@@ -54,7 +54,7 @@ def check_ancestors(resampler: Resampler, log_weights: Tensor, count: int, *, ge
 
 
 class UniformResampler(ABC):
-    """A resampler that is a function of uniforms."""
+    """A resampler whose ancestors are a function of uniforms on [0, 1)."""
 
     proper = True
 
@@ -99,14 +99,15 @@ def from_offspring(offspring: Tensor, count: int) -> Tensor:
 
 
 class Multinomial(UniformResampler):
-    """Independent draws."""
+    """Independent draws of every ancestor by weight (Gordon, Salmond & Smith 1993)."""
 
     def dimension(self, candidates: int, count: int) -> int:
         """One uniform per survivor."""
         return count
 
     def ancestors(self, weights: Tensor, count: int, uniforms: Tensor) -> Tensor:
-        """See `UniformResampler.ancestors`."""
+        """Inverse of the cumulative weights at `count` independent points, `[P, count]`
+        (`UniformResampler.ancestors`)."""
         return from_points(weights, uniforms)
 
 
@@ -118,7 +119,7 @@ class Stratified(UniformResampler):
         return count
 
     def ancestors(self, weights: Tensor, count: int, uniforms: Tensor) -> Tensor:
-        """See `UniformResampler.ancestors`."""
+        """Inverse of the cumulative weights at a point of each stratum, `[P, count]` (`UniformResampler.ancestors`)."""
         return from_points(weights, (torch.arange(count, device=weights.device) + uniforms) / count)
 
 
@@ -126,11 +127,11 @@ class Systematic(UniformResampler):
     """`count` equally spaced points with one common random offset."""
 
     def dimension(self, candidates: int, count: int) -> int:
-        """One uniform."""
+        """One uniform for all survivors: the common offset."""
         return 1
 
     def ancestors(self, weights: Tensor, count: int, uniforms: Tensor) -> Tensor:
-        """See `UniformResampler.ancestors`."""
+        """Inverse of the cumulative weights at equally spaced points, `[P, count]` (`UniformResampler.ancestors`)."""
         return from_points(weights, (torch.arange(count, device=weights.device) + uniforms) / count)
 
 
@@ -142,7 +143,7 @@ class Residual(UniformResampler):
         return count
 
     def ancestors(self, weights: Tensor, count: int, uniforms: Tensor) -> Tensor:
-        """See `UniformResampler.ancestors`."""
+        """Copies by whole parts, then draws by fractional parts, `[P, count]` (`UniformResampler.ancestors`)."""
         whole, fraction = _split(weights, count)
         copies = whole.sum(-1, keepdim=True)
         slots = torch.arange(count, device=weights.device).expand(weights.shape[0], count).contiguous()
@@ -160,11 +161,11 @@ class SSP(UniformResampler):
     """
 
     def dimension(self, candidates: int, count: int) -> int:
-        """One uniform per meeting."""
+        """One uniform for each meeting of two fractions."""
         return max(candidates - 1, 1)
 
     def ancestors(self, weights: Tensor, count: int, uniforms: Tensor) -> Tensor:
-        """See `UniformResampler.ancestors`."""
+        """Ancestors from offspring numbers that are floors or ceilings, `[P, count]` (`UniformResampler.ancestors`)."""
         offspring, fraction = _split(weights, count)
         every = torch.arange(weights.shape[0], device=weights.device)
         holder = torch.zeros_like(every)

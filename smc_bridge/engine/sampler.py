@@ -56,7 +56,7 @@ class Sampler(Program):
 
     @property
     def role(self) -> Role:
-        """The stream of free runs; conditional ones have another (`run`)."""
+        """The stream of random numbers of free runs; conditional ones have another (`run`)."""
         return Role.SMC
 
     def run(

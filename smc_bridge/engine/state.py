@@ -29,24 +29,29 @@ class StepLog(Protocol):
 
     @property
     def forwards(self) -> dict[int, Forwards]:
-        """Forwards of each seat."""
+        """Forwards, rows and tokens of either model, by seat."""
         ...
 
     @property
     def records(self) -> dict[int, StepRecord]:
-        """What the trace of each seat says."""
+        """The `StepRecord` of the step for the trace of each seat."""
         ...
 
 
 class Retained(NamedTuple):
-    """Continuations that particle 0 of each prompt must follow (conditional SMC): `[P, T]` padded, `[P]`."""
+    """Continuations that particle 0 of each prompt must follow (conditional SMC).
+
+    Attributes:
+        tokens: token ids, padded, `[P, T]`.
+        length: tokens of each, `[P]`.
+    """
 
     tokens: Tensor
     length: Tensor
 
     @classmethod
     def of(cls, prefix: Prefix) -> Retained:
-        """From one row for each prompt."""
+        """From a `Prefix` with one row for each prompt."""
         return cls(prefix.tokens.clamp_min(0), prefix.length)
 
 
@@ -66,16 +71,18 @@ class SMCState:
         prefix: R particles.
         log_weights: `[P, N]` float64, unnormalised and carried: `log Z = log mean`.
         log_potential: `log phi` of each particle so far, `[R]` float64.
-        prompt_length: `[P]`.
+        prompt_length: tokens of each prompt, `[P]`.
         limit: greatest length of each particle, `[R]`.
         generators: one per seat.
-        drafts: the proposal's state.  ar: the target's session.
-        requests: who sits in each seat, None for nobody.
+        drafts: the proposal's state.
+        ar: the target's session.
+        retained: continuations that particle 0 of each prompt follows (conditional SMC), or None.
+        requests: the request in each seat, None for nobody.
         records: what every step did, by seat.
         entered: when each prompt was seated, seconds of `time.perf_counter`.
         uncovered: seats where the intermediate was seen to leave out a token of the target, and the first place of
             the continuation where it did.
-        told: whether the user knows of one.
+        told: whether the user was warned of such a token.
         watched: whether the intermediate may leave out a token (`smc_bridge.engine.watch`).
         walks: how many consecutive lanes have one proposal and one intermediate.
         chunks: how much of a law is computed at a time.
@@ -101,7 +108,7 @@ class SMCState:
 
     @property
     def particles(self) -> int:
-        """N, particles of a prompt."""
+        """N, the number of particles of each prompt."""
         return self.log_weights.shape[1]
 
     def active(self) -> Tensor:
@@ -109,22 +116,22 @@ class SMCState:
         return growing(self.prefix, self.log_weights).any(1).nonzero().flatten()
 
     def finished(self) -> list[int]:
-        """Seats whose prompt grows no more."""
+        """Seats (indices) whose prompt grows no more: every particle is done or of weight zero."""
         still = set(self.active().tolist())
         return [seat for seat, request in enumerate(self.requests) if request is not None and seat not in still]
 
     @property
     def max_new_tokens(self) -> int:
-        """Most tokens of a continuation."""
+        """Length limit of a continuation, tokens."""
         return int(self.limit[0] - self.prompt_length[0])
 
     @property
     def keep_drafts(self) -> bool:
-        """Whether somebody wants drafts and blocks in the trace."""
+        """Whether a seated request wants drafts and blocks in its trace."""
         return any(request is not None and request.keep_drafts for request in self.requests)
 
     def seated(self, seat: int) -> Request:
-        """Who sits there."""
+        """The request in a seat; a seat that is asked for here is never empty."""
         request = self.requests[seat]
         assert request is not None, f"nobody sits in seat {seat}"
         return request

@@ -67,11 +67,11 @@ class Scorer:
 
     @property
     def walks(self) -> int:
-        """See `Verifier.walks`."""
+        """How many consecutive lanes have one proposal and one intermediate (`Verifier.walks`)."""
         return self.state.walks
 
     def along(self, tokens: Tensor) -> tuple[Law, Law]:
-        """See `Verifier.along`."""
+        """Target and intermediate along the lanes' drafts, `[B * K, V, A]` each, by one forward (`Verifier.along`)."""
         program, lanes, width = self.program, self.program.lanes, tokens.shape[1]
         # Nothing is committed past the longest horizon, and the AR model may have no position there: it is not asked.
         asked, limit = int(self.window.max()), program.target.model.max_length
@@ -87,7 +87,8 @@ class Scorer:
         return p, bridge_law(program.intermediate, self.q, p, lanes=lanes)
 
     def at_nodes(self, tree: Tree, q: Law) -> tuple[Law, Law]:
-        """See `Verifier.at_nodes`."""
+        """Target and intermediate after every node of trees, `[R', T + 1, A]` each, by one forward
+        (`Verifier.at_nodes`)."""
         program, count = self.program, q.rows
         trees = count // self.rows.numel()
         raw = self.state.ar.score_tree(self.rows.repeat_interleave(trees), tree.tokens, tree.parents)
@@ -172,8 +173,14 @@ SourceOf = Callable[[Tensor, int], Source]
 
 
 class Reduced(NamedTuple):
-    """Survivors: lane index `n * K + k` of each, `[P, N]`; their log weights `[P, N]`; ESS before `[P]`; which prompts'
-    particles interacted, `[P]`."""
+    """The survivors of a step, N out of the N * K lanes of each of P prompts.
+
+    Attributes:
+        survivors: lane index `n * K + k` of each, `[P, N]`.
+        log_weights: of the survivors, `[P, N]` nats.
+        ess: effective sample size before the selection, `[P]` particles.
+        resampled: which prompts' particles interacted, BoolTensor `[P]`.
+    """
 
     survivors: Tensor
     log_weights: Tensor
@@ -283,5 +290,5 @@ def commit(
 
 
 def lane_rows(particles: Tensor, lanes: int) -> Tensor:
-    """Lane indices of particles: `[B]` -> `[B * K]`."""
+    """Row numbers of the K lanes of each particle, `[B]` -> `[B * K]`."""
     return (particles[:, None] * lanes + torch.arange(lanes, device=particles.device)).flatten()

@@ -60,7 +60,7 @@ def first_uncovered(pi: Law, p: Law, block: Tensor, length: Tensor) -> Tensor | 
 
 
 def uncovered_reason(program: Program, place: int) -> str:
-    """Why results are not proper, in one line."""
+    """Why results are not proper, in one line: the intermediate leaves out a token, first at `place`."""
     name = type(program.intermediate).__name__
     return (
         f"intermediate {name} has probability 0 where the target has not, first at token {place} of the continuation: "
@@ -78,7 +78,7 @@ def may_leave_out(program: Program) -> bool:
 
 
 def tell(program: Program, place: int) -> None:
-    """Warn of it."""
+    """Warn of a token that the intermediate leaves out, at `place` of the continuation."""
     warn_caller(f"{uncovered_reason(program, place)}; results are marked as not proper")
 
 

@@ -21,7 +21,7 @@ Trigger = Callable[[Tensor], Tensor]
 
 
 def check_log_weights(log_weights: Tensor) -> Tensor:
-    """The weights in float64; ValueError naming the place if one is NaN or +inf."""
+    """The weights in float64, `[..., N]` -> `[..., N]`; ValueError naming the place if one is NaN or +inf."""
     wide = log_weights.double()
     bad = wide.isnan() | (wide == math.inf)
     if bool(bad.any()):
@@ -31,20 +31,22 @@ def check_log_weights(log_weights: Tensor) -> Tensor:
 
 
 def log_mean(log_weights: Tensor) -> Tensor:
-    """`log (1/N sum exp)` over the last axis, nats; -inf if every weight is zero."""
+    """`log (1/N sum exp)` of `log_weights: [..., N]` over the last axis, `[...]` nats; -inf if every weight is zero."""
     return check_log_weights(log_weights).logsumexp(-1) - math.log(log_weights.shape[-1])
 
 
 def normalised(log_weights: Tensor) -> Tensor:
-    """Probabilities over the last axis; uniform where every weight is zero."""
+    """Probabilities over the last axis of `log_weights: [..., N]`, same shape; uniform where every weight is zero."""
     wide = check_log_weights(log_weights)
     dead = (wide == -math.inf).all(-1, keepdim=True)
     return torch.softmax(torch.where(dead, 0.0, wide), -1)
 
 
 def ess(log_weights: Tensor) -> Tensor:
-    """Effective sample size `1 / sum W^2` over the last axis, between 1 and N (particles); 0 where all weights are
-    zero."""
+    """Effective sample size `1 / sum W^2` (Kong, Liu & Wong 1994) of `log_weights: [..., N]`, `[...]` particles.
+
+    It is between 1 and N; 0 where all weights are zero.
+    """
     dead = (log_weights == -math.inf).all(-1)
     return torch.where(dead, 0.0, 1.0 / normalised(log_weights).square().sum(-1))
 
@@ -60,18 +62,22 @@ def check_trigger(trigger: Trigger, log_weights: Tensor) -> Tensor:
 
 
 def always(log_weights: Tensor) -> Tensor:
-    """Trigger: resample after every step."""
+    """Trigger: resample after every step, True for each prompt of `log_weights: [P, N]`."""
     return torch.ones(log_weights.shape[:-1], dtype=torch.bool, device=log_weights.device)
 
 
 def never(log_weights: Tensor) -> Tensor:
-    """Trigger: particles never interact."""
+    """Trigger: never resample (particles never interact), False for each prompt of `log_weights: [P, N]`."""
     return torch.zeros(log_weights.shape[:-1], dtype=torch.bool, device=log_weights.device)
 
 
 @dataclass(frozen=True)
 class EssBelow:
-    """Trigger: resample when the ESS is below `fraction * N` (Liu & Chen 1995)."""
+    """Trigger: resample when the ESS is below `fraction * N` (Liu & Chen 1995).
+
+    Attributes:
+        fraction: share of N, in [0, 1].
+    """
 
     fraction: float = 0.5
 

@@ -63,10 +63,11 @@ def surplus(q: Law, pi: Law, log_p: Tensor, end: Tensor) -> Tensor:
 
 
 class BlockVerification(StoppingKernel):
-    """Block verification (module docstring)."""
+    """Block verification (Sun et al. 2024, arXiv 2403.10444): the draft is judged as a whole (module docstring)."""
 
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
-        """See `StoppingKernel.log_continue`."""
+        """`min(0, log q_i - log pi_i - log P_{i-1})` at the tokens, `[R, V]` nats; see
+        `StoppingKernel.log_continue`."""
         ratio = log_ratio(q, pi, block)
         before = log_acceptance(ratio)[:, :-1]
         return torch.where(before == -math.inf, 0.0, (-ratio - before).clamp_max(0.0))

@@ -55,7 +55,7 @@ class GumbelCoupling(StoppingKernel):
     """Shared-noise coupling that commits the intermediate's sample (module docstring)."""
 
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
-        """See `StoppingKernel.log_continue`: `-log sum_b max(pi_b, q_b pi_a / q_a)`."""
+        """`-log sum_b max(pi_b, q_b pi_a / q_a)` at the token a, `[R, V]` nats; see `StoppingKernel.log_continue`."""
         out = torch.zeros(block.shape, dtype=pi.dtype, device=pi.device)
         rows, positions = (block >= 0).nonzero(as_tuple=True)
         for span in pi.spans(rows.numel()):

@@ -44,7 +44,7 @@ class Lanes(NamedTuple):
 
 
 class WeightRule(Protocol):
-    """An importance step."""
+    """An importance step: from the lanes of a step to their log-weight increments."""
 
     @property
     def proper(self) -> bool:
@@ -67,7 +67,7 @@ class WeightRule(Protocol):
 def checked_increments(
     rule: WeightRule, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate
 ) -> Tensor:
-    """What a weight rule returns, `[R, K]`.
+    """What a weight rule returns, checked: log-weight increments `[R, K]`, nats.
 
     Raises:
         ValueError: it has another shape or kind, NaN, or +inf; the message names the rule.
@@ -140,7 +140,7 @@ class AcceptAll(StoppingKernel):
     """
 
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
-        """See `StoppingKernel.log_continue`: never stops before the end."""
+        """0 throughout, `[R, V]`: the kernel never stops before the end; see `StoppingKernel.log_continue`."""
         return torch.zeros(block.shape, dtype=pi.dtype, device=block.device)
 
     def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:

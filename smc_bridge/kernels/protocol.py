@@ -63,7 +63,8 @@ class Verified(NamedTuple):
     """A kernel's move, with the laws along the blocks, `[R, V, A]`.
 
     Attributes:
-        move: what is committed.  p: target.  pi: intermediate.
+        move: what is committed.
+        p, pi: target and intermediate along the blocks.
         scored: drafted tokens or tree nodes that the target scored for each row, `[R]`.
     """
 
@@ -184,14 +185,15 @@ class StoppingKernel(Kernel):
     def log_density(
         self, q: Tensor | Law, pi: Tensor | Law, block: Tensor, length: Tensor, *, horizon: Horizon | None = None
     ) -> Tensor:
-        """Log-law `log g(block, length) = log pi(block) + log kappa(length | block)`, nats; arguments as `log_stop`."""
+        """Log-law `log g(block, length) = log pi(block) + log kappa(length | block)`, `[R]` float64, nats; arguments as
+        `log_stop`."""
         stop = self.log_stop(q, pi, block, length, horizon=horizon)
         inside = prefix_sum(as_law(pi).at(truncate(block, length)), length)
         return torch.where(stop == -math.inf, stop, inside + stop)
 
 
 def going_on(kernel: Kernel, q: Tensor | Law, pi: Tensor | Law, block: Tensor, *, horizon: Horizon) -> Tensor:
-    """`kernel.log_continue`, in float64.
+    """`kernel.log_continue` in float64, checked: `[R, V]` nats.
 
     Raises:
         TypeError: the kernel has no stopping law.
@@ -211,7 +213,7 @@ def going_on(kernel: Kernel, q: Tensor | Law, pi: Tensor | Law, block: Tensor, *
 
 
 def check_move(kernel: object, move: Move, horizon: Horizon, shape: torch.Size) -> Move:
-    """What a kernel commits: blocks `[R, V]` of tokens, from 1 of them to where the block must end.
+    """Check what a kernel commits: blocks `[R, V]` of tokens, from 1 of them to where the block must end.
 
     Args:
         shape: `[R, V, A]`.

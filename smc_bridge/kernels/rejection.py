@@ -90,10 +90,10 @@ def commit_residual(
 
 
 class Rejection(StoppingKernel):
-    """Token-level speculative rejection (module docstring)."""
+    """Token-level speculative rejection (Leviathan et al. 2023) to the intermediate (module docstring)."""
 
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
-        """See `StoppingKernel.log_continue`: `min(0, log q_i - log pi_i)` at the token."""
+        """`min(0, log q_i - log pi_i)` at the tokens, `[R, V]` nats; see `StoppingKernel.log_continue`."""
         log_q, log_pi = along([q, pi], block)
         return torch.where(log_pi == -math.inf, 0.0, (log_q - log_pi).clamp_max(0.0))
 

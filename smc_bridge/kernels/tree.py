@@ -8,6 +8,11 @@ depends on the past only:
 
     c_i = 1 if x_{1:i} is in the tree, else 0.
 
+Prior art at w = 0, where the tokens are drawn from the target itself: DDTree (arXiv 2604.12989; its tree and the one
+here had the same nodes in 200 of 200 cases), OPT-Tree (arXiv 2406.17276), DySpec (arXiv 2410.11744), Sequoia (arXiv
+2402.12374) and SpecInfer (arXiv 2305.09781). What is added here: the walk on any intermediate `pi`, its weights, and
+all lanes of N particles on one forward.
+
 A walk commits one token more than it meets nodes, `E[L] = 1 + sum over nodes of P(the walk gets there)`. So the best
 tree of a given size holds the continuations that a walk most likely takes. Which these are is judged by the marginals
 raised to a power and normalised again, `q_i^a / sum q_i^a`: a product of marginals that were made for drawing is not
@@ -72,7 +77,7 @@ class Edges:
 
 
 class TreeWalk(StoppingKernel):
-    """Tree walk (module docstring).
+    """Tree walk: draws from the intermediate on a tree of likely continuations until they leave it (module docstring).
 
     Args:
         nodes: B, greatest number of nodes verified by one AR forward.
@@ -101,12 +106,12 @@ class TreeWalk(StoppingKernel):
         return f"TreeWalk({self.nodes}, min_probability={self.min_probability:g}, exponent={self.exponent:g})"
 
     def tree(self, q: Law, *, horizon: Horizon | None = None) -> Tree:
-        """The tree that is walked on, a deterministic function of `q: [R, V, A]`."""
+        """The tree that is walked on, R trees of at most B nodes: a deterministic function of `q: [R, V, A]`."""
         horizon = full_horizon(q.rows, q.shape[-2], device=q.device) if horizon is None else horizon
         return best_first(q, self.nodes, horizon, min_probability=self.min_probability, exponent=self.exponent)
 
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
-        """See `StoppingKernel.log_continue`: 0 while the block stays in the tree, -inf after it."""
+        """0 while the block stays in the tree, -inf after it, `[R, V]`; see `StoppingKernel.log_continue`."""
         edges = Edges(self.tree(q, horizon=horizon), q.shape[-1])
         tokens = block.cpu().numpy()
         row, node = np.arange(tokens.shape[0]), np.zeros(tokens.shape[0], dtype=np.int64)

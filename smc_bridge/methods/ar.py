@@ -62,23 +62,23 @@ class ARSampling:
 
     @property
     def role(self) -> Role:
-        """The stream of exact samples."""
+        """The stream of random numbers of exact samples."""
         return Role.AR
 
     @property
     def models(self) -> dict[str, LanguageModel]:
-        """The autoregressive model."""
+        """The one model that reads the prompts, by its kind."""
         return {"autoregressive": self.target.model}
 
     def open(self, requests: Sequence[Request | None], limit: int) -> ARState:
-        """See `Decoder.open`."""
+        """P seats with their prompts and all their uniforms (`Decoder.open`)."""
         prefix = prompts_of(requests, device=self.target.model.device)
         session = self.target.model.session(prefix.tokens.clamp_min(0), prefix.length)
         uniforms = torch.zeros(len(requests), limit, dtype=torch.float64)
         return _with(ARState((None,) * len(requests), session, uniforms), range(len(requests)), requests)
 
     def step(self, state: ARState) -> ARState:
-        """See `Decoder.step`: one token for every prompt."""
+        """One more token for every prompt, by one forward (`Decoder.step`)."""
         seated = [(place, seat) for place, seat in enumerate(state.seats) if seat is not None and not seat.complete]
         model, limit = self.target.model, state.uniforms.shape[1]
         places = torch.tensor([place for place, _ in seated])
@@ -94,7 +94,7 @@ class ARSampling:
         return state._replace(seats=tuple(seats))
 
     def finished(self, state: ARState) -> list[int]:
-        """See `Decoder.finished`."""
+        """Seats whose continuation has ended (`Decoder.finished`)."""
         return [place for place, seat in enumerate(state.seats) if seat is not None and seat.complete]
 
     def result(self, state: ARState, seat: int) -> Result:
@@ -109,7 +109,7 @@ class ARSampling:
         return own.result(settings, forwards=forwards, detokenize=self.detokenize)
 
     def reseat(self, state: ARState, seats: Sequence[int], requests: Sequence[Request | None]) -> ARState:
-        """See `Decoder.reseat`."""
+        """The state with other prompts in some seats (`Decoder.reseat`)."""
         device = self.target.model.device
         held = [0 if seat is None else len(seat.request.prompt) + len(seat.tokens) for seat in state.seats]
         rows, fresh = torch.tensor(seats, device=device), prompts_of(requests, device=device)

@@ -86,16 +86,16 @@ class Canvas:
 
     @property
     def role(self) -> Role:
-        """The stream of the diffusion model's own decoders."""
+        """The stream of random numbers of the diffusion model's own decoders."""
         return Role.DLM
 
     @property
     def models(self) -> dict[str, LanguageModel]:
-        """The diffusion model."""
+        """The one model that reads the prompts, by its kind."""
         return {"diffusion": self.proposal.model}
 
     def open(self, requests: Sequence[Request | None], limit: int) -> CanvasState:
-        """See `Decoder.open`."""
+        """P seats with their prompts and empty canvases (`Decoder.open`)."""
         device, empty = self.proposal.model.device, (None,) * len(requests)
         prefix = prompts_of(requests, device=device)
         session = self.proposal.model.session(prefix.tokens.clamp_min(0), prefix.length)
@@ -103,7 +103,7 @@ class Canvas:
         return _with(CanvasState(empty, empty, session, canvas), range(len(requests)), requests)
 
     def step(self, state: CanvasState) -> CanvasState:
-        """See `Decoder.step`: one forward, and what the rule makes of it."""
+        """One forward, and the places filled that the rule chooses (`Decoder.step`)."""
         seated = [(place, seat) for place, seat in enumerate(state.seats) if seat is not None and not seat.complete]
         device, limit = self.proposal.model.device, state.canvas.shape[1]
         if max(seat.forwards for _, seat in seated) >= PATIENCE * limit:
@@ -136,7 +136,7 @@ class Canvas:
         return state._replace(seats=tuple(seats), canvas=state.canvas.index_copy(0, rows, after))
 
     def finished(self, state: CanvasState) -> list[int]:
-        """See `Decoder.finished`."""
+        """Seats whose continuation is complete (`Decoder.finished`)."""
         return [place for place, seat in enumerate(state.seats) if seat is not None and seat.complete]
 
     def result(self, state: CanvasState, seat: int) -> Result:
@@ -154,7 +154,7 @@ class Canvas:
         )
 
     def reseat(self, state: CanvasState, seats: Sequence[int], requests: Sequence[Request | None]) -> CanvasState:
-        """See `Decoder.reseat`."""
+        """The state with other prompts in some seats (`Decoder.reseat`)."""
         device = state.canvas.device
         held = torch.tensor([0 if seat is None else len(seat.request.prompt) for seat in state.seats], device=device)
         rows = torch.tensor(seats, device=device)
@@ -202,7 +202,7 @@ def _ends(canvas: Tensor, eos_id: int | None) -> tuple[Tensor, Tensor]:
 
 
 def as_proposal(proposal: DLMProposal | ModelPair) -> DLMProposal:
-    """The proposal itself, or that of a pair of models at temperature 1.
+    """The proposal itself, or, of a pair of models, that of its diffusion model at temperature 1.
 
     Raises:
         ValueError: it is neither.
@@ -259,15 +259,15 @@ def diffusion(
 ) -> list[Result]:
     """The diffusion model's standard decoder: per forward, draw some masked positions and keep them.
 
-    Positions are committed within consecutive windows; a row ends when everything before its first end of sequence is
-    committed.
+    Positions are committed within consecutive spans of `window` positions; a row ends when everything before its first
+    end of sequence is committed.
 
     Args:
         proposal: its first lane's law is decoded; `lookahead` masks stand behind what is committed. Or a pair of
             models, whose diffusion model at temperature 1 is it (and whose `decode` makes texts).
         tokens_per_forward: positions committed per forward; None commits all `lookahead` positions at once.
-        order: which positions come first within the window.
-        window: positions that are open at a time (all of them if `tokens_per_forward` is None).
+        order: which positions come first within the span.
+        window: span, positions that are open at a time (all of them if `tokens_per_forward` is None).
         seed, batch, on_result: as for `Sampler.run`; under one seed it is independent of other methods.
     Raises:
         ValueError: an argument out of range.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, check_weight
+from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, check_w
 from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.distributions.target import ARTarget, Potential
 from smc_bridge.engine.names import DEFAULT_W, check_fit, named
@@ -37,7 +37,7 @@ def lane_temperatures(lanes: int) -> list[float]:
 
 def lane_exponents(w: float, temperature: float, own: Sequence[float]) -> torch.Tensor:
     """Exponents of the target under which a lane's temperature is that of the whole product, `[K]`."""
-    return (1 - check_weight(w)) * check_temperature(temperature) / torch.tensor(own, dtype=torch.float64)
+    return (1 - check_w(w)) * check_temperature(temperature) / torch.tensor(own, dtype=torch.float64)
 
 
 def check_pair(pair: ModelPair) -> None:
@@ -47,7 +47,7 @@ def check_pair(pair: ModelPair) -> None:
 
 
 def codec(pair: ModelPair) -> dict[str, Any]:
-    """The pair's name and text functions, where it has them."""
+    """The pair's name and its functions between text and ids, as far as it has them."""
     return {
         "tokenize": getattr(pair, "encode", None), "detokenize": getattr(pair, "decode", None),
         "pair": getattr(pair, "name", None),

@@ -35,7 +35,7 @@ from smc_bridge.registry import method
 
 
 class ReleasedProposal(DLMProposal):
-    """Drafts from the truncated marginals, of which the acceptance ratio will not know.
+    """Drafts from marginals cut by top-p, while q, which the acceptance ratio reads, is the uncut law.
 
     Args:
         draft_top_p: truncation of the draft only.
@@ -47,12 +47,13 @@ class ReleasedProposal(DLMProposal):
         self.draft_shaping = Shaping(top_p=draft_top_p)
 
     def drawn(self, q: Law, source: Source) -> Tensor:
-        """See `DLMProposal.drawn`."""
+        """Tokens of the draft from the truncated marginals, `[R, V]`; `q` stays as it is."""
         return source.categorical(truncated(q, self.draft_shaping))
 
 
 class ReleasedRejection(Kernel):
-    """Token-level rejection with the released code's end-of-sequence rule; its lanes are coupled, no one has a law.
+    """Token-level rejection with the released code's end-of-sequence rule, which couples lanes: none has a law of its
+    own.
 
     Args:
         lanes: K; consecutive rows are the lanes of one particle.

@@ -27,7 +27,8 @@ class Look:
 
     Attributes:
         log_q: the law that tokens are drawn from, `[R, T, A]`.
-        log_q_plain: the model's own law, at temperature 1 and without truncation, `[R, T, A]`.
+        plain: computes `log_q_plain` when it is first asked for: the model's own law, at temperature 1 and without
+            truncation, `[R, T, A]`.
         canvas: what stands in each place, `[R, T]`: a token, `MASKED`, or `ABSENT` where a row has no place.
         open: places that may be filled now, BoolTensor `[R, T]`; at least one in each row.
         step: forwards of each row before this one, `[R]`.
@@ -53,7 +54,7 @@ class Look:
 
 
 class Commit(NamedTuple):
-    """What a rule decides.
+    """What a rule decides after a forward.
 
     Attributes:
         places: that are filled now, BoolTensor `[R, T]`: open ones, at least one in each row.
@@ -118,7 +119,7 @@ class Ordered:
 
 @dataclass(frozen=True)
 class AllAtOnce:
-    """Fill every open place."""
+    """Commit rule that fills every open place after one forward."""
 
     before_sampling: ClassVar[bool] = True
 
@@ -129,7 +130,7 @@ class AllAtOnce:
 
 @dataclass(frozen=True)
 class Reconsider:
-    """Fill places by `rule`, and mask the least sure tokens again while a row is young.
+    """Fill places by `rule`, and mask the least sure tokens again during a row's first forwards.
 
     A token is as sure as its probability in the model's own law, with all the canvas in view.
 
@@ -145,7 +146,7 @@ class Reconsider:
 
     @property
     def before_sampling(self) -> bool:
-        """As the rule's."""
+        """Whether `rule` decides before tokens are drawn."""
         return self.rule.before_sampling
 
     def __call__(self, look: Look) -> Commit:

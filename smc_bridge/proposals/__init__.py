@@ -1,1 +1,1 @@
-"""Who drafts, and the law of the draft."""
+"""Proposals: what drafts the tokens of a block, and the law of the draft."""

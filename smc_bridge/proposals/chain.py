@@ -64,7 +64,12 @@ def prefix_filled(session: DiffusionSession, rows: Tensor, block: Tensor, width:
 
 @dataclass
 class ChainState:
-    """The model's session, of R particles, N of each prompt."""
+    """State of the proposal: the diffusion model's session on the particles' prefixes.
+
+    Attributes:
+        session: of R particles.
+        particles: N, consecutive rows of each prompt.
+    """
 
     session: DiffusionSession
     particles: int
@@ -84,43 +89,45 @@ class PrefixFilled:
 
     @property
     def model(self) -> MaskedDiffusionLM:
-        """The diffusion model."""
+        """The diffusion model that drafts."""
         return self.base.model
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
-        """See `Proposal.banned_ids`."""
+        """Tokens of probability zero, those of the base."""
         return self.base.banned_ids
 
     @property
     def covers(self) -> bool:
-        """See `Proposal.covers`."""
+        """Whether nothing is cut off by top-p (`Proposal.covers`)."""
         return self.base.covers
 
     @property
     def identical_lanes(self) -> bool:
-        """See `Proposal.identical_lanes`."""
+        """Whether every lane of a particle draws from the same law."""
         return self.base.identical_lanes
 
     @property
     def lookahead(self) -> int:
-        """M: the draft, and the masks that are shown behind it."""
+        """M, places of the draft and of the masks that are shown behind it."""
         return self.base.lookahead
 
     def settings(self) -> dict[str, Any]:
-        """See `Proposal.settings`."""
+        """What shapes its draws, as plain data: those of the base, and the form."""
         return {"form": "prefix-filled chain", **self.base.settings()}
 
     def check(self, lanes: int) -> None:
-        """See `Proposal.check`."""
+        """Raise ValueError unless there is one temperature for all lanes, or one for each of that many."""
         self.base.check(lanes)
 
     def open(self, prefix: Prefix, *, particles: int) -> ChainState:
-        """See `Proposal.open`."""
+        """The state of R = P * N particles, N consecutive rows of each prompt (`Proposal.open`)."""
         return ChainState(self.model.session(prefix.tokens.clamp_min(0), prefix.length), particles)
 
     def draft(self, state: ChainState, asked: Asked, *, source: Source | None) -> Draft:
-        """See `Proposal.draft`: a forward per token, of the rows that go on; the first serves all lanes of a particle.
+        """K drafts for each of B particles, `[B * K, V]`, by one forward per token (`Proposal.draft`).
+
+        A forward is of the rows that go on; the first serves all lanes of a particle.
 
         Raises:
             ValueError: no source; the law is that of a draft.
@@ -156,7 +163,7 @@ class PrefixFilled:
         return Draft(tokens, self._law(scores, asked, everyone), width, cost)
 
     def along(self, state: ChainState, asked: Asked, lane: Tensor, block: Tensor) -> Law:
-        """See `Proposal.along`: one forward."""
+        """q along given blocks, `[Q, V, A]`, by one forward of Q * V rows (`Proposal.along`)."""
         total, canvas_width, width = self._widths(asked)
         columns = int(canvas_width[lane].max())
         known = torch.nn.functional.pad(block[:, :columns], (0, max(0, columns - block.shape[1])))
@@ -168,13 +175,13 @@ class PrefixFilled:
     def commit(
         self, state: ChainState, ancestors: Tensor | None, block: Tensor, length: Tensor, whole: Tensor
     ) -> None:
-        """See `Proposal.commit`."""
+        """Let the session follow the survivors and append their blocks (`Proposal.commit`)."""
         if ancestors is not None:
             state.session.gather(ancestors)
         state.session.commit(block, length)
 
     def reseat(self, state: ChainState, length: Tensor, rows: Tensor, fresh: Prefix) -> None:
-        """See `Proposal.reseat`."""
+        """Let particles `rows: [B]` hold other prefixes (`Proposal.reseat`)."""
         reseat(state.session, length, rows, fresh.tokens, fresh.length)
 
     def _widths(self, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,7 +38,13 @@ def as_it_is(base: DLMProposal) -> DLMProposal:
 
 @dataclass
 class MeanFieldState:
-    """The model's session and the marginals that are left, of R particles, N of each prompt."""
+    """State of the proposal: the diffusion model's session, and the marginals that particles still draw from.
+
+    Attributes:
+        session: of R particles.
+        marginals: logits that outlive a block, with the place of each particle in them.
+        particles: N, consecutive rows of each prompt.
+    """
 
     session: DiffusionSession
     marginals: Marginals
@@ -80,7 +86,7 @@ class DLMProposal:
 
     @property
     def lanes(self) -> int:
-        """Lanes that have a temperature of their own; 1 if one temperature serves all."""
+        """How many lanes have a temperature of their own; 1 if one temperature serves all."""
         return 1 if self.lane_temperatures is None else len(self.lane_temperatures)
 
     @property
@@ -92,7 +98,7 @@ class DLMProposal:
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
-        """Tokens of probability zero."""
+        """Tokens of probability zero: the user's and the model's own."""
         return self.shaping.banned_ids
 
     @property
@@ -101,18 +107,22 @@ class DLMProposal:
         return not self.shaping.truncates
 
     def settings(self) -> dict[str, Any]:
-        """See `Proposal.settings`."""
+        """What shapes its draws, as plain data for saved results."""
         lanes = {} if self.lane_temperatures is None else {"temperature": list(self.lane_temperatures)}
         return {**self.shaping.settings(), **lanes}
 
     def open(self, prefix: Prefix, *, particles: int) -> MeanFieldState:
-        """See `Proposal.open`."""
+        """The state of R = P * N particles, without marginals yet (`Proposal.open`)."""
         session = self.model.session(prefix.tokens.clamp_min(0), prefix.length)
         nothing = Marginals.empty(torch.zeros_like(prefix.length), self.model.vocab_size)
         return MeanFieldState(session, nothing, particles)
 
     def draft(self, state: MeanFieldState, asked: Asked, *, source: Source | None) -> Draft:
-        """See `Proposal.draft`: one forward on the unique prefixes of those that have no marginals left."""
+        """K drafts for each of B particles, `[B * K, V]` (`Proposal.draft`).
+
+        Particles without marginals get them by one forward on their unique prefixes; the others draw from what they
+        have.
+        """
         cost = self._propose(state, asked)
         q, width = self._window(state.marginals, asked)
         shape = q.shape[:2]
@@ -124,13 +134,14 @@ class DLMProposal:
         return source.categorical(q)
 
     def along(self, state: MeanFieldState, asked: Asked, lane: Tensor, block: Tensor) -> Law:
-        """See `Proposal.along`: the marginals, whatever the block."""
+        """The marginals of lanes `[Q]`, `[Q, V, A]`, whatever the block (`Proposal.along`)."""
         return self._window(state.marginals, asked)[0].of_rows(lane)
 
     def commit(
         self, state: MeanFieldState, ancestors: Tensor | None, block: Tensor, length: Tensor, whole: Tensor
     ) -> None:
-        """See `Proposal.commit`."""
+        """Let session and marginals follow the survivors (`Proposal.commit`); after a whole draft the marginals that
+        are left stay."""
         marginals = state.marginals
         if ancestors is not None:
             state.session.gather(ancestors)
@@ -140,7 +151,7 @@ class DLMProposal:
         marginals.slot[~whole | (marginals.remaining() <= 0)] = -1
 
     def reseat(self, state: MeanFieldState, length: Tensor, rows: Tensor, fresh: Prefix) -> None:
-        """See `Proposal.reseat`."""
+        """Let particles `rows: [B]` hold other prefixes, without marginals (`Proposal.reseat`)."""
         reseat(state.session, length, rows, fresh.tokens, fresh.length)
         state.marginals.forget(rows)
 

@@ -39,7 +39,7 @@ class PointLaw(Law):
         self.tokens = tokens
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """See `Law.log_probs`."""
+        """0 at the path's token and -inf elsewhere: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
         asked = torch.arange(self.shape[-1], device=self.device) if tokens is None else tokens[:, None]
         hit = asked == self.tokens[rows, positions][:, None]
         return torch.where(hit, 0.0, -math.inf).to(self.dtype)
@@ -63,33 +63,33 @@ class MostLikelyPath:
 
     @property
     def model(self) -> MaskedDiffusionLM:
-        """The diffusion model."""
+        """The diffusion model whose marginals give the path."""
         return self.base.model
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
-        """See `Proposal.banned_ids`."""
+        """Tokens of probability zero, those of the base."""
         return self.base.banned_ids
 
     @property
     def lookahead(self) -> int:
-        """See `Proposal.lookahead`."""
+        """M, masked positions per forward of the base."""
         return self.base.lookahead
 
     def settings(self) -> dict[str, Any]:
-        """See `Proposal.settings`."""
+        """What shapes its drafts, as plain data: those of the base, and the form."""
         return {"form": "likeliest path", **self.base.settings()}
 
     def check(self, lanes: int) -> None:
-        """See `Proposal.check`."""
+        """Raise ValueError unless there is one temperature for all lanes, or one for each of that many."""
         self.base.check(lanes)
 
     def open(self, prefix: Prefix, *, particles: int) -> MeanFieldState:
-        """See `Proposal.open`."""
+        """The state of R = P * N particles, that of the base (`Proposal.open`)."""
         return self.base.open(prefix, particles=particles)
 
     def draft(self, state: MeanFieldState, asked: Asked, *, source: Source | None) -> Draft:
-        """See `Proposal.draft`; nothing is drawn."""
+        """The likeliest token of every marginal, `[B * K, V]`, as a point mass (`Proposal.draft`); nothing is drawn."""
         draft = self.base.draft(state, asked, source=None)
         tokens = torch.stack([
             draft.q.row(torch.full_like(draft.width, i)).argmax(-1) for i in range(asked.window)
@@ -97,15 +97,15 @@ class MostLikelyPath:
         return draft._replace(tokens=tokens, q=PointLaw(tokens, draft.q.shape[-1], draft.q, asked.chunks))
 
     def along(self, state: MeanFieldState, asked: Asked, lane: Tensor, block: Tensor) -> Law:
-        """See `Proposal.along`: the path, whatever the block."""
+        """The path of lanes `[Q]` as a point mass, `[Q, V, A]`, whatever the block (`Proposal.along`)."""
         return self.draft(state, asked, source=None).q.of_rows(lane)
 
     def commit(
         self, state: MeanFieldState, ancestors: Tensor | None, block: Tensor, length: Tensor, whole: Tensor
     ) -> None:
-        """See `Proposal.commit`."""
+        """Let the base's state follow the survivors (`Proposal.commit`)."""
         self.base.commit(state, ancestors, block, length, whole)
 
     def reseat(self, state: MeanFieldState, length: Tensor, rows: Tensor, fresh: Prefix) -> None:
-        """See `Proposal.reseat`."""
+        """Let particles `rows: [B]` hold other prefixes (`Proposal.reseat`)."""
         self.base.reseat(state, length, rows, fresh)

@@ -63,7 +63,7 @@ class Draft(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a step wants drafted.
+    """What a step asks a proposal to draft.
 
     Attributes:
         rows: particles, `[B]` indices in increasing order.
@@ -84,16 +84,16 @@ class Asked(NamedTuple):
 
 @runtime_checkable
 class Proposal(Protocol):
-    """Drafts for the particles of a run."""
+    """What drafts for the particles of a run, and knows the law of its drafts."""
 
     @property
     def model(self) -> LanguageModel:
-        """Whose alphabet, end of sequence and positions the drafts have."""
+        """The model whose alphabet, end of sequence and positions the drafts have."""
         ...
 
     @property
     def banned_ids(self) -> tuple[int, ...]:
-        """Tokens of probability zero."""
+        """Tokens of probability zero under q."""
         ...
 
     @property
@@ -113,7 +113,7 @@ class Proposal(Protocol):
 
     @property
     def lookahead(self) -> int:
-        """M, places that are drafted ahead at most."""
+        """M, greatest number of places that are drafted ahead."""
         ...
 
     def settings(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Proposal(Protocol):
         ...
 
     def along(self, state: Any, asked: Asked, lane: Tensor, block: Tensor) -> Law:
-        """q along given blocks: of retained sequences, or of sequences that are scored.
+        """q along given blocks: of retained sequences, or of sequences whose density is asked for.
 
         Args:
             state, asked: see `draft`.
@@ -153,7 +153,7 @@ class Proposal(Protocol):
         ...
 
     def commit(self, state: Any, ancestors: Tensor | None, block: Tensor, length: Tensor, whole: Tensor) -> None:
-        """What became of the draft.
+        """Take note of what became of the draft.
 
         Args:
             ancestors: particle that each of the R comes from, `[R]`; None if each comes from itself.
@@ -168,7 +168,7 @@ class Proposal(Protocol):
 
 
 def check_draft(proposal: Proposal, draft: Draft, asked: Asked) -> Draft:
-    """What a proposal drafts.
+    """Check what a proposal drafts: ids of the alphabet or `PAD`.
 
     Raises:
         ValueError: naming the proposal, and the first row with a token outside of the alphabet.

@@ -73,13 +73,13 @@ class Block(TorchDistribution):  # type: ignore[misc]
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> constraints.Constraint:
-        """Blocks of V token ids."""
+        """Blocks of V token ids, each in 0 .. A - 1."""
         build: Any = constraints  # its classes carry no types
         legal: constraints.Constraint = build.independent(build.integer_interval(0, self.vocab_size - 1), 1)
         return legal
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Block:
-        """The same law on a larger batch."""
+        """The same law on a larger batch; its draws are independent."""
         new = copy.copy(self)
         new.rows = self.rows.expand(torch.Size(batch_shape))
         new._batch_shape = torch.Size(batch_shape)
@@ -126,7 +126,10 @@ class Block(TorchDistribution):  # type: ignore[misc]
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw position by position; V calls of the conditional, one for an independent law."""
+        """Draw blocks position by position, `[*sample_shape, *batch_shape, V]`.
+
+        It takes V calls of the conditional, one for an independent law.
+        """
         shape = torch.Size(sample_shape) + self.batch_shape
         rows = self.rows.expand(shape).reshape(-1)
         block = torch.zeros(rows.numel(), self.window, dtype=torch.long, device=rows.device)
@@ -150,7 +153,7 @@ class Block(TorchDistribution):  # type: ignore[misc]
 
 
 def broadcast(first: torch.Size, second: torch.Size) -> torch.Size:
-    """The shape that both expand to."""
+    """The shape that two batch shapes both expand to."""
     return torch.Size(np.broadcast_shapes(tuple(first), tuple(second)))
 
 
@@ -204,7 +207,11 @@ def proposal_block(log_q: Tensor) -> Block:
 
 
 def target_block(session: CausalSession, rows: Tensor, target: ARTarget, *, window: int) -> Block:
-    """`p(x_{1:V} | c)` after the prefixes `rows` (shape `batch_shape`) of an AR session, which must not move on."""
+    """`p(x_{1:V} | c)` after the prefixes `rows` (shape `batch_shape`) of an AR session, as a `Block` of V = `window`
+    tokens.
+
+    The session must not move on while the block is in use.
+    """
 
     def conditional(rows: Tensor, block: Tensor) -> Tensor:
         return target.log_probs(session.score(rows, block))

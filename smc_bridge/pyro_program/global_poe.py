@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.intermediate import check_weight
+from smc_bridge.distributions.intermediate import check_w
 from smc_bridge.models.tabular import ENUMERABLE
 from smc_bridge.pyro_program.block import Block, all_blocks, at_tokens, check_same_shape
 
@@ -34,7 +34,7 @@ class GlobalProductOfExperts(Block):
     """
 
     def __init__(self, proposal: Block, target: Block, w: float = 0.3, *, validate_args: bool | None = None) -> None:
-        check_weight(w)
+        check_w(w)
         check_same_shape(proposal, target)
         self.proposal = proposal
         self.target = target

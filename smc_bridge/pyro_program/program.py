@@ -48,12 +48,19 @@ class ProgramState(NamedTuple):
 
     @property
     def prefix(self) -> Prefix:
-        """The sequences."""
+        """The sequences as a `Prefix` of N rows."""
         return Prefix(self.tokens, self.length, self.done)
 
 
 class Laws(NamedTuple):
-    """The three laws of the next block of N particles, where it must end, and the marginals that q was read from."""
+    """The three laws of the next block of N particles, where it must end, and the marginals that q was read from.
+
+    Attributes:
+        proposal, intermediate, target: q, pi and p of the next V tokens.
+        horizon: where blocks must end, `window: [N]`.
+        logits: DLM logits behind q, `[N, M, A]`.
+        width, offset: positions that each particle has in all and has used, `[N]`.
+    """
 
     proposal: Block
     intermediate: Block
@@ -66,7 +73,13 @@ class Laws(NamedTuple):
 
 @dataclass
 class Meter:
-    """Model calls made by a program: forwards, rows in them, tokens scored by the AR model."""
+    """Calls that a program made of its models.
+
+    Attributes:
+        dlm_forwards, ar_forwards: forwards of either model.
+        dlm_rows, ar_rows: rows in them.
+        ar_tokens: tokens scored by the AR model.
+    """
 
     dlm_forwards: int = 0
     dlm_rows: int = 0
@@ -116,7 +129,7 @@ class BridgeProgram:
 
     @property
     def eos_id(self) -> int | None:
-        """Token that ends a sequence."""
+        """Token that ends a sequence, or None."""
         return self.sampler.target.model.eos_id
 
     def start(self, particles: int) -> ProgramState:
@@ -211,7 +224,7 @@ class BridgeProgram:
         return state.log_potential.index_copy(0, growing, log_phi)
 
     def step(self, state: ProgramState, step: int, *, is_target: bool) -> ProgramState:
-        """One step of either side."""
+        """The particles after one step of the guide, or of the model if `is_target`."""
         laws = self.laws(state, step)
         after, gain = self.advance(state, laws, *self.sites(laws, step, is_target=is_target))
         if is_target and self.sampler.target.potential is not None:
@@ -219,7 +232,8 @@ class BridgeProgram:
         return after
 
     def unrolled(self, *, is_target: bool) -> Callable[[], Tensor]:
-        """The whole program of one particle as a function: its sites until the sequence ends; returns its tokens."""
+        """The whole program of one particle as a function: its sites until the sequence ends; it returns the tokens,
+        `[S]`."""
 
         def run() -> Tensor:
             state, step = self.start(1), 0
@@ -240,12 +254,12 @@ class ProgramSide:
         self.is_target = is_target
 
     def init(self, state: Any) -> None:
-        """No sites; the model writes the prompts."""
+        """Before the first step: no sample sites; the model writes the prompts into the state."""
         if self.is_target:
             state.update(self.program.start(state._num_particles)._asdict())
 
     def step(self, state: Any, step: int) -> None:
-        """The sites of one step; the model writes what follows."""
+        """The sample sites of one step; the model writes the state that follows."""
         current = ProgramState(**state)
         if not self.is_target:
             self.program.sites(self.program.laws(current, step), step, is_target=False)

@@ -52,7 +52,7 @@ class StoppedPrefixes(constraints.Constraint):
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        """`[..., V]` -> `[...]`."""
+        """Whether each padded block is one that may be committed, `[..., V]` -> BoolTensor `[...]`."""
         length = stopped_length(value)
         position = torch.arange(value.shape[-1], device=value.device)
         inside = position < length[..., None]
@@ -110,7 +110,7 @@ class StoppedPrefix(TorchDistribution):  # type: ignore[misc]
         return StoppedPrefixes(self.base.vocab_size, self.horizon)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> StoppedPrefix:
-        """The same law on a larger batch."""
+        """The same law on a larger batch; its draws are independent."""
         new = copy.copy(self)
         shape = torch.Size(batch_shape)
         new.base = self.base.expand(shape)

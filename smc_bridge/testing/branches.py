@@ -19,7 +19,7 @@ from smc_bridge.testing.enumeration import NotEnumerableError
 
 
 class Branches:
-    """Paths of P runs, as far as they are prescribed.
+    """The paths of P runs, as far as their draws are prescribed.
 
     Args:
         path: which possible outcome each draw takes, `[P, D]`.
@@ -55,7 +55,7 @@ class Branches:
         return outcome
 
     def source(self, runs: Tensor, rows: int) -> BranchingSource:
-        """The draws of some of the runs, so many rows each."""
+        """The source of draws for some of the runs, a number of rows for each."""
         return BranchingSource(self, runs.repeat_interleave(rows))
 
     def others(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +73,7 @@ class Branches:
 
 
 class BranchingSource:
-    """Implements `Source`: row r draws for run `runs[r]`."""
+    """A `Source` whose row r draws on the path of run `runs[r]`."""
 
     def __init__(self, branches: Branches, runs: Tensor) -> None:
         self.branches, self.runs = branches, runs
@@ -83,20 +83,20 @@ class BranchingSource:
         return BranchingSource(self.branches, self.runs[rows])
 
     def categorical(self, log_probs: Tensor | Drawable) -> Tensor:
-        """See `Source.categorical`."""
+        """Each row's token on its run's path, `[R, ...]` (`Source.categorical`)."""
         return self._drawn(dense(log_probs).double().exp(), self.runs)
 
     def bernoulli(self, probability: Tensor) -> Tensor:
-        """See `Source.bernoulli`."""
+        """Each row's outcome on its run's path, BoolTensor `[R, ...]` (`Source.bernoulli`)."""
         p = probability.double().clamp(0.0, 1.0)
         return self._drawn(torch.stack([1.0 - p, p], -1), self.runs).bool()
 
     def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
-        """See `Source.bernoulli_stream`."""
+        """Successive trials on each run's path, `[R, ...]` each (`Source.bernoulli_stream`)."""
         return self.bernoulli
 
     def categorical_stream(self, steps: int) -> Stream:
-        """See `Source.categorical_stream`."""
+        """Successive draws on each run's path (`Source.categorical_stream`)."""
 
         def draw(log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
             return self._drawn(dense(log_probs).double().exp(), self.runs if rows is None else self.runs[rows])
@@ -110,11 +110,19 @@ class BranchingSource:
         )
 
     def uniform(self, size: tuple[int, ...]) -> Tensor:
-        """Refused."""
+        """Refused: a continuous variable has no list of outcomes.
+
+        Raises:
+            NotEnumerableError: always.
+        """
         raise NotEnumerableError(f"a uniform of size {size}: draw through bernoulli or categorical")
 
     def exponential(self, size: tuple[int, ...]) -> Tensor:
-        """Refused."""
+        """Refused: a continuous variable has no list of outcomes.
+
+        Raises:
+            NotEnumerableError: always.
+        """
         raise NotEnumerableError(f"an exponential of size {size} has no outcomes to list")
 
 

@@ -24,7 +24,7 @@ from smc_bridge.engine.sampler import Sampler
 from smc_bridge.models.arguments import confidence, said, whole_number
 from smc_bridge.testing.enumeration import NotEnumerableError
 from smc_bridge.testing.finding import ROUND_OFF
-from smc_bridge.testing.frontier import Law
+from smc_bridge.testing.frontier import SequenceLaw
 from smc_bridge.testing.parts import kernel_fault, resampler_fault
 from smc_bridge.testing.program import enumerate_sampler
 from smc_bridge.testing.seat import WORLDS, Seated, World, crowds, rules, seat, trusted
@@ -33,7 +33,13 @@ from smc_bridge.testing.tabular import exact_law
 
 
 class Worst(NamedTuple):
-    """A sequence s, and `E[Z_hat sum_k W_k 1{x_k = s}]` beside `p(s) phi(s)`."""
+    """The sequence at which a program is furthest from its target.
+
+    Attributes:
+        sequence: its token ids, s.
+        found: `E[Z_hat sum_k W_k 1{x_k = s}]`, exact or estimated.
+        expected: `p(s) phi(s)`.
+    """
 
     sequence: tuple[int, ...]
     found: float
@@ -45,7 +51,7 @@ class Worst(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found.
+    """The verdict of `check` on a sampler.
 
     Attributes:
         proper: whether the claim holds, and no part contradicts what it says of itself.
@@ -198,7 +204,7 @@ def _all(sampler: Sampler, world: World) -> list[Seated]:
     return [Seated(rule, one.limit) for one in seated for rule in rules(one.sampler)]
 
 
-def _gap(found: Law, expected: Law) -> tuple[Worst, float]:
+def _gap(found: SequenceLaw, expected: SequenceLaw) -> tuple[Worst, float]:
     """Where the difference is greatest, and the ratio of the totals."""
     every = [Worst(s, found.get(s, 0.0), expected.get(s, 0.0)) for s in sorted({*found, *expected})]
     total = sum(expected.values())

@@ -45,7 +45,7 @@ class EnumeratingSource:
         self.probability = 1.0
 
     def choose(self, probabilities: list[float]) -> int:
-        """One draw: the branch of this run, or the first one that is possible."""
+        """The outcome of one draw: the one that the path of this run prescribes, or the first that is possible."""
         possible = [i for i, p in enumerate(probabilities) if p > 0.0]
         depth = len(self.options)
         if depth == len(self.path):
@@ -63,22 +63,22 @@ class EnumeratingSource:
         return [*path[:-1], path[-1] + 1] if path else None
 
     def bernoulli(self, probability: Tensor) -> Tensor:
-        """See `Source.bernoulli`."""
+        """Trials on the path, one after the other, BoolTensor `[R, ...]` (`Source.bernoulli`)."""
         drawn = [self.choose([1.0 - p, p]) for p in probability.double().flatten().tolist()]
         return torch.tensor(drawn, dtype=torch.bool).reshape(probability.shape)
 
     def categorical(self, log_probs: Tensor | Drawable) -> Tensor:
-        """See `Source.categorical`."""
+        """Tokens on the path, one after the other, `[R, ...]` (`Source.categorical`)."""
         laws = dense(log_probs).double().exp().reshape(-1, log_probs.shape[-1])
         drawn = [self.choose((law / law.sum()).tolist()) for law in laws]
         return torch.tensor(drawn, dtype=torch.long).reshape(log_probs.shape[:-1])
 
     def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
-        """See `Source.bernoulli_stream`."""
+        """Successive trials on the path, `[R, ...]` each (`Source.bernoulli_stream`)."""
         return self.bernoulli
 
     def categorical_stream(self, steps: int) -> Stream:
-        """See `Source.categorical_stream`."""
+        """Successive draws on the path (`Source.categorical_stream`)."""
         left = iter(range(steps))
 
         def draw(log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
@@ -92,11 +92,19 @@ class EnumeratingSource:
         return self
 
     def uniform(self, size: tuple[int, ...]) -> Tensor:
-        """Refused."""
+        """Refused: a continuous variable has no list of outcomes.
+
+        Raises:
+            NotEnumerableError: always.
+        """
         raise NotEnumerableError(f"a uniform of size {size}: draw through bernoulli or categorical")
 
     def exponential(self, size: tuple[int, ...]) -> Tensor:
-        """Refused."""
+        """Refused: a continuous variable has no list of outcomes.
+
+        Raises:
+            NotEnumerableError: always.
+        """
         raise NotEnumerableError(f"an exponential of size {size} has no outcomes to list")
 
 

@@ -1,4 +1,4 @@
-"""What a test of one claim found."""
+"""`Finding`: one claim about a part or a program, tried, and what came of it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from smc_bridge.proposals.mean_field import MeanFieldState
 from smc_bridge.randomness import Source
 
 #: Probability of every complete sequence.
-Law = dict[tuple[int, ...], float]
+SequenceLaw = dict[tuple[int, ...], float]
 
 PROBABILITY, SCALE, INVERSE, LOG = range(4)
 
@@ -38,14 +38,15 @@ class Enumeration:
         proper: `E[Z_hat sum_k W_k 1{x_k = s}]` of every complete sequence s.
         output: the law r of one sequence drawn from the final weights.
         evidence, log_evidence, inverse_evidence: `E[Z_hat]`, `E[log Z_hat]`, `E[1 / Z_hat]`, where Z_hat > 0.
-        probability: of all outcomes that were met; `dead` of those with `Z_hat = 0`.
+        probability: of all outcomes that were met.
+        dead: probability of those with `Z_hat = 0`.
         resampled, kept: probability-weighted number of steps with and without resampling.
         outcomes: joint outcomes that were executed.
         retained_first: probability that particle 0 ends as the retained sequence.
     """
 
-    proper: Law = field(default_factory=dict)
-    output: Law = field(default_factory=dict)
+    proper: SequenceLaw = field(default_factory=dict)
+    output: SequenceLaw = field(default_factory=dict)
     evidence: float = 0.0
     log_evidence: float = 0.0
     inverse_evidence: float = 0.0
@@ -59,7 +60,18 @@ class Enumeration:
 
 @dataclass
 class Frontier:
-    """F distinct states of N particles: as `SMCState`, and `measure: [F, 4]`, `retained: [F]` (index, -1 for none)."""
+    """F distinct states of N particles, as `SMCState` has them, with their masses.
+
+    Attributes:
+        tokens: `[F, N, S]`, padded.
+        length, done: of each particle, `[F, N]`.
+        log_weights, log_potential: of each particle, `[F, N]` nats.
+        slot, offset: place in `logits`, and positions used of it, `[F, N]` (`smc_bridge.proposals.marginals`).
+        logits: marginals of the proposal, `[U, M, A]`.
+        width: positions of each slot, `[U]`.
+        retained: index of the retained sequence, `[F]`, -1 for none.
+        measure: expectations that each state carries, `[F, 4]`.
+    """
 
     tokens: Tensor  # [F, N, S]
     length: Tensor  # [F, N], as the next four
@@ -75,7 +87,8 @@ class Frontier:
 
     @classmethod
     def start(cls, particles: int, limit: int, size: int, *, retained: Sequence[float] | None = None) -> Frontier:
-        """Before the first step, on the empty prompt: one state, or one for each retained sequence of these masses."""
+        """The states before the first step, on the empty prompt: one, or one for each retained sequence of these
+        masses."""
         count = len(retained or [1.0])
         zeros = torch.zeros(count, particles, dtype=torch.long)
         measure = torch.tensor(retained or [1.0], dtype=torch.float64)[:, None] * torch.tensor([1.0, 1.0, 1.0, 0.0])
@@ -87,16 +100,16 @@ class Frontier:
 
     @property
     def states(self) -> int:
-        """F, how many states are told apart."""
+        """F, the number of distinct states."""
         return self.measure.shape[0]
 
     def select(self, index: Tensor) -> Frontier:
-        """States `index: [F']`."""
+        """The states that `index: [F']` picks, in that order."""
         shared = ("logits", "width")
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in shared})
 
     def remaining(self) -> Tensor:
-        """Marginals left, `[F, N]`."""
+        """Positions of its marginals that each particle has left, `[F, N]`."""
         return Marginals(self.logits, self.width, self.slot, self.offset).remaining()
 
     def scaled(self, probability: Tensor) -> Frontier:
@@ -131,7 +144,7 @@ def step(
     sampler: Sampler, states: Frontier, limit: int, source_of: Callable[[Tensor, int], Source], *,
     retained: Retained | None = None,
 ) -> Frontier:
-    """One step of the real engine on all states at once; the measure is left as it was.
+    """One step of the real engine on all F states at once; the measure is left as it was.
 
     Args:
         sampler: its draws are replaced.
@@ -185,7 +198,7 @@ def joined(parts: Sequence[Frontier]) -> Frontier:
 
 
 def relative(states: Frontier, total: Enumeration, *, rescale: bool = True) -> Frontier:
-    """States of weight zero end here; the scale of the others' weights moves into the measure, and their mean is one.
+    """Bring the weights of every state to mean one, their scale into its measure; states of weight zero end here.
 
     Args:
         rescale: False keeps the weights as they are, where the dynamics may depend on the scale.
@@ -218,7 +231,7 @@ def unique_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def finish(states: Frontier, total: Enumeration, limit: int, *, retained: Retained | None = None) -> Frontier:
-    """Take finished states out and count them."""
+    """Take finished states out, and add what they contribute to the expectations in `total`."""
     growing = (~states.done & (states.log_weights > -math.inf)).any(1)
     ended = relative(states.select((~growing).nonzero().flatten()), total)
     weights = ended.log_weights.exp() / ended.log_weights.shape[1]

@@ -48,7 +48,7 @@ class IllegalMoveError(ValueError):
 def call_kernel(
     kernel: Kernel, q: Tensor, pi: Tensor, draft: Tensor, source: Source, horizon: Horizon
 ) -> Move:
-    """One call of a kernel; every enumeration of this package calls it here."""
+    """One call of a kernel on R rows, laws `[R, V, A]`; every enumeration of this package calls it here."""
     return kernel(Draft(draft, Dense(q), horizon.window), Dense(pi), source=source, horizon=horizon)
 
 
@@ -129,7 +129,7 @@ def kernel_law(kernel: Kernel, table: KernelTable) -> KernelLaw:
 
 
 def block_law(law: KernelLaw) -> dict[Block, float]:
-    """The law of the block (and so of its length) alone."""
+    """The law of the block (and so of its length) alone, summed over accepted counts."""
     blocks: dict[Block, float] = defaultdict(float)
     for (block, _), probability in law.items():
         blocks[block] += probability
@@ -137,7 +137,7 @@ def block_law(law: KernelLaw) -> dict[Block, float]:
 
 
 def kernel_density(kernel: Kernel, table: KernelTable, blocks: Sequence[Block]) -> list[float]:
-    """`exp(log_density)` of each block."""
+    """The kernel's closed form `exp(log_density)` of each block."""
     width = len(table.log_pi)
     block = torch.tensor([[*b, *[PAD] * (width - len(b))] for b in blocks])
     length = torch.tensor([len(b) for b in blocks])
@@ -165,7 +165,7 @@ def stopping_gap(blocks: dict[Block, float], table: KernelTable) -> tuple[float,
 def kernel_findings(
     kernel: Kernel, *, tables: Iterable[KernelTable] | None = None, tolerance: float = ROUND_OFF, level: float = 1e-4
 ) -> list[Finding]:
-    """Every promise of the module docstring, tried.
+    """Every promise of the module docstring, tried on tables; one `Finding` each.
 
     Args:
         kernel: any; `AcceptAll` is lossless for q only, and is tried with `pi = q`.

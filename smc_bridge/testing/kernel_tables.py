@@ -52,7 +52,7 @@ class KernelTable:
 
     @property
     def size(self) -> int:
-        """Alphabet size A."""
+        """A, the number of tokens of the alphabet."""
         return self.log_q.shape[1]
 
     def along(self, block: Tensor) -> Tensor:
@@ -71,15 +71,15 @@ class KernelTable:
         return self.log_pi[len(prefix)][code]
 
     def horizon(self, rows: int) -> Horizon:
-        """Where blocks must end."""
+        """Where the blocks of `rows` rows must end."""
         return Horizon(torch.full((rows,), self.window), self.eos_id)
 
     def mass(self, block: Block) -> float:
-        """`pi(block)`."""
+        """Probability `pi(block)` of a block's tokens under the intermediate."""
         return float(torch.stack([self.after(block[:i])[token] for i, token in enumerate(block)]).sum().exp())
 
     def blocks(self) -> list[Block]:
-        """Everything that may be committed."""
+        """All blocks that a kernel may commit, as tuples of token ids."""
         growing: list[Block] = [()]
         found: list[Block] = []
         while growing:
@@ -93,7 +93,7 @@ class KernelTable:
         return len(block) == self.window or block[-1] == self.eos_id
 
     def paths(self) -> list[Block]:
-        """Every block at which the sequence must end."""
+        """All blocks at which the sequence must end, as tuples of token ids."""
         return [block for block in self.blocks() if self.ends(block)]
 
     def drafting_alone(self) -> KernelTable:

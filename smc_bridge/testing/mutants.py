@@ -35,7 +35,7 @@ class EditedRejection(Rejection):
         return q
 
     def accept(self, log_ratio: Tensor) -> Tensor:
-        """Probability of accepting a token, from `log pi - log q` at it."""
+        """Probability of accepting a token, `[...]`, from `log pi - log q` at it, `[...]`."""
         return log_ratio.clamp_max(0.0).exp()
 
     def correction(self, q: Tensor, pi: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class SharpenedDraft(EditedRejection):
     """The draft comes from a law sharper than the one that scores it: its temperature is forgotten (C4)."""
 
     def scored(self, q: Tensor) -> Tensor:
-        """See `EditedRejection.scored`."""
+        """The law of the draft without the sharpening it was drawn with, `[R, V, A]` (the fault)."""
         return torch.log_softmax(q / 2, -1)
 
 
@@ -86,7 +86,7 @@ class CorrectionFromTarget(EditedRejection):
     """A refusal is corrected by a draw from pi in place of the residual `(pi - q)_+` (C4)."""
 
     def correction(self, q: Tensor, pi: Tensor) -> Tensor:
-        """See `EditedRejection.correction`."""
+        """`log pi` at the refused position in place of the residual, `[R, A]` (the fault)."""
         return pi
 
 
@@ -94,7 +94,7 @@ class LenientAcceptance(EditedRejection):
     """Accepts with `min(1, pi / q) ** 0.9`, a little more often than it may (C4)."""
 
     def accept(self, log_ratio: Tensor) -> Tensor:
-        """See `EditedRejection.accept`."""
+        """`min(1, pi / q) ** 0.9` from `log pi - log q`, same shape (the fault)."""
         return (0.9 * log_ratio.clamp_max(0.0)).exp()
 
 
@@ -102,7 +102,7 @@ class StopsByTheFuture(EditedRejection):
     """Stops after the first token if the second one is token 0: the decision looks ahead (C1)."""
 
     def cut(self, move: Move) -> Tensor:
-        """See `EditedRejection.cut`."""
+        """Length 1 where the second token is token 0, else as it was, `[R]` (the fault)."""
         second = move.block[:, min(1, move.block.shape[1] - 1)]
         return torch.where((move.length > 1) & (second == 0), 1, move.length)
 
@@ -111,7 +111,7 @@ class NothingOnRefusal(EditedRejection):
     """Commits the accepted tokens alone, which may be none (C7), and so leaves out what the draft seldom holds (C4)."""
 
     def cut(self, move: Move) -> Tensor:
-        """See `EditedRejection.cut`."""
+        """Length of the accepted tokens alone, `[R]`, which may be 0 (the fault)."""
         return move.accepted
 
 
@@ -119,7 +119,7 @@ class EndInAnyLane(EditedRejection):
     """If any row drafted an end of sequence, all rows accept their first token (C8), a rule of the released decoder."""
 
     def forced(self, draft: Tensor, horizon: Horizon) -> Tensor:
-        """See `EditedRejection.forced`."""
+        """All rows, if any drafted an end of sequence, BoolTensor `[R]` (the fault)."""
         return (draft == (-1 if horizon.eos_id is None else horizon.eos_id)).any().expand(draft.shape[0])
 
 
@@ -132,7 +132,7 @@ class LengthNormalised(OwnWeights):
 
 
 class AgainstProposal(OwnWeights):
-    """`p / q` for a block whose law is pi (C4)."""
+    """Weight `p / q` for a block whose law is pi (C4)."""
 
     def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
         """See `WeightRule.__call__`."""
@@ -205,7 +205,7 @@ class LeavesOut:
     """A product of experts without its least likely token: pi is 0 where p is not (C3)."""
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """See `Intermediate.log_prob`."""
+        """The product of experts without its least likely token, `[..., A]` (the fault)."""
         pi = (log_q + log_p) / 2
         return torch.log_softmax(pi.masked_fill(pi == pi.amin(-1, keepdim=True), -math.inf), -1)
 
@@ -214,7 +214,8 @@ class LooksAhead:
     """Trusts the proposal where the target will be sure of what follows the draft (C1)."""
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """See `Intermediate.log_prob`."""
+        """A product of experts whose w is 0.9 where the target is sure of the next position, else 0, `[..., A]` (the
+        fault)."""
         sure = 0.9 * (log_p.amax(-1, keepdim=True) > math.log(0.7)).to(log_p.dtype)
         w = torch.cat([sure[..., 1:, :], torch.zeros_like(sure[..., :1, :])], -2)
         return torch.log_softmax(w * log_q + (1 - w) * log_p, -1)

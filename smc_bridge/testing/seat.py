@@ -19,14 +19,26 @@ from smc_bridge.testing.tabular import TabularPair, tabular_pair
 
 
 class Seated(NamedTuple):
-    """A sampler on a tabular pair, and the greatest length of its sequences."""
+    """A sampler that was put on a tabular pair.
+
+    Attributes:
+        sampler: with the parts in question.
+        limit: greatest length of its sequences, tokens.
+    """
 
     sampler: Sampler
     limit: int
 
 
 class World(NamedTuple):
-    """Alphabet size, window and length limit of a table, and outcomes that are enumerated on it at most."""
+    """The size of a table on which samplers are tried.
+
+    Attributes:
+        size: alphabet size A.
+        window: V, tokens verified at once.
+        limit: length limit, tokens.
+        outcomes: greatest number of outcomes that are enumerated on it.
+    """
 
     size: int
     window: int
@@ -39,7 +51,7 @@ WORLDS = (World(3, 3, 3, 10**5), World(2, 2, 3, 10**5), World(2, 2, 2, 10**6))
 
 
 def own_pair(sampler: Sampler) -> TabularPair | None:
-    """The sampler's own models, if they are tables."""
+    """The sampler's own models as a pair, if they are tables; else None."""
     dlm, ar = sampler.proposal.model, sampler.target.model
     return TabularPair(dlm, ar) if isinstance(dlm, TabularDLM) and isinstance(ar, TabularAR) else None
 
@@ -85,7 +97,7 @@ def _on_table(proposal: Any, model: TabularDLM, limit: int, lanes: int, *, banne
 
 
 def crowds(sampler: Sampler) -> list[tuple[int, int]]:
-    """Particles and lanes that together show how all of them meet: lanes of one particle, and two particles."""
+    """Numbers (particles, lanes) that together show how all of them meet: lanes of one particle, and two particles."""
     n, k = min(2, sampler.particles), sampler.lanes
     if k == 1:
         return [(n, 1)]

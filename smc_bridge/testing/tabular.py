@@ -9,11 +9,16 @@ import torch
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.prefix import Prefix
-from smc_bridge.testing.frontier import Law
+from smc_bridge.testing.frontier import SequenceLaw
 
 
 class TabularPair(NamedTuple):
-    """A diffusion and an autoregressive model over one small alphabet."""
+    """A diffusion and an autoregressive model over one small alphabet, both tables.
+
+    Attributes:
+        dlm: the diffusion model, perturbed marginals of `ar`.
+        ar: the autoregressive model.
+    """
 
     dlm: TabularDLM
     ar: TabularAR
@@ -34,7 +39,7 @@ def tabular_pair(size: int = 2, depth: int = 3, *, seed: int = 0, noise: float =
 
 
 @torch.inference_mode()
-def exact_law(target: ARTarget, limit: int) -> Law:
+def exact_law(target: ARTarget, limit: int) -> SequenceLaw:
     """`p(s) phi(s)` of every complete sequence of at most `limit` tokens after the empty prompt.
 
     Args:
@@ -47,12 +52,12 @@ def exact_law(target: ARTarget, limit: int) -> Law:
     """
     model = target.model
     assert isinstance(model, TabularAR)
-    whole: Law = {}
-    growing: Law = {(): 1.0}
+    whole: SequenceLaw = {}
+    growing: SequenceLaw = {(): 1.0}
     while growing:
         prefix = Prefix.of(list(growing))
         conditionals = target.log_probs(model.log_conditional(prefix.tokens.clamp_min(0), prefix.length)).exp().tolist()
-        after: Law = {}
+        after: SequenceLaw = {}
         for (sequence, mass), row in zip(growing.items(), conditionals, strict=True):
             for token, share in enumerate(row):
                 ended = token == model.eos_id or len(sequence) + 1 == limit

@@ -46,7 +46,7 @@ from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import PromptSource, Randomness
-from smc_bridge.sampling import block_width, compiled_softmax, inverse_cdf, search
+from smc_bridge.sampling import compiled_softmax, inverse_cdf, search, segment_width
 from smc_bridge.testing import outcomes
 from smc_bridge.testing.kernel_laws import committed
 from tests.oracle import laws
@@ -419,7 +419,7 @@ def test_a_search_finds_the_first_token_past_the_uniform_also_at_the_ends_of_blo
     probs = probs * (torch.rand(40, size, generator=generator) < 0.1)
     probs[:, ::64] = 0.0
     probs[probs.sum(-1) == 0, -1] = 1.0
-    width = block_width(size)
+    width = segment_width(size)
     cdf, law = probs.cumsum(-1), torch.arange(40).repeat(8) if shared else torch.arange(40)
     # Uniforms at the very ends of blocks and of the range, where round-off decides, and anywhere.
     sums = probs.view(40, -1, width).sum(-1).cumsum(-1) if size % width == 0 else cdf[:, -1:]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from smc_bridge import sampling
 from smc_bridge.randomness import PromptSource, as_source
-from smc_bridge.sampling import BLOCK, TWO_LEVELS, inverse_cdf
+from smc_bridge.sampling import SEGMENT, TWO_LEVELS, inverse_cdf
 from smc_bridge.testing import EnumeratingSource, outcomes
 from tests.smc_bridge.claims import chi_square, claim
 from tests.smc_bridge.enumeration import log
@@ -48,7 +48,7 @@ def test_inverse_cdf_never_returns_a_token_of_probability_zero(dtype: torch.dtyp
 
 @pytest.mark.parametrize(
     "size",
-    [1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, TWO_LEVELS - 1, TWO_LEVELS, TWO_LEVELS + 1, 1000],
+    [1, 2, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT, TWO_LEVELS - 1, TWO_LEVELS, TWO_LEVELS + 1, 1000],
 )
 def test_inverse_cdf_in_two_levels_is_that_of_the_whole_distribution(
     size: int, device: str, monkeypatch: pytest.MonkeyPatch
