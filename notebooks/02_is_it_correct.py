@@ -240,7 +240,8 @@ plt.show()
 # %%
 for name in methods:
     last, rate = distances[name][-1], fit_rate(counts, distances[name])
-    exponent = f"; N to the power {-rate.exponent:.2f} ± {1.96 * rate.error:.2f}" if name != "released" else ""
+    power = f"; N to the power {-rate.exponent.value:.2f} ± {1.96 * rate.exponent.error:.2f}"
+    exponent = power if name != "released" else ""
     print(f"{name:9} TV at {counts[-1]}: {last.value:.4f} ± {1.96 * last.error:.4f}{exponent}")
 
 # %% [markdown]
@@ -258,7 +259,7 @@ for name in ("smc", "paper", "plain IS"):
     assert final[name].value + 3 * final[name].error < final["released"].value / 2, (name, final)
 assert all(d.value > 0.3 for d in distances["released"]), distances["released"]
 rate = fit_rate(counts, distances["smc"])
-assert abs(rate.exponent - 1) < 0.35, rate
+assert abs(rate.exponent.value - 1) < 0.35, rate
 
 # %% [markdown]
 # ## Why $\mathbb E[\hat Z] = 1$ is not a test
