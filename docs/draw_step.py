@@ -42,7 +42,10 @@ WIDTH, HEIGHT = 900.0, 676.0
 CELL, GAP, TALL = 34.0, 3.0, 25.0
 LANE_X = tuple(150.0 + 188.0 * lane for lane in range(4))
 ROWS = (  # name, explanation, top, height
-    ("draft", "proposal: K lanes of each\nparticle, and their law q\n(DLM: one forward,\nindependent marginals)", 8.0, 170.0),
+    (
+        "draft", "proposal: K lanes of each\nparticle, and their law q\n(DLM: one forward,\nindependent marginals)",
+        8.0, 170.0,
+    ),
     ("verify", "AR: p along every draft,\none batched forward", 178.0, 78.0),
     ("move", "kernel: keep, correct,\nstop; law π between q, p", 256.0, 78.0),
     ("reweight", "log w += Σ log p − log π\n(and − log K)", 334.0, 82.0),
