@@ -37,7 +37,9 @@ PAGES = (
         "and `Pair` of [the models](smc_bridge.models.md), and `check` of [the tests](smc_bridge.testing.md).",
         also=(
             "smc_bridge.kernels.importance.Lanes", "smc_bridge.kernels.importance.WeightRule",
-            "smc_bridge.result.Forwards", "smc_bridge.trace.StepRecord",
+            "smc_bridge.kernels.protocol.StoppingKernel", "smc_bridge.proposals.protocol.Asked",
+            "smc_bridge.proposals.protocol.Proposal", "smc_bridge.randomness.Source", "smc_bridge.result.Forwards",
+            "smc_bridge.trace.StepRecord",
         ),
     ),
     Page("smc_bridge.testing", "Every name here is imported from `smc_bridge.testing`."),
