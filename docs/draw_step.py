@@ -1,7 +1,7 @@
 """Draw one step of the program: `python docs/draw_step.py [--png FILE]` writes `docs/step.svg`.
 
-Two particles with two lanes each and a window of five tokens go through propose, branch, verify, move, reweight, reduce
-and commit, one row each. It is a worked example: weights and survivors are computed from the numbers below.
+Two particles with two lanes each and a window of five tokens go through draft, verify, move, reweight, reduce and
+commit, one row each. It is a worked example: weights and survivors are computed from the numbers below.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ WIDTH, HEIGHT = 900.0, 676.0
 CELL, GAP, TALL = 34.0, 3.0, 25.0
 LANE_X = tuple(150.0 + 188.0 * lane for lane in range(4))
 ROWS = (  # name, explanation, top, height
-    ("propose", "DLM: one forward,\nindependent marginals q", 8.0, 86.0),
-    ("branch", "K lanes per particle,\neach with its own draft", 94.0, 84.0),
+    (
+        "draft", "proposal: K lanes of each\nparticle, and their law q\n(DLM: one forward,\nindependent marginals)",
+        8.0, 170.0,
+    ),
     ("verify", "AR: p along every draft,\none batched forward", 178.0, 78.0),
     ("move", "kernel: keep, correct,\nstop; law π between q, p", 256.0, 78.0),
     ("reweight", "log w += Σ log p − log π\n(and − log K)", 334.0, 82.0),
@@ -145,7 +147,7 @@ def draw() -> Any:
             canvas.box(0, top, WIDTH, height, BAND)
         canvas.text(12, top + 19, f"{i + 1}  {name}", size=13.5, fontweight="bold")
         canvas.text(12, top + 30, explanation, size=9.8, colour=MUTED, va="top", linespacing=1.3)
-    _propose_and_branch(canvas)
+    _draft(canvas)
     _verify_and_move(canvas)
     _reweight(canvas)
     _reduce_and_commit(canvas)
@@ -153,8 +155,8 @@ def draw() -> Any:
     return canvas.figure
 
 
-def _propose_and_branch(canvas: Canvas) -> None:
-    y_prefix, y_draft = ROWS[0][2] + 54, ROWS[1][2] + 54
+def _draft(canvas: Canvas) -> None:
+    y_prefix, y_draft = ROWS[0][2] + 54, ROWS[0][2] + 140
     for n, prefix in enumerate(PREFIX):
         x = LANE_X[2 * n]
         canvas.text(x, ROWS[0][2] + 22, f"particle {n}", fontweight="bold")
@@ -166,12 +168,12 @@ def _propose_and_branch(canvas: Canvas) -> None:
             centre = LANE_X[2 * n + k] + 2.5 * CELL
             canvas.arrow((right + 2.5 * CELL - 8 + 16 * k, y_prefix + 16), (centre, y_draft - 30))
     for lane, x in enumerate(LANE_X):
-        canvas.text(x, ROWS[1][2] + 30, f"lane {lane % 2}", size=10.5, colour=MUTED)
+        canvas.text(x, ROWS[0][2] + 116, f"lane {lane % 2}", size=10.5, colour=MUTED)
         canvas.cells(x, y_draft, [(token, DRAFT) for token in LANES[lane][0]])
 
 
 def _verify_and_move(canvas: Canvas) -> None:
-    base, y = ROWS[2][2] + 56, ROWS[3][2] + 40
+    base, y = ROWS[1][2] + 56, ROWS[2][2] + 40
     for lane, x in enumerate(LANE_X):
         draft, probabilities, accepted, _, _ = LANES[lane]
         for i, probability in enumerate(probabilities):
@@ -185,7 +187,7 @@ def _verify_and_move(canvas: Canvas) -> None:
 
 
 def _reweight(canvas: Canvas) -> None:
-    top = ROWS[4][2]
+    top = ROWS[3][2]
     for lane, (x, share) in enumerate(zip(LANE_X, lane_shares(), strict=True)):
         total = signed(lane_log_weights()[lane])
         canvas.text(x, top + 20, f"{signed(CARRIED[lane // 2])} {signed(LANES[lane][4])} − log 2", size=10.5)
@@ -195,7 +197,7 @@ def _reweight(canvas: Canvas) -> None:
 
 
 def _reduce_and_commit(canvas: Canvas) -> None:
-    top, left, width = ROWS[5][2], LANE_X[0], LANE_X[3] + 5 * CELL - LANE_X[0]
+    top, left, width = ROWS[4][2], LANE_X[0], LANE_X[3] + 5 * CELL - LANE_X[0]
     reached = 0.0
     for lane, share in enumerate(lane_shares()):
         canvas.box(left + width * reached, top + 34, width * share - 1.5, 22, LANE_COLOURS[lane])
@@ -203,7 +205,7 @@ def _reduce_and_commit(canvas: Canvas) -> None:
         colour = "white" if lane % 2 == 0 else INK
         canvas.text(left + width * (reached + share / 2), top + 45, label, size=10.5, ha="center", colour=colour)
         reached += share
-    y = ROWS[6][2] + 56
+    y = ROWS[5][2] + 56
     for n, (lane, point) in enumerate(zip(survivors(), points(), strict=True)):
         x = left + width * point
         canvas.arrow((x, top + 12), (x, top + 33), colour=INK)

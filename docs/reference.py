@@ -33,11 +33,15 @@ class Page:
 PAGES = (
     Page(
         "smc_bridge",
-        "Every name here is imported from `smc_bridge` itself, as in `from smc_bridge import smc`; so are `load_pair` "
-        "and `Pair` of [the models](smc_bridge.models.md), and `check` of [the tests](smc_bridge.testing.md).",
+        "Names are imported from `smc_bridge` itself, as in `from smc_bridge import smc`; so are `load_pair` and `Pair` "
+        "of [the models](smc_bridge.models.md), and `check` of [the tests](smc_bridge.testing.md). Types of what plug-ins "
+        "take and return, such as `Asked` and the protocol of a proposal, are imported from the module that they stand "
+        "under.",
         also=(
             "smc_bridge.kernels.importance.Lanes", "smc_bridge.kernels.importance.WeightRule",
-            "smc_bridge.result.Forwards", "smc_bridge.trace.StepRecord",
+            "smc_bridge.kernels.protocol.StoppingKernel", "smc_bridge.proposals.protocol.Asked",
+            "smc_bridge.proposals.protocol.Proposal", "smc_bridge.randomness.Source", "smc_bridge.result.Forwards",
+            "smc_bridge.trace.StepRecord",
         ),
     ),
     Page("smc_bridge.testing", "Every name here is imported from `smc_bridge.testing`."),

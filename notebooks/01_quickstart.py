@@ -69,7 +69,7 @@ print(f"{result.tokens_per_dlm_forward:.1f} tokens per DLM forward, {result.forw
 # %% [markdown]
 # ## One step
 #
-# Every lane drafts (branch), the AR model scores the draft (verify), the kernel keeps what it accepts, corrects the
+# Every lane is a draft (draft), the AR model scores it (verify), the kernel keeps what it accepts, corrects the
 # first refusal and drops the rest (move), and the block earns a log weight (reweight). Lanes with a number in the
 # last column survive (reduce) and are appended to their particle (commit).
 

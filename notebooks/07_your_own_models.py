@@ -36,8 +36,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from smc_bridge import Move, Multinomial, Rejection, Residual, Systematic, always, load_pair, smc
 from smc_bridge.analysis import kl_certificate, oracle, summary, total_variation, weighted_law
 from smc_bridge.analysis.comparison import Settings, compare
+from smc_bridge.blocks import truncate
 from smc_bridge.engine.resampling import UniformResampler, from_points
-from smc_bridge.kernels.protocol import truncate
 from smc_bridge.models.arithmetic.problems import extract_answer, held_out
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.pyro_program import BridgeProgram, enumerate_program
@@ -170,8 +170,8 @@ class SentenceRejection(Rejection):
         first = torch.where(ended.any(-1), ended.to(torch.uint8).argmax(-1) + 1, move.block.shape[1])
         return torch.minimum(move.length, first)
 
-    def __call__(self, q, pi, draft, *, generator, horizon=None):
-        move = super().__call__(q, pi, draft, generator=generator, horizon=horizon)
+    def __call__(self, draft, pi, *, source, horizon):
+        move = super().__call__(draft, pi, source=source, horizon=horizon)
         length = self.cut(move)
         block = truncate(move.block, length)
         # A sentence end counts as a refusal: what is left of the draft's marginals is not used again.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Proposal,
         Target,
     )
+    from smc_bridge.distributions.law import Dense, Law
     from smc_bridge.distributions.target import ARTarget, Potential
     from smc_bridge.engine.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic
     from smc_bridge.engine.sampler import Sampler
@@ -43,7 +44,10 @@ if TYPE_CHECKING:
     from smc_bridge.methods.tree_walk import tree_walk
     from smc_bridge.models.pairs import Pair, load_pair
     from smc_bridge.prefix import Prefix
+    from smc_bridge.proposals.chain import PrefixFilled
     from smc_bridge.proposals.mean_field import DLMProposal
+    from smc_bridge.proposals.path import MostLikelyPath
+    from smc_bridge.proposals.protocol import Draft
     from smc_bridge.requests import Request
     from smc_bridge.result import Result
     from smc_bridge.testing.check import Check, check
@@ -52,11 +56,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SSP", "ARTarget", "AcceptAll", "BalanceHeuristic", "BlockVerification", "Certificate", "Check", "Chernoff",
-    "DLMProposal", "Decoder", "Defensive", "EssBelow", "Estimate", "GumbelCoupling", "Horizon", "Intermediate",
-    "Interrupted", "Kernel", "Mixture", "Move", "Multinomial", "OwnWeights", "Pair", "Potential", "PowerMean", "Prefix",
-    "ProductOfExperts", "Proposal", "Rejection", "Request", "Resampler", "Residual", "Result", "Sampler", "Stratified",
-    "Systematic", "Target", "TreeWalk", "always", "ar_sampling", "certify", "check", "decode", "diffusion", "load_pair",
-    "never", "paper", "plain_is", "released", "smc", "speculative", "tree_walk",
+    "DLMProposal", "Decoder", "Defensive", "Dense", "Draft", "EssBelow", "Estimate", "GumbelCoupling", "Horizon",
+    "Intermediate", "Interrupted", "Kernel", "Law", "Mixture", "MostLikelyPath", "Move", "Multinomial", "OwnWeights",
+    "Pair", "Potential", "PowerMean", "Prefix", "PrefixFilled", "ProductOfExperts", "Proposal", "Rejection", "Request",
+    "Resampler", "Residual", "Result", "Sampler", "Stratified", "Systematic", "Target", "TreeWalk", "always",
+    "ar_sampling", "certify", "check", "decode", "diffusion", "load_pair", "never", "paper", "plain_is", "released",
+    "smc", "speculative", "tree_walk",
 ]
 
 if not TYPE_CHECKING:  # any attribute would be right for a type checker

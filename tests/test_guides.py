@@ -26,7 +26,7 @@ def test_the_code_of_a_guide_runs(page: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": page.stem}
     for number, block in enumerate(found, 1):
-        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+        exec(compile(block, f"{page.name}, block {number}", "exec", dont_inherit=True), names)
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
@@ -36,5 +36,5 @@ def test_a_guide_is_short(page: Path) -> None:
 
 
 def test_the_example_of_the_front_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(blocks(ROOT / "README.md")[0], "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(blocks(ROOT / "README.md")[0], "README.md", "exec", dont_inherit=True), {"__name__": "readme"})
     assert capsys.readouterr().out.count("proper: gap") == 3
