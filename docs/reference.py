@@ -35,8 +35,8 @@ PAGES = (
         "smc_bridge",
         "Names are imported from `smc_bridge` itself, as in `from smc_bridge import smc`; so are `load_pair` and "
         "`Pair` of [the models](smc_bridge.models.md), and `check` of [the tests](smc_bridge.testing.md). Types of "
-        "what plug-ins take and return, such as `Asked` and the protocol of a proposal, are imported from the module "
-        "that they stand under.",
+        "what plug-ins take and return, such as `Asked` and the protocol of a proposal, are imported from the "
+        "modules that they stand under.",
         also=(
             "smc_bridge.kernels.importance.Lanes", "smc_bridge.kernels.importance.WeightRule",
             "smc_bridge.kernels.protocol.StoppingKernel", "smc_bridge.proposals.protocol.Asked",
