@@ -370,7 +370,7 @@ DRAWS = 20_000
 schemes = (Multinomial(), Killing(), Residual(), Systematic())
 draws = {}
 for scheme in schemes:
-    chosen = scheme(weights.log().expand(DRAWS, -1), 5, generator=torch.Generator().manual_seed(0))
+    chosen = scheme(weights.log().expand(DRAWS, -1), 5, source=torch.Generator().manual_seed(0))
     draws[type(scheme).__name__] = torch.nn.functional.one_hot(chosen, 5).sum(1).double()
 
 _, ax = plt.subplots(figsize=(8.6, 3.2), layout="constrained")

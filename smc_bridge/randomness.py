@@ -152,7 +152,7 @@ class SelectedRows(UniformSource):
         return self.base.uniform(size)[self.index]
 
 
-#: What a kernel accepts as its `generator`: a torch generator, or a source that knows its rows.
+#: What a kernel or resampler accepts as its `source`: a torch generator, or a source that knows its rows.
 Randomness = torch.Generator | Source
 
 

@@ -31,24 +31,24 @@ class Resampler(Protocol):
         """Whether `E[offspring_i] = count * W_i` holds (condition C6)."""
         ...
 
-    def __call__(self, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
+    def __call__(self, log_weights: Tensor, count: int, *, source: Randomness) -> Tensor:
         """Ancestor indices `[P, count]` (or `[count]`) for `log_weights: [P, M]` (or `[M]`)."""
         ...
 
 
-def check_ancestors(resampler: Resampler, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
+def check_ancestors(resampler: Resampler, log_weights: Tensor, count: int, *, source: Randomness) -> Tensor:
     """Ancestors `[P, count]` (or `[count]`) that a resampler draws for `log_weights: [P, M]` (or `[M]`).
 
     Raises:
         ValueError: it returned another shape or kind, or an index out of range; the message names it.
     """
-    source, last = f"resampler {called(resampler)}", log_weights.shape[-1] - 1
-    found = resampler(log_weights, count, generator=generator)
-    check_tensor(found, source, (*log_weights.shape[:-1], count), "int64", log_weights.device)
+    name, last = f"resampler {called(resampler)}", log_weights.shape[-1] - 1
+    found = resampler(log_weights, count, source=source)
+    check_tensor(found, name, (*log_weights.shape[:-1], count), "int64", log_weights.device)
     if foreign(resampler):
         refuse_rows(
             (found < 0) | (found > last),
-            lambda at: f"{source} returned the ancestor {int(found[at])}: give indices from 0 to {last}",
+            lambda at: f"{name} returned the ancestor {int(found[at])}: give indices from 0 to {last}",
         )
     return found
 
@@ -66,7 +66,7 @@ class UniformResampler(ABC):
     def ancestors(self, weights: Tensor, count: int, uniforms: Tensor) -> Tensor:
         """Ancestors from normalised weights `[P, M]` and uniforms `[P, D]`, `[P, count]`."""
 
-    def __call__(self, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
+    def __call__(self, log_weights: Tensor, count: int, *, source: Randomness) -> Tensor:
         """See `Resampler.__call__`.
 
         Raises:
@@ -78,7 +78,7 @@ class UniformResampler(ABC):
             raise ValueError(f"log_weights has shape {tuple(log_weights.shape)}: give [M] or [P, M] with M >= 1")
         batched = log_weights if log_weights.dim() == 2 else log_weights[None]
         weights = normalised(batched)
-        source = as_source(generator, batched.shape[0], device=batched.device)
+        source = as_source(source, batched.shape[0], device=batched.device)
         uniforms = source.uniform((self.dimension(batched.shape[1], count),))
         chosen = self.ancestors(weights, count, uniforms)
         return chosen if log_weights.dim() == 2 else chosen[0]

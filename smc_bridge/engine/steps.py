@@ -218,7 +218,7 @@ def reduce_lanes(
         survivors[stay] = base + torch.where(pick[stay], drawn, 0)
     if mix.numel():
         flat = log_weights[mix].reshape(mix.numel(), -1)
-        survivors[mix] = check_ancestors(resampler, flat, particles, generator=source_of(mix, 1))
+        survivors[mix] = check_ancestors(resampler, flat, particles, source=source_of(mix, 1))
         kept[mix] = log_mean(own[mix])[:, None].expand(-1, particles)
     if pinned_lane is not None:
         survivors[:, 0] = pinned_lane

@@ -94,7 +94,7 @@ class Argmax:
 
     proper = False
 
-    def __call__(self, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
+    def __call__(self, log_weights: Tensor, count: int, *, source: Randomness) -> Tensor:
         """See `Resampler.__call__`."""
         return log_weights.argmax(-1, keepdim=True).expand(*log_weights.shape[:-1], count)
 

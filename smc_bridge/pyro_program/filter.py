@@ -133,7 +133,7 @@ class EvidenceSMCFilter(SMCFilter):  # type: ignore[misc]
         resample = resample and bool(check_trigger(self.trigger, before[None])[0])
         ancestors = torch.arange(self.num_particles)
         if resample:
-            ancestors = check_ancestors(self.resampler, before, self.num_particles, generator=self.generator)
+            ancestors = check_ancestors(self.resampler, before, self.num_particles, source=self.generator)
             carried = log_mean(before).expand(self.num_particles).clone()
             self.state._resample(ancestors)  # which sets the weights to zero in place
             self.state._log_weights = carried

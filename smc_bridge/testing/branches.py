@@ -136,17 +136,17 @@ class BranchingResampler:
     def __init__(self, real: Resampler) -> None:
         self.real, self.proper = real, real.proper
 
-    def __call__(self, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
+    def __call__(self, log_weights: Tensor, count: int, *, source: Randomness) -> Tensor:
         """See `Resampler.__call__`."""
         if type(self.real) not in EDGES or not isinstance(self.real, UniformResampler):
-            return self.real(log_weights, count, generator=generator)
-        assert not isinstance(generator, torch.Generator)
+            return self.real(log_weights, count, source=source)
+        assert not isinstance(source, torch.Generator)
         weights = normalised(log_weights)
         uniforms = torch.empty(weights.shape[0], 0, dtype=torch.float64)
         for _ in range(self.real.dimension(weights.shape[1], count)):
             inner = EDGES[type(self.real)](weights, count, uniforms).clamp(0.0, 1.0).sort(-1).values
             edges = torch.nn.functional.pad(torch.nn.functional.pad(inner, (1, 0)), (0, 1), value=1.0)
-            cell = generator.categorical(edges.diff(dim=-1).log())[:, None]
+            cell = source.categorical(edges.diff(dim=-1).log())[:, None]
             middle = (edges.gather(1, cell) + edges.gather(1, cell + 1)) / 2
             uniforms = torch.cat([uniforms, middle], dim=1)
         return self.real.ancestors(weights, count, uniforms)

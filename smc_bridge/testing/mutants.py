@@ -177,7 +177,7 @@ class KeepsTheBest:
 
     proper = True
 
-    def __call__(self, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
+    def __call__(self, log_weights: Tensor, count: int, *, source: Randomness) -> Tensor:
         """See `Resampler.__call__`."""
         return log_weights.argmax(-1, keepdim=True).expand(*log_weights.shape[:-1], count)
 
@@ -194,9 +194,9 @@ class Sharpened:
     def __init__(self, power: float = 2.0) -> None:
         self.power = power
 
-    def __call__(self, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
+    def __call__(self, log_weights: Tensor, count: int, *, source: Randomness) -> Tensor:
         """See `Resampler.__call__`."""
-        source = as_source(generator, log_weights.shape[0], device=log_weights.device)
+        source = as_source(source, log_weights.shape[0], device=log_weights.device)
         law = torch.log_softmax(self.power * normalised(log_weights).log(), -1)
         return torch.stack([source.categorical(law) for _ in range(count)], -1)
 

@@ -70,13 +70,13 @@ def _offspring(resampler: Resampler, weights: Tensor, count: int, tolerance: flo
     branching, log_weights = BranchingResampler(resampler), weights.log()[None]
     mean = torch.zeros_like(weights)
     try:
-        for probability, drawn in outcomes(lambda source: branching(log_weights, count, generator=source)):
+        for probability, drawn in outcomes(lambda source: branching(log_weights, count, source=source)):
             mean += probability * torch.bincount(drawn[0], minlength=weights.numel()).double() / count
         gap = float((mean - weights).abs().max())
         return _shares(resampler, weights, mean, count, gap > tolerance, "")
     except NotEnumerableError:
         source = PromptSource([torch.Generator().manual_seed(3)], DRAWS)
-        drawn = resampler(weights.log().expand(DRAWS, -1), count, generator=source)
+        drawn = resampler(weights.log().expand(DRAWS, -1), count, source=source)
         found = torch.nn.functional.one_hot(drawn, weights.numel()).sum(1).double() / count
         p_value = mean_test(found.numpy(), weights.numpy())
         least = detectable(float(found.std(0).max()), DRAWS, max(1, int((weights > 0).sum()) - 1), level)

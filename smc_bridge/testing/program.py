@@ -31,7 +31,7 @@ def enumerate_sampler(sampler: Sampler, limit: int, *, most: int = 10**6) -> Enu
         most: outcomes that are executed at most.
     Raises:
         NotEnumerableError: a part draws a continuous variable, there are more than `most` outcomes, or their
-            probabilities do not sum to one, because a part draws otherwise than through its `generator`.
+            probabilities do not sum to one, because a part draws otherwise than through its `source`.
     """
     real = sampler
     sampler = copy.copy(real)
@@ -46,7 +46,7 @@ def enumerate_sampler(sampler: Sampler, limit: int, *, most: int = 10**6) -> Enu
         whole = joined([relative(part, total, rescale=known) for part in after])
         frontier = finish(whole.merged() if whole.states else whole, total, limit)
     if abs(total.probability - 1.0) > 1e-9:
-        raise NotEnumerableError(f"probabilities sum to {total.probability}: draw through `generator` alone")
+        raise NotEnumerableError(f"probabilities sum to {total.probability}: draw through `source` alone")
     return total
 
 

@@ -64,10 +64,10 @@ class PrescribedResampler:
     source: EnumeratingSource
     proper: bool = True
 
-    def __call__(self, log_weights: Tensor, count: int, *, generator: object) -> Tensor:
+    def __call__(self, log_weights: Tensor, count: int, *, source: object) -> Tensor:
         _, uniforms, volume = resampling_outcomes(self.real, log_weights[None], count)
         cell = self.source.choose(volume.tolist())
-        return self.real(log_weights, count, generator=_Fixed(uniforms[cell]))  # type: ignore[arg-type]
+        return self.real(log_weights, count, source=_Fixed(uniforms[cell]))  # type: ignore[arg-type]
 
 
 @dataclass

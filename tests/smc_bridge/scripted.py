@@ -197,11 +197,11 @@ class Recorded:
     def __init__(self, real: UniformResampler) -> None:
         self.real, self.proper = real, real.proper
 
-    def __call__(self, log_weights: Tensor, count: int, *, generator: Source) -> Tensor:
-        assert isinstance(generator, PromptScript)
-        generator.script.log_weights[generator.prompts] = log_weights
-        generator.script.resampled[generator.prompts] = True
-        return self.real(log_weights, count, generator=generator)  # type: ignore[arg-type]
+    def __call__(self, log_weights: Tensor, count: int, *, source: Source) -> Tensor:
+        assert isinstance(source, PromptScript)
+        source.script.log_weights[source.prompts] = log_weights
+        source.script.resampled[source.prompts] = True
+        return self.real(log_weights, count, source=source)  # type: ignore[arg-type]
 
 
 def scripted_kernel(kernel: Kernel) -> Kernel:

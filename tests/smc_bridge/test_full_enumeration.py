@@ -146,10 +146,10 @@ class EnumeratingResampler:
     def __init__(self, real: UniformResampler) -> None:
         self.real = real
 
-    def __call__(self, log_weights: Tensor, count: int, *, generator: Randomness) -> Tensor:
-        assert isinstance(generator, EnumeratingSource)
+    def __call__(self, log_weights: Tensor, count: int, *, source: Randomness) -> Tensor:
+        assert isinstance(source, EnumeratingSource)
         _, uniforms, mass = resampling_outcomes(self.real, log_weights, count)
-        chosen = generator.choose(mass.tolist())
+        chosen = source.choose(mass.tolist())
         return self.real.ancestors(torch.softmax(log_weights, -1), count, uniforms[chosen : chosen + 1])
 
 

@@ -188,7 +188,7 @@ def test_any_weights_give_legal_ancestors(scheme: str) -> None:
     for size, count in itertools.product((1, 2, 7, 64, 300), (1, 5, 64, 300)):
         log_weights = 30 * torch.randn(40, size, generator=generator, dtype=torch.float64)
         log_weights[:, ::3] = torch.where(torch.rand(40, 1, generator=generator) < 0.5, -INF, log_weights[:, ::3])
-        chosen = named("resampler", scheme)(log_weights, count, generator=generator)
+        chosen = named("resampler", scheme)(log_weights, count, source=generator)
         assert chosen.shape == (40, count)
         assert int(chosen.min()) >= 0
         assert int(chosen.max()) < size
@@ -200,7 +200,7 @@ def test_any_weights_give_legal_ancestors(scheme: str) -> None:
 def test_offspring_of_many_equal_weights_is_one_each_up_to_the_scheme(scheme: str) -> None:
     """Ties in float32 log weights: schemes with bounded offspring give every particle exactly one copy."""
     log_weights = torch.full((3, 10), math.log(0.1), dtype=torch.float32)
-    chosen = named("resampler", scheme)(log_weights, 10, generator=torch.Generator().manual_seed(0))
+    chosen = named("resampler", scheme)(log_weights, 10, source=torch.Generator().manual_seed(0))
     assert chosen.shape == (3, 10)
     if scheme in ("systematic", "residual", "ssp"):
         assert torch.equal(chosen.sort(-1).values, torch.arange(10).expand(3, 10)), f"ancestors {chosen.tolist()}"
@@ -210,7 +210,7 @@ def test_offspring_of_many_equal_weights_is_one_each_up_to_the_scheme(scheme: st
 def test_float32_log_weights_are_resampled_as_their_float64_values(scheme: str) -> None:
     narrow = torch.randn(20, 6, generator=torch.Generator().manual_seed(3))
     left, right = (
-        named("resampler", scheme)(w, 6, generator=torch.Generator().manual_seed(5)) for w in (narrow, narrow.double())
+        named("resampler", scheme)(w, 6, source=torch.Generator().manual_seed(5)) for w in (narrow, narrow.double())
     )
     assert torch.equal(left, right)
 
@@ -218,7 +218,7 @@ def test_float32_log_weights_are_resampled_as_their_float64_values(scheme: str) 
 @pytest.mark.parametrize("scheme", RESAMPLERS)
 def test_all_weights_zero_counts_as_equal(scheme: str) -> None:
     dead, equal = torch.full((2, 4), -INF), torch.zeros(2, 4)
-    left, right = (named("resampler", scheme)(w, 3, generator=torch.Generator().manual_seed(5)) for w in (dead, equal))
+    left, right = (named("resampler", scheme)(w, 3, source=torch.Generator().manual_seed(5)) for w in (dead, equal))
     assert torch.equal(left, right)
 
 
@@ -226,8 +226,8 @@ def test_all_weights_zero_counts_as_equal(scheme: str) -> None:
 def test_one_hot_and_single_candidates_have_one_outcome(scheme: str) -> None:
     resampler, generator = named("resampler", scheme), torch.Generator().manual_seed(1)
     one_hot = torch.tensor([-INF, -INF, -700.0, -INF])
-    assert resampler(one_hot, 5, generator=generator).tolist() == [2] * 5
-    assert resampler(torch.tensor([-3.0]), 4, generator=generator).tolist() == [0] * 4
+    assert resampler(one_hot, 5, source=generator).tolist() == [2] * 5
+    assert resampler(torch.tensor([-3.0]), 4, source=generator).tolist() == [0] * 4
 
 
 @pytest.mark.parametrize("scheme", RESAMPLERS)
@@ -260,7 +260,7 @@ def test_real_draws_have_the_exact_law_of_offspring(scheme: str, device: str) ->
     for numbers, mass in zip(found.tolist(), volume.tolist(), strict=True):
         law[tuple(numbers)] = law.get(tuple(numbers), 0.0) + mass
     log_weights = torch.from_numpy(weights).log().expand(rows, -1).to(device)
-    chosen = named("resampler", scheme)(log_weights, count, generator=torch.Generator().manual_seed(11)).cpu()
+    chosen = named("resampler", scheme)(log_weights, count, source=torch.Generator().manual_seed(11)).cpu()
     drawn: dict[tuple[int, ...], int] = {}
     for numbers in offspring(chosen, 4).tolist():
         drawn[tuple(numbers)] = drawn.get(tuple(numbers), 0) + 1
@@ -275,7 +275,7 @@ def test_real_draws_have_the_exact_law_of_offspring(scheme: str, device: str) ->
 @pytest.mark.parametrize("value", [math.nan, INF])
 def test_nan_and_infinite_weights_are_refused(scheme: str, value: float) -> None:
     with pytest.raises(ValueError, match=r"log_weights at \[0, 1\]"):
-        named("resampler", scheme)(torch.tensor([0.0, value]), 2, generator=torch.Generator())
+        named("resampler", scheme)(torch.tensor([0.0, value]), 2, source=torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -288,12 +288,12 @@ def test_nan_and_infinite_weights_are_refused(scheme: str, value: float) -> None
 )
 def test_bad_arguments_are_refused_by_name_and_value(log_weights: Tensor, count: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        Systematic()(log_weights, count, generator=torch.Generator())
+        Systematic()(log_weights, count, source=torch.Generator())
 
 
 @pytest.mark.parametrize("make", [Multinomial, Stratified, Systematic, Residual, SSP])
 def test_schemes_are_proper_and_argmax_is_not(make: Callable[[], UniformResampler]) -> None:
     assert make().proper is True
     assert Argmax().proper is False
-    chosen = Argmax()(torch.tensor([[0.0, 2.0, 1.0]]), 4, generator=torch.Generator())
+    chosen = Argmax()(torch.tensor([[0.0, 2.0, 1.0]]), 4, source=torch.Generator())
     assert chosen.tolist() == [[1, 1, 1, 1]]
