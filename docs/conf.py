@@ -27,6 +27,7 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 
 # Pages and notebooks
 nb_execution_mode = "off"
+nb_merge_streams = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
