@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
     from smc_bridge.analysis.budget import at_equal_cost, cost_of, largest_within, measure_cost
     from smc_bridge.analysis.calibration import RankTest, rank_test, rank_uniformity
-    from smc_bridge.analysis.ess import (
+    from smc_bridge.analysis.effective_size import (
         conditional_ess,
         conditional_ess_per_step,
         entropy_ess,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         max_share,
     )
     from smc_bridge.analysis.estimates import GenealogyVariance, batch_means, genealogy_variance
+    from smc_bridge.analysis.exact_law import oracle
     from smc_bridge.analysis.export import to_arviz, to_datatree
     from smc_bridge.analysis.genealogy import coalescence, offspring_count, unique_ancestors
     from smc_bridge.analysis.law_bias import (
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from smc_bridge.analysis.laws import kl, output_law, total_variation, weighted_law
     from smc_bridge.analysis.lengths import BlockStatistics, block_statistics
     from smc_bridge.analysis.local import LocalDivergences, local_divergences
-    from smc_bridge.analysis.oracle import oracle
     from smc_bridge.analysis.prices import Cost
     from smc_bridge.analysis.psis import ParetoK, pareto_k, smoothed_log_weights
     from smc_bridge.analysis.reverse import (

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smc_bridge.analysis.ess import LogWeights, as_log_weights
+from smc_bridge.analysis.effective_size import LogWeights, as_log_weights
 from smc_bridge.models.extras import need
 from smc_bridge.pareto import LEAST, pareto_shape, tail_size
 

@@ -13,7 +13,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from smc_bridge.analysis.ess import LogWeights, as_log_weights, ess
+from smc_bridge.analysis.effective_size import LogWeights, as_log_weights, ess
 from smc_bridge.analysis.runs import Runs, as_runs
 from smc_bridge.result import Result
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from benchmarks.harness import Advance, progress
 from benchmarks.report import Report, Sheet, execute, several
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.law_bias import (
     Rate,
     fit_rate,
@@ -33,7 +34,6 @@ from smc_bridge.analysis.law_bias import (
     run_distance,
     run_rms,
 )
-from smc_bridge.analysis.oracle import oracle
 from smc_bridge.commands.base import whole
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget

@@ -27,8 +27,8 @@ from benchmarks.report import Report, Sheet, execute
 from smc_bridge.analysis.bounds import kl_certificate
 from smc_bridge.analysis.budget import cost_of, largest_within
 from smc_bridge.analysis.estimates import batch_means
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
-from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.prices import Cost
 from smc_bridge.commands.base import positive, whole
 from smc_bridge.distributions.target import ARTarget

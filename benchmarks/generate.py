@@ -51,7 +51,7 @@ class Generate:
             raise ValueError(f"method = generate: the AR model of the pair {self.pair.name!r} is no transformers model")
 
     @property
-    def role(self) -> Role:
+    def stream(self) -> Role:
         """The stream of exact samples."""
         return Role.AR
 

@@ -23,9 +23,9 @@ import torch
 
 from smc_bridge import ARTarget, Mixture, PowerMean, ProductOfExperts, Result, Sampler, plain_is, released, smc
 from smc_bridge.analysis import kl_per_token
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
 from smc_bridge.analysis.local import local_divergences
-from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.plots import (
     plot_against_particles,
     plot_ess_along,

@@ -47,8 +47,8 @@ from smc_bridge import (
 )
 from smc_bridge.analysis import total_variation
 from smc_bridge.analysis.estimates import batch_means
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.law_bias import fit_rate, output_distance, output_distance_by_identity
-from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.plots import plot_against_particles
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.testing import (

@@ -46,9 +46,9 @@ from smc_bridge import (
 )
 from smc_bridge.analysis import block_statistics, ess, kl_per_token
 from smc_bridge.analysis.estimates import batch_means
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.laws import weighted_law
 from smc_bridge.analysis.local import chi2, kl
-from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.plots import plot_frontier
 from smc_bridge.models.arithmetic.problems import held_out
 from smc_bridge.models.tabular import TabularAR, TabularDLM

@@ -14,7 +14,7 @@ from smc_bridge.exports import on_demand
 if TYPE_CHECKING:
     from smc_bridge.blocks import Horizon, Move
     from smc_bridge.certificate import Certificate, certify
-    from smc_bridge.decode import Decoder, Interrupted, decode
+    from smc_bridge.decode import Decoder, Interrupted
     from smc_bridge.distributions.intermediate import (
         Chernoff,
         Defensive,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from smc_bridge.proposals.protocol import Draft
     from smc_bridge.requests import Request
     from smc_bridge.result import Result
-    from smc_bridge.testing.check import Check, check
+    from smc_bridge.testing.checking import Check, check
 
 __version__ = "0.1.0"
 
@@ -60,7 +60,7 @@ __all__ = [
     "Intermediate", "Interrupted", "Kernel", "Law", "Mixture", "MostLikelyPath", "Move", "Multinomial", "OwnWeights",
     "Pair", "Potential", "PowerMean", "Prefix", "PrefixFilled", "ProductOfExperts", "Proposal", "Rejection", "Request",
     "Resampler", "Residual", "Result", "Sampler", "Stratified", "Systematic", "Target", "TreeWalk", "always",
-    "ar_sampling", "certify", "check", "decode", "diffusion", "load_pair", "never", "paper", "plain_is", "released",
+    "ar_sampling", "certify", "check", "diffusion", "load_pair", "never", "paper", "plain_is", "released",
     "smc", "speculative", "tree_walk",
 ]
 

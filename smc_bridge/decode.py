@@ -45,7 +45,7 @@ class Decoder(Protocol[State]):
     name: str  #: of the method, for results
 
     @property
-    def role(self) -> Role:
+    def stream(self) -> Role:
         """The stream of random numbers that its draws come from."""
         ...
 
@@ -123,12 +123,12 @@ def decode(
         >>> len(result.sequences)
         2
     """
-    missing = [name for name in ("name", "role", "models", *_VERBS) if not hasattr(decoder, name)]
+    missing = [name for name in ("name", "stream", "models", *_VERBS) if not hasattr(decoder, name)]
     if missing or isinstance(decoder, type):
         lacks = f" has no {', '.join(missing)}" if missing else " is a class"
         raise ValueError(f"decoder = {said(decoder)}{lacks}: give an object such as a Sampler")
     limit = check_limit(max_new_tokens)
-    requests = requests_of(prompts, decoder.models, seed=seed, max_new_tokens=limit, role=decoder.role)
+    requests = requests_of(prompts, decoder.models, seed=seed, max_new_tokens=limit, stream=decoder.stream)
     return serve(decoder, requests, max_new_tokens=limit, batch=batch, on_result=on_result, progress=progress)
 
 

@@ -19,28 +19,20 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 
 def on_demand(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package; a name is imported once and stays.
 
-    A public name that is also a subpackage's keeps the public meaning, whichever is imported first: the import system
-    binds a subpackage in its parent as soon as anything of it is imported.
+    No public name may be that of a module of the package: the import system binds a module in its parent as soon as
+    anything of it is imported.
 
     Raises:
         ImportError: the package's source is not at hand.
     """
     module = sys.modules[package]
     homes = _homes(package)
-
-    class Package(ModuleType):
-        def __setattr__(self, name: str, value: Any) -> None:
-            if not (name in homes and isinstance(value, ModuleType)):
-                super().__setattr__(name, value)
-
-    module.__class__ = Package
 
     def get(name: str) -> Any:
         if name not in homes:

@@ -251,7 +251,7 @@ class Spelled:
         Raises:
             ValueError: options contradict each other, or are out of range for the pair.
         """
-        from smc_bridge.engine.names import idle
+        from smc_bridge.names import idle
 
         has = {option.name for option in self.method.options} - self.options.keys()
         has -= set(idle(self.options.get("kernel"), self.options.get("intermediate"))) & {"w"}

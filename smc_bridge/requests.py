@@ -23,8 +23,8 @@ class Request(NamedTuple):
     Attributes:
         place: in the run.
         prompt: token ids.
-        seed: with the prompt and the role, decides its draws.
-        role: what is run.
+        seed: with the prompt and the stream, decides its draws.
+        stream: of its draws, by what is run.
         retained: for conditional SMC, the continuation to follow.
         keep_drafts: whether the trace of a sampler's run keeps drafts and blocks of all lanes.
     """
@@ -32,18 +32,18 @@ class Request(NamedTuple):
     place: int
     prompt: list[int]
     seed: int
-    role: Role
+    stream: Role
     retained: list[int] | None = None
     keep_drafts: bool = False
 
     def generator(self) -> torch.Generator:
         """A fresh generator of the request's draws, from the first one on."""
-        return prompt_generator(self.seed, self.prompt, role=self.role)
+        return prompt_generator(self.seed, self.prompt, role=self.stream)
 
     def settings(self) -> dict[str, Any]:
         """What a result's settings say of the request's draws: seed, stream, and whether a sequence is retained."""
         retained = {} if self.retained is None else {"retained": True}
-        return {"seed": self.seed, "stream": self.role.value, **retained}
+        return {"seed": self.seed, "stream": self.stream.value, **retained}
 
 
 def prompts_of(requests: Sequence[Request | None], *, device: torch.device) -> Prefix:
@@ -151,14 +151,14 @@ def check_prompts(
 
 def requests_of(
     prompts: Sequence[Sequence[int]], models: Mapping[str, LanguageModel], *, seed: int | Sequence[int],
-    max_new_tokens: int, role: Role,
+    max_new_tokens: int, stream: Role,
 ) -> list[Request]:
     """The requests of a run; `prompts`, `models` and errors as `check_prompts`.
 
     Args:
         seed: one for all, or one per prompt; a whole number of any size. A prompt that repeats under one seed is told
             by a warning.
-        role: who draws.
+        stream: who draws.
     Raises:
         ValueError: also if there is no prompt, or seeds do not fit them.
     """
@@ -166,7 +166,7 @@ def requests_of(
     if not ids:
         raise ValueError("prompts is empty: give at least one")
     requests = [
-        Request(place, prompt, own, role)
+        Request(place, prompt, own, stream)
         for place, (prompt, own) in enumerate(zip(ids, seeds_of(seed, len(ids)), strict=True))
     ]
     warn_of_repeats(requests)

@@ -1,7 +1,7 @@
 """The options of a function, read from its signature and docstring: name, type, default, values, help.
 
 What can be written on a command line is an option: whole numbers, numbers, true or false, names, several numbers with
-slashes between them, and parts of a sampler that have a name (`smc_bridge.engine.names`). Other arguments are objects.
+slashes between them, and parts of a sampler that have a name (`smc_bridge.names`). Other arguments are objects.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from smc_bridge.engine.names import NAMED
+from smc_bridge.names import NAMED
 
 #: Arguments that are no options: what is decoded with, and what the decoder is called, which is its spelling.
 NOT_OPTIONS = ("pair", "name")

@@ -62,7 +62,7 @@ def _chosen(text: str) -> Iterator[str]:
 def run(arguments: argparse.Namespace) -> int:
     """Run or continue a comparison and print its table; 0, or 130 after Ctrl-C."""
     with importing():
-        from smc_bridge.analysis.comparison.compare import compare, default_methods
+        from smc_bridge.analysis.comparison.comparing import compare, default_methods
         from smc_bridge.analysis.runner import about
     methods = default_methods() if arguments.methods is None else tuple(_chosen(arguments.methods))
     settings, task, models = experiment(arguments, methods, PROBLEMS)

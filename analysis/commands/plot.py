@@ -105,7 +105,7 @@ def reader(path: Path, arguments: argparse.Namespace) -> Callable[[], Any]:
         UsageError: the file cannot be read, or is nothing that this program wrote.
     """
     with importing():
-        from smc_bridge.analysis.comparison.compare import KIND as COMPARISON
+        from smc_bridge.analysis.comparison.comparing import KIND as COMPARISON
         from smc_bridge.analysis.study.run import KIND as STUDY
         from smc_bridge.result import Result
     try:

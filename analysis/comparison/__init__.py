@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from smc_bridge.exports import on_demand
 
 if TYPE_CHECKING:
-    from smc_bridge.analysis.comparison.compare import Comparison, compare, default_methods
+    from smc_bridge.analysis.comparison.comparing import Comparison, compare, default_methods
     from smc_bridge.analysis.comparison.settings import Settings
     from smc_bridge.analysis.comparison.table import Row, render
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from smc_bridge.analysis.ess import ess_per_step
+from smc_bridge.analysis.effective_size import ess_per_step
 from smc_bridge.analysis.genealogy import coalescence
 from smc_bridge.analysis.plots.style import BLUE, RED, integer_ticks, legend, new_axes
 from smc_bridge.result import Result

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from smc_bridge.analysis.ess import LogWeights
+from smc_bridge.analysis.effective_size import LogWeights
 from smc_bridge.analysis.local import LocalDivergences
 from smc_bridge.analysis.plots.curves import Array
 from smc_bridge.analysis.plots.style import INK, Look, band, legend, looks, new_axes

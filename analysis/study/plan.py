@@ -20,8 +20,8 @@ from typing import Any
 
 from smc_bridge.distributions.intermediate import Intermediate, check_w
 from smc_bridge.distributions.shaping import check_temperature
-from smc_bridge.engine.names import INTERMEDIATES, idle
 from smc_bridge.models.pairs import Pair
+from smc_bridge.names import INTERMEDIATES, idle
 from smc_bridge.registry import Spelled, spelled
 from smc_bridge.tasks import Limits
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.study.config import Block, Point, Prompts, Tabular, TabularPoint
 from smc_bridge.commands.models import Models
 from smc_bridge.distributions.target import ARTarget

@@ -55,7 +55,7 @@ class Sampler(Program):
         check_program(self)
 
     @property
-    def role(self) -> Role:
+    def stream(self) -> Role:
         """The stream of random numbers of free runs; conditional ones have another (`run`)."""
         return Role.SMC
 

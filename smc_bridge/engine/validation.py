@@ -10,10 +10,10 @@ import torch
 from smc_bridge.distributions.intermediate import check_intermediate
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.conditional import check_whole
-from smc_bridge.engine.names import named
 from smc_bridge.engine.program import Program
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.models.arguments import check_callable, check_text, said, true_or_false, whole_number
+from smc_bridge.names import named
 from smc_bridge.proposals.protocol import Proposal
 from smc_bridge.requests import Request, check_limit, check_tokens, requests_of
 from smc_bridge.streams import Role
@@ -99,11 +99,11 @@ def make_requests(
     check_program(program)  # its attributes may have been set since it was made
     keep_drafts = true_or_false("keep_drafts", keep_drafts)
     if retained is None:
-        requests = requests_of(prompts, program.models, seed=seed, max_new_tokens=max_new_tokens, role=Role.SMC)
+        requests = requests_of(prompts, program.models, seed=seed, max_new_tokens=max_new_tokens, stream=Role.SMC)
         return [request._replace(keep_drafts=keep_drafts) for request in requests]
     if not (program.proper and program.weight.lanewise):
         raise ValueError("retained needs a proper program whose lanes have their own weights: use OwnWeights()")
-    requests = requests_of(prompts, program.models, seed=seed, max_new_tokens=max_new_tokens, role=Role.CONDITIONAL)
+    requests = requests_of(prompts, program.models, seed=seed, max_new_tokens=max_new_tokens, stream=Role.CONDITIONAL)
     model = program.target.model
     kept = check_tokens(retained, model.vocab_size, "retained[{}]".format)
     if len(kept) != len(requests):

@@ -61,7 +61,7 @@ class ARSampling:
             raise ValueError("target has a potential: ancestral samples do not follow it, use smc")
 
     @property
-    def role(self) -> Role:
+    def stream(self) -> Role:
         """The stream of random numbers of exact samples."""
         return Role.AR
 

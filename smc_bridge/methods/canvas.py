@@ -85,7 +85,7 @@ class Canvas:
             raise ValueError(f"rule = {said(self.rule)}: give a commit rule, such as Ordered()")
 
     @property
-    def role(self) -> Role:
+    def stream(self) -> Role:
         """The stream of random numbers of the diffusion model's own decoders."""
         return Role.DLM
 

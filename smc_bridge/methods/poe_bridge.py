@@ -14,7 +14,6 @@ import torch
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, check_w
 from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.distributions.target import ARTarget, Potential
-from smc_bridge.engine.names import DEFAULT_W, check_fit, named
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import Trigger
@@ -23,6 +22,7 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, said, whole_number
 from smc_bridge.models.protocols import ModelPair
+from smc_bridge.names import DEFAULT_W, check_fit, named
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
 
@@ -100,7 +100,7 @@ def smc(
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
-    Parts are given by name (`smc_bridge.engine.names`) or as objects.
+    Parts are given by name (`smc_bridge.names`) or as objects.
 
     Args:
         pair: the models.

@@ -10,7 +10,7 @@ from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.models.arguments import called, confidence, said, whole_number
-from smc_bridge.testing.check import check
+from smc_bridge.testing.checking import check
 from smc_bridge.testing.finding import Finding, worst_of
 from smc_bridge.testing.kernel_laws import kernel_findings
 from smc_bridge.testing.parts import resampler_findings

@@ -10,9 +10,9 @@ import copy
 
 import torch
 
-from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow, always, never
+from smc_bridge.names import RESAMPLERS, named
 from smc_bridge.testing.branches import Branches, BranchingResampler
 from smc_bridge.testing.enumeration import NotEnumerableError
 from smc_bridge.testing.frontier import PROBABILITY, Enumeration, Frontier, finish, joined, relative, step

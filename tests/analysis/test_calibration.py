@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from smc_bridge.analysis.calibration import rank_test, rank_uniformity
-from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.gumbel import GumbelCoupling

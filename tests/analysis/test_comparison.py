@@ -20,7 +20,7 @@ from smc_bridge import tasks
 from smc_bridge.analysis.bounds import kl_per_token
 from smc_bridge.analysis.commands.compare import command
 from smc_bridge.analysis.comparison import Comparison, Row, Settings, compare, default_methods, render
-from smc_bridge.analysis.comparison.compare import KIND
+from smc_bridge.analysis.comparison.comparing import KIND
 from smc_bridge.analysis.comparison.table import summarise
 from smc_bridge.analysis.estimates import wilson
 from smc_bridge.analysis.store import Record

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from smc_bridge.analysis.comparison.compare import paces
+from smc_bridge.analysis.comparison.comparing import paces
 from smc_bridge.analysis.comparison.settings import Settings
 from smc_bridge.analysis.runner import Clock, about
 from smc_bridge.analysis.study.cells import cells

@@ -15,7 +15,7 @@ from smc_bridge.analysis import plots, smoothed_log_weights, to_arviz, to_datatr
 from smc_bridge.analysis.commands.plot import command as plot
 from smc_bridge.analysis.commands.study import command as study_command
 from smc_bridge.analysis.comparison import Comparison, Settings
-from smc_bridge.analysis.comparison.compare import KIND
+from smc_bridge.analysis.comparison.comparing import KIND
 from smc_bridge.analysis.study import study
 from smc_bridge.cli import main
 from smc_bridge.models.extras import MissingExtraError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.analysis.bounds import kl_certificate
-from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.reverse import bidirectional, conditional_runs, reverse_certificate
 from smc_bridge.engine.resampling import Multinomial
 from smc_bridge.engine.sampler import Sampler

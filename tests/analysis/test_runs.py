@@ -16,10 +16,10 @@ from smc_bridge.analysis.bias import bias_against_samples, delta_bias, jackknife
 from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
 from smc_bridge.analysis.calibration import rank_test
 from smc_bridge.analysis.comparison import Settings, compare
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.export import to_datatree
 from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity, run_distance, run_rms
 from smc_bridge.analysis.laws import kl, output_law, total_variation, weighted_law
-from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.reverse import conditional_runs, reverse_certificate, reverse_per_token, symmetric_certificate
 from smc_bridge.analysis.study.config import Tabular, TabularPoint
 from smc_bridge.analysis.study.sources import tabular_pair

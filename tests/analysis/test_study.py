@@ -16,8 +16,8 @@ import torch
 
 from smc_bridge import registry
 from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
-from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.study import Axes, Config, Prompts, Tabular, load_study, pool, study
 from smc_bridge.analysis.study.cells import run_seed
 from smc_bridge.analysis.study.config import TabularPoint

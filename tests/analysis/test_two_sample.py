@@ -7,8 +7,8 @@ import functools
 import numpy as np
 import pytest
 
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.features import ngrams, spectrum_kernel
-from smc_bridge.analysis.oracle import oracle
 from smc_bridge.analysis.two_sample import chi_square_test, goodness_of_fit, mmd_test
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.methods import poe_bridge as presets

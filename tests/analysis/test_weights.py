@@ -17,7 +17,7 @@ from smc_bridge.analysis import (
     max_share,
     weight_variance,
 )
-from smc_bridge.analysis.ess import conditional_ess, conditional_ess_per_step, entropy_ess
+from smc_bridge.analysis.effective_size import conditional_ess, conditional_ess_per_step, entropy_ess
 from smc_bridge.analysis.variance import log_weights_before_selection
 from smc_bridge.engine.weights import always
 from smc_bridge.methods.poe_bridge import smc

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from smc_bridge import ARTarget, DLMProposal, ar_sampling, decode, diffusion
+from smc_bridge import ARTarget, DLMProposal, ar_sampling, diffusion
+from smc_bridge.decode import decode
 from smc_bridge.methods.canvas import PATIENCE, Canvas
 from smc_bridge.methods.rules import AllAtOnce, Commit, CommitRule, Look, Ordered, Reconsider, checked
 from smc_bridge.models.protocols import ABSENT, MASKED

@@ -25,12 +25,12 @@ from smc_bridge.distributions.intermediate import (
     ProductOfExperts,
     Target,
 )
-from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.weights import EssBelow, never
 from smc_bridge.kernels.importance import BalanceHeuristic, Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.methods.released import ReleasedRejection
+from smc_bridge.names import RESAMPLERS, named
 from smc_bridge.pareto import tail_shape
 from smc_bridge.result import Result
 from tests.oracle import smc as oracle

@@ -34,7 +34,7 @@ from smc_bridge import (
     speculative,
     tree_walk,
 )
-from smc_bridge.engine.names import RESAMPLERS, named
+from smc_bridge.names import RESAMPLERS, named
 from smc_bridge.testing import NotEnumerableError, enumerate_sampler, exact_law, tabular_pair
 from smc_bridge.testing.mutants import (
     CorrectionFromTarget,

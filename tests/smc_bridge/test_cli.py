@@ -23,13 +23,13 @@ from smc_bridge.commands.options import method_of
 from smc_bridge.commands.plugins import GROUP
 from smc_bridge.commands.rendering import accepted_lengths, render_result
 from smc_bridge.commands.trace_rendering import lane_shares, lane_text, render_trace
-from smc_bridge.engine.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.entry_points import declared
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.models import pairs
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.tabular import TabularCausalSession
+from smc_bridge.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.registry import METHODS
 from tests.toys import EOS, LIMIT, toy_pair
 

@@ -16,8 +16,8 @@ from smc_bridge.commands.decode import command
 from smc_bridge.commands.dispatch import build_parser
 from smc_bridge.commands.options import SAME, method_of
 from smc_bridge.commands.words import in_flags
-from smc_bridge.engine.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS, WITHOUT_W
 from smc_bridge.models import pairs
+from smc_bridge.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS, WITHOUT_W
 from tests.toys import LIMIT, toy_pair
 
 #: Methods that are programs of the engine.

@@ -13,8 +13,8 @@ from unittest import mock
 import pytest
 import torch
 
-from smc_bridge import Decoder, Interrupted, Request, decode
-from smc_bridge.decode import Seat, serve
+from smc_bridge import Decoder, Interrupted, Request
+from smc_bridge.decode import Seat, decode, serve
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.state import SMCState
 from smc_bridge.methods.ar import ARSampling
@@ -73,7 +73,7 @@ def test_retained_sequences_do_not_depend_on_the_batch(kernel: str) -> None:
 class Greedy:
     """A decoder as a user writes one: the likeliest token, one after another, without a cache."""
 
-    name, role = "greedy", Role.AR
+    name, stream = "greedy", Role.AR
 
     def __init__(self, model: CausalLM) -> None:
         self.model = model
@@ -160,7 +160,7 @@ def test_an_old_state_says_what_it_said_before(name: str) -> None:
     """After a step, and after a refill: tokens, weights, traces, who is finished; to the last bit."""
     decoder = decoders()[name]
     requests = [
-        Request(place, prompt, seed, decoder.role) for place, (prompt, seed) in enumerate(zip(MANY, OWN, strict=True))
+        Request(place, prompt, seed, decoder.stream) for place, (prompt, seed) in enumerate(zip(MANY, OWN, strict=True))
     ]
 
     def read(state: Any) -> Any:
@@ -356,7 +356,7 @@ def test_the_loop_refuses_what_makes_no_sense() -> None:
 
 
 def test_what_is_no_decoder_is_refused_by_what_it_lacks() -> None:
-    with pytest.raises(ValueError, match=r"^decoder = 'smc' has no name, role, models, open, .*: give an object"):
+    with pytest.raises(ValueError, match=r"^decoder = 'smc' has no name, stream, models, open, .*: give an object"):
         decode("smc", [[0]])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^decoder = .*Greedy.* has no models: give an object"):
         decode(Greedy, [[0]])  # type: ignore[arg-type]

@@ -20,10 +20,9 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.engine.names import named
 from smc_bridge.engine.resampling import Multinomial, Systematic, UniformResampler
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow, Trigger, always
@@ -33,6 +32,7 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
+from smc_bridge.names import named
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.streams import Role, prompt_generator
 from smc_bridge.testing import EnumeratingSource, outcomes

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, ModuleType
 
 import pytest
 
@@ -20,7 +21,7 @@ PACKAGES = ["smc_bridge", "smc_bridge.analysis", "smc_bridge.analysis.comparison
 ORDERS = [
     "from smc_bridge import smc", "import smc_bridge.engine.sampler", "import smc_bridge; smc_bridge.smc",
     "import smc_bridge.decode; import smc_bridge; smc_bridge.Sampler",
-    "from smc_bridge import *", "import smc_bridge.analysis.oracle, smc_bridge.analysis.comparison.compare",
+    "from smc_bridge import *", "import smc_bridge.analysis.exact_law, smc_bridge.analysis.comparison.comparing",
 ]
 LIGHT = """
 import sys
@@ -73,6 +74,13 @@ def test_the_command_line_starts_without_torch(argv: list[str]) -> None:
 def test_the_parser_of_every_command_is_made_without_torch() -> None:
     code = "".join(LIGHT.format(argv=[name, "--help"]) for name in ("decode", "compare", "certify", "study", "plot"))
     assert python(code).count("usage: smc-bridge") == 5
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "smc_bridge.testing", "smc_bridge.models"])
+def test_no_public_function_shares_its_name_with_a_module(package: str) -> None:
+    module = import_module(package)
+    public = {name for name in getattr(module, "__all__", ()) if not isinstance(getattr(module, name), ModuleType)}
+    assert not public.intersection(found.name for found in pkgutil.iter_modules(module.__path__))
 
 
 @pytest.mark.parametrize("package", PACKAGES)

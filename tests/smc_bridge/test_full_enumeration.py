@@ -18,7 +18,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.resampling import Multinomial, Systematic, UniformResampler
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow, always, never
@@ -29,6 +28,7 @@ from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.released import released
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.names import RESAMPLERS, named
 from smc_bridge.randomness import Randomness
 from smc_bridge.testing import EnumeratingSource, TabularPair, enumerate_sampler, mutants, outcomes
 from tests.oracle import smc as oracle

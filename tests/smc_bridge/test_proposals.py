@@ -28,10 +28,10 @@ from smc_bridge import (
     load_pair,
 )
 from smc_bridge.distributions.law import Chunks
-from smc_bridge.engine.names import RESAMPLERS
 from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.tabular import TabularDiffusionSession
+from smc_bridge.names import RESAMPLERS
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.chain import PrefixFilled, prefix_filled
 from smc_bridge.proposals.path import MostLikelyPath

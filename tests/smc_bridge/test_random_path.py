@@ -24,7 +24,6 @@ from smc_bridge.distributions.intermediate import (
     Target,
 )
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import always, never
 from smc_bridge.kernels.block_verification import BlockVerification
@@ -34,6 +33,7 @@ from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.names import RESAMPLERS, named
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.result import Result

@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.resampling import (
     SSP,
     Multinomial,
@@ -27,6 +26,7 @@ from smc_bridge.engine.resampling import (
     from_points,
 )
 from smc_bridge.methods.released import Argmax
+from smc_bridge.names import RESAMPLERS, named
 from tests.smc_bridge.claims import chi_square, claim
 
 INF = math.inf

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.analysis.comparison.settings import Settings
-from smc_bridge.analysis.oracle import oracle
+from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.law import Law

@@ -37,10 +37,10 @@ from smc_bridge import (
     speculative,
     tree_walk,
 )
-from smc_bridge.engine.names import RESAMPLERS, named
 from smc_bridge.engine.resampling import UniformResampler, from_points
 from smc_bridge.engine.weights import always, never
 from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore
+from smc_bridge.names import RESAMPLERS, named
 from smc_bridge.testing import (
     KernelTable,
     NotEnumerableError,
