@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ from smc_bridge.randomness import PromptSource, Source
 from smc_bridge.requests import Request, check_limit, prompts_of
 from smc_bridge.result import Result
 from smc_bridge.streams import Role
+
+#: Attributes that a step does not read.
+UNREAD = ("particles", "proposal", "target", "name", "tokenize", "detokenize", "pair")
 
 
 @dataclass(repr=False)
@@ -146,7 +150,30 @@ class Sampler(Program):
             ar=self.target.model.session(prefix.tokens.clamp_min(0), prefix.length),
             retained=Retained.of(Prefix.of([own or [] for own in retained], device=device)) if any(retained) else None,
             requests=list(requests), records=[()] * len(requests), entered=[now] * len(requests),
-            watched=may_leave_out(self), walks=self.walks, chunks=self.chunks,
+            watched=may_leave_out(self), walks=self.walks, chunks=self.chunks, parts=self._parts(),
+        )
+
+    def _parts(self) -> tuple[Any, ...]:
+        """What may be set on a sampler; the first three may not change during a run."""
+        fixed = self.particles, self.proposal, self.target
+        return (*fixed, *(getattr(self, item.name) for item in fields(self) if item.name not in UNREAD))
+
+    def _fitted(self, state: SMCState) -> SMCState:
+        """The state for the parts as they are now: a user may set them between two steps.
+
+        Raises:
+            ValueError: they do not fit together, or are others that a run cannot change.
+        """
+        now = self._parts()
+        changed = [a is not b and not (isinstance(a, int) and a == b) for a, b in zip(state.parts, now, strict=False)]
+        if not any(changed):
+            return state
+        check_program(self)
+        for name, other in zip(("particles", "proposal", "target"), changed, strict=False):
+            if other:
+                raise ValueError(f"{name} = {said(getattr(self, name))} is not what the run began with: start anew")
+        return replace(
+            state, watched=may_leave_out(self), walks=self.walks, chunks=self.chunks, parts=self._parts()
         )
 
     def finished(self, state: SMCState) -> list[int]:
@@ -163,7 +190,7 @@ class Sampler(Program):
 
     def step(self, state: SMCState) -> SMCState:
         """See `Decoder.step`: advances all prompts with a particle that still grows (module docstring)."""
-        active, state = state.active(), state.copy()
+        active, state = state.active(), self._fitted(state).copy()
         n, k = self.particles, self.lanes
         everyone = (active[:, None] * n + torch.arange(n, device=active.device)).flatten()  # rows of these prompts
         growing = (~state.prefix.done[everyone]).nonzero().flatten()

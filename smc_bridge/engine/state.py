@@ -86,6 +86,7 @@ class SMCState:
         watched: whether the intermediate may leave out a token (`smc_bridge.engine.watch`).
         walks: how many consecutive lanes have one proposal and one intermediate.
         chunks: how much of a law is computed at a time.
+        parts: of the program when the last three were found.
     """
 
     prefix: Prefix
@@ -105,6 +106,7 @@ class SMCState:
     watched: bool = False
     walks: int = 1
     chunks: Chunks = field(default_factory=Chunks)
+    parts: tuple[Any, ...] = ()
 
     @property
     def particles(self) -> int:

@@ -28,8 +28,9 @@ from smc_bridge.engine.weights import Trigger, check_trigger, ess, log_mean
 from smc_bridge.kernels.importance import Lanes, checked_increments
 from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.tree_build import Tree
+from smc_bridge.models.arguments import called
 from smc_bridge.prefix import PAD
-from smc_bridge.proposals.protocol import Asked, Draft, check_draft
+from smc_bridge.proposals.protocol import Asked, Draft, check_draft, check_law
 from smc_bridge.randomness import Source
 
 
@@ -42,8 +43,10 @@ def draft_lanes(
     if pinned is None or marginals:
         return draft
     q = draft.q
-    if not proposal.factorised:
-        q = Patched(q, pinned.lane, proposal.along(state.drafts, asked, pinned.lane, pinned.block))
+    if not proposal.factorised and pinned.lane.numel():  # retained sequences that are finished have no lane
+        along = proposal.along(state.drafts, asked, pinned.lane, pinned.block)
+        along = check_law(along, f"{called(proposal)}.along", (pinned.lane.numel(), *q.shape[1:]))
+        q = Patched(q, pinned.lane, along)
     return draft._replace(tokens=pinned.impose(draft.tokens), q=q)
 
 

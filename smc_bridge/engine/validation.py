@@ -32,6 +32,9 @@ def check_program(program: Program) -> None:
         raise ValueError(
             f"banned_ids differ: {q.banned_ids} in the proposal, {p.shaping.banned_ids} in the target; ban the same"
         )
+    for name in ("factorised", "covers", "identical_lanes"):
+        if not isinstance(getattr(q, name), bool):
+            raise ValueError(f"proposal {type(q).__name__}: {name} = {said(getattr(q, name))}: say True or False")
     q.check(program.lanes)
     if not q.factorised:
         _refuse_chain("kernel", program.kernel, q, program.kernel.reads_marginals, "Rejection()")

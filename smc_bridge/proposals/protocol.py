@@ -168,19 +168,20 @@ class Proposal(Protocol):
 
 
 def check_draft(proposal: Proposal, draft: Draft, asked: Asked) -> Draft:
-    """Check what a proposal drafts: ids of the alphabet or `PAD`.
+    """Check what a proposal drafts: ids of the alphabet or `PAD`, and laws at the places that it drafted.
 
     Raises:
-        ValueError: naming the proposal, and the first row with a token outside of the alphabet.
+        ValueError: naming the proposal, what is wrong, and the first row where it is.
     """
     name = f"{called(proposal)}.draft"
-    if not (isinstance(draft, tuple) and hasattr(draft, "tokens") and isinstance(draft.q, Law)):
+    if not isinstance(draft, Draft):
         raise ValueError(f"{name} returned {said(draft)}: return a Draft(tokens, q, width)")
     rows, size, device = asked.rows.numel() * asked.lanes, proposal.model.vocab_size, asked.rows.device
     check_tensor(draft.tokens, f"{name} (tokens)", (rows, asked.window), "int64", device)
     check_tensor(draft.width, f"{name} (width)", (rows,), "int64", device)
-    if tuple(draft.q.shape) != (rows, asked.window, size):
-        raise ValueError(f"{name} (q) has shape {list(draft.q.shape)}: return a law {[rows, asked.window, size]}")
+    check_law(draft.q, f"{name} (q)", (rows, asked.window, size))
+    if draft.cost is not None and not isinstance(draft.cost, Cost):
+        raise ValueError(f"{name} (cost) is {said(draft.cost)}: give a Cost, or None")
     if foreign(proposal.draft):
         refuse_rows(
             ((draft.tokens < -1) | (draft.tokens >= size)).any(-1),
@@ -192,4 +193,43 @@ def check_draft(proposal: Proposal, draft: Draft, asked: Asked) -> Draft:
             (draft.width < 1) | (draft.width > most),
             lambda at: f"{name} (width) is {int(draft.width[at])} in row {at[0]}: draft 1 to {int(most[at])} places",
         )
+        _check_masses(draft, name)
     return draft
+
+
+def check_law(law: Any, name: str, shape: tuple[int, ...]) -> Law:
+    """The law, if it is one of that shape; ValueError naming it otherwise."""
+    if not isinstance(law, Law):
+        raise ValueError(f"{name} is a {type(law).__name__}: return a law {list(shape)}, as Dense(tensor) is")
+    if tuple(law.shape) != shape:
+        raise ValueError(f"{name} has shape {list(law.shape)}: return a law {list(shape)}")
+    return law
+
+
+#: How far the mass of a law may be from 1.
+ROUND_OFF = 1e-3
+
+
+def _check_masses(draft: Draft, name: str) -> None:
+    """Raise ValueError unless q has mass 1 where a token is drafted, and 0 where the proposal has no opinion.
+
+    Looked at is the first place of each row, and the first without a token.
+    """
+    place = torch.arange(draft.tokens.shape[1], device=draft.tokens.device)
+    silent = (draft.tokens < 0) & (place < draft.width[:, None])
+    first = torch.zeros_like(draft.width)
+    for position, asked in ((first, ~silent[:, 0]), (silent.to(torch.uint8).argmax(1), silent.any(1))):
+        rows = asked.nonzero().flatten()
+        if not rows.numel():
+            continue
+        mass = draft.q.of_rows(rows).row(position[rows]).double().exp().sum(-1)
+        wanted = (draft.tokens[rows, position[rows]] >= 0).double()
+        refuse_rows(
+            ~((mass - wanted).abs() < ROUND_OFF),
+            lambda at, rows=rows, mass=mass, wanted=wanted, position=position: (  # type: ignore[misc]
+                f"{name} (q) has mass {float(mass[at]):.4g} at place {int(position[rows[at]])} of row "
+                f"{int(rows[at])}: give log-probabilities" if wanted[at] else
+                f"{name} drafts nothing (PAD) at place {int(position[rows[at]])} of row {int(rows[at])}, where q has "
+                f"mass {float(mass[at]):.4g}: give q no mass there"
+            ),
+        )

@@ -150,6 +150,7 @@ class WaveringModel:
     """Of tokens 0 and 1, equally likely, `top_k = 1` keeps token 0 in a forward on one token, else token 1."""
 
     vocab_size, eos_id, banned_ids, device = 3, None, (), torch.device("cpu")
+    max_length, min_length = None, 0
     tables = TabularAR([torch.tensor([[0.4, 0.4, 0.2]], dtype=torch.float64).expand(3**d, -1) for d in range(2)])
 
     def session(self, tokens: Tensor, length: Tensor) -> Wavering:

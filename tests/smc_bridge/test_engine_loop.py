@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -180,3 +181,20 @@ def test_a_correction_that_no_lane_can_draw_keeps_its_own_weight() -> None:
     weight = BalanceHeuristic()(lanes, kernel=Rejection(), intermediate=Proposal())
     expected = math.log(0.5 / 0.7)
     assert abs(float(weight) - expected) < 1e-12, f"{float(weight)}, expected {expected}"
+
+
+def test_parts_may_be_set_between_steps_and_what_a_run_rests_on_may_not() -> None:
+    ar, dlm = models(1)
+    sampler = Sampler(DLMProposal(dlm, lookahead=3), ARTarget(ar), lanes=2, particles=2, window=2)
+    state = sampler.step(sampler.start([[]], seed=1, max_new_tokens=NEW))
+    sampler.kernel = "gumbel"  # type: ignore[assignment]
+    state = sampler.step(state)
+    assert isinstance(sampler.kernel, GumbelCoupling)
+    sampler.intermediate = ProductOfExperts(0.5, torch.tensor([0.9, 0.2]))
+    assert sampler.step(state).walks == 1, "lanes that differ share no tree"
+    for name, value in (("particles", 7), ("proposal", DLMProposal(dlm)), ("target", ARTarget(ar))):
+        changed = replace(sampler)
+        begun = changed.start([[]], seed=1, max_new_tokens=NEW)
+        setattr(changed, name, value)
+        with pytest.raises(ValueError, match=f"^{name} = .* is not what the run began with: start anew"):
+            changed.step(begun)

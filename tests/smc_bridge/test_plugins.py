@@ -35,6 +35,7 @@ from smc_bridge import (
     tree_walk,
 )
 from smc_bridge.analysis import oracle
+from smc_bridge.distributions.law import Dense
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -199,7 +200,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "draft shape": (
         drafter(lambda d: d._replace(tokens=d.tokens[:, :1])), "Drafter.draft (tokens) returned a tensor of int64, sh"),
     "draft token": (drafter(lambda d: d._replace(tokens=d.tokens + 3)), "Drafter.draft returned ["),
-    "draft law": (drafter(lambda d: d._replace(q=d.q.dense())), "Drafter.draft returned Draft("),
+    "draft law": (drafter(lambda d: d._replace(q=d.q.dense())), "Drafter.draft (q) is a Tensor: return a law [2, 2, 3]"),
+    "draft mass": (drafter(lambda d: d._replace(q=Dense(d.q.dense() + 1))), "Drafter.draft (q) has mass 2.718 at"),
+    "draft of nothing": (
+        drafter(lambda d: d._replace(tokens=d.tokens * 0 - 1)), "Drafter.draft drafts nothing (PAD) at place 0 of"),
+    "draft cost": (drafter(lambda d: d._replace(cost=5)), "Drafter.draft (cost) is 5: "),
     "draft law shape": (
         drafter(lambda d: d._replace(q=d.q.of_rows(torch.tensor([0])))), "Drafter.draft (q) has shape [1, 2, 3]: "),
     "draft width type": (

@@ -27,7 +27,7 @@ from smc_bridge import (
     TreeWalk,
     load_pair,
 )
-from smc_bridge.distributions.law import Chunks
+from smc_bridge.distributions.law import Chunks, Dense
 from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.tabular import TabularDiffusionSession
@@ -105,6 +105,22 @@ def test_a_retained_sequence_is_drafted_along_its_own_laws(form: Any) -> None:
     # Of the final particles, weighted, each has the target's law (particle Gibbs leaves it invariant).
     gap, where = worst(found.output, law)
     assert gap < 1e-12, where
+
+
+def test_a_retained_sequence_may_end_before_the_other_particles() -> None:
+    sampler = program(PrefixFilled, tabular_pair(3, 6, seed=1), particles=3, window=1)
+    results = sampler.run([[0]] * 6, seed=range(6), max_new_tokens=3, retained=[[2]] * 6)
+    assert all(result.complete for result in results)
+
+
+@pytest.mark.parametrize(("found", "words"), [(None, "is a NoneType"), (Dense(torch.zeros(1, 2, 3)), "has shape")])
+def test_laws_along_a_block_are_checked(found: Any, words: str) -> None:
+    class Along(PrefixFilled):
+        def along(self, state: Any, asked: Asked, lane: Tensor, block: Tensor) -> Any:
+            return found
+
+    with pytest.raises(ValueError, match=f"Along.along {words}"):
+        program(Along).run([[], []], seed=1, max_new_tokens=3, retained=[[0, 0, 0], [0, 2]])
 
 
 def test_accepting_all_of_a_chain_is_plain_importance_sampling() -> None:
