@@ -184,8 +184,8 @@ def test_a_correction_that_no_lane_can_draw_keeps_its_own_weight() -> None:
 
 
 def test_parts_may_be_set_between_steps_and_what_a_run_rests_on_may_not() -> None:
-    ar, dlm = models(1)
-    sampler = Sampler(DLMProposal(dlm, lookahead=3), ARTarget(ar), lanes=2, particles=2, window=2)
+    ar, dlm = models(None)
+    sampler = Sampler(DLMProposal(dlm, lookahead=3), ARTarget(ar), lanes=2, particles=2, window=1)
     state = sampler.step(sampler.start([[]], seed=1, max_new_tokens=NEW))
     sampler.kernel = "gumbel"  # type: ignore[assignment]
     state = sampler.step(state)

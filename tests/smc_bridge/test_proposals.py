@@ -120,7 +120,7 @@ def test_laws_along_a_block_are_checked(found: Any, words: str) -> None:
             return found
 
     with pytest.raises(ValueError, match=f"Along.along {words}"):
-        program(Along).run([[], []], seed=1, max_new_tokens=3, retained=[[0, 0, 0], [0, 2]])
+        program(Along).run([[], []], seed=[1, 2], max_new_tokens=3, retained=[[0, 0, 0], [0, 2]])
 
 
 def test_accepting_all_of_a_chain_is_plain_importance_sampling() -> None:
