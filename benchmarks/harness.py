@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,10 +87,6 @@ class Machine:
             f"Python {self.python}{load}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
 
 def spread(values: Sequence[float]) -> Estimate:
     """Repetitions of one figure: their median, the least and the greatest.
@@ -106,6 +102,16 @@ def spread(values: Sequence[float]) -> Estimate:
 def ratios(above: Sequence[float], below: Sequence[float]) -> Estimate:
     """Ratio within each round, `above[i] / below[i]`."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def over_rounds(runs: Sequence[Any], figure: str) -> Estimate:
+    """A figure of the runs of all rounds, by its name."""
+    return spread([getattr(run, figure) for run in runs])
+
+
+def over(above: Sequence[Any], below: Sequence[Any], figure: str) -> Estimate:
+    """Ratio of a figure, by its name, within each round of runs."""
+    return ratios([getattr(run, figure) for run in above], [getattr(run, figure) for run in below])
 
 
 def clock() -> float:

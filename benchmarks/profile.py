@@ -16,6 +16,7 @@ import cProfile
 import pstats
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,7 @@ def _draw(figure: Any, parts: Sequence[tuple[str, float]], whole_run: float) -> 
     ax.set(xlabel="% of the run, under the profiler")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("profile", __doc__, configure, measure, arguments)
-
+main = partial(execute, "profile", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks.harness import progress, spread
@@ -94,11 +95,7 @@ def measure(options: argparse.Namespace) -> Report:
         ])
         for temperature in options.temperatures for intermediate in options.intermediates
     ]
-    plain = [
-        {**dict(zip(Cell._fields[:3], cell[:3], strict=True)),
-         **{name: getattr(cell, name).plain() for name in Cell._fields[3:]}} for cell in cells
-    ]
-    return Report(sheets, {"cells": plain}, lambda figure: _draw(figure, cells))
+    return Report(sheets, {"cells": cells}, lambda figure: _draw(figure, cells))
 
 
 def _draw(figure: Any, cells: Sequence[Cell]) -> None:
@@ -110,10 +107,7 @@ def _draw(figure: Any, cells: Sequence[Cell]) -> None:
     ax.legend()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("proposals", __doc__, configure, measure, arguments)
-
+main = partial(execute, "proposals", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

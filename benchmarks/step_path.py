@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -116,10 +117,7 @@ def _draw(files: Sequence[str], calls: Sequence[Call]) -> Callable[[Any], None]:
     return draw
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("step_path", __doc__, configure, measure, arguments)
-
+main = partial(execute, "step_path", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()
