@@ -16,21 +16,22 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 
 from benchmarks.harness import Advance, interleaved, progress, ratios, spread, timed
+from benchmarks.problems import embedded
 from benchmarks.report import Report, Sheet, bars, execute, several
 from smc_bridge.commands.base import whole
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.estimate import Estimate
 from smc_bridge.models.huggingface import HuggingFaceCausalLM
-from smc_bridge.models.pairs import Pair, load_pair
+from smc_bridge.models.pairs import Pair
 from smc_bridge.models.protocols import CausalLM
 from smc_bridge.proposals.mean_field import DLMProposal
-from smc_bridge.tasks import TASKS
 
 WINDOW, LOOKAHEAD = 32, 64
 #: Scores of one repetition.
@@ -146,10 +147,8 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Every prompt length with every number of lanes."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    models = sessions(pair)
-    text = [token for item in task.problems(16) for token in pair.encode(item.prompt).tolist()]
+    pair, _, prompts = embedded(16)
+    models, text = sessions(pair), list(chain.from_iterable(prompts))
     sizes = [(prompt, lanes) for prompt in options.prompts for lanes in options.lanes]
     with progress("cache", len(sizes) * options.repetitions * 2 * len(models)) as advance:
         cells = [

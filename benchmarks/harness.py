@@ -12,7 +12,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from smc_bridge.estimate import Estimate
 T = TypeVar("T")
 C = TypeVar("C")
 
+#: The repository.
+HERE = Path(__file__).resolve().parent.parent
 #: Told that one unit of work is done.
 Advance = Callable[[], None]
 
@@ -86,6 +88,13 @@ class Machine:
             f"{device}{self.cpu}, {self.cores} cores, torch {self.torch} with {self.threads} threads, "
             f"Python {self.python}{load}"
         )
+
+
+def own_file(name: str, packages: Collection[str]) -> Path | None:
+    """A source file from the repository's root if it is of one of its packages, else None."""
+    file = Path(name)  # an environment may lie in the repository too
+    inside = file.relative_to(HERE) if file.is_relative_to(HERE) else None
+    return inside if inside is not None and inside.parts[0] in packages else None
 
 
 def spread(values: Sequence[float]) -> Estimate:

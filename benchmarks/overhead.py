@@ -21,10 +21,9 @@ import numpy as np
 from benchmarks.harness import progress
 from benchmarks.overhead_arithmetic import PROGRAMS, Arithmetic, arithmetic
 from benchmarks.overhead_forwards import Overhead, cases, overhead
+from benchmarks.problems import embedded
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.commands.base import positive, whole
-from smc_bridge.models.pairs import load_pair
-from smc_bridge.tasks import TASKS
 
 #: A run over its session calls on the embedded pair; a step over the textbook's; memory in [K, V, A] float32 tensors.
 WANTED_OVERHEAD, WANTED_SHARE, WANTED_MEMORY = 1.15, 1 / 3, 1.5
@@ -44,14 +43,12 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Measure the overhead on the models' forwards, and a step's own arithmetic."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    texts = [item.prompt for item in task.problems(max(options.prompts))]
+    pair, task, prompts = embedded(max(options.prompts))
     programs = cases(task, temperature=options.temperature, prompts=options.prompts)
     with progress("overhead", options.repetitions * (3 * len(programs) + 2 * len(PROGRAMS))) as advance:
         runs = [
             overhead(
-                case, pair, texts, rounds=options.repetitions, max_new_tokens=options.tokens, seed=options.seed,
+                case, pair, prompts, rounds=options.repetitions, max_new_tokens=options.tokens, seed=options.seed,
                 advance=advance,
             )
             for case in programs

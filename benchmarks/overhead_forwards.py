@@ -67,10 +67,11 @@ class Overhead(NamedTuple):
 
 
 def overhead(
-    case: Case, pair: Pair, texts: Sequence[str], *, rounds: int, max_new_tokens: int, seed: int, advance: Advance
+    case: Case, pair: Pair, prompts: Sequence[Sequence[int]], *, rounds: int, max_new_tokens: int, seed: int,
+    advance: Advance,
 ) -> Overhead:
     """Measure one case on its first prompts."""
-    prompts = [pair.encode(text).tolist() for text in texts[: case.prompts]]
+    prompts = prompts[: case.prompts]
     program, tape = case.build(pair), Tape()
     decode(case.build(observe(pair, tape)), prompts, seed=seed, max_new_tokens=max_new_tokens)
 

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks.harness import over, over_rounds, progress, timed, turns
-from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, embedded, methods
+from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, in_blocks, methods
 from benchmarks.replay import Tape, observe
 from benchmarks.report import Report, Sheet, bars, execute, several
 from smc_bridge.commands.base import one_of, whole
@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 def measure(options: argparse.Namespace) -> Report:
     """Every method with every cache on every block."""
     kinds = tuple(dict.fromkeys(("none", *options.caches)))
-    pair, task, prompts = embedded(options.blocks * options.block)
+    pair, task, blocks = in_blocks(options)
     pairs = {cache: with_cache(pair, cache, window=options.window) for cache in kinds}
 
     def run(method: str, cache: str, part: Sequence[Sequence[int]]) -> Run:
@@ -89,10 +89,9 @@ def measure(options: argparse.Namespace) -> Report:
     runs: Runs = {(m, c): [] for m in options.methods for c in kinds}
     with progress("proposal_cache", options.blocks * len(runs)) as advance:
         for block, (method, cache) in turns(list(runs), options.blocks):
-            part = prompts[block * options.block : (block + 1) * options.block]
             if block == 0:
-                run(method, cache, part[:1])  # the first call of all is slow
-            runs[method, cache].append(run(method, cache, part))
+                run(method, cache, blocks[0][:1])  # the first call of all is slow
+            runs[method, cache].append(run(method, cache, blocks[block]))
             advance()
     cells = [
         {

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks.harness import progress, spread
-from benchmarks.problems import add_block_arguments, embedded
+from benchmarks.problems import add_block_arguments, in_blocks
 from benchmarks.report import Report, Sheet, execute, several
 from smc_bridge.commands.base import one_of, positive
 from smc_bridge.engine.names import INTERMEDIATES, PROPOSALS
@@ -62,8 +62,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Every proposal under every intermediate and temperature."""
-    pair, task, prompts = embedded(options.blocks * options.block)
-    blocks = [prompts[i : i + options.block] for i in range(0, len(prompts), options.block)]
+    pair, task, blocks = in_blocks(options)
     kinds = [
         (temperature, intermediate, proposal) for temperature in options.temperatures
         for intermediate in options.intermediates for proposal in options.proposals

@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.harness import Machine, cores
 from smc_bridge.commands.base import LineParser, check_writable, console, whole
-from smc_bridge.estimate import Estimate
+from smc_bridge.estimate import Estimate, plain
 from smc_bridge.files import write_bytes, write_text
 from smc_bridge.models.extras import need
 
@@ -126,23 +126,6 @@ class Report:
     draw: Callable[[Any], None]
     size: tuple[float, float] = (7.2, 4.2)
     verdicts: Sequence[Verdict] = field(default_factory=list)
-
-
-def plain(value: Any) -> Any:
-    """Plain data for JSON: of a record its fields, of an estimate value and interval; None for what is not finite."""
-    if isinstance(value, Estimate):
-        return value.plain()
-    if is_dataclass(value):
-        value = vars(value)
-    elif isinstance(value, tuple) and hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, Mapping):
-        return {name: plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def bars(ax: Any, places: Sequence[str], groups: Mapping[str, Sequence[Estimate]]) -> None:

@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ import torch
 
 from benchmarks.harness import interleaved, progress, spread, timed
 from benchmarks.memory import peak_bytes
+from benchmarks.problems import embedded
 from benchmarks.report import Report, Sheet, Verdict, execute, plus_minus, several
 from smc_bridge.commands.base import one_of, whole
 from smc_bridge.distributions.intermediate import ProductOfExperts
@@ -33,9 +35,8 @@ from smc_bridge.engine.state import SMCState
 from smc_bridge.estimate import Estimate
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.models.pairs import Pair, load_pair
+from smc_bridge.models.pairs import Pair
 from smc_bridge.proposals.mean_field import DLMProposal
-from smc_bridge.tasks import TASKS
 
 LOOKAHEAD, NODES = 64, 64
 #: Time per step: sublinear in N up to 8, at most linear in S (attention is linear in S for every token scored).
@@ -89,9 +90,9 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> Estimate:
 class Bench:
     """Runs the program at any point of sizes, and times it."""
 
-    def __init__(self, pair: Pair, texts: Sequence[str], *, kernel: str, steps: int, seed: int) -> None:
+    def __init__(self, pair: Pair, prompts: Sequence[Sequence[int]], *, kernel: str, steps: int, seed: int) -> None:
         self.pair, self.kernel, self.steps, self.seed = pair, kernel, steps, seed
-        self.text = [token for text in texts for token in pair.encode(text).tolist()]
+        self.text = list(chain.from_iterable(prompts))
 
     def sampler(self, point: Point) -> Sampler:
         """The program with the sizes of a point."""
@@ -187,12 +188,8 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Every factor on its own, all sizes of it in turn."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    bench = Bench(
-        pair, [item.prompt for item in task.problems(32)], kernel=options.kernel, steps=options.steps,
-        seed=options.seed,
-    )
+    pair, _, prompts = embedded(32)
+    bench = Bench(pair, prompts, kernel=options.kernel, steps=options.steps, seed=options.seed)
     base = Point(P=1, N=1, K=1, S=2, prompt=8, V=4) if options.quick else Point()
     sizes = {name: (QUICK if options.quick else FACTORS)[name] for name in options.factors}
     curves = []

@@ -13,15 +13,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+from benchmarks.harness import own_file
 from benchmarks.problems import decoder, embedded
 from benchmarks.report import Report, Sheet, execute
 from smc_bridge.engine.sampler import Sampler
 
-HERE = Path(__file__).resolve().parent.parent
 #: What is the project's own.
 PACKAGES = ("models", "smc_bridge")
 
@@ -41,10 +40,7 @@ class Call(NamedTuple):
 
 
 def _own(frame: FrameType | None) -> bool:
-    if frame is None:
-        return False
-    file = Path(frame.f_code.co_filename)
-    return file.is_relative_to(HERE) and file.relative_to(HERE).parts[0] in PACKAGES
+    return frame is not None and own_file(frame.f_code.co_filename, PACKAGES) is not None
 
 
 def traced(run: Callable[[], Any]) -> list[Call]:
@@ -94,9 +90,9 @@ def measure(options: argparse.Namespace) -> Report:
         raise ValueError(f"--method = {options.method}: is no program with steps; give one such as smc-4")
     state = sampler.step(sampler.start([prompt], seed=options.seed))
     calls = traced(lambda: sampler.step(state))
-    between = [call for call in calls if Path(call.function.co_filename).relative_to(HERE).parts[0] != "models"]
+    between = [call for call in calls if own_file(call.function.co_filename, ("smc_bridge",))]
     rows = [(name, *map(str, counts(which).values())) for name, which in (("all", calls), ("without models/", between))]
-    files = sorted({str(Path(call.function.co_filename).relative_to(HERE)) for call in calls})
+    files = sorted({str(own_file(call.function.co_filename, PACKAGES)) for call in calls})
     sheets = [
         Sheet(f"One step of {options.method}", ("", *counts(calls)), rows),
         Sheet("Files", ("file",), [(file,) for file in files]),

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.harness import over, over_rounds, progress
-from benchmarks.problems import add_block_arguments, embedded
+from benchmarks.problems import add_block_arguments, in_blocks
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.commands.base import positive, share, whole
 from smc_bridge.engine.sampler import Sampler
@@ -122,8 +122,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Every kernel under every law."""
-    pair, task, prompts = embedded(options.blocks * options.block)
-    blocks = [prompts[i : i + options.block] for i in range(0, len(prompts), options.block)]
+    pair, task, blocks = in_blocks(options)
     laws = [(w, temperature) for temperature in options.temperatures for w in options.w]
     sizes = [("tree", nodes) for nodes in options.nodes]
     sizes += [(kernel, lanes) for kernel in ("rejection", "block") for lanes in options.lanes]

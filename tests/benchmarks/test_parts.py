@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import profile
 from benchmarks.bias_vs_particles import toy_pair
-from benchmarks.harness import interleaved, ratios, spread
+from benchmarks.harness import HERE, interleaved, ratios, spread
 from benchmarks.memory import peak_bytes
 from benchmarks.overhead_arithmetic import MockStep, blocks
 from benchmarks.replay import Tape, observe, replay
@@ -150,12 +150,12 @@ def test_markdown_is_a_rectangle() -> None:
 
 
 def test_a_profile_counts_an_environment_inside_of_the_repository_among_the_libraries() -> None:
-    inside = f"{profile.HERE}/.venv/lib/site-packages"
+    inside = f"{HERE}/.venv/lib/site-packages"
     assert profile.part_of((f"{inside}/transformers/models/qwen2/modeling_qwen2.py", 1, "forward")) == "networks"
     assert profile.part_of((f"{inside}/torch/nn/modules/linear.py", 1, "forward")) == "networks"
     assert profile.part_of((f"{inside}/numpy/core.py", 1, "f")) == "other libraries"
-    assert profile.part_of((f"{profile.HERE}/models/rows.py", 1, "f")) == "sessions"
-    assert profile.part_of((f"{profile.HERE}/smc_bridge/engine/steps.py", 1, "f")) == "smc_bridge/engine/steps.py"
+    assert profile.part_of((f"{HERE}/models/rows.py", 1, "f")) == "sessions"
+    assert profile.part_of((f"{HERE}/smc_bridge/engine/steps.py", 1, "f")) == "smc_bridge/engine/steps.py"
 
 
 def test_a_profile_counts_every_moment_once() -> None:
