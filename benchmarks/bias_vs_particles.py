@@ -19,12 +19,14 @@ its own distance says nothing, and its bias is measured with more noise, which b
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from benchmarks.harness import Advance, progress
-from benchmarks.report import Report, Sheet, execute, several
+from benchmarks.report import Report, Sheet, execute, plus_minus, several
 from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.law_bias import (
     Rate,
@@ -46,8 +48,10 @@ from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.poe_bridge import plain_is, smc, speculative
 from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore, released
+from smc_bridge.models.protocols import ModelPair
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.testing.tabular import TabularPair
 
 #: Length limit and window of the toy, and the exponent of the DLM in the product of experts.
 LENGTH, WINDOW, W = 4, 3, 0.5
@@ -56,64 +60,56 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64)
 FIT_FROM = 8
 
 
-@dataclass(frozen=True)
-class ToyPair:
-    """Three tokens, one of which ends the sequence, and marginals with an error of 0.7 nats.
-
-    Attributes:
-        ar: the target, tables over three tokens.
-        dlm: its marginals with an error of 0.7 nats.
-    """
-
-    ar: TabularAR
-    dlm: TabularDLM
-
-    @classmethod
-    def make(cls) -> ToyPair:
-        """The pair of this benchmark."""
-        ar = TabularAR.random(3, LENGTH, seed=1, eos_id=1)
-        return cls(ar, TabularDLM(ar, noise=0.7, seed=2))
+def toy_pair() -> TabularPair:
+    """Three tokens, one of which ends the sequence, and marginals with an error of 0.7 nats."""
+    ar = TabularAR.random(3, LENGTH, seed=1, eos_id=1)
+    return TabularPair(TabularDLM(ar, noise=0.7, seed=2), ar)
 
 
-@dataclass(frozen=True)
-class Method:
-    """A sampler of this benchmark at every budget.
+class Method(NamedTuple):
+    """A sampler at every budget.
 
     Attributes:
         name: for the tables.
-        make: gives the sampler of a pair and a budget.
-        lanes: whether the budget is K, lanes, rather than N, particles.
+        preset: makes the sampler of a pair.
+        options: of the preset.
+        size: the option that is the budget, N or K; None where there is none.
     """
 
     name: str
-    make: Callable[[ToyPair, int], Sampler]
-    lanes: bool = False
+    preset: Callable[..., Sampler]
+    options: Mapping[str, Any] = MappingProxyType({})
+    size: str | None = "particles"
+
+    def make(self, pair: ModelPair, budget: int, **shared: Any) -> Sampler:
+        """The sampler of a budget with options that all methods share, w of those that have one."""
+        if self.preset in (plain_is, speculative):
+            shared = {name: value for name, value in shared.items() if name != "w"}
+        own = {} if self.size is None else {self.size: budget}
+        return self.preset(pair, **{**shared, **self.options, **own})
 
 
-def _released_rule(pair: ToyPair, k: int) -> Sampler:
+def _released_rule(pair: TabularPair, *, lanes: int, w: float, window: int) -> Sampler:
     """The rules of the released code on the same laws as the proper methods here: one temperature for all lanes."""
     return Sampler(
-        DLMProposal(pair.dlm), ARTarget(pair.ar), ProductOfExperts(W), ReleasedRejection(k), weight=ReleasedScore(),
-        resampler=Argmax(), trigger=always, particles=1, lanes=k, window=WINDOW,
+        DLMProposal(pair.dlm), ARTarget(pair.ar), ProductOfExperts(w), ReleasedRejection(lanes), weight=ReleasedScore(),
+        resampler=Argmax(), trigger=always, particles=1, lanes=lanes, window=window,
     )
 
 
 METHODS = (
-    Method("rejection to PoE", lambda pair, n: smc(pair, n, w=W, window=WINDOW)),
-    Method("block verification", lambda pair, n: smc(pair, n, w=W, window=WINDOW, kernel=BlockVerification())),
-    Method("gumbel coupling", lambda pair, n: smc(pair, n, w=W, window=WINDOW, kernel=GumbelCoupling())),
-    Method("tree walk", lambda pair, n: smc(pair, n, w=W, window=WINDOW, kernel=TreeWalk(4))),
-    Method("plain IS", lambda pair, n: plain_is(pair, lanes=1, particles=n, window=WINDOW)),
-    Method(speculative.__name__, lambda pair, n: speculative(pair, particles=n, window=WINDOW)),
-    Method(
-        "two lanes, balance",
-        lambda pair, n: smc(
-            pair, n, lanes=2, w=W, window=WINDOW, proposal_temperature=[0.7, 1.3], weight=BalanceHeuristic()
-        ),
-    ),
-    Method("K lanes, proper weights", lambda pair, k: smc(pair, 1, lanes=k, w=W, window=WINDOW), lanes=True),
-    Method("K lanes, released rule", _released_rule, lanes=True),
-    Method(released.__name__, lambda pair, k: released(pair, lanes=k, window=WINDOW), lanes=True),
+    Method("rejection to PoE", smc),
+    Method("block verification", smc, {"kernel": BlockVerification()}),
+    Method("gumbel coupling", smc, {"kernel": GumbelCoupling()}),
+    Method("tree walk", smc, {"kernel": TreeWalk(4)}),
+    Method("plain IS", plain_is, {"lanes": 1}),
+    Method(speculative.__name__, speculative),
+    Method("two lanes, balance", smc, {
+        "lanes": 2, "proposal_temperature": [0.7, 1.3], "weight": BalanceHeuristic(),
+    }),
+    Method("K lanes, proper weights", smc, {"particles": 1}, "lanes"),
+    Method("K lanes, released rule", _released_rule, size="lanes"),
+    Method(released.__name__, released, {"w": 0.3}, "lanes"),
 )
 
 
@@ -170,22 +166,20 @@ def cells_of(
         seed: of the first run; other values give disjoint runs.
         advance: called after every cell.
     """
-    pair = ToyPair.make()
+    pair = toy_pair()
     exact = oracle(ARTarget(pair.ar), max_new_tokens=LENGTH)
     seeds = [seed * runs + i for i in range(runs)]
     cells = []
     for method in methods:
+        lanes = method.size == "lanes"
         for count in counts:
-            sampler = method.make(pair, count)
+            sampler = method.make(pair, count, w=W, window=WINDOW)
             results = sampler.run([[]] * runs, seed=seeds, max_new_tokens=LENGTH)
-            cells.append(
-                Cell(
-                    method.name, sampler.proper, method.lanes, count, runs, output_distance(results, exact),
-                    output_distance_by_identity(results, exact) if sampler.proper else None,
-                    None if method.lanes else run_distance(results, exact),
-                    None if method.lanes else run_rms(results, exact),
-                )
-            )
+            cells.append(Cell(
+                method.name, sampler.proper, lanes, count, runs, output_distance(results, exact),
+                output_distance_by_identity(results, exact) if sampler.proper else None,
+                None if lanes else run_distance(results, exact), None if lanes else run_rms(results, exact),
+            ))
             advance()
     return cells
 
@@ -194,18 +188,16 @@ def rates(cells: Sequence[Cell]) -> dict[str, dict[str, Rate | None]]:
     """Power laws of every method with at least two budgets from `FIT_FROM` on: `bias`, and `one_run`'s error in total
     variation and in mean square, `rms`; None where the distance is 0 throughout or was not measured."""
     out = {}
-    for name in dict.fromkeys(cell.method for cell in cells):
-        used = [cell for cell in cells if cell.method == name and cell.count >= FIT_FROM]
-        if len(used) < 2:
-            continue
-        out[name] = {what: _fit([(cell.count, getattr(cell, what)) for cell in used])
-                     for what in ("bias", "one_run", "rms")}
+    for name, own in _by_method(cells).items():
+        used = [cell for cell in own if cell.count >= FIT_FROM]
+        if len(used) >= 2:
+            out[name] = {what: _fit(used, what) for what in ("bias", "one_run", "rms")}
     return out
 
 
-def _fit(points: Sequence[tuple[int, Estimate | None]]) -> Rate | None:
-    measured = [(count, distance) for count, distance in points if distance is not None]
-    return fit_rate([count for count, _ in measured], [distance for _, distance in measured]) if measured else None
+def _fit(cells: Sequence[Cell], what: str) -> Rate | None:
+    measured = {cell.count: distance for cell in cells if (distance := getattr(cell, what)) is not None}
+    return fit_rate(list(measured), list(measured.values())) if measured else None
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -233,7 +225,7 @@ def measure(options: argparse.Namespace) -> Report:
             for method, own in _by_method(cells).items() if any(getattr(cell, name) is not None for cell in own)
         ]
         sheets.append(Sheet(f"{title}, 1/1000", ("method", *counts, f"~ N^-a from {FIT_FROM}"), rows))
-    data = {"cells": [_plain(cell) for cell in cells], "rates": _plain(fitted)}
+    data = {"cells": cells, "rates": fitted}
     return Report(sheets, data, lambda figure: _draw(figure, cells), size=(7.2, 4.8))
 
 
@@ -241,27 +233,13 @@ def _by_method(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     return {name: [cell for cell in cells if cell.method == name] for name in dict.fromkeys(c.method for c in cells)}
 
 
-def _plain(value: Any) -> Any:
-    """Plain data for JSON: of an estimate its value and standard error."""
-    if isinstance(value, Estimate):
-        return {"value": value.value, "error": value.error}
-    if isinstance(value, Cell | Rate):
-        value = vars(value)
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    return value
-
-
 def _thousandths(distance: Estimate | None) -> str:
-    if distance is None:
-        return ""
-    value = round(1000 * distance.value, 1) + 0.0  # no negative zero
-    return f"{value:.1f} ± {1000 * distance.error:.1f}"
+    return "" if distance is None else plus_minus(distance.times(1000), ".1f")
 
 
 def _exponent(fitted: dict[str, dict[str, Rate | None]], method: str, what: str) -> str:
     rate = fitted.get(method, {}).get(what)
-    return "–" if rate is None else f"a = {rate.exponent.value:.2f} ± {rate.exponent.error:.2f}"
+    return "–" if rate is None else f"a = {plus_minus(rate.exponent, '.2f')}"
 
 
 def _draw(figure: Any, cells: Sequence[Cell]) -> None:
@@ -288,10 +266,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("bias_vs_particles", __doc__, configure, measure, arguments)
-
+main = partial(execute, "bias_vs_particles", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

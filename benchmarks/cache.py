@@ -15,22 +15,23 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.harness import Advance, interleaved, progress, ratios, spread, timed
-from benchmarks.report import Report, Sheet, execute, several
+from benchmarks.problems import embedded
+from benchmarks.report import Report, Sheet, bars, execute, several
 from smc_bridge.commands.base import whole
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.estimate import Estimate
 from smc_bridge.models.huggingface import HuggingFaceCausalLM
-from smc_bridge.models.pairs import Pair, load_pair
+from smc_bridge.models.pairs import Pair
 from smc_bridge.models.protocols import CausalLM
 from smc_bridge.proposals.mean_field import DLMProposal
-from smc_bridge.tasks import TASKS
 
 WINDOW, LOOKAHEAD = 32, 64
 #: Scores of one repetition.
@@ -67,20 +68,18 @@ class Cell:
     call: dict[str, list[float]]
     same: bool
 
-    def gains(self, seconds: dict[str, list[float]]) -> tuple[Estimate, Estimate]:
-        """Time of recomputing over that of packed lanes, and of copied lanes over packed ones."""
-        return ratios(seconds["recomputed"], seconds["packed"]), ratios(seconds["copied"], seconds["packed"])
+    def figures(self, what: str) -> tuple[dict[str, Estimate], tuple[Estimate, Estimate]]:
+        """Seconds of a "run" or a "call" by kind of session; recomputing over packed lanes, and copied over packed."""
+        seconds: dict[str, list[float]] = getattr(self, what)
+        packed = seconds["packed"]
+        return (
+            {name: spread(times) for name, times in seconds.items()},
+            (ratios(seconds["recomputed"], packed), ratios(seconds["copied"], packed)),
+        )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The cell as plain data for JSON."""
-        out: dict[str, Any] = {"prompt": self.prompt, "lanes": self.lanes, "same_tokens": self.same}
-        for what, seconds in (("run", self.run), ("call", self.call)):
-            recomputed, copied = self.gains(seconds)
-            out[what] = {
-                "seconds": {name: spread(times).plain() for name, times in seconds.items()},
-                "recomputed_over_packed": recomputed.plain(), "copied_over_packed": copied.plain(),
-            }
-        return out
+
+#: The two ratios that are shown, by the names of their columns.
+RATIOS = ("recomputed / packed", "copied / packed")
 
 
 def whole_run(pair: Pair, ar: CausalLM, prompt: list[int], *, lanes: int, tokens: int, seed: int) -> (
@@ -148,10 +147,8 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Every prompt length with every number of lanes."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    models = sessions(pair)
-    text = [token for item in task.problems(16) for token in pair.encode(item.prompt).tolist()]
+    pair, _, prompts = embedded(16)
+    models, text = sessions(pair), list(chain.from_iterable(prompts))
     sizes = [(prompt, lanes) for prompt in options.prompts for lanes in options.lanes]
     with progress("cache", len(sizes) * options.repetitions * 2 * len(models)) as advance:
         cells = [
@@ -161,22 +158,25 @@ def measure(options: argparse.Namespace) -> Report:
     return Report(
         [_sheet(cells, "run", f"A whole run of {options.tokens} tokens"),
          _sheet(cells, "call", f"One score of K drafts of {WINDOW} tokens")],
-        {"cells": [cell.to_dict() for cell in cells]}, lambda figure: _draw(figure, cells), size=(9.6, 4.2),
+        {"cells": [
+            {"prompt": cell.prompt, "lanes": cell.lanes, "same_tokens": cell.same,
+             **{what: dict(zip(("seconds", "ratios"), cell.figures(what), strict=True)) for what in ("run", "call")}}
+            for cell in cells
+        ]}, lambda figure: _draw(figure, cells), size=(9.6, 4.2),
     )
 
 
 def _sheet(cells: Sequence[Cell], what: str, title: str) -> Sheet:
     rows = []
     for cell in cells:
-        seconds = cell.run if what == "run" else cell.call
-        recomputed, copied = cell.gains(seconds)
+        seconds, gains = cell.figures(what)
         rows.append((
-            f"{cell.prompt}, {cell.lanes}", *(spread(times).times(1000).text() for times in seconds.values()),
-            recomputed.text(".2f"), copied.text(".2f"),
+            f"{cell.prompt}, {cell.lanes}", *(each.times(1000).text() for each in seconds.values()),
+            *(gain.text(".2f") for gain in gains),
             *((("yes" if cell.same else "no"),) if what == "run" else ()),
         ))
     columns = (
-        "prompt, K", "recomputed, ms", "copied, ms", "packed, ms", "recomputed / packed", "copied / packed",
+        "prompt, K", "recomputed, ms", "copied, ms", "packed, ms", *RATIOS,
         *(("same tokens",) if what == "run" else ()),
     )
     return Sheet(title, columns, rows)
@@ -184,26 +184,18 @@ def _sheet(cells: Sequence[Cell], what: str, title: str) -> Sheet:
 
 def _draw(figure: Any, cells: Sequence[Cell]) -> None:
     axes = figure.subplots(1, 2, sharey=True)
-    place = np.arange(len(cells))
+    places = [f"{cell.prompt}\nK = {cell.lanes}" for cell in cells]
     for ax, what in zip(axes, ("run", "call"), strict=True):
-        for shift, name, index in ((-0.2, "recomputed / packed", 0), (0.2, "copied / packed", 1)):
-            gains = [cell.gains(cell.run if what == "run" else cell.call)[index] for cell in cells]
-            ax.bar(
-                place + shift, [g.value for g in gains], 0.4, yerr=np.transpose([g.bars for g in gains]), label=name,
-                error_kw={"lw": 0.8},
-            )
+        gains = zip(*(cell.figures(what)[1] for cell in cells), strict=True)
+        bars(ax, places, dict(zip(RATIOS, gains, strict=True)))
         ax.axhline(1.0, color="0.4", lw=0.8)
-        ax.set_xticks(place, [f"{cell.prompt}\nK = {cell.lanes}" for cell in cells], fontsize="small")
         ax.set_xlabel("prompt, tokens; lanes")
         ax.set_title("whole run" if what == "run" else "one score")
     axes[0].set_ylabel("ratio of times")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("cache", __doc__, configure, measure, arguments)
-
+main = partial(execute, "cache", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

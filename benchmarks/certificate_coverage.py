@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -72,10 +72,6 @@ class Cell:
             float(np.median(high)) / truth, **more,
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what is not finite is None."""
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
-
 
 def study(program: str, pool: Array, count: int, trials: int) -> list[Cell]:
     """All intervals on `trials` samples of `count` runs."""
@@ -125,7 +121,7 @@ def measure(options: argparse.Namespace) -> Report:
     ]
     sheets = [_pool_sheet(every), _certificate_sheet(cells, every)]
     sheets += [_candidate_sheet(name, cells, options.counts) for name in every]
-    data = {"cells": [cell.to_dict() for cell in cells], "pools": {name: len(pool) for name, pool in every.items()}}
+    data = {"cells": cells, "pools": {name: len(pool) for name, pool in every.items()}}
     return Report(sheets, data, partial(_draw, cells=cells, names=list(every)), size=(9.0, 4.4), verdicts=verdicts)
 
 
@@ -206,10 +202,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     parser.add_argument("--fresh", action="store_true", help="run every program anew, whatever the file holds")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("certificate_coverage", __doc__, configure, measure, arguments)
-
+main = partial(execute, "certificate_coverage", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

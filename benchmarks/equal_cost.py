@@ -16,11 +16,12 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair, W
+from benchmarks.bias_vs_particles import LENGTH, WINDOW, Method, W, toy_pair
 from benchmarks.harness import progress
 from benchmarks.problems import embedded
 from benchmarks.report import Report, Sheet, execute
@@ -47,28 +48,24 @@ COST = Cost(1.0, 1.0, "rows")
 EXACT = 4
 MOST = 256
 
-Make = Callable[[Any, int, dict[str, Any]], Sampler]
 
-#: Name of a method, the sampler of each size, N or K as the name says, and whether its size is what is sought.
-METHODS: list[tuple[str, Make, bool]] = [
-    ("smc, N particles", lambda pair, n, o: smc(pair, n, **o), True),
-    ("block verification, N", lambda pair, n, o: smc(pair, n, kernel=BlockVerification(), **o), True),
-    ("tree walk, N", lambda pair, n, o: smc(pair, n, kernel=TreeWalk(8), **o), True),
-    ("plain IS, N", lambda pair, n, o: plain_is(pair, lanes=1, particles=n, **_without_w(o)), True),
-    ("one particle, K lanes", lambda pair, k, o: smc(pair, 1, lanes=k, **o), True),
-    ("two temperatures, balance, N", lambda pair, n, o: smc(
-        pair, n, lanes=2, weight=BalanceHeuristic(),
-        proposal_temperature=[0.7 * o.get("temperature", 1.0), 1.3 * o.get("temperature", 1.0)], **o,
-    ), True),
-    ("plain IS, K lanes", lambda pair, k, o: plain_is(pair, lanes=k, **_without_w(o)), True),
-    (f"{paper.__name__}, K lanes", lambda pair, k, o: paper(pair, lanes=k, **o), True),
-    (f"{released.__name__}, K lanes", lambda pair, k, o: released(pair, lanes=k, **o), True),
-    (f"{speculative.__name__}, N = 1", lambda pair, n, o: speculative(pair, **_without_w(o)), False),
-]
-
-
-def _without_w(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "w"}
+def methods(temperature: float) -> list[Method]:
+    """What is compared, where the target has that temperature."""
+    two_temperatures = [0.7 * temperature, 1.3 * temperature]
+    return [
+        Method("smc, N particles", smc),
+        Method("block verification, N", smc, {"kernel": BlockVerification()}),
+        Method("tree walk, N", smc, {"kernel": TreeWalk(8)}),
+        Method("plain IS, N", plain_is, {"lanes": 1}),
+        Method("one particle, K lanes", smc, {"particles": 1}, "lanes"),
+        Method("two temperatures, balance, N", smc, {
+            "lanes": 2, "weight": BalanceHeuristic(), "proposal_temperature": two_temperatures,
+        }),
+        Method("plain IS, K lanes", plain_is, size="lanes"),
+        Method(f"{paper.__name__}, K lanes", paper, size="lanes"),
+        Method(f"{released.__name__}, K lanes", released, size="lanes"),
+        Method(f"{speculative.__name__}, N = 1", speculative, size=None),
+    ]
 
 
 @dataclass(frozen=True)
@@ -95,10 +92,6 @@ class Figures:
     kl: Estimate | None
     tokens_per_dlm_forward: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {name: value.plain() if isinstance(value, Estimate) else value for name, value in vars(self).items()}
-
 
 def at_budget(
     name: str, pair: Any, options: dict[str, Any], budget: float, *, probe: Callable[[Sampler], list[Result]],
@@ -109,18 +102,18 @@ def at_budget(
     Methods of which a single particle is too dear are left out.
     """
     found = []
-    for method, make, sized in METHODS:
+    for method in methods(options.get("temperature", 1.0)):
         try:
-            size = 1 if not sized else largest_within(
-                budget, lambda n: cost_of(probe(make(pair, n, options)), COST), most=MOST  # noqa: B023
+            size = 1 if method.size is None else largest_within(
+                budget, lambda n: cost_of(probe(method.make(pair, n, **options)), COST), most=MOST  # noqa: B023
             )
         except ValueError:
             advance()
             continue
-        runs = run(make(pair, size, options))
+        runs = run(method.make(pair, size, **options))
         proper, sizes = runs[0].proper, [each.ess for each in runs]
         found.append(Figures(
-            name, method, size, cost_of(runs, COST), bias(runs),
+            name, method.name, size, cost_of(runs, COST), bias(runs),
             float(np.mean(sizes)) if proper and len(runs[0].log_weights) > 1 else None,
             kl_certificate(runs) if proper else None,
             sum(each.tokens for each in runs) / sum(each.forwards.dlm_forwards for each in runs),
@@ -131,7 +124,7 @@ def at_budget(
 
 def tabular(options: argparse.Namespace, advance: Callable[[], None]) -> list[Figures]:
     """The tabular pair: total variation of the output's law."""
-    pair = ToyPair.make()
+    pair = toy_pair()
     exact = oracle(ARTarget(pair.ar), max_new_tokens=LENGTH)
 
     def runs_of(sampler: Sampler, count: int, first: int) -> list[Result]:
@@ -170,7 +163,7 @@ def real(options: argparse.Namespace, advance: Callable[[], None]) -> list[Figur
 
 def measure(options: argparse.Namespace) -> Report:
     """The tables of the tabular and the embedded pair, and a picture."""
-    with progress("methods", 2 * len(METHODS)) as advance:
+    with progress("methods", 2 * len(methods(1.0))) as advance:
         small, large = tabular(options, advance), real(options, advance)
 
     def error(figures: Figures) -> float:
@@ -215,7 +208,7 @@ def measure(options: argparse.Namespace) -> Report:
         axes[1].set_title(f"embedded pair, {options.embedded_budget:g} rows", fontsize=9)
         axes[1].set_yticklabels([])
 
-    return Report(sheets, {"figures": [f.to_dict() for f in [*small, *large]]}, draw, size=(9.0, 3.8))
+    return Report(sheets, {"figures": [*small, *large]}, draw, size=(9.0, 3.8))
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
@@ -232,10 +225,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     parser.add_argument("--temperature", type=positive, default=1.0, help="of the target, embedded pair (default: 1)")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("equal_cost", __doc__, configure, measure, arguments)
-
+main = partial(execute, "equal_cost", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

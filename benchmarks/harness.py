@@ -12,9 +12,9 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ from smc_bridge.estimate import Estimate
 T = TypeVar("T")
 C = TypeVar("C")
 
+#: The repository.
+HERE = Path(__file__).resolve().parent.parent
 #: Told that one unit of work is done.
 Advance = Callable[[], None]
 
@@ -87,9 +89,12 @@ class Machine:
             f"Python {self.python}{load}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
+
+def own_file(name: str, packages: Collection[str]) -> Path | None:
+    """A source file from the repository's root if it is of one of its packages, else None."""
+    file = Path(name)  # an environment may lie in the repository too
+    inside = file.relative_to(HERE) if file.is_relative_to(HERE) else None
+    return inside if inside is not None and inside.parts[0] in packages else None
 
 
 def spread(values: Sequence[float]) -> Estimate:
@@ -106,6 +111,16 @@ def spread(values: Sequence[float]) -> Estimate:
 def ratios(above: Sequence[float], below: Sequence[float]) -> Estimate:
     """Ratio within each round, `above[i] / below[i]`."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def over_rounds(runs: Sequence[Any], figure: str) -> Estimate:
+    """A figure of the runs of all rounds, by its name."""
+    return spread([getattr(run, figure) for run in runs])
+
+
+def over(above: Sequence[Any], below: Sequence[Any], figure: str) -> Estimate:
+    """Ratio of a figure, by its name, within each round of runs."""
+    return ratios([getattr(run, figure) for run in above], [getattr(run, figure) for run in below])
 
 
 def clock() -> float:

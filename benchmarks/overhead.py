@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,9 @@ import numpy as np
 from benchmarks.harness import progress
 from benchmarks.overhead_arithmetic import PROGRAMS, Arithmetic, arithmetic
 from benchmarks.overhead_forwards import Overhead, cases, overhead
+from benchmarks.problems import embedded
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.commands.base import positive, whole
-from smc_bridge.models.pairs import load_pair
-from smc_bridge.tasks import TASKS
 
 #: A run over its session calls on the embedded pair; a step over the textbook's; memory in [K, V, A] float32 tensors.
 WANTED_OVERHEAD, WANTED_SHARE, WANTED_MEMORY = 1.15, 1 / 3, 1.5
@@ -43,14 +43,12 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Measure the overhead on the models' forwards, and a step's own arithmetic."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    texts = [item.prompt for item in task.problems(max(options.prompts))]
+    pair, task, prompts = embedded(max(options.prompts))
     programs = cases(task, temperature=options.temperature, prompts=options.prompts)
     with progress("overhead", options.repetitions * (3 * len(programs) + 2 * len(PROGRAMS))) as advance:
         runs = [
             overhead(
-                case, pair, texts, rounds=options.repetitions, max_new_tokens=options.tokens, seed=options.seed,
+                case, pair, prompts, rounds=options.repetitions, max_new_tokens=options.tokens, seed=options.seed,
                 advance=advance,
             )
             for case in programs
@@ -62,7 +60,7 @@ def measure(options: argparse.Namespace) -> Report:
             )
             for name in PROGRAMS
         ]
-    data = {"forwards": [run.to_dict() for run in runs], "arithmetic": [step.to_dict() for step in steps]}
+    data = {"forwards": runs, "arithmetic": steps}
     return Report(
         [_forwards_sheet(runs, options), _arithmetic_sheet(steps)], data, lambda figure: _draw(figure, runs, steps),
         size=(9.6, 1.6 + 0.5 * len(runs)), verdicts=verdicts(runs, steps),
@@ -72,8 +70,8 @@ def measure(options: argparse.Namespace) -> Report:
 def verdicts(runs: Sequence[Overhead], steps: Sequence[Arithmetic]) -> list[Verdict]:
     """The figures that the project wants to reach."""
     out = [
-        Verdict(f"{run.case.name}, P = {run.case.prompts}, run over {what}", ratio.value, WANTED_OVERHEAD, least=False)
-        for run in runs if run.case.name.endswith("K = 4")
+        Verdict(f"{run.program}, P = {run.prompts}, run over {what}", ratio.value, WANTED_OVERHEAD, least=False)
+        for run in runs if run.program.endswith("K = 4")
         for what, ratio in (("its session calls", run.over_calls), ("the networks alone", run.over_networks))
     ]
     for step in steps:
@@ -85,8 +83,7 @@ def verdicts(runs: Sequence[Overhead], steps: Sequence[Arithmetic]) -> list[Verd
 
 def _forwards_sheet(runs: Sequence[Overhead], options: argparse.Namespace) -> Sheet:
     rows = [
-        (run.case.name, str(run.case.prompts), run.wall.text(), run.calls.text(), run.networks.text(),
-         run.over_calls.text(), run.over_networks.text())
+        (run.program, str(run.prompts), *(each.text() for each in run[2:7]))
         for run in runs
     ]
     columns = (
@@ -116,7 +113,7 @@ def _arithmetic_sheet(steps: Sequence[Arithmetic]) -> Sheet:
 
 def _draw(figure: Any, runs: Sequence[Overhead], steps: Sequence[Arithmetic]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    labels = [f"{run.case.name}, P = {run.case.prompts}" for run in runs]
+    labels = [f"{run.program}, P = {run.prompts}" for run in runs]
     place = np.arange(len(runs))
     parts = (
         ("networks", [run.networks.value for run in runs]),
@@ -145,10 +142,7 @@ def _draw(figure: Any, runs: Sequence[Overhead], steps: Sequence[Arithmetic]) ->
     right.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2, frameon=False)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("overhead", __doc__, configure, measure, arguments)
-
+main = partial(execute, "overhead", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

@@ -6,8 +6,7 @@ uniforms. Memory is what is allocated beyond the models' logits, at its peak, in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,8 +25,7 @@ PROMPT = [0, 1, 2]
 TEMPERATURE, W = 1.0, 0.3
 
 
-@dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(NamedTuple):
     """One program on the mock pair, and the same step as the textbook has it.
 
     Attributes:
@@ -51,12 +49,6 @@ class Arithmetic:
     textbook_memory: float
     equal_lanes: int
     block_lengths: list[int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            key: value.plain() if isinstance(value, Estimate) else value for key, value in vars(self).items()
-        }
 
 
 #: By name: whether every lane has its own temperature, or one is for all.

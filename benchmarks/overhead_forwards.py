@@ -8,9 +8,8 @@ difference.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.harness import Advance, interleaved, ratios, spread, timed
 from benchmarks.problems import TABLES, decoder, methods
@@ -21,8 +20,7 @@ from smc_bridge.models.pairs import Pair
 from smc_bridge.tasks import Task
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A program on a batch of prompts.
 
     Attributes:
@@ -45,12 +43,12 @@ def cases(task: Task, *, temperature: float, prompts: Sequence[int]) -> list[Cas
     return [Case(name, count, build) for count in prompts for name, build in programs.items()]
 
 
-@dataclass(frozen=True)
-class Overhead:
+class Overhead(NamedTuple):
     """What the sampler adds to its models' time on one case, a value for each round.
 
     Attributes:
-        case: program and batch.
+        program: name of the case's program.
+        prompts: P.
         wall: seconds of the run.
         calls: seconds of its session calls alone.
         networks: seconds of the networks alone.
@@ -58,7 +56,8 @@ class Overhead:
         forwards: calls that score.
     """
 
-    case: Case
+    program: str
+    prompts: int
     wall: Estimate
     calls: Estimate
     networks: Estimate
@@ -66,43 +65,32 @@ class Overhead:
     over_networks: Estimate
     forwards: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "program": self.case.name, "prompts": self.case.prompts, "run_seconds": self.wall.plain(),
-            "session_call_seconds": self.calls.plain(), "network_seconds": self.networks.plain(),
-            "over_session_calls": self.over_calls.plain(), "over_networks": self.over_networks.plain(),
-            "forwards": self.forwards,
-        }
-
 
 def overhead(
-    case: Case, pair: Pair, texts: Sequence[str], *, rounds: int, max_new_tokens: int, seed: int, advance: Advance
+    case: Case, pair: Pair, prompts: Sequence[Sequence[int]], *, rounds: int, max_new_tokens: int, seed: int,
+    advance: Advance,
 ) -> Overhead:
     """Measure one case on its first prompts."""
-    prompts = [pair.encode(text).tolist() for text in texts[: case.prompts]]
+    prompts = prompts[: case.prompts]
     program, tape = case.build(pair), Tape()
     decode(case.build(observe(pair, tape)), prompts, seed=seed, max_new_tokens=max_new_tokens)
 
-    def run() -> tuple[float, float]:
-        seconds, _ = timed(lambda: decode(program, prompts, seed=seed, max_new_tokens=max_new_tokens))
-        return seconds, 0.0
+    def run() -> float:
+        return timed(lambda: decode(program, prompts, seed=seed, max_new_tokens=max_new_tokens))[0]
 
-    def again() -> tuple[float, float]:
-        seconds, _ = timed(lambda: replay(pair, tape))
-        return seconds, 0.0
+    def again() -> float:
+        return timed(lambda: replay(pair, tape))[0]
 
-    def watched() -> tuple[float, float]:
+    def networks() -> float:
         with networks_timed(pair) as watch:
-            seconds, _ = timed(lambda: replay(pair, tape))
-        return seconds, watch.seconds
+            replay(pair, tape)
+        return watch.seconds
 
     found = interleaved(
-        {"run": run, "calls": again, "networks": watched}, rounds, warmup=int(rounds > 1), advance=advance
+        {"run": run, "calls": again, "networks": networks}, rounds, warmup=int(rounds > 1), advance=advance
     )
-    wall, calls = [seconds for seconds, _ in found["run"]], [seconds for seconds, _ in found["calls"]]
-    networks = [inside for _, inside in found["networks"]]
+    whole, calls, inside = found.values()
     return Overhead(
-        case, spread(wall), spread(calls), spread(networks), ratios(wall, calls), ratios(wall, networks),
-        tape.forwards("dlm") + tape.forwards("ar"),
+        case.name, case.prompts, spread(whole), spread(calls), spread(inside), ratios(whole, calls),
+        ratios(whole, inside), tape.forwards("dlm") + tape.forwards("ar"),
     )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.bias_vs_particles import LENGTH, WINDOW, ToyPair
+from benchmarks.bias_vs_particles import LENGTH, WINDOW, toy_pair
 from benchmarks.candidates import Array
 from benchmarks.harness import timed
 from benchmarks.problems import embedded
@@ -69,10 +69,10 @@ PROGRAMS: dict[str, tuple[str, Callable[[int, int], list[Result]]]] = {
     "mixture-far": ("tabular mixture with Z up to 6,859, plain IS", partial(_tabular, lambda: plain_is(
         _mixture((0.05, 0.95), (0.05, 0.95), (0.95, 0.05), (0.95, 0.05)), lanes=1, window=1, lookahead=1,
     ))),
-    "toy": ("tabular pair, w = 0.5", partial(_tabular, lambda: smc(ToyPair.make(), 1, w=0.5, window=WINDOW))),
+    "toy": ("tabular pair, w = 0.5", partial(_tabular, lambda: smc(toy_pair(), 1, w=0.5, window=WINDOW))),
     "toy-4": (
         "tabular pair, w = 0.5, 4 particles",
-        partial(_tabular, lambda: smc(ToyPair.make(), 4, w=0.5, window=WINDOW)),
+        partial(_tabular, lambda: smc(toy_pair(), 4, w=0.5, window=WINDOW)),
     ),
 }
 

@@ -25,6 +25,12 @@ def embedded(n: int) -> tuple[Pair, Task, list[list[int]]]:
     return pair, task, [pair.encode(item.prompt).tolist() for item in task.problems(n)]
 
 
+def in_blocks(options: argparse.Namespace) -> tuple[Pair, Task, list[list[list[int]]]]:
+    """The embedded pair, its task, and the prompts of the problems that the options ask for, in blocks."""
+    pair, task, prompts = embedded(options.blocks * options.block)
+    return pair, task, [prompts[i : i + options.block] for i in range(0, len(prompts), options.block)]
+
+
 def methods(text: str) -> tuple[str, ...]:
     """Argument type: methods as they are spelled, with commas between them."""
     try:

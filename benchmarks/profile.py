@@ -16,15 +16,16 @@ import cProfile
 import pstats
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import own_file
 from benchmarks.problems import TABLES, add_law_arguments, decoder, embedded, methods
 from benchmarks.report import Report, Sheet, execute
 from smc_bridge.commands.base import whole
 from smc_bridge.decode import decode
 
-HERE = Path(__file__).resolve().parent.parent
 #: What is the project's own.
 PACKAGES = ("models", "smc_bridge", "analysis", "benchmarks")
 #: Share of a run from which a part is listed; the JSON holds all.
@@ -45,16 +46,9 @@ def own_seconds(stats: Mapping[Function, Any]) -> dict[Function, float]:
     return dict(seconds)
 
 
-def own_file(function: Function) -> Path | None:
-    """The function's file from the repository's root, None for a library's (an environment may lie in there too)."""
-    file = Path(function[0])
-    inside = file.relative_to(HERE) if file.is_relative_to(HERE) else None
-    return inside if inside is not None and inside.parts[0] in PACKAGES else None
-
-
 def part_of(function: Function) -> str:
     """Networks, sessions, a file of the program, or other libraries."""
-    own = own_file(function)
+    own = own_file(function[0], PACKAGES)
     if own is not None:
         return "sessions" if own.parts[0] == "models" else str(own)
     library = Path(function[0]).as_posix()
@@ -88,7 +82,7 @@ def measure(options: argparse.Namespace) -> Report:
     for function, spent in seconds.items():
         parts[part_of(function)] += spent
     ordered = sorted(parts.items(), key=lambda item: -item[1])
-    functions = [(f"{file}, {f[2]}", s) for f, s in seconds.items() if (file := own_file(f)) is not None]
+    functions = [(f"{file}, {f[2]}", s) for f, s in seconds.items() if (file := own_file(f[0], PACKAGES)) is not None]
     functions.sort(key=lambda item: -item[1])
     shares = [(name, f"{100 * spent / whole_run:.1f}") for name, spent in ordered if spent > LEAST * whole_run]
     listed = [(name, f"{100 * spent / whole_run:.1f}") for name, spent in functions[: options.top]]
@@ -107,10 +101,7 @@ def _draw(figure: Any, parts: Sequence[tuple[str, float]], whole_run: float) -> 
     ax.set(xlabel="% of the run, under the profiler")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("profile", __doc__, configure, measure, arguments)
-
+main = partial(execute, "profile", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

@@ -13,19 +13,17 @@ tokens per second. Repetitions are blocks of problems, the same ones for all; ra
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from benchmarks.harness import progress, ratios, spread, timed, turns
-from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, embedded, methods
+from benchmarks.harness import over, over_rounds, progress, timed, turns
+from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, in_blocks, methods
 from benchmarks.replay import Tape, observe
-from benchmarks.report import Report, Sheet, execute, several
+from benchmarks.report import Report, Sheet, bars, execute, several
 from smc_bridge.commands.base import one_of, whole
 from smc_bridge.decode import decode
-from smc_bridge.estimate import Estimate
 from smc_bridge.models.pairs import Pair
 
 CACHES = ("none", "prefix", "window")
@@ -37,52 +35,22 @@ def with_cache(pair: Pair, cache: Any, *, window: int) -> Pair:
     return replace(pair, dlm=dlm.with_cache(cache, window=window if cache == "window" else None))
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One method with one cache on one block of problems.
 
     Attributes:
-        forward: seconds of a DLM forward.
-        tokens: tokens per DLM forward.
-        rate: tokens per second.
+        dlm_forward_seconds: seconds of a DLM forward.
+        tokens_per_dlm_forward: committed tokens by forwards of the DLM.
+        tokens_per_second: of wall time.
     """
 
-    forward: float
-    tokens: float
-    rate: float
+    dlm_forward_seconds: float
+    tokens_per_dlm_forward: float
+    tokens_per_second: float
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One method with one cache, beside the same method without a cache.
-
-    Attributes:
-        method: as it is spelled.
-        cache: its name.
-        runs, plain: with and without the cache, one for each block of problems.
-    """
-
-    method: str
-    cache: str
-    runs: list[Run]
-    plain: list[Run]
-
-    def over_blocks(self, figure: str) -> Estimate:
-        """A figure of `Run` over the blocks of problems."""
-        return spread([getattr(run, figure) for run in self.runs])
-
-    def over_none(self, figure: str) -> Estimate:
-        """A figure of `Run` over the blocks of problems, divided by its value without a cache."""
-        return ratios([getattr(run, figure) for run in self.runs], [getattr(run, figure) for run in self.plain])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        figures = {"forward": "dlm_forward_seconds", "tokens": "tokens_per_dlm_forward", "rate": "tokens_per_second"}
-        return {
-            "method": self.method, "cache": self.cache,
-            **{name: self.over_blocks(figure).plain() for figure, name in figures.items()},
-            **{f"{name}_over_none": self.over_none(figure).plain() for figure, name in figures.items()},
-        }
+#: By method and cache: a run for each block of problems.
+Runs = dict[tuple[str, str], list[Run]]
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
@@ -102,7 +70,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 def measure(options: argparse.Namespace) -> Report:
     """Every method with every cache on every block."""
     kinds = tuple(dict.fromkeys(("none", *options.caches)))
-    pair, task, prompts = embedded(options.blocks * options.block)
+    pair, task, blocks = in_blocks(options)
     pairs = {cache: with_cache(pair, cache, window=options.window) for cache in kinds}
 
     def run(method: str, cache: str, part: Sequence[Sequence[int]]) -> Run:
@@ -118,27 +86,31 @@ def measure(options: argparse.Namespace) -> Report:
         forwards = sum(result.forwards.dlm_forwards for result in results)
         return Run(tape.seconds("dlm") / tape.forwards("dlm"), tokens / forwards, tokens / seconds)
 
-    runs: dict[tuple[str, str], list[Run]] = {(m, c): [] for m in options.methods for c in kinds}
+    runs: Runs = {(m, c): [] for m in options.methods for c in kinds}
     with progress("proposal_cache", options.blocks * len(runs)) as advance:
         for block, (method, cache) in turns(list(runs), options.blocks):
-            part = prompts[block * options.block : (block + 1) * options.block]
             if block == 0:
-                run(method, cache, part[:1])  # the first call of all is slow
-            runs[method, cache].append(run(method, cache, part))
+                run(method, cache, blocks[0][:1])  # the first call of all is slow
+            runs[method, cache].append(run(method, cache, blocks[block]))
             advance()
-    found = [Cell(method, cache, own, runs[method, "none"]) for (method, cache), own in runs.items()]
-    return Report(
-        [_sheet(found, options)], {"cells": [cell.to_dict() for cell in found]},
-        lambda figure: _draw(figure, found, options.methods, kinds), size=(9.6, 3.6),
-    )
+    cells = [
+        {
+            "method": method, "cache": cache, **{name: over_rounds(own, name) for name in Run._fields},
+            **{f"{name}_over_none": over(own, runs[method, "none"], name) for name in Run._fields},
+        }
+        for (method, cache), own in runs.items()
+    ]
+    return Report([_sheet(cells, options)], {"cells": cells}, lambda figure: _draw(figure, runs), size=(9.6, 3.6))
 
 
-def _sheet(cells: Sequence[Cell], options: argparse.Namespace) -> Sheet:
+def _sheet(cells: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> Sheet:
     rows = [
         (
-            f"{cell.method}, {cell.cache}", cell.over_blocks("forward").times(1000).text(),
-            cell.over_none("forward").text(), cell.over_blocks("tokens").text(), cell.over_none("tokens").text(),
-            cell.over_none("rate").text(),
+            f"{cell['method']}, {cell['cache']}", cell["dlm_forward_seconds"].times(1000).text(),
+            *(cell[name].text() for name in (
+                "dlm_forward_seconds_over_none", "tokens_per_dlm_forward", "tokens_per_dlm_forward_over_none",
+                "tokens_per_second_over_none",
+            )),
         )
         for cell in cells
     ]
@@ -152,28 +124,19 @@ def _sheet(cells: Sequence[Cell], options: argparse.Namespace) -> Sheet:
     return Sheet(title, columns, rows)
 
 
-def _draw(figure: Any, cells: Sequence[Cell], methods: Sequence[str], kinds: Sequence[str]) -> None:
-    axes = figure.subplots(1, 3)
-    place = np.arange(len(methods))
-    titles = (("forward", "ms per DLM forward"), ("tokens", "tokens per DLM forward"), ("rate", "tokens per second"))
-    for ax, (figure_name, title) in zip(axes, titles, strict=True):
-        for i, cache in enumerate(kinds):
-            scale = 1000 if figure_name == "forward" else 1
-            own = [cell.over_blocks(figure_name).times(scale) for cell in cells if cell.cache == cache]
-            width = 0.8 / len(kinds)
-            ax.bar(
-                place + (i - (len(kinds) - 1) / 2) * width, [s.value for s in own], width, label=cache,
-                yerr=np.transpose([s.bars for s in own]), error_kw={"lw": 0.8},
-            )
-        ax.set_xticks(place, methods)
+def _draw(figure: Any, runs: Runs) -> None:
+    axes = figure.subplots(1, len(Run._fields))
+    names, kinds = (tuple(dict.fromkeys(part)) for part in zip(*runs, strict=True))
+    scales = (("ms per DLM forward", 1000), ("tokens per DLM forward", 1), ("tokens per second", 1))
+    for ax, name, (title, scale) in zip(axes, Run._fields, scales, strict=True):
+        bars(ax, names, {
+            cache: [over_rounds(runs[method, cache], name).times(scale) for method in names] for cache in kinds
+        })
         ax.set_ylabel(title)
     axes[0].legend(title="cache", fontsize="small")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("proposal_cache", __doc__, configure, measure, arguments)
-
+main = partial(execute, "proposal_cache", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

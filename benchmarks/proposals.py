@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from benchmarks.harness import progress, spread
-from benchmarks.problems import add_block_arguments, embedded
+from benchmarks.problems import add_block_arguments, in_blocks
 from benchmarks.report import Report, Sheet, execute, several
 from smc_bridge.commands.base import one_of, positive
 from smc_bridge.estimate import Estimate
@@ -61,8 +62,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Every proposal under every intermediate and temperature."""
-    pair, task, prompts = embedded(options.blocks * options.block)
-    blocks = [prompts[i : i + options.block] for i in range(0, len(prompts), options.block)]
+    pair, task, blocks = in_blocks(options)
     kinds = [
         (temperature, intermediate, proposal) for temperature in options.temperatures
         for intermediate in options.intermediates for proposal in options.proposals
@@ -94,11 +94,7 @@ def measure(options: argparse.Namespace) -> Report:
         ])
         for temperature in options.temperatures for intermediate in options.intermediates
     ]
-    plain = [
-        {**dict(zip(Cell._fields[:3], cell[:3], strict=True)),
-         **{name: getattr(cell, name).plain() for name in Cell._fields[3:]}} for cell in cells
-    ]
-    return Report(sheets, {"cells": plain}, lambda figure: _draw(figure, cells))
+    return Report(sheets, {"cells": cells}, lambda figure: _draw(figure, cells))
 
 
 def _draw(figure: Any, cells: Sequence[Cell]) -> None:
@@ -110,10 +106,7 @@ def _draw(figure: Any, cells: Sequence[Cell]) -> None:
     ax.legend()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("proposals", __doc__, configure, measure, arguments)
-
+main = partial(execute, "proposals", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

@@ -8,18 +8,21 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from rich import box
 from rich.table import Table
 
 from benchmarks.harness import Machine, cores
 from smc_bridge.commands.base import LineParser, check_writable, console, whole
+from smc_bridge.estimate import Estimate, plain
 from smc_bridge.files import write_bytes, write_text
 from smc_bridge.models.extras import need
 
@@ -99,12 +102,11 @@ class Verdict:
         bound = "at least" if self.least else "at most"
         return f"{'met   ' if self.met else 'missed'}  {self.claim}: {self.seen:.3g}, wanted {bound} {self.wanted:g}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "claim": self.claim, "seen": self.seen if self.seen == self.seen else None, "wanted": self.wanted,
-            "bound": "least" if self.least else "most", "met": self.met,
-        }
+
+def plus_minus(found: Estimate, form: str) -> str:
+    """`value ± standard error`, or the value alone where its error is not known."""
+    value = format(found.value, f"z{form}")
+    return value if math.isnan(found.error) else f"{value} ± {found.error:{form}}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Report:
 
     Attributes:
         sheets: its tables.
-        data: every figure, as plain data for JSON.
+        data: every figure, for JSON (`plain`).
         draw: draws the figures on an empty `matplotlib.figure.Figure`.
         size: of the picture, inches.
         verdicts: wanted figures beside those seen.
@@ -126,9 +128,20 @@ class Report:
     verdicts: Sequence[Verdict] = field(default_factory=list)
 
 
+def bars(ax: Any, places: Sequence[str], groups: Mapping[str, Sequence[Estimate]]) -> None:
+    """Bars side by side at each place, one of every group, with their ends."""
+    width = 0.8 / len(groups)
+    for i, (label, found) in enumerate(groups.items()):
+        ax.bar(
+            np.arange(len(places)) + (i - (len(groups) - 1) / 2) * width, [each.value for each in found], width,
+            yerr=np.transpose([each.bars for each in found]), label=label, error_kw={"lw": 0.8},
+        )
+    ax.set_xticks(np.arange(len(places)), places)
+
+
 def execute(
     name: str, doc: str | None, configure: Configure, measure: Callable[[argparse.Namespace], Report],
-    arguments: Sequence[str] | None,
+    arguments: Sequence[str] | None = None,
 ) -> None:
     """Run a benchmark as a command: options, measurement, tables, `NAME.json` and `NAME.png`.
 
@@ -184,12 +197,9 @@ def _figure() -> Any:
 def _publish(
     name: str, options: argparse.Namespace, machine: Machine, report: Report, figure: Any, json_file: Path, png: Path
 ) -> None:
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-    data = {
-        "benchmark": name, "machine": machine.to_dict(), "settings": settings,
-        "verdicts": [verdict.to_dict() for verdict in report.verdicts], **report.data,
-    }
-    write_text(json_file, json.dumps(data, indent=1, allow_nan=False))
+    verdicts = [{**vars(verdict), "met": verdict.met} for verdict in report.verdicts]
+    data = {"benchmark": name, "machine": machine, "settings": vars(options), "verdicts": verdicts, **report.data}
+    write_text(json_file, json.dumps(plain(data), indent=1, allow_nan=False))
     figure.set_size_inches(*report.size)
     report.draw(figure)
     picture = io.BytesIO()

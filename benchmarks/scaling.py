@@ -16,6 +16,8 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,8 @@ import torch
 
 from benchmarks.harness import interleaved, progress, spread, timed
 from benchmarks.memory import peak_bytes
-from benchmarks.report import Report, Sheet, Verdict, execute, several
+from benchmarks.problems import embedded
+from benchmarks.report import Report, Sheet, Verdict, execute, plus_minus, several
 from smc_bridge.commands.base import one_of, whole
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
@@ -32,9 +35,8 @@ from smc_bridge.engine.state import SMCState
 from smc_bridge.estimate import Estimate
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.models.pairs import Pair, load_pair
+from smc_bridge.models.pairs import Pair
 from smc_bridge.proposals.mean_field import DLMProposal
-from smc_bridge.tasks import TASKS
 
 LOOKAHEAD, NODES = 64, 64
 #: Time per step: sublinear in N up to 8, at most linear in S (attention is linear in S for every token scored).
@@ -68,25 +70,8 @@ QUICK: dict[str, tuple[int, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Slope:
-    """Exponent of a power law.
-
-    Attributes:
-        exponent: of the size.
-        error: standard error; NaN for two points.
-    """
-
-    exponent: float
-    error: float
-
-    def text(self) -> str:
-        """The exponent and its error, `a ± error`."""
-        return f"{self.exponent:.2f}" + ("" if math.isnan(self.error) else f" ± {self.error:.2f}")
-
-
-def slope(sizes: Sequence[float], values: Sequence[float]) -> Slope:
-    """Least squares of log value on log size.
+def slope(sizes: Sequence[float], values: Sequence[float]) -> Estimate:
+    """Exponent of a power law by least squares of log value on log size; of two points its error is NaN.
 
     Raises:
         ValueError: fewer than two sizes, or a value that is not positive.
@@ -98,15 +83,16 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> Slope:
     exponent = float((x * y).sum() / (x * x).sum())
     residual = y - y.mean() - exponent * x
     spare = len(x) - 2
-    return Slope(exponent, math.sqrt(float((residual**2).sum()) / spare / float((x * x).sum())) if spare else math.nan)
+    error = math.sqrt(float((residual**2).sum()) / spare / float((x * x).sum())) if spare else math.nan
+    return Estimate.normal(exponent, error, len(x))
 
 
 class Bench:
     """Runs the program at any point of sizes, and times it."""
 
-    def __init__(self, pair: Pair, texts: Sequence[str], *, kernel: str, steps: int, seed: int) -> None:
+    def __init__(self, pair: Pair, prompts: Sequence[Sequence[int]], *, kernel: str, steps: int, seed: int) -> None:
         self.pair, self.kernel, self.steps, self.seed = pair, kernel, steps, seed
-        self.text = [token for text in texts for token in pair.encode(text).tolist()]
+        self.text = list(chain.from_iterable(prompts))
 
     def sampler(self, point: Point) -> Sampler:
         """The program with the sizes of a point."""
@@ -180,24 +166,14 @@ class Curve:
     bytes: list[int]
 
     @property
-    def time_slope(self) -> Slope:
+    def time_slope(self) -> Estimate:
         """Exponent of the time per step."""
         return slope(self.sizes, [spread.value for spread in self.seconds])
 
     @property
-    def memory_slope(self) -> Slope:
+    def memory_slope(self) -> Estimate:
         """Exponent of the peak memory."""
         return slope(self.sizes, self.bytes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; an error that cannot be known is None."""
-        slopes = {"time": self.time_slope, "memory": self.memory_slope}
-        return {
-            "factor": self.factor, "sizes": self.sizes, "step_seconds": [s.plain() for s in self.seconds],
-            "peak_bytes": self.bytes,
-            **{f"{what}_exponent": {"value": s.exponent, "error": None if math.isnan(s.error) else s.error}
-               for what, s in slopes.items()},
-        }
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
@@ -212,12 +188,8 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Every factor on its own, all sizes of it in turn."""
-    task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
-    bench = Bench(
-        pair, [item.prompt for item in task.problems(32)], kernel=options.kernel, steps=options.steps,
-        seed=options.seed,
-    )
+    pair, _, prompts = embedded(32)
+    bench = Bench(pair, prompts, kernel=options.kernel, steps=options.steps, seed=options.seed)
     base = Point(P=1, N=1, K=1, S=2, prompt=8, V=4) if options.quick else Point()
     sizes = {name: (QUICK if options.quick else FACTORS)[name] for name in options.factors}
     curves = []
@@ -234,7 +206,10 @@ def measure(options: argparse.Namespace) -> Report:
             ))
     return Report(
         [*(_sheet(curve, base) for curve in curves), _summary(curves)],
-        {"base": asdict(base), "kernel": options.kernel, "curves": [curve.to_dict() for curve in curves]},
+        {"base": base, "kernel": options.kernel, "curves": [
+            {**vars(curve), "time_exponent": curve.time_slope, "memory_exponent": curve.memory_slope}
+            for curve in curves
+        ]},
         lambda figure: _draw(figure, curves), size=(10.5, 0.4 + 3.3 * math.ceil(len(curves) / 3)),
         verdicts=verdicts(curves),
     )
@@ -248,9 +223,9 @@ def verdicts(curves: Sequence[Curve]) -> list[Verdict]:
             kept = [i for i, size in enumerate(curve.sizes) if size <= N_UP_TO]
             found = slope([curve.sizes[i] for i in kept], [curve.seconds[i].value for i in kept])
             claim = f"exponent of time per step in N up to {N_UP_TO}"
-            out.append(Verdict(claim, found.exponent, WANTED_N, least=False))
+            out.append(Verdict(claim, found.value, WANTED_N, least=False))
         if curve.factor == "S":
-            out.append(Verdict("exponent of time per step in S", curve.time_slope.exponent, WANTED_S, least=False))
+            out.append(Verdict("exponent of time per step in S", curve.time_slope.value, WANTED_S, least=False))
     return out
 
 
@@ -260,7 +235,7 @@ def _sheet(curve: Curve, base: Point) -> Sheet:
         (str(size), s.times(1000).text(), f"{peak / 2**20:.1f}")
         for size, s, peak in zip(curve.sizes, curve.seconds, curve.bytes, strict=True)
     ]
-    rows.append(("exponent", curve.time_slope.text(), curve.memory_slope.text()))
+    rows.append(("exponent", plus_minus(curve.time_slope, ".2f"), plus_minus(curve.memory_slope, ".2f")))
     return Sheet(f"{curve.factor}, at {others}", (curve.factor, "ms per step", "peak memory, MiB"), rows)
 
 
@@ -270,8 +245,8 @@ def _summary(curves: Sequence[Curve]) -> Sheet:
     for curve in curves:
         last = slope(curve.sizes[-2:], [spread.value for spread in curve.seconds[-2:]])
         rows.append((
-            curve.factor, f"{curve.sizes[0]} to {curve.sizes[-1]}", curve.time_slope.text(), last.text(),
-            curve.memory_slope.text(),
+            curve.factor, f"{curve.sizes[0]} to {curve.sizes[-1]}",
+            *(plus_minus(each, ".2f") for each in (curve.time_slope, last, curve.memory_slope)),
         ))
     columns = ("factor", "sizes", "exponent of time", "of time, last two sizes", "exponent of memory")
     return Sheet("Exponents", columns, rows)
@@ -289,7 +264,8 @@ def _draw(figure: Any, curves: Sequence[Curve]) -> None:
         ]
         ax.set(
             xscale="log", yscale="log", xlabel=names.get(curve.factor, curve.factor), ylabel="ms per step; MiB",
-            title=f"exponents: time {curve.time_slope.text()},\nmemory {curve.memory_slope.text()}",
+            title=f"exponents: time {plus_minus(curve.time_slope, '.2f')},\n"
+            f"memory {plus_minus(curve.memory_slope, '.2f')}",
         )
         ax.title.set_fontsize("medium")
         ax.set_xticks(curve.sizes, [str(size) for size in curve.sizes])
@@ -300,10 +276,7 @@ def _draw(figure: Any, curves: Sequence[Curve]) -> None:
         ax.remove()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("scaling", __doc__, configure, measure, arguments)
-
+main = partial(execute, "scaling", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

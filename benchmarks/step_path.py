@@ -12,15 +12,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+from benchmarks.harness import own_file
 from benchmarks.problems import decoder, embedded
 from benchmarks.report import Report, Sheet, execute
 from smc_bridge.engine.sampler import Sampler
 
-HERE = Path(__file__).resolve().parent.parent
 #: What is the project's own.
 PACKAGES = ("models", "smc_bridge")
 
@@ -40,10 +40,7 @@ class Call(NamedTuple):
 
 
 def _own(frame: FrameType | None) -> bool:
-    if frame is None:
-        return False
-    file = Path(frame.f_code.co_filename)
-    return file.is_relative_to(HERE) and file.relative_to(HERE).parts[0] in PACKAGES
+    return frame is not None and own_file(frame.f_code.co_filename, PACKAGES) is not None
 
 
 def traced(run: Callable[[], Any]) -> list[Call]:
@@ -93,9 +90,9 @@ def measure(options: argparse.Namespace) -> Report:
         raise ValueError(f"--method = {options.method}: is no program with steps; give one such as smc-4")
     state = sampler.step(sampler.start([prompt], seed=options.seed))
     calls = traced(lambda: sampler.step(state))
-    between = [call for call in calls if Path(call.function.co_filename).relative_to(HERE).parts[0] != "models"]
+    between = [call for call in calls if own_file(call.function.co_filename, ("smc_bridge",))]
     rows = [(name, *map(str, counts(which).values())) for name, which in (("all", calls), ("without models/", between))]
-    files = sorted({str(Path(call.function.co_filename).relative_to(HERE)) for call in calls})
+    files = sorted({str(own_file(call.function.co_filename, PACKAGES)) for call in calls})
     sheets = [
         Sheet(f"One step of {options.method}", ("", *counts(calls)), rows),
         Sheet("Files", ("file",), [(file,) for file in files]),
@@ -116,10 +113,7 @@ def _draw(files: Sequence[str], calls: Sequence[Call]) -> Callable[[Any], None]:
     return draw
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("step_path", __doc__, configure, measure, arguments)
-
+main = partial(execute, "step_path", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.harness import progress, ratios, spread, timed, turns
+from benchmarks.harness import over, over_rounds, progress, timed, turns
 from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, embedded, methods
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.analysis.bounds import ratio_per_token
@@ -42,8 +43,7 @@ WANTED_BATCH = 5.0
 CACHED = "+prefix"
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One method on one block of problems.
 
     Attributes:
@@ -88,21 +88,20 @@ def _right(task: Task, item: Item, result: Result, seed: int) -> bool:
     return result.alive and task.grade(result.sample(seed=seed), item.answer)
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """One method at one batch size over all blocks; None where a figure does not apply.
 
     Attributes:
-        rate: tokens per second.
-        ratio: the same over the baseline's.
-        per_dlm_forward: tokens per forward of the DLM.
+        tokens_per_second: its rate.
+        over_baseline: the same over the baseline's.
+        tokens_per_dlm_forward: tokens per forward of the DLM.
         accuracy: share of right answers.
         nats_per_token: KL bound per token, nats.
     """
 
-    rate: Estimate
-    ratio: Estimate
-    per_dlm_forward: float | None
+    tokens_per_second: Estimate
+    over_baseline: Estimate
+    tokens_per_dlm_forward: float | None
     accuracy: Estimate
     nats_per_token: float | None
 
@@ -114,19 +113,10 @@ class Figures:
         evidence = [z for run in runs for z in run.log_evidence or ()]
         drawn = [t for run in runs for t in run.drawn_tokens]
         return cls(
-            spread([run.rate for run in runs]), ratios([run.rate for run in runs], [run.rate for run in baseline]),
+            over_rounds(runs, "rate"), over(runs, baseline, "rate"),
             sum(tokens) / forwards if forwards else None, wilson(sum(run.right for run in runs), len(tokens)),
             ratio_per_token(evidence, drawn).value if evidence else None,
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        nats = self.nats_per_token
-        return {
-            "tokens_per_second": self.rate.plain(), f"over_{BASELINE}": self.ratio.plain(),
-            "tokens_per_dlm_forward": self.per_dlm_forward, "accuracy": self.accuracy.plain(),
-            "nats_per_token": nats if nats is None or math.isfinite(nats) else None,
-        }
 
 
 #: By method and batch size: a run for each block, and the figures of all blocks.
@@ -179,7 +169,7 @@ def measure(options: argparse.Namespace) -> Report:
             ))
             advance()
     found = {cell: Figures.of(runs[cell], runs[BASELINE, cell[1]]) for cell in cells}
-    gains = {name: over(runs, (name, max(batches)), (name, min(batches))) for name in chosen}
+    gains = {name: over(runs[name, max(batches)], runs[name, min(batches)], "rate") for name in chosen}
     sheets = [_sheet(found, chosen, batch, options) for batch in batches]
     if len(batches) > 1:
         sheets.append(Sheet(
@@ -187,8 +177,8 @@ def measure(options: argparse.Namespace) -> Report:
             [(name, gain.text(".2f")) for name, gain in gains.items()],
         ))
     data = {
-        "figures": [{"method": name, "batch": batch, **figures.to_dict()} for (name, batch), figures in found.items()],
-        "batch_gain": {name: gain.plain() for name, gain in gains.items()},
+        "figures": [{"method": name, "batch": batch, **figures._asdict()} for (name, batch), figures in found.items()],
+        "batch_gain": gains,
     }
     return Report(
         sheets, data, lambda figure: _draw(figure, found, chosen, batches),
@@ -196,31 +186,28 @@ def measure(options: argparse.Namespace) -> Report:
     )
 
 
-def over(runs: Runs, above: tuple[str, int], below: tuple[str, int]) -> Estimate:
-    """Ratio of two methods' tokens/s within each block."""
-    return ratios([run.rate for run in runs[above]], [run.rate for run in runs[below]])
-
-
 def verdicts(runs: Runs, found: Found, batches: Sequence[int]) -> list[Verdict]:
     """The figures that the project wants to reach, for the methods that were run (medians over blocks)."""
     out = []
-    slow = [name for name, batch in found if batch == 1 and found[name, 1].per_dlm_forward is None]
+    slow = [name for name, batch in found if batch == 1 and found[name, 1].tokens_per_dlm_forward is None]
     ar = found[slow[-1], 1] if slow else None
     for name, wanted in TABLE["over_baseline"].items():
         if (name, 1) in found:
-            out.append(Verdict(f"{name} at P = 1, tokens/s over {BASELINE}", found[name, 1].ratio.value, wanted))
+            gain = found[name, 1].over_baseline
+            out.append(Verdict(f"{name} at P = 1, tokens/s over {BASELINE}", gain.value, wanted))
             if ar is not None:
                 share = found[name, 1].accuracy.value / ar.accuracy.value if ar.accuracy.value else math.nan
                 out.append(Verdict(f"{name} at P = 1, accuracy over the AR model's", share, SHARE_OF_ACCURACY))
     if 1 in batches and 16 in batches:
         out.extend(
-            Verdict(f"{name}, tokens/s at P = 16 over P = 1", over(runs, (name, 16), (name, 1)).value, WANTED_BATCH)
+            Verdict(f"{name}, tokens/s at P = 16 over P = 1", gain.value, WANTED_BATCH)
             for name, batch in found if batch == 1 and is_program(name)
+            for gain in (over(runs[name, 16], runs[name, 1], "rate"),)
         )
     for name in methods(TABLE["over_ar"]):
         for other in slow:
             if (name, 1) in found:
-                gain = over(runs, (name, 1), (other, 1))
+                gain = over(runs[name, 1], runs[other, 1], "rate")
                 out.append(Verdict(f"{name} at P = 1, tokens/s over {other}", gain.value, 1.0))
     return out
 
@@ -236,8 +223,8 @@ def _sheet(found: Found, chosen: Sequence[str], batch: int, options: argparse.Na
     for name in chosen:
         figures = found[name, batch]
         rows.append((
-            name, figures.rate.text(".1f"), figures.ratio.text(".2f"),
-            "-" if figures.per_dlm_forward is None else f"{figures.per_dlm_forward:.2f}",
+            name, figures.tokens_per_second.text(".1f"), figures.over_baseline.text(".2f"),
+            "-" if figures.tokens_per_dlm_forward is None else f"{figures.tokens_per_dlm_forward:.2f}",
             figures.accuracy.times(100).text(".1f"),
             "-" if figures.nats_per_token is None else f"{figures.nats_per_token + 0.0:.2g}",
         ))
@@ -255,7 +242,7 @@ def _draw(figure: Any, found: Found, chosen: Sequence[str], batches: Sequence[in
     ax = figure.subplots()
     place = np.arange(len(chosen))
     for i, batch in enumerate(batches):
-        rates = [found[name, batch].rate for name in chosen]
+        rates = [found[name, batch].tokens_per_second for name in chosen]
         ax.errorbar(
             [rate.value for rate in rates], place + 0.2 * (i - (len(batches) - 1) / 2),
             xerr=np.transpose([rate.bars for rate in rates]), fmt="osD^v"[i % 5], capsize=2, label=f"P = {batch}",
@@ -270,10 +257,7 @@ def _draw(figure: Any, found: Found, chosen: Sequence[str], batches: Sequence[in
     figure.legend(loc="outside upper center", ncols=len(batches))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("throughput", __doc__, configure, measure, arguments)
-
+main = partial(execute, "throughput", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

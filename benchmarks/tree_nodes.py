@@ -12,23 +12,24 @@ ones for all; ratios are taken within a block.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.harness import Advance, progress, ratios, spread
-from benchmarks.problems import add_block_arguments, embedded
+from benchmarks.harness import over, over_rounds, progress
+from benchmarks.problems import add_block_arguments, in_blocks
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.commands.base import positive, share, whole
+from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.models.pairs import Pair
-from smc_bridge.tasks import Task
+from smc_bridge.result import Result
 
 #: V and M of every kernel, tokens.
 WINDOW, LOOKAHEAD = 32, 64
@@ -37,79 +38,72 @@ WINDOW, LOOKAHEAD = 32, 64
 WANTED = ((32, 1, 1.35), (128, 4, 1.4))
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A kernel and the size of its step.
+#: Kernels by name: what makes one of a size, the size's name, and the style and name of its curve.
+KERNELS: dict[str, tuple[Callable[[int], Kernel], str, str, str]] = {
+    "tree": (TreeWalk, "tree, {} nodes", "o-", "tree walk"),
+    "rejection": (lambda _: Rejection(), "rejection, K = {}", "s--", "token-level rejection"),
+    "block": (lambda _: BlockVerification(), "block, K = {}", "^:", "block verification"),
+}
+
+
+class Case(NamedTuple):
+    """A kernel and the size of its step, under one law.
 
     Attributes:
         kernel: its name.
         size: B, nodes of a tree, or K, drafts.
+        w: exponent of the DLM in the product of experts.
+        temperature: of the target.
     """
 
     kernel: str
     size: int
+    w: float
+    temperature: float
 
     @property
     def name(self) -> str:
         """Kernel and size, for the tables."""
-        return f"tree, {self.size} nodes" if self.kernel == "tree" else f"{self.kernel}, K = {self.size}"
-
-    def make(self) -> tuple[Kernel, int]:
-        """The kernel, and the number of lanes."""
-        if self.kernel == "tree":
-            return TreeWalk(self.size), 1
-        return (Rejection() if self.kernel == "rejection" else BlockVerification()), self.size
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One kernel under one law, a value for each block of problems.
-
-    Attributes:
-        shape: kernel and size.
-        w: exponent of the DLM in the product of experts.
-        temperature: of the target.
-        tokens: committed in a step.
-        nodes: positions of the AR model verified in a step.
-    """
-
-    shape: Shape
-    w: float
-    temperature: float
-    tokens: list[float]
-    nodes: list[float]
+        return KERNELS[self.kernel][1].format(self.size)
 
     @property
-    def per_node(self) -> list[float]:
-        """Tokens committed per AR node verified."""
-        return [tokens / nodes for tokens, nodes in zip(self.tokens, self.nodes, strict=True)]
+    def law(self) -> tuple[float, float]:
+        """The numbers that fix both laws: w and temperature."""
+        return self.w, self.temperature
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "kernel": self.shape.kernel, "size": self.shape.size, "w": self.w, "temperature": self.temperature,
-            "tokens_per_step": spread(self.tokens).plain(), "nodes_per_step": spread(self.nodes).plain(),
-            "tokens_per_node": spread(self.per_node).plain(),
-        }
+    def sampler(self, pair: Pair) -> Sampler:
+        """One particle with that kernel."""
+        kernel, lanes = KERNELS[self.kernel][0](self.size), 1 if self.kernel == "tree" else self.size
+        return smc(
+            pair, 1, lanes=lanes, w=self.w, kernel=kernel, temperature=self.temperature, window=WINDOW,
+            lookahead=LOOKAHEAD,
+        )
 
 
-def measure_cell(
-    shape: Shape, pair: Pair, task: Task, blocks: Sequence[Sequence[Sequence[int]]], *, w: float, temperature: float,
-    seed: int, advance: Advance,
-) -> Cell:
-    """Decode every block and count."""
-    kernel, lanes = shape.make()
-    sampler = smc(
-        pair, 1, lanes=lanes, w=w, kernel=kernel, temperature=temperature, window=WINDOW, lookahead=LOOKAHEAD,
-    )
-    tokens, nodes = [], []
-    for block in blocks:
-        results = sampler.run(block, seed=seed, max_new_tokens=task.max_new_tokens)
+class Run(NamedTuple):
+    """One case on one block of problems.
+
+    Attributes:
+        tokens_per_step: committed in a step.
+        nodes_per_step: positions of the AR model verified in a step.
+        tokens_per_node: tokens committed per AR node verified.
+    """
+
+    tokens_per_step: float
+    nodes_per_step: float
+    tokens_per_node: float
+
+    @classmethod
+    def of(cls, results: Sequence[Result]) -> Run:
+        """What was counted in the results of a block."""
+        tokens = sum(result.tokens for result in results)
         steps = sum(result.forwards.ar_forwards for result in results)
-        tokens.append(sum(result.tokens for result in results) / steps)
-        nodes.append(sum(result.forwards.ar_tokens for result in results) / steps)
-        advance()
-    return Cell(shape, w, temperature, tokens, nodes)
+        nodes = sum(result.forwards.ar_tokens for result in results)
+        return cls(tokens / steps, nodes / steps, tokens / nodes)
+
+
+#: By case: a run for each block of problems.
+Runs = dict[Case, list[Run]]
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
@@ -128,91 +122,87 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Every kernel under every law."""
-    pair, task, prompts = embedded(options.blocks * options.block)
-    blocks = [prompts[i : i + options.block] for i in range(0, len(prompts), options.block)]
-    shapes = [
-        *(Shape("tree", nodes) for nodes in options.nodes),
-        *(Shape(kernel, lanes) for kernel in ("rejection", "block") for lanes in options.lanes),
-    ]
+    pair, task, blocks = in_blocks(options)
     laws = [(w, temperature) for temperature in options.temperatures for w in options.w]
-    with progress("tree_nodes", len(laws) * len(shapes) * len(blocks)) as advance:
-        cells = [
-            measure_cell(
-                shape, pair, task, blocks, w=w, temperature=temperature, seed=options.seed, advance=advance,
-            )
-            for w, temperature in laws for shape in shapes
-        ]
-    found = {(cell.shape, cell.w, cell.temperature): cell for cell in cells}
+    sizes = [("tree", nodes) for nodes in options.nodes]
+    sizes += [(kernel, lanes) for kernel in ("rejection", "block") for lanes in options.lanes]
+    runs: Runs = {Case(*size, *law): [] for law in laws for size in sizes}
+    with progress("tree_nodes", len(runs) * len(blocks)) as advance:
+        for case, own in runs.items():
+            sampler = case.sampler(pair)
+            for block in blocks:
+                results = sampler.run(block, seed=options.seed, max_new_tokens=task.max_new_tokens)
+                own.append(Run.of(results))
+                advance()
     comparisons = [
-        (tree, linear, ratios(tree.tokens, linear.tokens), ratios(tree.per_node, linear.per_node))
-        for w, temperature in laws for nodes, lanes, _ in WANTED for kernel in ("rejection", "block")
-        if (tree := found.get((Shape("tree", nodes), w, temperature)))
-        and (linear := found.get((Shape(kernel, lanes), w, temperature)))
+        (tree, linear, over(runs[tree], runs[linear], "tokens_per_step"),
+         over(runs[tree], runs[linear], "tokens_per_node"))
+        for law in laws for nodes, lanes, _ in WANTED for kernel in ("rejection", "block")
+        if (tree := Case("tree", nodes, *law)) in runs and (linear := Case(kernel, lanes, *law)) in runs
     ]
-    sheets = [_sheet(cells, w, temperature) for w, temperature in laws]
+    sheets = [_sheet(runs, law) for law in laws]
     if comparisons:
         sheets.append(Sheet(
             "Tree walk over drafts of comparable cost",
             ("target temperature, w", "tree", "drafts", "tokens / step", "tokens / AR node"),
-            [(f"{tree.temperature:g}, {tree.w:g}", tree.shape.name, linear.shape.name, tokens.text(), per_node.text())
+            [(f"{tree.temperature:g}, {tree.w:g}", tree.name, linear.name, tokens.text(), per_node.text())
              for tree, linear, tokens, per_node in comparisons],
         ))
     verdicts = [
-        Verdict(f"{tree.shape.name} over {linear.shape.name}, w = {tree.w:g}, tokens per AR node", per_node.value,
-                next(wanted for nodes, _, wanted in WANTED if nodes == tree.shape.size))
-        for tree, linear, _, per_node in comparisons if tree.temperature == 1 and linear.shape.kernel == "rejection"
+        Verdict(f"{tree.name} over {linear.name}, w = {tree.w:g}, tokens per AR node", per_node.value,
+                next(wanted for nodes, _, wanted in WANTED if nodes == tree.size))
+        for tree, linear, _, per_node in comparisons if tree.temperature == 1 and linear.kernel == "rejection"
     ]
     return Report(
         sheets, {
-            "cells": [cell.to_dict() for cell in cells],
+            "cells": [
+                {**case._asdict(), **{name: over_rounds(own, name) for name in Run._fields}}
+                for case, own in runs.items()
+            ],
             "comparisons": [
-                {"w": tree.w, "temperature": tree.temperature, "tree": tree.shape.name, "drafts": linear.shape.name,
-                 "tokens_per_step": tokens.plain(), "tokens_per_node": per_node.plain()}
+                {"w": tree.w, "temperature": tree.temperature, "tree": tree.name, "drafts": linear.name,
+                 "tokens_per_step": tokens, "tokens_per_node": per_node}
                 for tree, linear, tokens, per_node in comparisons
             ],
         },
-        lambda figure: _draw(figure, cells, laws),
+        lambda figure: _draw(figure, runs, laws),
         size=(max(6.4, 3.6 * min(3, len(laws))), 3.3 * -(-len(laws) // 3) + 0.3),
         verdicts=verdicts,
     )
 
 
-def _sheet(cells: Sequence[Cell], w: float, temperature: float) -> Sheet:
+def _sheet(runs: Runs, law: tuple[float, float]) -> Sheet:
+    forms = dict.fromkeys(Run._fields, ".3g") | {"nodes_per_step": ".4g"}
     rows = [
-        (cell.shape.name, spread(cell.tokens).text(), spread(cell.nodes).text(".4g"),
-         spread(cell.per_node).text())
-        for cell in cells if (cell.w, cell.temperature) == (w, temperature)
+        (case.name, *(over_rounds(own, name).text(form) for name, form in forms.items()))
+        for case, own in runs.items() if case.law == law
     ]
     columns = ("kernel", "tokens / step", "AR nodes / step", "tokens / AR node")
-    return Sheet(f"Target temperature {temperature:g}, w = {w:g}", columns, rows)
+    return Sheet("Target temperature {1:g}, w = {0:g}".format(*law), columns, rows)
 
 
-def _draw(figure: Any, cells: Sequence[Cell], laws: Sequence[tuple[float, float]]) -> None:
+def _draw(figure: Any, runs: Runs, laws: Sequence[tuple[float, float]]) -> None:
     columns = min(3, len(laws))
     grid = figure.subplots(-(-len(laws) // columns), columns, squeeze=False, sharex=True).flatten()
-    marks = {"tree": ("o-", "tree walk"), "rejection": ("s--", "token-level rejection"),
-             "block": ("^:", "block verification")}
-    for ax, (w, temperature) in zip(grid, laws, strict=False):
-        for kernel, (style, label) in marks.items():
-            own = [c for c in cells if (c.shape.kernel, c.w, c.temperature) == (kernel, w, temperature)]
-            tokens = [spread(cell.tokens) for cell in own]
+    for ax, law in zip(grid, laws, strict=False):
+        for kernel, (_, _, style, label) in KERNELS.items():
+            own = [each for case, each in runs.items() if (case.kernel, case.law) == (kernel, law)]
+            tokens = [over_rounds(each, "tokens_per_step") for each in own]
             ax.errorbar(
-                [spread(cell.nodes).value for cell in own], [s.value for s in tokens],
+                [over_rounds(each, "nodes_per_step").value for each in own], [s.value for s in tokens],
                 yerr=np.transpose([s.bars for s in tokens]), fmt=style, label=label, capsize=2,
             )
         ax.set_xscale("log", base=2)
-        ax.set(title=f"target temperature {temperature:g}, w = {w:g}", xlabel="AR nodes per step",
+        ax.set(title="target temperature {1:g}, w = {0:g}".format(*law), xlabel="AR nodes per step",
                ylabel="tokens per step")
-        ax.set_ylim(0, 1.08 * max(max(c.tokens) for c in cells if (c.w, c.temperature) == (w, temperature)))
+        most = max(run.tokens_per_step for case, own in runs.items() if case.law == law for run in own)
+        ax.set_ylim(0, 1.08 * most)
     for ax in grid[len(laws):]:
         ax.remove()
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line (module docstring)."""
-    execute("tree_nodes", __doc__, configure, measure, arguments)
-
+main = partial(execute, "tree_nodes", __doc__, configure, measure)
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
 
 #: Half a 95 % interval of a normal variable, in standard errors.
 Z = 1.959963984540054
@@ -61,6 +64,23 @@ class Estimate:
         """Value, interval and n as plain data for JSON; what is not finite is None."""
         given = {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
         return {name: x if math.isfinite(x) else None for name, x in given.items()}
+
+
+def plain(value: Any) -> Any:
+    """Plain data for JSON: of a record its fields, of an estimate value and interval; None for what is not finite."""
+    if isinstance(value, Estimate):
+        return value.plain()
+    if is_dataclass(value):
+        value = vars(value)
+    elif isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def columns(name: str, found: Estimate | None) -> dict[str, float]:

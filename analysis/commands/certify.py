@@ -16,7 +16,7 @@ from smc_bridge.analysis.commands.common import (
     options,
 )
 from smc_bridge.analysis.workers import check_workers
-from smc_bridge.commands.base import Command, UsageError, check_writable, deliver, importing
+from smc_bridge.commands.base import Command, UsageError, check_writable, deliver, importing, level
 from smc_bridge.commands.prompts import described
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.tables import print_table
@@ -30,16 +30,6 @@ if TYPE_CHECKING:
 PROBLEMS = 100
 
 
-def _level(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"= {text}: give a confidence between 0 and 1, such as 0.95")
-    return value
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `certify`."""
     parser.add_argument(
@@ -49,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_experiment_arguments(parser, n=PROBLEMS, least=2, temperature=1.0, file=None)
     parser.add_argument(
-        "--level", type=_level, default=0.95,
+        "--level", type=level, default=0.95,
         help="confidence of the intervals, which another call may change (default: 0.95)",
     )
 

@@ -15,7 +15,7 @@ from smc_bridge.analysis.estimates import wilson
 from smc_bridge.analysis.store import Record
 from smc_bridge.certificate import certify
 from smc_bridge.display import PrintedTable
-from smc_bridge.estimate import Estimate, columns
+from smc_bridge.estimate import Estimate, columns, plain
 
 LEVEL = 0.95
 #: Fields of a row that carry an interval.
@@ -52,8 +52,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite are None, and an interval is its value and its ends."""
-        given = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: value.plain() if isinstance(value, Estimate) else _finite(value) for name, value in given.items()}
+        return {name: plain(value) for name, value in vars(self).items()}
 
     def flat(self) -> dict[str, Any]:
         """One entry a number: intervals as `NAME`, `NAME_low` and `NAME_high`; NaN for what does not apply."""
@@ -64,10 +63,6 @@ class Row:
                 item.name: math.nan if value is None else value
             }
         return out
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summarise(method: str, records: Sequence[Record]) -> Row:

@@ -8,7 +8,7 @@ import numpy as np
 
 from smc_bridge.analysis.plots.curves import By, Data, curves
 from smc_bridge.analysis.plots.labels import label
-from smc_bridge.analysis.plots.style import band, legend, looks, new_axes
+from smc_bridge.analysis.plots.style import band, legend, line, looks, new_axes
 
 
 def plot_cost(
@@ -37,9 +37,7 @@ def plot_cost(
     ax = new_axes(ax)
     for look, (name, curve) in zip(looks(len(lines)), lines.items(), strict=True):
         band(ax, curve.x, curve.low, curve.high, look.color)
-        ax.plot(
-            curve.x, curve.y, color=look.color, linestyle=look.linestyle, marker=look.marker, markersize=5, label=name
-        )
+        line(ax, curve.x, curve.y, look, name)
     values = np.concatenate([curve.y for curve in lines.values()])
     ax.set(xscale="log", xlabel=f"cost (c_D DLM {work} + c_A AR {work})")
     ax.set_ylabel(f"{y.replace('_', ' ')} ({unit})" if unit else label(y))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from smc_bridge.analysis.plots.curves import By, Curve, Data, curves
 from smc_bridge.analysis.plots.labels import label
-from smc_bridge.analysis.plots.style import Look, legend, looks, new_axes
+from smc_bridge.analysis.plots.style import Look, legend, line, looks, new_axes
 
 #: Nats per token are small; the axis counts them per this many tokens.
 PER, PER_TOKEN = 1000, ("kl_per_token", "nats_per_token")
@@ -164,6 +164,4 @@ def _line(ax: Any, name: str, curve: Curve, look: Look) -> None:
             curve.x[bars], curve.y[bars], xerr=reach[:, bars], fmt="none", ecolor=look.color, elinewidth=1, capsize=2,
             alpha=0.6,
         )
-    ax.plot(
-        curve.x, curve.y, color=look.color, linestyle=look.linestyle, marker=look.marker, markersize=5, label=name
-    )
+    line(ax, curve.x, curve.y, look, name)

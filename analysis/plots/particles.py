@@ -8,7 +8,7 @@ import numpy as np
 
 from smc_bridge.analysis.plots.curves import By, Curve, Data, curves
 from smc_bridge.analysis.plots.labels import label
-from smc_bridge.analysis.plots.style import MUTED, Look, band, legend, looks, new_axes, plain_ticks
+from smc_bridge.analysis.plots.style import MUTED, Look, band, legend, line, looks, new_axes, plain_ticks
 
 LABELS = {"tv": "total variation from the target", "bias": "absolute bias (units of f)"}
 
@@ -66,13 +66,10 @@ def _magnitude(curve: Curve) -> Curve:
 def _line(ax: Any, name: str, curve: Curve, look: Look, floor: float) -> None:
     above = curve.y > 0
     if not above.any() and not (curve.high > 0).any():
-        ax.plot([], [], color=look.color, linestyle=look.linestyle, marker=look.marker, label=f"{name} (0)")
+        line(ax, np.empty(0), np.empty(0), look, f"{name} (0)")
         return
     band(ax, curve.x, np.maximum(curve.low, floor / 10), np.maximum(curve.high, floor / 10), look.color)
-    ax.plot(
-        curve.x, np.where(above, curve.y, np.nan), color=look.color, linestyle=look.linestyle, marker=look.marker,
-        markersize=5, label=name,
-    )
+    line(ax, curve.x, np.where(above, curve.y, np.nan), look, name)
     lost = ~above & (curve.high > 0)
     if lost.any():
         ax.plot(

@@ -82,6 +82,11 @@ def looks(count: int) -> list[Look]:
     ]
 
 
+def line(ax: Any, x: npt.NDArray[Any], y: npt.NDArray[Any], look: Look, name: str, *, size: float = 5) -> None:
+    """Draw a line of that look with a marker of `size` points at each value; `name` is for the legend."""
+    ax.plot(x, y, color=look.color, linestyle=look.linestyle, marker=look.marker, markersize=size, label=name)
+
+
 def band(ax: Any, x: npt.NDArray[Any], low: npt.NDArray[Any], high: npt.NDArray[Any], color: str) -> None:
     """Shade an interval around a line, where there is one."""
     if np.isfinite(low).any() or np.isfinite(high).any():

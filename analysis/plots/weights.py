@@ -18,7 +18,7 @@ from scipy import stats
 from smc_bridge.analysis.effective_size import LogWeights
 from smc_bridge.analysis.local import LocalDivergences
 from smc_bridge.analysis.plots.curves import Array
-from smc_bridge.analysis.plots.style import INK, Look, band, legend, looks, new_axes
+from smc_bridge.analysis.plots.style import INK, Look, band, legend, line, looks, new_axes
 from smc_bridge.analysis.runs import Runs, as_runs
 from smc_bridge.analysis.variance import log_weight_variance, log_weights_before_selection, weight_variance
 from smc_bridge.result import Result
@@ -162,7 +162,7 @@ def _draw(ax: Any, name: str, look: Look, lines: Sequence[tuple[Array, Array, fl
     """One run as points, or the mean of several over whole tokens with its band; each is (x, y, y at 0)."""
     if len(lines) == 1:
         x, y, _ = lines[0]
-        ax.plot(x, y, color=look.color, linestyle=look.linestyle, marker=look.marker, markersize=4, label=name)
+        line(ax, x, y, look, name, size=4)
         return
     tokens = np.arange(math.ceil(max(float(x[-1]) for x, _, _ in lines)) + 1)
     values = np.array([np.interp(tokens, [0.0, *x], [start, *y]) for x, y, start in lines])

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smc_bridge.analysis.prices import Cost
-from smc_bridge.analysis.study.plan import Axes, check_axis, check_number, check_whole
+from smc_bridge.analysis.study.plan import Axes, check_axis, check_whole
+from smc_bridge.models.arguments import real_number
 from smc_bridge.models.tabular import ENUMERABLE
 
 
@@ -94,7 +95,7 @@ class Tabular:
                 check_whole(name, value, least)
         check_axis("noises", self.noises)
         for value in (*self.noises, self.concentration):
-            check_number("noises, concentration", value)
+            real_number("noises, concentration", value)
         if min(self.noises) < 0 or not self.concentration > 0:
             raise ValueError(
                 f"noises = {min(self.noises)}, concentration = {self.concentration}: give noises of at least 0 and a "

@@ -11,9 +11,7 @@ import numpy as np
 from smc_bridge.analysis.plots import plot_against_particles, plot_cost, plot_frontier
 from smc_bridge.analysis.plots.labels import label
 from smc_bridge.analysis.plots.style import band, legend, looks, new_axes
-from smc_bridge.analysis.study.config import Block, TabularPoint
-from smc_bridge.analysis.study.frame import WORK, pool
-from smc_bridge.analysis.study.plan import SETTING_COLUMNS
+from smc_bridge.analysis.study.frame import KEYS, WORK, pool
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,10 +72,7 @@ def samplers(pooled: pd.DataFrame, free: Sequence[str], needed: Sequence[str]) -
         needed: columns that must be finite.
     """
     rows = pooled[np.isfinite(pooled[list(needed)].to_numpy(dtype=np.float64)).all(axis=1)]
-    names = [
-        name for name in (*SETTING_COLUMNS, *TabularPoint._fields, *Block._fields)
-        if name in rows.columns and name not in free
-    ]
+    names = [name for name in KEYS if name in rows.columns and name not in free]
     telling = [name for name in names if name == "method" or rows[name].nunique(dropna=False) > 1]
     found = {}
     for _, group in rows.groupby(names, dropna=False, sort=False):

@@ -20,6 +20,7 @@ from typing import Any
 
 from smc_bridge.distributions.intermediate import Intermediate, check_w
 from smc_bridge.distributions.shaping import check_temperature
+from smc_bridge.models.arguments import real_number, whole_number
 from smc_bridge.models.pairs import Pair
 from smc_bridge.names import INTERMEDIATES, idle
 from smc_bridge.registry import Spelled, spelled
@@ -112,10 +113,10 @@ class Axes:
             for value in getattr(self, name) or ():
                 check_whole(name, value, least)
         for w in self.w or ():
-            check_number("w", w)
+            real_number("w", w)
             check_w(w)
         for value in self.temperatures or ():
-            check_number("temperatures", value)
+            real_number("temperatures", value)
             check_temperature(value, name="temperatures")
         # Whether 1 was written as 1 or as 1.0 makes no other study.
         for name in ("w", "temperatures"):
@@ -178,11 +179,4 @@ def check_axis(name: str, values: tuple[Any, ...]) -> None:
 
 def check_whole(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} = {value}: give whole numbers of at least {least}")
-
-
-def check_number(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a number."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{name} = {value!r}: give numbers")
+    whole_number(name, value, least=least, most=None, remedy=f"give whole numbers of at least {least}")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from smc_bridge.analysis.study.config import Block, TabularPoint
-from smc_bridge.analysis.study.frame import pool
-from smc_bridge.analysis.study.plan import SETTING_COLUMNS
+from smc_bridge.analysis.study.frame import KEYS, pool
 from smc_bridge.display import PrintedTable
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ def render(frame: pd.DataFrame, *, title: str = "") -> PrintedTable:
         "law of one draw from a run's weights; bias: of the estimated probability of the likeliest sequence",
     )
     named = [
-        name for name in (*SETTING_COLUMNS, *TabularPoint._fields, *Block._fields)
+        name for name in KEYS
         if name in pooled.columns and (name == "method" or len({_text(row[name]) for row in rows}) > 1)
     ]
     figures = [each for each in FIGURES if each[0] in pooled.columns and any(_known(row[each[0]]) for row in rows)]

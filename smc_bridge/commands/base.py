@@ -125,6 +125,11 @@ def mass(text: str) -> float:
     return _number(text, lambda x: 0 < x <= 1, "a number in (0, 1]")
 
 
+def level(text: str) -> float:
+    """Argument type: a confidence in (0, 1)."""
+    return _number(text, lambda x: 0 < x < 1, "a confidence between 0 and 1, such as 0.95")
+
+
 def positives(text: str) -> tuple[float, ...]:
     """Argument type: positive numbers with commas between them."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pyro
 import torch
@@ -23,7 +23,7 @@ from smc_bridge.plugins import texts_of
 from smc_bridge.prefix import Prefix
 from smc_bridge.pyro_program.block import target_block
 from smc_bridge.pyro_program.filter import EvidenceSMCFilter, innermost
-from smc_bridge.pyro_program.program import BridgeProgram, Meter
+from smc_bridge.pyro_program.program import BridgeProgram
 from smc_bridge.pyro_program.stopped import stopped_length
 from smc_bridge.randomness import Randomness
 from smc_bridge.requests import check_prompts, check_tokens
@@ -72,7 +72,7 @@ def run_program(
     records: list[StepRecord] = []
     uncovered: int | None = None
     while bool((~smc.state["done"].cpu() & (smc.log_weights > -torch.inf)).any()):
-        before, begun = replace(program.meter), smc.state["length"].clone()
+        before, begun = program.meter, smc.state["length"].clone()
         smc.step(len(records))
         if uncovered is None and (uncovered := _uncovered(smc, program, len(records), begun - len(prompt))) is not None:
             tell(sampler, uncovered)
@@ -81,7 +81,7 @@ def run_program(
     tokens, length = smc.state["tokens"].tolist(), smc.state["length"].tolist()
     return _result(
         sampler, prompt, [row[start:n] for row, n in zip(tokens, length, strict=True)], smc.log_weights.tolist(),
-        meter=program.meter, seconds=time.perf_counter() - started, trace=records, seed=seed,
+        forwards=program.meter, seconds=time.perf_counter() - started, trace=records, seed=seed,
         reasons=[] if uncovered is None else [uncovered_reason(sampler, uncovered)],
     )
 
@@ -95,7 +95,7 @@ def _uncovered(smc: EvidenceSMCFilter, program: BridgeProgram, step: int, begun:
     law, block = innermost(site["fn"]), site["value"]
     length = stopped_length(block)
     known = block.masked_fill(torch.arange(block.shape[-1], device=block.device) >= length[:, None], 0)
-    meter = replace(program.meter)  # a look at laws that were computed is no forward of the program
+    meter = program.meter  # a look at laws that were computed is no forward of the program
     first = first_uncovered(Dense(law.intermediate.along(known)), Dense(law.base.along(known)), known, length)
     program.meter = meter
     if first is None:
@@ -103,7 +103,7 @@ def _uncovered(smc: EvidenceSMCFilter, program: BridgeProgram, step: int, begun:
     return int((begun + first)[first < block.shape[-1]].min())
 
 
-def _record(smc: EvidenceSMCFilter, step: int, before: Meter, after: Meter) -> StepRecord:
+def _record(smc: EvidenceSMCFilter, step: int, before: Forwards, after: Forwards) -> StepRecord:
     done = smc.history[-1]
     length = stopped_length(smc.model_trace.nodes[f"block_{step}"]["value"]).cpu()
     own = smc.model_trace.nodes[f"accepted_{step}"]["value"].cpu()
@@ -124,7 +124,7 @@ def _seed_everything(seed: int, prompt: Sequence[int]) -> None:
 
 
 def _result(
-    sampler: Sampler, prompt: list[int], sequences: list[list[int]], log_weights: list[float], *, meter: Meter,
+    sampler: Sampler, prompt: list[int], sequences: list[list[int]], log_weights: list[float], *, forwards: Forwards,
     seconds: float, trace: list[StepRecord], seed: int | None, reasons: Sequence[str] = (),
 ) -> Result:
     reasons = [*sampler.why_improper(), *reasons]
@@ -132,7 +132,7 @@ def _result(
         prompt=prompt, sequences=sequences, log_weights=log_weights,
         texts=texts_of(sampler.detokenize, sequences),
         method=sampler.name, proper=not reasons, reasons=reasons,
-        has_potential=sampler.target.potential is not None, forwards=Forwards(**asdict(meter)), seconds=seconds,
+        has_potential=sampler.target.potential is not None, forwards=forwards, seconds=seconds,
         trace=trace, settings={} if seed is None else {"seed": seed, "stream": Role.PYRO.value},
     )
 
@@ -251,5 +251,5 @@ def importance_baseline(
     sequences = [trace.nodes["_RETURN"]["value"].tolist() for trace in posterior.exec_traces]
     return _result(
         plain, program.prompt_prefix.lists()[0], sequences, [float(w) for w in posterior.log_weights],
-        meter=program.meter, seconds=time.perf_counter() - started, trace=[], seed=seed,
+        forwards=program.meter, seconds=time.perf_counter() - started, trace=[], seed=seed,
     )

@@ -9,7 +9,7 @@ Shapes: N particles, V window, M positions of marginals, A alphabet size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyro
@@ -26,6 +26,7 @@ from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.pyro_program.block import Block, LastCall, intermediate_block, proposal_block
 from smc_bridge.pyro_program.stopped import StoppedPrefix, stopped_length
+from smc_bridge.result import Forwards
 
 
 class ProgramState(NamedTuple):
@@ -71,23 +72,6 @@ class Laws(NamedTuple):
     offset: Tensor
 
 
-@dataclass
-class Meter:
-    """Calls that a program made of its models.
-
-    Attributes:
-        dlm_forwards, ar_forwards: forwards of either model.
-        dlm_rows, ar_rows: rows in them.
-        ar_tokens: tokens scored by the AR model.
-    """
-
-    dlm_forwards: int = 0
-    dlm_rows: int = 0
-    ar_forwards: int = 0
-    ar_rows: int = 0
-    ar_tokens: int = 0
-
-
 class BridgeProgram:
     """Pyro model and guide of a sampler on one prompt (package docstring).
 
@@ -119,7 +103,8 @@ class BridgeProgram:
         self.sampler = sampler
         self.kernel = sampler.kernel
         self.proposal = sampler.proposal
-        self.meter = Meter()
+        #: Calls of the models so far.
+        self.meter = Forwards()
         first = replace(sampler, particles=1).start([prompt], max_new_tokens=max_new_tokens)
         self.prompt_prefix = first.prefix
         self.limit = first.limit
@@ -163,9 +148,8 @@ class BridgeProgram:
 
         def conditional(rows: Tensor, block: Tensor) -> Tensor:
             """`log p` along the blocks of these rows, one metered forward."""
-            self.meter.ar_forwards += 1
-            self.meter.ar_rows += block.shape[0]
-            self.meter.ar_tokens += block.numel()
+            scored = Forwards(ar_forwards=1, ar_rows=block.shape[0], ar_tokens=block.numel())
+            self.meter = Forwards.total([self.meter, scored])
             return self.sampler.target.log_probs(session.score(rows, block))
 
         p = Block(LastCall(conditional), rows, window=q.window, vocab_size=q.vocab_size)
@@ -183,8 +167,7 @@ class BridgeProgram:
         canvas = torch.where(column < width[:, None], MASKED, ABSENT)
         session = self.proposal.model.session(state.tokens[scored].clamp_min(0), state.length[scored])
         fresh = session.score(torch.arange(scored.numel(), device=width.device), canvas)
-        self.meter.dlm_forwards += 1
-        self.meter.dlm_rows += scored.numel()
+        self.meter = Forwards.total([self.meter, Forwards(dlm_forwards=1, dlm_rows=scored.numel())])
         size = max(fresh.shape[1], state.logits.shape[1])
         fresh, old = (
             torch.nn.functional.pad(x, (0, 0, 0, size - x.shape[1])) for x in (fresh, state.logits.to(fresh.dtype))

@@ -14,8 +14,8 @@ from torch import Tensor
 from smc_bridge.engine.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic, UniformResampler
 from smc_bridge.engine.weights import normalised
 from smc_bridge.randomness import Randomness, Stream
-from smc_bridge.sampling import Drawable, dense
-from smc_bridge.testing.enumeration import NotEnumerableError
+from smc_bridge.sampling import Drawable
+from smc_bridge.testing.enumeration import ListingSource
 
 
 class Branches:
@@ -72,7 +72,7 @@ class Branches:
         return run, path, slot + 1
 
 
-class BranchingSource:
+class BranchingSource(ListingSource):
     """A `Source` whose row r draws on the path of run `runs[r]`."""
 
     def __init__(self, branches: Branches, runs: Tensor) -> None:
@@ -82,48 +82,19 @@ class BranchingSource:
         """See `Source.select`: nothing is drawn for other rows."""
         return BranchingSource(self.branches, self.runs[rows])
 
-    def categorical(self, log_probs: Tensor | Drawable) -> Tensor:
-        """Each row's token on its run's path, `[R, ...]` (`Source.categorical`)."""
-        return self._drawn(dense(log_probs).double().exp(), self.runs)
-
-    def bernoulli(self, probability: Tensor) -> Tensor:
-        """Each row's outcome on its run's path, BoolTensor `[R, ...]` (`Source.bernoulli`)."""
-        p = probability.double().clamp(0.0, 1.0)
-        return self._drawn(torch.stack([1.0 - p, p], -1), self.runs).bool()
-
-    def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
-        """Successive trials on each run's path, `[R, ...]` each (`Source.bernoulli_stream`)."""
-        return self.bernoulli
-
     def categorical_stream(self, steps: int) -> Stream:
         """Successive draws on each run's path (`Source.categorical_stream`)."""
 
         def draw(log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
-            return self._drawn(dense(log_probs).double().exp(), self.runs if rows is None else self.runs[rows])
+            return (self if rows is None else self.select(rows)).categorical(log_probs)
 
         return draw
 
-    def _drawn(self, laws: Tensor, runs: Tensor) -> Tensor:
+    def drawn(self, laws: Tensor) -> Tensor:
+        """Each row's outcomes on its run's path (`ListingSource.drawn`)."""
         flat = laws.reshape(-1, laws.shape[-1])
-        return self.branches.choose(runs.repeat_interleave(flat.shape[0] // max(1, runs.numel())), flat).reshape(
-            laws.shape[:-1]
-        )
-
-    def uniform(self, size: tuple[int, ...]) -> Tensor:
-        """Refused: a continuous variable has no list of outcomes.
-
-        Raises:
-            NotEnumerableError: always.
-        """
-        raise NotEnumerableError(f"a uniform of size {size}: draw through bernoulli or categorical")
-
-    def exponential(self, size: tuple[int, ...]) -> Tensor:
-        """Refused: a continuous variable has no list of outcomes.
-
-        Raises:
-            NotEnumerableError: always.
-        """
-        raise NotEnumerableError(f"an exponential of size {size} has no outcomes to list")
+        runs = self.runs.repeat_interleave(flat.shape[0] // max(1, self.runs.numel()))
+        return self.branches.choose(runs, flat).reshape(laws.shape[:-1])
 
 
 class BranchingResampler:

@@ -14,6 +14,7 @@ that has another outcome. The probabilities of the paths sum to one, and the wei
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -30,8 +31,45 @@ class NotEnumerableError(Exception):
     """The code draws a continuous variable, whose outcomes cannot be listed."""
 
 
-class EnumeratingSource:
-    """Implements `smc_bridge.randomness.Source` for discrete draws, whatever the number of rows.
+class ListingSource(ABC):
+    """A `smc_bridge.randomness.Source` of discrete draws, each of which is one of a list of outcomes."""
+
+    @abstractmethod
+    def drawn(self, laws: Tensor) -> Tensor:
+        """An outcome of each of the laws `[R, ..., A]`, float64, which need not be normalised: `[R, ...]`."""
+
+    def bernoulli(self, probability: Tensor) -> Tensor:
+        """Trials, BoolTensor `[R, ...]` (`Source.bernoulli`)."""
+        p = probability.double().clamp(0.0, 1.0)
+        return self.drawn(torch.stack([1.0 - p, p], -1)).bool()
+
+    def categorical(self, log_probs: Tensor | Drawable) -> Tensor:
+        """Tokens, `[R, ...]` (`Source.categorical`)."""
+        return self.drawn(dense(log_probs).double().exp())
+
+    def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
+        """Successive trials, `[R, ...]` each (`Source.bernoulli_stream`)."""
+        return self.bernoulli
+
+    def uniform(self, size: tuple[int, ...]) -> Tensor:
+        """Refused: a continuous variable has no list of outcomes.
+
+        Raises:
+            NotEnumerableError: always.
+        """
+        raise NotEnumerableError(f"a uniform of size {size}: draw through bernoulli or categorical")
+
+    def exponential(self, size: tuple[int, ...]) -> Tensor:
+        """Refused: a continuous variable has no list of outcomes.
+
+        Raises:
+            NotEnumerableError: always.
+        """
+        raise NotEnumerableError(f"an exponential of size {size} has no outcomes to list")
+
+
+class EnumeratingSource(ListingSource):
+    """All draws, of whatever row, are successive branches of one path.
 
     Args:
         path: which possible outcome each draw takes; draws past its end take the first, and are appended.
@@ -62,20 +100,11 @@ class EnumeratingSource:
             path.pop()
         return [*path[:-1], path[-1] + 1] if path else None
 
-    def bernoulli(self, probability: Tensor) -> Tensor:
-        """Trials on the path, one after the other, BoolTensor `[R, ...]` (`Source.bernoulli`)."""
-        drawn = [self.choose([1.0 - p, p]) for p in probability.double().flatten().tolist()]
-        return torch.tensor(drawn, dtype=torch.bool).reshape(probability.shape)
-
-    def categorical(self, log_probs: Tensor | Drawable) -> Tensor:
-        """Tokens on the path, one after the other, `[R, ...]` (`Source.categorical`)."""
-        laws = dense(log_probs).double().exp().reshape(-1, log_probs.shape[-1])
-        drawn = [self.choose((law / law.sum()).tolist()) for law in laws]
-        return torch.tensor(drawn, dtype=torch.long).reshape(log_probs.shape[:-1])
-
-    def bernoulli_stream(self, steps: int) -> Callable[[Tensor], Tensor]:
-        """Successive trials on the path, `[R, ...]` each (`Source.bernoulli_stream`)."""
-        return self.bernoulli
+    def drawn(self, laws: Tensor) -> Tensor:
+        """Outcomes on the path, one law after the other (`ListingSource.drawn`)."""
+        flat = laws.reshape(-1, laws.shape[-1])
+        found = [self.choose(law) for law in (flat / flat.sum(-1, keepdim=True)).tolist()]
+        return torch.tensor(found, dtype=torch.long).reshape(laws.shape[:-1])
 
     def categorical_stream(self, steps: int) -> Stream:
         """Successive draws on the path (`Source.categorical_stream`)."""
@@ -90,22 +119,6 @@ class EnumeratingSource:
     def select(self, rows: Tensor) -> EnumeratingSource:
         """See `Source.select`: nothing is drawn for other rows."""
         return self
-
-    def uniform(self, size: tuple[int, ...]) -> Tensor:
-        """Refused: a continuous variable has no list of outcomes.
-
-        Raises:
-            NotEnumerableError: always.
-        """
-        raise NotEnumerableError(f"a uniform of size {size}: draw through bernoulli or categorical")
-
-    def exponential(self, size: tuple[int, ...]) -> Tensor:
-        """Refused: a continuous variable has no list of outcomes.
-
-        Raises:
-            NotEnumerableError: always.
-        """
-        raise NotEnumerableError(f"an exponential of size {size} has no outcomes to list")
 
 
 def outcomes(run: Callable[[EnumeratingSource], T]) -> Iterator[tuple[float, T]]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import profile
-from benchmarks.bias_vs_particles import ToyPair
-from benchmarks.harness import interleaved, ratios, spread
+from benchmarks.bias_vs_particles import toy_pair
+from benchmarks.harness import HERE, interleaved, ratios, spread
 from benchmarks.memory import peak_bytes
 from benchmarks.overhead_arithmetic import MockStep, blocks
 from benchmarks.replay import Tape, observe, replay
@@ -18,9 +20,17 @@ from benchmarks.scaling import slope
 from smc_bridge.methods.poe_bridge import smc
 
 
+@dataclass(frozen=True)
+class Toy:
+    """A pair whose models can be replaced."""
+
+    dlm: Any
+    ar: Any
+
+
 @pytest.fixture
-def toy() -> ToyPair:
-    return ToyPair.make()
+def toy() -> Any:
+    return Toy(*toy_pair())
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -64,7 +74,7 @@ def test_peak_counts_buffers_inside_of_operations() -> None:
     assert peak >= logits.numel() * 4, peak
 
 
-def test_observed_run_is_the_same_run_and_its_replay_makes_the_same_calls(toy: ToyPair) -> None:
+def test_observed_run_is_the_same_run_and_its_replay_makes_the_same_calls(toy: Any) -> None:
     plain = smc(toy, 3, lanes=2, window=3, lookahead=4).run([[0], [2, 0]], seed=5, max_new_tokens=3)
     tape = Tape()
     watched = smc(observe(toy, tape), 3, lanes=2, window=3, lookahead=4).run([[0], [2, 0]], seed=5, max_new_tokens=3)
@@ -79,7 +89,7 @@ def test_observed_run_is_the_same_run_and_its_replay_makes_the_same_calls(toy: T
             assert torch.equal(a, b)
 
 
-def test_replay_refuses_a_tape_without_arguments(toy: ToyPair) -> None:
+def test_replay_refuses_a_tape_without_arguments(toy: Any) -> None:
     with pytest.raises(ValueError, match="keep"):
         replay(toy, Tape(keep=False))
 
@@ -116,13 +126,13 @@ def test_spread_by_hand() -> None:
 def test_slope_recovers_a_power_law_and_its_error() -> None:
     sizes = [1.0, 2.0, 4.0, 8.0]
     exact = slope(sizes, [5 * n**1.5 for n in sizes])
-    assert exact.exponent == pytest.approx(1.5)
+    assert exact.value == pytest.approx(1.5)
     assert exact.error == pytest.approx(0.0, abs=1e-12)
     # Residuals (e, -e, -e, e) leave the slope alone; its error is sqrt(4 e^2 / 2 / sum (x - mean)^2).
     e = 0.1
     bent = slope(sizes, [n * math.exp(s * e) for n, s in zip(sizes, (1, -1, -1, 1), strict=True)])
     spread = math.log(2) ** 2 * 5
-    assert (bent.exponent, bent.error) == pytest.approx((1.0, math.sqrt(2 * e * e / spread)))
+    assert (bent.value, bent.error) == pytest.approx((1.0, math.sqrt(2 * e * e / spread)))
     with pytest.raises(ValueError, match="at least two"):
         slope([1.0, 1.0], [1.0, 2.0])
 
@@ -140,12 +150,12 @@ def test_markdown_is_a_rectangle() -> None:
 
 
 def test_a_profile_counts_an_environment_inside_of_the_repository_among_the_libraries() -> None:
-    inside = f"{profile.HERE}/.venv/lib/site-packages"
+    inside = f"{HERE}/.venv/lib/site-packages"
     assert profile.part_of((f"{inside}/transformers/models/qwen2/modeling_qwen2.py", 1, "forward")) == "networks"
     assert profile.part_of((f"{inside}/torch/nn/modules/linear.py", 1, "forward")) == "networks"
     assert profile.part_of((f"{inside}/numpy/core.py", 1, "f")) == "other libraries"
-    assert profile.part_of((f"{profile.HERE}/models/rows.py", 1, "f")) == "sessions"
-    assert profile.part_of((f"{profile.HERE}/smc_bridge/engine/steps.py", 1, "f")) == "smc_bridge/engine/steps.py"
+    assert profile.part_of((f"{HERE}/models/rows.py", 1, "f")) == "sessions"
+    assert profile.part_of((f"{HERE}/smc_bridge/engine/steps.py", 1, "f")) == "smc_bridge/engine/steps.py"
 
 
 def test_a_profile_counts_every_moment_once() -> None:
