@@ -88,8 +88,8 @@ def test_the_title_tells_flags_only_where_the_spelling_leaves_them_open(
         (["--method", "ar"], "--method = 'ar': has no properly weighted particles; choose from "),
         (["--method", "smc-0"], "--method = 'smc-0': "),
         (["--method", "plain-is-4"], "--method = 'plain-is-4': "),
-        (["--method", "smc,resampler=ssp"], "--method = 'smc,resampler=ssp': certify resamples multinomially, which its "
-         "reverse bound is about; leave out resampler=ssp"),
+        (["--method", "smc,resampler=ssp"], "--method = 'smc,resampler=ssp': certify resamples multinomially, which "
+         "its reverse bound is about; leave out resampler=ssp"),
         (["--n", "1"], "--n = 1"),
         (["--level", "1"], "--level = 1"),
         (["--temperature", "0"], "--temperature = 0"),
