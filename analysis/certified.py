@@ -116,14 +116,20 @@ def certifying(
 
 
 def check_weighted(method: str) -> None:
-    """Raise ValueError unless a method's runs are particles with proper weights, which can retain a sequence."""
-    found = spelled(method).method
+    """Raise ValueError unless a method's runs are particles with proper weights, which can retain a sequence, and its
+    spelling leaves their resampling open."""
+    found = spelled(method)
     known = [
         each.name for each in METHODS.values()
         if each.proper and any(option.name == "particles" for option in each.options)
     ]
-    if found.name not in known:
+    if found.method.name not in known:
         raise ValueError(f"method = {method!r}: has no properly weighted particles; choose from {', '.join(known)}")
+    if (resampler := found.options.get("resampler", "multinomial")) != "multinomial":
+        raise ValueError(
+            f"method = {method!r}: certify resamples multinomially, which its reverse bound is about; leave out "
+            f"resampler={resampler}"
+        )
 
 
 def is_runs(record: Record) -> bool:

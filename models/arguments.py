@@ -6,6 +6,7 @@ Every violation is one line that names argument, value and remedy.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -16,8 +17,8 @@ MOST = 2**63 - 1
 
 
 def said(value: Any) -> str:
-    """A value for a message, on one line; a long one is cut."""
-    text = " ".join(repr(value).split())
+    """A value for a message, on one line; a long one is cut, and an object without a repr of its own has no address."""
+    text = " ".join(re.sub(r"<(?:function )?(?:[\w.<>]+\.)?(\w+)(?: object)? at 0x\w+>", r"\1", repr(value)).split())
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 

@@ -56,14 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     if settings.n < 2:
         raise UsageError(f"--prompts = {arguments.prompts}: has 1 prompt; an interval needs at least 2")
     use_free_cores()
-    title = (
-        f"{arguments.method} on {settings.n} problems of {described(task)}, target temperature "
-        f"{arguments.temperature:g}, w = {arguments.w:g}, seed {arguments.seed}"
-    )
     try:
         with certifying(
             settings, path=path, pair=models, task=task, level=arguments.level, **options(arguments)
         ) as found:
+            title = f"{arguments.method} on {settings.n} problems of {described(task)}, {settings.shared}"
             deliver(path, found.save, lambda out: print_table(out, render(found, title=title)))
     except KeyboardInterrupt as stop:
         return interrupted(stop, path, arguments, "parts are saved beside")

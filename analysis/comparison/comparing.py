@@ -64,17 +64,14 @@ class Comparison:
     def __repr__(self) -> str:
         s = self.settings
         return headed(
-            f"Comparison on {s.n} problems of {s.task!r}: target temperature {s.temperature:g}, w = {s.w:g}, "
-            f"seed {s.seed}",
+            f"Comparison on {s.n} problems of {s.task!r}: {s.shared}",
             [f"methods {', '.join(s.methods)}", "figures in .frame(), .table() and .rows"],
         )
 
     def table(self, task: str | None = None) -> PrintedTable:
         """The rows as a table that prints itself; `task` is what its title calls the task, by default its name."""
         s = self.settings
-        return render(self.rows, title=(
-            f"{task or s.task}: {s.n} problems, target temperature {s.temperature:g}, w = {s.w:g}, seed {s.seed}"
-        ))
+        return render(self.rows, title=f"{task or s.task}: {s.n} problems, {s.shared}")
 
     def frame(self) -> pd.DataFrame:
         """A data frame with a row for each method: the fields of `Row`, intervals as `NAME`, `NAME_low`, `NAME_high`.

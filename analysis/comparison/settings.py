@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from smc_bridge.analysis.study.config import Config, Prompts
-from smc_bridge.analysis.study.plan import Axes
+from smc_bridge.analysis.study.plan import Axes, check_methods
 from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.models.arguments import check_text, is_list, real_between, said, whole_number
 
@@ -57,6 +57,18 @@ class Settings:
             temperatures=(self.temperature,), seeds=(self.seed,),
         )
         return Config(axes, Prompts(self.task, self.n, self.batch))
+
+    @property
+    def shared(self) -> str:
+        """For titles: target temperature and w as far as methods read them and do not spell their own, and the seed."""
+        axes = self.study().axes
+        plan = list(zip(check_methods(axes.methods), axes.settings(), strict=True))
+        told = []
+        for name, words in (("temperature", "target temperature "), ("w", "w = ")):
+            if any(getattr(setting, name) is not None and name not in method.options for method, setting in plan):
+                where = " where not spelled" if any(name in method.options for method, _ in plan) else ""
+                told.append(f"{words}{getattr(self, name):g}{where}")
+        return ", ".join([*told, f"seed {self.seed}"])
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data for JSON."""

@@ -13,6 +13,8 @@ from smc_bridge.analysis.study.figures import distances, figures
 from smc_bridge.analysis.study.plan import MakeIntermediate, Setting, make_decoder
 from smc_bridge.analysis.study.sources import Limits, Problems, exact_law, tabular_pair
 from smc_bridge.decode import decode
+from smc_bridge.distributions.shaping import Shaping
+from smc_bridge.distributions.target import ARTarget
 from smc_bridge.models.pairs import Pair
 from smc_bridge.result import Result
 from smc_bridge.streams import Role, derived_seed, seeds_apart
@@ -95,8 +97,8 @@ class Laboratory:
         seconds = (time.perf_counter() - began) / len(results)
         found = {**work.key(), **figures(results), "seconds": seconds}
         if isinstance(work.point, TabularPoint):
-            temperature = 1.0 if work.setting.temperature is None else work.setting.temperature
-            return {**found, **distances(results, self._exact(work.point, temperature)), **self.answers(work, ())}
+            law = self.law(work.point, work.setting, decoder)
+            return {**found, **distances(results, law), **self.answers(work, ())}
         return {**found, **distances(results, None), **self.answers(work, results)}
 
     def limits(self, work: Work) -> Limits:
@@ -129,8 +131,21 @@ class Laboratory:
         assert isinstance(self.config.source, Tabular)
         return tabular_pair(point, self.config.source)
 
-    def _make_exact(self, point: TabularPoint, temperature: float) -> Result:
-        return exact_law(self._pair(point), point.length, temperature)
+    def law(self, point: TabularPoint, setting: Setting, decoder: Any) -> Result:
+        """The exact law of a decoder's own target; of one that has none, the AR law at its temperature."""
+        target, pair = getattr(decoder, "target", None), self._pair(point)
+        if not isinstance(target, ARTarget):
+            return self._exact(point, Shaping(1.0 if setting.temperature is None else setting.temperature))
+        if target.model is not pair.ar or target.potential is not None:
+            return exact_law(pair, point.length, target)
+        return self._exact(point, target.shaping)
+
+    def _make_exact(self, point: TabularPoint, law: Shaping) -> Result:
+        pair = self._pair(point)
+        target = ARTarget(
+            pair.ar, temperature=law.temperature, top_p=law.top_p, top_k=law.top_k, banned_ids=law.banned_ids
+        )
+        return exact_law(pair, point.length, target)
 
     def answers(self, work: Work, results: Sequence[Result]) -> dict[str, Any]:
         """One draw from each result's weights, whether it is right, and the problems' names; None without prompts.

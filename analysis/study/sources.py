@@ -49,11 +49,9 @@ def tabular_pair(point: TabularPoint, source: Tabular) -> Pair:
     return Numbered("tabular", dlm, ar, Numerals(), lambda tokenizer, text: list(tokenizer.encode(text)))
 
 
-def exact_law(pair: Pair, length: int, temperature: float) -> Result:
-    """The law of a tabular target, enumerated, as a `Result` with a sequence for each possible one."""
-    return oracle(
-        ARTarget(pair.ar, temperature=temperature), max_new_tokens=length, detokenize=pair.decode
-    )
+def exact_law(pair: Pair, length: int, target: ARTarget) -> Result:
+    """The law of a target on tabular models, enumerated, as a `Result` with a sequence for each possible one."""
+    return oracle(target, max_new_tokens=length, detokenize=pair.decode)
 
 
 class Limits(NamedTuple):

@@ -6,9 +6,9 @@ import argparse
 import re
 
 #: Arguments of the library that a command knows by another name, the first that it has.
-OTHER_NAMES = {
-    "proposal_temperature": ("lane_temperatures",), "weight": ("w",), "w": ("weight",), "path": ("json", "out"),
-}
+OTHER_NAMES = {"proposal_temperature": ("lane_temperatures",), "path": ("json", "out")}
+#: Where a message turns to the options of a method, which keep their names, for they are written in its spelling.
+OF_METHODS = re.compile(r"\w+ is no option of |; it has ")
 #: What a switch stands for in the library's words.
 SWITCHES = {"balance": "weight = balance"}
 
@@ -17,8 +17,10 @@ def in_flags(text: str, parser: argparse.ArgumentParser) -> str:
     """A message with the flags of a command in the place of the names of Python.
 
     `max_new_tokens = 0: ..` becomes `--max-new-tokens = 0: ..`; a name with an underscore is a name wherever it stands,
-    another one only before ` = `.
+    another one only before ` = `. Options of a method keep theirs.
     """
+    start = turn.start() if (turn := OF_METHODS.search(text)) else len(text)
+    text, options = text[:start], text[start:]
     flags = {}
     for action in parser._actions:  # argparse has no public list of them
         known = [option for option in action.option_strings if option.startswith("--")]
@@ -39,4 +41,4 @@ def in_flags(text: str, parser: argparse.ArgumentParser) -> str:
         text = re.sub(rf"{alone}(?= = )", flag, text)
         if "_" in name:
             text = re.sub(rf"{alone}(?![\w(=.'\"`/])", flag, text)
-    return text
+    return text + options

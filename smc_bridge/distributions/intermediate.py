@@ -149,7 +149,7 @@ def check_intermediate(name: str, value: object) -> None:
 
 def check_w(w: Any) -> float:
     """w as a number; ValueError unless it lies in [0, 1]."""
-    return float(real_between("w", w, 0.0, 1.0, remedy="the weight of the diffusion model lies in [0, 1]"))
+    return float(real_between("w", w, 0.0, 1.0, remedy="the exponent (or share) of the diffusion model lies in [0, 1]"))
 
 
 def _exponents(value: Any) -> float | Tensor:

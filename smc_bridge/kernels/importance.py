@@ -88,6 +88,9 @@ class OwnWeights:
 
     proper = lanewise = True
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
         """See `WeightRule.__call__`."""
         block, length = lanes.move.block, lanes.move.length
@@ -103,6 +106,9 @@ class BalanceHeuristic:
     """
 
     proper, lanewise = True, False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
     def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
         """See `WeightRule.__call__`."""

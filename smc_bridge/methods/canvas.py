@@ -22,7 +22,7 @@ from smc_bridge.decode import OnResult, Seat, decode
 from smc_bridge.describe import describe, name_of
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.methods.poe_bridge import check_pair
-from smc_bridge.methods.rules import AllAtOnce, CommitRule, Look, Order, Ordered, checked
+from smc_bridge.methods.rules import AllAtOnce, CommitRule, Look, Order, Ordered, Reconsider, check_rule, checked
 from smc_bridge.models.arguments import check_callable, check_text, said, whole_number
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, LanguageModel, ModelPair
 from smc_bridge.models.rows import reseat
@@ -81,8 +81,7 @@ class Canvas:
         check_callable("detokenize", self.detokenize, "a function of a list of ids")
         if self.span is not None:
             self.span = whole_number("span", self.span, remedy="open at least 1 place, a whole number, or None for all")
-        if isinstance(self.rule, type) or not callable(self.rule) or not hasattr(self.rule, "before_sampling"):
-            raise ValueError(f"rule = {said(self.rule)}: give a commit rule, such as Ordered()")
+        check_rule("rule", self.rule)
 
     @property
     def stream(self) -> Role:
@@ -225,7 +224,8 @@ def as_proposal(proposal: DLMProposal | ModelPair) -> DLMProposal:
 )
 def dlm(
     pair: ModelPair, *, tokens: int | None = 1, order: Order = "left_to_right", span: int | None = None,
-    lookahead: int | None = 256, temperature: float = 1.0, top_p: float = 1.0,
+    lookahead: int | None = 256, temperature: float = 1.0, top_p: float = 1.0, tempered: bool = True,
+    remask: int = 0,
 ) -> Canvas:
     """The diffusion model alone: some masked places are filled per forward.
 
@@ -237,16 +237,26 @@ def dlm(
         lookahead: masked places per forward, none for the whole continuation.
         temperature: of the law that tokens are drawn from.
         top_p: of that law.
+        tempered: whether the order reads that law, or the model's own, at temperature 1 and without truncation.
+        remask: least sure tokens that are masked again in each of the first 8 forwards.
     Raises:
-        ValueError: an argument out of range, or an order where all places are filled at once.
+        ValueError: an argument out of range, an order or remasking where all places are filled at once, or
+            `tempered = False` for an order by place.
     """
     check_pair(pair)
     if tokens is None and order != "left_to_right":
         raise ValueError(f"order = {said(order)} with tokens = None: all at once has no order; leave it out")
+    remask = whole_number("remask", remask, least=0, remedy="mask none again, or a whole number")
+    if tokens is None and remask:
+        raise ValueError(f"remask = {said(remask)} with tokens = None: nothing is left to fill; leave it out")
+    if not tempered and order == "left_to_right":
+        raise ValueError(f"tempered = {said(tempered)} with order = {order}, which reads no law: leave it out")
     proposal = DLMProposal(
         pair.dlm, temperature=temperature, top_p=top_p, lookahead=WHOLE if lookahead is None else lookahead
     )
-    rule = AllAtOnce() if tokens is None else Ordered(order, tokens)
+    rule: CommitRule = AllAtOnce() if tokens is None else Ordered(order, tokens, tempered)
+    if remask:
+        rule = Reconsider(rule, remask)
     open_at_once = lookahead if span is None and tokens is not None else span
     return Canvas(proposal, rule, open_at_once, "dlm", getattr(pair, "decode", None))
 

@@ -144,6 +144,13 @@ class Reconsider:
     tokens: int = 1
     forwards: int = 8
 
+    def __post_init__(self) -> None:
+        check_rule("rule", self.rule)
+        tokens = whole_number("tokens", self.tokens, remedy="mask at least 1 again, a whole number")
+        forwards = whole_number("forwards", self.forwards, remedy="reconsider in at least 1 forward, a whole number")
+        object.__setattr__(self, "tokens", tokens)  # the class is frozen
+        object.__setattr__(self, "forwards", forwards)
+
     @property
     def before_sampling(self) -> bool:
         """Whether `rule` decides before tokens are drawn."""
@@ -156,6 +163,12 @@ class Reconsider:
         least = doubt.topk(min(look.open.shape[1], self.tokens))
         again = torch.zeros_like(look.open).scatter(1, least.indices, least.values > -torch.inf)
         return Commit(self.rule(look).places, again)
+
+
+def check_rule(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a commit rule."""
+    if isinstance(value, type) or not callable(value) or not hasattr(value, "before_sampling"):
+        raise ValueError(f"{name} = {said(value)}: give a commit rule, such as Ordered()")
 
 
 def checked(rule: CommitRule, look: Look) -> Commit:

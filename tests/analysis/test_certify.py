@@ -65,12 +65,31 @@ def test_an_infinite_bound_can_be_saved(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("smc-2", "target temperature 1, w = 0.3, seed 0"),
+        ("smc,particles=2,w=0.7", "target temperature 1, seed 0"),
+        ("smc,particles=2,w=0.7,temperature=0.5,resampler=multinomial", "seed 0"),
+        ("speculative", "target temperature 1, seed 0"),
+    ],
+)
+def test_the_title_tells_flags_only_where_the_spelling_leaves_them_open(
+    toy: list[str], method: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*toy[:-1], method], commands=[command]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{method} on 6 problems of toy, {told}" in shown, shown
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--method", "released"], "--method = 'released': has no properly weighted particles; choose from "),
         (["--method", "ar"], "--method = 'ar': has no properly weighted particles; choose from "),
         (["--method", "smc-0"], "--method = 'smc-0': "),
         (["--method", "plain-is-4"], "--method = 'plain-is-4': "),
+        (["--method", "smc,resampler=ssp"], "--method = 'smc,resampler=ssp': certify resamples multinomially, which "
+         "its reverse bound is about; leave out resampler=ssp"),
         (["--n", "1"], "--n = 1"),
         (["--level", "1"], "--level = 1"),
         (["--temperature", "0"], "--temperature = 0"),

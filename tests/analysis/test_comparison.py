@@ -381,6 +381,21 @@ def test_a_comparison_shows_itself_in_a_few_lines() -> None:
     assert all(name in str(comparison.table()) for name in SETTINGS.methods)
 
 
+@pytest.mark.parametrize(
+    ("methods", "told"),
+    [
+        (("ar", "smc-3"), "target temperature 1, w = 0.3, seed 0"),
+        (("ar", "speculative"), "target temperature 1, seed 0"),
+        (("ar", "smc,w=0.7"), "target temperature 1, seed 0"),
+        (("smc", "smc,w=0.7"), "target temperature 1, w = 0.3 where not spelled, seed 0"),
+        (("ar", "smc,temperature=0.5"), "target temperature 1 where not spelled, w = 0.3, seed 0"),
+        (("ar,temperature=0.5", "dlm,temperature=0.5"), "seed 0"),
+    ],
+)
+def test_titles_say_what_holds_for_all(methods: tuple[str, ...], told: str) -> None:
+    assert Settings("toy", 5, methods, temperature=1.0).shared == told
+
+
 def test_only_programs_that_are_exact_by_construction_have_a_bound_of_zero() -> None:
     record: Record = {
         "runs": 3, "sequences": 1, "proper": True, "seconds": 1.0, "correct": [True] * 3, "log_evidences": [0.0] * 3,

@@ -17,7 +17,7 @@ import torch
 from smc_bridge import registry
 from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
 from smc_bridge.analysis.exact_law import oracle
-from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
+from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity, run_distance
 from smc_bridge.analysis.study import Axes, Config, Prompts, Tabular, load_study, pool, study
 from smc_bridge.analysis.study.cells import run_seed
 from smc_bridge.analysis.study.config import TabularPoint
@@ -25,6 +25,7 @@ from smc_bridge.analysis.study.drawing import plot_study
 from smc_bridge.analysis.study.frame import KEYS
 from smc_bridge.analysis.study.plan import Setting, make_decoder
 from smc_bridge.analysis.study.sources import Limits, tabular_pair
+from smc_bridge.decode import decode
 from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts, Target
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.tasks import Item
@@ -110,6 +111,22 @@ def test_exact_methods_have_no_distance() -> None:
     assert frame.exact.all()
     assert (frame[["kl_bound_high", "kl_per_token_high"]] == 0).all(axis=None)
     assert (pool(frame).kl_bound_high == 0).all()
+
+
+@pytest.mark.parametrize("method", [
+    "speculative,top_k=1", "speculative,top_p=0.6", "ar,top_k=1", "ar,temperature=0.5,top_p=0.6",
+])
+def test_the_exact_law_is_that_of_the_decoders_own_target(method: str) -> None:
+    [row] = study(methods=[method], particles=1, windows=3, tabular={"runs": 400}).itertuples()
+    assert row.run_tv < (1e-12 if "top_k=1" in method else 1), "one token each leaves one sequence"
+    setting = Setting(method, particles=1, lanes=1, window=3)
+    point = TabularPoint(3, 4, 1, 0.5)
+    pair = tabular_pair(point, Tabular())
+    sampler = make_decoder(setting, pair, Limits(4, 4, 3))
+    runs = decode(sampler, [()] * 400, seed=[run_seed(0, i) for i in range(400)], max_new_tokens=4)
+    exact = oracle(sampler.target, max_new_tokens=4, detokenize=pair.decode)
+    assert row.run_tv == pytest.approx(run_distance(runs, exact).value, abs=1e-12)
+    assert set(runs[0].posterior()) <= set(exact.posterior())
 
 
 def test_an_intermediate_of_ones_own_may_be_the_target() -> None:

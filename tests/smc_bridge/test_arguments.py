@@ -13,10 +13,11 @@ import torch
 from smc_bridge import Defensive, ProductOfExperts, paper, smc
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.weights import EssBelow
+from smc_bridge.kernels.importance import BalanceHeuristic, OwnWeights
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.ar import ar_sampling
 from smc_bridge.methods.canvas import diffusion
-from smc_bridge.models.arguments import real_number, whole_number
+from smc_bridge.models.arguments import real_number, said, whole_number
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -102,3 +103,11 @@ def test_numbers_are_numbers() -> None:
     for value in (True, None, "1", torch.ones(2)):
         with pytest.raises(ValueError, match="x = "):
             real_number("x", value)
+
+
+def test_no_message_has_an_address() -> None:
+    class Own:
+        pass
+
+    assert (repr(OwnWeights()), repr(BalanceHeuristic())) == ("OwnWeights()", "BalanceHeuristic()")
+    assert (said(Own()), said([Own(), run, 1])) == ("Own", "[Own, run, 1]")

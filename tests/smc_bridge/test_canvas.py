@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def test_the_least_sure_tokens_are_masked_again_while_a_row_is_young() -> None:
     assert commit.places.tolist() == [[False, False, True]]
     assert commit.remask is not None
     assert commit.remask.tolist() == [[False, True, False]]
-    old = Reconsider(Ordered(), forwards=0)(seen)
+    old = Reconsider(Ordered(), forwards=1)(replace(seen, step=seen.step + 1))
     assert old.remask is not None
     assert not old.remask.any()
 
@@ -137,6 +138,35 @@ def test_tokens_that_are_taken_back_cost_forwards_and_the_canvas_fills() -> None
 def test_a_rule_that_never_ends_is_stopped_by_name() -> None:
     with pytest.raises(ValueError, match=f"^rule Reconsider has not filled {LIMIT} places in {PATIENCE * LIMIT} forw"):
         decode(canvas(Reconsider(Ordered(), forwards=10**9)), PROMPTS, max_new_tokens=LIMIT)
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    ({"tokens": -1}, "tokens = -1: mask at least 1 again"), ({"tokens": 1.5}, "tokens = 1.5: "),
+    ({"forwards": 0}, "forwards = 0: reconsider in at least 1 forward"), ({"rule": Ordered}, "rule = <class "),
+    ({"rule": "entropy"}, "rule = 'entropy': give a commit rule"),
+])
+def test_bad_arguments_of_reconsider_are_refused(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(says)):
+        Reconsider(**arguments)
+
+
+def test_the_method_takes_tokens_back_and_orders_by_the_models_own_law_by_name() -> None:
+    def made(text: str) -> CommitRule:
+        decoder = spelled(text).make(toy_pair())
+        assert isinstance(decoder, Canvas)
+        [result] = decode(decoder, [[1]], seed=1, max_new_tokens=6)
+        assert result.complete
+        return decoder.rule
+
+    assert made("dlm,tokens=2,order=confidence,remask=1") == Reconsider(Ordered("confidence", 2), 1)
+    assert made("dlm,order=entropy,tempered=false") == Ordered("entropy", tempered=False)
+    for text, says in (
+        ("dlm-all,remask=1", "remask = 1 with tokens = None: nothing is left to fill"),
+        ("dlm,remask=-1", "remask = -1: mask none again, or a whole number"),
+        ("dlm,tempered=false", "tempered = False with order = left_to_right, which reads no law"),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(says)):
+            spelled(text).make(toy_pair())
 
 
 def rule_of(decide: Callable[[Look], Any]) -> CommitRule:

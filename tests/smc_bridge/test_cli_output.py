@@ -132,6 +132,11 @@ MESSAGES = {
     "proposal_temperature = 0: no": "--lane-temperatures = 0: no",
     "--seed = 1, window = 2 or x.window = 3, 'seed = 3'": "--seed = 1, --window = 2 or x.window = 3, 'seed = 3'",
     "path = 'r.json' cannot be written": "--json = 'r.json' cannot be written",
+    "weight = 'bal': did you mean balance?": "weight = 'bal': did you mean balance?",
+    "method = 'x': max_tokens is no option of smc: did you mean proposal_temperature? it has w, max_new_tokens":
+        "--method = 'x': max_tokens is no option of smc: did you mean proposal_temperature? it has w, max_new_tokens",
+    "w = 2 with method = ar, which has none: leave it out; it has proposal_temperature, top_p":
+        "--w = 2 with --method = ar, which has none: leave it out; it has proposal_temperature, top_p",
     "a window of 3 tokens, max_new_tokens(x), a.max_new_tokens": "a window of 3 tokens, max_new_tokens(x), "
     "a.max_new_tokens",
 }

@@ -264,7 +264,7 @@ def test_a_weight_that_is_none_is_refused(value: Any) -> None:
     laws: list[Callable[[Any], object]] = [ProductOfExperts, Mixture, lambda w: PowerMean(0.5, w)]
     laws += [] if value is None else [lambda w: paper(PAIR, w=w)]  # None is the preset's own
     for law in laws:
-        with pytest.raises(ValueError, match=r"^w = .*: the weight of the diffusion model lies in"):
+        with pytest.raises(ValueError, match=r"^w = .*: the exponent \(or share\) of the diffusion model lies in"):
             law(value)
     with pytest.raises(ValueError, match=r"^iterations = "):
         Chernoff(2.5)  # type: ignore[arg-type]
