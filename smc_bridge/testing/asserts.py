@@ -9,7 +9,7 @@ from typing import Any
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.methods.poe_bridge import smc
-from smc_bridge.models.arguments import called, confidence, said, whole_number
+from smc_bridge.models.arguments import called, confidence, real_between, said, whole_number
 from smc_bridge.testing.checking import check
 from smc_bridge.testing.finding import Finding, worst_of
 from smc_bridge.testing.kernel_laws import kernel_findings
@@ -32,7 +32,7 @@ def assert_proper(thing: Any, *, tolerance: float = EXACT, runs: int = 2_000, le
 
     Args:
         thing: one of these. What says `proper = False` of itself is refused.
-        tolerance: greatest gap of an enumeration that is put down to round-off; parts in float32 need more.
+        tolerance: greatest gap of an enumeration that is put down to round-off, in [0, 1]; parts in float32 need more.
         runs: of a program that draws continuous variables, instead of its outcomes.
         level: probability with which something right is refused by a comparison of draws.
     Raises:
@@ -48,6 +48,7 @@ def assert_proper(thing: Any, *, tolerance: float = EXACT, runs: int = 2_000, le
           resampler KeepsTheBest: 2 survivors have mean shares [1.0, 0.0, 0.0, 0.0] for weights [0.25, 0.25, 0.25, \
 0.25]; candidate 0 has 1, must have 0.25 (C6)
     """
+    tolerance = _gap("tolerance", tolerance)
     wrong = [finding for finding in _findings(thing, tolerance, runs, level) if finding.wrong]
     if wrong:
         raise AssertionError(f"{_name(thing)} is not proper:{_lines(wrong)}")
@@ -58,7 +59,7 @@ def assert_biased(thing: Any, *, least: float = 1e-6, runs: int = 2_000, level: 
 
     Args:
         thing: as for `assert_proper`.
-        least: gap that counts as a bias.
+        least: gap that counts as a bias, in [0, 1].
         runs, level: as for `assert_proper`; draws count as a bias if they refute the claim at this level.
     Raises:
         AssertionError: no bias is found. The message gives the greatest gap, and for draws the gap that they would have
@@ -69,9 +70,15 @@ def assert_biased(thing: Any, *, least: float = 1e-6, runs: int = 2_000, level: 
         >>> from smc_bridge.testing import mutants
         >>> assert_biased(mutants.KeepsTheBest())
     """
+    least = _gap("least", least)
     found = [finding for finding in _findings(thing, EXACT, runs, level) if finding.biases]
     if not any(finding.wrong and finding.gap >= least for finding in found):
         raise AssertionError(f"no bias of {_name(thing)} of at least {least:g} is found:{_lines(found)}")
+
+
+def _gap(name: str, value: Any) -> float:
+    """A gap as a number; ValueError unless it lies in [0, 1]: every comparison with NaN would be in favour."""
+    return real_between(name, value, 0.0, 1.0, remedy="give a number in [0, 1]")
 
 
 def _name(thing: Any) -> str:

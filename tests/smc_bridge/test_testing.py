@@ -190,6 +190,17 @@ def test_arguments_out_of_range_are_refused(options: dict[str, Any], says: str) 
         assert_proper(Rejection(), **options)
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1e-3, "a", None], ids=str)
+def test_a_gap_that_is_no_number_in_range_is_refused(wrong: Any) -> None:
+    """Comparisons with NaN hold of nothing, so that a mutant would pass."""
+    for ask in (
+        lambda: assert_proper(mutants.SharpenedDraft(), tolerance=wrong),
+        lambda: assert_biased(mutants.KeepsTheBest(), least=wrong),
+    ):
+        with pytest.raises(ValueError, match=r"^(tolerance|least) = .*: give a number in \[0, 1\]$"):
+            ask()
+
+
 @pytest.mark.parametrize("thing", [3, torch.zeros(1), lambda x: x], ids=["number", "tensor", "function"])
 def test_what_is_no_part_is_refused(thing: Any) -> None:
     with pytest.raises(ValueError, match="give a sampler, a kernel, a resampler, an intermediate or a weight rule"):
