@@ -47,7 +47,7 @@ class Worst(NamedTuple):
 
     @property
     def gap(self) -> float:
-        """`|found - expected|`."""
+        """How far the two are apart, `|found - expected|`."""
         return abs(self.found - self.expected)
 
     def __str__(self) -> str:
