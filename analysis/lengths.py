@@ -62,9 +62,7 @@ def block_statistics(results: Runs, *, survivors: bool = False) -> BlockStatisti
 
 def _offered(run: Result) -> Iterator[tuple[int, int]]:
     """(length, accepted) of every lane of every particle that grew."""
-    for record in run.trace:
-        for sizes, own in zip(record.length, record.accepted, strict=True):
-            yield from ((size, a) for size, a in zip(sizes, own, strict=True) if size > 0)
+    return ((length, accepted) for record in run.trace for length, accepted, _ in record.grown())
 
 
 def _committed(run: Result) -> Iterator[tuple[int, int]]:

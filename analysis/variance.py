@@ -70,17 +70,10 @@ def log_weight_variance_per_token(results: Runs) -> float:
     Returns:
         NaN if no lane grew; inf if a lane has weight zero.
     """
-    earned, length = [], []
-    for run in as_runs(results):
-        for record in run.trace:
-            for gains, sizes in zip(record.log_increments, record.length, strict=True):
-                for gain, size in zip(gains, sizes, strict=True):
-                    if size > 0:
-                        earned.append(gain)
-                        length.append(size)
-    if not length:
+    grown = [lane for run in as_runs(results) for record in run.trace for lane in record.grown()]
+    if not grown:
         return math.nan
-    d, tokens = np.asarray(earned), np.asarray(length, dtype=np.float64)
+    tokens, _, d = np.array(grown, dtype=np.float64).T
     if np.isinf(d).any():
         return math.inf
     drift = d.sum() / tokens.sum()

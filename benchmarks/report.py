@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from rich import box
-from rich.table import Table
 
 from benchmarks.harness import Machine, cores
 from smc_bridge.commands.base import LineParser, check_writable, console, whole
+from smc_bridge.display import PrintedTable
 from smc_bridge.estimate import Estimate, plain
 from smc_bridge.files import write_bytes, write_text
 from smc_bridge.models.extras import need
@@ -58,9 +58,9 @@ class Sheet:
     rows: Sequence[Sequence[str]]
     note: str = ""
 
-    def rich(self) -> Table:
+    def rich(self) -> PrintedTable:
         """The table as a rich one, for a terminal."""
-        table = Table(
+        table = PrintedTable(
             title=self.title, title_justify="left", caption=self.note or None, caption_justify="left",
             box=box.SIMPLE_HEAD,
         )
@@ -72,9 +72,7 @@ class Sheet:
 
     def markdown(self) -> str:
         """The table in Markdown, for a page."""
-        marks = ["---"] + ["---:"] * (len(self.columns) - 1)
-        lines = ["| " + " | ".join(row) + " |" for row in (self.columns, marks, *self.rows)]
-        return "\n".join([f"**{self.title}**", "", *lines, *(["", self.note] if self.note else [])])
+        return "\n\n".join([f"**{self.title}**", self.rich().markdown(), *([self.note] if self.note else [])])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ A run keeps its steps as tensors; a `Trace` turns them into records when somebod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
@@ -42,6 +42,13 @@ class StepRecord:
     ar_rows: int
     drafts: list[list[list[int]]] | None = None
     blocks: list[list[list[int]]] | None = None
+
+    def grown(self) -> Iterator[tuple[int, int, float]]:
+        """Length and accepted tokens of the block of every lane that grew, and the log weight that it earned, nats."""
+        lanes = zip(self.length, self.accepted, self.log_increments, strict=True)
+        for lane in (each for rows in lanes for each in zip(*rows, strict=True)):
+            if lane[0] > 0:
+                yield lane
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, as plain data for JSON."""

@@ -59,11 +59,7 @@ def plot_acceptance(results_by_name: Mapping[str, Runs], *, ax: Any = None) -> A
 
 def _accepted(name: str, runs: Runs) -> np.ndarray:
     """Accepted tokens of every block."""
-    values = [
-        own for run in as_runs(runs) for record in run.trace
-        for sizes, accepted in zip(record.length, record.accepted, strict=True)
-        for size, own in zip(sizes, accepted, strict=True) if size > 0
-    ]
+    values = [accepted for run in as_runs(runs) for record in run.trace for _, accepted, _ in record.grown()]
     if not values:
         raise ValueError(f"results_by_name[{name!r}] has no blocks: give runs with a trace")
     return np.asarray(values, dtype=np.int64)

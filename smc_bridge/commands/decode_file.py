@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,7 +109,7 @@ def run_decoder(
 
 def drawn(result: Result, *, seed: int) -> Any:
     """The text drawn from the weights; None if every weight is zero."""
-    return result.sample(seed=seed) if max(result.log_weights) > -math.inf else None
+    return result.sample(seed=seed) if result.alive else None
 
 
 def told(result: Result, item: Item, task: Task, *, seed: int) -> dict[str, Any]:
@@ -123,8 +122,7 @@ def told(result: Result, item: Item, task: Task, *, seed: int) -> dict[str, Any]
 
 def figures(result: Result) -> str:
     """Verdict, evidence, ESS, tokens and forwards of a result, on one line."""
-    alive = max(result.log_weights) > -math.inf
-    size = f"{result.ess if alive else 0.0:.2f} of {len(result.sequences)} particles"
+    size = f"{result.ess:.2f} of {len(result.sequences)} particles"
     worth = f"log Z {result.log_evidence:.4f} nats, ESS {size}" if result.proper else "not properly weighted"
     verdict = {True: "right, ", False: "wrong, "}.get(result.settings.get("correct"), "")  # type: ignore[arg-type]
     return (

@@ -43,15 +43,7 @@ def particle_table(result: Result) -> PrintedTable:
 
 def accepted_lengths(result: Result) -> tuple[float, list[float]]:
     """Accepted draft tokens of a lane: mean over all lanes, and mean of each step, tokens."""
-    per_step = [
-        [
-            accepted
-            for lengths, row in zip(record.length, record.accepted, strict=True)
-            for length, accepted in zip(lengths, row, strict=True)
-            if length > 0
-        ]
-        for record in result.trace
-    ]
+    per_step = [[accepted for _, accepted, _ in record.grown()] for record in result.trace]
     everything = [accepted for step in per_step for accepted in step]
     mean = sum(everything) / len(everything) if everything else math.nan
     return mean, [sum(step) / len(step) if step else math.nan for step in per_step]

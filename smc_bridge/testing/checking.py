@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,11 @@ class Worst(NamedTuple):
     sequence: tuple[int, ...]
     found: float
     expected: float
+
+    @property
+    def gap(self) -> float:
+        """How far the two are apart, `|found - expected|`."""
+        return abs(self.found - self.expected)
 
     def __str__(self) -> str:
         return f"sequence {self.sequence} has {self.found:.9g}, must have {self.expected:.9g}"
@@ -88,23 +93,8 @@ class Check:
         return "\n  ".join([head + blame, *where, *self.reasons])
 
 
-@dataclass(frozen=True)
-class _Found:
-    """One comparison with the exact law; `right` says whether it agrees."""
-
-    right: bool
-    worst: Worst
-    evidence: float
-    outcomes: int
-    p_value: float | None = None
-    detectable: float | None = None
-
-    @property
-    def gap(self) -> float:
-        return abs(self.worst.found - self.worst.expected)
-
-
-_Compare = Callable[[Seated], _Found]
+#: Compares a program with the exact law: a verdict on it alone, `part` and `reasons` left open.
+_Compare = Callable[[Seated], Check]
 
 
 def check(sampler: Sampler, *, runs: int = 2_000, level: float = 1e-4) -> Check:
@@ -156,47 +146,45 @@ def _checked(sampler: Sampler, runs: int, level: float) -> Check:
         ("resampler", resampler_fault(sampler.resampler, level=level) if sampler.resampler.proper else None),
     ):
         known += [(name, fault)] if fault else []
-    how, compare, found = _compared(sampler, runs, level)
-    seated, worst = max(found, key=lambda pair: (not pair[1].right, pair[1].gap))
+    compare, found = _compared(sampler, runs, level)
+    seated, worst = max(found, key=lambda pair: (not pair[1].proper, pair[1].gap))
     part = known[0][0] if known else None
     reasons = [reason for _, reason in known]
-    if not worst.right:
+    if not worst.proper:
         part = next((name for name, other in trusted(seated) if _right(compare, other)), part)
         if not reasons:
             few = seated.sampler.run([[]] * 64, seed=range(64), max_new_tokens=seated.limit)
             reasons = list(dict.fromkeys(reason for run in few for reason in run.reasons))
-    return Check(
-        worst.right and not known, worst.gap, worst.evidence, how, sum(one.outcomes for _, one in found), worst.p_value,
-        part, reasons, worst.worst, worst.detectable,
-    )
+    outcomes = sum(one.outcomes for _, one in found)
+    return replace(worst, proper=worst.proper and not known, outcomes=outcomes, part=part, reasons=reasons)
 
 
 def _right(compare: _Compare, one: Seated) -> bool:
     """Whether this program is right, as far as can be told."""
     try:
-        return compare(one).right
+        return compare(one).proper
     except NotEnumerableError:
         return False
 
 
-def _compared(sampler: Sampler, runs: int, level: float) -> tuple[str, _Compare, list[tuple[Seated, _Found]]]:
-    """By enumeration on the first world where that can be, or else by runs: how, the comparison, and all of them."""
+def _compared(sampler: Sampler, runs: int, level: float) -> tuple[_Compare, list[tuple[Seated, Check]]]:
+    """By enumeration on the first world where that can be, or else by runs: the comparison, and all of them."""
     for world in WORLDS:
-        def enumerated(one: Seated, most: int = world.outcomes) -> _Found:
+        def enumerated(one: Seated, most: int = world.outcomes) -> Check:
             found = enumerate_sampler(one.sampler, one.limit, most=most)
             worst, evidence = _gap(found.proper, exact_law(one.sampler.target, one.limit))
-            return _Found(abs(worst.found - worst.expected) < ROUND_OFF, worst, evidence, found.outcomes)
+            return Check(worst.gap < ROUND_OFF, worst.gap, evidence, "enumeration", found.outcomes, worst=worst)
 
         try:
-            return "enumeration", enumerated, [(one, enumerated(one)) for one in _all(sampler, world)]
+            return enumerated, [(one, enumerated(one)) for one in _all(sampler, world)]
         except NotEnumerableError:
             continue
 
-    def sampled(one: Seated) -> _Found:
+    def sampled(one: Seated) -> Check:
         return _sampled(one, runs, level)
 
     one = seat(sampler, WORLDS[0], particles=sampler.particles, lanes=sampler.lanes)
-    return "Monte Carlo", sampled, [(one, sampled(one))]
+    return sampled, [(one, sampled(one))]
 
 
 def _all(sampler: Sampler, world: World) -> list[Seated]:
@@ -208,11 +196,11 @@ def _gap(found: SequenceLaw, expected: SequenceLaw) -> tuple[Worst, float]:
     """Where the difference is greatest, and the ratio of the totals."""
     every = [Worst(s, found.get(s, 0.0), expected.get(s, 0.0)) for s in sorted({*found, *expected})]
     total = sum(expected.values())
-    worst = max(every, key=lambda one: abs(one.found - one.expected))
+    worst = max(every, key=lambda one: one.gap)
     return worst, sum(found.values()) / total if total else math.nan
 
 
-def _sampled(one: Seated, runs: int, level: float) -> _Found:
+def _sampled(one: Seated, runs: int, level: float) -> Check:
     """Means of `Z_hat sum_k W_k 1{x_k = s}` over runs against the exact law."""
     law = exact_law(one.sampler.target, one.limit)
     place = {s: i for i, s in enumerate(law)}
@@ -225,4 +213,6 @@ def _sampled(one: Seated, runs: int, level: float) -> _Found:
     p_value = mean_test(values, expected)
     worst, evidence = _gap(dict(zip(law, values.mean(0).tolist(), strict=True)), law)
     least = detectable(float(values.std(0).max()), runs, max(1, len(law) - 1), level)
-    return _Found(p_value >= level, worst, evidence, runs, p_value, least)
+    return Check(
+        p_value >= level, worst.gap, evidence, "Monte Carlo", runs, p_value, worst=worst, detectable=least
+    )

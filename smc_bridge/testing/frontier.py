@@ -174,11 +174,13 @@ def step(
     state = sampler.step(state)
     after = state.prefix
     padded = torch.nn.functional.pad(after.tokens, (0, limit - after.tokens.shape[1]), value=PAD)
-    length, done, log_weights, log_potential, slot, offset = (x.reshape(states.states, particles) for x in (
-        after.length, after.done, state.log_weights, state.log_potential, marginals.slot, marginals.offset))
-    return Frontier(
-        padded.reshape(states.states, particles, -1), length, done, log_weights, log_potential, slot, offset,
-        marginals.logits, marginals.width, states.retained, states.measure,
+    found = {
+        "length": after.length, "done": after.done, "log_weights": state.log_weights,
+        "log_potential": state.log_potential, "slot": marginals.slot, "offset": marginals.offset,
+    }
+    return replace(
+        states, tokens=padded.reshape(states.states, particles, -1), logits=marginals.logits, width=marginals.width,
+        **{name: each.reshape(states.states, particles) for name, each in found.items()},
     )
 
 
@@ -188,13 +190,10 @@ def joined(parts: Sequence[Frontier]) -> Frontier:
     first = np.cumsum([0, *(p.logits.shape[0] for p in parts)])
     slots = [torch.where(p.slot >= 0, p.slot + int(start), -1) for p, start in zip(parts, first, strict=False)]
     logits = [torch.nn.functional.pad(p.logits, (0, 0, 0, columns - p.logits.shape[1])) for p in parts]
-    tokens, length, done, log_weights, log_potential, offset, width, retained, measure = (
-        torch.cat([getattr(p, name) for p in parts]) for name in (
-            "tokens", "length", "done", "log_weights", "log_potential", "offset", "width", "retained", "measure"))
-    return Frontier(
-        tokens, length, done, log_weights, log_potential, torch.cat(slots), offset, torch.cat(logits), width, retained,
-        measure,
-    )
+    own = {"slot": slots, "logits": logits}
+    return Frontier(**{
+        f.name: torch.cat(own.get(f.name) or [getattr(p, f.name) for p in parts]) for f in fields(Frontier)
+    })
 
 
 def relative(states: Frontier, total: Enumeration, *, rescale: bool = True) -> Frontier:
