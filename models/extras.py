@@ -1,11 +1,16 @@
 """Optional packages: what needs one says so in one line, with an installation that exists.
 
-The package is on no index, so that an extra is installed from a clone.
+The package is on no index: from a clone it is installed again with the extra; where it is installed from a wheel, pip
+finds it there and adds what the extra needs.
 """
 
 from __future__ import annotations
 
 from importlib import import_module, util
+from pathlib import Path
+
+#: Whether the package runs from a clone, beside what it is built from.
+IN_CLONE = (Path(__file__).parents[1] / "pyproject.toml").is_file()
 
 
 class MissingExtraError(ImportError):
@@ -14,7 +19,7 @@ class MissingExtraError(ImportError):
 
 def install(extra: str) -> str:
     """How an extra is installed."""
-    return f"pip install -e '.[{extra}]' in a clone"
+    return f"pip install -e '.[{extra}]' in a clone" if IN_CLONE else f'pip install "smc-bridge[{extra}]"'
 
 
 def is_installed(package: str) -> bool:

@@ -100,7 +100,7 @@ def smc(
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
-    Parts are given by name (`smc_bridge.names`) or as objects.
+    Parts are given by name, from Python also as objects.
 
     Args:
         pair: the models.
@@ -111,7 +111,7 @@ def smc(
         lookahead: M, masked positions per forward of the DLM.
         temperature: of the target, and of the proposal unless that has its own.
         proposal_temperature: of the proposal, one or one per lane.
-        intermediate: law between proposal and target, poe unless it is given; an object has its own w.
+        intermediate: law between proposal and target, poe unless it is given.
         kernel: how a draft becomes a block of the intermediate.
         nodes: budget of the kernel tree, 128 unless it is given.
         weight: how lanes are weighed.
@@ -122,7 +122,7 @@ def smc(
         proposal_top_p: truncation of the proposal; needs the intermediate defensive to stay proper.
         top_p: truncation of the target.
         top_k: truncation of the target.
-        max_logit_bytes: cap of the AR model's logits of one call, see `Sampler`.
+        max_logit_bytes: cap of the AR model's logits of one call, bytes; more calls are made instead.
         compile: run the arithmetic of laws through `torch.compile`.
     Raises:
         ValueError: options contradict each other, or are out of range for the pair.
@@ -171,7 +171,7 @@ def paper(
     """The paper's setting, weights as in its text: N = 1, K = 4, V = 32, M = 256, w = 0.3, lanes at 0.2 to 0.7.
 
     A lane's temperature applies to the whole product, `pi^(k) ∝ q_k^w p^((1 - w) tau_p / tau_k)`, and
-    each lane weighs by its own `pi^(k)`. `options` go to `smc`.
+    each lane weighs by its own `pi^(k)`. All else is as in `smc`.
     """
     own = lane_temperatures(lanes)
     if (intermediate is None or intermediate == "poe") and options.get("kernel") != "accept-all":

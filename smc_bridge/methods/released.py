@@ -117,7 +117,7 @@ def released(
         lookahead: M, masked positions per forward of the DLM.
         temperature: of the target that it is compared with; it enters the product through the lanes' temperatures.
         top_p: truncation of the drafts only.
-        max_logit_bytes: cap of the AR model's logits of one call, see `Sampler`.
+        max_logit_bytes: cap of the AR model's logits of one call, bytes; more calls are made instead.
         compile: run the arithmetic of laws through `torch.compile`.
     """
     check_pair(pair)

@@ -27,8 +27,8 @@ def tree_walk(
 ) -> Sampler:
     """One particle that walks on a tree of at most B nodes, w = 0.3 unless an intermediate is given.
 
-    The tree is that of `tree_kernel`; with a temperature for each lane it ranks by each lane's own marginals. `options`
-    go to `smc`.
+    The tree ranks continuations by the DLM at temperature 0.65, with a temperature for each lane by each lane's own
+    marginals. All else is as in `smc`.
 
     Args:
         nodes: B, budget of the tree.
