@@ -102,9 +102,7 @@ def _movable(proposal: Any) -> bool:
 
 
 def takes(proposal: Proposes, lanes: int) -> bool:
-    """Whether a proposal can draft that many lanes, or can be made to."""
-    if _movable(proposal):
-        return True
+    """Whether a proposal can draft that many lanes as it is."""
     try:
         proposal.check(lanes)
     except ValueError:
@@ -131,8 +129,9 @@ def crowds(sampler: Sampler) -> list[tuple[int, int]]:
     if k == 1:
         return [(n, 1)]
     # Equal lanes can be fewer; the released decoder's kernel knows their number.
-    alike = sampler.proposal.identical_lanes and not _knows_lanes(sampler) and takes(sampler.proposal, 2)
-    alone = n > 1 and not _knows_lanes(sampler) and takes(sampler.proposal, 1)
+    free, proposal = not _knows_lanes(sampler), sampler.proposal
+    alike = free and proposal.identical_lanes and (_movable(proposal) or takes(proposal, 2))
+    alone = free and n > 1 and (_movable(proposal) or takes(proposal, 1))
     return [(1, min(k, 2) if alike else k), *([(n, 1)] if alone else [])]
 
 
