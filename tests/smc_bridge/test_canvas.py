@@ -15,6 +15,7 @@ from smc_bridge.methods.canvas import PATIENCE, Canvas
 from smc_bridge.methods.rules import AllAtOnce, Commit, CommitRule, Look, Ordered, Reconsider, checked
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.proposals.chain import PrefixFilled
 from smc_bridge.registry import spelled
 from tests.toys import toy_pair
 
@@ -210,6 +211,13 @@ def test_a_rule_that_writes_into_what_it_sees_changes_no_draw(
 def test_a_rule_cannot_open_places() -> None:
     with pytest.raises(ValueError, match=r"^rule Mine fills place 0 of row 0, which is not open"):
         checked(rule_of(lambda x: Commit(x.open.fill_(True))), look(LAWS, canvas=[0, MASKED, MASKED]))
+
+
+@pytest.mark.parametrize("wrong", ["x", PrefixFilled(DLMProposal(DLM)), DLMProposal], ids=["text", "chain", "class"])
+def test_a_canvas_draws_from_marginals_alone(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"^proposal = .*: give a DLMProposal, whose marginals") as caught:
+        Canvas(wrong)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_rule_is_refused() -> None:
