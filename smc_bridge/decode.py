@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from smc_bridge.models.arguments import check_callable, said, whole_number
+from smc_bridge.models.arguments import called, check_callable, said, whole_number, whole_numbers
 from smc_bridge.models.protocols import LanguageModel
 from smc_bridge.plugins import texts_of
 from smc_bridge.requests import Request, check_limit, requests_of
@@ -113,7 +113,7 @@ def decode(
     Returns:
         one `Result` per prompt, in their order.
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or the decoder is not what `Decoder` says.
         Interrupted: a KeyboardInterrupt that carries what is done, also of prompts that are not finished. Any other
             error during the run carries the same in an attribute `results`.
     Example:
@@ -127,12 +127,25 @@ def decode(
     if missing or isinstance(decoder, type):
         lacks = f" has no {', '.join(missing)}" if missing else " is a class"
         raise ValueError(f"decoder = {said(decoder)}{lacks}: give an object such as a Sampler")
+    _check_attributes(decoder)
     limit = check_limit(max_new_tokens)
     requests = requests_of(prompts, decoder.models, seed=seed, max_new_tokens=limit, stream=decoder.stream)
     return serve(decoder, requests, max_new_tokens=limit, batch=batch, on_result=on_result, progress=progress)
 
 
 _VERBS = ("open", "step", "finished", "result", "reseat")
+
+
+def _check_attributes(decoder: Decoder[Any]) -> None:
+    """Raise ValueError, naming the decoder, unless its name, stream and models are what `Decoder` says."""
+    name, stream, models = decoder.name, decoder.stream, decoder.models
+    if not isinstance(name, str):
+        raise ValueError(f"decoder {called(decoder)}: name = {said(name)}: give a text")
+    if not isinstance(stream, Role):
+        raise ValueError(f"decoder {name}: stream = {said(stream)}: give a Role of smc_bridge.streams")
+    read = isinstance(models, Mapping) and len(models) > 0
+    if not read or not all(hasattr(model, "vocab_size") for model in models.values()):
+        raise ValueError(f"decoder {name}: models = {said(models)}: give models by kind, {{'autoregressive': model}}")
 
 
 @torch.inference_mode()
@@ -158,7 +171,7 @@ def serve(
                 for seat in left:
                     request = seated[seat]
                     assert request is not None
-                    results[request.place] = result = decoder.result(state, seat)
+                    results[request.place] = result = _result(decoder, state, seat)
                     if on_result is not None:
                         on_result(request.place, result)
                 begun = [seat for seat in begun if seat not in left]
@@ -178,12 +191,21 @@ def serve(
 
 def _finished(decoder: Decoder[State], state: State, seated: Sequence[int]) -> list[int]:
     """Seats that are finished, checked: each once, and of those where somebody sits."""
-    left = list(decoder.finished(state))
+    remedy = f"return some of {list(seated)}, who are seated"
+    left = whole_numbers(f"finished of decoder {decoder.name}", decoder.finished(state), remedy=remedy)
     if len(set(left)) < len(left) or not set(left) <= set(seated):
         raise ValueError(
             f"decoder {decoder.name}: finished returned {left} where {list(seated)} are seated: return some of these"
         )
     return left
+
+
+def _result(decoder: Decoder[State], state: State, seat: int) -> Result:
+    """The result of a seat; ValueError if the decoder returned anything else."""
+    found: Any = decoder.result(state, seat)
+    if not isinstance(found, Result):
+        raise ValueError(f"decoder {decoder.name}: result returned {said(found)} for seat {seat}: return a Result")
+    return found
 
 
 def _partial(
@@ -194,7 +216,7 @@ def _partial(
     for seat, request in seats:
         if request is not None:
             with suppress(Exception):
-                found[request.place] = decoder.result(state, seat)
+                found[request.place] = _result(decoder, state, seat)
     return found
 
 

@@ -68,6 +68,8 @@ class Canvas:
         span: consecutive places that are open until all are filled, then the next so many; None for all `lookahead`.
         name: for tables.
         detokenize: from a continuation's ids to its text.
+    Raises:
+        ValueError: one of them is something else, or out of range.
     """
 
     proposal: DLMProposal
@@ -77,6 +79,8 @@ class Canvas:
     detokenize: Callable[[list[int]], str] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.proposal, DLMProposal):
+            raise ValueError(f"proposal = {said(self.proposal)}: give a DLMProposal, whose marginals are drawn from")
         check_text("name", self.name)
         check_callable("detokenize", self.detokenize, "a function of a list of ids")
         if self.span is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.arguments import said, whole_number
-from smc_bridge.plugins import check_tensor, refuse_rows
+from smc_bridge.plugins import check_tensor, foreign, refuse_rows
 
 #: In which order a diffusion model's decoder commits positions.
 Order = Literal["left_to_right", "entropy", "confidence"]
@@ -171,14 +171,29 @@ def check_rule(name: str, value: Any) -> None:
         raise ValueError(f"{name} = {said(value)}: give a commit rule, such as Ordered()")
 
 
+def _from_outside(rule: CommitRule) -> bool:
+    """Whether a rule, or one that it goes by (`Reconsider.rule`), comes from outside of this package."""
+    inner = getattr(rule, "rule", None)
+    return foreign(rule) or (inner is not None and _from_outside(inner))
+
+
+def _copied(look: Look) -> Look:
+    """The same, in memory of its own."""
+    tokens = None if look.tokens is None else look.tokens.clone()
+    return Look(
+        look.log_q.clone(), lambda: look.log_q_plain.clone(), look.canvas.clone(), look.open.clone(),
+        look.step.clone(), tokens,
+    )
+
+
 def checked(rule: CommitRule, look: Look) -> Commit:
-    """What a rule decides, if it keeps its word.
+    """What a rule decides, if it keeps its word. One from outside of this package sees copies: it may write to them.
 
     Raises:
         ValueError: it returned anything but what `Commit` says.
     """
     name = f"rule {type(rule).__name__}"
-    commit: Any = rule(look)
+    commit: Any = rule(_copied(look) if _from_outside(rule) else look)
     if not isinstance(commit, Commit):
         raise ValueError(f"{name} returned {said(commit)}: return a Commit")
     places, again = commit

@@ -1,6 +1,6 @@
 """Tests for parts of a program: exact laws by enumeration of all randomness, and Monte Carlo where that cannot be.
 
-    assert_proper(MyKernel())    # or a resampler, a weight rule, an intermediate, a sampler
+    assert_proper(MyKernel())    # or a resampler, a weight rule, an intermediate, a proposal, a sampler
     assert_biased(mutants.KeepsTheBest())    # the reverse, for what a test must catch
     print(check(smc(tabular_pair(), intermediate=MyIntermediate())))    # a program, and the part that breaks it
 

@@ -6,18 +6,26 @@ import inspect
 import warnings
 from typing import Any
 
+from smc_bridge.distributions.intermediate import Mixture
+from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
+from smc_bridge.engine.weights import always
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.models.arguments import called, confidence, real_between, said, whole_number
+from smc_bridge.models.tabular import TabularDLM
+from smc_bridge.proposals.protocol import Proposal
 from smc_bridge.testing.checking import check
 from smc_bridge.testing.finding import Finding, worst_of
 from smc_bridge.testing.kernel_laws import kernel_findings
 from smc_bridge.testing.parts import resampler_findings
+from smc_bridge.testing.seat import takes
 from smc_bridge.testing.tabular import tabular_pair
 
 #: Greatest gap that is put down to round-off of laws in float64.
 EXACT = 1e-12
+#: Most lanes that a proposal alone is asked to draft.
+LANES = 4
 
 
 def assert_proper(thing: Any, *, tolerance: float = EXACT, runs: int = 2_000, level: float = 1e-4) -> None:
@@ -28,10 +36,12 @@ def assert_proper(thing: Any, *, tolerance: float = EXACT, runs: int = 2_000, le
     - a sampler: `E[Z_hat sum_k W_k 1{x_k = s}] = p(s) phi(s)` for every sequence s (`check`);
     - a kernel: `sum_L g / pi = 1` along every path, its `log_density` is the law of its moves, rows are independent;
     - a resampler: `E[offspring_i] = N W_i`;
-    - an intermediate or a weight rule: a program with it, as a sampler.
+    - an intermediate, a weight rule or a proposal: a program with it, as a sampler. Drafts are tried, not what
+      `Proposal.along` says of retained sequences.
 
     Args:
-        thing: one of these. What says `proper = False` of itself is refused.
+        thing: one of these; a proposal is on a tabular model, `tabular_pair().dlm`. What says `proper = False` of
+            itself is refused.
         tolerance: greatest gap of an enumeration that is put down to round-off, in [0, 1]; parts in float32 need more.
         runs: of a program that draws continuous variables, instead of its outcomes.
         level: probability with which something right is refused by a comparison of draws.
@@ -109,7 +119,7 @@ def _findings(thing: Any, tolerance: float, runs: int, level: float) -> list[Fin
 
 
 def _seated(part: Any) -> dict[str, Sampler]:
-    """Programs with an intermediate or a weight rule among parts that are right."""
+    """Programs with an intermediate, a weight rule or a proposal among parts that are right."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is told here stands in the findings
         if hasattr(part, "log_prob"):
@@ -120,7 +130,24 @@ def _seated(part: Any) -> dict[str, Sampler]:
                 "one lane": smc(long, 1, w=0.5, weight=part, proposal_temperature=1.2),
                 "two lanes": smc(short, 1, w=0.5, lanes=2, weight=part, proposal_temperature=[0.4, 2.5]),
             }
-    raise ValueError(f"thing = {said(part)}: give a sampler, a kernel, a resampler, an intermediate or a weight rule")
+        if isinstance(part, Proposal) and not isinstance(part, type):
+            return {"program": _drafting(part)}
+    raise ValueError(
+        f"thing = {said(part)}: give a sampler, a kernel, a resampler, an intermediate, a weight rule or a proposal"
+    )
+
+
+def _drafting(proposal: Proposal) -> Sampler:
+    """Two particles over two steps under an intermediate that dominates whatever the proposal leaves out."""
+    if not isinstance(proposal.model, TabularDLM):
+        raise ValueError(
+            f"proposal {called(proposal)} is on {said(proposal.model)}, which is no table: give one on a tabular "
+            "model, smc_bridge.testing.tabular_pair(size).dlm"
+        )
+    lanes = next((k for k in range(1, LANES + 1) if takes(proposal, k)), 1)
+    return Sampler(
+        proposal, ARTarget(proposal.model.ar), Mixture(0.5), particles=2, lanes=lanes, window=2, trigger=always,
+    )
 
 
 def _parameters(function: Any) -> set[str]:

@@ -3,7 +3,7 @@
 Each class says which condition of docs/theory.md (section 6) it breaks. They claim to be proper, as a mistake does, and
 each changes one thing in a part that is right. A test with power refuses all of them:
 
-    for mutant in (*KERNELS, *WEIGHTS, *RESAMPLERS, *INTERMEDIATES):
+    for mutant in (*KERNELS, *WEIGHTS, *RESAMPLERS, *INTERMEDIATES, *PROPOSALS):
         assert_biased(mutant())
 
 What is wrong in the loop itself, not in a part, is in `smc_bridge.testing.engine_mutants`.
@@ -12,6 +12,7 @@ What is wrong in the loop itself, not in a part, is in `smc_bridge.testing.engin
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,8 +24,12 @@ from smc_bridge.engine.weights import normalised
 from smc_bridge.kernels.importance import Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
-from smc_bridge.proposals.protocol import Draft
-from smc_bridge.randomness import Randomness, as_source
+from smc_bridge.proposals.chain import ChainState, PrefixFilled
+from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
+from smc_bridge.proposals.path import MostLikelyPath
+from smc_bridge.proposals.protocol import Asked, Draft
+from smc_bridge.randomness import Randomness, Source, as_source
+from smc_bridge.testing.tabular import tabular_pair
 
 
 class EditedRejection(Rejection):
@@ -221,6 +226,48 @@ class LooksAhead:
         return torch.log_softmax(w * log_q + (1 - w) * log_p, -1)
 
 
+def _small() -> DLMProposal:
+    """Marginals of a small table: what the proposals here are made of."""
+    return DLMProposal(tabular_pair(2, 3, eos=False, noise=1.5, seed=4).dlm, lookahead=3)
+
+
+@dataclass(frozen=True)
+class FlattenedChain(PrefixFilled):
+    """A chain that hands on flatter conditionals than those its tokens were drawn from (C4)."""
+
+    base: DLMProposal = field(default_factory=_small)
+
+    def draft(self, state: ChainState, asked: Asked, *, source: Source | None) -> Draft:
+        """The draft of the chain with `q` at twice its temperature (the fault)."""
+        found = super().draft(state, asked, source=source)
+        return found._replace(q=Dense(torch.log_softmax(found.q.dense() / 2, -1)))
+
+
+@dataclass(frozen=True)
+class DrawnPath(MostLikelyPath):
+    """A path that hands on the marginals it was read from, as if it had been drawn from them (C4)."""
+
+    base: DLMProposal = field(default_factory=_small)
+
+    def draft(self, state: MeanFieldState, asked: Asked, *, source: Source | None) -> Draft:
+        """The draft of the path with the base's marginals as `q` (the fault)."""
+        found = super().draft(state, asked, source=source)
+        return found._replace(q=self.base.draft(state, asked, source=None).q)
+
+
+@dataclass(frozen=True)
+class WidthOfTheDraft(PrefixFilled):
+    """A chain whose block ends before the last token if that is token 0: its width looks at the draft (C1)."""
+
+    base: DLMProposal = field(default_factory=_small)
+
+    def draft(self, state: ChainState, asked: Asked, *, source: Source | None) -> Draft:
+        """The draft of the chain, a place shorter where its last token is token 0 (the fault)."""
+        found = super().draft(state, asked, source=source)
+        last = found.tokens.gather(1, found.width[:, None] - 1)[:, 0]
+        return found._replace(width=torch.where((found.width > 1) & (last == 0), found.width - 1, found.width))
+
+
 #: Without arguments each; `EndInAnyLane` couples rows only where a sequence can end.
 KERNELS = (
     SharpenedDraft, CorrectionFromTarget, LenientAcceptance, StopsByTheFuture, NothingOnRefusal, EndInAnyLane,
@@ -228,3 +275,4 @@ KERNELS = (
 WEIGHTS = (LengthNormalised, AgainstProposal, WithoutLastToken, AgainstFirstLane, BalanceWithoutStops)
 RESAMPLERS = (KeepsTheBest, Sharpened)
 INTERMEDIATES = (LeavesOut, LooksAhead)
+PROPOSALS = (FlattenedChain, DrawnPath, WidthOfTheDraft)

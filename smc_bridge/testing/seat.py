@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
 
 from smc_bridge.distributions.intermediate import ProductOfExperts, Proposal
@@ -13,8 +13,10 @@ from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow, always
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
 from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.models.arguments import called, said
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.proposals.protocol import Proposal as Proposes
 from smc_bridge.testing.tabular import TabularPair, tabular_pair
 
 
@@ -62,6 +64,8 @@ def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seate
     Args:
         sampler: with any models; its own ones are kept if they are tables.
         particles, lanes: instead of its own; with fewer lanes than before, the first temperature serves.
+    Raises:
+        ValueError: its models are no tables, and its proposal is one that nobody but its author can put on others.
     """
     own = own_pair(sampler)
     pair = own or tabular_pair(world.size, world.limit, eos=sampler.target.model.eos_id is not None)
@@ -72,7 +76,14 @@ def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seate
         top_k = target.shaping.top_k
         top_k = None if top_k is None else min(top_k, pair.ar.vocab_size)
         target.shaping = replace(target.shaping, banned_ids=(), top_k=top_k)
-    proposal = _on_table(sampler.proposal, pair.dlm, limit, lanes, banned=own is not None)
+    proposal: Any = sampler.proposal
+    if _movable(proposal):
+        proposal = _on_table(proposal, pair.dlm, limit, lanes, banned=own is not None)
+    elif own is None:
+        raise ValueError(
+            f"proposal {called(proposal)} is on {said(proposal.model)}, which is no table: give a sampler on a tabular "
+            "pair, smc_bridge.testing.tabular_pair(size)"
+        )
     return Seated(
         replace(
             sampler, proposal=proposal, target=target, particles=particles, lanes=lanes,
@@ -81,6 +92,22 @@ def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seate
         ),
         limit,
     )
+
+
+def _movable(proposal: Any) -> bool:
+    """Whether it is known how to put a proposal on other models: marginals, and what is made of them (`base`)."""
+    if isinstance(proposal, DLMProposal):
+        return True
+    return is_dataclass(proposal) and hasattr(proposal, "base") and _movable(proposal.base)
+
+
+def takes(proposal: Proposes, lanes: int) -> bool:
+    """Whether a proposal can draft that many lanes as it is."""
+    try:
+        proposal.check(lanes)
+    except ValueError:
+        return False
+    return True
 
 
 def _on_table(proposal: Any, model: TabularDLM, limit: int, lanes: int, *, banned: bool) -> Any:
@@ -102,8 +129,9 @@ def crowds(sampler: Sampler) -> list[tuple[int, int]]:
     if k == 1:
         return [(n, 1)]
     # Equal lanes can be fewer; the released decoder's kernel knows their number.
-    alike = sampler.proposal.identical_lanes and not _knows_lanes(sampler)
-    alone = n > 1 and not _knows_lanes(sampler)
+    free, proposal = not _knows_lanes(sampler), sampler.proposal
+    alike = free and proposal.identical_lanes and (_movable(proposal) or takes(proposal, 2))
+    alone = free and n > 1 and (_movable(proposal) or takes(proposal, 1))
     return [(1, min(k, 2) if alike else k), *([(n, 1)] if alone else [])]
 
 
@@ -129,17 +157,24 @@ def trusted(seated: Seated) -> Iterator[tuple[str, Seated]]:
         if type(getattr(sampler, name)) is not type(part):
             yield name, Seated(replace(sampler, **{name: part}), seated.limit)
     if not sampler.proposal.covers or type(sampler.proposal) is not DLMProposal:
-        given: Any = getattr(sampler.proposal, "base", sampler.proposal)
-        law = replace(given.shaping, top_p=1.0, top_k=None)
-        whole = DLMProposal(
-            given.model, temperature=getattr(given, "lane_temperatures", None) or law.temperature,
-            banned_ids=law.banned_ids, lookahead=given.lookahead,
-        )
-        yield "proposal", Seated(replace(sampler, proposal=whole), seated.limit)
+        yield "proposal", Seated(replace(sampler, proposal=_marginals(sampler.proposal)), seated.limit)
     if sampler.target.potential is not None:
         target = copy.copy(sampler.target)
         target.potential = None
         yield "potential", Seated(replace(sampler, target=target), seated.limit)
 
 
-__all__ = ["WORLDS", "Seated", "World", "crowds", "own_pair", "rules", "seat", "trusted"]
+def _marginals(proposal: Any) -> DLMProposal:
+    """All of the marginals of a proposal's model, at its temperatures as far as they are known."""
+    base = proposal
+    while hasattr(base, "base"):
+        base = base.base
+    if not isinstance(base, DLMProposal):
+        return DLMProposal(proposal.model, banned_ids=proposal.banned_ids, lookahead=proposal.lookahead)
+    return DLMProposal(
+        base.model, temperature=base.lane_temperatures or base.shaping.temperature, banned_ids=base.banned_ids,
+        lookahead=base.lookahead,
+    )
+
+
+__all__ = ["WORLDS", "Seated", "World", "crowds", "own_pair", "rules", "seat", "takes", "trusted"]

@@ -16,6 +16,7 @@ from smc_bridge.methods.canvas import PATIENCE, Canvas
 from smc_bridge.methods.rules import AllAtOnce, Commit, CommitRule, Look, Ordered, Reconsider, checked
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.proposals.chain import PrefixFilled
 from smc_bridge.registry import spelled
 from tests.toys import toy_pair
 
@@ -202,6 +203,50 @@ def test_a_rule_that_breaks_its_word_is_named_in_one_line(case: str) -> None:
     decide, words = WRONG[case]
     with pytest.raises(ValueError, match="^" + re.escape(words)) as caught:
         checked(rule_of(decide), look(LAWS, canvas=[0, MASKED, MASKED]))
+    assert "\n" not in str(caught.value)
+
+
+#: What a rule writes into what it sees.
+WRITTEN: dict[str, Callable[[Look], Any]] = {
+    "log_q": lambda x: x.log_q.fill_(-9.0), "log_q_plain": lambda x: x.log_q_plain.fill_(-9.0),
+    "canvas": lambda x: x.canvas.fill_(1), "step": lambda x: x.step.fill_(99),
+    "tokens": lambda x: None if x.tokens is None else x.tokens.fill_(77),
+}
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("law", [{}, {"temperature": 0.7}], ids=str)
+@pytest.mark.parametrize("wrap", [False, True], ids=["itself", "reconsidered"])
+@pytest.mark.parametrize("field", WRITTEN)
+def test_a_rule_that_writes_into_what_it_sees_changes_no_draw(
+    field: str, wrap: bool, law: dict[str, float], before: bool
+) -> None:
+    def made(write: Callable[[Look], Any]) -> CommitRule:
+        class Mine(Ordered):
+            before_sampling = before
+
+            def __call__(self, look: Look) -> Commit:
+                found = super().__call__(look)
+                write(look)
+                return found
+
+        return Reconsider(Mine(), forwards=2) if wrap else Mine()
+
+    calm, writing = (
+        decode(canvas(made(write), **law), PROMPTS, max_new_tokens=LIMIT) for write in (lambda x: None, WRITTEN[field])
+    )
+    assert [result.sequences for result in writing] == [result.sequences for result in calm]
+
+
+def test_a_rule_cannot_open_places() -> None:
+    with pytest.raises(ValueError, match=r"^rule Mine fills place 0 of row 0, which is not open"):
+        checked(rule_of(lambda x: Commit(x.open.fill_(True))), look(LAWS, canvas=[0, MASKED, MASKED]))
+
+
+@pytest.mark.parametrize("wrong", ["x", PrefixFilled(DLMProposal(DLM)), DLMProposal], ids=["text", "chain", "class"])
+def test_a_canvas_draws_from_marginals_alone(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"^proposal = .*: give a DLMProposal, whose marginals") as caught:
+        Canvas(wrong)
     assert "\n" not in str(caught.value)
 
 

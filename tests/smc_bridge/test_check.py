@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from smc_bridge import (
     BlockVerification,
     Check,
     Defensive,
+    DLMProposal,
     GumbelCoupling,
     Horizon,
     Prefix,
@@ -34,7 +36,9 @@ from smc_bridge import (
     speculative,
     tree_walk,
 )
+from smc_bridge.distributions.law import Dense
 from smc_bridge.names import RESAMPLERS, named
+from smc_bridge.proposals.protocol import Asked, Draft
 from smc_bridge.testing import NotEnumerableError, enumerate_sampler, exact_law, tabular_pair
 from smc_bridge.testing.mutants import (
     CorrectionFromTarget,
@@ -161,6 +165,72 @@ def test_a_part_that_needs_another_alphabet_is_refused_with_a_remedy() -> None:
 
     with pytest.raises(ValueError, match=r"does not run on a table of a few tokens.*tabular_pair\(size\)"):
         check(smc(OTHER, 1, intermediate=Biased()))
+
+
+class Delegating:
+    """A proposal as a user may write one: no base, nothing that can be set, and no more than `Proposal` asks for."""
+
+    factorised, covers, identical_lanes, lookahead = True, True, True, 3
+
+    def __init__(self, model: Any, *, lanes: int | None = None, lies: bool = False) -> None:
+        self.inner, self.lanes, self.lies = DLMProposal(model, lookahead=3), lanes, lies
+
+    @property
+    def model(self) -> Any:
+        return self.inner.model
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        return self.inner.banned_ids
+
+    def settings(self) -> dict[str, Any]:
+        return {"form": "delegating"}
+
+    def check(self, lanes: int) -> None:
+        if self.lanes not in (None, lanes):
+            raise ValueError(f"lanes = {lanes}: give {self.lanes}")
+
+    def open(self, prefix: Prefix, *, particles: int) -> Any:
+        return self.inner.open(prefix, particles=particles)
+
+    def draft(self, state: Any, asked: Asked, *, source: Any) -> Draft:
+        found = self.inner.draft(state, asked, source=source)
+        return found._replace(q=Dense(torch.log_softmax(found.q.dense() / 2, -1))) if self.lies else found
+
+    def along(self, state: Any, asked: Asked, lane: Tensor, block: Tensor) -> Any:
+        return self.inner.along(state, asked, lane, block)
+
+    def commit(self, *taken: Any) -> None:
+        self.inner.commit(*taken)
+
+    def reseat(self, *taken: Any) -> None:
+        self.inner.reseat(*taken)
+
+
+class Wrapping(Delegating):
+    """A user's proposal that happens to call what it delegates to `base`."""
+
+    @property
+    def base(self) -> DLMProposal:
+        return self.inner
+
+
+@pytest.mark.parametrize("form", [Delegating, Wrapping])
+@pytest.mark.parametrize("options", [{}, {"particles": 2}, {"lanes": 2}, {"lanes": 3}, {"particles": 2, "lanes": 2}],
+                         ids=str)
+def test_a_users_own_proposal_on_a_tabular_pair_is_left_as_it_is(form: Any, options: dict[str, int]) -> None:
+    sampler = smc(PAIR, **{"particles": 1, **options})
+    lanes = options.get("lanes")
+    assert check(replace(sampler, proposal=form(PAIR.dlm, lanes=lanes))).proper
+    found = check(replace(sampler, proposal=form(PAIR.dlm, lanes=lanes, lies=True)))
+    assert (found.proper, found.part, found.how) == (False, "proposal", "enumeration"), str(found)
+
+
+@pytest.mark.parametrize("form", [Delegating, Wrapping])
+def test_a_users_own_proposal_on_other_models_is_refused_with_a_remedy(form: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^proposal {form.__name__} is on .*tabular_pair\(size\)$") as caught:
+        check(replace(smc(OTHER, 1), proposal=form(OTHER.dlm)))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("options", "says"), [({"runs": 0}, "runs = 0"), ({"level": 0.0}, "level = 0.0"),

@@ -4,6 +4,7 @@ state readable; and Ctrl-C loses no finished work."""
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -368,3 +369,49 @@ def test_a_decoder_that_finishes_who_is_not_there_is_named(wrong: list[int]) -> 
     decoder.finished = lambda state: wrong  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"^decoder greedy: finished returned .* where \[0\] are seated"):
         decode(decoder, [[0]], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("wrong", [None, 0, ["a"], [0.0], [False], "0"], ids=repr)
+def test_a_decoder_that_finishes_no_seats_is_named(wrong: Any) -> None:
+    decoder = decoders()["user's"]
+    decoder.finished = lambda state: wrong  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"^finished of decoder greedy = .*: return some of \[0\], who are seated"):
+        decode(decoder, [[0]], max_new_tokens=2)
+
+
+def test_seats_may_be_numbers_of_any_library() -> None:
+    expected, decoder = decode(decoders()["user's"], PROMPTS[:3], max_new_tokens=2), decoders()["user's"]
+    finished = decoder.finished
+    decoder.finished = lambda state: torch.tensor(finished(state))  # type: ignore[assignment,method-assign,return-value]
+    same(decode(decoder, PROMPTS[:3], max_new_tokens=2), expected, "a tensor of seats")
+
+
+#: What a decoder says of itself, and how the line goes on.
+MISSTATED: dict[str, tuple[str, Any, str]] = {
+    "no name": ("name", 3, "decoder Greedy: name = 3: give a text"),
+    "no stream": ("stream", None, "decoder greedy: stream = None: give a Role"),
+    "a stream's name": ("stream", "smc", "decoder greedy: stream = 'smc': give a Role"),
+    "a list of models": ("models", [], "decoder greedy: models = []: give models by kind"),
+    "no models": ("models", {}, "decoder greedy: models = {}: give models by kind"),
+    "no model": ("models", {"diffusion": 3}, "decoder greedy: models = {'diffusion': 3}: give models by kind"),
+}
+
+
+@pytest.mark.parametrize("case", MISSTATED)
+def test_a_decoder_that_misstates_itself_is_named_in_one_line(case: str) -> None:
+    attribute, value, words = MISSTATED[case]
+    decoder = decoders()["user's"]
+    setattr(decoder, attribute, value)
+    with pytest.raises(ValueError, match="^" + re.escape(words)) as caught:
+        decode(decoder, [[0]], max_new_tokens=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [None, [0, 1], {"complete": True}], ids=str)
+def test_a_decoder_whose_result_is_none_is_named(wrong: Any) -> None:
+    """Also where another prompt is being decoded, whose partial result is none either."""
+    decoder = decoders()["user's"]
+    decoder.result = lambda state, seat: wrong  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"^decoder greedy: result returned .* for seat \d: return a Result") as caught:
+        decode(decoder, PROMPTS[:3], max_new_tokens=2)
+    assert caught.value.results == {}  # type: ignore[attr-defined]

@@ -148,6 +148,18 @@ def test_a_path_with_an_intermediate_that_it_starves_is_not_proper() -> None:
     assert_biased(sampler)
 
 
+def test_accepting_all_of_a_path_is_not_proper() -> None:
+    """Every sequence but one is left out, and no intermediate can defend what no kernel draws from."""
+    sampler = program(MostLikelyPath, kernel=AcceptAll(), intermediate=Proposal())
+    assert not sampler.proper
+    assert "leaves out tokens" in sampler.why_improper()[0]
+    [result] = sampler.run([[]], seed=1, max_new_tokens=3)
+    assert not result.proper
+    assert_biased(sampler, least=1e-2)
+    with pytest.raises(AssertionError, match="is not proper"):
+        assert_proper(sampler)
+
+
 def test_a_path_scored_as_if_it_were_drawn_is_caught() -> None:
     """The ratio test on a path: accept with `pi / q` of the marginals that it was read from."""
 

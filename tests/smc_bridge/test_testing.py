@@ -14,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.mock import MockPair
 from smc_bridge import (
     AcceptAll,
     BalanceHeuristic,
     BlockVerification,
     Chernoff,
     Defensive,
+    DLMProposal,
     GumbelCoupling,
     Horizon,
     Mixture,
@@ -41,6 +43,8 @@ from smc_bridge.engine.resampling import UniformResampler, from_points
 from smc_bridge.engine.weights import always, never
 from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore
 from smc_bridge.names import RESAMPLERS, named
+from smc_bridge.proposals.chain import PrefixFilled
+from smc_bridge.proposals.path import MostLikelyPath
 from smc_bridge.testing import (
     KernelTable,
     NotEnumerableError,
@@ -58,7 +62,9 @@ from smc_bridge.testing import (
 )
 
 PAIR = tabular_pair(2, 2)
-MUTANTS = [*mutants.KERNELS, *mutants.WEIGHTS, *mutants.RESAMPLERS, *mutants.INTERMEDIATES]
+#: The tables that the mutants among the proposals are on.
+DRAFTS = tabular_pair(2, 3, eos=False, noise=1.5, seed=4).dlm
+MUTANTS = [*mutants.KERNELS, *mutants.WEIGHTS, *mutants.RESAMPLERS, *mutants.INTERMEDIATES, *mutants.PROPOSALS]
 
 PROPER: dict[str, Callable[[], Any]] = {
     "rejection": Rejection, "block verification": BlockVerification, "gumbel": GumbelCoupling, "accept all": AcceptAll,
@@ -67,6 +73,10 @@ PROPER: dict[str, Callable[[], Any]] = {
     "own weights": OwnWeights, "balance heuristic": BalanceHeuristic,
     "product": ProductOfExperts, "power mean": PowerMean, "mixture": Mixture, "chernoff": Chernoff, "target": Target,
     "defended": lambda: Defensive(ProductOfExperts(0.3), 0.1),
+    "marginals": lambda: DLMProposal(DRAFTS), "truncated marginals": lambda: DLMProposal(DRAFTS, top_p=0.7),
+    "marginals of two lanes": lambda: DLMProposal(DRAFTS, temperature=[0.4, 2.5]),
+    "chain": lambda: PrefixFilled(DLMProposal(DRAFTS)), "path": lambda: MostLikelyPath(DLMProposal(DRAFTS)),
+    "chain, with an end": lambda: PrefixFilled(DLMProposal(tabular_pair(3, 3).dlm)),
     "smc": lambda: smc(PAIR, 2), "paper": lambda: paper(PAIR, lanes=2), "speculative": lambda: speculative(PAIR),
     "plain IS": lambda: plain_is(PAIR, lanes=2), "tree walk": lambda: tree_walk(PAIR, nodes=2),
     "smc, gumbel": lambda: smc(PAIR, 2, kernel=GumbelCoupling()),
@@ -201,10 +211,17 @@ def test_a_gap_that_is_no_number_in_range_is_refused(wrong: Any) -> None:
             ask()
 
 
-@pytest.mark.parametrize("thing", [3, torch.zeros(1), lambda x: x], ids=["number", "tensor", "function"])
+@pytest.mark.parametrize("thing", [3, torch.zeros(1), lambda x: x, PrefixFilled],
+                         ids=["number", "tensor", "function", "class"])
 def test_what_is_no_part_is_refused(thing: Any) -> None:
-    with pytest.raises(ValueError, match="give a sampler, a kernel, a resampler, an intermediate or a weight rule"):
+    with pytest.raises(ValueError, match="give a sampler, a kernel, a resampler, an intermediate, a weight rule or a"):
         assert_proper(thing)
+
+
+def test_a_proposal_on_no_table_is_refused_with_a_remedy() -> None:
+    pair = MockPair.make(alphabet=50, lanes=1, window=4, seed=0)
+    with pytest.raises(ValueError, match=r"^proposal DLMProposal is on .*tabular_pair\(size\)\.dlm$"):
+        assert_proper(DLMProposal(pair.dlm))
 
 
 def test_the_law_of_a_kernel_on_a_table() -> None:
