@@ -6,6 +6,7 @@ shown without it. An intermediate by name is made with w, which not every one re
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Collection
 from pkgutil import resolve_name
 from typing import Any
@@ -69,6 +70,17 @@ NAMED: dict[str, Collection[str]] = {
 _HOMES = {"kernel": KERNELS, "resampler": RESAMPLERS, "trigger": TRIGGERS, "weight": WEIGHTS}
 
 
+def nearest(text: str, names: Collection[str]) -> str | None:
+    """The name that a misspelled one may stand for, if there is one."""
+    return next(iter(difflib.get_close_matches(text, names, n=1)), None)
+
+
+def meant(text: str, names: Collection[str]) -> str:
+    """For a message about an unknown name: `did you mean X? ` with the nearest of `names`, empty where none is near."""
+    close = nearest(text, names)
+    return "" if close is None else f"did you mean {close}? "
+
+
 def named(kind: str, value: Any, *, w: float = DEFAULT_W, base: Any = None) -> Any:
     """The part of that kind that a name stands for; anything but a name is passed through.
 
@@ -76,12 +88,13 @@ def named(kind: str, value: Any, *, w: float = DEFAULT_W, base: Any = None) -> A
         w: of an intermediate.
         base: marginals that a proposal is made of.
     Raises:
-        ValueError: no part of that kind has the name; the message lists those there are.
+        ValueError: no part of that kind has the name; the message names the nearest, and all.
     """
     if not isinstance(value, str) or kind not in NAMED:
         return value
     if value not in NAMED[kind]:
-        raise ValueError(f"{kind} = {value!r}: give one of {', '.join(NAMED[kind])}, or an object")
+        hint = meant(value, NAMED[kind])
+        raise ValueError(f"{kind} = {value!r}: {hint}give one of {', '.join(NAMED[kind])}, or an object")
     if kind == "intermediate":
         return INTERMEDIATES[value](w)
     if kind == "proposal":

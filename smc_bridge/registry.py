@@ -24,7 +24,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from smc_bridge.entry_points import declared, reason_of
-from smc_bridge.signature import Option, nearest, read_options, written
+from smc_bridge.names import idle, meant
+from smc_bridge.signature import Option, read_options, written
 
 if TYPE_CHECKING:
     from smc_bridge.decode import Decoder
@@ -95,9 +96,9 @@ class Method:
         """
         names = [option.name for option in self.options]
         if name not in names:
-            close = nearest(name, names)
-            hint = f"did you mean {close}? " if close else ""
-            raise ValueError(f"{name} is no option of {self.name}: {hint}it has {', '.join(names) or 'none'}")
+            raise ValueError(
+                f"{name} is no option of {self.name}: {meant(name, names)}it has {', '.join(names) or 'none'}"
+            )
         return self.options[names.index(name)]
 
 
@@ -251,8 +252,6 @@ class Spelled:
         Raises:
             ValueError: options contradict each other, or are out of range for the pair.
         """
-        from smc_bridge.names import idle
-
         has = {option.name for option in self.method.options} - self.options.keys()
         has -= set(idle(self.options.get("kernel"), self.options.get("intermediate"))) & {"w"}
         options = {name: value for name, value in shared.items() if name in has and value is not None}
@@ -318,6 +317,5 @@ def _named(text: str) -> tuple[Method, dict[str, Any]]:
     if text in unavailable():
         raise ValueError(f"method = {text!r} is unavailable: {_BROKEN[text]}; repair or remove its package")
     aliases = [pattern for found in METHODS.values() for pattern in found.aliases]
-    close = nearest(text, [*METHODS, *aliases])
-    hint = f"did you mean {close}? " if close else ""
-    raise ValueError(f"method = {text!r}: {hint}choose from {', '.join([*METHODS, *aliases])}")
+    known = [*METHODS, *aliases]
+    raise ValueError(f"method = {text!r}: {meant(text, known)}choose from {', '.join(known)}")

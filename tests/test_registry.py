@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from smc_bridge import registry
+from smc_bridge import registry, smc
+from smc_bridge.analysis.study.plan import Axes
 from smc_bridge.cli import main
 from smc_bridge.commands.methods import page, table
 from smc_bridge.registry import GROUP, METHODS, Method, method, spelled, spelled_list, unavailable
@@ -112,6 +113,22 @@ def test_what_is_unknown_is_one_line_with_the_nearest(text: str, words: str) -> 
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         spelled(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("option", "value", "close"), [
+    ("kernel", "blok", "block"), ("proposal", "chian", "chain"), ("resampler", "sistematic", "systematic"),
+    ("intermediate", "mixtur", "mixture"), ("weight", "balanse", "balance"), ("trigger", "alway", "always"),
+])
+def test_a_part_of_no_known_name_is_answered_with_the_nearest(option: str, value: str, close: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{option} = {value!r}: did you mean {close}? give one of ")):
+        smc(toy_pair(), **{option: value})
+
+
+def test_a_flag_or_an_axis_of_no_known_name_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decode", "x", "--kernel", "blok"], commands=[]) == 2
+    assert "--kernel = 'blok': did you mean block? choose from" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"intermediates = 'mixtur': did you mean mixture\? choose from"):
+        Axes(intermediates=("mixtur",)).check_intermediates()
 
 
 @pytest.mark.parametrize("text", ["", ",", "smc-4,smc-4"])

@@ -21,7 +21,7 @@ from typing import Any
 from smc_bridge.distributions.intermediate import Intermediate, check_w
 from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.models.pairs import Pair
-from smc_bridge.names import INTERMEDIATES, idle
+from smc_bridge.names import INTERMEDIATES, idle, meant
 from smc_bridge.registry import Spelled, spelled
 from smc_bridge.tasks import Limits
 
@@ -127,7 +127,7 @@ class Axes:
         known = list(dict.fromkeys([*INTERMEDIATES, *custom]))
         for name in self.intermediates or ():
             if name not in known:
-                raise ValueError(f"intermediates = {name!r}: choose from {', '.join(known)}")
+                raise ValueError(f"intermediates = {name!r}: {meant(str(name), known)}choose from {', '.join(known)}")
 
     def settings(self) -> list[Setting]:
         """Every sampler once, in the order of the axes, the first one slowest (module docstring)."""
