@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pkgutil import resolve_name
 from typing import Any
 
-from smc_bridge.models.arguments import said
+from smc_bridge.models.arguments import called, said
 
 #: Where each part stands.
 KERNELS = {
@@ -47,6 +47,9 @@ PROPOSALS = {
     "marginals": "smc_bridge.proposals.mean_field:as_it_is", "chain": "smc_bridge.proposals.chain:PrefixFilled",
     "path": "smc_bridge.proposals.path:MostLikelyPath",
 }
+#: Proposals whose laws depend on what they drafted, and kernels that ask for laws off the draft.
+CHAINS = ("chain",)
+NEED_MARGINALS = ("tree",)
 #: From w to the intermediate.
 INTERMEDIATES: dict[str, Callable[[float], Any]] = {
     "poe": lambda w: _law("ProductOfExperts")(w),
@@ -111,7 +114,7 @@ def idle(kernel: Any = None, intermediate: Any = None) -> tuple[str, ...]:
 
 def check_fit(
     *, lanes: int, w: float | None = None, kernel: Any = None, intermediate: Any = None, nodes: int | None = None,
-    weight: Any = None, resampler: Any = None, trigger: Any = None,
+    weight: Any = None, resampler: Any = None, trigger: Any = None, proposal: Any = None,
 ) -> None:
     """Refuse options that contradict each other, as far as they are given by name; None is not given.
 
@@ -131,6 +134,17 @@ def check_fit(
     if nodes is not None and kernel != "tree":
         one = "rejection" if kernel is None else kernel if isinstance(kernel, str) else said(kernel)
         raise ValueError(f"nodes = {said(nodes)} with kernel = {one}, which has none: leave it out, or give tree")
+    if proposal in CHAINS and (kernel in NEED_MARGINALS or getattr(kernel, "reads_marginals", False)):
+        tree = kernel if isinstance(kernel, str) else called(kernel)
+        raise ValueError(
+            f"proposal = {proposal} with kernel = {tree}: it asks for laws off the draft, and a chain's depend on the "
+            "draft; give kernel = rejection, or proposal = marginals"
+        )
+    if proposal in CHAINS and weight == "balance":
+        raise ValueError(
+            f"proposal = {proposal} with weight = {weight}: it asks for laws along other lanes' drafts, and a chain's "
+            "depend on the draft; give weight = own, or proposal = marginals"
+        )
     if weight == "balance" and lanes == 1:
         raise ValueError("weight = balance with one lane has nothing to balance: leave it out, or give 2 lanes or more")
     if isinstance(resampler, str) and trigger == "never":

@@ -131,6 +131,18 @@ def test_a_flag_or_an_axis_of_no_known_name_is_answered_with_the_nearest(capsys:
         Axes(intermediates=("mixtur",)).check_intermediates()
 
 
+@pytest.mark.parametrize(("text", "words", "remedy"), [
+    ("smc,proposal=chain,kernel=tree", "proposal = chain with kernel = tree: ", "kernel = rejection, or proposal = mar"),
+    ("smc,lanes=2,proposal=chain,weight=balance", "proposal = chain with weight = balance: ", "give weight = own, or"),
+    ("tree-walk,proposal=chain", "proposal = chain with kernel = TreeWalk: ", "or proposal = marginals"),
+])
+def test_parts_that_need_marginals_are_refused_with_a_chain_by_name(text: str, words: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        spelled(text).check()
+    assert remedy in str(caught.value)
+    assert "(" not in str(caught.value), "no object's repr"
+
+
 @pytest.mark.parametrize("text", ["", ",", "smc-4,smc-4"])
 def test_a_list_has_methods_and_none_twice(text: str) -> None:
     with pytest.raises(ValueError, match="give at least one, and none twice"):
