@@ -16,6 +16,7 @@ from smc_bridge import registry, smc
 from smc_bridge.analysis.study.plan import Axes
 from smc_bridge.cli import main
 from smc_bridge.commands.methods import page, table
+from smc_bridge.patterns import clash
 from smc_bridge.registry import GROUP, METHODS, Method, method, spelled, spelled_list, unavailable
 from smc_bridge.signature import argument_help, read_options
 from tests.toys import LIMIT, toy_pair
@@ -132,7 +133,7 @@ def test_a_flag_or_an_axis_of_no_known_name_is_answered_with_the_nearest(capsys:
 
 
 @pytest.mark.parametrize(("text", "words", "remedy"), [
-    ("smc,proposal=chain,kernel=tree", "proposal = chain with kernel = tree: ", "kernel = rejection, or proposal = mar"),
+    ("smc,proposal=chain,kernel=tree", "proposal = chain with kernel = tree: ", "kernel = rejection, or proposal = "),
     ("smc,lanes=2,proposal=chain,weight=balance", "proposal = chain with weight = balance: ", "give weight = own, or"),
     ("tree-walk,proposal=chain", "proposal = chain with kernel = TreeWalk: ", "or proposal = marginals"),
 ])
@@ -213,6 +214,59 @@ def test_a_method_is_registered_and_a_taken_name_refused(anew: None) -> None:
         method("other", **{**facts, "proper": False})
     with pytest.raises(ValueError, match="give a name of lower-case letters"):
         method("Other", **facts)
+
+
+FACTS: dict[str, Any] = {"role": "exact", "targets": "AR", "proper": True, "reference": "here"}
+
+
+@pytest.mark.parametrize(("name", "aliases", "words"), [
+    ("smc-4", (), "method = 'smc-4' is a spelling of smc-<particles>, which means smc: give another"),
+    ("other", ("paper",), "alias of other = 'paper' is a spelling of paper, which means paper: give another"),
+    ("other", ("smc-<n>",), "alias of other = 'smc-<n>' is a spelling of smc-<particles>, which means smc"),
+    ("other", ("dlm-1<n>",), "alias of other = 'dlm-1<n>' is a spelling of dlm-<tokens>, which means dlm"),
+    ("other", ("o-<n>", "o-3"), "alias of other = 'o-3' is a spelling of o-<n>, which means other"),
+    ("other", ("o-<zz>",), "alias = 'o-<zz>' of method other: zz is no option of other: it has n, on"),
+    ("other", {"o-all": {"zz": 3}}, "alias = 'o-all' of method other: zz is no option of other"),
+    ("other", ("o-<on>",), "alias = 'o-<on>' of method other: on = '1': give true or false"),
+    ("other", {"o-<n>": {"n": 3}}, "alias = 'o-<n>' of method other says n twice"),
+    ("other", ("bad(-<k>",), "alias = 'bad(-<k>': give lower-case letters, digits, hyphens, and options as <name>"),
+    ("other", ("o-<n>x<n>",), "alias = 'o-<n>x<n>': give lower-case letters"),
+])
+def test_an_alias_that_could_not_be_used_is_refused_at_once(anew: None, name: str, aliases: Any, words: str) -> None:
+    def make(pair: object, *, n: int = 1, on: bool = False) -> Any: ...
+
+    with pytest.raises(ValueError, match=re.escape(words)):
+        method(name, aliases=aliases, **FACTS)(make)
+    assert name not in METHODS
+    assert spelled("smc-4").options == {"particles": 4}
+
+
+def test_an_argument_without_a_default_is_refused_at_once(anew: None) -> None:
+    def needs(pair, model): ...  # type: ignore[no-untyped-def]
+
+    with pytest.raises(ValueError, match=r"method other cannot be made of a pair alone \(missing a required "):
+        method("other", **FACTS)(needs)
+
+
+def test_a_plug_in_of_a_taken_spelling_is_unavailable_and_says_why(
+    anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "plug_in_that_takes.py").write_text(
+        "from smc_bridge.registry import method\n"
+        "@method('takes', role='exact', targets='AR', proper=True, reference='here', aliases=('smc-<n>',))\n"
+        "def takes(pair, *, n: int = 1): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    registry._load(EntryPoint("takes", "plug_in_that_takes", GROUP))
+    assert "alias of takes = 'smc-<n>' is a spelling of smc-<particles>" in unavailable()["takes"]
+
+
+@pytest.mark.parametrize(("one", "other", "both"), [
+    ("a-<n>", "a-4", True), ("a-<n>", "a-0", False), ("a-<n>", "a-<m>x<k>", False), ("a<n>", "a1<m>", True),
+    ("a<n><m>", "a<k>", True), ("a<n><m>", "a7", False), ("a-<n>", "b-<n>", False), ("a", "a", True),
+])
+def test_two_patterns_clash_if_a_text_meets_both(one: str, other: str, both: bool) -> None:
+    assert clash(one, other) is clash(other, one) is both
 
 
 def test_a_broken_plug_in_is_listed_and_breaks_nothing(
