@@ -17,6 +17,7 @@ from __future__ import annotations
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from smc_bridge.entry_points import declared, reason_of
 from smc_bridge.facts import Method as Method
 from smc_bridge.facts import Role, check_call, ours
+from smc_bridge.models.arguments import said
 from smc_bridge.names import idle, meant
 from smc_bridge.patterns import clash, met
 from smc_bridge.signature import written
@@ -209,13 +211,33 @@ class Spelled:
             shared: options for every method of a table, such as the temperature: this one takes those that it has, and
                 that neither the text decides nor a part in it leaves unread.
         Raises:
-            ValueError: options contradict each other, or are out of range for the pair.
+            ValueError: options contradict each other, or are out of range for the pair; a method of another package
+                fails, or makes no decoder.
         """
         has = {option.name for option in self.method.options} - self.options.keys()
         has -= set(idle(self.options.get("kernel"), self.options.get("intermediate"))) & {"w"}
         options = {name: value for name, value in shared.items() if name in has and value is not None}
-        decoder: Decoder[Any] = self.method.make(pair, **{**options, **self.options})
-        decoder.name = self.text
+        return self._made(pair, {**options, **self.options})
+
+    def _made(self, pair: ModelPair, options: Mapping[str, Any]) -> Decoder[Any]:
+        """What the method makes, checked, under the name of the text."""
+        from smc_bridge.decode import lacking
+
+        name = self.method.name
+        try:
+            decoder: Decoder[Any] = self.method.make(pair, **options)
+        except ValueError:
+            raise
+        except Exception as error:
+            if ours(self.method.make):
+                raise
+            raise ValueError(f"method {name} failed: {reason_of(error)}; repair or remove its package") from error
+        with suppress(AttributeError, TypeError):  # what cannot be named is told of below
+            decoder.name = self.text
+        if lacks := lacking(decoder):
+            raise ValueError(f"method {name} made {said(decoder)}, which{lacks}: return a decoder, such as a Sampler")
+        if decoder.name != self.text:
+            raise ValueError(f"method {name} made {said(decoder)}, whose name cannot be set: let name be an attribute")
         return decoder
 
 

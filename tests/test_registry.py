@@ -204,9 +204,12 @@ def test_a_method_is_registered_and_a_taken_name_refused(anew: None) -> None:
     @method("mine", role="baseline", targets="AR", proper=False, reference="here", why="a test", aliases=("m-<n>",))
     def mine(pair: object, *, n: int = 1) -> Any:
         """Mine."""
-        return type("Decoder", (), {"n": n})()
+        made = spelled("smc").make(toy_pair())
+        made.lanes = n
+        return made
 
-    assert spelled("m-3").make(None).n == 3
+    made: Any = spelled("m-3").make(toy_pair())
+    assert (made.lanes, made.name) == (3, "m-3")
     facts: dict[str, Any] = {"role": "exact", "targets": "AR", "proper": True, "reference": "here"}
     with pytest.raises(ValueError, match="method = 'mine' is the name of"):
         method("mine", **facts)(lambda pair: None)
@@ -239,6 +242,43 @@ def test_an_alias_that_could_not_be_used_is_refused_at_once(anew: None, name: st
         method(name, aliases=aliases, **FACTS)(make)
     assert name not in METHODS
     assert spelled("smc-4").options == {"particles": 4}
+
+
+def plug_in(name: str, body: Callable[[Any], Any]) -> None:
+    """Register a method of another package that makes what `body` does."""
+
+    def make(pair: Any) -> Any:
+        """Not of this package."""
+        return body(pair)
+
+    method(name, **FACTS)(make)
+
+
+def test_what_a_plug_in_makes_is_a_decoder(anew: None, capsys: pytest.CaptureFixture[str]) -> None:
+    class Fixed:
+        __slots__ = ()
+        name, stream, models = "fixed", None, ()
+        open = step = finished = result = reseat = len
+
+    for number, (made, words) in enumerate([
+        (None, "None, which has no name, stream, models, open"), (3, "3, which has no name"),
+        (Fixed, "which is a class: return a decoder"), (Fixed(), "whose name cannot be set: let name be an attribute"),
+    ]):
+        plug_in(f"none{number}", lambda pair, made=made: made)
+        with pytest.raises(ValueError, match=rf"^method none{number} made .*{re.escape(words)}"):
+            spelled(f"none{number}").make(toy_pair())
+    assert main(["decode", "--pair", "arithmetic", "Ann has 3 apples.", "--method", "none0"], commands=[]) == 2
+    assert "method none0 made None, which has no" in capsys.readouterr().err
+
+
+def test_what_a_plug_in_raises_is_an_error_of_the_method(anew: None) -> None:
+    def fails(pair: Any) -> Any:
+        raise KeyError("a\nb")
+
+    plug_in("fails", fails)
+    with pytest.raises(ValueError, match=r"^method fails failed: KeyError: 'a\\nb'; repair or remove ") as found:
+        spelled("fails").make(toy_pair())
+    assert isinstance(found.value.__cause__, KeyError)
 
 
 def test_an_argument_without_a_default_is_refused_at_once(anew: None) -> None:
