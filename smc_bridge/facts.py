@@ -77,7 +77,7 @@ class Method:
         names = [option.name for option in self.options]
         if name not in names:
             raise ValueError(
-                f"{name} is no option of {self.name}: {meant(name, names)}it has {', '.join(names) or 'none'}"
+                f"{name or repr(name)} is no option of {self.name}: {meant(name, names)}it has {', '.join(names) or 'none'}"
             )
         return self.options[names.index(name)]
 

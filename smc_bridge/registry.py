@@ -168,7 +168,7 @@ class Spelled:
     """A method with options, as a user wrote it.
 
     Attributes:
-        text: what the user wrote, which is the name of the decoder in results.
+        text: what the user wrote, without blanks around commas and equals signs; the name of the decoder in results.
         method, options: what it means.
     """
 
@@ -255,8 +255,9 @@ def spelled(text: str) -> Spelled:
     Raises:
         ValueError: a name, option or value is unknown; one line with the nearest valid ones.
     """
-    head, *pieces = (piece.strip() for piece in text.split(","))
+    head, *pieces = (" ".join(piece.split()) for piece in text.split(","))
     found, options = _named(head)
+    parts = [head]
     for piece in pieces:
         name, sign, value = (part.strip() for part in piece.partition("="))
         if not sign:
@@ -265,7 +266,8 @@ def spelled(text: str) -> Spelled:
         if name in options:
             raise ValueError(f"method = {text!r} says {name} twice: say it once")
         options[name] = option.parse(value)
-    return Spelled(",".join((head, *pieces)), found, options)
+        parts.append(f"{name}={value}")
+    return Spelled(",".join(parts), found, options)
 
 
 def spelled_list(text: str) -> list[Spelled]:

@@ -92,6 +92,16 @@ def test_spellings(text: str, name: str, options: dict[str, Any]) -> None:
     assert found.make(toy_pair()).name == found.text
 
 
+@pytest.mark.parametrize("text", [
+    "smc,lanes=2,proposal_temperature=0.2/0.7",
+    " smc ,\nlanes = 2, proposal_temperature\t=0.2/0.7\n",
+])
+def test_a_spelling_is_kept_without_blanks(text: str) -> None:
+    found = spelled(text)
+    assert found.text == "smc,lanes=2,proposal_temperature=0.2/0.7"
+    assert [each.text for each in spelled_list(text)] == [found.text]
+
+
 def test_a_piece_of_a_list_with_an_equals_sign_belongs_to_the_method_before_it() -> None:
     found = spelled_list("smc-4,smc,particles=4,w=0.5,paper")
     assert [each.text for each in found] == ["smc-4", "smc,particles=4,w=0.5", "paper"]
@@ -106,6 +116,8 @@ def test_a_piece_of_a_list_with_an_equals_sign_belongs_to_the_method_before_it()
     ("smc,particles=many", "particles = 'many': give a whole number"),
     ("smc,compile=maybe", "compile = 'maybe': give true or false"),
     ("smc,proposal_temperature=a/b", "proposal_temperature = 'a/b': give none or a number or numbers with / between"),
+    ("smc,=3", "'' is no option of smc: it has particles, lanes"),
+    ("smc,wide\n0=3", "wide 0 is no option of smc"),
     ("smc,w", "write options as option=value, not 'w'"),
     ("smc-4,particles=3", "says particles twice"),
     ("plain-is,kernel=block", "kernel is no option of plain-is"),
