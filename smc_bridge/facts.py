@@ -76,9 +76,8 @@ class Method:
         """
         names = [option.name for option in self.options]
         if name not in names:
-            raise ValueError(
-                f"{name or repr(name)} is no option of {self.name}: {meant(name, names)}it has {', '.join(names) or 'none'}"
-            )
+            has = f"it has {', '.join(names) or 'none'}"
+            raise ValueError(f"{name or repr(name)} is no option of {self.name}: {meant(name, names)}{has}")
         return self.options[names.index(name)]
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from smc_bridge.models.protocols import ModelPair
 
 GROUP = "smc_bridge.methods"
+
+#: Options that a table may give to all its methods: whoever says one, even its default, is not given the table's.
+SHARED = ("temperature", "w", "window", "lookahead", "max_new_tokens")
 
 Make = TypeVar("Make", bound=Callable[..., Any])
 
@@ -176,6 +179,18 @@ class Spelled:
     method: Method
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def meaning(self) -> Hashable:
+        """The same for spellings of the same decoder: the method, and the options that are not as it has them anyway.
+
+        What a table may give to all its methods (`SHARED`) counts wherever it is said.
+        """
+        defaults = {option.name: option.default for option in self.method.options}
+        own = {name: value for name, value in self.options.items() if name in SHARED or value != defaults[name]}
+        return self.method.name, frozenset(
+            (name, tuple(value) if isinstance(value, list) else value) for name, value in own.items()
+        )
+
     def given(self, options: Mapping[str, Any]) -> Spelled:
         """The same method with more options."""
         for name, value in options.items():
@@ -274,7 +289,7 @@ def spelled_list(text: str) -> list[Spelled]:
     """The methods of a list with commas between them, where a piece with `=` belongs to the method before it.
 
     Raises:
-        ValueError: as `spelled`; there is none; one stands there twice.
+        ValueError: as `spelled`; there is none; one stands there twice, if under two spellings.
     """
     groups: list[list[str]] = []
     for piece in (piece.strip() for piece in text.split(",")):
@@ -283,9 +298,14 @@ def spelled_list(text: str) -> list[Spelled]:
         elif piece:
             groups.append([piece])
     found = [spelled(",".join(group)) for group in groups]
-    texts = [each.text for each in found]
-    if not texts or len(set(texts)) != len(texts):
+    if not found:
         raise ValueError(f"methods = {text}: give at least one, and none twice")
+    first: dict[Hashable, str] = {}
+    for each in found:
+        if each.meaning in first:
+            again = f"{each.text} is {first[each.meaning]} again"
+            raise ValueError(f"methods = {' '.join(text.split())}: {again}; give at least one, and none twice")
+        first[each.meaning] = each.text
     return found
 
 

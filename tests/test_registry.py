@@ -156,6 +156,27 @@ def test_parts_that_need_marginals_are_refused_with_a_chain_by_name(text: str, w
     assert "(" not in str(caught.value), "no object's repr"
 
 
+@pytest.mark.parametrize("text", ["smc,w=0.3,smc,w=0.30", "smc,smc,particles=4", "smc,smc-4", "tree-128,tree-walk"])
+def test_a_method_under_two_spellings_is_twice(text: str) -> None:
+    with pytest.raises(ValueError, match="again; give at least one, and none twice"):
+        spelled_list(text)
+    with pytest.raises(ValueError, match="is run under a spelling before it; give at least one value, and none twice"):
+        Axes(methods=tuple(dict.fromkeys(re.split(r",(?=[st])", text))))
+
+
+def test_what_a_table_leaves_to_its_methods_is_no_second_spelling() -> None:
+    assert len(spelled_list("smc,smc,window=32,smc,temperature=1,smc-8")) == 4
+    assert len(Axes(methods=("smc", "smc,window=32"), windows=None).settings()) == 2
+
+
+def test_a_study_runs_a_sampler_once_whatever_its_spelling() -> None:
+    axes = Axes(methods=("smc", "smc,w=0.50,particles=2", "smc-2"), particles=(4, 8), w=(0.3, 0.5))
+    assert [(each.method, each.particles, each.w) for each in axes.settings()] == [
+        ("smc", 4, 0.3), ("smc", 4, 0.5), ("smc", 8, 0.3), ("smc", 8, 0.5), ("smc,w=0.50,particles=2", 2, 0.5),
+        ("smc-2", 2, 0.3),
+    ]
+
+
 @pytest.mark.parametrize("text", ["", ",", "smc-4,smc-4"])
 def test_a_list_has_methods_and_none_twice(text: str) -> None:
     with pytest.raises(ValueError, match="give at least one, and none twice"):
