@@ -123,14 +123,20 @@ def decode(
         >>> len(result.sequences)
         2
     """
-    missing = [name for name in ("name", "stream", "models", *_VERBS) if not hasattr(decoder, name)]
-    if missing or isinstance(decoder, type):
-        lacks = f" has no {', '.join(missing)}" if missing else " is a class"
+    if lacks := lacking(decoder):
         raise ValueError(f"decoder = {said(decoder)}{lacks}: give an object such as a Sampler")
     _check_attributes(decoder)
     limit = check_limit(max_new_tokens)
     requests = requests_of(prompts, decoder.models, seed=seed, max_new_tokens=limit, stream=decoder.stream)
     return serve(decoder, requests, max_new_tokens=limit, batch=batch, on_result=on_result, progress=progress)
+
+
+def lacking(decoder: Any) -> str:
+    """What keeps an object from being a `Decoder`, in a message's words after its name; empty if nothing does."""
+    missing = [name for name in ("name", "stream", "models", *_VERBS) if not hasattr(decoder, name)]
+    if missing:
+        return f" has no {', '.join(missing)}"
+    return " is a class" if isinstance(decoder, type) else ""
 
 
 _VERBS = ("open", "step", "finished", "result", "reseat")

@@ -6,11 +6,12 @@ shown without it. An intermediate by name is made with w, which not every one re
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Collection
 from pkgutil import resolve_name
 from typing import Any
 
-from smc_bridge.models.arguments import said
+from smc_bridge.models.arguments import called, said
 
 #: Where each part stands.
 KERNELS = {
@@ -46,6 +47,9 @@ PROPOSALS = {
     "marginals": "smc_bridge.proposals.mean_field:as_it_is", "chain": "smc_bridge.proposals.chain:PrefixFilled",
     "path": "smc_bridge.proposals.path:MostLikelyPath",
 }
+#: Proposals whose laws depend on what they drafted, and kernels that ask for laws off the draft.
+CHAINS = ("chain",)
+NEED_MARGINALS = ("tree",)
 #: From w to the intermediate.
 INTERMEDIATES: dict[str, Callable[[float], Any]] = {
     "poe": lambda w: _law("ProductOfExperts")(w),
@@ -69,6 +73,17 @@ NAMED: dict[str, Collection[str]] = {
 _HOMES = {"kernel": KERNELS, "resampler": RESAMPLERS, "trigger": TRIGGERS, "weight": WEIGHTS}
 
 
+def nearest(text: str, names: Collection[str]) -> str | None:
+    """The name that a misspelled one may stand for, if there is one."""
+    return next(iter(difflib.get_close_matches(text, names, n=1)), None)
+
+
+def meant(text: str, names: Collection[str]) -> str:
+    """For a message about an unknown name: `did you mean X? ` with the nearest of `names`, empty where none is near."""
+    close = nearest(text, names)
+    return "" if close is None else f"did you mean {close}? "
+
+
 def named(kind: str, value: Any, *, w: float = DEFAULT_W, base: Any = None) -> Any:
     """The part of that kind that a name stands for; anything but a name is passed through.
 
@@ -76,12 +91,13 @@ def named(kind: str, value: Any, *, w: float = DEFAULT_W, base: Any = None) -> A
         w: of an intermediate.
         base: marginals that a proposal is made of.
     Raises:
-        ValueError: no part of that kind has the name; the message lists those there are.
+        ValueError: no part of that kind has the name; the message names the nearest, and all.
     """
     if not isinstance(value, str) or kind not in NAMED:
         return value
     if value not in NAMED[kind]:
-        raise ValueError(f"{kind} = {value!r}: give one of {', '.join(NAMED[kind])}, or an object")
+        hint = meant(value, NAMED[kind])
+        raise ValueError(f"{kind} = {value!r}: {hint}give one of {', '.join(NAMED[kind])}, or an object")
     if kind == "intermediate":
         return INTERMEDIATES[value](w)
     if kind == "proposal":
@@ -98,7 +114,7 @@ def idle(kernel: Any = None, intermediate: Any = None) -> tuple[str, ...]:
 
 def check_fit(
     *, lanes: int, w: float | None = None, kernel: Any = None, intermediate: Any = None, nodes: int | None = None,
-    weight: Any = None, resampler: Any = None, trigger: Any = None,
+    weight: Any = None, resampler: Any = None, trigger: Any = None, proposal: Any = None,
 ) -> None:
     """Refuse options that contradict each other, as far as they are given by name; None is not given.
 
@@ -118,6 +134,17 @@ def check_fit(
     if nodes is not None and kernel != "tree":
         one = "rejection" if kernel is None else kernel if isinstance(kernel, str) else said(kernel)
         raise ValueError(f"nodes = {said(nodes)} with kernel = {one}, which has none: leave it out, or give tree")
+    if proposal in CHAINS and (kernel in NEED_MARGINALS or getattr(kernel, "reads_marginals", False)):
+        tree = kernel if isinstance(kernel, str) else called(kernel)
+        raise ValueError(
+            f"proposal = {proposal} with kernel = {tree}: it asks for laws off the draft, and a chain's depend on the "
+            "draft; give kernel = rejection, or proposal = marginals"
+        )
+    if proposal in CHAINS and weight == "balance":
+        raise ValueError(
+            f"proposal = {proposal} with weight = {weight}: it asks for laws along other lanes' drafts, and a chain's "
+            "depend on the draft; give weight = own, or proposal = marginals"
+        )
     if weight == "balance" and lanes == 1:
         raise ValueError("weight = balance with one lane has nothing to balance: leave it out, or give 2 lanes or more")
     if isinstance(resampler, str) and trigger == "never":

@@ -16,15 +16,20 @@ from __future__ import annotations
 
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib import import_module
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from smc_bridge.entry_points import declared, reason_of
-from smc_bridge.signature import Option, nearest, read_options, written
+from smc_bridge.facts import Method as Method
+from smc_bridge.facts import Role, check_call, ours
+from smc_bridge.models.arguments import said
+from smc_bridge.names import idle, meant
+from smc_bridge.patterns import clash, met
+from smc_bridge.signature import written
 
 if TYPE_CHECKING:
     from smc_bridge.decode import Decoder
@@ -32,73 +37,10 @@ if TYPE_CHECKING:
 
 GROUP = "smc_bridge.methods"
 
-#: What its results are: draws of the law itself, properly weighted samples of it, or neither.
-Role = Literal["exact", "weighted", "baseline"]
+#: Options that a table may give to all its methods: whoever says one, even its default, is not given the table's.
+SHARED = ("temperature", "w", "window", "lookahead", "max_new_tokens")
 
 Make = TypeVar("Make", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class Method:
-    """A decoder by name.
-
-    Attributes:
-        name: what the user types.
-        make: from a pair of models and options to a decoder.
-        role: see `Role`.
-        targets: the law that its results are of, or that they are compared with.
-        proper: whether `E[Z_hat sum W f] = E_p[f]` holds with the options that are its own.
-        reference: where it was published.
-        why: why it is not proper.
-        aliases: short names: a pattern with options in angle brackets -> options that it fixes.
-        examples: spellings that a comparison shows unless it is told otherwise.
-        rest: function whose options it has too, those that it passes on.
-        without: options of `rest` that it does not have, because it is defined by them.
-    """
-
-    name: str
-    make: Callable[..., Decoder[Any]]
-    role: Role
-    targets: str
-    proper: bool
-    reference: str
-    why: str = ""
-    aliases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    examples: tuple[str, ...] = ()
-    rest: Callable[..., Any] | None = None
-    without: tuple[str, ...] = ()
-
-    @cached_property
-    def own(self) -> tuple[Option, ...]:
-        """Options of the function's own signature."""
-        told = {} if self.rest is None else {option.name: option.help for option in read_options(self.rest)}
-        own = read_options(self.make)
-        return tuple(replace(option, help=option.help or told.get(option.name, "")) for option in own)
-
-    @cached_property
-    def options(self) -> tuple[Option, ...]:
-        """All options that can be written behind its name: its own, and those that it passes on to `rest`."""
-        mine = {option.name for option in self.own}.union(self.without)
-        passed = () if self.rest is None else read_options(self.rest)
-        return (*self.own, *(option for option in passed if option.name not in mine))
-
-    @property
-    def summary(self) -> str:
-        """What it is: the first line of the function's docstring."""
-        return (self.make.__doc__ or "").strip().split("\n")[0]
-
-    def option(self, name: str) -> Option:
-        """The option of that name.
-
-        Raises:
-            ValueError: it has none; the message names the nearest, and all.
-        """
-        names = [option.name for option in self.options]
-        if name not in names:
-            close = nearest(name, names)
-            hint = f"did you mean {close}? " if close else ""
-            raise ValueError(f"{name} is no option of {self.name}: {hint}it has {', '.join(names) or 'none'}")
-        return self.options[names.index(name)]
 
 
 def method(
@@ -112,7 +54,8 @@ def method(
         aliases: patterns, as `"smc-<particles>x<lanes>"`, or from patterns to options, as `{"all": {"tokens": None}}`.
         examples: the name alone by default.
     Raises:
-        ValueError: the name is taken by another function, or cannot be typed; a method that is not proper says no why.
+        ValueError: the name or an alias is taken by another method, or cannot be typed; an alias says an option that
+            there is not; an argument has no default; a method that is not proper says no why.
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise ValueError(f"method = {name!r}: give a name of lower-case letters, digits and hyphens")
@@ -122,14 +65,19 @@ def method(
         raise ValueError(f"method {name} is not proper and does not say why: give why=")
 
     def register(make: Make) -> Make:
+        if not ours(make):
+            _read_own()  # so that it meets the package's own names, and not they its
         known = _TABLE.get(name)
         if known is not None and _home(known.make) != _home(make):
             raise ValueError(f"method = {name!r} is the name of {_home(known.make)} already: give another")
         own = aliases if isinstance(aliases, Mapping) else {pattern: {} for pattern in aliases}
-        _TABLE[name] = Method(
+        found = Method(
             name, make, role, targets, proper, reference, why, own, (name,) if examples is None else tuple(examples),
             rest, tuple(without),
         )
+        check_call(found)
+        _check_names(found)
+        _TABLE[name] = replace(found)  # without what the checks have cached: its module is not read to the end yet
         return make
 
     return register
@@ -140,13 +88,32 @@ _TABLE: dict[str, Method] = {}
 _BROKEN: dict[str, str] = {}
 
 
+def _check_names(found: Method) -> None:
+    """Raise ValueError if some text means a method by its name or an alias, and something else already."""
+    taken = [(each.name, text) for each in _TABLE.values() if each.name != found.name
+             for text in (each.name, *each.aliases)]
+    for text in (found.name, *found.aliases):
+        for owner, other in taken:
+            if clash(text, other):
+                what = "method" if text == found.name else f"alias of {found.name}"
+                raise ValueError(f"{what} = {text!r} is a spelling of {other}, which means {owner}: give another")
+        taken.append((found.name, text))
+
+
 def _home(make: Callable[..., Any]) -> str:
     return f"{make.__module__}.{make.__qualname__}"
 
 
 def _place(make: Callable[..., Any]) -> tuple[bool, str, int]:
     code = getattr(make, "__code__", None)
-    return not make.__module__.startswith("smc_bridge."), make.__module__, getattr(code, "co_firstlineno", 0)
+    return not ours(make), make.__module__, getattr(code, "co_firstlineno", 0)
+
+
+def _read_own() -> None:
+    """Import the modules that register the package's own methods."""
+    package = import_module("smc_bridge.methods")
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        import_module(module.name)
 
 
 class _Methods(Mapping[str, Method]):
@@ -156,9 +123,7 @@ class _Methods(Mapping[str, Method]):
 
     def _known(self) -> dict[str, Method]:
         if not self._read:
-            package = import_module("smc_bridge.methods")
-            for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-                import_module(module.name)
+            _read_own()
             self._read = True  # what other packages register may read the package's own
             for entry in sorted(declared(GROUP), key=lambda entry: entry.name):
                 _load(entry)
@@ -183,8 +148,8 @@ def _load(entry: Any) -> None:
         modules = {found.make.__module__ for found in _TABLE.values()}
         if len(_TABLE) == len(before) and entry.module not in modules:
             raise ValueError(f"{entry.value} registers no method: decorate a function with smc_bridge.registry.method")
-        for name in _TABLE.keys() - before.keys():
-            _ = _TABLE[name].options
+        for name in _TABLE.keys() - before.keys():  # their modules are read to the end now
+            check_call(_TABLE[name])
     except (Exception, SystemExit) as error:  # anything: another package's code runs in here
         _TABLE.clear()
         _TABLE.update(before)
@@ -206,13 +171,25 @@ class Spelled:
     """A method with options, as a user wrote it.
 
     Attributes:
-        text: what the user wrote, which is the name of the decoder in results.
+        text: what the user wrote, without blanks around commas and equals signs; the name of the decoder in results.
         method, options: what it means.
     """
 
     text: str
     method: Method
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def meaning(self) -> Hashable:
+        """The same for spellings of the same decoder: the method, and the options that are not as it has them anyway.
+
+        What a table may give to all its methods (`SHARED`) counts wherever it is said.
+        """
+        defaults = {option.name: option.default for option in self.method.options}
+        own = {name: value for name, value in self.options.items() if name in SHARED or value != defaults[name]}
+        return self.method.name, frozenset(
+            (name, tuple(value) if isinstance(value, list) else value) for name, value in own.items()
+        )
 
     def given(self, options: Mapping[str, Any]) -> Spelled:
         """The same method with more options."""
@@ -249,15 +226,33 @@ class Spelled:
             shared: options for every method of a table, such as the temperature: this one takes those that it has, and
                 that neither the text decides nor a part in it leaves unread.
         Raises:
-            ValueError: options contradict each other, or are out of range for the pair.
+            ValueError: options contradict each other, or are out of range for the pair; a method of another package
+                fails, or makes no decoder.
         """
-        from smc_bridge.names import idle
-
         has = {option.name for option in self.method.options} - self.options.keys()
         has -= set(idle(self.options.get("kernel"), self.options.get("intermediate"))) & {"w"}
         options = {name: value for name, value in shared.items() if name in has and value is not None}
-        decoder: Decoder[Any] = self.method.make(pair, **{**options, **self.options})
-        decoder.name = self.text
+        return self._made(pair, {**options, **self.options})
+
+    def _made(self, pair: ModelPair, options: Mapping[str, Any]) -> Decoder[Any]:
+        """What the method makes, checked, under the name of the text."""
+        from smc_bridge.decode import lacking
+
+        name = self.method.name
+        try:
+            decoder: Decoder[Any] = self.method.make(pair, **options)
+        except ValueError:
+            raise
+        except Exception as error:
+            if ours(self.method.make):
+                raise
+            raise ValueError(f"method {name} failed: {reason_of(error)}; repair or remove its package") from error
+        with suppress(AttributeError, TypeError):  # what cannot be named is told of below
+            decoder.name = self.text
+        if lacks := lacking(decoder):
+            raise ValueError(f"method {name} made {said(decoder)}, which{lacks}: return a decoder, such as a Sampler")
+        if decoder.name != self.text:
+            raise ValueError(f"method {name} made {said(decoder)}, whose name cannot be set: let name be an attribute")
         return decoder
 
 
@@ -275,8 +270,9 @@ def spelled(text: str) -> Spelled:
     Raises:
         ValueError: a name, option or value is unknown; one line with the nearest valid ones.
     """
-    head, *pieces = (piece.strip() for piece in text.split(","))
+    head, *pieces = (" ".join(piece.split()) for piece in text.split(","))
     found, options = _named(head)
+    parts = [head]
     for piece in pieces:
         name, sign, value = (part.strip() for part in piece.partition("="))
         if not sign:
@@ -285,14 +281,15 @@ def spelled(text: str) -> Spelled:
         if name in options:
             raise ValueError(f"method = {text!r} says {name} twice: say it once")
         options[name] = option.parse(value)
-    return Spelled(",".join((head, *pieces)), found, options)
+        parts.append(f"{name}={value}")
+    return Spelled(",".join(parts), found, options)
 
 
 def spelled_list(text: str) -> list[Spelled]:
     """The methods of a list with commas between them, where a piece with `=` belongs to the method before it.
 
     Raises:
-        ValueError: as `spelled`; there is none; one stands there twice.
+        ValueError: as `spelled`; there is none; one stands there twice, if under two spellings.
     """
     groups: list[list[str]] = []
     for piece in (piece.strip() for piece in text.split(",")):
@@ -301,9 +298,14 @@ def spelled_list(text: str) -> list[Spelled]:
         elif piece:
             groups.append([piece])
     found = [spelled(",".join(group)) for group in groups]
-    texts = [each.text for each in found]
-    if not texts or len(set(texts)) != len(texts):
+    if not found:
         raise ValueError(f"methods = {text}: give at least one, and none twice")
+    first: dict[Hashable, str] = {}
+    for each in found:
+        if each.meaning in first:
+            again = f"{each.text} is {first[each.meaning]} again"
+            raise ValueError(f"methods = {' '.join(text.split())}: {again}; give at least one, and none twice")
+        first[each.meaning] = each.text
     return found
 
 
@@ -313,11 +315,10 @@ def _named(text: str) -> tuple[Method, dict[str, Any]]:
         return METHODS[text], {}
     for found in METHODS.values():
         for pattern, fixed in found.aliases.items():
-            if match := re.fullmatch(re.sub(r"<(\w+)>", r"(?P<\1>[1-9]\\d*)", pattern), text):
-                return found, {**fixed, **{name: found.option(name).parse(v) for name, v in match.groupdict().items()}}
+            if (numbers := met(pattern, text)) is not None:
+                return found, {**fixed, **{name: found.option(name).parse(number) for name, number in numbers.items()}}
     if text in unavailable():
         raise ValueError(f"method = {text!r} is unavailable: {_BROKEN[text]}; repair or remove its package")
     aliases = [pattern for found in METHODS.values() for pattern in found.aliases]
-    close = nearest(text, [*METHODS, *aliases])
-    hint = f"did you mean {close}? " if close else ""
-    raise ValueError(f"method = {text!r}: {hint}choose from {', '.join([*METHODS, *aliases])}")
+    known = [*METHODS, *aliases]
+    raise ValueError(f"method = {text!r}: {meant(text, known)}choose from {', '.join(known)}")

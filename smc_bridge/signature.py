@@ -6,17 +6,16 @@ slashes between them, and parts of a sampler that have a name (`smc_bridge.names
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from smc_bridge.names import NAMED
+from smc_bridge.names import NAMED, meant
 
 #: Arguments that are no options: what is decoded with, and what the decoder is called, which is its spelling.
 NOT_OPTIONS = ("pair", "name")
@@ -70,8 +69,7 @@ class Option:
         wanted = f"choose from {', '.join(self.choices)}" if self.choices else " or ".join(
             _WANTED[kind] for kind in self.kinds
         )
-        close = nearest(text, self.choices)
-        hint = f"did you mean {close}? " if close else ""
+        hint = meant(text, self.choices)
         raise ValueError(f"{self.name} = {text!r}: {hint}{wanted if self.choices else f'give {wanted}'}")
 
     def _read(self, kind: Any, text: str) -> Any:
@@ -93,11 +91,6 @@ def written(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "/".join(f"{x:g}" for x in value)
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def nearest(text: str, names: Collection[str]) -> str | None:
-    """The name that a misspelled one may stand for, if there is one."""
-    return next(iter(difflib.get_close_matches(text, names, n=1)), None)
 
 
 def read_options(function: Callable[..., Any]) -> tuple[Option, ...]:

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from smc_bridge import registry
+from smc_bridge import registry, smc
+from smc_bridge.analysis.study.plan import Axes
 from smc_bridge.cli import main
 from smc_bridge.commands.methods import page, table
+from smc_bridge.patterns import clash
 from smc_bridge.registry import GROUP, METHODS, Method, method, spelled, spelled_list, unavailable
 from smc_bridge.signature import argument_help, read_options
 from tests.toys import LIMIT, toy_pair
@@ -90,6 +92,16 @@ def test_spellings(text: str, name: str, options: dict[str, Any]) -> None:
     assert found.make(toy_pair()).name == found.text
 
 
+@pytest.mark.parametrize("text", [
+    "smc,lanes=2,proposal_temperature=0.2/0.7",
+    " smc ,\nlanes = 2, proposal_temperature\t=0.2/0.7\n",
+])
+def test_a_spelling_is_kept_without_blanks(text: str) -> None:
+    found = spelled(text)
+    assert found.text == "smc,lanes=2,proposal_temperature=0.2/0.7"
+    assert [each.text for each in spelled_list(text)] == [found.text]
+
+
 def test_a_piece_of_a_list_with_an_equals_sign_belongs_to_the_method_before_it() -> None:
     found = spelled_list("smc-4,smc,particles=4,w=0.5,paper")
     assert [each.text for each in found] == ["smc-4", "smc,particles=4,w=0.5", "paper"]
@@ -104,6 +116,8 @@ def test_a_piece_of_a_list_with_an_equals_sign_belongs_to_the_method_before_it()
     ("smc,particles=many", "particles = 'many': give a whole number"),
     ("smc,compile=maybe", "compile = 'maybe': give true or false"),
     ("smc,proposal_temperature=a/b", "proposal_temperature = 'a/b': give none or a number or numbers with / between"),
+    ("smc,=3", "'' is no option of smc: it has particles, lanes"),
+    ("smc,wide\n0=3", "wide 0 is no option of smc"),
     ("smc,w", "write options as option=value, not 'w'"),
     ("smc-4,particles=3", "says particles twice"),
     ("plain-is,kernel=block", "kernel is no option of plain-is"),
@@ -112,6 +126,55 @@ def test_what_is_unknown_is_one_line_with_the_nearest(text: str, words: str) -> 
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         spelled(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("option", "value", "close"), [
+    ("kernel", "blok", "block"), ("proposal", "chian", "chain"), ("resampler", "sistematic", "systematic"),
+    ("intermediate", "mixtur", "mixture"), ("weight", "balanse", "balance"), ("trigger", "alway", "always"),
+])
+def test_a_part_of_no_known_name_is_answered_with_the_nearest(option: str, value: str, close: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{option} = {value!r}: did you mean {close}? give one of ")):
+        smc(toy_pair(), **{option: value})
+
+
+def test_a_flag_or_an_axis_of_no_known_name_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decode", "x", "--kernel", "blok"], commands=[]) == 2
+    assert "--kernel = 'blok': did you mean block? choose from" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"intermediates = 'mixtur': did you mean mixture\? choose from"):
+        Axes(intermediates=("mixtur",)).check_intermediates()
+
+
+@pytest.mark.parametrize(("text", "words", "remedy"), [
+    ("smc,proposal=chain,kernel=tree", "proposal = chain with kernel = tree: ", "kernel = rejection, or proposal = "),
+    ("smc,lanes=2,proposal=chain,weight=balance", "proposal = chain with weight = balance: ", "give weight = own, or"),
+    ("tree-walk,proposal=chain", "proposal = chain with kernel = TreeWalk: ", "or proposal = marginals"),
+])
+def test_parts_that_need_marginals_are_refused_with_a_chain_by_name(text: str, words: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        spelled(text).check()
+    assert remedy in str(caught.value)
+    assert "(" not in str(caught.value), "no object's repr"
+
+
+@pytest.mark.parametrize("text", ["smc,w=0.3,smc,w=0.30", "smc,smc,particles=4", "smc,smc-4", "tree-128,tree-walk"])
+def test_a_method_under_two_spellings_is_twice(text: str) -> None:
+    with pytest.raises(ValueError, match="again; give at least one, and none twice"):
+        spelled_list(text)
+    with pytest.raises(ValueError, match="is run under a spelling before it; give at least one value, and none twice"):
+        Axes(methods=tuple(dict.fromkeys(re.split(r",(?=[st])", text))))
+
+
+def test_what_a_table_leaves_to_its_methods_is_no_second_spelling() -> None:
+    assert len(spelled_list("smc,smc,window=32,smc,temperature=1,smc-8")) == 4
+    assert len(Axes(methods=("smc", "smc,window=32"), windows=None).settings()) == 2
+
+
+def test_a_study_runs_a_sampler_once_whatever_its_spelling() -> None:
+    axes = Axes(methods=("smc", "smc,w=0.50,particles=2", "smc-2"), particles=(4, 8), w=(0.3, 0.5))
+    assert [(each.method, each.particles, each.w) for each in axes.settings()] == [
+        ("smc", 4, 0.3), ("smc", 4, 0.5), ("smc", 8, 0.3), ("smc", 8, 0.5), ("smc,w=0.50,particles=2", 2, 0.5),
+        ("smc-2", 2, 0.3),
+    ]
 
 
 @pytest.mark.parametrize("text", ["", ",", "smc-4,smc-4"])
@@ -174,9 +237,12 @@ def test_a_method_is_registered_and_a_taken_name_refused(anew: None) -> None:
     @method("mine", role="baseline", targets="AR", proper=False, reference="here", why="a test", aliases=("m-<n>",))
     def mine(pair: object, *, n: int = 1) -> Any:
         """Mine."""
-        return type("Decoder", (), {"n": n})()
+        made = spelled("smc").make(toy_pair())
+        made.lanes = n
+        return made
 
-    assert spelled("m-3").make(None).n == 3
+    made: Any = spelled("m-3").make(toy_pair())
+    assert (made.lanes, made.name) == (3, "m-3")
     facts: dict[str, Any] = {"role": "exact", "targets": "AR", "proper": True, "reference": "here"}
     with pytest.raises(ValueError, match="method = 'mine' is the name of"):
         method("mine", **facts)(lambda pair: None)
@@ -184,6 +250,96 @@ def test_a_method_is_registered_and_a_taken_name_refused(anew: None) -> None:
         method("other", **{**facts, "proper": False})
     with pytest.raises(ValueError, match="give a name of lower-case letters"):
         method("Other", **facts)
+
+
+FACTS: dict[str, Any] = {"role": "exact", "targets": "AR", "proper": True, "reference": "here"}
+
+
+@pytest.mark.parametrize(("name", "aliases", "words"), [
+    ("smc-4", (), "method = 'smc-4' is a spelling of smc-<particles>, which means smc: give another"),
+    ("other", ("paper",), "alias of other = 'paper' is a spelling of paper, which means paper: give another"),
+    ("other", ("smc-<n>",), "alias of other = 'smc-<n>' is a spelling of smc-<particles>, which means smc"),
+    ("other", ("dlm-1<n>",), "alias of other = 'dlm-1<n>' is a spelling of dlm-<tokens>, which means dlm"),
+    ("other", ("o-<n>", "o-3"), "alias of other = 'o-3' is a spelling of o-<n>, which means other"),
+    ("other", ("o-<zz>",), "alias = 'o-<zz>' of method other: zz is no option of other: it has n, on"),
+    ("other", {"o-all": {"zz": 3}}, "alias = 'o-all' of method other: zz is no option of other"),
+    ("other", ("o-<on>",), "alias = 'o-<on>' of method other: on = '1': give true or false"),
+    ("other", {"o-<n>": {"n": 3}}, "alias = 'o-<n>' of method other says n twice"),
+    ("other", ("bad(-<k>",), "alias = 'bad(-<k>': give lower-case letters, digits, hyphens, and options as <name>"),
+    ("other", ("o-<n>x<n>",), "alias = 'o-<n>x<n>': give lower-case letters"),
+])
+def test_an_alias_that_could_not_be_used_is_refused_at_once(anew: None, name: str, aliases: Any, words: str) -> None:
+    def make(pair: object, *, n: int = 1, on: bool = False) -> Any: ...
+
+    with pytest.raises(ValueError, match=re.escape(words)):
+        method(name, aliases=aliases, **FACTS)(make)
+    assert name not in METHODS
+    assert spelled("smc-4").options == {"particles": 4}
+
+
+def plug_in(name: str, body: Callable[[Any], Any]) -> None:
+    """Register a method of another package that makes what `body` does."""
+
+    def make(pair: Any) -> Any:
+        """Not of this package."""
+        return body(pair)
+
+    method(name, **FACTS)(make)
+
+
+def test_what_a_plug_in_makes_is_a_decoder(anew: None, capsys: pytest.CaptureFixture[str]) -> None:
+    class Fixed:
+        __slots__ = ()
+        name, stream, models = "fixed", None, ()
+        open = step = finished = result = reseat = len
+
+    for number, (made, words) in enumerate([
+        (None, "None, which has no name, stream, models, open"), (3, "3, which has no name"),
+        (Fixed, "which is a class: return a decoder"), (Fixed(), "whose name cannot be set: let name be an attribute"),
+    ]):
+        plug_in(f"none{number}", lambda pair, made=made: made)
+        with pytest.raises(ValueError, match=rf"^method none{number} made .*{re.escape(words)}"):
+            spelled(f"none{number}").make(toy_pair())
+    assert main(["decode", "--pair", "arithmetic", "Ann has 3 apples.", "--method", "none0"], commands=[]) == 2
+    assert "method none0 made None, which has no" in capsys.readouterr().err
+
+
+def test_what_a_plug_in_raises_is_an_error_of_the_method(anew: None) -> None:
+    def fails(pair: Any) -> Any:
+        raise KeyError("a\nb")
+
+    plug_in("fails", fails)
+    with pytest.raises(ValueError, match=r"^method fails failed: KeyError: 'a\\nb'; repair or remove ") as found:
+        spelled("fails").make(toy_pair())
+    assert isinstance(found.value.__cause__, KeyError)
+
+
+def test_an_argument_without_a_default_is_refused_at_once(anew: None) -> None:
+    def needs(pair, model): ...  # type: ignore[no-untyped-def]
+
+    with pytest.raises(ValueError, match=r"method other cannot be made of a pair alone \(missing a required "):
+        method("other", **FACTS)(needs)
+
+
+def test_a_plug_in_of_a_taken_spelling_is_unavailable_and_says_why(
+    anew: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "plug_in_that_takes.py").write_text(
+        "from smc_bridge.registry import method\n"
+        "@method('takes', role='exact', targets='AR', proper=True, reference='here', aliases=('smc-<n>',))\n"
+        "def takes(pair, *, n: int = 1): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    registry._load(EntryPoint("takes", "plug_in_that_takes", GROUP))
+    assert "alias of takes = 'smc-<n>' is a spelling of smc-<particles>" in unavailable()["takes"]
+
+
+@pytest.mark.parametrize(("one", "other", "both"), [
+    ("a-<n>", "a-4", True), ("a-<n>", "a-0", False), ("a-<n>", "a-<m>x<k>", False), ("a<n>", "a1<m>", True),
+    ("a<n><m>", "a<k>", True), ("a<n><m>", "a7", False), ("a-<n>", "b-<n>", False), ("a", "a", True),
+])
+def test_two_patterns_clash_if_a_text_meets_both(one: str, other: str, both: bool) -> None:
+    assert clash(one, other) is clash(other, one) is both
 
 
 def test_a_broken_plug_in_is_listed_and_breaks_nothing(

@@ -7,22 +7,23 @@ and varies it for every method that has it and whose spelling leaves it open:
     option          intermediate    particles   lanes   w   window    temperature
 
 What a method does not have, or what its spelling says already, takes the place of whatever the axis holds, so that what
-differs on such an axis only is run once: nine values of w give a single run of plain importance sampling. Some
-intermediates have no w. Unknown names, values out of range and repeated values are refused.
+differs on such an axis only is run once: nine values of w give a single run of plain importance sampling. So is what
+two spellings mean, under the first of them. Some intermediates have no w. Unknown names, values out of range and
+repeated values are refused.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from smc_bridge.distributions.intermediate import Intermediate, check_w
 from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.models.arguments import real_number, whole_number
 from smc_bridge.models.pairs import Pair
-from smc_bridge.names import INTERMEDIATES, idle
+from smc_bridge.names import INTERMEDIATES, idle, meant
 from smc_bridge.registry import Spelled, spelled
 from smc_bridge.tasks import Limits
 
@@ -108,7 +109,7 @@ class Axes:
         for item in fields(self):
             if getattr(self, item.name) is not None:
                 check_axis(item.name, getattr(self, item.name))
-        check_methods(self.methods)
+        object.__setattr__(self, "methods", tuple(each.text for each in check_methods(self.methods)))
         for name, least in (("particles", 1), ("lanes", 1), ("windows", 1), ("seeds", 0)):
             for value in getattr(self, name) or ():
                 check_whole(name, value, least)
@@ -122,20 +123,31 @@ class Axes:
         for name in ("w", "temperatures"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        own = {setting.method for setting in self.settings()}
+        if again := [text for text in self.methods if text not in own]:
+            raise ValueError(
+                f"methods = {', '.join(self.methods)}: all that {again[0]} runs is run under a spelling before it; "
+                "give at least one value, and none twice"
+            )
 
     def check_intermediates(self, custom: Collection[str] = ()) -> None:
         """Raise ValueError if a name is neither ours nor among the `custom` ones."""
         known = list(dict.fromkeys([*INTERMEDIATES, *custom]))
         for name in self.intermediates or ():
             if name not in known:
-                raise ValueError(f"intermediates = {name!r}: choose from {', '.join(known)}")
+                raise ValueError(f"intermediates = {name!r}: {meant(str(name), known)}choose from {', '.join(known)}")
 
     def settings(self) -> list[Setting]:
         """Every sampler once, in the order of the axes, the first one slowest (module docstring)."""
         axes = (self.intermediates, self.particles, self.lanes, self.w, self.windows, self.temperatures)
         methods = check_methods(self.methods)
         combinations: list[tuple[Any, ...]] = [*itertools.product(*(axis or (None,) for axis in axes))]
-        return list(dict.fromkeys(_existing(method, values) for method in methods for values in combinations))
+        found: dict[Hashable, Setting] = {}
+        for method, values in itertools.product(methods, combinations):
+            setting = _existing(method, values)
+            said = {name: value for name, value in asdict(setting).items() if name != "method" and value is not None}
+            found.setdefault(replace(method, options={**method.options, **said}).meaning, setting)
+        return list(found.values())
 
 
 def _existing(method: Spelled, values: Collection[Any]) -> Setting:

@@ -25,6 +25,7 @@ from rich.text import Text
 
 from smc_bridge.files import STANDARD_OUTPUT, is_standard_output, shown
 from smc_bridge.files import check_writable as check_writable
+from smc_bridge.names import meant
 
 PROGRAM = "smc-bridge"
 #: Exit code of a command that was interrupted.
@@ -155,7 +156,7 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in names:
-            raise argparse.ArgumentTypeError(f"= {text!r}: choose from {', '.join(names)}")
+            raise argparse.ArgumentTypeError(f"= {text!r}: {meant(text, names)}choose from {', '.join(names)}")
         return text
 
     return parse

@@ -137,7 +137,7 @@ def smc(
     own = temperature if proposal_temperature is None else proposal_temperature
     check_fit(
         lanes=lanes, w=w, kernel=kernel, intermediate=intermediate, nodes=nodes, weight=weight, resampler=resampler,
-        trigger=trigger,
+        trigger=trigger, proposal=proposal,
     )
     if is_list(own) and hasattr(own, "__len__") and len(own) != lanes:
         raise ValueError(

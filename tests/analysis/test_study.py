@@ -362,7 +362,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"w": [1.5]}, "w = 1.5"),
     ({"w": ["x"]}, "w = 'x'"),
     ({"temperatures": [0.0]}, "temperatures = 0.0"),
-    ({"intermediates": ["pow"]}, "intermediates = 'pow': choose from poe"),
+    ({"intermediates": ["pow"]}, r"intermediates = 'pow': did you mean poe\? choose from poe"),
     ({"tabular": {}, "task": {}}, "give one source"),
     ({"tabular": {"alphabets": 40}}, "more than 65536"),
     ({"tabular": {"size": 4}}, r"size is not part of \[tabular\]"),

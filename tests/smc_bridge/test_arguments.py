@@ -59,7 +59,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "no temperature": (lambda: DLMProposal(DLM, temperature=None), "temperature of the proposal = None"),  # type: ignore[arg-type]
     "half a node": (lambda: TreeWalk(2.5), "nodes = 2.5"),  # type: ignore[arg-type]
     "half a lane": (lambda: paper(PAIR, lanes=2.5), "lanes = 2.5"),  # type: ignore[arg-type]
-    "unknown intermediate": (lambda: smc(PAIR, intermediate="pow"), "intermediate = 'pow': give one of poe"),
+    "unknown intermediate": (
+        lambda: smc(PAIR, intermediate="pow"), "intermediate = 'pow': did you mean poe? give one of poe"),
     "base as text": (lambda: Defensive("poe"), "base = 'poe'"),  # type: ignore[arg-type]
     "trigger as number": (lambda: smc(PAIR, trigger=0.5), "trigger = 0.5"),  # type: ignore[arg-type]
     "trigger as class": (lambda: smc(PAIR, trigger=EssBelow), "trigger = EssBelow is a class"),  # type: ignore[arg-type]
