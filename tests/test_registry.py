@@ -28,7 +28,7 @@ DATA = (ROOT / "benchmarks" / "tables.toml",)
 #: Kinds of models, wherever they stand by themselves.
 MODELS = ("ar", "dlm")
 #: Files where a method's name alone is something else: a stream of random numbers, whose draws depend on the word, what
-#: a program is called that is made by hand, and what a result is of that is; and the one that says which is the default.
+#: a program is called that is made by hand, and what a result is of that is; and the file that names the default.
 ELSEWHERE = {
     "smc_bridge/streams.py", "smc_bridge/engine/program.py", "smc_bridge/result.py", "smc_bridge/methods/__init__.py",
 }

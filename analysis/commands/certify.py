@@ -45,8 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `certify`."""
     parser.add_argument(
         "--method", default=DEFAULT, metavar="NAME",
-        help=f"a properly weighted method, {SPELLING} (default: {DEFAULT}); it runs with multinomial resampling, which the "
-        "reverse bound is about",
+        help=f"a properly weighted method, {SPELLING} (default: {DEFAULT}); it runs with multinomial resampling, which "
+        "the reverse bound is about",
     )
     add_experiment_arguments(parser, n=PROBLEMS, least=2, temperature=1.0, file=None)
     parser.add_argument(
