@@ -1,6 +1,6 @@
 """What a reader of one step has to follow: files, functions, calls and hops between files.
 
-    python -m benchmarks.step_path [--method smc-4] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
+    python -m benchmarks.step_path [--method smc] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 The second step of a run on the embedded pair, under `sys.setprofile`: the Python functions of this project that are
 entered, those of sessions and adapters in `models/` among them. A *hop* is a call from a function of one file into one
@@ -20,6 +20,7 @@ from benchmarks.harness import own_file
 from benchmarks.problems import decoder, embedded
 from benchmarks.report import Report, Sheet, execute
 from smc_bridge.engine.sampler import Sampler
+from smc_bridge.methods import DEFAULT
 
 #: What is the project's own.
 PACKAGES = ("models", "smc_bridge")
@@ -79,7 +80,7 @@ def counts(calls: Sequence[Call]) -> dict[str, int]:
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     """Add the arguments of this benchmark."""
-    parser.add_argument("--method", default="smc-4", metavar="NAME", help="a program (default: smc-4)")
+    parser.add_argument("--method", default=DEFAULT, metavar="NAME", help=f"a program (default: {DEFAULT})")
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -87,7 +88,7 @@ def measure(options: argparse.Namespace) -> Report:
     pair, task, [prompt] = embedded(1)
     sampler = decoder(options.method, pair, task, temperature=1.0)
     if not isinstance(sampler, Sampler):
-        raise ValueError(f"--method = {options.method}: is no program with steps; give one such as smc-4")
+        raise ValueError(f"--method = {options.method}: is no program with steps; give one such as {DEFAULT}")
     state = sampler.step(sampler.start([prompt], seed=options.seed))
     calls = traced(lambda: sampler.step(state))
     between = [call for call in calls if own_file(call.function.co_filename, ("smc_bridge",))]

@@ -16,15 +16,22 @@ from smc_bridge import registry, smc
 from smc_bridge.analysis.study.plan import Axes
 from smc_bridge.cli import main
 from smc_bridge.commands.methods import page, table
-from smc_bridge.patterns import clash
+from smc_bridge.patterns import clash, met
 from smc_bridge.registry import GROUP, METHODS, Method, method, spelled, spelled_list, unavailable
 from smc_bridge.signature import argument_help, read_options
 from tests.toys import LIMIT, toy_pair
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("smc_bridge", "models", "analysis", "benchmarks")
-#: Names that are words for something else as well: kinds of models, and the family of programs.
-WORDS = ("ar", "dlm", "smc")
+#: Data of the benchmarks that lists what tables show, as a user would on a command line.
+DATA = (ROOT / "benchmarks" / "tables.toml",)
+#: Kinds of models, wherever they stand by themselves.
+MODELS = ("ar", "dlm")
+#: Files where a method's name alone is something else: a stream of random numbers, whose draws depend on the word, what
+#: a program is called that is made by hand, and what a result is of that is; and the file that names the default.
+ELSEWHERE = {
+    "smc_bridge/streams.py", "smc_bridge/engine/program.py", "smc_bridge/result.py", "smc_bridge/methods/__init__.py",
+}
 
 
 def own() -> list[Method]:
@@ -54,26 +61,44 @@ def strings(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def methods_in(text: str) -> set[str]:
-    """Methods whose names a string is, or lists; a name with a hyphen is no word of a sentence, wherever it stands."""
-    names = {name: each.name for each in own() for name in (each.name, *each.aliases) if name not in WORDS}
-    pieces = re.split(r"[,|]\s*", text.strip()) if re.fullmatch(r"[\w,=.| -]+", text) else []
-    found = {names[piece] for piece in pieces if piece in names}
-    typed = [name for name in names if "-" in name and re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)]
-    return found.union(names[name] for name in typed)
+    """Methods that a string names or lists; what has a hyphen is no word of a sentence, wherever it stands."""
+    listed = re.fullmatch(r"\s*[\w=./-]+([,|]\s*[\w=./-]+)*\s*", text)
+    pieces = re.split(r"[,|]\s*", text.strip()) if listed else []
+    words = {*pieces, *re.findall(r"(?<![\w-])[a-z]\w*(?:-[\w<>]+)+(?![\w-])", text)}
+    return {
+        each.name for each in own() for pattern in (each.name, *each.aliases) for word in words
+        if word == pattern or met(pattern, word) is not None
+    }
 
 
 def test_a_method_stands_in_one_file() -> None:
-    """Its name, also in lists. The exports of `smc_bridge` name functions, and `smc-4` is a choice among options."""
+    """Its name and what its aliases mean, also in lists. The exports of `smc_bridge` name functions."""
     elsewhere = []
     for path in sorted(path for folder in PRODUCT for path in (ROOT / folder).rglob("*.py")):
         if path == ROOT / "smc_bridge" / "__init__.py":
             continue
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        file = path.relative_to(ROOT)
         elsewhere += [
-            f"{path.relative_to(ROOT)}:{line}: {name}" for line, text in strings(path) for name in methods_in(text)
-            if METHODS[name].make.__module__ != module
+            f"{file}:{line}: {name} in {text!r}" for line, text in strings(path) for name in methods_in(text)
+            if METHODS[name].make.__module__ != ".".join(file.with_suffix("").parts)
+            and not (text.strip() in METHODS and (text.strip() in MODELS or file.as_posix() in ELSEWHERE))
         ]
+    data = {path for folder in PRODUCT for kind in ("*.toml", "*.json") for path in (ROOT / folder).rglob(kind)}
+    elsewhere += [
+        f"{path.relative_to(ROOT)}: {', '.join(sorted(found))}" for path in sorted(data.difference(DATA))
+        if (found := methods_in(path.read_text(encoding="utf-8")))
+    ]
     assert elsewhere == [], "\n".join(elsewhere)
+
+
+@pytest.mark.parametrize(("text", "names"), [
+    ("smc-4", {"smc"}), ("smc-2x3", {"smc"}), ("one such as tree-32: try it", {"tree-walk"}),
+    ("smc-<particles>", {"smc"}), ("smc, N particles", set()),
+    ("dlm-2-entropy,paper", {"dlm", "paper"}), ("smc", {"smc"}), ("smc,kernel=block", {"smc"}),
+    ("the paper says", set()), ("smc-bridge", set()), ("smc-0", set()),
+])
+def test_a_string_names_a_method_by_any_spelling(text: str, names: set[str]) -> None:
+    assert methods_in(text) == names
 
 
 @pytest.mark.parametrize(("text", "name", "options"), [

@@ -19,6 +19,7 @@ from smc_bridge.analysis.workers import check_workers
 from smc_bridge.commands.base import Command, UsageError, check_writable, deliver, importing, level
 from smc_bridge.commands.prompts import described
 from smc_bridge.commands.threads import use_free_cores
+from smc_bridge.methods import DEFAULT
 from smc_bridge.tables import print_table
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ PROBLEMS = 100
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `certify`."""
     parser.add_argument(
-        "--method", default="smc-4", metavar="NAME",
-        help=f"a properly weighted method, {SPELLING} (default: smc-4); it runs with multinomial resampling, which the "
-        "reverse bound is about",
+        "--method", default=DEFAULT, metavar="NAME",
+        help=f"a properly weighted method, {SPELLING} (default: {DEFAULT}); it runs with multinomial resampling, which "
+        "the reverse bound is about",
     )
     add_experiment_arguments(parser, n=PROBLEMS, least=2, temperature=1.0, file=None)
     parser.add_argument(

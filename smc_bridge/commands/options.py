@@ -10,11 +10,10 @@ import argparse
 from typing import Any
 
 from smc_bridge.commands.base import add_w_argument, mass, one_of, positive, positives, whole
+from smc_bridge.methods import DEFAULT
 from smc_bridge.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.registry import Spelled, spelled
 
-#: What `decode` runs unless it is told otherwise.
-DEFAULT = "smc"
 #: Flags that are options by the same name.
 SAME = (
     "particles", "lanes", "w", "window", "lookahead", "kernel", "intermediate", "resampler", "trigger", "temperature",
