@@ -21,11 +21,8 @@ from typing import Any
 
 from smc_bridge.distributions.intermediate import Intermediate, check_w
 from smc_bridge.distributions.shaping import check_temperature
-<<<<<<< HEAD
-from smc_bridge.models.arguments import real_number, whole_number
-=======
 from smc_bridge.methods import DEFAULT
->>>>>>> h-mend2
+from smc_bridge.models.arguments import real_number, whole_number
 from smc_bridge.models.pairs import Pair
 from smc_bridge.names import INTERMEDIATES, idle, meant
 from smc_bridge.registry import Spelled, spelled
