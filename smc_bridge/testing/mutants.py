@@ -233,7 +233,11 @@ def _small() -> DLMProposal:
 
 @dataclass(frozen=True)
 class FlattenedChain(PrefixFilled):
-    """A chain that hands on flatter conditionals than those its tokens were drawn from (C4)."""
+    """A chain that hands on flatter conditionals than those its tokens were drawn from (C4).
+
+    Attributes:
+        base: gives the marginals, those of a small table by default.
+    """
 
     base: DLMProposal = field(default_factory=_small)
 
@@ -245,7 +249,11 @@ class FlattenedChain(PrefixFilled):
 
 @dataclass(frozen=True)
 class DrawnPath(MostLikelyPath):
-    """A path that hands on the marginals it was read from, as if it had been drawn from them (C4)."""
+    """A path that hands on the marginals it was read from, as if it had been drawn from them (C4).
+
+    Attributes:
+        base: gives the marginals, those of a small table by default.
+    """
 
     base: DLMProposal = field(default_factory=_small)
 
@@ -257,7 +265,11 @@ class DrawnPath(MostLikelyPath):
 
 @dataclass(frozen=True)
 class WidthOfTheDraft(PrefixFilled):
-    """A chain whose block ends before the last token if that is token 0: its width looks at the draft (C1)."""
+    """A chain whose block ends before the last token if that is token 0: its width looks at the draft (C1).
+
+    Attributes:
+        base: gives the marginals, those of a small table by default.
+    """
 
     base: DLMProposal = field(default_factory=_small)
 
