@@ -42,7 +42,7 @@ class Settings:
         set_once(self, "w", real_between("w", self.w, 0.0, 1.0, remedy="give a number in [0, 1]"))
         if not is_list(self.methods) or not all(isinstance(name, str) for name in self.methods):
             raise ValueError(f"methods = {said(self.methods)}: give a list of names")
-        set_once(self, "methods", tuple(self.methods))
+        set_once(self, "methods", tuple("".join(name.split()) for name in self.methods))  # blanks say nothing there
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise ValueError(f"methods = {','.join(self.methods)}: give at least one, and none twice")
 

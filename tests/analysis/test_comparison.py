@@ -427,3 +427,7 @@ def test_entry_point_names_the_command() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     value = project["project"]["entry-points"]["smc_bridge.commands"]["compare"]
     assert metadata.EntryPoint("compare", value, "smc_bridge.commands").load() is command
+
+
+def test_blanks_in_a_spelling_make_no_other_method() -> None:
+    assert Settings("toy", 2, ("smc, w = 0.3",)).methods == ("smc,w=0.3",)
