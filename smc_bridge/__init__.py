@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from smc_bridge.kernels.block_verification import BlockVerification
     from smc_bridge.kernels.gumbel import GumbelCoupling
     from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, OwnWeights
-    from smc_bridge.kernels.protocol import Kernel
+    from smc_bridge.kernels.protocol import Kernel, StoppingKernel
     from smc_bridge.kernels.rejection import Rejection
     from smc_bridge.kernels.tree import TreeWalk
     from smc_bridge.methods.ar import ar_sampling
@@ -59,7 +59,8 @@ __all__ = [
     "DLMProposal", "Decoder", "Defensive", "Dense", "Draft", "EssBelow", "Estimate", "GumbelCoupling", "Horizon",
     "Intermediate", "Interrupted", "Kernel", "Law", "Mixture", "MostLikelyPath", "Move", "Multinomial", "OwnWeights",
     "Pair", "Potential", "PowerMean", "Prefix", "PrefixFilled", "ProductOfExperts", "Proposal", "Rejection", "Request",
-    "Resampler", "Residual", "Result", "Sampler", "Stratified", "Systematic", "Target", "TreeWalk", "always",
+    "Resampler", "Residual", "Result", "Sampler", "StoppingKernel", "Stratified", "Systematic", "Target", "TreeWalk",
+    "always",
     "ar_sampling", "certify", "check", "diffusion", "load_pair", "never", "paper", "plain_is", "released",
     "smc", "speculative", "tree_walk",
 ]

@@ -28,7 +28,8 @@ def render_result(console: Console, result: Result, *, seed: int = 0) -> None:
 
 def particle_table(result: Result) -> PrintedTable:
     """Weight, log weight, length and text of every particle, heaviest first."""
-    table = PrintedTable(title=f"{result.method}: weighted particles", title_justify="left")
+    what = "weighted particles" if result.trace else "the continuation"  # of a decoder without particles
+    table = PrintedTable(title=f"{result.method}: {what}", title_justify="left")
     for name in ("particle", "weight", "log weight (nats)", "tokens"):
         table.add_column(name, justify="right")
     table.add_column("text", overflow="fold")
@@ -64,14 +65,16 @@ def diagnostics(result: Result) -> PrintedTable:
     else:
         table.add_row("log Z, ESS", "none: not properly weighted")
         table.add_row("KL certificate", Text(f"none: not properly weighted: {'; '.join(result.reasons)}"))
-    table.add_row(
-        "accepted lengths", f"mean {mean:.2f} tokens per lane; by step {' '.join(f'{x:.3g}' for x in per_step)}"
-    )
+    if per_step:
+        table.add_row(
+            "accepted lengths", f"mean {mean:.2f} tokens per lane; by step {' '.join(f'{x:.3g}' for x in per_step)}"
+        )
     table.add_row("DLM forwards", f"{forwards.dlm_forwards} ({forwards.dlm_rows} rows)")
     table.add_row(
         "AR forwards", f"{forwards.ar_forwards} ({forwards.ar_rows} rows, {forwards.ar_tokens} tokens or nodes scored)"
     )
-    table.add_row("tokens per DLM forward", f"{result.tokens_per_dlm_forward:.2f}")
+    if forwards.dlm_forwards:
+        table.add_row("tokens per DLM forward", f"{result.tokens_per_dlm_forward:.2f}")
     table.add_row(
         "tokens/s", f"{result.tokens / result.seconds:.1f} ({result.tokens:.1f} tokens in {result.seconds:.2f} s)"
     )

@@ -22,7 +22,7 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, said, whole_number
 from smc_bridge.models.protocols import ModelPair
-from smc_bridge.names import DEFAULT_W, check_fit, named
+from smc_bridge.names import DEFAULT_W, PROPOSALS, check_fit, named
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
 
@@ -146,6 +146,11 @@ def smc(
     if intermediate is None:
         intermediate = "proposal" if kernel == "accept-all" else "poe"
     target = ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k, potential=potential)
+    if not isinstance(proposal, str):
+        raise ValueError(
+            f"proposal = {said(proposal)}: give one of {', '.join(PROPOSALS)}; one of your own has options of its own, "
+            "make Sampler(proposal, target, ...)"
+        )
     base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=lookahead)
     return Sampler(
         proposal=named("proposal", proposal, base=base),

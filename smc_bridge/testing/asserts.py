@@ -110,6 +110,8 @@ def _findings(thing: Any, tolerance: float, runs: int, level: float) -> list[Fin
         text = f"{_name(thing)} says of itself that it is not proper"
         declared = [Finding("declared", text, 0.0, True, biases=False)]
     if isinstance(thing, Kernel):
+        if not isinstance(getattr(thing, "proper", None), bool):
+            raise ValueError(f"kernel {_name(thing)} does not say if it is proper: give it a bool `proper`")
         return declared + kernel_findings(thing, tolerance=tolerance, level=level)
     if callable(thing) and "count" in _parameters(thing):
         return declared + resampler_findings(thing, tolerance=tolerance, level=level)

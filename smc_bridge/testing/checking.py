@@ -25,7 +25,7 @@ from smc_bridge.models.arguments import confidence, said, whole_number
 from smc_bridge.testing.enumeration import NotEnumerableError
 from smc_bridge.testing.finding import ROUND_OFF
 from smc_bridge.testing.frontier import SequenceLaw
-from smc_bridge.testing.parts import kernel_fault, resampler_fault
+from smc_bridge.testing.parts import kernel_fault, proposal_fault, resampler_fault
 from smc_bridge.testing.program import enumerate_sampler
 from smc_bridge.testing.seat import WORLDS, Seated, World, crowds, rules, seat, trusted
 from smc_bridge.testing.statistics import detectable, mean_test
@@ -104,7 +104,8 @@ def check(sampler: Sampler, *, runs: int = 2_000, level: float = 1e-4) -> Check:
     where it has several lanes (then two of one lane as well). All randomness is enumerated where there are at most
     10**5 outcomes (10**6 on the smallest table), else `runs` weighted runs are compared with the exact law (Hotelling's
     chi-square, pooled cells), which needs weights that are not heavy-tailed. A kernel's `log_density` is compared with
-    the law of its moves, a resampler's mean offspring numbers with the weights.
+    the law of its moves, a resampler's mean offspring numbers with the weights, the laws of a chain's drafts with those
+    that it gives along them.
 
     Args:
         sampler: any; its models are not run unless they are tables.
@@ -139,11 +140,18 @@ def check(sampler: Sampler, *, runs: int = 2_000, level: float = 1e-4) -> Check:
         ) from error
 
 
+def _along(sampler: Sampler) -> str | None:
+    """See `proposal_fault`, on a table."""
+    one = seat(sampler, WORLDS[0], particles=1, lanes=sampler.lanes)
+    return proposal_fault(one.sampler.proposal, lanes=sampler.lanes, limit=one.limit)
+
+
 def _checked(sampler: Sampler, runs: int, level: float) -> Check:
     known = sampler.faults()
     for name, fault in (
         ("kernel", kernel_fault(sampler.kernel, level=level) if sampler.kernel.proper else None),
         ("resampler", resampler_fault(sampler.resampler, level=level) if sampler.resampler.proper else None),
+        ("proposal", _along(sampler)),
     ):
         known += [(name, fault)] if fault else []
     compare, found = _compared(sampler, runs, level)

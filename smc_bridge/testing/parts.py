@@ -10,8 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from smc_bridge.blocks import Horizon
+from smc_bridge.distributions.law import Chunks
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.kernels.protocol import Kernel
+from smc_bridge.models.arguments import called
+from smc_bridge.prefix import Prefix
+from smc_bridge.proposals.protocol import Asked, Proposal
 from smc_bridge.randomness import PromptSource
 from smc_bridge.testing.branches import BranchingResampler
 from smc_bridge.testing.enumeration import NotEnumerableError, outcomes
@@ -20,6 +25,8 @@ from smc_bridge.testing.kernel_laws import kernel_findings
 from smc_bridge.testing.kernel_tables import kernel_table
 from smc_bridge.testing.statistics import detectable, mean_test
 
+#: Prompts whose drafts are held against the laws along them, and the greatest difference of equal laws.
+ALONG, SAME = 64, 1e-6
 #: Draws where nothing can be enumerated.
 DRAWS = 10_000
 #: Weights with and without zeros, ties and a whole number of copies; for two survivors, and for as many as there are.
@@ -31,6 +38,34 @@ FEW = tuple(kernel_table(3, 2, seed=seed, eos_id=2) for seed in range(3))
 def kernel_fault(kernel: Kernel, *, level: float) -> str | None:
     """What is wrong with a kernel's own law, in one line, or None."""
     return _said(kernel_findings(kernel, tables=FEW, level=level))
+
+
+def proposal_fault(proposal: Proposal, *, lanes: int, limit: int) -> str | None:
+    """What is wrong with the laws along given blocks of a proposal on a table, in one line, or None.
+
+    Ordinary runs do not ask for them, so that a wrong `along` biases none of these; retained sequences of conditional
+    runs do. A proposal that factorises is never asked.
+
+    Args:
+        proposal: on a tabular model.
+        lanes: K, drafts of each prompt.
+        limit: tokens that a sequence may grow by.
+    """
+    if proposal.factorised:
+        return None
+    prefix = Prefix.of([[]] * ALONG)
+    state, rows = proposal.open(prefix, particles=1), torch.arange(ALONG)
+    asked = Asked(rows, prefix, torch.full((ALONG,), limit), lanes, min(limit, 3), Chunks())
+    source = PromptSource([torch.Generator().manual_seed(i) for i in range(ALONG)], lanes)
+    draft = proposal.draft(state, asked, source=source)
+    along = proposal.along(state, asked, torch.arange(ALONG * lanes), draft.tokens)
+    # What follows the end of a sequence has no law.
+    end = Horizon(draft.width, proposal.model.eos_id).end(draft.tokens)
+    inside = torch.arange(draft.tokens.shape[1]) < end[:, None]
+    difference = (draft.q.dense().exp() - along.dense().exp()).abs().amax(-1)
+    gap = float(torch.where(inside, difference, 0.0).max())
+    text = f"proposal {called(proposal)}: along differs from the laws of its drafts by {gap:.3g}"
+    return None if gap < SAME else text
 
 
 def resampler_fault(resampler: Resampler, *, level: float) -> str | None:

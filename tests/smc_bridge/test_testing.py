@@ -254,3 +254,27 @@ def test_a_sampler_is_named() -> None:
     sampler: Sampler = released(PAIR, lanes=2)
     with pytest.raises(AssertionError, match=r"^released is not proper"):
         assert_proper(sampler)
+
+
+def test_laws_along_a_block_that_are_not_those_of_the_draft_are_told() -> None:
+    """Free runs never ask for them, so that only conditional runs would be biased."""
+
+    class Elsewhere(PrefixFilled):
+        def along(self, state: Any, asked: Any, lane: Tensor, block: Tensor) -> Any:
+            return super().along(state, asked, lane, block * 0)
+
+    with pytest.raises(AssertionError, match="proposal Elsewhere: along differs from the laws of its drafts by 0"):
+        assert_proper(Elsewhere(DLMProposal(tabular_pair(3, 3).dlm, lookahead=3)))
+
+
+def test_a_kernel_that_does_not_say_if_it_is_proper_is_asked_to() -> None:
+    class Silent(Rejection):
+        proper = None  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="kernel Silent does not say if it is proper"):
+        assert_proper(Silent())
+
+
+def test_a_proposal_of_ones_own_is_no_name() -> None:
+    with pytest.raises(ValueError, match=r"^proposal = .*: give one of marginals, chain, path; .* Sampler\(proposal"):
+        smc(PAIR, proposal=DLMProposal(PAIR.dlm))  # type: ignore[arg-type]
