@@ -8,10 +8,9 @@ depends on the past only:
 
     c_i = 1 if x_{1:i} is in the tree, else 0.
 
-Prior art at w = 0, where the tokens are drawn from the target itself: DDTree (arXiv 2604.12989; its tree and the one
-here had the same nodes in 200 of 200 cases), OPT-Tree (arXiv 2406.17276), DySpec (arXiv 2410.11744), Sequoia (arXiv
-2402.12374) and SpecInfer (arXiv 2305.09781). What is added here: the walk on any intermediate `pi`, its weights, and
-all lanes of N particles on one forward.
+Prior art at w = 0, where the tokens are drawn from the target itself: DDTree (arXiv 2604.12989, of the same tree),
+OPT-Tree (arXiv 2406.17276), DySpec (arXiv 2410.11744), Sequoia (arXiv 2402.12374) and SpecInfer (arXiv 2305.09781).
+What is added here: the walk on any intermediate `pi`, its weights, and all lanes of N particles on one forward.
 
 A walk commits one token more than it meets nodes, `E[L] = 1 + sum over nodes of P(the walk gets there)`. So the best
 tree of a given size holds the continuations that a walk most likely takes. Which these are is judged by the marginals

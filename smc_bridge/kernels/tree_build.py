@@ -7,9 +7,9 @@ together. They are found by one pass over the alphabet that takes the maximum of
 deviation is not among the `nodes` best ones holds none of them. On the few tokens that are left a heap pops one
 continuation after the other, the likeliest first (as in A*), and pushes its first child and its next sibling.
 
-The same tree as that of DDTree (arXiv 2604.12989: the same nodes in 200 of 200 cases); OPT-Tree (arXiv 2406.17276) and
-DySpec (arXiv 2410.11744) build theirs best first as well. Different here: the chunks that bound the search over a large
-alphabet, the power of the marginals, and the least probability of a node.
+The same tree as that of DDTree (arXiv 2604.12989); OPT-Tree (arXiv 2406.17276) and DySpec (arXiv 2410.11744) build
+theirs best first as well. Different here: the chunks that bound the search over a large alphabet, the power of the
+marginals, and the least probability of a node.
 
 Ties go to the smaller depth, then to the smaller id: the tree is a function of the row alone, whatever the batch.
 """

@@ -1,7 +1,7 @@
 """A walk on a tree of likely continuations, as a method: one forward of the AR model for all lanes, nothing is refused.
 
-At w = 0 it is DDTree (arXiv 2604.12989: the two trees had the same nodes in 200 of 200 cases); other prior art is named
-in `smc_bridge.kernels.tree`. What is added here: the walk on any intermediate, its weights, N particles on one forward.
+At w = 0 it is DDTree (arXiv 2604.12989, of the same tree); other prior art is named in `smc_bridge.kernels.tree`. What
+is added here: the walk on any intermediate, its weights, N particles on one forward.
 """
 
 from __future__ import annotations
