@@ -12,17 +12,16 @@ Shapes: B rows, V places, M lookahead, A alphabet, K lanes, Q lanes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
-from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM
+from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import Prefix
-from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.proposals.form import Form
 from smc_bridge.proposals.protocol import Asked, Cost, Draft
 from smc_bridge.randomness import Source
 
@@ -76,26 +75,15 @@ class ChainState:
 
 
 @dataclass(frozen=True)
-class PrefixFilled:
+class PrefixFilled(Form):
     """Drafts by the diffusion model's own chain rule (module docstring; implements `Proposal`).
 
     Attributes:
         base: gives model, temperatures, truncation and lookahead.
     """
 
-    base: DLMProposal
-
+    form = "prefix-filled chain"
     factorised = False
-
-    @property
-    def model(self) -> MaskedDiffusionLM:
-        """The diffusion model that drafts."""
-        return self.base.model
-
-    @property
-    def banned_ids(self) -> tuple[int, ...]:
-        """Tokens of probability zero, those of the base."""
-        return self.base.banned_ids
 
     @property
     def covers(self) -> bool:
@@ -106,19 +94,6 @@ class PrefixFilled:
     def identical_lanes(self) -> bool:
         """Whether every lane of a particle draws from the same law."""
         return self.base.identical_lanes
-
-    @property
-    def lookahead(self) -> int:
-        """M, places of the draft and of the masks that are shown behind it."""
-        return self.base.lookahead
-
-    def settings(self) -> dict[str, Any]:
-        """What shapes its draws, as plain data: those of the base, and the form."""
-        return {"form": "prefix-filled chain", **self.base.settings()}
-
-    def check(self, lanes: int) -> None:
-        """Raise ValueError unless there is one temperature for all lanes, or one for each of that many."""
-        self.base.check(lanes)
 
     def open(self, prefix: Prefix, *, particles: int) -> ChainState:
         """The state of R = P * N particles, N consecutive rows of each prompt (`Proposal.open`)."""

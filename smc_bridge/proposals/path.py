@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Chunks, Law
-from smc_bridge.models.protocols import MaskedDiffusionLM
 from smc_bridge.prefix import Prefix
-from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
+from smc_bridge.proposals.form import Form
+from smc_bridge.proposals.mean_field import MeanFieldState
 from smc_bridge.proposals.protocol import Asked, Draft
 from smc_bridge.randomness import Source
 
@@ -46,7 +45,7 @@ class PointLaw(Law):
 
 
 @dataclass(frozen=True)
-class MostLikelyPath:
+class MostLikelyPath(Form):
     """The likeliest token of every marginal as a deterministic draft (module docstring; implements `Proposal`).
 
     It leaves out all other tokens: with an intermediate that does not dominate by itself the program is not proper.
@@ -55,34 +54,10 @@ class MostLikelyPath:
         base: gives the marginals.
     """
 
-    base: DLMProposal
-
+    form = "likeliest path"
     factorised = True
     covers = False
     identical_lanes = True
-
-    @property
-    def model(self) -> MaskedDiffusionLM:
-        """The diffusion model whose marginals give the path."""
-        return self.base.model
-
-    @property
-    def banned_ids(self) -> tuple[int, ...]:
-        """Tokens of probability zero, those of the base."""
-        return self.base.banned_ids
-
-    @property
-    def lookahead(self) -> int:
-        """M, masked positions per forward of the base."""
-        return self.base.lookahead
-
-    def settings(self) -> dict[str, Any]:
-        """What shapes its drafts, as plain data: those of the base, and the form."""
-        return {"form": "likeliest path", **self.base.settings()}
-
-    def check(self, lanes: int) -> None:
-        """Raise ValueError unless there is one temperature for all lanes, or one for each of that many."""
-        self.base.check(lanes)
 
     def open(self, prefix: Prefix, *, particles: int) -> MeanFieldState:
         """The state of R = P * N particles, that of the base (`Proposal.open`)."""

@@ -1,0 +1,46 @@
+"""`Form`: a proposal that is made of another's marginals, and what it takes over from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from smc_bridge.models.protocols import MaskedDiffusionLM
+from smc_bridge.proposals.mean_field import DLMProposal
+
+
+@dataclass(frozen=True)
+class Form:
+    """Drafts by the model, the temperatures, the truncation and the lookahead of `base`.
+
+    Attributes:
+        base: gives the marginals.
+        form: what is made of them, in a few words, for the settings; of the class.
+    """
+
+    base: DLMProposal
+
+    form: ClassVar[str]
+
+    @property
+    def model(self) -> MaskedDiffusionLM:
+        """The diffusion model, that of the base."""
+        return self.base.model
+
+    @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """Tokens of probability zero, those of the base."""
+        return self.base.banned_ids
+
+    @property
+    def lookahead(self) -> int:
+        """M, places that a forward of the base sees: no draft is longer."""
+        return self.base.lookahead
+
+    def settings(self) -> dict[str, Any]:
+        """What shapes its drafts, as plain data: those of the base, and the form."""
+        return {"form": self.form, **self.base.settings()}
+
+    def check(self, lanes: int) -> None:
+        """Raise ValueError unless there is one temperature for all lanes, or one for each of that many."""
+        self.base.check(lanes)
