@@ -1,8 +1,8 @@
 """What a user's part returns, checked where it enters: one line names the part, what came and what is wanted.
 
 Type, shape, dtype and device cost nothing to check, and are checked of every part. Values cost a read from the device:
-they are gathered into one flag (`refuse_rows`), and read only of parts from outside of this package (`foreign`), whose
-own ones are held by its tests.
+the questions are gathered (`smc_bridge.models.checks`), and asked only of parts from outside of this package
+(`foreign`), whose own ones are held by its tests.
 """
 
 from __future__ import annotations
@@ -44,12 +44,6 @@ def check_tensor(found: Any, source: str, shape: tuple[int, ...], kind: Kind, de
     if found.device != device:
         raise ValueError(f"{source} returned a tensor on {found.device}: return it on {device}")
     return found
-
-
-def refuse_rows(bad: Tensor, message: Callable[[tuple[int, ...]], str]) -> None:
-    """Raise ValueError with the message about the first place where `bad: [...]` holds; one read from the device."""
-    if bool(bad.any()):
-        raise ValueError(message(tuple(bad.nonzero()[0].tolist())))
 
 
 def texts_of(detokenize: Callable[[list[int]], str] | None, sequences: list[list[int]]) -> list[str] | None:

@@ -18,8 +18,8 @@ from smc_bridge.distributions.law import Chunks, Law
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.shaping import Shaping, as_ids, check_model
 from smc_bridge.models.arguments import called, check_callable, is_bool, is_list, said
+from smc_bridge.models.checks import refuse
 from smc_bridge.models.protocols import CausalLM, ModelPair
-from smc_bridge.plugins import refuse_rows
 from smc_bridge.prefix import Prefix
 
 
@@ -90,7 +90,7 @@ class ARTarget:
         if found.dtype == torch.bool:  # log 1 and log 0, not 1 and 0 nats
             return torch.where(found.to(device), 0.0, -math.inf).double()
         log_phi = found.to(device=device, dtype=torch.float64)
-        refuse_rows(
+        refuse(
             log_phi.isnan() | (log_phi == math.inf),
             lambda row: f"potential {name} returned {float(log_phi[row]):g} for row {row[0]}: return a finite "
             "log-potential, or -inf",

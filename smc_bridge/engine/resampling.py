@@ -18,7 +18,8 @@ from torch import Tensor
 
 from smc_bridge.engine.weights import normalised
 from smc_bridge.models.arguments import called
-from smc_bridge.plugins import check_tensor, foreign, refuse_rows
+from smc_bridge.models.checks import refuse
+from smc_bridge.plugins import check_tensor, foreign
 from smc_bridge.randomness import Randomness, as_source
 
 
@@ -46,7 +47,7 @@ def check_ancestors(resampler: Resampler, log_weights: Tensor, count: int, *, so
     found = resampler(log_weights, count, source=source)
     check_tensor(found, name, (*log_weights.shape[:-1], count), "int64", log_weights.device)
     if foreign(resampler):
-        refuse_rows(
+        refuse(
             (found < 0) | (found > last),
             lambda at: f"{name} returned the ancestor {int(found[at])}: give indices from 0 to {last}",
         )

@@ -19,7 +19,8 @@ from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
 from smc_bridge.distributions.law import Law, along
 from smc_bridge.kernels.protocol import Kernel, StoppingKernel
 from smc_bridge.models.arguments import called, said
-from smc_bridge.plugins import check_tensor, foreign, refuse_rows
+from smc_bridge.models.checks import refuse
+from smc_bridge.plugins import check_tensor, foreign
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness
@@ -75,7 +76,7 @@ def checked_increments(
     found, source = rule(lanes, kernel=kernel, intermediate=intermediate), f"weight {called(rule)}"
     check_tensor(found, source, tuple(lanes.move.length.shape), "float", lanes.move.length.device)
     if foreign(rule):
-        refuse_rows(
+        refuse(
             found.isnan() | (found == math.inf),
             lambda at: f"{source} returned {float(found[at]):g} for lane {at[1]} of particle {at[0]}: return log "
             "weights, finite or -inf",

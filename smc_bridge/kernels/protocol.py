@@ -32,7 +32,8 @@ from smc_bridge.distributions.law import Law, as_law
 from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.tree_build import Tree
 from smc_bridge.models.arguments import called, said
-from smc_bridge.plugins import check_tensor, foreign, refuse_rows
+from smc_bridge.models.checks import refuse
+from smc_bridge.plugins import check_tensor, foreign
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness
@@ -204,7 +205,7 @@ def going_on(kernel: Kernel, q: Tensor | Law, pi: Tensor | Law, block: Tensor, *
     log_c, source = kernel.log_continue(as_law(q), as_law(pi), block, horizon=horizon), f"{called(kernel)}.log_continue"
     check_tensor(log_c, source, tuple(block.shape), "float", block.device)
     if foreign(kernel.log_continue):
-        refuse_rows(
+        refuse(
             ~(log_c <= 1e-3) & (block != PAD),  # above 0 by round-off at most
             lambda at: f"{source} returned {float(log_c[at]):g} in row {at[0]}, position {at[1]}: return a "
             "log-probability, at most 0",
@@ -251,5 +252,5 @@ def check_move(kernel: object, move: Move, horizon: Horizon, shape: torch.Size) 
             "them are, or all but the last"
         )
 
-    refuse_rows(too_many | unknown | (corrected < 0) | (corrected > 1), message)
+    refuse(too_many | unknown | (corrected < 0) | (corrected > 1), message)
     return move

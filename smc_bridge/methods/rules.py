@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.arguments import said, whole_number
-from smc_bridge.plugins import check_tensor, foreign, refuse_rows
+from smc_bridge.models.checks import refuse
+from smc_bridge.plugins import check_tensor, foreign
 
 #: In which order a diffusion model's decoder commits positions.
 Order = Literal["left_to_right", "entropy", "confidence"]
@@ -209,5 +210,5 @@ def checked(rule: CommitRule, look: Look) -> Commit:
             (empty, "masks place {1} of row {0}, which holds no token: keep to look.filled"),
             (none, "fills no place of row {0}: fill at least one open place of each row"),
         ):
-            refuse_rows(bad, lambda at, text=said_of: f"{name} {text.format(*at)}")  # type: ignore[misc]
+            refuse(bad, lambda at, text=said_of: f"{name} {text.format(*at)}")  # type: ignore[misc]
     return commit

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from smc_bridge.distributions.law import Chunks, Law
 from smc_bridge.models.arguments import called, said
+from smc_bridge.models.checks import refuse
 from smc_bridge.models.protocols import LanguageModel
-from smc_bridge.plugins import check_tensor, foreign, refuse_rows
+from smc_bridge.plugins import check_tensor, foreign
 from smc_bridge.prefix import Prefix
 from smc_bridge.randomness import Source
 
@@ -183,13 +184,13 @@ def check_draft(proposal: Proposal, draft: Draft, asked: Asked) -> Draft:
     if draft.cost is not None and not isinstance(draft.cost, Cost):
         raise ValueError(f"{name} (cost) is {said(draft.cost)}: give a Cost, or None")
     if foreign(proposal.draft):
-        refuse_rows(
+        refuse(
             ((draft.tokens < -1) | (draft.tokens >= size)).any(-1),
             lambda at: f"{name} returned {said(draft.tokens[at].tolist())} in row {at[0]}: give ids from 0 to "
             f"{size - 1}, or PAD",
         )
         most = asked.room[asked.rows].repeat_interleave(asked.lanes).clamp_max(asked.window)
-        refuse_rows(
+        refuse(
             (draft.width < 1) | (draft.width > most),
             lambda at: f"{name} (width) is {int(draft.width[at])} in row {at[0]}: draft 1 to {int(most[at])} places",
         )
@@ -224,7 +225,7 @@ def _check_masses(draft: Draft, name: str) -> None:
             continue
         mass = draft.q.of_rows(rows).row(position[rows]).double().exp().sum(-1)
         wanted = (draft.tokens[rows, position[rows]] >= 0).double()
-        refuse_rows(
+        refuse(
             ~((mass - wanted).abs() < ROUND_OFF),
             lambda at, rows=rows, mass=mass, wanted=wanted, position=position: (  # type: ignore[misc]
                 f"{name} (q) has mass {float(mass[at]):.4g} at place {int(position[rows[at]])} of row "
