@@ -16,29 +16,37 @@ def test_outside_of_a_block_a_check_is_read_at_once() -> None:
         refuse(YES, lambda at: f"bad at {at}")
 
 
-def test_inside_of_a_block_the_first_that_fails_is_told_when_it_ends() -> None:
-    reached = False
-    with pytest.raises(ValueError, match=r"^first$"), gathered():
-        refuse(NO, lambda at: "none")
-        refuse(YES, lambda at: "first")
-        refuse(YES, lambda at: "second")
-        reached = True
-    assert reached
+def ask(*bad: torch.Tensor, then: Exception | None = None) -> list[int]:
+    """Ask about each in a block, answered `number i`; returns how many questions were asked before any was read."""
+    asked = []
+    with gathered():
+        for i, question in enumerate(bad):
+            refuse(question, lambda at, i=i: f"number {i}")  # type: ignore[misc]
+            asked.append(i)
+        if then is not None:
+            raise then
+    return asked
+
+
+def test_inside_of_a_block_all_is_asked_and_the_first_that_fails_is_told() -> None:
+    assert ask(NO, NO) == [0, 1]
+    with pytest.raises(ValueError, match=r"^number 1$"):
+        ask(NO, YES, YES)
 
 
 def test_a_flag_that_was_read_is_not_read_again() -> None:
     with gathered() as checks:
-        refuse(NO, lambda at: "none")
-        checks.settle(bool(checks.flag(NO.device)))
+        refuse(YES, lambda at: "told")
+        flag = checks.flag(NO.device)
+        with pytest.raises(ValueError, match=r"^told$"):
+            checks.settle(bool(flag))
         assert not bool(checks.flag(NO.device))
 
 
 def test_a_failing_check_is_told_in_the_place_of_the_error_that_it_led_to() -> None:
-    with pytest.raises(ValueError, match=r"^the reason$"), gathered():
-        refuse(YES, lambda at: "the reason")
-        raise IndexError("what it led to")
-    with pytest.raises(IndexError), gathered():
-        refuse(NO, lambda at: "none")
-        raise IndexError("of its own")
+    with pytest.raises(ValueError, match=r"^number 0$"):
+        ask(YES, then=IndexError("what it led to"))
+    with pytest.raises(IndexError):
+        ask(NO, then=IndexError("of its own"))
     with pytest.raises(ValueError, match=r"^at once$"):  # the blocks are left
         refuse(YES, lambda at: "at once")
