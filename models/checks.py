@@ -1,9 +1,9 @@
-"""Checks on what tensors hold: refused at once, or gathered into one flag that is read once.
+"""Questions about what tensors hold: answered at once, or gathered into one flag that is read once.
 
-To look at a tensor makes the host wait for the device. `refuse` looks at once, unless it is called within `gathered()`:
-then the question is kept, and all questions of the block are read together when it ends. Only a failing block looks for
-the place to name, in the order in which the questions were asked. What runs between a question and its answer must
-stand bad values (no index past an end): its results are thrown away with the error.
+To look at a tensor makes the host wait for the device. `ask`, and `refuse` for what must not be, look at once, unless
+they are called within `gathered()`: then the question is kept, and all questions of the block are read together when it
+ends. Only where the flag is set each is looked at, in the order in which they were asked. What runs between a question
+and its answer must stand bad values (no index past an end): its results are thrown away with the error.
 """
 
 from __future__ import annotations
@@ -15,36 +15,35 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-#: Makes the message about a place, from its indices.
-Message = Callable[[tuple[int, ...]], str]
+#: Told the indices of a place.
+Told = Callable[[tuple[int, ...]], None]
 
 
 class Checks:
     """Questions that were asked and not answered yet."""
 
     def __init__(self) -> None:
-        self._asked: list[tuple[Tensor, Message]] = []
+        self._asked: list[tuple[Tensor, Told]] = []
 
-    def add(self, bad: Tensor, message: Message) -> None:
+    def add(self, bad: Tensor, told: Told) -> None:
         """Ask whether `bad: [...]` holds anywhere."""
-        self._asked.append((bad, message))
+        self._asked.append((bad, told))
 
     def flag(self, device: torch.device) -> Tensor:
-        """Whether any question is answered by yes, one bool on the device, not read yet; `settle` what it says."""
+        """Whether any answer is yes, one bool on the device, not read yet; `settle` what it says."""
         flags = [bad.reshape(-1) for bad, _ in self._asked]
         return torch.cat(flags).any() if flags else torch.zeros((), dtype=torch.bool, device=device)
 
-    def settle(self, failed: bool) -> None:
-        """Forget the questions; if one `failed`, raise ValueError with the message about the first place of the first
-        that did."""
+    def settle(self, any_yes: bool) -> None:
+        """Forget the questions; if there is `any_yes`, those who asked are told the first place, in their order."""
         asked, self._asked = self._asked, []
-        if failed:
-            for bad, message in asked:
+        if any_yes:
+            for bad, told in asked:
                 if bool(bad.any()):
-                    raise ValueError(message(tuple(bad.nonzero()[0].tolist())))
+                    told(tuple(bad.nonzero()[0].tolist()))
 
     def read(self) -> None:
-        """Read all questions now: ValueError if one fails."""
+        """Read all questions now."""
         if self._asked:
             self.settle(bool(self.flag(self._asked[0][0].device)))
 
@@ -54,9 +53,9 @@ _GATHERED: ContextVar[Checks | None] = ContextVar("gathered", default=None)
 
 @contextmanager
 def gathered() -> Iterator[Checks]:
-    """Gather the checks of a block; they are read when it ends, unless it has read them.
+    """Gather the questions of a block; they are read when it ends, unless it has read them.
 
-    Another error of the block comes after a failing check, most likely from what that let through: the check is told.
+    Another error of the block comes after a question, most likely from what that let through: the question goes first.
     """
     checks = Checks()
     token = _GATHERED.set(checks)
@@ -70,9 +69,17 @@ def gathered() -> Iterator[Checks]:
     checks.read()
 
 
-def refuse(bad: Tensor, message: Message) -> None:
-    """Raise ValueError with the message about the first place where `bad: [...]` holds: now, or as `gathered` ends."""
+def ask(bad: Tensor, told: Told) -> None:
+    """Call `told` with the first place where `bad: [...]` holds, if any: now, or as `gathered` ends."""
     checks = _GATHERED.get() or Checks()
-    checks.add(bad, message)
+    checks.add(bad, told)
     if checks is not _GATHERED.get():
         checks.read()
+
+
+def refuse(bad: Tensor, message: Callable[[tuple[int, ...]], str]) -> None:
+    """Raise ValueError with the message about the first place where `bad: [...]` holds: now, or as `gathered` ends."""
+    def told(at: tuple[int, ...]) -> None:
+        raise ValueError(message(at))
+
+    ask(bad, told)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         Proposal,
         Target,
     )
-    from smc_bridge.distributions.law import Dense, Law
+    from smc_bridge.distributions.law import Law
+    from smc_bridge.distributions.table import Dense
     from smc_bridge.distributions.target import ARTarget, Potential
     from smc_bridge.engine.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic
     from smc_bridge.engine.sampler import Sampler

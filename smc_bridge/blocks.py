@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from smc_bridge.models.ranges import places
 from smc_bridge.prefix import PAD
 
 
@@ -43,13 +44,13 @@ class Horizon(NamedTuple):
         """Length at which each row of `block: [R, V]` must end at the latest: window, or the first end of sequence."""
         if self.eos_id is None:
             return self.window
-        ended = block == self.eos_id
-        first = torch.where(ended.any(-1), ended.to(torch.uint8).argmax(-1) + 1, block.shape[-1])
-        return torch.minimum(self.window, first)
+        width = block.shape[-1]
+        ends = torch.where(block == self.eos_id, places(width + 1, block.device)[1:], width)
+        return torch.minimum(self.window, ends.amin(-1))
 
     def of_lanes(self, lanes: int) -> Horizon:
         """The horizon of the R * K lanes of R particles: each particle's window, K times in a row."""
-        return Horizon(self.window.repeat_interleave(lanes), self.eos_id)
+        return Horizon(self.window.repeat_interleave(lanes, output_size=lanes * self.window.numel()), self.eos_id)
 
     def of_rows(self, rows: Tensor) -> Horizon:
         """The horizon of the rows that an index `[R']` or a mask `[R]` picks."""
@@ -63,13 +64,13 @@ def full_horizon(rows: int, window: int, *, device: torch.device | str = "cpu") 
 
 def prefix_sum(log_terms: Tensor, length: Tensor) -> Tensor:
     """Sum of the first `length` terms, `[..., V]`, `[...]` -> `[...]` in float64; terms past the length are ignored."""
-    inside = torch.arange(log_terms.shape[-1], device=log_terms.device) < length[..., None]
+    inside = places(log_terms.shape[-1], log_terms.device) < length[..., None]
     return torch.where(inside, log_terms.double(), 0.0).sum(-1)
 
 
 def truncate(block: Tensor, length: Tensor) -> Tensor:
     """Set entries of `block: [R, V]` past `length` to `PAD`."""
-    return block.masked_fill(torch.arange(block.shape[1], device=block.device) >= length[:, None], PAD)
+    return block.masked_fill(places(block.shape[1], block.device) >= length[:, None], PAD)
 
 
 def log1mexp(log_prob: Tensor) -> Tensor:

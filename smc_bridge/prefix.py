@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from smc_bridge.models.host import known, remembered, sent
 from smc_bridge.models.rows import append_ragged
 
+#: Whole numbers on the host.
+Index = npt.NDArray[np.int64]
 #: Fill value of entries past a row's length; never a token id.
 PAD = -1
 
@@ -37,15 +41,40 @@ class Prefix(NamedTuple):
         """Build from lists of token ids; no row is done."""
         if not sequences:
             raise ValueError("sequences is empty: give at least one token sequence")
-        length = torch.tensor([len(s) for s in sequences], device=device)
-        tokens = torch.full((len(sequences), int(length.max())), PAD, dtype=torch.long, device=device)
+        length = np.array([len(s) for s in sequences])
+        tokens = np.full((len(sequences), length.max()), PAD)
         for r, sequence in enumerate(sequences):
-            tokens[r, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
-        return cls(tokens, length, torch.zeros(len(sequences), dtype=torch.bool, device=device))
+            tokens[r, : len(sequence)] = sequence
+        return cls.sent(tokens, length, np.zeros(len(sequences), dtype=bool), device=torch.device(device))
+
+    @classmethod
+    def sent(cls, tokens: Index, length: Index, done: npt.NDArray[np.bool_], *, device: torch.device) -> Prefix:
+        """Of arrays on the host, `[R, S]`, `[R]` and `[R]`, which are not written to afterwards."""
+        return cls(sent(tokens, device), sent(length, device), sent(done, device))
 
     def select(self, rows: Tensor) -> Prefix:
         """Rows `rows` (`[R']` indices or a mask `[R]`), in that order."""
-        return Prefix(self.tokens[rows], self.length[rows], self.done[rows])
+        index = remembered(rows)
+        if index is None or any(remembered(part) is None for part in self):
+            return Prefix(self.tokens[rows], self.length[rows], self.done[rows])
+        return Prefix.sent(*(known(part)[index] for part in self), device=rows.device)
+
+    def grown(self, block: Index, count: Index, ended: npt.NDArray[np.bool_]) -> Prefix:
+        """With the first `count[r]` tokens of `block[r]` behind each row, on the host; `extend` without its checks.
+
+        Args:
+            block: `[R, L]`.
+            count: `[R]`.
+            ended: rows that end with it, `[R]`.
+        """
+        old, length = known(self.tokens), known(self.length)
+        longer = length + count
+        tokens = np.full((longer.size, longer.max(initial=0)), PAD)
+        width = min(old.shape[1], tokens.shape[1])
+        tokens[:, :width] = old[:, :width]
+        row, place = (np.arange(block.shape[1]) < count[:, None]).nonzero()
+        tokens[row, length[row] + place] = block[row, place]
+        return Prefix.sent(tokens, longer, known(self.done) | ended, device=self.length.device)
 
     def extend(self, block: Tensor, count: Tensor, *, eos_id: int | None, limit: Tensor) -> Prefix:
         """Append the first `count[r]` tokens of `block[r]`, and mark rows that ended.
@@ -67,13 +96,16 @@ class Prefix(NamedTuple):
 
     def put(self, rows: Tensor, other: Prefix) -> Prefix:
         """The same batch with other sequences in `rows: [B]`, those of the B rows of `other`."""
-        length = self.length.index_copy(0, rows, other.length)
-        width = max(int(length.max()), other.tokens.shape[1])
-        tokens = torch.nn.functional.pad(self.tokens[:, :width], (0, max(0, width - self.tokens.shape[1])), value=PAD)
-        fresh = torch.nn.functional.pad(other.tokens, (0, width - other.tokens.shape[1]), value=PAD)
-        return Prefix(tokens.index_copy(0, rows, fresh), length, self.done.index_copy(0, rows, other.done))
+        at, device = known(rows), self.length.device
+        length, done, fresh = known(self.length).copy(), known(self.done).copy(), known(other.tokens)
+        length[at], done[at] = known(other.length), known(other.done)
+        tokens = np.full((length.size, max(int(length.max()), fresh.shape[1])), PAD)
+        width = min(self.tokens.shape[1], tokens.shape[1])
+        tokens[:, :width] = known(self.tokens)[:, :width]
+        tokens[at, : fresh.shape[1]], tokens[at, fresh.shape[1] :] = fresh, PAD
+        return Prefix.sent(tokens, length, done, device=device)
 
-    def unique(self, rows: Tensor, *, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def unique(self, rows: Index, *, apart: Index | None = None) -> tuple[Index, Index]:
         """Group equal sequences among `rows: [B]`.
 
         Args:
@@ -83,23 +115,20 @@ class Prefix(NamedTuple):
             representatives `[U]` (indices into the batch, the first row of each group) and the group of each of
             `rows`, `[B]`.
         """
-        if rows.numel() == 0:
-            return rows, rows
-        if rows.numel() == 1:
-            return rows, torch.zeros_like(rows)
-        parts = [self.length[rows, None], self.tokens[rows]]
-        key = torch.cat(parts if apart is None else [apart[rows, None], *parts], dim=1)
+        if rows.size <= 1:
+            return rows, np.zeros_like(rows)
+        parts = [known(self.length)[rows, None], known(self.tokens)[rows]]
+        key = np.concatenate(parts if apart is None else [apart[rows, None], *parts], axis=1)
         # Rows as bytes in a dictionary: exact, and much faster than sorting them column by column.
-        table = np.ascontiguousarray(key.cpu().numpy())
-        known: dict[bytes, int] = {}
-        own = [known.setdefault(row, i) for i, row in enumerate(table.view(f"V{table[0].nbytes}").ravel().tolist())]
-        first = list(known.values())  # ascending, as a dictionary keeps its order
-        group = torch.from_numpy(np.searchsorted(first, own)).to(rows.device)
-        return rows[torch.tensor(first, device=rows.device)], group
+        table = np.ascontiguousarray(key)
+        first: dict[bytes, int] = {}
+        own = [first.setdefault(row, i) for i, row in enumerate(table.view(f"V{table[0].nbytes}").ravel().tolist())]
+        kept = np.array(list(first.values()))  # ascending, as a dictionary keeps its order
+        return rows[kept], np.searchsorted(kept, own)
 
     def lists(self) -> list[list[int]]:
         """The sequences as lists of ints."""
-        return [row[:n] for row, n in zip(self.tokens.tolist(), self.length.tolist(), strict=True)]
+        return [row[:n] for row, n in zip(known(self.tokens).tolist(), known(self.length).tolist(), strict=True)]
 
 
 def ends(length: Tensor, block: Tensor, count: Tensor, *, eos_id: int | None, limit: Tensor) -> Tensor:

@@ -11,13 +11,17 @@ of probability zero.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from smc_bridge.models.host import local, remembered, sent
 from smc_bridge.sampling import Drawable, inverse_cdf
 
 
@@ -141,6 +145,63 @@ class PromptSource(UniformSource):
         return draws.flatten(0, 1).to(self.device)
 
 
+#: Uniforms of a seat that are drawn ahead.
+AHEAD = 2048
+
+
+class Reserve:
+    """Uniforms of the seats of a run, each from a generator of its own, drawn ahead and handed out in their order; on
+    the host.
+
+    Args:
+        generators: one for each seat; they are its own from now on.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator]) -> None:
+        self.generators = list(generators)
+        self._numbers = np.empty((len(self.generators), AHEAD))
+        self._used = [AHEAD] * len(self.generators)
+
+    def renew(self, seat: int, generator: torch.Generator) -> None:
+        """Let the numbers of a seat come from another generator, from its next one on."""
+        self.generators[seat], self._used[seat] = generator, AHEAD
+
+    def take(self, seats: Sequence[int], count: int) -> npt.NDArray[np.float64]:
+        """The next `count` uniforms of each of these seats, on [0, 1), `[len(seats), count]`."""
+        out = np.empty((len(seats), count))
+        for own, seat in zip(out, seats, strict=True):
+            used = self._used[seat]
+            left = min(count, AHEAD - used)
+            own[:left] = self._numbers[seat, used : used + left]
+            self._used[seat] = used + left
+            if left < count:
+                missing = count - left
+                fresh = torch.empty(max(missing, AHEAD), dtype=torch.float64)
+                numbers = local(fresh.uniform_(generator=self.generators[seat]))
+                own[left:] = numbers[:missing]
+                if missing < AHEAD:
+                    self._numbers[seat], self._used[seat] = numbers, missing
+        return out
+
+
+class ReservedSource(UniformSource):
+    """Draws of some seats of a `Reserve`; rows are seat-major, `rows_per_seat` for each."""
+
+    def __init__(
+        self, reserve: Reserve, seats: Sequence[int], rows_per_seat: int, *, device: torch.device
+    ) -> None:
+        self.reserve, self.seats, self.rows_per_seat, self.device = reserve, seats, rows_per_seat, device
+
+    def uniform(self, size: tuple[int, ...]) -> Tensor:
+        """Uniforms of each seat's own generator, `[R, *size]` float64 (`Source.uniform`)."""
+        drawn = self.reserve.take(self.seats, self.rows_per_seat * math.prod(size))
+        return sent(drawn.reshape(len(self.seats) * self.rows_per_seat, *size), self.device)
+
+    def select(self, rows: Tensor) -> Source:
+        """The same source seen through its rows `rows: [R']` (`Source.select`), which do not repeat or change order."""
+        return self if rows.numel() == len(self.seats) * self.rows_per_seat else super().select(rows)
+
+
 class SelectedRows(UniformSource):
     """A view on some rows of another source: all of its rows are drawn, so the choice changes no other draw."""
 
@@ -149,7 +210,9 @@ class SelectedRows(UniformSource):
 
     def uniform(self, size: tuple[int, ...]) -> Tensor:
         """The selected rows of what is drawn for all, `[R', *size]` float64 (`Source.uniform`)."""
-        return self.base.uniform(size)[self.index]
+        drawn = self.base.uniform(size)
+        numbers, index = remembered(drawn), remembered(self.index)
+        return drawn[self.index] if numbers is None or index is None else sent(numbers[index], drawn.device)
 
 
 #: What a kernel or resampler accepts as its `source`: a torch generator, or a source that knows its rows.

@@ -19,6 +19,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from smc_bridge.models.checks import refuse
+from smc_bridge.models.ranges import places
+
 #: Tokens of one segment of a two-level cdf, and the alphabet from which two levels are used.
 SEGMENT, TWO_LEVELS = 64, 256
 
@@ -102,14 +105,21 @@ def segment_sums(probs: Tensor, width: int) -> Tensor:
     """Sums over successive segments of `width` tokens (the last one may be shorter), `[n, A]` -> `[n, C]`."""
     count, size = probs.shape
     whole = size // width * width
+    if whole == size:
+        return probs.view(count, -1, width).sum(-1)
     sums = probs[:, :whole].reshape(count, -1, width).sum(-1)
-    return sums if whole == size else torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True)], dim=1)
+    return torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True)], dim=1)
 
 
-def search(probs: Tensor, width: int, cell: Tensor | None, uniform: Tensor) -> Tensor | None:
+#: The greatest number below 1: so far a point of a cdf may go, and stays below the total, where there is a token.
+BELOW_ONE = 1.0 - 2.0**-53
+
+
+def search(probs: Tensor, width: int, cell: Tensor | None, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse cdf in two levels: the segment whose cumulative sum passes the uniform, then the token within it.
 
-    The uniforms and the sums that they are compared with are float64; no cdf over the alphabet is made.
+    The uniforms and the sums that they are compared with are float64; no cdf over a large alphabet is made. A uniform
+    below 1 stays below the total; within a segment, whose total was rounded once more, a point is kept below.
 
     Args:
         probs: `[n, A]`, up to a factor.
@@ -117,25 +127,29 @@ def search(probs: Tensor, width: int, cell: Tensor | None, uniform: Tensor) -> T
         cell: which law each draw is from, `[m]`; None for one draw from each law.
         uniform: on [0, 1), float64, `[m]`.
     Returns:
-        tokens of positive probability, `[m]`; None if a cell has NaN or no positive probability.
+        tokens of positive probability, `[m]`; whether the cell that each is from has no positive probability, or NaN,
+        so that its token is any, `[m]`.
     """
+    count, size = probs.shape
+    if width == size:
+        cdf = probs.cumsum(-1, dtype=torch.float64)
+        cdf = cdf if cell is None else cdf[cell]
+        total = cdf[:, -1:]
+        token = torch.searchsorted(cdf, uniform[:, None] * total, right=True)[:, 0]
+        return token.clamp_max_(size - 1), ~(total[:, 0] > 0)
     sums = segment_sums(probs, width)
     cdf = sums.cumsum(-1, dtype=torch.float64)
+    before = cdf - sums
     if cell is not None:
-        sums, cdf = sums[cell], cdf[cell]
-    threshold = uniform[:, None] * cdf[:, -1:]
-    segment = torch.searchsorted(cdf, threshold, right=True).clamp_max_(sums.shape[1] - 1)
-    inside = (threshold - (cdf.gather(1, segment) - sums.gather(1, segment))).clamp_min_(0.0)  # below 0 by round-off
-    token, mass = _within(probs, width, cell, segment, inside)
-    is_law = cdf[:, -1] > 0  # False for NaN too
-    if bool((is_law & (mass > 0)).all()):
-        return token
-    if not bool(is_law.all()):
-        return None
-    # By round-off a uniform passed all that is possible: the last possible segment, and token of it, is meant.
-    possible = _possible(segment, sums)
-    inside = threshold - (cdf.gather(1, possible) - sums.gather(1, possible))
-    return _within(probs, width, cell, possible, inside, repair=True)[0]
+        cdf, before = cdf[cell], before[cell]
+    total = cdf[:, -1:]
+    point = uniform[:, None] * total
+    segment = torch.searchsorted(cdf, point, right=True).clamp_max_(cdf.shape[1] - 1)  # past the end for NaN alone
+    row = places(count, probs.device) if cell is None else cell
+    inside = _segments_of(probs, width, row[:, None], segment).cumsum(-1, dtype=torch.float64)
+    point = torch.minimum(point.sub_(before.gather(1, segment)).clamp_min_(0.0), inside[:, -1:] * BELOW_ONE)
+    place = torch.searchsorted(inside, point, right=True)
+    return torch.add(place, segment, alpha=width)[:, 0].clamp_max_(size - 1), ~(total[:, 0] > 0)
 
 
 #: Probabilities that exist at a time, entries: few enough to stay in a CPU's cache, many enough to keep a GPU busy.
@@ -181,48 +195,27 @@ def inverse_cdf(log_probs: Tensor | Drawable, uniform: Tensor) -> Tensor:
         return log_probs.inverse_cdf(points)
     size = log_probs.shape[-1]
     flat, points = log_probs.reshape(-1, size), points.reshape(-1)
+    if points.numel() == 0:
+        return points.long().reshape(uniform.shape)
     step = max(1, (CHUNK if flat.device.type == "cpu" else DEVICE_CHUNK) // size)
-    out = torch.empty(points.shape, dtype=torch.long, device=flat.device)
+    drawn = []
     for start in range(0, points.numel(), step):
-        part = flat[start : start + step].exp()
-        drawn = search(part, segment_width(size), None, points[start : start + step])
-        if drawn is None:
-            total = part.sum(-1)
-            first = start + int((~(total > 0)).to(torch.uint8).argmax())
-            where = [int(i) for i in torch.unravel_index(torch.tensor(first), uniform.shape)]
-            raise ValueError(f"log_probs at {where} has NaN or no positive probability: check the model's logits")
-        out[start : start + step] = drawn
-    return out.reshape(uniform.shape)
+        token, bad = search(flat[start : start + step].exp(), segment_width(size), None, points[start : start + step])
+        refuse(bad, lambda at, start=start: _no_law(start + at[0], uniform.shape))  # type: ignore[misc]
+        drawn.append(token)
+    return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).reshape(uniform.shape)
 
 
-def _within(
-    probs: Tensor, width: int, cell: Tensor | None, segment: Tensor, threshold: Tensor, *, repair: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Tokens of segments `[m, 1]` whose cumulative probability passes the threshold `[m, 1]`, and their masses `[m]`.
-
-    Args:
-        repair: take the last possible token of the segment where an impossible one was found.
-    """
-    inside = _segments_of(probs, width, cell, segment)
-    place = torch.searchsorted(inside.cumsum(-1), threshold, right=True).clamp_max_(inside.shape[1] - 1)
-    if repair:
-        place = _possible(place, inside)
-    return (segment * width + place)[:, 0].clamp_max_(probs.shape[1] - 1), inside.gather(1, place)[:, 0]
+def _no_law(cell: int, shape: torch.Size) -> str:
+    """The message about a cell that nothing can be drawn from."""
+    where = [int(i) for i in torch.unravel_index(torch.tensor(cell), shape)]
+    return f"log_probs at {where} has NaN or no positive probability: check the model's logits"
 
 
-def _segments_of(probs: Tensor, width: int, cell: Tensor | None, segment: Tensor) -> Tensor:
-    """Probabilities of one segment for each draw, `[m, width]` float64; 0 past the alphabet."""
+def _segments_of(probs: Tensor, width: int, row: Tensor, segment: Tensor) -> Tensor:
+    """Probabilities of one segment for each draw, `row` and `segment: [m, 1]` -> `[m, width]`; 0 past the alphabet."""
     size = probs.shape[1]
-    if size == width and cell is None:
-        return probs.double()
-    row = torch.arange(probs.shape[0], device=probs.device) if cell is None else cell
     if size % width == 0:
-        return probs.view(-1, width).index_select(0, row * (size // width) + segment[:, 0]).double()
-    token = segment * width + torch.arange(width, device=probs.device)
-    return probs[row[:, None], token.clamp_max(size - 1)].double().masked_fill_(token >= size, 0.0)
-
-
-def _possible(place: Tensor, mass: Tensor) -> Tensor:
-    """`place: [m, 1]` where its mass is positive; elsewhere the last place of `mass: [m, C]` that is."""
-    last = torch.where(mass > 0, torch.arange(mass.shape[1], device=mass.device), 0).amax(-1, keepdim=True)
-    return torch.where(mass.gather(1, place) > 0, place, last)
+        return probs.view(-1, width)[torch.add(segment, row, alpha=size // width)[:, 0]]
+    token = segment * width + places(width, probs.device)
+    return probs[row, token.clamp_max(size - 1)].masked_fill_(token >= size, 0.0)

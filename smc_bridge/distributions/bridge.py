@@ -13,7 +13,9 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +30,11 @@ from smc_bridge.distributions.intermediate import (
     per_lane,
     positionwise,
 )
-from smc_bridge.distributions.law import LOG_RARE, Dense, Law, Pointwise, leaves_out
+from smc_bridge.distributions.law import LOG_RARE, Law, Pointwise, drawn_from, leaves_out
 from smc_bridge.distributions.logits import Normaliser
+from smc_bridge.distributions.table import Dense, settled
+from smc_bridge.models.host import known, sent
+from smc_bridge.models.ranges import places
 from smc_bridge.sampling import compiled_softmax, shifted, softmax
 
 
@@ -47,10 +52,31 @@ class ProductLaw(Law):
         self.q, self.p, self.a = q, p, a
         #: Exponent of p: a number, or `[R, 1]`.
         self.b = b.to(q.dtype)[:, None] if isinstance(b, Tensor) else b
+        exponents = known(b) if isinstance(b, Tensor) else np.array(b)
+        #: Least of `b log p` that matters, less the greatest normaliser (`lower_bound`): a number, or `[R, 1]`.
+        least = exponents * LOG_RARE - (1.0 - a - exponents).clip(min=0.0) * math.log(q.shape[-1])
+        self._least = sent(least[:, None], q.device) if isinstance(b, Tensor) else float(least)
         self._normalise = compiled_softmax() if self.chunks.compile else softmax
-        self.normaliser = Normaliser(q.rows, q.shape[-2], q)
-        self.some_zero = isinstance(self.b, Tensor) and bool((self.b == 0).any())
+        self.some_zero = isinstance(b, Tensor) and bool((exponents == 0).any())
         self.some_empty = False
+
+    @cached_property
+    def normaliser(self) -> Normaliser:
+        """Of each cell, as far as it was read."""
+        return Normaliser(self.rows, self.shape[-2], self)
+
+    def whole(self) -> tuple[Tensor, Tensor | None]:
+        """All log-probabilities, `[R, V, A]` (`Law.whole`); where the product has no support those of p."""
+        log_p = self.p.dense().to(self.dtype)
+        b = self.b[:, None] if isinstance(self.b, Tensor) else self.b
+        none = not isinstance(b, Tensor) and b == 0.0  # 0 * -inf = 0
+        product = torch.zeros_like(log_p) if none else log_p * b
+        if isinstance(b, Tensor) and self.some_zero:
+            product = product.masked_fill(b == 0, 0.0)
+        if self.a:
+            product.add_(self.q.dense(), alpha=self.a)
+        log_pi = torch.log_softmax(product, -1)
+        return torch.where(log_pi[..., :1].isnan(), log_p, log_pi), None
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """`a log q + b log p` of n cells, normalised: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
@@ -72,10 +98,9 @@ class ProductLaw(Law):
         It is `a log q + b log p` at the least `log p` that matters (`LOG_RARE`), without the normaliser, which is below
         1 where a + b >= 1. Otherwise the normaliser is at most `A^(1 - a - b)` (Hölder).
         """
-        b = self.b[rows, 0] if isinstance(self.b, Tensor) else self.b
-        excess = (1.0 - self.a - torch.as_tensor(b)).clamp_min(0.0) * math.log(self.shape[-1])
+        least = self._least[rows, 0] if isinstance(self._least, Tensor) else self._least
         below = self.a * self.q.lower_bound(rows, positions) if self.a else torch.zeros_like(rows, dtype=self.dtype)
-        return below + b * LOG_RARE - excess
+        return below + least
 
     def _product(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Unnormalised log-product, `[n, A]` or `[n, 1]`, in memory of its own. `0 * -inf = 0`."""
@@ -129,6 +154,11 @@ class PointwiseLaw(Law):
         super().__init__(parents[0].shape, parents[0], parents[0].chunks)
         self.function, self.parents = function, parents
 
+    def whole(self) -> tuple[Tensor, Tensor | None]:
+        """All log-probabilities, `[R, V, A]` (`Law.whole`)."""
+        first, *others = (law.dense() for law in self.parents)
+        return self.function(first, *(other.to(first.dtype) for other in others)), None
+
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The other laws' values, combined token by token: `[n, A]`, or `[n, 1]` at one token each
         (`Law.log_probs`)."""
@@ -152,6 +182,16 @@ class CellwiseLaw(Law):
         self.value = torch.zeros(cells, dtype=q.dtype, device=q.device)
         #: Whether the target has tokens that the intermediate leaves out, as far as cells were read, `[R, V]`.
         self.missed = torch.zeros(cells, dtype=torch.bool, device=q.device)
+
+    def whole(self) -> tuple[Tensor, Tensor | None]:
+        """All log-probabilities, `[R, V, A]` (`Law.whole`): each row is the only lane."""
+        log_q = self.q.dense()
+        log_p = self.p.dense().to(log_q.dtype)
+        return checked_log_prob(self.intermediate, log_q[:, None], log_p[:, None])[:, 0], None
+
+    def least(self, log_probs: Tensor) -> Tensor:
+        """-inf at cells where pi leaves out a token of p, else 0, `[R, V]` (`Law.least`)."""
+        return torch.where(leaves_out(log_probs, self.p.dense().to(log_probs.dtype)), -math.inf, 0.0)
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The intermediate's `log_prob` of n cells: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
@@ -204,8 +244,7 @@ class ResidualLaw(Law):
             target = target.add_(self.log_scale[rows, None].to(self.dtype))
         target = target.exp_()
         residual = self.q.log_probs(rows, position).exp_().neg_().add_(target).clamp_min_(0.0)
-        empty = ~(residual.sum(-1, keepdim=True) > 0)
-        return torch.where(empty, target, residual) if bool(empty.any()) else residual
+        return torch.where(residual.sum(-1, keepdim=True) > 0, residual, target)
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The normalised residual of n cells: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
@@ -217,8 +256,11 @@ class ResidualLaw(Law):
             out[needed] = (probs / probs.sum(-1, keepdim=True)).log()
         return out if tokens is None else out.gather(1, tokens[:, None])
 
-    def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
-        """One correction for each row that is needed, token 0 for the others, `[Q, 1]` (`Law.draw`)."""
+    def draw(self, owner: Tensor | None, uniform: Tensor) -> Tensor:
+        """One correction for each row that is needed, any token for the others, `[Q, 1]` (`Law.draw`)."""
+        owner = places(self.rows, self.device) if owner is None else owner
+        if self.q.held and self.pi.held:  # what is not needed costs less than to leave it out
+            return drawn_from(self.probs(owner, self.position), None, uniform, row=lambda draw: int(owner[draw]))
         out = torch.zeros(uniform.shape, dtype=torch.long, device=self.device)
         drawn = self.needed[owner].nonzero().flatten()
         if drawn.numel():
@@ -227,7 +269,7 @@ class ResidualLaw(Law):
 
 
 def bridge_law(intermediate: Intermediate, q: Law, p: Law, *, lanes: int) -> Law:
-    """`intermediate.log_prob(log q, log p)`, computed where it is read (module docstring).
+    """`intermediate.log_prob(log q, log p)`, computed where it is read (module docstring), or at once if it is small.
 
     Args:
         q, p: laws of R = B * K rows, `[R, V, A]`.
@@ -235,6 +277,11 @@ def bridge_law(intermediate: Intermediate, q: Law, p: Law, *, lanes: int) -> Law
     Raises:
         ValueError: a user's intermediate returned no law; see `checked_log_prob`.
     """
+    law = _bridge(intermediate, q, p, lanes)
+    return law if law is q or law is p else settled(law)
+
+
+def _bridge(intermediate: Intermediate, q: Law, p: Law, lanes: int) -> Law:
     kind = type(intermediate)
     if kind is Proposal:
         return q
@@ -247,7 +294,7 @@ def bridge_law(intermediate: Intermediate, q: Law, p: Law, *, lanes: int) -> Law
             return q if intermediate.w == 1.0 else p
         return PointwiseLaw(intermediate.log_prob, q, p)
     if isinstance(intermediate, Defensive) and kind is Defensive:
-        return PointwiseLaw(intermediate.mixed, bridge_law(intermediate.base, q, p, lanes=lanes), p)
+        return PointwiseLaw(intermediate.mixed, _bridge(intermediate.base, q, p, lanes), p)
     if positionwise(intermediate) and not per_lane(intermediate):
         return CellwiseLaw(intermediate, q, p)
     return _windows(intermediate, q, p, lanes)
@@ -256,12 +303,12 @@ def bridge_law(intermediate: Intermediate, q: Law, p: Law, *, lanes: int) -> Law
 def _product(intermediate: ProductOfExperts, q: Law, p: Law, lanes: int) -> Law:
     w, b = intermediate.w, intermediate.target_exponent
     if isinstance(b, Tensor):
-        b = b.to(q.device).expand(q.rows // lanes, lanes).reshape(-1) if intermediate.per_lane else float(b)
-    if not isinstance(b, Tensor):
-        if w == 0.0 and b == 1.0:
-            return p
-        if w == 1.0 and b == 0.0:
-            return q
+        each = np.tile(np.broadcast_to(b.cpu().numpy(), (lanes,)), q.rows // lanes)
+        return ProductLaw(q, p, w, sent(each.astype(str(q.dtype).removeprefix("torch.")), q.device))
+    if w == 0.0 and b == 1.0:
+        return p
+    if w == 1.0 and b == 0.0:
+        return q
     return ProductLaw(q, p, w, b)
 
 

@@ -199,8 +199,9 @@ class ProductOfExperts:
     @property
     def log_ratio_bound(self) -> float:
         """0 for the target itself, else infinite: `p / pi` grows with `(p / q)^w`, which has no bound."""
-        same = bool((torch.as_tensor(self.target_exponent) == 1.0).all())
-        return 0.0 if self.w == 0.0 and same else math.inf
+        if self.w != 0.0:
+            return math.inf
+        return 0.0 if bool((torch.as_tensor(self.target_exponent) == 1.0).all()) else math.inf
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         """`w log q + (1 - w) log p`, normalised (or with the exponents given), `[..., A]`; see

@@ -9,7 +9,8 @@ per lane for the correction. A law answers exactly these questions:
     dense()              all of it, [..., V, A]
 
 and, to those who work on some *cells* (row, position) at a time, `log_probs(r, i)` and `draw(owner, u)`. What exists as
-a tensor is a law as `Dense(tensor)`.
+a tensor is a law as `Dense(tensor)`. A small law is `settled`: many small questions cost more operations than one pass
+over all of it, so it is computed at once and held as a tensor.
 
 Shapes: R rows, V positions, A alphabet, n cells of one call.
 """
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from smc_bridge.models.checks import refuse
+from smc_bridge.models.ranges import places
 from smc_bridge.sampling import Scores, search, segment_width
 
 #: A log-probability that is zero in every floating-point format: what logits of -1e4 or less, used in place of -inf
@@ -31,6 +34,10 @@ from smc_bridge.sampling import Scores, search, segment_width
 LOG_ZERO = -745.0
 #: What the target gives less than this may be left out: all such tokens together weigh less than round-off.
 LOG_RARE = math.log(1e-12)
+
+
+#: What turns the laws of cells into another law, token by token.
+Pointwise = Callable[..., Tensor]
 
 
 def leaves_out(log_pi: Tensor, log_p: Tensor) -> Tensor:
@@ -45,11 +52,13 @@ class Chunks:
     Attributes:
         bytes: of one `[n, A]` tensor of a chunk; about what a core's cache holds. A chunk has at least one cell.
         ahead: cells times alphabet that are worth one more round of looking for the first refusal (see `reach`).
+        whole: bytes up to which a law `[R, V, A]` is computed at once, as a tensor (`settled`).
         compile: run the arithmetic of a chunk through `torch.compile`.
     """
 
     bytes: int = 1 << 20
     ahead: int = 1 << 21
+    whole: int = 8 << 20
     compile: bool = False
 
     def cells(self, size: int, itemsize: int) -> int:
@@ -86,6 +95,15 @@ class Law(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}{tuple(self.shape)}"
 
+    @property
+    def held(self) -> bool:
+        """Whether all of it exists as a tensor, so that reading costs a look-up (`entries`)."""
+        return False
+
+    def entries(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities at one token of each cell of a law that is `held`; indices of shapes that broadcast."""
+        raise TypeError(f"{type(self).__name__} is not held as a tensor")
+
     @abstractmethod
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Log-probabilities of n cells, all tokens or one of each.
@@ -113,6 +131,15 @@ class Law(ABC):
         impossible.
         """
         return torch.full(rows.shape, -math.inf, dtype=self.dtype, device=self.device)
+
+    def least(self, log_probs: Tensor) -> Tensor:
+        """`lower_bound` of all cells of a law that is known whole, `[R, V]`: from its `log_probs: [R, V, A]`."""
+        own, place = places(log_probs.shape[0], self.device)[:, None], places(log_probs.shape[1], self.device)
+        return self.lower_bound(own, place).expand(log_probs.shape[:-1])
+
+    def whole(self) -> tuple[Tensor, Tensor | None]:
+        """All of it at once: log-probabilities `[..., V, A]`, and probabilities if they come with them."""
+        return self.dense(), None
 
     def logits(self, tokens: Tensor) -> Tensor:
         """The model's own logits at `tokens: [..., V]`, same shape; arbitrary where a token is negative."""
@@ -170,11 +197,10 @@ class Law(ABC):
 
     def inverse_cdf(self, uniform: Tensor) -> Tensor:
         """First token of every cell whose cumulative probability passes `uniform: [..., V]` (float64, on [0, 1))."""
-        flat = uniform.reshape(-1, uniform.shape[-1])
-        return self.draw(torch.arange(self.rows, device=self.device), flat).reshape(uniform.shape)
+        return self.draw(None, uniform.reshape(-1, uniform.shape[-1])).reshape(uniform.shape)
 
-    def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
-        """Tokens of rows `owner: [Q]` by inverse cdf, `uniform: [Q, V]` -> `[Q, V]`.
+    def draw(self, owner: Tensor | None, uniform: Tensor) -> Tensor:
+        """Tokens of rows `owner: [Q]` (None: each row, in order) by inverse cdf, `uniform: [Q, V]` -> `[Q, V]`.
 
         Where more than a chunk is drawn, the probabilities of a cell are computed once for all draws from it.
 
@@ -182,25 +208,27 @@ class Law(ABC):
             ValueError: a cell has NaN or no token of positive probability.
         """
         draws, width = uniform.shape
-        if draws * width <= self.chunks.cells(self.shape[-1], self.dtype.itemsize):
+        cells = self.chunks.cells(self.shape[-1], self.dtype.itemsize)
+        owner = places(self.rows, self.device) if owner is None else owner
+        if draws * width <= cells:
             return self._drawn(
-                owner.repeat_interleave(width), torch.arange(width, device=self.device).repeat(draws), None, uniform
+                owner.repeat_interleave(width, output_size=draws * width),
+                places(width, self.device).repeat(draws), None, uniform,
             )
         out = torch.empty(uniform.shape, dtype=torch.long, device=self.device)
         order = owner.argsort(stable=True)
         present, counts = torch.unique_consecutive(owner[order], return_counts=True)
         first = [0, *counts.cumsum(0).tolist()]
-        cells = self.chunks.cells(self.shape[-1], self.dtype.itemsize)
         columns = min(width, cells)
         step = max(1, cells // width)
         for a in range(0, len(first) - 1, step):
             b = min(a + step, len(first) - 1)
             lanes = order[first[a] : first[b]]
-            local = torch.arange(b - a, device=self.device).repeat_interleave(counts[a:b])
+            local = places(b - a, self.device).repeat_interleave(counts[a:b], output_size=first[b] - first[a])
             for start in range(0, width, columns):
                 positions = torch.arange(start, min(start + columns, width), device=self.device)
                 span = positions.numel()
-                rows = present[a:b].repeat_interleave(span)
+                rows = present[a:b].repeat_interleave(span, output_size=(b - a) * span)
                 cell = local[:, None] * span + (positions - start)
                 given = uniform[lanes, start : start + span]
                 out[lanes, start : start + span] = self._drawn(rows, positions.repeat(b - a), cell.flatten(), given)
@@ -208,19 +236,30 @@ class Law(ABC):
 
     def _drawn(self, rows: Tensor, positions: Tensor, cell: Tensor | None, uniform: Tensor) -> Tensor:
         """Tokens from cells `rows, positions: [n]`, of the shape of `uniform`; `cell`: see `search`."""
-        probs = self.probs(rows, positions)
-        drawn = search(probs, segment_width(self.shape[-1]), cell, uniform.reshape(-1))
-        if drawn is None:
-            raise ValueError(
-                f"log_probs at rows {sorted(set(rows.tolist()))} has NaN or no positive probability: check the model's "
-                "logits"
-            )
-        return drawn.view(uniform.shape)
+        each = rows if cell is None else rows[cell]
+        return drawn_from(self.probs(rows, positions), cell, uniform, row=lambda draw: int(each[draw]))
+
+
+def drawn_from(probs: Tensor, cell: Tensor | None, uniform: Tensor, *, row: Callable[[int], int]) -> Tensor:
+    """Tokens, of the shape of `uniform`, from probabilities `[n, A]` of cells (`search`); `row` names that of a draw.
+
+    Raises:
+        ValueError: a cell has NaN or no token of positive probability.
+    """
+    drawn, bad = search(probs, segment_width(probs.shape[-1]), cell, uniform.reshape(-1))
+    refuse(bad, lambda at: (
+        f"log_probs at row {row(at[0])} has NaN or no positive probability: check the model's logits"
+    ))
+    return drawn.view(uniform.shape)
 
 
 def along(laws: Sequence[Law], tokens: Tensor) -> list[Tensor]:
     """`law.at(tokens)` of several laws of one shape, `[..., V]` each; which cells are read is found out once."""
     flat = tokens.reshape(-1, tokens.shape[-1])
+    if all(law.held for law in laws):
+        own, place = places(flat.shape[0], flat.device)[:, None], places(flat.shape[1], flat.device)
+        asked = flat.clamp_min(0)
+        return [law.entries(own, place, asked).view(tokens.shape) for law in laws]
     rows, positions = (flat >= 0).nonzero(as_tuple=True)
     found = [torch.zeros(flat.shape, dtype=law.dtype, device=law.device) for law in laws]
     if rows.numel():
@@ -243,8 +282,25 @@ class Selected(Law):
         self.base: Law = base
         self.chosen: Tensor | None = chosen
 
+    @property
+    def held(self) -> bool:
+        """Whether the base is (`Law.held`)."""
+        return self.base.held
+
     def _rows(self, rows: Tensor) -> Tensor:
         return rows if self.chosen is None else self.chosen[rows]
+
+    def entries(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """Entries of the base (`Law.entries`)."""
+        return self.base.entries(self._rows(rows), positions, tokens)
+
+    def dense(self) -> Tensor:
+        """The rows of the base's tensor, `[..., V, A]` (`Law.dense`)."""
+        if self.chosen is None:
+            return self.base.dense().view(self.shape)
+        if not self.base.held:
+            return super().dense()
+        return self.base.dense().view(-1, *self.shape[-2:]).index_select(0, self.chosen).view(self.shape)
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Log-probabilities of n cells of the base: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
@@ -266,32 +322,6 @@ class Selected(Law):
         """Logits at one token of each of n cells of the base, `[n]` (`Law.raw_at`)."""
         return self.base.raw_at(self._rows(rows), positions, tokens)
 
-    def draw(self, owner: Tensor, uniform: Tensor) -> Tensor:
+    def draw(self, owner: Tensor | None, uniform: Tensor) -> Tensor:
         """Tokens by inverse cdf, `[Q, V]` (`Law.draw`): rows that share a row of the base share its cdf."""
-        return self.base.draw(self._rows(owner), uniform)
-
-
-class Dense(Law):
-    """The law that a tensor of log-probabilities `[..., V, A]` holds."""
-
-    def __init__(self, tensor: Tensor, chunks: Chunks | None = None) -> None:
-        super().__init__(tensor.shape, tensor, chunks)
-        self.tensor = tensor
-        self.flat = tensor.reshape(-1, *tensor.shape[-2:])
-
-    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Entries of the tensor: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
-        return self.flat[rows, positions] if tokens is None else self.flat[rows, positions, tokens][:, None]
-
-    def dense(self) -> Tensor:
-        """The tensor itself, `[..., V, A]`: nothing is computed."""
-        return self.tensor
-
-
-def as_law(law: Tensor | Law) -> Law:
-    """The law itself, or the one that a tensor `[..., V, A]` of log-probabilities holds."""
-    return Dense(law) if isinstance(law, Tensor) else law
-
-
-#: What turns the laws of cells into another law, token by token.
-Pointwise = Callable[..., Tensor]
+        return self.base.draw(self.chosen if owner is None else self._rows(owner), uniform)

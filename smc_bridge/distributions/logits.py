@@ -7,13 +7,16 @@ boundary of top-k and top-p besides.
 from __future__ import annotations
 
 import math
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Chunks, Law, Selected
 from smc_bridge.distributions.shaping import Shaping, inverse_temperature, kept_boundary, within_boundary
-from smc_bridge.sampling import Scores, compiled_softmax, softmax
+from smc_bridge.distributions.table import Table, settled
+from smc_bridge.models.checks import refuse
+from smc_bridge.sampling import Scores, compiled_softmax, is_one, softmax
 
 
 class Normaliser:
@@ -50,7 +53,7 @@ class LogitLaw(Law):
 
     Args:
         logits: `[U, M, A]`, of any float dtype.
-        source: LongTensor `[R, V]`, which of the `U * M` places each cell reads.
+        source: LongTensor `[R, V]`, which of the `U * M` places each cell reads; None if each reads its own.
         temperature: a number, or one per row `[R]`.
         banned_ids: tokens of probability zero.
         chunks: see `Chunks`.
@@ -58,11 +61,13 @@ class LogitLaw(Law):
     """
 
     def __init__(
-        self, logits: Tensor, source: Tensor, *, temperature: float | Tensor = 1.0, banned_ids: tuple[int, ...] = (),
-        chunks: Chunks | None = None, lowest: bool = False,
+        self, logits: Tensor, source: Tensor | None, *, temperature: float | Tensor = 1.0,
+        banned_ids: tuple[int, ...] = (), chunks: Chunks | None = None, lowest: bool = False,
     ) -> None:
-        precise = logits.dtype if logits.dtype in (torch.float32, torch.float64) else torch.float32
-        super().__init__((*source.shape, logits.shape[-1]), torch.empty(0, dtype=precise, device=logits.device), chunks)
+        cells = logits.shape[:2] if source is None else source.shape
+        super().__init__((*cells, logits.shape[-1]), logits, chunks)
+        if self.dtype != torch.float64:
+            self.dtype = torch.float32
         self.model_logits = logits
         self.flat = logits.view(-1, logits.shape[-1]) if logits.is_contiguous() else None
         self.source = source
@@ -75,12 +80,53 @@ class LogitLaw(Law):
         #: What is added to scores: 0, and -inf at banned tokens, `[A]`; None for nothing.
         self.ban: Tensor | None = None
         if banned_ids:
-            self.banned_ids = torch.tensor(banned_ids, device=logits.device)
-            none = torch.zeros(logits.shape[-1], dtype=self.dtype, device=logits.device)
-            self.ban = none.index_fill_(0, self.banned_ids, -math.inf)
-        self.normaliser = Normaliser(source.shape[0], source.shape[1], self)
-        #: Least logit of each cell that was read, but for banned tokens, `[R, V]`.
-        self.lowest = torch.full(source.shape, -math.inf, dtype=self.dtype, device=logits.device) if lowest else None
+            self.banned_ids, self.ban = ban(banned_ids, logits.shape[-1], self.dtype, logits.device)
+        self._lowest = lowest
+
+    @cached_property
+    def normaliser(self) -> Normaliser:
+        """Of each cell, as far as it was read."""
+        return Normaliser(self.rows, self.shape[-2], self)
+
+    @cached_property
+    def lowest(self) -> Tensor | None:
+        """Least logit of each cell that was read, but for banned tokens, `[R, V]`; None if it is not wanted."""
+        if not self._lowest:
+            return None
+        return torch.full(self.shape[:-1], -math.inf, dtype=self.dtype, device=self.device)
+
+    def whole(self) -> tuple[Tensor, Tensor | None]:
+        """All log-probabilities and probabilities, `[R, V, A]` each (`Law.whole`)."""
+        scores = self.model_logits if self.source is None else self._gathered().view(self.shape)
+        scores = scores.to(self.dtype)
+        if self.ban is not None:
+            scores = scores + self.ban
+        scores = scores - scores.amax(-1, keepdim=True)
+        if not is_one(self.factor):
+            scores *= self.factor[:, None] if isinstance(self.factor, Tensor) else self.factor
+        probs = torch.softmax(scores, -1)
+        log_total = probs.amax(-1, keepdim=True).log_()  # minus the normaliser: the greatest score is 0
+        refuse(log_total.isnan(), _not_a_law)
+        return scores.add_(log_total), probs
+
+    def _gathered(self) -> Tensor:
+        """Logits of all cells, `[R * V, A]`."""
+        assert self.source is not None
+        place = self.source.flatten()
+        if self.flat is not None:
+            return self.flat.index_select(0, place)
+        width = self.model_logits.shape[1]
+        return self.model_logits[place // width, place % width]
+
+    def least(self, log_probs: Tensor) -> Tensor:
+        """Least log-probability of each cell, but for banned tokens, `[R, V]` (`Law.least`)."""
+        if self.ban is not None:
+            log_probs = log_probs.index_fill(-1, self.banned_ids, math.inf)
+        return log_probs.amin(-1)
+
+    def _place(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Which of the places of the logits cells read."""
+        return rows * self.shape[-2] + positions if self.source is None else self.source[rows, positions]
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """`factor * (logit - peak) - log_total` of n cells: `[n, A]`, or `[n, 1]` at one token each
@@ -102,7 +148,7 @@ class LogitLaw(Law):
 
     def raw(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The logits of cells, float32 or better, -inf where banned; `[n, A]` or `[n, 1]`, perhaps the model's own."""
-        place = self.source[rows, positions]
+        place = self._place(rows, positions)
         if tokens is not None:
             raw = self._single(place, tokens).to(self.dtype)
             return raw if self.ban is None else raw + self.ban[tokens, None]
@@ -117,7 +163,7 @@ class LogitLaw(Law):
 
     def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         """The model's logits at one token of each of n cells, `[n]`, before temperature and bans (`Law.raw_at`)."""
-        return self._single(self.source[rows, positions], tokens)[:, 0].to(self.dtype)
+        return self._single(self._place(rows, positions), tokens)[:, 0].to(self.dtype)
 
     def _single(self, place: Tensor, tokens: Tensor) -> Tensor:
         if self.flat is not None:
@@ -133,7 +179,7 @@ class LogitLaw(Law):
         values, missing = self.normaliser.read(rows, positions)
         if missing is None:
             return values
-        width = self.source.shape[1]
+        width = self.shape[-2]
         cell = torch.unique((rows * width + positions)[missing])
         for span in self.spans(cell.numel()):
             r, i = cell[span] // width, cell[span] % width
@@ -143,11 +189,7 @@ class LogitLaw(Law):
     def _note(self, rows: Tensor, positions: Tensor, raw: Tensor) -> Tensor:
         """Keep the normalisers of cells whose logits are at hand; returns their probabilities."""
         probs, peak, log_total = self._normalise(raw, self._factor(rows))
-        finite = log_total.isfinite()
-        if not bool(finite.all()):
-            bad = ~finite[:, 0]
-            where = [int(rows[bad][0]), int(positions[bad][0])]
-            raise ValueError(f"log_probs has NaN at (row, position) {where}: check the model's logits there")
+        refuse(~log_total.isfinite(), lambda at: _not_a_law((int(rows[at[0]]), int(positions[at[0]]))))
         self.normaliser.write(rows, positions, peak, log_total)
         if self.lowest is not None:
             if self.ban is not None:  # then `raw` is a copy, and it is -inf at banned tokens
@@ -162,9 +204,9 @@ class LogitLaw(Law):
         (`Law.lower_bound`)."""
         if self.lowest is None:
             return super().lower_bound(rows, positions)
-        values, _ = self.normaliser.read(rows, positions)
-        shifted = self.lowest[rows, positions][:, None] - values[:, :1]
-        return (self._factor(rows) * shifted - values[:, 1:])[:, 0]
+        peak, log_total = self.normaliser.values[rows, positions].unbind(-1)
+        factor = self.factor[rows, 0] if isinstance(self.factor, Tensor) else self.factor
+        return factor * (self.lowest[rows, positions] - peak) - log_total
 
 
 class TruncatedLaw(Law):
@@ -215,20 +257,34 @@ class TruncatedLaw(Law):
             self.known[r, i] = True
 
 
+def _not_a_law(at: tuple[int, ...]) -> str:
+    """The message about a cell without a law."""
+    return f"log_probs has NaN at (row, position) {list(at[:2])}: check the model's logits there"
+
+
+@lru_cache(maxsize=64)
+def ban(banned_ids: tuple[int, ...], size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Banned ids as a tensor, and what bans them when it is added to scores: 0, and -inf at these ids, `[A]`."""
+    with torch.inference_mode(False):  # they outlive the caller's mode
+        ids = torch.tensor(banned_ids, device=device)
+        return ids, torch.zeros(size, dtype=dtype, device=device).index_fill_(0, ids, -math.inf)
+
+
 def truncated(base: Law, shaping: Shaping) -> Law:
     """`base` under the truncation of `shaping`; rows that share a row of the base go on sharing it."""
     if not shaping.truncates:
         return base
     if isinstance(base, Selected):
-        return Selected(TruncatedLaw(base.base, shaping), base.chosen, tuple(base.shape[:-2]))
-    return TruncatedLaw(base, shaping)
+        return Selected(truncated(base.base, shaping), base.chosen, tuple(base.shape[:-2]))
+    # Tokens are ranked by scores that no arithmetic has touched: those that a table was made from.
+    return settled(TruncatedLaw(base.law if isinstance(base, Table) else base, shaping))
 
 
 def model_law(
-    logits: Tensor, source: Tensor, shaping: Shaping, *, temperature: Tensor | None = None,
+    logits: Tensor, source: Tensor | None, shaping: Shaping, *, temperature: Tensor | None = None,
     chunks: Chunks | None = None, lowest: bool = False,
 ) -> Law:
-    """The law `shaping.log_probs` of logits, computed where it is read.
+    """The law `shaping.log_probs` of logits, computed where it is read, or at once if it is small.
 
     Args:
         logits, source, lowest: see `LogitLaw`.
@@ -238,4 +294,4 @@ def model_law(
         logits, source, temperature=shaping.temperature if temperature is None else temperature,
         banned_ids=shaping.banned_ids, chunks=chunks, lowest=lowest,
     )
-    return truncated(plain, shaping)
+    return settled(truncated(plain, shaping))

@@ -102,10 +102,8 @@ class ARTarget:
         return self.shaping.log_probs(logits)
 
     def law(self, logits: Tensor, *, chunks: Chunks | None = None) -> Law:
-        """`log p` from the model's logits `[R, V, A]`, computed where it is read."""
-        rows, width, _ = logits.shape
-        place = torch.arange(rows * width, device=logits.device).reshape(rows, width)
-        return model_law(logits, place, self.shaping, chunks=chunks)
+        """`log p` from the model's logits `[R, V, A]`, computed where it is read, or at once if it is small."""
+        return model_law(logits, None, self.shaping, chunks=chunks)
 
 
 def as_target(target: ARTarget | ModelPair) -> ARTarget:

@@ -22,6 +22,21 @@ class Placed(Law):
         super().__init__((*position.shape, base.shape[-1]), base, base.chunks)
         self.base, self.row_of, self.position_of = base, row, position
 
+    @property
+    def held(self) -> bool:
+        """Whether the base is (`Law.held`)."""
+        return self.base.held
+
+    def entries(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """Entries of the base (`Law.entries`)."""
+        return self.base.entries(self.row_of[rows, positions], self.position_of[rows, positions], tokens)
+
+    def dense(self) -> Tensor:
+        """The cells of the base's tensor, `[..., V, A]` (`Law.dense`)."""
+        if not self.held:
+            return super().dense()
+        return self.base.log_probs(self.row_of.flatten(), self.position_of.flatten()).view(self.shape)
+
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Log-probabilities of n cells, read in the base: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
         return self.base.log_probs(self.row_of[rows, positions], self.position_of[rows, positions], tokens)

@@ -7,13 +7,16 @@ are scored in groups, each no wider than all of its particles have positions lef
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from smc_bridge.models.host import known, sent
 from smc_bridge.models.protocols import CausalSession
+from smc_bridge.models.ranges import places
+from smc_bridge.prefix import Index
 
 
-def groups_in_reach(window: Tensor, room: Tensor, width: int) -> list[Tensor]:
+def groups_in_reach(window: Index, room: Index, width: int) -> list[Index]:
     """Particles that can be scored together.
 
     Args:
@@ -24,9 +27,9 @@ def groups_in_reach(window: Tensor, room: Tensor, width: int) -> list[Tensor]:
         indices of the particles of each group, whose greatest window is at most its least room. A particle whose own
         window passes its room gets a group to itself.
     """
-    if int(room.min()) >= width:
-        return [torch.arange(window.numel(), device=window.device)]
-    order = room.argsort(stable=True)
+    if room.min() >= width:
+        return [np.arange(window.size)]
+    order = room.argsort(kind="stable")
     groups: list[list[int]] = []
     least = -1
     for place, wanted, left in zip(order.tolist(), window[order].tolist(), room[order].tolist(), strict=True):
@@ -35,11 +38,11 @@ def groups_in_reach(window: Tensor, room: Tensor, width: int) -> list[Tensor]:
         else:
             groups.append([place])
             least = left
-    return [torch.tensor(group, device=window.device) for group in groups]
+    return [np.array(group) for group in groups]
 
 
 def score_in_reach(
-    session: CausalSession, rows: Tensor, drafts: Tensor, *, window: Tensor, room: Tensor, lanes: int
+    session: CausalSession, rows: Tensor, drafts: Tensor, *, window: Index, room: Index, lanes: int
 ) -> Tensor:
     """`session.score` along the drafts of B particles with K lanes each, without positions that the model has not.
 
@@ -52,15 +55,15 @@ def score_in_reach(
     """
     width = drafts.shape[1]
     groups = groups_in_reach(window, room, width)
-    owner = rows.repeat_interleave(lanes)
-    if len(groups) == 1 and int(window.max()) == width:
-        return session.score(owner, drafts)
+    owner, device = known(rows).repeat(lanes), rows.device
+    if len(groups) == 1 and window.max() == width:
+        return session.score(sent(owner, device), drafts)
     parts = []
     for group in groups:
-        at = (group[:, None] * lanes + torch.arange(lanes, device=group.device)).flatten()
-        asked = int(window[group].max())
-        scores = session.score(owner[at], drafts[at, :asked])
-        parts.append((at, scores[:, torch.arange(width, device=scores.device).clamp_max(asked - 1)]))
+        lane = (group[:, None] * lanes + np.arange(lanes)).ravel()
+        at, asked = sent(lane, device), int(window[group].max())
+        scores = session.score(sent(owner[lane], device), drafts[at, :asked])
+        parts.append((at, scores[:, places(width, device).clamp_max(asked - 1)]))
     out = parts[0][1].new_empty(drafts.shape[0], width, parts[0][1].shape[2])
     for at, scores in parts:
         out[at] = scores

@@ -10,15 +10,17 @@ import time
 from functools import cached_property
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from smc_bridge.engine.program import Program
 from smc_bridge.engine.state import SMCState, growing
-from smc_bridge.engine.steps import Moved, Reduced
+from smc_bridge.engine.survivors import Reduced, Seen
 from smc_bridge.engine.watch import uncovered_reason
-from smc_bridge.engine.weights import log_mean
+from smc_bridge.engine.weights import ess, log_mean
+from smc_bridge.models.host import Array, known, sent
 from smc_bridge.plugins import texts_of
+from smc_bridge.prefix import Index
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.result import Forwards, Result
 from smc_bridge.trace import StepRecord, Trace
@@ -31,22 +33,19 @@ class StepTensors:
         active: their seats, `[P']`.
         growing: which of their `P' * N` particles took part, `[B]`.
         draft: of their lanes; what it says of the proposal's forwards is kept, its tokens only if `keep`.
-        moved: the lanes; tokens are kept only if `keep`.
+        seen: what became of them; blocks are kept only if `keep`.
         reduced: the survivors.
         linear: whether the draft has tokens.
         keep: whether drafts and blocks are kept.
     """
 
     def __init__(
-        self, active: Tensor, growing: Tensor, draft: Draft, moved: Moved, reduced: Reduced, *, linear: bool, keep: bool
+        self, active: Tensor, growing: Index, draft: Draft, seen: Seen, reduced: Reduced, *, linear: bool, keep: bool
     ) -> None:
-        self.seats: list[int] = active.tolist()
+        self.seats: list[int] = known(active).tolist()
         self.growing, self.reduced, self.cost, self.keep = growing, reduced, draft.cost, keep
-        self.increments, self.scored = moved.increments, moved.scored
-        self.length, self.accepted = moved.move.length, moved.move.accepted
-        self.window = moved.width.amax(1)
-        self.blocks = moved.move.block if keep else None
-        self.drafts = draft.tokens.reshape(moved.move.block.shape) if keep and linear else None
+        self.seen = seen if keep else seen._replace(block=seen.block[..., :0])
+        self.drafts = known(draft.tokens).reshape(seen.block.shape) if keep and linear else None
 
     @cached_property
     def forwards(self) -> dict[int, Forwards]:
@@ -54,9 +53,9 @@ class StepTensors:
         particles = self.reduced.survivors.shape[1]
         prompts = len(self.seats)
         owner = self.growing // particles
-        grew = torch.bincount(owner, minlength=prompts).tolist()
-        tokens = torch.zeros(prompts, dtype=torch.long, device=owner.device).index_add_(0, owner, self.scored)
-        seats, lanes = max(self.seats, default=0) + 1, self.length.shape[1]
+        grew = np.bincount(owner, minlength=prompts).tolist()
+        tokens = np.bincount(owner, self.seen.scored.sum(1), minlength=prompts).astype(np.int64)
+        seats, lanes = max(self.seats, default=0) + 1, self.seen.length.shape[1]
         calls, scored = ([0] * seats, [0] * seats) if self.cost is None else self.cost.per_prompt(seats)
         return {
             seat: Forwards(calls[seat], scored[seat], int(count > 0), count * lanes, own)
@@ -66,17 +65,13 @@ class StepTensors:
     @cached_property
     def records(self) -> dict[int, StepRecord]:
         """The `StepRecord` of this step for each seat that took part."""
-        with torch.inference_mode():
-            return self._records()
-
-    def _records(self) -> dict[int, StepRecord]:
-        reduced, lanes = self.reduced, self.increments.shape[1]
-        length, accepted = self._spread(self.length), self._spread(self.accepted)
-        earned = self._spread(self.increments.double())
+        reduced, lanes = self.reduced, self.seen.length.shape[1]
+        length, accepted = self._spread(self.seen.length), self._spread(self.seen.accepted)
+        earned = self._spread(self.seen.increments)
         ancestors, chosen = (reduced.survivors // lanes).tolist(), (reduced.survivors % lanes).tolist()
         log_weights, evidence = reduced.log_weights.tolist(), log_mean(reduced.log_weights).tolist()
-        sizes, resampled = reduced.ess.tolist(), reduced.resampled.tolist()
-        blocks = None if self.blocks is None else self._ragged(self.blocks)
+        sizes, resampled = ess(reduced.before).tolist(), reduced.resampled.tolist()
+        blocks = self._ragged(self.seen.block) if self.keep else None
         drafts = None if self.drafts is None else self._ragged(self.drafts)
         return {
             seat: StepRecord(
@@ -89,22 +84,22 @@ class StepTensors:
             for i, seat in enumerate(self.seats)
         }
 
-    def _spread(self, values: Tensor) -> list[list[list[Any]]]:
+    def _spread(self, values: Array) -> list[list[list[Any]]]:
         """Values `[B, K]` of the particles that took part as lists `[P'][N][K]`, 0 for the others."""
         prompts, particles = self.reduced.survivors.shape
-        whole = values.new_zeros(prompts * particles, values.shape[1])
+        whole = np.zeros((prompts * particles, values.shape[1]), dtype=values.dtype)
         whole[self.growing] = values
         out: list[list[list[Any]]] = whole.reshape(prompts, particles, -1).tolist()
         return out
 
-    def _ragged(self, tokens: Tensor) -> list[list[list[list[int]]]]:
+    def _ragged(self, tokens: Index) -> list[list[list[list[int]]]]:
         """Token lists `[P'][N][K][..]` of `tokens: [B, K, V]`: blocks to their length, drafts to their window."""
         prompts, particles = self.reduced.survivors.shape
         count = tokens.shape[1]
         out: list[list[list[list[int]]]] = [
             [[[] for _ in range(count)] for _ in range(particles)] for _ in range(prompts)
         ]
-        rows = zip(self.growing.tolist(), self.window.tolist(), tokens.tolist(), strict=True)
+        rows = zip(self.growing.tolist(), self.seen.width.max(1).tolist(), tokens.tolist(), strict=True)
         for place, window, lanes in rows:
             out[place // particles][place % particles] = [[t for t in row[:window] if t >= 0] for row in lanes]
         return out
@@ -113,7 +108,7 @@ class StepTensors:
 def result_of(program: Program, state: SMCState, seat: int, settings: dict[str, Any]) -> Result:
     """The `Result` of the prompt in a seat, as far as it has come; the prompt's seed is added to the run's settings."""
     request, particles = state.seated(seat), state.log_weights.shape[1]
-    rows = torch.arange(seat * particles, (seat + 1) * particles, device=state.prefix.length.device)
+    rows = sent(np.arange(seat * particles, (seat + 1) * particles), state.prefix.length.device)
     sequences = [sequence[len(request.prompt) :] for sequence in state.prefix.select(rows).lists()]
     steps = state.records[seat]
     reasons = program.why_improper()
@@ -121,7 +116,7 @@ def result_of(program: Program, state: SMCState, seat: int, settings: dict[str, 
         reasons.append(uncovered_reason(program, state.uncovered[seat]))
     parts = [step.forwards[seat] for step in steps]
     return Result(
-        prompt=request.prompt, sequences=sequences, log_weights=state.log_weights[seat].tolist(),
+        prompt=request.prompt, sequences=sequences, log_weights=known(state.log_weights)[seat].tolist(),
         texts=texts_of(program.detokenize, sequences),
         method=program.name, proper=not reasons, reasons=reasons,
         has_potential=program.target.potential is not None, forwards=Forwards.total(parts),

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Move
 from smc_bridge.decode import OnResult, Progress, serve
-from smc_bridge.engine import steps
+from smc_bridge.engine import steps, survivors
 from smc_bridge.engine.conditional import check_possible, pin
 from smc_bridge.engine.program import Program
 from smc_bridge.engine.record import StepTensors, result_of
@@ -33,10 +34,12 @@ from smc_bridge.engine.state import Retained, SMCState
 from smc_bridge.engine.validation import check_program, make_requests
 from smc_bridge.engine.watch import may_leave_out
 from smc_bridge.models.arguments import said
+from smc_bridge.models.checks import Checks, gathered
+from smc_bridge.models.host import known, sent
 from smc_bridge.models.prompts import ids_of_prompt
-from smc_bridge.prefix import Prefix, ends
+from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.protocol import Asked
-from smc_bridge.randomness import PromptSource, Source
+from smc_bridge.randomness import Reserve, ReservedSource, Source
 from smc_bridge.requests import Request, check_limit, prompts_of
 from smc_bridge.result import Result
 from smc_bridge.streams import Role
@@ -136,16 +139,16 @@ class Sampler(Program):
         check_program(self)
         device = self.target.model.device
         single = prompts_of(requests, device=device)
-        prefix = single.select(torch.arange(len(requests), device=device).repeat_interleave(self.particles))
+        prefix = single.select(sent(np.arange(len(requests)).repeat(self.particles), device))
         retained = [None if request is None else request.retained for request in requests]
         now = time.perf_counter()
         return SMCState(
             prefix=prefix,
-            log_weights=torch.zeros(len(requests), self.particles, dtype=torch.float64, device=device),
-            log_potential=torch.zeros_like(prefix.length).double(),
+            log_weights=sent(np.zeros((len(requests), self.particles)), device),
+            log_potential=torch.zeros(prefix.length.numel(), dtype=torch.float64, device=device),
             prompt_length=single.length,
-            limit=prefix.length + limit,
-            generators=[torch.Generator() if request is None else request.generator() for request in requests],
+            limit=sent(known(prefix.length) + limit, device),
+            reserve=Reserve([torch.Generator() if request is None else request.generator() for request in requests]),
             drafts=self.proposal.open(prefix, particles=self.particles),
             ar=self.target.model.session(prefix.tokens.clamp_min(0), prefix.length),
             retained=Retained.of(Prefix.of([own or [] for own in retained], device=device)) if any(retained) else None,
@@ -190,50 +193,62 @@ class Sampler(Program):
 
     def step(self, state: SMCState) -> SMCState:
         """See `Decoder.step`: advances all prompts with a particle that still grows (module docstring)."""
-        active, state = state.active(), self._fitted(state).copy()
+        with gathered() as checks:
+            return self._step(self._fitted(state).copy(), checks)
+
+    def _step(self, state: SMCState, checks: Checks) -> SMCState:
+        active, device = state.active(), state.prefix.length.device
         n, k = self.particles, self.lanes
-        everyone = (active[:, None] * n + torch.arange(n, device=active.device)).flatten()  # rows of these prompts
-        growing = (~state.prefix.done[everyone]).nonzero().flatten()
-        rows = everyone[growing]  # [B]
-        source = self._source(state, active, n * k).select(steps.lane_rows(growing, k))
+        everyone = (known(active)[:, None] * n + np.arange(n)).ravel()  # rows of these prompts
+        growing = (~known(state.prefix.done)[everyone]).nonzero()[0]
+        rows = sent(everyone[growing], device)  # [B]
+        source = self._source(state, active, n * k).select(sent(steps.lane_rows(growing, k), device))
         pinned, pinned_lane = None, None
         if state.retained is not None:
             pinned, pinned_lane = pin(
                 state, active, rows, lanes=k, window=self.window, source_of=lambda at: self._source(state, at, 1)
             )
 
-        asked = Asked(rows, state.prefix, state.limit - state.prefix.length, k, self.window, state.chunks)
+        room = sent(known(state.limit) - known(state.prefix.length), device)
+        asked = Asked(rows, state.prefix, room, k, self.window, state.chunks)
         draft = steps.draft_lanes(self, state, asked, source=source, pinned=pinned)
         moved = steps.move_lanes(self, state, rows, draft, source=source, pinned=pinned)
         if pinned is not None:
             check_possible(state, rows, pinned, moved.increments, truncates=self.target.shaping.truncates)
         log_potential, gain = self._potential(state, rows, moved.move)
-        moved = moved._replace(increments=moved.increments + gain)
+        if gain is not None:
+            moved = moved._replace(increments=moved.increments + gain)
 
-        log_weights = state.log_weights[active][..., None].repeat(1, 1, k) - math.log(k)
-        log_weights.reshape(-1, k)[growing] += moved.increments
-        allowed = torch.ones_like(active, dtype=torch.bool)
-        if k == 1:  # where every particle is done after this step, resampling would only lose information
-            allowed = ~self._done_after(state, everyone, growing, moved.move)
-        reduced = steps.reduce_lanes(
-            log_weights, trigger=self.trigger,
+        seen = survivors.look(self, state, rows, moved, checks)
+        log_weights = np.repeat(known(state.log_weights)[known(active), :, None], k, -1) - math.log(k)
+        log_weights.reshape(-1, k)[growing] += seen.increments
+        done = known(state.prefix.done)[everyone]
+        after = done.copy()
+        after[growing] = seen.ended.all(1)
+        # Where every particle's only lane is done after this step, resampling would only lose information.
+        allowed = ~(after.reshape(-1, n).all(1) & (k == 1))
+
+        def source_of(prompts: Tensor, rows: int) -> Source:
+            """Draws of some of the prompts of this step, on the host."""
+            return self._source(state, sent(known(active)[known(prompts)], prompts.device), rows, on_host=True)
+
+        reduced = survivors.reduce_lanes(
+            torch.from_numpy(log_weights), trigger=self.trigger,
             resampler=self.resampler if state.retained is None else Multinomial(),
-            source_of=lambda index, per: self._source(state, active[index.to(active.device)], per),
-            allowed=allowed, pick=~state.prefix.done[everyone].reshape(-1, n),
+            source_of=source_of, allowed=torch.from_numpy(allowed), pick=torch.from_numpy(~done.reshape(-1, n)),
             pinned_lane=pinned_lane,
         )
-        step = StepTensors(
-            active, growing, draft, moved, reduced, linear=not self.kernel.reads_marginals, keep=state.keep_drafts
-        )
-        state.note(step)
-        steps.commit(self, state, active, growing, moved, reduced, log_potential)
+        state.note(StepTensors(
+            active, growing, draft, seen, reduced, linear=not self.kernel.reads_marginals, keep=state.keep_drafts
+        ))
+        survivors.commit(self, state, active, growing, seen, reduced, log_potential)
         return state
 
-    def _potential(self, state: SMCState, rows: Tensor, move: Move) -> tuple[Tensor | None, Tensor]:
-        """`log phi` of every lane's extended prefix `[B, K]`, and what it adds to the log weight."""
+    def _potential(self, state: SMCState, rows: Tensor, move: Move) -> tuple[Tensor | None, Tensor | None]:
+        """`log phi` of every lane's extended prefix `[B, K]`, and what it adds to the log weight; None without one."""
         if self.target.potential is None:
-            return None, torch.zeros((), dtype=torch.float64, device=rows.device)
-        owner = rows.repeat_interleave(move.length.shape[1])
+            return None, None
+        owner = sent(known(rows).repeat(move.length.shape[1]), rows.device)
         extended = state.prefix.select(owner).extend(
             move.block.reshape(owner.numel(), -1), move.length.reshape(-1), eos_id=self.target.model.eos_id,
             limit=state.limit[owner],
@@ -243,17 +258,7 @@ class Sampler(Program):
         dead = before == -math.inf
         return log_phi, torch.where(dead, -math.inf, log_phi - torch.where(dead, 0.0, before))
 
-    def _done_after(self, state: SMCState, everyone: Tensor, growing: Tensor, move: Move) -> Tensor:
-        """Prompts of which every particle's only lane is done after this step, `[P']`."""
-        done, rows = state.prefix.done[everyone], everyone[growing]
-        done[growing] = ends(
-            state.prefix.length[rows], move.block[:, 0], move.length[:, 0], eos_id=self.target.model.eos_id,
-            limit=state.limit[rows],
-        )
-        return done.reshape(-1, self.particles).all(1)
-
-    def _source(self, state: SMCState, prompts: Tensor, rows: int) -> Source:
-        """Draws of these prompts, so many rows each."""
-        return PromptSource(
-            [state.generators[i] for i in prompts.tolist()], rows, device=state.prefix.length.device
-        )
+    def _source(self, state: SMCState, prompts: Tensor, rows: int, *, on_host: bool = False) -> Source:
+        """Draws of these prompts, so many rows each; on the state's device, or on the host."""
+        device = torch.device("cpu") if on_host else state.prefix.length.device
+        return ReservedSource(state.reserve, known(prompts).tolist(), rows, device=device)

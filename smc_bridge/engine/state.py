@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from smc_bridge.distributions.law import Chunks
+from smc_bridge.models.host import known, sent
 from smc_bridge.models.protocols import CausalSession
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.protocol import Proposal
+from smc_bridge.randomness import Reserve
 from smc_bridge.requests import Request, prompts_of
 from smc_bridge.result import Forwards
 from smc_bridge.trace import StepRecord
@@ -26,6 +29,11 @@ from smc_bridge.trace import StepRecord
 
 class StepLog(Protocol):
     """What one step did to the prompts that took part, by seat."""
+
+    @property
+    def seats(self) -> list[int]:
+        """Who took part."""
+        ...
 
     @property
     def forwards(self) -> dict[int, Forwards]:
@@ -55,16 +63,18 @@ class Retained(NamedTuple):
         return cls(prefix.tokens.clamp_min(0), prefix.length)
 
 
-def growing(prefix: Prefix, log_weights: Tensor) -> Tensor:
-    """Particles that are neither done nor of weight zero, `[P, N]`."""
-    return ~prefix.done.reshape(log_weights.shape) & (log_weights > -torch.inf)
+def growing(prefix: Prefix, log_weights: Tensor) -> npt.NDArray[np.bool_]:
+    """Particles that are neither done nor of weight zero, bool `[P, N]` on the host."""
+    weights = known(log_weights)
+    found: npt.NDArray[np.bool_] = ~known(prefix.done).reshape(weights.shape) & (weights > -np.inf)
+    return found
 
 
 @dataclass
 class SMCState:
     """All that is carried from step to step. P seats, each of one prompt.
 
-    A step works on a `copy`: what results are made of stays in the old state as it was. Sessions, generators and the
+    A step works on a `copy`: what results are made of stays in the old state as it was. Sessions, draws and the
     proposal's state go on with the newest state, so an old one can be read, and not stepped again.
 
     Attributes:
@@ -73,7 +83,7 @@ class SMCState:
         log_potential: `log phi` of each particle so far, `[R]` float64.
         prompt_length: tokens of each prompt, `[P]`.
         limit: greatest length of each particle, `[R]`.
-        generators: one per seat.
+        reserve: draws, each seat's from a generator of its own.
         drafts: the proposal's state.
         ar: the target's session.
         retained: continuations that particle 0 of each prompt follows (conditional SMC), or None.
@@ -94,7 +104,7 @@ class SMCState:
     log_potential: Tensor
     prompt_length: Tensor
     limit: Tensor
-    generators: list[torch.Generator]
+    reserve: Reserve
     drafts: Any
     ar: CausalSession
     retained: Retained | None = None
@@ -115,17 +125,18 @@ class SMCState:
 
     def active(self) -> Tensor:
         """Seats with a particle that is neither done nor of weight zero, `[P']` indices."""
-        return growing(self.prefix, self.log_weights).any(1).nonzero().flatten()
+        seats = np.flatnonzero(growing(self.prefix, self.log_weights).any(1))
+        return sent(seats, self.prefix.length.device)
 
     def finished(self) -> list[int]:
         """Seats (indices) whose prompt grows no more: every particle is done or of weight zero."""
-        still = set(self.active().tolist())
+        still = set(known(self.active()).tolist())
         return [seat for seat, request in enumerate(self.requests) if request is not None and seat not in still]
 
     @property
     def max_new_tokens(self) -> int:
         """Length limit of a continuation, tokens."""
-        return int(self.limit[0] - self.prompt_length[0])
+        return int(known(self.limit)[0] - known(self.prompt_length)[0])
 
     @property
     def keep_drafts(self) -> bool:
@@ -141,14 +152,13 @@ class SMCState:
     def copy(self) -> SMCState:
         """A state whose results can change while this one's stay."""
         return replace(
-            self, log_weights=self.log_weights.clone(), log_potential=self.log_potential.clone(),
-            generators=list(self.generators), requests=list(self.requests), records=list(self.records),
+            self, log_potential=self.log_potential.clone(), requests=list(self.requests), records=list(self.records),
             entered=list(self.entered), uncovered=dict(self.uncovered),
         )
 
     def note(self, step: StepLog) -> None:
         """Add a step to the records of the seats that took part."""
-        for seat in step.forwards:
+        for seat in step.seats:
             self.records[seat] += (step,)
 
     def reseat(
@@ -162,25 +172,27 @@ class SMCState:
             proposal: whose state is carried along.
         """
         device, n = self.prefix.length.device, self.particles
-        seat = torch.tensor(seats, device=device)
-        rows = (seat[:, None] * n + torch.arange(n, device=device)).flatten()
-        single = prompts_of(requests, device=device)
-        fresh = single.select(torch.arange(len(seats), device=device).repeat_interleave(n))
+        seat = np.array(seats)
+        each = (seat[:, None] * n + np.arange(n)).ravel()
+        rows, single = sent(each, device), prompts_of(requests, device=device)
+        fresh = single.select(sent(np.arange(len(seats)).repeat(n), device))
         proposal.reseat(self.drafts, self.prefix.length, rows, fresh)
         reseat(self.ar, self.prefix.length, rows, fresh.tokens, fresh.length)
         new = self.copy()
         new.prefix = self.prefix.put(rows, fresh)
-        new.prompt_length = new.prompt_length.index_copy(0, seat, single.length)
-        new.limit = new.limit.index_copy(0, rows, fresh.length + self.max_new_tokens)
-        new.log_weights[seat], new.log_potential[rows] = 0.0, 0.0
+        length, limit, weights = (known(x).copy() for x in (self.prompt_length, self.limit, self.log_weights))
+        length[seat], limit[each] = known(single.length), known(fresh.length) + self.max_new_tokens
+        weights[seat] = 0.0
+        new.prompt_length, new.limit, new.log_weights = (sent(x, device) for x in (length, limit, weights))
+        new.log_potential[rows] = 0.0
         if new.retained is not None:
             whole = Prefix.of([[] if r is None else r.retained or [] for r in requests], device=device)
             old = Prefix(new.retained.tokens, new.retained.length, new.retained.length < 0)
-            new.retained = Retained.of(old.put(seat, whole))
+            new.retained = Retained.of(old.put(sent(seat, device), whole))
         now = time.perf_counter()
         for place, request in zip(seats, requests, strict=True):
             new.requests[place], new.records[place], new.entered[place] = request, (), now
             new.uncovered.pop(place, None)
             if request is not None:
-                new.generators[place] = request.generator()
+                new.reserve.renew(place, request.generator())
         return new

@@ -23,7 +23,20 @@ from smc_bridge.distributions.law import LOG_RARE, LOG_ZERO, Law, along, leaves_
 from smc_bridge.engine.program import Program
 from smc_bridge.engine.state import SMCState
 from smc_bridge.kernels.importance import Lanes
+from smc_bridge.models.checks import ask
+from smc_bridge.models.ranges import places
 from smc_bridge.warn import warn_caller
+
+
+def suspected(pi: Law, length: Tensor) -> Tensor:
+    """Committed places where pi may be zero, for all that is known of it without another look, `[R, V]`.
+
+    Args:
+        pi: along blocks, `[..., V, A]`, R of them.
+        length: committed tokens, `[...]`.
+    """
+    own, place = places(pi.rows, pi.device)[:, None], places(pi.shape[-2], pi.device)
+    return (place < length.reshape(-1)[:, None]) & (pi.lower_bound(own, place) < LOG_ZERO)
 
 
 def first_uncovered(pi: Law, p: Law, block: Tensor, length: Tensor) -> Tensor | None:
@@ -40,15 +53,11 @@ def first_uncovered(pi: Law, p: Law, block: Tensor, length: Tensor) -> Tensor | 
     """
     width = block.shape[-1]
     flat = block.reshape(-1, width)
-    committed = torch.arange(width, device=block.device) < length.reshape(-1)[:, None]
-    rows, places = committed.nonzero(as_tuple=True)
-    maybe = pi.lower_bound(rows, places) < LOG_ZERO
-    if not bool(maybe.any()):
-        return None
-    rows, places = rows[maybe], places[maybe]
+    committed = places(width, block.device) < length.reshape(-1)[:, None]
+    rows, columns = suspected(pi, length).nonzero(as_tuple=True)
     missed = torch.zeros_like(committed)
     for span in pi.spans(rows.numel()):
-        r, i = rows[span], places[span]
+        r, i = rows[span], columns[span]
         missed[r, i] = leaves_out(pi.log_probs(r, i), p.log_probs(r, i))
     reached = p.at(torch.where(committed, flat, -1).view(block.shape)).view(flat.shape) > -math.inf
     reached = torch.nn.functional.pad(reached[:, :-1], (1, 0), value=True).long().cumprod(-1).bool()
@@ -83,7 +92,7 @@ def tell(program: Program, place: int) -> None:
 
 
 def watch(program: Program, state: SMCState, rows: Tensor, lanes: Lanes) -> None:
-    """Note seats whose blocks went past a place where pi leaves out a token of p.
+    """Note seats whose blocks went past a place where pi leaves out a token of p; a question, if there is one.
 
     Args:
         rows: particles `[B]`.
@@ -91,8 +100,12 @@ def watch(program: Program, state: SMCState, rows: Tensor, lanes: Lanes) -> None
     Raises:
         ValueError: a retained sequence goes through such a place, so that its weight is infinite.
     """
-    if not state.watched:
-        return
+    if state.watched:
+        ask(suspected(lanes.pi, lanes.move.length), lambda _: _look(program, state, rows, lanes))
+
+
+def _look(program: Program, state: SMCState, rows: Tensor, lanes: Lanes) -> None:
+    """See `watch`."""
     first = first_uncovered(lanes.pi, lanes.p, lanes.move.block, lanes.move.length)
     if first is None:
         return

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.arguments import called, real_between
+from smc_bridge.models.checks import refuse
 from smc_bridge.plugins import check_tensor
 
 #: Decides, from the particles' log weights `[P, N]`, which prompts resample now: BoolTensor `[P]`.
@@ -23,10 +24,9 @@ Trigger = Callable[[Tensor], Tensor]
 def check_log_weights(log_weights: Tensor) -> Tensor:
     """The weights in float64, `[..., N]` -> `[..., N]`; ValueError naming the place if one is NaN or +inf."""
     wide = log_weights.double()
-    bad = wide.isnan() | (wide == math.inf)
-    if bool(bad.any()):
-        where = bad.nonzero()[0].tolist()
-        raise ValueError(f"log_weights at {where} is {wide[tuple(where)]}: check the model's logits of that particle")
+    refuse(~(wide < math.inf), lambda at: (
+        f"log_weights at {list(at)} is {wide[at]}: check the model's logits of that particle"
+    ))
     return wide
 
 
@@ -47,6 +47,8 @@ def ess(log_weights: Tensor) -> Tensor:
 
     It is between 1 and N; 0 where all weights are zero.
     """
+    if log_weights.shape[-1] == 1:
+        return (check_log_weights(log_weights) > -math.inf).double()[..., 0]
     dead = (log_weights == -math.inf).all(-1)
     return torch.where(dead, 0.0, 1.0 / normalised(log_weights).square().sum(-1))
 

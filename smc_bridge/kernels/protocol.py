@@ -28,7 +28,8 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, full_horizon, log1mexp, prefix_sum, truncate
 from smc_bridge.distributions.intermediate import Intermediate
-from smc_bridge.distributions.law import Law, as_law
+from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.table import as_law
 from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.tree_build import Tree
 from smc_bridge.models.arguments import called, said

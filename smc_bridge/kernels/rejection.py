@@ -18,17 +18,16 @@ from smc_bridge.blocks import Horizon, Move, truncate
 from smc_bridge.distributions.bridge import ResidualLaw
 from smc_bridge.distributions.law import Law, along
 from smc_bridge.kernels.protocol import StoppingKernel
+from smc_bridge.models.ranges import places
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, Source, as_source
 
 
 def _committed(draft: Tensor, accepted: Tensor, end: Tensor, correction: Tensor) -> Move:
-    refused = accepted < end
-    place = accepted.clamp_max(draft.shape[1] - 1)[:, None]
-    block = draft.scatter(1, place, torch.where(refused, correction, draft.gather(1, place)[:, 0])[:, None])
-    length = accepted + refused
-    return Move(truncate(block, length), length, accepted)
+    length = accepted + (accepted < end)  # past it nothing counts: a correction that was not needed is not seen
+    corrected = torch.where(places(draft.shape[1], draft.device) == accepted[:, None], correction[:, None], draft)
+    return Move(truncate(corrected, length), length, accepted)
 
 
 def log_ratio(q: Law, pi: Law, block: Tensor) -> Tensor:
@@ -53,8 +52,13 @@ def accepted_tokens(
     """
     rows, window = draft.shape
     trial = source.bernoulli_stream(window)
-    position = torch.arange(window, device=draft.device)
+    position = places(window, draft.device)
     inside = (position < end[:, None]) & (draft >= 0)
+    if q.held and pi.held:  # all at once: nothing is computed that is not known already
+        accept = trial(torch.where(inside, log_ratio(q, pi, draft).clamp_max(0.0).exp(), 0.0))
+        if forced is not None:
+            accept[:, 0] |= forced & inside[:, 0]
+        return accept.long().cumprod(-1).sum(-1)
     accepted = torch.zeros(rows, dtype=torch.long, device=draft.device)
     going = torch.ones(rows, dtype=torch.bool, device=draft.device)
     start = 0

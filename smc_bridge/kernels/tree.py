@@ -31,21 +31,18 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, full_horizon
-from smc_bridge.distributions.law import Dense, Law
+from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.views import Placed
 from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.protocol import StoppingKernel, Verified, Verifier, check_move
 from smc_bridge.kernels.tree_build import Tree, best_first
 from smc_bridge.models.arguments import real_between, whole_number
+from smc_bridge.models.ranges import places
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, UniformStream, as_source
-from smc_bridge.sampling import inverse_cdf
 
-__all__ = ["AT_ONCE", "Edges", "Tree", "TreeWalk", "best_first"]
-
-#: Entries of all nodes' laws, for all walks, up to which they are worked on at once.
-AT_ONCE = 1 << 21
+__all__ = ["Edges", "Tree", "TreeWalk", "best_first"]
 
 #: LongTensors' counterpart.
 Index = npt.NDArray[np.int64]
@@ -166,9 +163,7 @@ class TreeWalk(StoppingKernel):
         device = pi.device
         total = tree.tokens.shape[0] * walks
         draw = as_source(source, total, device=device).categorical_stream(window)
-        if math.prod(pi.shape) * walks <= AT_ONCE:
-            pi = Dense(pi.dense())
-        table = _tokens(tree, pi, draw, walks) if isinstance(draw, UniformStream) else None
+        table = _tokens(tree, pi, draw, walks) if isinstance(draw, UniformStream) and pi.held else None
         edges, limit = Edges(tree, pi.shape[-1]), horizon.window.cpu().numpy()
         given = None if forced is None else forced.cpu().numpy()
         block, before = np.full((total, window), PAD), np.zeros((total, window), dtype=np.int64)
@@ -198,19 +193,19 @@ class TreeWalk(StoppingKernel):
         return move, torch.from_numpy(before).to(device)
 
 
-def _tokens(tree: Tree, pi: Law, stream: UniformStream, walks: int) -> Index | None:
-    """What each walk draws at each node if it gets there, `[R * W, T + 1]`; None if these are too many laws.
+def _tokens(tree: Tree, pi: Law, stream: UniformStream, walks: int) -> Index:
+    """What each walk draws at each node if it gets there, `[R * W, T + 1]`.
 
     A walk meets at most one node of a depth, where it reads the uniform of that depth. To invert at all nodes at once
     is one round of arithmetic in place of one per position.
     """
-    rows, places, size = pi.shape
-    if rows * places * size * walks > AT_ONCE:
-        return None
-    depth = torch.nn.functional.pad(tree.depth, (1, 0))[:, None].expand(rows, walks, places)
-    uniform = stream.uniform.reshape(rows, walks, -1).gather(2, depth)
-    drawn = inverse_cdf(pi.dense()[:, None].expand(-1, walks, -1, -1), uniform)
-    tokens: Index = drawn.reshape(rows * walks, places).cpu().numpy()
+    rows = pi.rows
+    depth = torch.nn.functional.pad(tree.depth, (1, 0))
+    owner = None
+    if walks > 1:
+        owner = places(rows, pi.device).repeat_interleave(walks, output_size=rows * walks)
+        depth = depth[owner]
+    tokens: Index = pi.draw(owner, stream.uniform.gather(1, depth)).cpu().numpy()
     return tokens
 
 

@@ -1,7 +1,8 @@
 """Marginals that outlive a block: logits of a diffusion model's forward that particles still draw from.
 
 A forward gives marginals of M positions, a block uses up some of them, and where all of its window was accepted the
-rest is still good (elastic window). Particles of one prefix share them.
+rest is still good (elastic window). Particles of one prefix share them. Who reads which is the host's business: only
+the logits live on the device.
 
 Shapes: R particles, U forwards' rows that are kept, M positions, A alphabet.
 """
@@ -10,8 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from smc_bridge.models.host import sent
+
+#: Whole numbers on the host.
+Index = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -29,66 +37,75 @@ class Marginals:
     """
 
     logits: Tensor
-    width: Tensor
-    slot: Tensor
-    offset: Tensor
+    width: Index
+    slot: Index
+    offset: Index
     own: bool = False
 
     @classmethod
-    def empty(cls, zeros: Tensor, size: int) -> Marginals:
-        """No slots yet for the particles of `zeros: [R]` over an alphabet of `size` tokens."""
-        return cls(torch.empty(0, 0, size, device=zeros.device), zeros[:0], zeros - 1, zeros.clone())
+    def empty(cls, particles: int, size: int, *, device: torch.device) -> Marginals:
+        """No slots yet for R particles over an alphabet of `size` tokens."""
+        none = np.zeros(particles, dtype=np.int64)
+        return cls(torch.empty(0, 0, size, device=device), none[:0], none - 1, none.copy())
 
-    def remaining(self) -> Tensor:
+    def remaining(self) -> Index:
         """Positions left for each particle, `[R]`."""
-        if self.logits.shape[0] == 0:
-            return torch.zeros_like(self.slot)
-        left = self.width[self.slot.clamp_min(0)] - self.offset
-        return torch.where(self.slot >= 0, left, 0)
+        if not self.width.size:
+            return np.zeros_like(self.slot)
+        return np.where(self.slot >= 0, self.width[self.slot] - self.offset, 0)
 
-    def add(self, rows: Tensor, group: Tensor, logits: Tensor, width: Tensor) -> None:
+    def add(self, rows: Index, group: Index, logits: Tensor, width: Index) -> None:
         """Give slot `group[b]` of the new `logits: [U', M, A]` (`width: [U']`) to particle `rows[b]`."""
         self.slot[rows] = -1
         used = self._used()
-        if used.numel() == 0:
+        if used.size == 0:
             self.logits, self.width, self.own = logits, width, False
-            place = torch.arange(width.numel(), device=width.device)
+            place = np.arange(width.size)
         else:
             place = self._room(used, logits)
-            self.logits[place, : logits.shape[1]] = logits
+            self.logits[sent(place, logits.device), : logits.shape[1]] = logits
             self.width[place] = width
         self.slot[rows] = place[group]
         self.offset[rows] = 0
 
-    def _used(self) -> Tensor:
+    def follow(self, ancestors: Index | None, length: Index, whole: Index) -> None:
+        """Let particles be those they come from, `length: [R]` positions further; only after a draft that was
+        committed as a `whole` (bool `[R]`) the rest of the marginals is still good."""
+        if ancestors is not None:
+            self.slot, self.offset = self.slot[ancestors], self.offset[ancestors]
+        self.offset = self.offset + length
+        self.slot[~whole | (self.remaining() <= 0)] = -1
+
+    def _used(self) -> Index:
         """Slots that particles point to, in increasing order."""
-        used: Tensor = torch.unique(self.slot[self.slot >= 0])
+        used: Index = np.unique(self.slot[self.slot >= 0])
         return used
 
-    def _room(self, used: Tensor, fresh: Tensor) -> Tensor:
+    def _room(self, used: Index, fresh: Tensor) -> Index:
         """Free slots for the new logits `fresh`; the table grows where there are too few, and drops the free ones."""
-        free = torch.ones(self.logits.shape[0], dtype=torch.bool, device=used.device)
+        free = np.ones(self.width.size, dtype=bool)
         free[used] = False
-        place = free.nonzero().flatten()[: fresh.shape[0]]
-        if self.own and place.numel() == fresh.shape[0] and fresh.shape[1] <= self.logits.shape[1]:
+        place: Index = free.nonzero()[0][: fresh.shape[0]]
+        if self.own and place.size == fresh.shape[0] and fresh.shape[1] <= self.logits.shape[1]:
             return place
         self._keep(used, spare=fresh.shape[0], columns=max(fresh.shape[1], int(self.width[used].max())))
-        return torch.arange(used.numel(), self.logits.shape[0], device=used.device)
+        return np.arange(used.size, self.width.size)
 
-    def _keep(self, used: Tensor, *, spare: int, columns: int) -> None:
+    def _keep(self, used: Index, *, spare: int, columns: int) -> None:
         """Copy the slots `used` to a table with `spare` more of them and `columns` positions."""
-        count, kept = used.numel(), min(columns, self.logits.shape[1])
+        count, kept = used.size, min(columns, self.logits.shape[1])
         logits = self.logits.new_empty(count + spare, columns, self.logits.shape[2])
-        logits[:count, :kept] = self.logits[used, :kept]
-        index = torch.full((self.logits.shape[0] + 1,), -1, dtype=torch.long, device=used.device)
-        index[used] = torch.arange(count, device=used.device)
+        if count:
+            logits[:count, :kept] = self.logits[sent(used, logits.device), :kept]
+        index = np.full(self.width.size + 1, -1)
+        index[used] = np.arange(count)
         self.slot = index[self.slot]  # slot -1 reads the last entry, which is -1
-        self.width = torch.nn.functional.pad(self.width[used], (0, spare))
+        self.width = np.pad(self.width[used], (0, spare))
         self.logits, self.own = logits, True
 
-    def forget(self, rows: Tensor) -> None:
+    def forget(self, rows: Index) -> None:
         """Particles `rows: [B]` draw no more; the memory is given back if most slots are free then."""
         self.slot[rows] = -1
         used = self._used()
-        if 2 * used.numel() <= self.logits.shape[0]:
-            self._keep(used, spare=0, columns=int(self.width[used].max()) if used.numel() else 0)
+        if 2 * used.size <= self.width.size:
+            self._keep(used, spare=0, columns=int(self.width[used].max()) if used.size else 0)

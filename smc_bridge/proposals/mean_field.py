@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,10 +19,11 @@ from smc_bridge.distributions.law import Chunks, Law
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.shaping import Shaping, as_ids, check_model, check_temperature, check_top_p
 from smc_bridge.models.arguments import is_list, whole_number
+from smc_bridge.models.host import known, sent
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import PAD, Prefix
-from smc_bridge.proposals.marginals import Marginals
+from smc_bridge.proposals.marginals import Index, Marginals
 from smc_bridge.proposals.protocol import Asked, Cost, Draft
 from smc_bridge.randomness import Source
 
@@ -29,6 +31,11 @@ from smc_bridge.randomness import Source
 def _several(temperature: Any) -> list[Any] | None:
     """The entries of a list of temperatures, None for a single one of whatever kind."""
     return list(temperature) if is_list(temperature) else None
+
+
+def _masked(width: Index) -> Index:
+    """Canvases with so many masked places, `[U]` -> `[U, M]` with M the most of them."""
+    return np.where(np.arange(width.max()) < width[:, None], MASKED, ABSENT)
 
 
 def as_it_is(base: DLMProposal) -> DLMProposal:
@@ -114,7 +121,7 @@ class DLMProposal:
     def open(self, prefix: Prefix, *, particles: int) -> MeanFieldState:
         """The state of R = P * N particles, without marginals yet (`Proposal.open`)."""
         session = self.model.session(prefix.tokens.clamp_min(0), prefix.length)
-        nothing = Marginals.empty(torch.zeros_like(prefix.length), self.model.vocab_size)
+        nothing = Marginals.empty(prefix.length.numel(), self.model.vocab_size, device=prefix.length.device)
         return MeanFieldState(session, nothing, particles)
 
     def draft(self, state: MeanFieldState, asked: Asked, *, source: Source | None) -> Draft:
@@ -125,9 +132,8 @@ class DLMProposal:
         """
         cost = self._propose(state, asked)
         q, width = self._window(state.marginals, asked)
-        shape = q.shape[:2]
-        tokens = torch.full(shape, PAD, device=q.device) if source is None else self.drawn(q, source)
-        return Draft(tokens, q, width.repeat_interleave(asked.lanes), cost)
+        tokens = torch.full(q.shape[:2], PAD, device=q.device) if source is None else self.drawn(q, source)
+        return Draft(tokens, q, sent(width.repeat(asked.lanes), q.device), cost)
 
     def drawn(self, q: Law, source: Source) -> Tensor:
         """Tokens of the draft from `q: [R, V, A]`, `[R, V]`."""
@@ -142,54 +148,49 @@ class DLMProposal:
     ) -> None:
         """Let session and marginals follow the survivors (`Proposal.commit`); after a whole draft the marginals that
         are left stay."""
-        marginals = state.marginals
         if ancestors is not None:
             state.session.gather(ancestors)
-            marginals.slot, marginals.offset = marginals.slot[ancestors], marginals.offset[ancestors]
         state.session.commit(block, length)
-        marginals.offset = marginals.offset + length
-        marginals.slot[~whole | (marginals.remaining() <= 0)] = -1
+        state.marginals.follow(None if ancestors is None else known(ancestors), known(length), known(whole))
 
     def reseat(self, state: MeanFieldState, length: Tensor, rows: Tensor, fresh: Prefix) -> None:
         """Let particles `rows: [B]` hold other prefixes, without marginals (`Proposal.reseat`)."""
         reseat(state.session, length, rows, fresh.tokens, fresh.length)
-        state.marginals.forget(rows)
+        state.marginals.forget(known(rows))
 
     def _propose(self, state: MeanFieldState, asked: Asked) -> Cost:
         """Give marginals to the particles that have none left."""
-        rows, prefix, marginals = asked.rows, asked.prefix, state.marginals
+        rows, prefix, marginals, device = known(asked.rows), asked.prefix, state.marginals, asked.rows.device
         needy = rows[marginals.remaining()[rows] == 0]
-        if needy.numel() == 0:
-            return Cost(needy, needy)
+        if not needy.size:
+            return Cost(*(sent(needy, device) for _ in range(2)))
         # A prefix with another length limit is drafted to another length: it needs a forward of its own. So does one of
         # another prompt if scores depend on which forwards came before, or the draws would depend on the batch.
-        apart = asked.room + prefix.length
+        room = known(asked.room)
+        apart = room + known(prefix.length)
         if state.session.has_history:
-            seat = torch.arange(apart.numel(), device=apart.device) // state.particles
-            apart = apart * (int(seat[-1]) + 1) + seat
+            seat = np.arange(apart.size) // state.particles
+            apart = apart * (seat[-1] + 1) + seat
         scored, group = prefix.unique(needy, apart=apart)
-        width = asked.room[scored].clamp_max(self.lookahead)
-        column = torch.arange(int(width.max()), device=rows.device)
-        canvas = torch.where(column < width[:, None], MASKED, ABSENT)
-        marginals.add(needy, group, state.session.score(scored, canvas), width)
-        # Pairs (prompt, group) as single numbers, which are sorted much faster.
-        served = torch.unique(needy // state.particles * scored.numel() + group)
-        return Cost(served // scored.numel(), torch.zeros_like(served))
+        width = room[scored].clip(max=self.lookahead)
+        marginals.add(needy, group, state.session.score(sent(scored, device), sent(_masked(width), device)), width)
+        served = np.unique(np.stack([needy // state.particles, group]), axis=1)[0]
+        return Cost(sent(served, device), sent(np.zeros_like(served), device))
 
-    def _window(self, marginals: Marginals, asked: Asked) -> tuple[Law, Tensor]:
+    def _window(self, marginals: Marginals, asked: Asked) -> tuple[Law, Index]:
         """The next V marginals of every particle under every lane's temperature, `[B * K, V, A]`, and how many of them
         are left, `[B]`; equal windows are one law."""
-        rows = asked.rows
-        room = torch.minimum(marginals.remaining()[rows], asked.room[rows])
+        rows = known(asked.rows)
+        room = np.minimum(marginals.remaining()[rows], known(asked.room)[rows])
         width = marginals.logits.shape[1]
-        start, owner = torch.unique(marginals.slot[rows] * width + marginals.offset[rows], return_inverse=True)
-        column = start[:, None] % width + torch.arange(asked.window, device=rows.device)
-        slot = start[:, None] // width
+        start, owner = np.unique(marginals.slot[rows] * width + marginals.offset[rows], return_inverse=True)
+        slot, column = start[:, None] // width, start[:, None] % width + np.arange(asked.window)
         # Past the end of a slot its last position is repeated; nothing is committed there.
-        place = slot * width + torch.minimum(column, marginals.width[slot] - 1)
-        return self.law(marginals.logits, place, owner, asked.lanes, chunks=asked.chunks), room.clamp_max(asked.window)
+        place = slot * width + np.minimum(column, marginals.width[slot] - 1)
+        law = self.law(marginals.logits, place, owner, asked.lanes, chunks=asked.chunks)
+        return law, room.clip(max=asked.window)
 
-    def law(self, logits: Tensor, source: Tensor, owner: Tensor, lanes: int, *, chunks: Chunks | None = None) -> Law:
+    def law(self, logits: Tensor, source: Index, owner: Index, lanes: int, *, chunks: Chunks | None = None) -> Law:
         """`log q^(k)` of B particles' lanes, computed where it is read; particles and lanes share what they can.
 
         Args:
@@ -203,18 +204,21 @@ class DLMProposal:
             ValueError: there is one temperature per lane and their number is not `lanes`.
         """
         if self.identical_lanes:
-            base = model_law(logits, source, self.shaping, chunks=chunks, lowest=True)
-            return base.of_rows(owner.repeat_interleave(lanes))
-        assert self.lane_temperatures is not None
-        self.check(lanes)
-        distinct = sorted(set(self.lane_temperatures))
-        temperature = torch.tensor(distinct, dtype=torch.float64, device=logits.device)
-        base = model_law(
-            logits, source.repeat_interleave(len(distinct), 0), self.shaping,
-            temperature=temperature.repeat(source.shape[0]), chunks=chunks, lowest=True,
-        )
-        of_lane = torch.tensor([distinct.index(t) for t in self.lane_temperatures], device=logits.device)
-        return base.of_rows((owner[:, None] * len(distinct) + of_lane).flatten())
+            base = model_law(logits, sent(source, logits.device), self.shaping, chunks=chunks, lowest=True)
+            each = owner.repeat(lanes)
+        else:
+            assert self.lane_temperatures is not None
+            self.check(lanes)
+            distinct = sorted(set(self.lane_temperatures))
+            temperature = sent(np.tile(np.array(distinct), len(source)), logits.device)
+            base = model_law(
+                logits, sent(source.repeat(len(distinct), 0), logits.device), self.shaping, temperature=temperature,
+                chunks=chunks, lowest=True,
+            )
+            of_lane = np.array([distinct.index(t) for t in self.lane_temperatures])
+            each = (owner[:, None] * len(distinct) + of_lane).ravel()
+        alone = each.size == base.rows and bool((each == np.arange(each.size)).all())
+        return base if alone else base.of_rows(sent(each, logits.device))
 
     def check(self, lanes: int) -> None:
         """Raise ValueError unless there is one temperature for all lanes, or one for each of that many."""

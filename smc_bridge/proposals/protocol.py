@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Chunks, Law
 from smc_bridge.models.arguments import called, said
 from smc_bridge.models.checks import refuse
+from smc_bridge.models.host import known
 from smc_bridge.models.protocols import LanguageModel
 from smc_bridge.plugins import check_tensor, foreign
 from smc_bridge.prefix import Prefix
@@ -41,9 +43,9 @@ class Cost(NamedTuple):
 
     def per_prompt(self, prompts: int) -> tuple[list[int], list[int]]:
         """Forwards and rows of each of so many prompts; what one is charged with does not depend on the others."""
-        rows = torch.bincount(self.prompts, minlength=prompts)
-        taken = torch.unique(torch.stack([self.prompts, self.forward]), dim=1)[0]
-        return torch.bincount(taken, minlength=prompts).tolist(), rows.tolist()
+        rows = known(self.prompts)
+        taken = np.unique(np.stack([rows, known(self.forward)]), axis=1)[0]
+        return np.bincount(taken, minlength=prompts).tolist(), np.bincount(rows, minlength=prompts).tolist()
 
 
 class Draft(NamedTuple):

@@ -13,7 +13,7 @@ from pyro.infer import Importance, config_enumerate
 from pyro.infer.enum import iter_discrete_traces
 
 from smc_bridge.distributions.intermediate import Proposal
-from smc_bridge.distributions.law import Dense
+from smc_bridge.distributions.table import Dense
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.watch import first_uncovered, may_leave_out, tell, uncovered_reason
 from smc_bridge.engine.weights import log_mean

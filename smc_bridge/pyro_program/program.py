@@ -21,6 +21,7 @@ from smc_bridge.blocks import Horizon, log1mexp
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.importance import BalanceHeuristic, OwnWeights
 from smc_bridge.kernels.protocol import StoppingKernel
+from smc_bridge.models.host import known
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -161,7 +162,7 @@ class BridgeProgram:
         needy = (~state.done & (state.offset >= state.width)).nonzero().flatten()
         if needy.numel() == 0:
             return state
-        scored, group = state.prefix.unique(needy)
+        scored, group = (torch.from_numpy(x).to(needy.device) for x in state.prefix.unique(known(needy)))
         width = (self.limit - state.length[scored]).clamp_max(self.proposal.lookahead)
         column = torch.arange(int(width.max()), device=width.device)
         canvas = torch.where(column < width[:, None], MASKED, ABSENT)

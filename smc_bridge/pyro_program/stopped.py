@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from smc_bridge.blocks import Horizon, prefix_sum, truncate
-from smc_bridge.distributions.law import Dense
+from smc_bridge.distributions.table import Dense
 from smc_bridge.kernels.protocol import StoppingKernel, going_on
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft

@@ -1,4 +1,4 @@
-"""Loops that are wrong in known ways: each replaces one function of `smc_bridge.engine.steps`, for as long as asked.
+"""Loops that are wrong in known ways: each replaces a function of `smc_bridge.engine.survivors`, for as long as asked.
 
     with mutated("finished particles dropped"):
         assert_biased(sampler)
@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from smc_bridge.engine import steps
-from smc_bridge.engine.steps import Reduced
+from smc_bridge.engine import survivors
+from smc_bridge.engine.survivors import Reduced
 from smc_bridge.models.arguments import said
 
 Reduce = Callable[..., Reduced]
@@ -121,5 +121,5 @@ def mutated(name: str) -> Iterator[None]:
     if name not in ENGINE_MUTANTS:
         raise ValueError(f"name = {said(name)}: give one of {', '.join(ENGINE_MUTANTS)}")
     function, change = ENGINE_MUTANTS[name]
-    with mock.patch.object(steps, function, change(getattr(steps, function))):
+    with mock.patch.object(survivors, function, change(getattr(survivors, function))):
         yield

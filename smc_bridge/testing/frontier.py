@@ -22,7 +22,7 @@ from smc_bridge.engine.state import Retained, SMCState
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.proposals.marginals import Marginals
 from smc_bridge.proposals.mean_field import MeanFieldState
-from smc_bridge.randomness import Source
+from smc_bridge.randomness import Reserve, Source
 
 #: Probability of every complete sequence.
 SequenceLaw = dict[tuple[int, ...], float]
@@ -110,7 +110,12 @@ class Frontier:
 
     def remaining(self) -> Tensor:
         """Positions of its marginals that each particle has left, `[F, N]`."""
-        return Marginals(self.logits, self.width, self.slot, self.offset).remaining()
+        return torch.from_numpy(self.marginals().remaining()).reshape(self.slot.shape)
+
+    def marginals(self) -> Marginals:
+        """What the particles draw from, of arrays that may be written to."""
+        width, slot, offset = (x.flatten().numpy().copy() for x in (self.width, self.slot, self.offset))
+        return Marginals(self.logits, width, slot, offset)
 
     def scaled(self, probability: Tensor) -> Frontier:
         """Every state with its measure times `probability: [F]`."""
@@ -154,8 +159,7 @@ def step(
     """
     particles = states.length.shape[1]
     tokens, length = states.tokens.reshape(-1, limit), states.length.flatten()
-    prefix = Prefix(tokens.clone(), length.clone(), states.done.flatten())
-    marginals = Marginals(states.logits, states.width, states.slot.flatten().clone(), states.offset.flatten().clone())
+    prefix, marginals = Prefix(tokens.clone(), length.clone(), states.done.flatten()), states.marginals()
     drafts = sampler.proposal.open(prefix, particles=particles)
     if isinstance(drafts, MeanFieldState):  # others leave nothing for the next step
         drafts.marginals = marginals
@@ -163,23 +167,25 @@ def step(
         prefix=prefix,
         log_weights=states.log_weights.clone(), log_potential=states.log_potential.flatten().clone(),
         prompt_length=torch.zeros(states.states, dtype=torch.long), limit=torch.full_like(length, limit),
-        generators=[],
+        reserve=Reserve([]),
         drafts=drafts,
         ar=sampler.target.model.session(tokens.clamp_min(0), length),
         retained=None if retained is None else Retained(*(x[states.retained] for x in retained)),
         records=[()] * states.states, told=True, walks=sampler.walks, chunks=sampler.chunks,
     )
     assert torch.equal(state.active(), torch.arange(states.states))
-    sampler._source = lambda state, prompts, rows: source_of(prompts, rows)  # type: ignore[method-assign]
+    sampler._source = lambda state, prompts, rows, **_: source_of(prompts, rows)  # type: ignore[method-assign]
     state = sampler.step(state)
     after = state.prefix
     padded = torch.nn.functional.pad(after.tokens, (0, limit - after.tokens.shape[1]), value=PAD)
     found = {
         "length": after.length, "done": after.done, "log_weights": state.log_weights,
-        "log_potential": state.log_potential, "slot": marginals.slot, "offset": marginals.offset,
+        "log_potential": state.log_potential, "slot": torch.from_numpy(marginals.slot),
+        "offset": torch.from_numpy(marginals.offset),
     }
     return replace(
-        states, tokens=padded.reshape(states.states, particles, -1), logits=marginals.logits, width=marginals.width,
+        states, tokens=padded.reshape(states.states, particles, -1), logits=marginals.logits,
+        width=torch.from_numpy(marginals.width),
         **{name: each.reshape(states.states, particles) for name, each in found.items()},
     )
 

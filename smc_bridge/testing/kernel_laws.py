@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move
-from smc_bridge.distributions.law import Dense
+from smc_bridge.distributions.table import Dense
 from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, prefix_sum, truncate
 from smc_bridge.distributions.intermediate import Intermediate
-from smc_bridge.distributions.law import Dense, Law
+from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.table import Dense
 from smc_bridge.engine.weights import normalised
 from smc_bridge.kernels.importance import Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon
 from smc_bridge.distributions.law import Law as TokenLaw
-from smc_bridge.distributions.law import as_law
+from smc_bridge.distributions.table import as_law
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Source

@@ -36,7 +36,7 @@ from smc_bridge import (
     speculative,
     tree_walk,
 )
-from smc_bridge.distributions.law import Dense
+from smc_bridge.distributions.table import Dense
 from smc_bridge.names import RESAMPLERS, named
 from smc_bridge.proposals.protocol import Asked, Draft
 from smc_bridge.testing import NotEnumerableError, enumerate_sampler, exact_law, tabular_pair

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smc_bridge.blocks import Move, full_horizon
 from smc_bridge.distributions.intermediate import ProductOfExperts, Proposal
-from smc_bridge.distributions.law import Dense
+from smc_bridge.distributions.table import Dense
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow, Trigger, always, never

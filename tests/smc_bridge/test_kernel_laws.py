@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, full_horizon, log1mexp
-from smc_bridge.distributions.law import Dense
+from smc_bridge.distributions.table import Dense
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling, race
 from smc_bridge.kernels.importance import AcceptAll

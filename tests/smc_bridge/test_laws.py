@@ -27,9 +27,10 @@ from smc_bridge.distributions.intermediate import (
     Proposal,
     Target,
 )
-from smc_bridge.distributions.law import Chunks, Dense, Law, as_law
+from smc_bridge.distributions.law import Chunks, Law
 from smc_bridge.distributions.logits import model_law, truncated
 from smc_bridge.distributions.shaping import Shaping
+from smc_bridge.distributions.table import Dense, as_law
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.distributions.views import Patched
 from smc_bridge.engine.sampler import Sampler
@@ -55,7 +56,10 @@ from tests.smc_bridge.enumeration import drafted, log_pi_along, log_q_of, table_
 B, K, V, A = 3, 2, 4, 300
 TEMPERATURES = (0.5, 1.3)
 #: One cell at a time and one position per round; a few; everything at once.
-CHUNKS = [Chunks(bytes=1, ahead=1), Chunks(bytes=5 * A * 8, ahead=8 * A), Chunks(bytes=1 << 24, ahead=1 << 30)]
+CHUNKS = [
+    Chunks(bytes=1, ahead=1, whole=0), Chunks(bytes=5 * A * 8, ahead=8 * A, whole=0),
+    Chunks(bytes=1 << 24, ahead=1 << 30, whole=0), Chunks(),
+]
 EXPONENTS = torch.tensor([0.4, 0.0], dtype=torch.float64)
 
 
@@ -122,7 +126,7 @@ def pair_of_laws(chunks: Chunks, *, law: Shaping = LAWS[0]) -> tuple[Law, Law, T
     return q, p, proposal.log_probs(window, K), law.log_probs(raw_p).reshape(B, K, V, A)
 
 
-@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
+@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all", "table"])
 @pytest.mark.parametrize("law", LAWS, ids=str)
 def test_a_models_law_is_the_dense_one(law: Shaping, chunks: Chunks) -> None:
     raw = logits(5, V, A)
@@ -138,7 +142,7 @@ def test_a_models_law_is_the_dense_one(law: Shaping, chunks: Chunks) -> None:
     assert gap(lazy.dense(), dense) < 1e-12
 
 
-@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
+@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all", "table"])
 @pytest.mark.parametrize("intermediate", INTERMEDIATES, ids=lambda i: f"{i!r:.40}")
 def test_an_intermediate_is_the_dense_one(intermediate: Intermediate, chunks: Chunks) -> None:
     q, p, log_q, log_p = pair_of_laws(chunks)
@@ -168,7 +172,7 @@ def test_walks_on_one_cell_may_ask_for_different_tokens_of_it(intermediate: Inte
         assert gap(found, dense[rows, positions, tokens]) < 1e-11
 
 
-@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
+@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all", "table"])
 def test_draws_are_those_of_the_dense_law(chunks: Chunks) -> None:
     q, p, log_q, log_p = pair_of_laws(chunks, law=LAWS[2])
     uniform = torch.rand(B * K, V, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -231,7 +235,7 @@ def test_logits_at_tokens_are_the_models_own() -> None:
         assert torch.equal(law.logits(tokens)[tokens >= 0], expected[tokens >= 0])
 
 
-@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
+@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all", "table"])
 def test_a_patched_law_has_some_rows_of_another(chunks: Chunks) -> None:
     """However it is read: at tokens, in rows, whole, and drawn from."""
     q, _, log_q, _ = pair_of_laws(chunks)
@@ -256,7 +260,10 @@ def test_a_patched_law_has_some_rows_of_another(chunks: Chunks) -> None:
 def test_a_broken_cell_is_named_when_it_is_read(bad: float) -> None:
     raw = logits(2, V, A)
     raw[1, 2, 7] = bad
-    law = model_law(raw, torch.arange(2 * V).reshape(2, V), Shaping())
+    place = torch.arange(2 * V).reshape(2, V)
+    with pytest.raises(ValueError, match=r"NaN at .*\[1, 2\].*logits"):
+        model_law(raw, place, Shaping())  # small, so it is read at once
+    law = model_law(raw, place, Shaping(), chunks=Chunks(whole=0))
     law.at(torch.tensor([[3, 3, 3, 3], [3, 3, -1, 3]]))
     for read in (lambda: law.at(torch.full((2, V), 3)), lambda: law.inverse_cdf(torch.full((2, V), 0.5).double())):
         with pytest.raises(ValueError, match=r"NaN at .*\[1, 2\].*logits"):
@@ -300,7 +307,7 @@ def test_kernels_have_one_law_whatever_the_chunks(kernel: str, toy: laws.Toy) ->
         assert worst < 1e-12, f"{kernel}: {worst} from the oracle"
 
 
-@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all"])
+@pytest.mark.parametrize("chunks", CHUNKS, ids=["cell", "some", "all", "table"])
 @pytest.mark.parametrize("kernel", [Rejection(), BlockVerification(), GumbelCoupling()], ids=lambda k: type(k).__name__)
 def test_kernels_move_alike_on_laws_of_models_and_of_tensors(kernel: Any, chunks: Chunks) -> None:
     q, p, log_q, log_p = pair_of_laws(chunks)
@@ -428,8 +435,8 @@ def test_a_search_finds_the_first_token_past_the_uniform_also_at_the_ends_of_blo
     which = torch.randint(ends.shape[1], law[::2].shape, generator=generator)
     uniform[::2] = ends[law[::2], which].clamp_max(1 - 2**-53)
     uniform[::7] = 0.0
-    found = search(probs, width, law if shared else None, uniform)
-    assert found is not None
+    found, bad = search(probs, width, law if shared else None, uniform)
+    assert not bool(bad.any())
     point = uniform * cdf[law, -1]
     inside = probs[law, found]
     assert bool((inside > 0).all())
@@ -527,7 +534,7 @@ def test_a_step_on_a_large_alphabet_holds_a_fraction_of_the_logits() -> None:
 
 def test_nothing_after_a_refusal_is_computed() -> None:
     """The normalisers of the target and of the intermediate are known up to the refusals, and no further."""
-    q, p, _, _ = pair_of_laws(Chunks(ahead=1))
+    q, p, _, _ = pair_of_laws(Chunks(ahead=1, whole=0))
     pi: Any = bridge_law(ProductOfExperts(0.3), q, p, lanes=K)
     source = PromptSource([torch.Generator().manual_seed(0)], B * K)
     move = Rejection()(drafted(q, source), pi, source=source, horizon=full_horizon(B * K, V))

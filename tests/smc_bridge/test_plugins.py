@@ -35,7 +35,7 @@ from smc_bridge import (
     tree_walk,
 )
 from smc_bridge.analysis import oracle
-from smc_bridge.distributions.law import Dense
+from smc_bridge.distributions.table import Dense
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal

@@ -27,7 +27,8 @@ from smc_bridge import (
     TreeWalk,
     load_pair,
 )
-from smc_bridge.distributions.law import Chunks, Dense
+from smc_bridge.distributions.law import Chunks
+from smc_bridge.distributions.table import Dense
 from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.tabular import TabularDiffusionSession

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.distributions.intermediate import ProductOfExperts, Proposal
-from smc_bridge.distributions.law import Dense
+from smc_bridge.distributions.table import Dense
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.importance import AcceptAll, BalanceHeuristic, OwnWeights
 from smc_bridge.kernels.protocol import going_on

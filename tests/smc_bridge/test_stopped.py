@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon, prefix_sum
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, Proposal
-from smc_bridge.distributions.law import Dense
+from smc_bridge.distributions.table import Dense
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import Kernel, StoppingKernel

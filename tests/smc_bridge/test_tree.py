@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon
-from smc_bridge.distributions.law import Chunks, Dense
+from smc_bridge.distributions.law import Chunks
 from smc_bridge.distributions.logits import LogitLaw
-from smc_bridge.kernels.tree import AT_ONCE, Edges, Tree, TreeWalk, best_first
+from smc_bridge.distributions.table import Dense
+from smc_bridge.kernels.tree import Edges, Tree, TreeWalk, best_first
 from smc_bridge.methods.poe_bridge import tree_kernel
 from smc_bridge.models.tabular import TabularAR
 from tests.oracle import laws
@@ -155,16 +156,15 @@ def test_a_free_walk_beside_a_forced_one_keeps_its_draws() -> None:
     assert torch.equal(walk(forced, walks=2, seed=3)[0][1], free[1])
 
 
-def test_a_walk_draws_the_same_node_by_node_and_from_all_nodes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_draws_the_same_node_by_node_and_from_all_nodes_at_once() -> None:
     generator = torch.Generator().manual_seed(2)
     q, pi = (torch.log_softmax(2 * torch.randn(shape, generator=generator), -1) for shape in ((5, 6, 70), (5, 41, 70)))
     kernel, horizon = TreeWalk(40), Horizon(torch.tensor([6, 6, 1, 3, 6]), 7)
     tree = kernel.tree(Dense(q), horizon=horizon)
-    law = Dense(pi[:, : tree.tokens.shape[1] + 1])
+    nodes = pi[:, : tree.tokens.shape[1] + 1].contiguous()
     for walks in (1, 3):
         moves = []
-        for at_once in (AT_ONCE, 0):
-            monkeypatch.setattr("smc_bridge.kernels.tree.AT_ONCE", at_once)
+        for law in (Dense(nodes), LogitLaw(nodes, None)):
             source = torch.Generator().manual_seed(4)
             moves.append(kernel.walk(tree, law, walks=walks, source=source, window=6, horizon=horizon))
         (left, left_nodes), (right, right_nodes) = moves

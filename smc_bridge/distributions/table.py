@@ -1,0 +1,89 @@
+"""Laws that exist as a tensor of log-probabilities: `Dense`, and `Table`, a small law that was computed at once."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from smc_bridge.distributions.law import Chunks, Law, drawn_from
+from smc_bridge.models.ranges import places
+
+
+class Dense(Law):
+    """The law that a tensor of log-probabilities `[..., V, A]` holds."""
+
+    def __init__(self, tensor: Tensor, chunks: Chunks | None = None) -> None:
+        super().__init__(tensor.shape, tensor, chunks)
+        self.tensor = tensor
+        self.flat = tensor.reshape(-1, *tensor.shape[-2:])
+        self._probs: Tensor | None = None
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Entries of the tensor: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
+        return self.flat[rows, positions] if tokens is None else self.flat[rows, positions, tokens][:, None]
+
+    @property
+    def held(self) -> bool:
+        """True: it is a tensor (`Law.held`)."""
+        return True
+
+    def entries(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """Entries of the tensor (`Law.entries`)."""
+        return self.flat[rows, positions, tokens]
+
+    def dense(self) -> Tensor:
+        """The tensor itself, `[..., V, A]`: nothing is computed."""
+        return self.tensor
+
+    def draw(self, owner: Tensor | None, uniform: Tensor) -> Tensor:
+        """Tokens by inverse cdf, `[Q, V]` (`Law.draw`), from the probabilities of all cells, which are kept."""
+        places_of, width = self.shape[-2], uniform.shape[1]
+        if self._probs is None:
+            self._probs = self.flat.exp().view(-1, self.shape[-1])
+        cell = None
+        if owner is not None or width < places_of:
+            rows = places(self.rows, self.device) if owner is None else owner
+            cell = (rows[:, None] * places_of + places(width, self.device)).flatten()
+        return drawn_from(
+            self._probs, cell, uniform,
+            row=lambda draw: draw // width if owner is None else int(owner[draw // width]),
+        )
+
+
+class Table(Dense):
+    """A small law that was computed at once.
+
+    Args:
+        law: where it comes from, which is asked for what is no log-probability.
+        tensor: its log-probabilities, `[..., V, A]`.
+        probs: its probabilities, if they are at hand, `[..., V, A]`.
+    """
+
+    def __init__(self, law: Law, tensor: Tensor, probs: Tensor | None = None) -> None:
+        super().__init__(tensor, law.chunks)
+        self.law = law
+        self._probs = None if probs is None else probs.view(-1, self.shape[-1])
+        self._least: Tensor | None = None
+
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Least log-probability of cells, as the law it comes from counts it (`Law.lower_bound`, `Law.least`)."""
+        if self._least is None:
+            self._least = self.law.least(self.flat)
+        return self._least[rows, positions]
+
+    def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """Logits at one token of each of n cells, of the law it comes from, `[n]` (`Law.raw_at`)."""
+        return self.law.raw_at(rows, positions, tokens)
+
+
+
+def settled(law: Law) -> Law:
+    """The law itself or, if it is small, a `Table` of it."""
+    small = math.prod(law.shape) * law.dtype.itemsize <= law.chunks.whole and not law.chunks.compile
+    return Table(law, *law.whole()) if small and not law.held else law
+
+
+def as_law(law: Tensor | Law) -> Law:
+    """The law itself, or the one that a tensor `[..., V, A]` of log-probabilities holds."""
+    return Dense(law) if isinstance(law, Tensor) else law
