@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib", reason="plots need the extra 'analysis'")
 COMMANDS = {
     "throughput": ((), "over dlm-1"),
     "overhead": ((), "run / networks"),
+    "operations": (("--where", "3"), "what waits"),
     "scaling": (("--factors", "N"), "exponent"),
     "cache": ((), "same tokens"),
     "proposal_cache": ((), "ms / DLM forward"),
