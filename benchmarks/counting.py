@@ -193,7 +193,7 @@ class Sessions(Tape):
         self.count = count
 
     def record(self, model: str, session: int, name: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """Do `work(*arguments)`."""
+        """Do `work(*arguments)`, its operations those of the sessions."""
         self.count.start("sessions")
         try:
             return work(*arguments)
