@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib", reason="plots need the extra 'analysis'")
 
 #: Command, further arguments, and a line that its output holds.
 COMMANDS = {
-    "throughput": ((), "over dlm-1"),
+    "throughput": ((), "over dlm-1+prefix"),
     "overhead": ((), "run / networks"),
     "operations": (("--where", "3"), "what waits"),
     "scaling": (("--factors", "N"), "exponent"),
