@@ -2,7 +2,8 @@
 
 Counted is each call that reaches torch's dispatcher from Python, with whatever it calls inside: on a GPU it is one
 kernel launch or a few. An operation that hands back what it was given (`to` of the same kind) counts for nothing, so
-that an upload (`torch.tensor(list)`, `torch.from_numpy`) is one operation.
+that an *upload* (`torch.tensor(list)`, `torch.from_numpy`) is one operation; uploads are counted by themselves too,
+since one from memory that is not pinned is waited for as well unless it says `non_blocking`.
 
 A *wait* is whatever a device has to be waited for: a number that Python reads (`int(t)`, `bool(t)`, `tolist`), a result
 whose shape depends on data (`nonzero`, `unique`, an index by a mask), a copy to the host (`cpu`, `numpy`). Each is one
@@ -45,10 +46,11 @@ _HOST = "_counted_on_the_host"
 
 
 class Tally:
-    """Operations by place and waits by place and kind, of one part of a run."""
+    """Operations by place, uploads among them by place and line, and waits by these and kind, of one part of a run."""
 
     def __init__(self) -> None:
         self.operations: Counter[str] = Counter()
+        self.uploads: Counter[str] = Counter()
         self.waits: Counter[tuple[str, str]] = Counter()
 
 
@@ -99,19 +101,22 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         host = bool(given) and all(hasattr(each, _HOST) for each in given)
-        self._add(name if not host and _waits(name, args, kwargs) else None)
+        self._add(name if not host and _waits(name, args, kwargs) else None, upload=name == "lift_fresh")
         if host:
             for each in tree_leaves(out):
                 if isinstance(each, Tensor):
                     setattr(each, _HOST, True)
         return out
 
-    def _add(self, wait: str | None) -> None:
+    def _add(self, wait: str | None, upload: bool = False) -> None:
         part = self._parts[-1]
-        place, line = ("networks", 0) if part == "networks" else _place()
-        self.tallies[part].operations[place] += 1
+        function, line = ("networks", 0) if part == "networks" else _place()
+        place, tally = f"{function}, line {line}" if line else function, self.tallies[part]
+        tally.operations[function] += 1
+        if upload:
+            tally.uploads[place] += 1
         if wait is not None:
-            self.tallies[part].waits[f"{place}, line {line}" if line else place, wait] += 1
+            tally.waits[place, wait] += 1
 
     def _quietly(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Do it without counting what it is made of."""

@@ -60,6 +60,10 @@ class Counts(NamedTuple):
         """Waits per step of these parts together."""
         return sum(self.tallies[part].waits.total() for part in parts) / self.steps
 
+    def uploads(self, *parts: str) -> float:
+        """Uploads per step of these parts together."""
+        return sum(self.tallies[part].uploads.total() for part in parts) / self.steps
+
     @property
     def outside(self) -> tuple[float, float]:
         """Operations and waits per step outside of the networks."""
@@ -111,7 +115,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     parser.add_argument("--lanes", type=whole(1), default=4, help="K of the mock pair")
     parser.add_argument("--window", type=whole(1), default=32, help="V of the mock pair")
     parser.add_argument("--where", type=whole(0), default=0, metavar="N",
-                        help="of every program list the N functions with most operations, and all places that wait")
+                        help="list for every program the N functions with most operations, and what uploads or waits")
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -144,14 +148,14 @@ def measure(options: argparse.Namespace) -> Report:
 def _sheet(title: str, all_counts: Sequence[Counts]) -> Sheet:
     columns = (
         "program", "P", "steps", "operations", "sessions'", "program's", "waits", "sessions'", "program's",
-        "networks' operations", "networks' waits",
+        "uploads", "networks' operations", "networks' waits",
     )
     rows = [
         (
             counts.program, str(counts.prompts), str(counts.steps), f"{counts.outside[0]:.0f}",
             *(f"{counts.operations(part):.0f}" for part in PARTS[1:]), f"{counts.outside[1]:.1f}",
-            *(f"{counts.waits(part):.1f}" for part in PARTS[1:]), f"{counts.operations(PARTS[0]):.0f}",
-            f"{counts.waits(PARTS[0]):.1f}",
+            *(f"{counts.waits(part):.1f}" for part in PARTS[1:]), f"{counts.uploads(*PARTS[1:]):.1f}",
+            f"{counts.operations(PARTS[0]):.0f}", f"{counts.waits(PARTS[0]):.1f}",
         )
         for counts in all_counts
     ]
@@ -167,6 +171,10 @@ def _where(counts: Counts, top: int) -> Iterator[Sheet]:
     yield Sheet(f"{title}: functions with most operations", ("function", "operations / step"), [
         (place, f"{found / counts.steps:.1f}") for place, found in operations.most_common(top)
     ])
+    uploads = sum((tally.uploads for tally in tallies), Counter[str]())
+    yield Sheet(f"{title}: uploads", ("place", "uploads / step"), [
+        (place, f"{found / counts.steps:.2f}") for place, found in uploads.most_common()
+    ])
     yield Sheet(f"{title}: what waits", ("place", "for", "waits / step"), [
         (place, kind, f"{found / counts.steps:.2f}") for (place, kind), found in waits.most_common()
     ])
@@ -177,6 +185,7 @@ def _data(counts: Counts) -> dict[str, Any]:
         "program": counts.program, "prompts": counts.prompts, "steps": counts.steps,
         "operations": {part: counts.operations(part) for part in PARTS},
         "waits": {part: counts.waits(part) for part in PARTS},
+        "uploads": {part: counts.uploads(part) for part in PARTS},
         "operations_by_function": dict(sum((counts.tallies[part].operations for part in PARTS), Counter[str]())),
         "waits_by_place": [
             {"part": part, "place": place, "for": kind, "waits": found}
