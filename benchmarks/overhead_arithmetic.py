@@ -6,6 +6,7 @@ uniforms. Memory is what is allocated beyond the models' logits, at its peak, in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -56,15 +57,22 @@ PROGRAMS = {"one temperature": False, "own temperatures": True}
 
 
 class MockStep:
-    """The first step of a program on a mock pair, in both forms; `mixed` lanes have their own temperatures."""
+    """The first step of a program on a mock pair, in both forms; `mixed` lanes have their own temperatures.
 
-    def __init__(self, mixed: bool, *, lanes: int, window: int, alphabet: int, seed: int, dtype: torch.dtype) -> None:
+    The program runs on what `watch` makes of the pair.
+    """
+
+    def __init__(
+        self, mixed: bool, *, lanes: int, window: int, alphabet: int, seed: int, dtype: torch.dtype = torch.float32,
+        watch: Callable[[MockPair], Any] = lambda pair: pair,
+    ) -> None:
         self.lanes, self.window, self.seed = lanes, window, seed
         self.pair = MockPair.make(alphabet=alphabet, lanes=lanes, window=window, seed=seed, dtype=dtype)
+        watched = watch(self.pair)
         options: dict[str, Any] = {"temperature": TEMPERATURE, "lookahead": window, "window": window, "w": W}
         self.sampler: Sampler = (
-            presets.paper(self.pair, lanes=lanes, **options) if mixed
-            else presets.smc(self.pair, 1, lanes=lanes, **options)
+            presets.paper(watched, lanes=lanes, **options) if mixed
+            else presets.smc(watched, 1, lanes=lanes, **options)
         )
         own = presets.lane_temperatures(lanes) if mixed else [TEMPERATURE]
         self.lane_temperatures = torch.tensor(own, dtype=dtype)
@@ -107,7 +115,7 @@ def arithmetic(
     name: str, *, lanes: int, window: int, alphabet: int, rounds: int, seed: int, advance: Advance
 ) -> Arithmetic:
     """Time and memory of one of the `PROGRAMS`."""
-    mock = MockStep(PROGRAMS[name], lanes=lanes, window=window, alphabet=alphabet, seed=seed, dtype=torch.float32)
+    mock = MockStep(PROGRAMS[name], lanes=lanes, window=window, alphabet=alphabet, seed=seed)
 
     def ours() -> float:
         state = mock.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from smc_bridge.tasks import TASKS, Task
 
 #: Methods and wanted figures of each benchmark.
 TABLES: dict[str, Any] = tomllib.loads(Path(__file__).with_name("tables.toml").read_text(encoding="utf-8"))
+#: Ends the name of a method whose diffusion model keeps a prefix cache.
+CACHED = "+prefix"
 
 
 def embedded(n: int) -> tuple[Pair, Task, list[list[int]]]:
@@ -39,9 +42,18 @@ def methods(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(f"= {text!r}: {error}") from error
 
 
+def cached(name: str, pair: Pair) -> Pair:
+    """The pair as a method of this name has it: its diffusion model with a prefix cache if the name ends so."""
+    dlm: Any = pair.dlm
+    return replace(pair, dlm=dlm.with_cache("prefix")) if name.endswith(CACHED) else pair
+
+
 def decoder(text: str, pair: Pair, task: Task, *, temperature: float) -> Decoder[Any]:
-    """The decoder of a spelling with the lookahead and window that suit the task, at a target temperature."""
-    made: Decoder[Any] = spelled(text).make(
+    """The decoder of a spelling with the lookahead and window that suit the task, at a target temperature.
+
+    The cache that the name may end with is that of the pair (`cached`).
+    """
+    made: Decoder[Any] = spelled(text.removesuffix(CACHED)).make(
         pair, temperature=temperature, lookahead=task.lookahead, window=task.window
     )
     return made

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from torch import Tensor
 from benchmarks.harness import clock
 from smc_bridge.models.pairs import Pair
 
+#: A pair of models, the project's own or a stand-in: a dataclass.
+AnyPair = TypeVar("AnyPair", bound=Any)
 #: What a session is asked to do.
 CALLS = frozenset({"score", "score_tree", "commit", "gather", "crop"})
 
@@ -94,7 +96,7 @@ class Observed:
         return Observed(opened, self._tape, self._model, index)
 
 
-def observe(pair: Pair, tape: Tape) -> Pair:
+def observe(pair: AnyPair, tape: Tape) -> AnyPair:
     """The pair, its sessions' calls recorded on the tape."""
     return replace(
         pair, dlm=cast(Any, Observed(pair.dlm, tape, "dlm")), ar=cast(Any, Observed(pair.ar, tape, "ar"))
@@ -135,19 +137,26 @@ class Stopwatch:
 
 
 @contextmanager
-def networks_timed(pair: Pair) -> Iterator[Stopwatch]:
-    """Time the transformers networks of a pair alone, without what its sessions do around them.
+def networks_watched(pair: Any, start: Callable[..., None], stop: Callable[..., None]) -> Iterator[None]:
+    """Call `start` before and `stop` after whatever the transformers networks of a pair run.
 
-    The parts that a network consists of (backbone and head) are timed, since a session may call them one by one.
+    The parts that a network consists of (backbone and head) are watched, since a session may call them one by one.
     """
-    watch = Stopwatch()
     hooks = []
     for model in (pair.dlm, pair.ar):
         network = getattr(model, "model", None)
         for part in network.children() if isinstance(network, torch.nn.Module) else ():
-            hooks += [part.register_forward_pre_hook(watch.start), part.register_forward_hook(watch.stop)]
+            hooks += [part.register_forward_pre_hook(start), part.register_forward_hook(stop)]
     try:
-        yield watch
+        yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def networks_timed(pair: Pair) -> Iterator[Stopwatch]:
+    """Time the transformers networks of a pair alone, without what its sessions do around them."""
+    watch = Stopwatch()
+    with networks_watched(pair, watch.start, watch.stop):
+        yield watch

@@ -6,8 +6,9 @@
 On the embedded pair every method decodes the same problems, cut into blocks: all methods at all batch sizes P decode
 block 1, then block 2, and so on. P prompts are in work at a time: when one is done, the next takes its place. The
 methods that are shown and what is wanted of them stand in `benchmarks/tables.toml`; `NAME+prefix` is a method whose
-diffusion model keeps a prefix cache. transformers' own `generate` (`benchmarks.generate`) is AR sampling too. Tokens
-are those that are committed (means over the particles), and a block's time is that of all its prompts.
+diffusion model keeps a prefix cache, and the baseline is there without one and with. transformers' own `generate`
+(`benchmarks.generate`) is AR sampling too. Tokens are those that are committed (means over the particles), and a
+block's time is that of all its prompts.
 """
 
 from __future__ import annotations
@@ -15,14 +16,22 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.harness import over, over_rounds, progress, timed, turns
-from benchmarks.problems import TABLES, add_block_arguments, add_law_arguments, decoder, embedded, methods
+from benchmarks.problems import (
+    CACHED,
+    TABLES,
+    add_block_arguments,
+    add_law_arguments,
+    cached,
+    decoder,
+    embedded,
+    methods,
+)
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.analysis.bounds import ratio_per_token
 from smc_bridge.analysis.estimates import wilson
@@ -39,8 +48,8 @@ BASELINE: str = TABLE["baseline"]
 SHARE_OF_ACCURACY = 0.99
 #: Tokens/s at P = 16 over those at P = 1, for programs with weights.
 WANTED_BATCH = 5.0
-#: Name of what is behind a method whose diffusion model keeps a prefix cache.
-CACHED = "+prefix"
+#: The same decoder where the diffusion model keeps a prefix cache.
+CACHED_BASELINE = BASELINE + CACHED
 
 
 class Run(NamedTuple):
@@ -94,6 +103,7 @@ class Figures(NamedTuple):
     Attributes:
         tokens_per_second: its rate.
         over_baseline: the same over the baseline's.
+        over_cached: the same over that of the baseline with a prefix cache.
         tokens_per_dlm_forward: tokens per forward of the DLM.
         accuracy: share of right answers.
         nats_per_token: KL bound per token, nats.
@@ -101,19 +111,20 @@ class Figures(NamedTuple):
 
     tokens_per_second: Estimate
     over_baseline: Estimate
+    over_cached: Estimate
     tokens_per_dlm_forward: float | None
     accuracy: Estimate
     nats_per_token: float | None
 
     @classmethod
-    def of(cls, runs: Sequence[Run], baseline: Sequence[Run]) -> Figures:
-        """Sum up a method's blocks beside those of the baseline at the same batch size."""
+    def of(cls, runs: Sequence[Run], baseline: Sequence[Run], cached_baseline: Sequence[Run]) -> Figures:
+        """Sum up a method's blocks beside those of the baseline at the same batch size, without a cache and with."""
         tokens = [t for run in runs for t in run.tokens]
         forwards = sum(run.dlm_forwards for run in runs)
         evidence = [z for run in runs for z in run.log_evidence or ()]
         drawn = [t for run in runs for t in run.drawn_tokens]
         return cls(
-            over_rounds(runs, "rate"), over(runs, baseline, "rate"),
+            over_rounds(runs, "rate"), over(runs, baseline, "rate"), over(runs, cached_baseline, "rate"),
             sum(tokens) / forwards if forwards else None, wilson(sum(run.right for run in runs), len(tokens)),
             ratio_per_token(evidence, drawn).value if evidence else None,
         )
@@ -144,17 +155,13 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """Decode every block with every method at every batch size."""
-    cached = [text + CACHED for text in options.cached]
-    chosen, batches = tuple(dict.fromkeys((*options.methods, BASELINE, *cached))), options.batches
+    with_cache = [text + CACHED for text in options.cached]
+    chosen = tuple(dict.fromkeys((*options.methods, BASELINE, CACHED_BASELINE, *with_cache)))
+    batches = options.batches
     pair, task, prompts = embedded(options.blocks * options.block)
     items = task.problems(len(prompts))
-    dlm: Any = pair.dlm
-    pairs = {True: replace(pair, dlm=dlm.with_cache("prefix")) if cached else pair, False: pair}
     decoders = {
-        name: decoder(
-            name.removesuffix(CACHED), pairs[name.endswith(CACHED)], task, temperature=options.temperature,
-        )
-        for name in chosen
+        name: decoder(name, cached(name, pair), task, temperature=options.temperature) for name in chosen
     }
     limit = options.tokens or task.max_new_tokens
     cells = [(name, batch) for batch in batches for name in chosen]
@@ -168,7 +175,9 @@ def measure(options: argparse.Namespace) -> Report:
                 decoders[name], task, items[part], prompts[part], batch=batch, seed=options.seed, limit=limit,
             ))
             advance()
-    found = {cell: Figures.of(runs[cell], runs[BASELINE, cell[1]]) for cell in cells}
+    found = {
+        cell: Figures.of(runs[cell], *(runs[base, cell[1]] for base in (BASELINE, CACHED_BASELINE))) for cell in cells
+    }
     gains = {name: over(runs[name, max(batches)], runs[name, min(batches)], "rate") for name in chosen}
     sheets = [_sheet(found, chosen, batch, options) for batch in batches]
     if len(batches) > 1:
@@ -224,6 +233,7 @@ def _sheet(found: Found, chosen: Sequence[str], batch: int, options: argparse.Na
         figures = found[name, batch]
         rows.append((
             name, figures.tokens_per_second.text(".1f"), figures.over_baseline.text(".2f"),
+            figures.over_cached.text(".2f"),
             "-" if figures.tokens_per_dlm_forward is None else f"{figures.tokens_per_dlm_forward:.2f}",
             figures.accuracy.times(100).text(".1f"),
             "-" if figures.nats_per_token is None else f"{figures.nats_per_token + 0.0:.2g}",
@@ -233,7 +243,8 @@ def _sheet(found: Found, chosen: Sequence[str], batch: int, options: argparse.Na
         f"{options.temperature:g}, w = 0.3"
     )
     columns = (
-        "method", "tokens/s", f"over {BASELINE}", "tokens / DLM forward", "accuracy, % [95 %]", "-log Z, nats / token"
+        "method", "tokens/s", f"over {BASELINE}", f"over {CACHED_BASELINE}", "tokens / DLM forward",
+        "accuracy, % [95 %]", "-log Z, nats / token",
     )
     return Sheet(title, columns, rows)
 

@@ -10,21 +10,21 @@ results are not proper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from smc_bridge.decode import OnResult, Seat, decode
+from smc_bridge.decode import OnResult, decode
 from smc_bridge.describe import describe, name_of
 from smc_bridge.distributions.shaping import Shaping
+from smc_bridge.methods.canvas_state import CanvasState, ends, keep, open_places, score, with_prompts
 from smc_bridge.methods.poe_bridge import check_pair
 from smc_bridge.methods.rules import AllAtOnce, CommitRule, Look, Order, Ordered, Reconsider, check_rule, checked
 from smc_bridge.models.arguments import check_callable, check_text, said, whole_number
-from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, LanguageModel, ModelPair
+from smc_bridge.models.protocols import MASKED, LanguageModel, ModelPair
 from smc_bridge.models.rows import reseat
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource
@@ -40,22 +40,6 @@ PATIENCE = 8
 WHOLE = 2**20
 #: Why no result is proper.
 WHY = "the diffusion model's own decoder does not target the AR law"
-
-
-class CanvasState(NamedTuple):
-    """P seats of one row each.
-
-    Attributes:
-        seats: who sits there, None for nobody; `tokens` are those that are filled without a gap.
-        generators: of each seat's draws, None for nobody.
-        session: holds the prompts.
-        canvas: what is filled of every continuation, `[P, T]`, `MASKED` elsewhere; T is the length limit.
-    """
-
-    seats: tuple[Seat | None, ...]
-    generators: tuple[torch.Generator | None, ...]
-    session: DiffusionSession
-    canvas: Tensor
 
 
 @dataclass
@@ -103,7 +87,8 @@ class Canvas:
         prefix = prompts_of(requests, device=device)
         session = self.proposal.model.session(prefix.tokens.clamp_min(0), prefix.length)
         canvas = torch.full((len(requests), limit), MASKED, dtype=torch.long, device=device)
-        return _with(CanvasState(empty, empty, session, canvas), range(len(requests)), requests)
+        kept = torch.zeros_like(prefix.length)
+        return with_prompts(CanvasState(empty, empty, session, canvas, kept), range(len(requests)), requests)
 
     def step(self, state: CanvasState) -> CanvasState:
         """One forward, and the places filled that the rule chooses (`Decoder.step`)."""
@@ -116,8 +101,10 @@ class Canvas:
             )
         rows = torch.tensor([place for place, _ in seated], device=device)
         before = state.canvas[rows]
-        shown, eligible = _open_places(before, self.proposal.lookahead, self.span)
-        logits = state.session.score(rows, shown)
+        shown, eligible = open_places(before, self.proposal.lookahead, self.span)
+        # A session with a cache is given what is filled without a gap, unless the rule looks at it again.
+        keeps = state.session.has_history and isinstance(self.rule, Ordered)
+        logits = score(state, rows, shown) if keeps else state.session.score(rows, shown)
         log_q = self.proposal.log_probs(logits, self.proposal.lanes)[:, 0]
         generators = [own for place, _ in seated if (own := state.generators[place]) is not None]
         uniform = PromptSource(generators, device=device).uniform((limit,))[:, : shown.shape[1]]
@@ -131,12 +118,13 @@ class Canvas:
         if commit.remask is not None:
             part[commit.remask] = MASKED
         part[commit.places] = drawn
-        end, whole = _ends(after, self.proposal.model.eos_id)
+        end, whole = ends(after, self.proposal.model.eos_id)
         seats = list(state.seats)
         found = zip(after.tolist(), end.tolist(), whole.tolist(), strict=True)
         for (place, seat), (row, count, complete) in zip(seated, found, strict=True):
             seats[place] = seat.after(row[:count], complete=complete)
-        return state._replace(seats=tuple(seats), canvas=state.canvas.index_copy(0, rows, after))
+        state = state._replace(seats=tuple(seats), canvas=state.canvas.index_copy(0, rows, after))
+        return keep(state, rows) if keeps else state
 
     def finished(self, state: CanvasState) -> list[int]:
         """Seats whose continuation is complete (`Decoder.finished`)."""
@@ -160,48 +148,20 @@ class Canvas:
         """The state with other prompts in some seats (`Decoder.reseat`)."""
         device = state.canvas.device
         held = torch.tensor([0 if seat is None else len(seat.request.prompt) for seat in state.seats], device=device)
+        held += state.kept
         rows = torch.tensor(seats, device=device)
         fresh = prompts_of(requests, device=device)
         reseat(state.session, held, rows, fresh.tokens, fresh.length)
-        return _with(state._replace(canvas=state.canvas.index_fill(0, rows, MASKED)), seats, requests)
-
-
-def _with(state: CanvasState, places: Iterable[int], requests: Sequence[Request | None]) -> CanvasState:
-    """The state with prompts before their first forward in some seats; session and canvas are left as they are."""
-    seats, generators = list(state.seats), list(state.generators)
-    for place, request in zip(places, requests, strict=True):
-        seats[place] = Seat.of(request)
-        generators[place] = None if request is None else request.generator()
-    return state._replace(seats=tuple(seats), generators=tuple(generators))
+        state = state._replace(
+            canvas=state.canvas.index_fill(0, rows, MASKED), kept=state.kept.index_fill(0, rows, 0)
+        )
+        return with_prompts(state, seats, requests)
 
 
 def _untempered(law: Shaping, log_q: Tensor, logits: Tensor) -> Tensor:
     """The law of the model's logits at temperature 1 and without truncation; `log_q` is that under `law`."""
     plain = Shaping(banned_ids=law.banned_ids)
     return log_q if law == plain else plain.log_probs(logits)
-
-
-def _open_places(canvas: Tensor, lookahead: int, span: int | None) -> tuple[Tensor, Tensor]:
-    """What the model is shown of `canvas: [R, T]`, and where tokens may be filled in, both `[R, width]`."""
-    masked = canvas == MASKED
-    first = masked.to(torch.uint8).argmax(1)  # filled without a gap, [R]
-    width = int((first + lookahead).clamp_max(canvas.shape[1]).max())
-    place = torch.arange(width, device=canvas.device)
-    visible = place < (first + lookahead)[:, None]
-    reach = first + lookahead if span is None else first // span * span + span
-    return torch.where(visible, canvas[:, :width], ABSENT), masked[:, :width] & visible & (place < reach[:, None])
-
-
-def _ends(canvas: Tensor, eos_id: int | None) -> tuple[Tensor, Tensor]:
-    """How many tokens of each continuation of `canvas: [R, T]` are filled without a gap, up to the end of sequence,
-    and whether that is all of it."""
-    columns = canvas.shape[1]
-    gap = torch.where((canvas == MASKED).any(1), (canvas == MASKED).to(torch.uint8).argmax(1), columns)
-    if eos_id is None:
-        return gap, gap == columns
-    ended = canvas == eos_id
-    stop = torch.where(ended.any(1), ended.to(torch.uint8).argmax(1) + 1, columns)
-    return torch.minimum(gap, stop), gap >= stop
 
 
 def as_proposal(proposal: DLMProposal | ModelPair) -> DLMProposal:

@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness import HERE
+
 pytest.importorskip("matplotlib", reason="plots need the extra 'analysis'")
 
 #: Command, further arguments, and a line that its output holds.
 COMMANDS = {
-    "throughput": ((), "over dlm-1"),
+    "throughput": ((), "over dlm-1+prefix"),
     "overhead": ((), "run / networks"),
+    "operations": (("--where", "3"), "what waits"),
     "scaling": (("--factors", "N"), "exponent"),
     "cache": ((), "same tokens"),
     "proposal_cache": ((), "ms / DLM forward"),
     "tree_nodes": ((), "tokens / AR node"),
     "profile": ((), "networks"),
+    "versus": (("--other", str(HERE)), "2 of 2"),
     "proposals": ((), "tokens / draft"),
     "step_path": ((), "hops"),
     "equal_cost": ((), "KL bound"),
@@ -54,6 +58,10 @@ def test_command_prints_tables_and_writes_json_and_png(
         ("throughput", ["--batches", "0"], "0"),
         ("overhead", ["--repetitions", "many"], "--repetitions"),
         ("scaling", ["--factors", "Q"], "--factors"),
+        ("versus", ["--other", "nowhere"], "--other"),
+        ("versus", ["--other", ".", "--methods", "paper|smc-1|smc-4"], "--methods"),
+        ("versus", ["--other", str(HERE), "--methods", "paper|fastest"], "fastest"),
+        ("operations", ["--caches", "window"], "--caches"),
         ("tree_nodes", ["--w", "2"], "2"),
         ("tree_nodes", ["--speed"], "--speed"),
     ],

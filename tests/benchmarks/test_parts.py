@@ -17,6 +17,7 @@ from benchmarks.overhead_arithmetic import MockStep, blocks
 from benchmarks.replay import Tape, observe, replay
 from benchmarks.report import Sheet, Verdict
 from benchmarks.scaling import slope
+from benchmarks.versus import both
 from smc_bridge.methods.poe_bridge import smc
 
 
@@ -165,3 +166,9 @@ def test_a_profile_counts_every_moment_once() -> None:
         op: (2, 2, 4.0, 4.0, {a: (1, 1, 3.0, 3.0), b: (1, 1, 1.0, 1.0)}),
     }
     assert profile.own_seconds(stats) == {a: 5.0, b: 2.0}
+
+
+def test_methods_of_two_sides_are_spelled_with_their_options() -> None:
+    assert both("smc-1, paper,w=0.5") == (("smc-1", "smc-1"), ("paper,w=0.5", "paper,w=0.5"))
+    assert both("paper|paper,window=8,w=0.5,tree-32") == (("paper", "paper,window=8,w=0.5"), ("tree-32", "tree-32"))
+    assert both("paper,w=0.5|paper,w=0.5,window=8") == (("paper,w=0.5", "paper,w=0.5,window=8"),)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from smc_bridge.decode import decode
 from smc_bridge.methods.canvas import PATIENCE, Canvas
 from smc_bridge.methods.rules import AllAtOnce, Commit, CommitRule, Look, Ordered, Reconsider, checked
 from smc_bridge.models.protocols import ABSENT, MASKED
-from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.models.tabular import TabularAR, TabularDiffusionSession, TabularDLM
 from smc_bridge.proposals.chain import PrefixFilled
 from smc_bridge.registry import spelled
 from tests.toys import toy_pair
@@ -288,3 +289,27 @@ def test_exact_samples_have_a_spelling() -> None:
     expected = ar_sampling(ARTarget(pair.ar, temperature=0.7, top_k=2), [[1], [2, 1]], seed=3, max_new_tokens=LIMIT)
     assert [r.sequences for r in found] == [r.sequences for r in expected]
     assert found[0].settings["exact"]
+
+
+@pytest.mark.parametrize("order", ["left_to_right", "entropy", "confidence"])
+def test_a_session_that_is_given_what_is_filled_scores_the_same_places(order: Any) -> None:
+    """A session with a cache holds tokens as they come; one whose scores are a function of them gives the same."""
+
+    exact = DLMProposal(TabularDLM(TabularAR.random(3, 8, seed=1)), lookahead=3)
+
+    def run() -> list[Any]:
+        return decode(Canvas(exact, Ordered(order, 2), 3), PROMPTS * 2, seed=range(8), max_new_tokens=LIMIT, batch=3)
+
+    plain, committed, commit = run(), [], TabularDiffusionSession.commit
+
+    def watched(self: TabularDiffusionSession, block: torch.Tensor, count: torch.Tensor) -> None:
+        committed.append(int(count.sum()))
+        commit(self, block, count)
+
+    with (
+        mock.patch.object(TabularDiffusionSession, "has_history", True, create=True),
+        mock.patch.object(TabularDiffusionSession, "commit", watched, create=True),
+    ):
+        cached = run()
+    assert [result.sequences for result in cached] == [result.sequences for result in plain]
+    assert sum(committed) > sum(map(len, PROMPTS))
