@@ -5,9 +5,11 @@ A session that recomputes needs nothing else: its `score` reads `tokens` and `le
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.models.host import counting, given, listed, sent, told
 from smc_bridge.models.protocols import Session
 
 
@@ -15,7 +17,7 @@ def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, 
     """Append the first `count[r]` tokens of `block[r]` to row r.
 
     Args:
-        tokens: `[R, S]`; entries past `length` are ignored.
+        tokens: `[R, S]`; entries past `length` are `fill`.
         length: `[R]`.
         block: `[R, L]`.
         count: `[R]`, between 0 and L.
@@ -25,18 +27,18 @@ def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, 
     Raises:
         ValueError: a count outside 0 .. L.
     """
-    room = block.shape[1]
-    if count.numel() == 0:
+    room, counts = block.shape[1], listed(count)
+    if not counts:
         return tokens[:, :0], length
-    low, high = (int(x) for x in count.aminmax())
-    if low < 0 or high > room:
-        raise ValueError(f"length {count.tolist()} of a block of {room} tokens: give 0 to {room}")
-    new_length = length + count
-    width = int(new_length.max())
-    # Whole blocks are put behind the rows, then what is too much is masked.
-    out = torch.nn.functional.pad(tokens, (0, max(0, width + room - tokens.shape[1])), value=fill)
-    out = out.scatter_(1, length[:, None] + torch.arange(room, device=tokens.device), block)[:, :width]
-    return out.masked_fill_(torch.arange(width, device=tokens.device) >= new_length[:, None], fill), new_length
+    if min(counts) < 0 or max(counts) > room:
+        raise ValueError(f"length {counts} of a block of {room} tokens: give 0 to {room}")
+    before = listed(length)
+    after = [n + more for n, more in zip(before, counts, strict=True)]
+    width, step = max(after), np.arange(room)
+    # What does not count is put into a column of its own, which is then left out.
+    place = np.where(step < np.array(counts)[:, None], np.array(before)[:, None] + step, width)
+    out = torch.nn.functional.pad(tokens, (0, width + 1 - tokens.shape[1]), value=fill)
+    return out.scatter_(1, sent(place, tokens.device), block)[:, :width], told(length + count, after)
 
 
 class Rows:
@@ -50,8 +52,13 @@ class Rows:
             raise ValueError(
                 f"tokens {tuple(tokens.shape)} and length {tuple(length.shape)}: give tokens [R, S] and length [R]"
             )
-        self.tokens = tokens.clone()
+        self.tokens = _filled(tokens, length)
         self.length = length.clone()
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return listed(self.length)
 
     def commit(self, block: Tensor, length: Tensor) -> None:
         """Append the first `length[r]` tokens of `block[r]` to row r."""
@@ -59,14 +66,22 @@ class Rows:
 
     def gather(self, ancestors: Tensor) -> None:
         """Let row r become a copy of the former row `ancestors[r]`."""
-        self.tokens, self.length = self.tokens[ancestors], self.length[ancestors]
+        lengths, source = self.lengths, listed(ancestors)
+        self.tokens = self.tokens[ancestors]
+        self.length = told(self.length[ancestors], [lengths[r] for r in source])
 
     def crop(self, length: Tensor) -> None:
         """Keep the first `length[r]` tokens of row r."""
-        if bool(((length < 0) | (length > self.length)).any()):
-            raise ValueError(f"crop length {length.tolist()} for rows of {self.length.tolist()} tokens: give no more")
+        lengths = listed(length)
+        if any(not 0 <= n <= held for n, held in zip(lengths, self.lengths, strict=True)):
+            raise ValueError(f"crop length {lengths} for rows of {self.lengths} tokens: give no more")
         self.length = length
-        self.tokens = self.tokens[:, : int(length.max()) if length.numel() else 0]
+        self.tokens = _filled(self.tokens[:, : max(lengths, default=0)], length)
+
+
+def _filled(tokens: Tensor, length: Tensor) -> Tensor:
+    """A copy of `tokens: [R, S]` with 0 past the first `length: [R]` of each row."""
+    return tokens.masked_fill(counting(tokens.shape[1], tokens.device) >= length[:, None], 0)
 
 
 def reseat(session: Session, held: Tensor, rows: Tensor, tokens: Tensor, length: Tensor) -> None:
@@ -78,8 +93,10 @@ def reseat(session: Session, held: Tensor, rows: Tensor, tokens: Tensor, length:
         rows: which rows, `[B]`.
         tokens, length: what they hold afterwards, `[B, S]` and `[B]`.
     """
-    session.crop(held.index_fill(0, rows, 0))
-    counts = torch.zeros_like(held).index_copy(0, rows, length)
-    if bool(counts.any()):
+    kept, counts = listed(held).copy(), [0] * held.numel()
+    for row, count in zip(listed(rows), listed(length), strict=True):
+        kept[row], counts[row] = 0, count
+    session.crop(given(kept, held.device))
+    if any(counts):
         blocks = tokens.new_zeros(held.numel(), tokens.shape[1])
-        session.commit(blocks.index_copy(0, rows, tokens.clamp_min(0)), counts)
+        session.commit(blocks.index_copy(0, rows, tokens.clamp_min(0)), given(counts, held.device))
