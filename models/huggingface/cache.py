@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from smc_bridge.models.host import sent
 from smc_bridge.models.huggingface.chunks import told_as
 
 
@@ -37,7 +38,7 @@ def as_span(rows: list[int], device: torch.device) -> slice | Tensor:
     """`rows: [n]` as a slice if they stand together in ascending order, else as an index."""
     if rows == list(range(rows[0], rows[0] + len(rows))):
         return slice(rows[0], rows[0] + len(rows))
-    return torch.tensor(rows, device=device)
+    return sent(rows, device)
 
 
 class KeyValues(Cache):  # type: ignore[misc]

@@ -11,18 +11,21 @@ pending (particles of a new prompt) are read once, in a forward of their own, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.models.host import counting, listed, read_together, sent, told
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_prefixes
 from smc_bridge.models.huggingface.attention import Attention
 from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
 from smc_bridge.models.huggingface.chunks import RowChunks
 from smc_bridge.models.huggingface.packing import Forest, chain_forest, fresh_mask, group_lanes, no_forest, tree_forest
 from smc_bridge.models.huggingface.scored import Scored
-from smc_bridge.models.huggingface.trees import check_trees
+from smc_bridge.models.huggingface.trees import check_trees, depth_of
 from smc_bridge.models.rows import Rows
 
 #: Padded tokens that reading equal prefixes apart must save to be worth a forward of its own.
@@ -50,9 +53,9 @@ class CachedCausalSession(Rows):
         self.chunks = chunks
         self.lanes = lanes
         self.cache = KeyValues(tokens.shape[0])
-        self.cached = torch.zeros_like(self.length)  # [R]: columns that hold keys and values; below `length`
+        self.cached = [0] * len(self.lengths)  # columns of each row that hold keys and values; below its length
         self._scored: list[Scored] = []  # since the last commit, of rows that do not overlap
-        self._source: Tensor | None = None  # [R]: the buffer's row that each row has been gathered from
+        self._source: list[int] | None = None  # the buffer's row that each row has been gathered from
         self._before = self.tokens, self.cached  # of the buffer's rows, while `_source` is set
 
     def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
@@ -82,34 +85,34 @@ class CachedCausalSession(Rows):
 
     def commit(self, block: Tensor, length: Tensor) -> None:
         """Append the first `length[r]` tokens of `block[r]` to row r; what of them was scored is not read again."""
-        before = self.length
+        before, answers = self.lengths, self._look(block, length)
         super().commit(block, length)
-        self._settle(before, self.length, block, length)
+        self._settle(before, self.lengths, *answers)
 
     def gather(self, ancestors: Tensor) -> None:
         """Let row r become a copy of the former row `ancestors[r]`; nothing is copied before it is needed."""
-        here = torch.arange(self.length.shape[0], device=self.length.device)
-        if torch.equal(ancestors, here):
+        here, source = list(range(len(self.cached))), listed(ancestors)
+        if source == here:
             return
         if self._source is None:
             self._source, self._before = here, (self.tokens, self.cached)
-        self._source, self.cached = self._source[ancestors], self.cached[ancestors]
+        self._source, self.cached = [self._source[r] for r in source], [self.cached[r] for r in source]
         super().gather(ancestors)
 
     def crop(self, length: Tensor) -> None:
         """Keep the first `length[r]` tokens of row r."""
-        self._settle(self.length, self.length)
+        self._settle(self.lengths, self.lengths, *self._look())
         super().crop(length)
-        self.cached = torch.minimum(self.cached, (length - 1).clamp_min(0))
+        self.cached = [min(held, max(n - 1, 0)) for held, n in zip(self.cached, self.lengths, strict=True)]
 
     def _score(self, rows: Tensor, tokens: Tensor, parents: Tensor | None) -> Tensor:
         """Logits `[B, C, A]` along drafts `tokens: [B, C]`, or after the nodes of trees `[B, C - 1]`."""
-        lengths = self.length[rows]
-        check_prefixes(rows, lengths)
-        lanes = group_lanes(rows.tolist())
+        index, trees = listed(rows), parents
+        check_prefixes(index, [self.lengths[r] for r in index])
+        lanes = group_lanes(index)
         if self._source is not None or any(not set(lanes.rows).isdisjoint(scored.rows) for scored in self._scored):
-            self._settle(self.length, self.length)
-        order = None if lanes.entry is None else torch.tensor(lanes.entry, device=tokens.device).flatten()
+            self._settle(self.lengths, self.lengths, *self._look())
+        order = None if lanes.entry is None else sent(lanes.entry, tokens.device).flatten()
         shape = len(lanes.rows), lanes.width, tokens.shape[1]
         tokens = (tokens if order is None else tokens[order]).view(shape)
         if parents is None:
@@ -122,23 +125,23 @@ class CachedCausalSession(Rows):
                 tokens.flatten(0, 1)[:, None], parents.flatten(0, 1)[:, None]
             )
         self._read_equal_prefixes_once(lanes.rows)
-        out, scored = self._forward(lanes.rows, self.length, forest, alone, lanes.width)
+        lengths = self.lengths
+        out, scored = self._forward(lanes.rows, lengths, forest, alone, lanes.width)
         self._scored.append(scored)
         out = out.reshape(shape[0] * shape[1], -1, self.model.vocab_size)
-        depth = torch.nn.functional.pad(forest.depth, (1, 0)).expand(shape[0], -1)  # [G, T + 1]
-        if forest.wanted is not None:
-            depth = depth.gather(1, forest.wanted.expand(shape[0], -1))
-        depth = depth.reshape(out.shape[:2])
         if order is not None:
             place = torch.empty_like(rows)
-            place[order] = torch.arange(order.numel(), device=order.device)  # an entry shown twice reads either
-            out, depth = out[place], depth[place]
-        return self.model.check_logits(out, rows, lengths[:, None] + depth)
+            place[order] = counting(order.numel(), order.device)  # an entry shown twice reads either
+            out = out[place]
+
+        return self.model.check_logits(
+            out, lambda b, c: (index[b], lengths[index[b]] + (c if trees is None else depth_of(trees[b], c)))
+        )
 
     def _forward(
-        self, rows: list[int], length: Tensor, forest: Forest, alone: Forest | None = None, lanes: int = 1
+        self, rows: list[int], lengths: Sequence[int], forest: Forest, alone: Forest | None = None, lanes: int = 1
     ) -> tuple[Tensor, Scored]:
-        """One forward over `[pending | forest]` of G distinct rows, whose prefixes end at `length: [R]`.
+        """One forward over `[pending | forest]` of G distinct rows; prefixes of all R rows end at `lengths`.
 
         Args:
             alone: the same nodes with every lane in a row of its own (`lanes = "copied"`).
@@ -146,122 +149,145 @@ class CachedCausalSession(Rows):
         Returns:
             wanted logits, `[G, C, A]`, and what is left in the buffer.
         """
-        at = as_span(rows, length.device)
-        length, cached = length[at], self.cached[at]
-        pending = length - cached
-        base, widest = int(cached.max()), int(pending.max())
+        device = self.tokens.device
+        copies, nodes = (1, forest) if alone is None else (lanes, alone)
+        of = [row for row in rows for _ in range(copies)]  # session row of each row of the forward
+        cached = [self.cached[row] for row in of]
+        end = np.array([[lengths[row]] for row in of])
+        pending = [lengths[row] - held for row, held in zip(of, cached, strict=True)]
+        base, widest, count = max(cached), max(pending), nodes.tokens.shape[1]
         self.cache.reserve(base + widest + forest.tokens.shape[1])
-        place = (length[:, None] + torch.arange(-widest, 0, device=length.device)).clamp_min(0)
-        told = self.tokens[at].gather(1, place)  # [G, widest]
-        copies = 1
-        nodes = forest
-        if alone is not None:
-            copies, nodes = lanes, alone
-            told, place, length, cached, pending = (
-                x.repeat_interleave(lanes, 0) for x in (told, place, length, cached, pending)
-            )
+        place = sent((end + np.arange(-widest, 0)).clip(0), device)  # [G * copies, widest]
+        told = self.tokens[sent(of, device)[:, None], place]
         ids = torch.cat([told, nodes.tokens], dim=1)
-        position = torch.cat([place, length[:, None] + nodes.depth - 1], dim=1)
-        keep = nodes.tokens.shape[1] + 1 if nodes.wanted is None else nodes.wanted + widest - 1
+        position = torch.cat([place, sent(end - 1, device) + nodes.depth], dim=1)
+        keep: int | Tensor = count + 1
+        if nodes.wanted is not None:
+            keep = nodes.wanted if widest == 1 else nodes.wanted + widest - 1
+        at = as_span(rows, device)
 
         def forward(part: slice) -> Tensor:
             """Wanted logits of these of the rows."""
             mine = slice(part.start * copies, part.stop * copies)
-            some = nodes.rows(mine)
+            some, longest = nodes.rows(mine), int(end[mine].max()) - 1 + count
             self.cache.span = Span(_part(at, part), base, widest, copies)
-            seen = fresh_mask(some.lineage, pending[mine], widest)
+            seen = fresh_mask(some, pending[mine], widest)
             out = self.model.cached_logits(
-                ids[mine], position_ids=position[mine], cache=self.cache,
-                mask=self.attention.mask(cached[mine], base, seen, position[mine]),
+                ids[mine], position_ids=position[mine], longest=longest, cache=self.cache,
+                mask=self.attention.mask(cached[mine], base, seen, position[mine], longest),
                 keep=keep if isinstance(keep, int) or keep.shape[0] == 1 else keep[mine],
             )
             self.cache.settle()
             return out.reshape(part.stop - part.start, -1, out.shape[-1])
 
-        count = keep if isinstance(keep, int) else keep.shape[1]
+        wanted = keep if isinstance(keep, int) else keep.shape[1]
         scores = self.chunks(
-            forward, len(rows), tokens=ids.shape[1] * copies, logits=count * copies * self.model.vocab_size
+            forward, len(rows), tokens=ids.shape[1] * copies, logits=wanted * copies * self.model.vocab_size
         )
-        slot = torch.full_like(self.length, -1)
-        slot[at] = torch.arange(len(rows), device=slot.device)
-        return scores, Scored(rows, slot, base, widest, forest)
+        return scores, Scored(rows, base, widest, forest)
+
+    def _look(self, block: Tensor | None = None, count: Tensor | None = None) -> tuple[list[list[list[int]] | None], list[int] | None]:
+        """What has to be read before `_settle`, and `count: [R]` with it.
+
+        Args:
+            block: tokens that follow, `[R, L]`.
+        Returns:
+            for each record of what was scored, what its forest has of the blocks; and how many of their first tokens
+            rows share with the rows of the buffer that they take over.
+        """
+        source, before = self._source, self._before[0]
+        origin = range(len(self.cached)) if source is None else source
+        found = [None if block is None else scored.match(origin, block) for scored in self._scored]
+        asked = [x for x in found if x is not None]
+        if source is not None and len(source) == before.shape[0]:
+            asked.append((before == before[sent(source, before.device)]).cumprod(1).sum(1, keepdim=True))
+        if asked and count is not None:
+            asked.append(count[:, None])
+        answers = iter(read_together(asked) if asked else [])
+        matches = [None if x is None else next(answers) for x in found]
+        equal = None
+        if source is not None and len(source) == before.shape[0]:
+            equal = [n for [n] in next(answers)]
+        if asked and count is not None:
+            told(count, [n for [n] in next(answers)])
+        return matches, equal
 
     def _settle(
-        self, before: Tensor, after: Tensor, block: Tensor | None = None, count: Tensor | None = None
+        self, before: Sequence[int], after: Sequence[int], found: Sequence[list[list[int]] | None],
+        equal: Sequence[int] | None,
     ) -> None:
         """Put what was scored and is kept, and rows that were gathered, where they belong.
 
+        Everything is read before anything is written, since rows may change places.
+
         Args:
-            before: where the pending tokens of the last forward end, `[R]`.
-            after: length of each row now, `[R]`; its last token stays pending.
-            block, count: tokens that followed, `[R, L]`, and how many of them count, `[R]`.
+            before: where the pending tokens of the last forward end, of each row.
+            after: length of each row now; its last token stays pending.
+            found, equal: see `_look`.
         """
         scored, source = self._scored, self._source
-        if scored or source is not None:
-            self._scored, self._source = [], None
-            self._put(scored, source, before, after, block, count)
-
-    def _put(
-        self, records: list[Scored], source: Tensor | None, before: Tensor, after: Tensor, block: Tensor | None = None,
-        count: Tensor | None = None,
-    ) -> None:
-        """See `_settle`. Everything is read before anything is written, since rows may change places."""
-        here = torch.arange(before.shape[0], device=before.device)
-        origin = here if source is None else source
-        held, writes = self.cached, []
-        for scored in records:
-            kept, column = scored.kept(origin, held, before, after, block, count)
-            target = held[:, None] + torch.arange(column.shape[1], device=column.device)
-            put = (target < kept[:, None]) & ((column != target) | (origin != here)[:, None])
-            row, which = put.nonzero(as_tuple=True)
-            if row.numel():
-                values = self.cache.read(origin[row], column[row, which])
-                writes.append((row, target[row, which], values))
-            self.cached = torch.maximum(self.cached, kept)
+        self._scored, self._source = [], None
+        held = self.cached
+        moves = self._kept(scored, range(len(held)) if source is None else source, before, after, found)
+        if moves:
+            from_row, from_column, row, column = sent(np.array(moves).T, self.tokens.device).unbind()
+            values = self.cache.read(from_row, from_column)
         if source is not None:
-            self._move(source, held)
-        for row, target, values in writes:
-            self.cache.write(row, target, values)
+            if equal is None:
+                self.cache.resize(sent(source, self.tokens.device))
+            else:
+                common = [min(n, own) for n, own in zip(equal, self._before[1], strict=True)]
+                self._move(source, common, held)
+        if moves:
+            self.cache.write(row, column, values)
 
-    def _move(self, source: Tensor, end: Tensor) -> None:
-        """Copy the columns in which rows differ from their sources, of the first `end: [R]`."""
-        tokens, held = self._before
-        if source.shape[0] != tokens.shape[0]:
-            self.cache.resize(source)
-            return
-        changed = (source != torch.arange(source.shape[0], device=source.device)).nonzero().flatten()
-        if not changed.numel():
-            return
-        origin = source[changed]
-        equal = (tokens[changed] == tokens[origin]).cumprod(1).sum(1)
-        first = int(torch.minimum(equal, held[changed]).min())
-        self.cache.move(changed, origin, first, int(end[changed].max()))
+    def _kept(
+        self, records: Sequence[Scored], origin: Sequence[int], before: Sequence[int], after: Sequence[int],
+        found: Sequence[list[list[int]] | None],
+    ) -> list[tuple[int, int, int, int]]:
+        """Count what rows keep of some forwards as cached, and say from which row and column to which it has to move."""
+        moves = []
+        for scored, nodes in zip(records, found, strict=True):
+            held = self.cached
+            kept = scored.kept(origin, held, before, after, nodes)
+            moves += [
+                (origin[r], column, r, target)
+                for r, columns in enumerate(kept)
+                for target, column in enumerate(columns, held[r])
+                if column != target or origin[r] != r
+            ]
+            self.cached = [n + len(columns) for n, columns in zip(held, kept, strict=True)]
+        return moves
+
+    def _move(self, source: Sequence[int], common: Sequence[int], end: Sequence[int]) -> None:
+        """Copy the columns in which rows differ from their sources: of R each, from `common` on, up to `end`."""
+        changed = [r for r, row in enumerate(source) if row != r]
+        if changed:
+            at, origin = sent([changed, [source[r] for r in changed]], self.tokens.device)
+            self.cache.move(at, origin, min(common[r] for r in changed), max(end[r] for r in changed))
 
     def _read_equal_prefixes_once(self, rows: list[int]) -> None:
         """Read what is pending of rows with equal prefixes in one forward over distinct ones, if that saves enough."""
-        if len(rows) == 1:
-            return
-        at = torch.tensor(rows, device=self.length.device)
-        pending = self.length[at] - self.cached[at]
-        spare = int(pending.max()) - 1
+        held, lengths = self.cached, self.lengths
+        pending = [lengths[r] - held[r] for r in rows]
+        spare = max(pending) - 1
         if (len(rows) - 1) * spare <= WORTH_A_FORWARD:
             return
-        long = at[pending > 1]
-        column = torch.arange(self.tokens.shape[1], device=at.device)
-        told = self.tokens[long].masked_fill(column >= self.length[long][:, None] - 1, -1)
-        distinct, group = torch.unique(told, dim=0, return_inverse=True)
-        if (len(rows) - distinct.shape[0]) * spare <= WORTH_A_FORWARD:
+        long = [r for r, count in zip(rows, pending, strict=True) if count > 1]
+        told = self.tokens[sent(long, self.tokens.device)].tolist()
+        reader: dict[tuple[int, ...], int] = {}
+        source = list(range(len(lengths)))
+        for r, tokens in zip(long, told, strict=True):
+            source[r] = reader.setdefault(tuple(tokens[: lengths[r] - 1]), r)
+        if (len(rows) - len(reader)) * spare <= WORTH_A_FORWARD:
             return
-        first = torch.full((distinct.shape[0],), len(rows), device=at.device)
-        first = first.scatter_reduce(0, group, torch.arange(len(long), device=at.device), "amin")
-        reader = long[first]
-        _, scored = self._forward(reader.tolist(), self.length - 1, no_forest(len(reader), at.device))
-        self._put([scored], None, self.length - 1, self.length)
-        source = torch.arange(self.length.shape[0], device=at.device)
-        source[long] = reader[group]
-        self._before = self.tokens, self.cached
-        self.cached = self.cached[source]
-        self._move(source, self.cached)
+        before, readers = [n - 1 for n in lengths], list(reader.values())
+        _, scored = self._forward(readers, before, no_forest(len(readers), self.tokens.device))
+        self._scored, waiting = [scored], self._scored
+        self._settle(before, lengths, [None], None)
+        self._scored = waiting
+        self.cached = [self.cached[r] for r in source]
+        self._move(source, held, self.cached)
 
 
 def _part(rows: slice | Tensor, part: slice) -> slice | Tensor:

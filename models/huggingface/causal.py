@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from smc_bridge.models.host import counting, listed
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_prefixes, counts_past_padding
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.cached import CachedCausalSession
@@ -99,9 +100,9 @@ class HuggingFaceCausalSession(Rows):
             return self.model.empty(batch, window)
         read = torch.full_like(length, window - 1)
         ids, whole = append_ragged(prefix, length, drafts[:, :-1], read, fill=0)
-        column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        column = counting(ids.shape[1], ids.device).expand_as(ids)
         attention = (column < whole[:, None]).long()
-        position = length[:, None] + torch.arange(window, device=ids.device)
+        position = length[:, None] + counting(window, ids.device)
 
         def forward(part: slice) -> Tensor:
             """Logits of these of the rows."""
@@ -111,7 +112,7 @@ class HuggingFaceCausalSession(Rows):
             )
 
         out = self.model.chunks(forward, batch, tokens=ids.shape[1], logits=window * self.model.vocab_size)
-        return self.model.check_logits(out, rows, position)
+        return self.model.check_logits(out, lambda b, c: (int(rows[b]), int(position[b, c])))
 
     def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
         """Logits after every node of trees, `[B, T + 1, A]`: every path to a leaf is a draft
@@ -135,5 +136,5 @@ class HuggingFaceCausalSession(Rows):
     def _prefixes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Prefixes `[B, S]` and lengths `[B]` of `rows`, S the longest of them."""
         length = self.length[rows]
-        check_prefixes(rows, length)
-        return self.tokens[rows][:, : int(length.max()) if length.numel() else 0], length
+        check_prefixes(listed(rows), listed(length))
+        return self.tokens[rows][:, : max(listed(length), default=0)], length

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from smc_bridge.models.host import listed, sent
 from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
 from smc_bridge.models.huggingface.canvas import Fresh
 
@@ -57,15 +58,14 @@ class PrefixCache:
         self.keys_values.settle()
         if fresh.seen is None:
             return
-        device, base, width = fresh.ids.device, max(start), fresh.head + int(shift)
-        count = torch.tensor(lengths, device=device) - torch.tensor(start, device=device) - int(shift)
-        column = torch.arange(width, device=device).expand(len(rows), -1)
-        own = fresh.position[:, :width]
-        put = ((column < count[:, None]) | (column >= fresh.head)) & (own != base + column)
-        entry, place = put.nonzero(as_tuple=True)
-        if entry.numel():
-            row = torch.tensor(rows, device=device)[entry]
-            self.keys_values.write(row, own[entry, place], self.keys_values.read(row, base + place))
+        base, width = max(start), fresh.head + int(shift)
+        count = np.array(lengths) - np.array(start) - int(shift)
+        column, own = np.arange(width), fresh.position[:, :width]
+        entry, place = (((column < count[:, None]) | (column >= fresh.head)) & (own != base + column)).nonzero()
+        if len(entry):
+            moved = np.stack([np.array(rows)[entry], own[entry, place], base + place])
+            row, to, origin = sent(moved, fresh.ids.device).unbind()
+            self.keys_values.write(row, to, self.keys_values.read(row, origin))
 
     def mark(self, rows: Sequence[int], start: Sequence[int], tokens: Tensor, lengths: Sequence[int]) -> None:
         """Note that all tokens of these distinct rows are kept, and give their twins the same.
@@ -80,11 +80,13 @@ class PrefixCache:
         others = [r for r in range(len(lengths)) if r not in scored and (lengths[r], self._parts[r]) in keys]
         source: dict[int, int] = {}  # index into `rows` of what each twin equals
         if others:
-            told = {r: (self._parts[r], tuple(tokens[r, : lengths[r]].tolist())) for r in (*rows, *others)}
+            every = [*rows, *others]
+            read = tokens[sent(every, tokens.device)].tolist()
+            told = {r: (self._parts[r], tuple(row[: lengths[r]])) for r, row in zip(every, read, strict=True)}
             source = _nearest(rows, others, told)
         if source:
             twins, like = list(source), [rows[b] for b in source.values()]
-            at, of = (torch.tensor(x, device=tokens.device) for x in (twins, like))
+            at, of = sent([twins, like], tokens.device)
             self.keys_values.move(at, of, min(start[b] for b in source.values()), max(lengths[r] for r in twins))
         for r, n in zip(rows, start, strict=True):
             self._forwards += 1
@@ -94,13 +96,14 @@ class PrefixCache:
 
     def gather(self, ancestors: Tensor) -> None:
         """Let row r become a copy of the former row `ancestors[r]`."""
-        source = ancestors.tolist()
+        source = listed(ancestors)
         changed = [r for r, a in enumerate(source) if r != a]
         if len(source) != len(self._parts):
             self.keys_values.resize(ancestors)
         elif changed:
-            rows, known = torch.tensor(changed, device=ancestors.device), self.known
-            self.keys_values.move(rows, ancestors[rows], 0, max(known[source[r]] for r in changed))
+            known = self.known
+            rows, origin = sent([changed, [source[r] for r in changed]], ancestors.device)
+            self.keys_values.move(rows, origin, 0, max(known[source[r]] for r in changed))
         self._parts = [self._parts[a] for a in source]
 
     def crop(self, lengths: Sequence[int]) -> None:

@@ -10,13 +10,15 @@ Shapes: G packed rows, K lanes of each, T nodes, F = pending + T fresh tokens, C
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from smc_bridge.models.huggingface.trees import tree_structure
+from smc_bridge.models.host import counting, sent
+from smc_bridge.models.huggingface.trees import rooted
 
 #: Lanes are merged into a trie if that leaves at most this share of the nodes: less is not worth the ragged outputs.
 WORTH_MERGING = 0.85
@@ -53,21 +55,28 @@ class Forest(NamedTuple):
     """`[G, T]`."""
     depth: Tensor
     """`[G or 1, T]`, at least 1."""
-    lineage: Tensor
-    """`[G or 1, T, T]`, True at (j, i) if node j sees node i."""
+    seen: Tensor
+    """`[G or 1, T + 1, T + 1]`, True at (j, i) if place j sees place i: place 0 is the last token of the prefix, which
+    all see, and node j is place j + 1."""
     wanted: Tensor | None
     """`[G or 1, C]`: the scores to return, 0 after the prefix alone, j + 1 after node j; None for all T + 1."""
+    chains: int = 0
+    """K, if the nodes are K chains of one length, one after the other; 0 if they are not."""
+
+    @property
+    def lineage(self) -> Tensor:
+        """`[G or 1, T, T]`, True at (j, i) if node j sees node i."""
+        return self.seen[:, 1:, 1:]
 
     def rows(self, part: slice) -> Forest:
         """The packed rows of `part` alone."""
-        tokens, depth, lineage = (x if x.shape[0] == 1 else x[part] for x in self[:3])
-        wanted = self.wanted if self.wanted is None or self.wanted.shape[0] == 1 else self.wanted[part]
-        return Forest(tokens, depth, lineage, wanted)
+        own = (x if x is None or x.shape[0] == 1 else x[part] for x in self[:4])
+        return Forest(*own, self.chains)
 
 
 @lru_cache(maxsize=64)
 def _chains(lanes: int, steps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Depth, lineage and wanted scores of `lanes` chains of `steps` nodes, leading dimension 1."""
+    """Depth, what is seen, and wanted scores of `lanes` chains of `steps` nodes, leading dimension 1."""
     with torch.inference_mode(False):  # they outlive the caller's mode
         step = torch.arange(steps, device=device)
         start = steps * torch.arange(lanes, device=device)[:, None]
@@ -75,7 +84,14 @@ def _chains(lanes: int, steps: int, device: torch.device) -> tuple[Tensor, Tenso
         chain = torch.ones(steps, steps, dtype=torch.bool, device=device).tril()
         lineage = torch.kron(torch.eye(lanes, dtype=torch.bool, device=device), chain)[None]
         wanted = torch.nn.functional.pad(start + step + 1, (1, 0)).reshape(1, -1)
-        return depth, lineage, None if lanes == 1 else wanted
+        return depth, _below_root(lineage), None if lanes == 1 else wanted
+
+
+def _below_root(lineage: Tensor) -> Tensor:
+    """What places see of each other, `[.., T + 1, T + 1]`, from what nodes do, `[.., T, T]`."""
+    seen = torch.nn.functional.pad(lineage, (1, 0, 1, 0))
+    seen[..., 0] = True
+    return seen
 
 
 def chain_forest(drafts: Tensor, *, merge: bool = True) -> Forest:
@@ -90,13 +106,12 @@ def chain_forest(drafts: Tensor, *, merge: bool = True) -> Forest:
     if merge and lanes > 1 and steps > 0:
         same = (tokens[:, :, None] == tokens[:, None]).cumprod(-1)  # [G, K, K, V - 1]
         owner = same.argmax(2)  # the first lane with the same beginning
-        fresh = (owner == torch.arange(lanes, device=drafts.device)[:, None]).flatten(1)  # [G, K * (V - 1)]
+        fresh = (owner == counting(lanes, drafts.device)[:, None]).flatten(1)  # [G, K * (V - 1)]
         count = fresh.sum(1)
         nodes = int(count.max())
         if nodes <= WORTH_MERGING * lanes * steps:
             return _trie(tokens, owner, fresh, count, nodes)
-    depth, lineage, wanted = _chains(lanes, steps, drafts.device)
-    return Forest(tokens.flatten(1), depth, lineage, wanted)
+    return Forest(tokens.flatten(1), *_chains(lanes, steps, drafts.device), lanes)
 
 
 def _trie(tokens: Tensor, owner: Tensor, fresh: Tensor, count: Tensor, nodes: int) -> Forest:
@@ -109,16 +124,16 @@ def _trie(tokens: Tensor, owner: Tensor, fresh: Tensor, count: Tensor, nodes: in
     device = tokens.device
     rank = fresh.cumsum(1) - 1
     node_of = rank.view(batch, lanes, steps).gather(1, owner)  # [G, K, D]: place in the trie
-    flat = torch.arange(lanes * steps, device=device).expand(batch, -1)
+    flat = counting(lanes * steps, device).expand(batch, -1)
     origin = torch.zeros(batch, nodes + 1, dtype=torch.long, device=device)
     origin = origin.scatter(1, torch.where(fresh, rank, nodes), flat)[:, :nodes]  # [G, T]
     lane, step = origin // steps, origin % steps
-    row = torch.arange(batch, device=device)[:, None, None]
+    row = counting(batch, device)[:, None, None]
     sees = owner[row, lane[:, :, None], step[:, None, :]] == lane[:, None, :]
-    real = torch.arange(nodes, device=device) < count[:, None]
+    real = counting(nodes, device) < count[:, None]
     lineage = sees & (step[:, None, :] <= step[:, :, None]) & real[:, None, :]
     wanted = torch.nn.functional.pad(node_of + 1, (1, 0)).flatten(1)
-    return Forest(tokens.flatten(1).gather(1, origin), step + 1, lineage, wanted)
+    return Forest(tokens.flatten(1).gather(1, origin), step + 1, _below_root(lineage), wanted)
 
 
 def tree_forest(tokens: Tensor, parents: Tensor) -> Forest:
@@ -130,38 +145,36 @@ def tree_forest(tokens: Tensor, parents: Tensor) -> Forest:
         ValueError: if a parent does not stand before its child.
     """
     batch, lanes, nodes = tokens.shape
-    lineage, depth = tree_structure(parents.flatten(0, 1))
+    seen = rooted(parents.flatten(0, 1))
+    depth = seen.sum(-1)[:, 1:] - 1
     if lanes == 1:
-        return Forest(tokens[:, 0], depth, lineage, None)
-    start = nodes * torch.arange(lanes, device=tokens.device)[:, None]
+        return Forest(tokens[:, 0], depth, seen, None)
+    start = nodes * counting(lanes, tokens.device)[:, None]
     own = torch.eye(lanes, dtype=torch.bool, device=tokens.device)[:, None, :, None]
-    apart = own & lineage.view(batch, lanes, nodes, 1, nodes)
-    wanted = torch.nn.functional.pad(start + torch.arange(nodes, device=tokens.device) + 1, (1, 0)).reshape(1, -1)
-    return Forest(
-        tokens.flatten(1), depth.view(batch, -1), apart.reshape(batch, lanes * nodes, lanes * nodes), wanted
-    )
+    apart = own & seen[:, 1:, 1:].view(batch, lanes, nodes, 1, nodes)
+    wanted = torch.nn.functional.pad(start + counting(nodes, tokens.device) + 1, (1, 0)).reshape(1, -1)
+    apart = _below_root(apart.reshape(batch, lanes * nodes, lanes * nodes))
+    return Forest(tokens.flatten(1), depth.view(batch, -1), apart, wanted)
 
 
 def no_forest(rows: int, device: torch.device) -> Forest:
     """A forest without nodes, for a forward over pending tokens alone."""
-    none = torch.zeros(1, 0, dtype=torch.long, device=device)
-    return Forest(none.expand(rows, 0), none, none.new_zeros(1, 0, 0, dtype=torch.bool), None)
+    none = torch.zeros(rows, 0, dtype=torch.long, device=device)
+    return Forest(none, none[:1], torch.ones(1, 1, 1, dtype=torch.bool, device=device), None)
 
 
-def fresh_mask(lineage: Tensor, pending: Tensor, widest: int) -> Tensor:
+def fresh_mask(forest: Forest, pending: Sequence[int], widest: int) -> Tensor:
     """What the fresh tokens of a packed row see of each other, `[G or 1, F, F]`, F = `widest` + T.
 
     Args:
-        lineage: `[G or 1, T, T]`.
-        pending: pending tokens of each row, `[G]`, which stand in the last of the first `widest` columns.
+        pending: pending tokens of each row, at least 1, which stand in the last of the first `widest` columns.
     """
-    seen = torch.nn.functional.pad(lineage, (widest, 0, widest, 0))
     if widest == 1:
-        seen[:, :, 0] = True
-        return seen
-    column = torch.arange(widest, device=lineage.device)
-    real = column >= widest - pending[:, None]  # [G, widest]
-    seen = seen.expand(real.shape[0], -1, -1).clone()
+        return forest.seen
+    device = forest.tokens.device
+    column = counting(widest, device)
+    real = column >= sent([[widest - count] for count in pending], device)  # [G, widest]
+    seen = torch.nn.functional.pad(forest.lineage, (widest, 0, widest, 0)).expand(len(pending), -1, -1).clone()
     seen[:, widest:, :widest] = real[:, None]
     seen[:, :widest, :widest] = (real[:, None] & (column <= column[:, None])) | (column == column[:, None])
     return seen

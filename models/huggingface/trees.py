@@ -7,12 +7,50 @@ expansion into paths for the tokens along the way to every leaf, the cache for w
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+from smc_bridge.models.checks import refuse
+from smc_bridge.models.host import counting
+
+
+def rooted(parents: Tensor) -> Tensor:
+    """Who is an ancestor of whom, the root included.
+
+    With A the matrix that has a one where a node meets its parent, `I + A + A^2 + ...` has a one where it meets an
+    ancestor or itself. That is the inverse of the triangular matrix `I - A`; numbers as small as these are exact.
+
+    Args:
+        parents: `[B, T]`; 0 is the root, j + 1 is node j.
+    Returns:
+        `[B, T + 1, T + 1]`, True at (j, i) if place i is place j or an ancestor of it; the root stands first.
+    Raises:
+        ValueError: if a parent does not stand before its child.
+    """
+    nodes = parents.shape[1]
+    place = counting(nodes + 1, parents.device)
+    wrong = (parents < 0) | (parents > place[:nodes])
+    refuse(
+        wrong,
+        lambda at: f"parents[{at[0]}, {at[1]}] = {int(parents[at])}: a parent stands before its child; give a number "
+        f"from 0 to {at[1]}",
+    )
+    above = (parents[..., None] == place).float()
+    one = _identity(nodes + 1, parents.device)
+    return torch.linalg.solve_triangular(one - torch.nn.functional.pad(above, (0, 0, 1, 0)), one, upper=False) > 0.5
+
+
+@lru_cache(maxsize=64)
+def _identity(size: int, device: torch.device) -> Tensor:
+    """The identity matrix `[size, size]`, made once."""
+    with torch.inference_mode(False):  # it outlives the caller's mode
+        return torch.eye(size, device=device)
+
 
 def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
-    """Ancestors and depth of every node, by doubling the reach of the parent relation.
+    """Ancestors and depth of every node.
 
     Args:
         parents: `[B, T]`; 0 is the root, j + 1 is node j.
@@ -22,22 +60,16 @@ def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if a parent does not stand before its child.
     """
-    batch, nodes = parents.shape
-    index = torch.arange(nodes, device=parents.device)
-    wrong = (parents < 0) | (parents > index)
-    if bool(wrong.any()):
-        b, j = (int(i) for i in wrong.nonzero()[0])
-        raise ValueError(
-            f"parents[{b}, {j}] = {int(parents[b, j])}: a parent stands before its child; give a number from 0 to {j}"
-        )
-    tree = torch.arange(batch, device=parents.device)[:, None]
-    lineage = torch.eye(nodes + 1, dtype=torch.bool, device=parents.device).expand(batch, -1, -1)  # the root first
-    above = torch.nn.functional.pad(parents, (1, 0))  # [B, T + 1]: the ancestor that `lineage` has not reached yet
-    while bool(above.any()):
-        lineage = lineage | lineage[tree, above]
-        above = above.gather(1, above)
-    lineage = lineage[:, 1:, 1:]
+    lineage = rooted(parents)[:, 1:, 1:]
     return lineage, lineage.sum(-1)
+
+
+def depth_of(parents: Tensor, place: int) -> int:
+    """Depth of a place of the tree `parents: [T]`, 0 for the root, which is place 0, where node j is place j + 1."""
+    depth = 0
+    while place:
+        place, depth = int(parents[place - 1]), depth + 1
+    return depth
 
 
 def check_trees(tokens: Tensor, parents: Tensor) -> None:
@@ -71,25 +103,35 @@ def leaf_paths(tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor,
     return tree, paths, path_of, depth
 
 
-def longest_match(
-    tokens: Tensor, depth: Tensor, lineage: Tensor, block: Tensor, length: Tensor
-) -> tuple[Tensor, Tensor]:
+def longest_match(tokens: Tensor, depth: Tensor, lineage: Tensor, block: Tensor) -> Tensor:
     """The longest path from the root that spells a prefix of a block.
 
     Args:
         tokens: of R trees, `[R, T]`, T at least 1.
         depth: `[R or 1, T]`.
         lineage: `[R or 1, T, T]`, as of `tree_structure`.
-        block: `[R, L]`, L at least 1, of which the first `length: [R]` tokens count.
+        block: `[R, L]`.
     Returns:
-        `matched: [R]`, tokens of the block that the tree holds; `path: [R, L]`, the node of each of them, arbitrary
-        past `matched`. Of several nodes with equal paths the last is given.
+        `[R, L]`, the node of each of the block's tokens, -1 from where the tree holds none. Of several nodes with equal
+        paths the last is given.
     """
     rows, width = block.shape
-    depth = depth.expand(rows, -1)
-    same = (tokens == block.gather(1, (depth - 1).clamp(max=width - 1))) & (depth <= length[:, None])
-    same = ~(lineage & ~same[:, None]).any(-1)  # a node matches if all of its path does
-    node = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    path = torch.zeros(rows, width + 1, dtype=torch.long, device=tokens.device)
-    path = path.scatter_reduce(1, torch.where(same, depth - 1, width), node, "amax")
-    return (depth * same).amax(1), path[:, :width]
+    place = (depth - 1).clamp(0, width).expand(rows, -1)
+    other = tokens != torch.nn.functional.pad(block, (0, 1), value=-1).gather(1, place)
+    off = (lineage & other[:, None]).any(-1)  # a node matches if all of its path does
+    path = torch.full((rows, width + 1), -1, dtype=torch.long, device=tokens.device)
+    node = counting(tokens.shape[1], tokens.device).expand_as(tokens)
+    return path.scatter_reduce_(1, torch.where(off, width, place), node, "amax")[:, :width]
+
+
+def longest_run(chains: Tensor, block: Tensor) -> Tensor:
+    """How many of a block's first tokens each of some chains begins with.
+
+    Args:
+        chains: `[R, K, T]`.
+        block: `[R, L]`.
+    Returns:
+        `[R, K]`.
+    """
+    most = min(chains.shape[2], block.shape[1])
+    return (chains[..., :most] == block[:, None, :most]).cumprod(-1).sum(-1)
