@@ -1,8 +1,9 @@
-"""What tensors hold, on the host: read once each, or told by whoever made them of values that the host has.
+"""What tensors hold, on the host: read once each, or told by whoever knows it.
 
 To read a tensor makes the host wait for its device, so lengths, rows and counts are kept here as lists beside the
-tensors: a tensor that two sessions are given is read for both, and one that was made of known values is not read at
-all. The way back, from the host to the device, waits for nothing.
+tensors. A tensor that was read is not read again until it is written to, and one that was made of known values is not
+read at all. Inference tensors do not tell whether they were written to: of these only what was told is known. The way
+back, from the host to the device, waits for nothing.
 """
 
 from __future__ import annotations
@@ -16,43 +17,58 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-#: Of each tensor that was read: its version then, and what it held.
+#: Of each tensor: its version when its values were known, and the values.
 _KNOWN: MutableMapping[Tensor, tuple[int, list[Any]]] = WeakTensorKeyDictionary()
 
 
-def listed(tensor: Tensor) -> list[Any]:
-    """`tensor.tolist()`, read from the device once until the tensor is written to; the list is not to be changed."""
-    if tensor.is_inference():  # it does not count its versions
-        return list(tensor.tolist())
-    found = _KNOWN.get(tensor)
-    if found is None or found[0] != tensor._version:
-        found = _KNOWN[tensor] = tensor._version, tensor.tolist()
-    return found[1]
-
-
 def told(tensor: Tensor, values: list[Any]) -> Tensor:
-    """Return `tensor`, which holds `values`, so that nobody has to read it."""
-    if not tensor.is_inference():
-        _KNOWN[tensor] = tensor._version, values
+    """Return `tensor: [...]`, which holds `values` (`tensor.tolist()`), so that nobody has to read it.
+
+    Neither is to be written to: of an inference tensor it would not be noticed.
+    """
+    _KNOWN[tensor] = _version(tensor), values
     return tensor
+
+
+def known(tensor: Tensor) -> list[Any] | None:
+    """What `tensor: [...]` holds, if that was told or read before; not to be written to."""
+    found = _KNOWN.get(tensor)
+    return found[1] if found is not None and found[0] == _version(tensor) else None
+
+
+def listed(*tensors: Tensor) -> list[list[Any]]:
+    """What tensors of one type hold, each `[...]` a nested list, not to be written to; at most one read for all."""
+    found = {i: known(tensor) for i, tensor in enumerate(tensors)}
+    unknown = [i for i, values in found.items() if values is None]
+    if len(unknown) == 1:
+        found[unknown[0]] = tensors[unknown[0]].tolist()
+    elif unknown:
+        parts = [tensors[i] if tensors[i].dim() == 1 else tensors[i].flatten() for i in unknown]
+        ends = np.cumsum([part.shape[0] for part in parts])
+        for i, part in zip(unknown, np.split(np.array(torch.cat(parts).tolist()), ends[:-1]), strict=True):
+            found[i] = part.reshape(tensors[i].shape).tolist()
+    for i in unknown:
+        if not tensors[i].is_inference():
+            told(tensors[i], found[i] or [])
+    return [values or [] for values in found.values()]
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; 0 for inference tensors."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def sent(values: Any, device: torch.device) -> Tensor:
     """Numbers of the host, lists or an array `[...]`, as a tensor `[...]` on the device, without waiting for it."""
     tensor = torch.from_numpy(np.asarray(values))
+    if device.type == "cpu":
+        return tensor
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def given(values: list[int], device: torch.device) -> Tensor:
     """A LongTensor `[n]` of `values` on the device, which is known to hold them."""
     return told(sent(np.asarray(values, dtype=np.int64), device), values)
-
-
-def read_together(columns: list[Tensor]) -> list[list[list[int]]]:
-    """What several LongTensors `[R, C]` hold, each of its own C, in one read."""
-    rows = torch.cat(columns, dim=1).tolist() if len(columns) > 1 else columns[0].tolist()
-    ends = np.cumsum([0, *(x.shape[1] for x in columns)]).tolist()
-    return [[row[start:end] for row in rows] for start, end in zip(ends, ends[1:], strict=False)]
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,9 @@ from smc_bridge.models.host import counting, given, listed, sent, told
 from smc_bridge.models.protocols import Session
 
 
-def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, *, fill: int) -> tuple[Tensor, Tensor]:
+def append_ragged(
+    tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, *, fill: int, counts: list[int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Append the first `count[r]` tokens of `block[r]` to row r.
 
     Args:
@@ -22,17 +24,18 @@ def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, 
         block: `[R, L]`.
         count: `[R]`, between 0 and L.
         fill: value of the entries past the new lengths.
+        counts: what `count` holds, if that is known.
     Returns:
         tokens `[R, S']` with `S' = max(length + count)`, and the new lengths `[R]`.
     Raises:
         ValueError: a count outside 0 .. L.
     """
-    room, counts = block.shape[1], listed(count)
+    room = block.shape[1]
+    before, counts = listed(length, count) if counts is None else (*listed(length), counts)
     if not counts:
         return tokens[:, :0], length
     if min(counts) < 0 or max(counts) > room:
         raise ValueError(f"length {counts} of a block of {room} tokens: give 0 to {room}")
-    before = listed(length)
     after = [n + more for n, more in zip(before, counts, strict=True)]
     width, step = max(after), np.arange(room)
     # What does not count is put into a column of its own, which is then left out.
@@ -58,24 +61,33 @@ class Rows:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row."""
-        return listed(self.length)
+        return listed(self.length)[0]
 
     def commit(self, block: Tensor, length: Tensor) -> None:
         """Append the first `length[r]` tokens of `block[r]` to row r."""
-        self.tokens, self.length = append_ragged(self.tokens, self.length, block, length, fill=0)
+        self._append(block, length)
+
+    def _append(self, block: Tensor, length: Tensor, counts: list[int] | None = None) -> None:
+        """See `commit`; `counts` is what `length` holds, if that is known."""
+        self.tokens, self.length = append_ragged(self.tokens, self.length, block, length, fill=0, counts=counts)
 
     def gather(self, ancestors: Tensor) -> None:
         """Let row r become a copy of the former row `ancestors[r]`."""
-        lengths, source = self.lengths, listed(ancestors)
-        self.tokens = self.tokens[ancestors]
-        self.length = told(self.length[ancestors], [lengths[r] for r in source])
+        lengths, source = listed(self.length, ancestors)
+        if source != list(range(len(lengths))):
+            self._follow(source)
+            self.tokens = self.tokens[ancestors]
+            self.length = told(self.length[ancestors], [lengths[r] for r in source])
+
+    def _follow(self, source: list[int]) -> None:
+        """Let what a session keeps beside the tokens follow: row r becomes a copy of the former row `source[r]`."""
 
     def crop(self, length: Tensor) -> None:
         """Keep the first `length[r]` tokens of row r."""
-        lengths = listed(length)
-        if any(not 0 <= n <= held for n, held in zip(lengths, self.lengths, strict=True)):
-            raise ValueError(f"crop length {lengths} for rows of {self.lengths} tokens: give no more")
-        self.length = length
+        lengths, held = listed(length, self.length)
+        if any(not 0 <= n <= most for n, most in zip(lengths, held, strict=True)):
+            raise ValueError(f"crop length {lengths} for rows of {held} tokens: give no more")
+        self.length = told(length.clone(), lengths)
         self.tokens = _filled(self.tokens[:, : max(lengths, default=0)], length)
 
 
@@ -93,8 +105,9 @@ def reseat(session: Session, held: Tensor, rows: Tensor, tokens: Tensor, length:
         rows: which rows, `[B]`.
         tokens, length: what they hold afterwards, `[B, S]` and `[B]`.
     """
-    kept, counts = listed(held).copy(), [0] * held.numel()
-    for row, count in zip(listed(rows), listed(length), strict=True):
+    before, index, after = listed(held, rows, length)
+    kept, counts = before.copy(), [0] * len(before)
+    for row, count in zip(index, after, strict=True):
         kept[row], counts[row] = 0, count
     session.crop(given(kept, held.device))
     if any(counts):

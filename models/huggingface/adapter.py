@@ -78,6 +78,11 @@ def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(allowed[:, None], *_levels(dtype, allowed.device))
 
 
+def open_mask(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One zero, `[]`, to be expanded to an additive mask; not to be written to."""
+    return _levels(dtype, device)[0]
+
+
 @lru_cache(maxsize=64)
 def _levels(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """What an additive mask holds where attention is allowed and elsewhere, a number each, made once."""
@@ -226,7 +231,8 @@ class HuggingFaceAdapter:
         """Outputs of the model, `[B, C, columns]`, as scores `[B, C, A]` of `score_dtype`, on the adapter's device."""
         if out.shape[-1] > self.vocab_size:
             out = out[..., : self.vocab_size]
-        return out.to(device=self.device, dtype=score_type(out.dtype))
+        dtype, device = score_type(out.dtype), self.device
+        return out if (out.dtype, out.device) == (dtype, device) else out.to(device=device, dtype=dtype)
 
     def empty(self, batch: int, count: int) -> Tensor:
         """Scores of no positions or no rows, `[batch, count, A]`."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.models.host import counting, listed, read_together, sent, told
+from smc_bridge.models.host import counting, listed, sent
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_prefixes
 from smc_bridge.models.huggingface.attention import Attention
 from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
@@ -30,6 +30,9 @@ from smc_bridge.models.rows import Rows
 
 #: Padded tokens that reading equal prefixes apart must save to be worth a forward of its own.
 WORTH_A_FORWARD = 64
+
+#: Of each record of what was scored, what its forest has of the blocks of all rows (`Scored.match`).
+Found = list[list[list[int]] | None]
 
 
 class CachedCausalSession(Rows):
@@ -85,33 +88,29 @@ class CachedCausalSession(Rows):
 
     def commit(self, block: Tensor, length: Tensor) -> None:
         """Append the first `length[r]` tokens of `block[r]` to row r; what of them was scored is not read again."""
-        before, answers = self.lengths, self._look(block, length)
-        super().commit(block, length)
+        before, (counts, *answers) = self.lengths, self._look(block, length)
+        self._append(block, length, counts)
         self._settle(before, self.lengths, *answers)
 
-    def gather(self, ancestors: Tensor) -> None:
-        """Let row r become a copy of the former row `ancestors[r]`; nothing is copied before it is needed."""
-        here, source = list(range(len(self.cached))), listed(ancestors)
-        if source == here:
-            return
+    def _follow(self, source: list[int]) -> None:
+        """Only note where rows come from: nothing is copied before it is needed."""
         if self._source is None:
-            self._source, self._before = here, (self.tokens, self.cached)
+            self._source, self._before = list(range(len(self.cached))), (self.tokens, self.cached)
         self._source, self.cached = [self._source[r] for r in source], [self.cached[r] for r in source]
-        super().gather(ancestors)
 
     def crop(self, length: Tensor) -> None:
         """Keep the first `length[r]` tokens of row r."""
-        self._settle(self.lengths, self.lengths, *self._look())
+        self._catch_up()
         super().crop(length)
         self.cached = [min(held, max(n - 1, 0)) for held, n in zip(self.cached, self.lengths, strict=True)]
 
     def _score(self, rows: Tensor, tokens: Tensor, parents: Tensor | None) -> Tensor:
         """Logits `[B, C, A]` along drafts `tokens: [B, C]`, or after the nodes of trees `[B, C - 1]`."""
-        index, trees = listed(rows), parents
-        check_prefixes(index, [self.lengths[r] for r in index])
+        [index], lengths, trees = listed(rows), self.lengths, parents
+        check_prefixes(index, [lengths[r] for r in index])
         lanes = group_lanes(index)
         if self._source is not None or any(not set(lanes.rows).isdisjoint(scored.rows) for scored in self._scored):
-            self._settle(self.lengths, self.lengths, *self._look())
+            self._catch_up()
         order = None if lanes.entry is None else sent(lanes.entry, tokens.device).flatten()
         shape = len(lanes.rows), lanes.width, tokens.shape[1]
         tokens = (tokens if order is None else tokens[order]).view(shape)
@@ -125,7 +124,6 @@ class CachedCausalSession(Rows):
                 tokens.flatten(0, 1)[:, None], parents.flatten(0, 1)[:, None]
             )
         self._read_equal_prefixes_once(lanes.rows)
-        lengths = self.lengths
         out, scored = self._forward(lanes.rows, lengths, forest, alone, lanes.width)
         self._scored.append(scored)
         out = out.reshape(shape[0] * shape[1], -1, self.model.vocab_size)
@@ -157,10 +155,10 @@ class CachedCausalSession(Rows):
         pending = [lengths[row] - held for row, held in zip(of, cached, strict=True)]
         base, widest, count = max(cached), max(pending), nodes.tokens.shape[1]
         self.cache.reserve(base + widest + forest.tokens.shape[1])
-        place = sent((end + np.arange(-widest, 0)).clip(0), device)  # [G * copies, widest]
-        told = self.tokens[sent(of, device)[:, None], place]
-        ids = torch.cat([told, nodes.tokens], dim=1)
-        position = torch.cat([place, sent(end - 1, device) + nodes.depth], dim=1)
+        place = (end + np.arange(-widest, 0)).clip(0)  # [G * copies, widest]
+        flat = np.array(of)[:, None] * self.tokens.shape[1] + place
+        ids = torch.cat([self.tokens.take(sent(flat, device)), nodes.tokens], dim=1)
+        position = torch.cat([sent(place, device), sent(end - 1, device) + nodes.depth], dim=1)
         keep: int | Tensor = count + 1
         if nodes.wanted is not None:
             keep = nodes.wanted if widest == 1 else nodes.wanted + widest - 1
@@ -186,36 +184,35 @@ class CachedCausalSession(Rows):
         )
         return scores, Scored(rows, base, widest, forest)
 
-    def _look(self, block: Tensor | None = None, count: Tensor | None = None) -> tuple[list[list[list[int]] | None], list[int] | None]:
-        """What has to be read before `_settle`, and `count: [R]` with it.
+    def _look(self, block: Tensor | None = None, count: Tensor | None = None) -> tuple[list[int], Found, list[int]]:
+        """What has to be read before `_settle`, in one read.
 
         Args:
-            block: tokens that follow, `[R, L]`.
+            block, count: tokens that follow, `[R, L]`, and how many of them count, `[R]`.
         Returns:
-            for each record of what was scored, what its forest has of the blocks; and how many of their first tokens
-            rows share with the rows of the buffer that they take over.
+            what `count` holds; for each record of what was scored, what its forest has of the blocks; and how many of
+            their first tokens rows share with the buffer's rows that they replace.
         """
         source, before = self._source, self._before[0]
         origin = range(len(self.cached)) if source is None else source
         found = [None if block is None else scored.match(origin, block) for scored in self._scored]
+        moved = source is not None and len(source) == before.shape[0]
         asked = [x for x in found if x is not None]
-        if source is not None and len(source) == before.shape[0]:
-            asked.append((before == before[sent(source, before.device)]).cumprod(1).sum(1, keepdim=True))
-        if asked and count is not None:
-            asked.append(count[:, None])
-        answers = iter(read_together(asked) if asked else [])
+        if moved:
+            asked.append((before == before[sent(source, before.device)]).cumprod(1).sum(1))
+        if count is not None:
+            asked.append(count)
+        answers = iter(listed(*asked))
         matches = [None if x is None else next(answers) for x in found]
-        equal = None
-        if source is not None and len(source) == before.shape[0]:
-            equal = [n for [n] in next(answers)]
-        if asked and count is not None:
-            told(count, [n for [n] in next(answers)])
-        return matches, equal
+        equal = next(answers) if moved else []
+        return next(answers, []), matches, equal
 
-    def _settle(
-        self, before: Sequence[int], after: Sequence[int], found: Sequence[list[list[int]] | None],
-        equal: Sequence[int] | None,
-    ) -> None:
+    def _catch_up(self) -> None:
+        """Settle what was scored and gathered, without a block that follows."""
+        lengths, (_, *answers) = self.lengths, self._look()
+        self._settle(lengths, lengths, *answers)
+
+    def _settle(self, before: Sequence[int], after: Sequence[int], found: Found, equal: Sequence[int]) -> None:
         """Put what was scored and is kept, and rows that were gathered, where they belong.
 
         Everything is read before anything is written, since rows may change places.
@@ -233,19 +230,18 @@ class CachedCausalSession(Rows):
             from_row, from_column, row, column = sent(np.array(moves).T, self.tokens.device).unbind()
             values = self.cache.read(from_row, from_column)
         if source is not None:
-            if equal is None:
-                self.cache.resize(sent(source, self.tokens.device))
+            if equal:
+                self._move(source, [min(n, own) for n, own in zip(equal, self._before[1], strict=True)], held)
             else:
-                common = [min(n, own) for n, own in zip(equal, self._before[1], strict=True)]
-                self._move(source, common, held)
+                self.cache.resize(sent(source, self.tokens.device))
         if moves:
             self.cache.write(row, column, values)
 
     def _kept(
         self, records: Sequence[Scored], origin: Sequence[int], before: Sequence[int], after: Sequence[int],
-        found: Sequence[list[list[int]] | None],
+        found: Found,
     ) -> list[tuple[int, int, int, int]]:
-        """Count what rows keep of some forwards as cached, and say from which row and column to which it has to move."""
+        """Count what rows keep of some forwards as cached; returns from which row and column to which it has to move."""
         moves = []
         for scored, nodes in zip(records, found, strict=True):
             held = self.cached
@@ -274,17 +270,17 @@ class CachedCausalSession(Rows):
         if (len(rows) - 1) * spare <= WORTH_A_FORWARD:
             return
         long = [r for r, count in zip(rows, pending, strict=True) if count > 1]
-        told = self.tokens[sent(long, self.tokens.device)].tolist()
+        prefixes = self.tokens[sent(long, self.tokens.device)].tolist()
         reader: dict[tuple[int, ...], int] = {}
         source = list(range(len(lengths)))
-        for r, tokens in zip(long, told, strict=True):
+        for r, tokens in zip(long, prefixes, strict=True):
             source[r] = reader.setdefault(tuple(tokens[: lengths[r] - 1]), r)
         if (len(rows) - len(reader)) * spare <= WORTH_A_FORWARD:
             return
         before, readers = [n - 1 for n in lengths], list(reader.values())
         _, scored = self._forward(readers, before, no_forest(len(readers), self.tokens.device))
         self._scored, waiting = [scored], self._scored
-        self._settle(before, lengths, [None], None)
+        self._settle(before, lengths, [None], [])
         self._scored = waiting
         self.cached = [self.cached[r] for r in source]
         self._move(source, held, self.cached)

@@ -66,6 +66,6 @@ def lay_out(
         position = position[:1]
     shown = np.where(canvas == MASKED, mask_id, np.where(present, canvas, 0))
     place = position[:, : head + last].clip(max=max(tokens.shape[1] - 1, 0))
-    prefix = tokens[sent(np.array(rows)[:, None], tokens.device), sent(place, tokens.device)]
-    ids = torch.cat([prefix, sent(shown, tokens.device)], dim=1)
+    flat = np.array(rows)[:, None] * tokens.shape[1] + place
+    ids = torch.cat([tokens.take(sent(flat, tokens.device)), sent(shown, tokens.device)], dim=1)
     return Fresh(ids, position, None if everywhere else seen, head)

@@ -136,5 +136,6 @@ class HuggingFaceCausalSession(Rows):
     def _prefixes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Prefixes `[B, S]` and lengths `[B]` of `rows`, S the longest of them."""
         length = self.length[rows]
-        check_prefixes(listed(rows), listed(length))
-        return self.tokens[rows][:, : max(listed(length), default=0)], length
+        index, lengths = listed(rows, length)
+        check_prefixes(index, lengths)
+        return self.tokens[rows][:, : max(lengths, default=0)], length

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.host import counting, given, listed, sent
-from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask
+from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask, open_mask
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.canvas import Fresh, lay_out
 from smc_bridge.models.huggingface.chunks import RowChunks
@@ -145,14 +145,16 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         batch, width = ids.shape
         seen = fresh.seen
         if seen is None:
-            seen = np.ones((1, width + (cache.get_seq_length() if cache is not None else 0)), dtype=bool)
-        mask = additive_mask(sent(seen[:, None], self.device), self.model.dtype).expand(batch, -1, width, -1)
+            held = 0 if cache is None else cache.get_seq_length()
+            mask = open_mask(self.model.dtype, ids.device).expand(batch, 1, width, held + width)
+        else:
+            mask = additive_mask(sent(seen[:, None], ids.device), self.model.dtype).expand(-1, -1, width, -1)
         keep = lookahead + int(self.shift)
         options: dict[str, Any] = {"logits_to_keep": keep, "past_key_values": cache, "use_cache": cache is not None}
         options = {name: value for name, value in options.items() if name in self._accepts}
         with torch.no_grad():  # not inference_mode: a caller may change the scores in place
             out: Tensor = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=sent(fresh.position, self.device), **options
+                input_ids=ids, attention_mask=mask, position_ids=sent(fresh.position, ids.device), **options
             ).logits
         first = out.shape[1] - keep
         return self.scores(out[:, first : first + lookahead])
@@ -168,17 +170,16 @@ class HuggingFaceDiffusionSession(Rows):
         #: Whether a row's scores depend on the forwards before, and not on its tokens alone.
         self.has_history = self._cache is not None
 
-    def gather(self, ancestors: Tensor) -> None:
-        """Let row r become a copy of the former row `ancestors[r]` (`[R']`), its cache too."""
-        super().gather(ancestors)
+    def _follow(self, source: list[int]) -> None:
+        """Let the cache follow."""
         if self._cache is not None:
-            self._cache.gather(ancestors)
+            self._cache.gather(source, self.tokens.device)
 
     def crop(self, length: Tensor) -> None:
         """Keep the first `length[r]` tokens of row r (`[R]`), of its cache too."""
         super().crop(length)
         if self._cache is not None:
-            self._cache.crop(listed(length))
+            self._cache.crop(self.lengths)
 
     def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
         """Logits of the M positions after the prefixes, `[B, M, A]` (`DiffusionSession.score`).
@@ -191,30 +192,30 @@ class HuggingFaceDiffusionSession(Rows):
         batch, lookahead = canvas.shape
         if batch == 0 or lookahead == 0:
             return model.empty(batch, lookahead)
-        index = listed(rows)
-        lengths = [self.lengths[r] for r in index]
+        index, shown, held = listed(rows, canvas, self.length)
+        lengths = [held[r] for r in index]
         if model.shift and min(lengths) < 1:
             raise ValueError(
                 f"length[{index[lengths.index(0)]}] = 0: with shifted outputs nothing predicts the first token; "
                 "start the prefix from bos or a prompt"
             )
         forward = self._cached if self._cache is not None else self._recomputed if model.explicit else self._padded
-        return model.check_logits(forward(index, canvas, lengths), lambda b, c: (index[b], lengths[b] + c))
+        return model.check_logits(forward(index, np.array(shown), lengths), lambda b, c: (index[b], lengths[b] + c))
 
-    def _chunked(self, forward: Callable[[slice], Tensor], canvas: Tensor, width: int) -> Tensor:
+    def _chunked(self, forward: Callable[[slice], Tensor], canvas: np.ndarray, width: int) -> Tensor:
         """Run `forward` over the rows of `canvas: [B, M]`, each `width` tokens long."""
         batch, lookahead = canvas.shape
         kept = (lookahead + int(self.model.shift)) * self.model.vocab_size
         return self.model.chunks(forward, batch, tokens=width, logits=kept)
 
-    def _recomputed(self, rows: list[int], canvas: Tensor, lengths: list[int]) -> Tensor:
+    def _recomputed(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
         """Forwards over prefixes, or what is left of them, and canvases."""
-        model, shown = self.model, np.array(listed(canvas))
+        model = self.model
 
         def forward(part: slice) -> Tensor:
             """Logits of the canvases of these of the rows."""
             fresh = lay_out(
-                self.tokens, rows[part], lengths[part], shown[part], mask_id=model.mask_id, shift=model.shift,
+                self.tokens, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
                 window=model.window, sinks=model.sinks,
             )
             return model.forward(fresh, canvas.shape[1])
@@ -222,7 +223,7 @@ class HuggingFaceDiffusionSession(Rows):
         seen = max(lengths) if model.window is None else min(max(lengths), model.sinks + model.window)
         return self._chunked(forward, canvas, seen + canvas.shape[1])
 
-    def _cached(self, rows: list[int], canvas: Tensor, lengths: list[int]) -> Tensor:
+    def _cached(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
         """Forwards over tokens that are not kept, and canvases; a row that is given again comes after the first."""
         model, cache = self.model, self._cache
         assert cache is not None
@@ -230,17 +231,16 @@ class HuggingFaceDiffusionSession(Rows):
         if len(first) < len(rows):
             out = model.empty(*canvas.shape)
             for part in (first, [b for b in range(len(rows)) if b not in set(first)]):
-                at = sent(part, canvas.device)
-                out[at] = self._cached([rows[b] for b in part], canvas[at], [lengths[b] for b in part])
+                out[part] = self._cached([rows[b] for b in part], canvas[part], [lengths[b] for b in part])
             return out
         # A shifted model reads the last token again, since its output is about the first place of the canvas.
-        known, shown = cache.known, np.array(listed(canvas))
+        known = cache.known
         start = [min(known[r], n - int(model.shift)) for r, n in zip(rows, lengths, strict=True)]
 
         def forward(part: slice) -> Tensor:
             """Logits of the canvases of these of the rows."""
             fresh = lay_out(
-                self.tokens, rows[part], lengths[part], shown[part], mask_id=model.mask_id, shift=model.shift,
+                self.tokens, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
                 cached=start[part],
             )
             held = cache.open(rows[part], fresh, max(start[part]))
@@ -253,12 +253,14 @@ class HuggingFaceDiffusionSession(Rows):
         cache.mark(rows, start, self.tokens, self.lengths)
         return out
 
-    def _padded(self, rows: list[int], canvas: Tensor, lengths: list[int]) -> Tensor:
+    def _padded(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
         """Forwards over right-padded rows, for models that count positions themselves."""
-        model, lookahead, at = self.model, canvas.shape[1], sent(rows, canvas.device)
-        length = given(lengths, canvas.device)
-        shown = canvas.masked_fill(canvas == MASKED, model.mask_id)
-        ids, whole = append_ragged(self.tokens[at], length, shown, (canvas != ABSENT).sum(1), fill=0)
+        model, lookahead, device = self.model, canvas.shape[1], self.tokens.device
+        length = given(lengths, device)
+        shown = sent(np.where(canvas == MASKED, model.mask_id, canvas), device)
+        ids, whole = append_ragged(
+            self.tokens[sent(rows, device)], length, shown, given((canvas != ABSENT).sum(1).tolist(), device), fill=0
+        )
         width = ids.shape[1]
         real = counting(width, ids.device) < whole[:, None]  # [B, W]
         # Places that a row does not have read its last one.

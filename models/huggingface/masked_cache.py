@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from smc_bridge.models.host import listed, sent
+from smc_bridge.models.host import sent
 from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
 from smc_bridge.models.huggingface.canvas import Fresh
 
@@ -94,15 +95,14 @@ class PrefixCache:
         for r, b in source.items():
             self._parts[r] = self._parts[rows[b]]
 
-    def gather(self, ancestors: Tensor) -> None:
-        """Let row r become a copy of the former row `ancestors[r]`."""
-        source = listed(ancestors)
+    def gather(self, source: Sequence[int], device: torch.device) -> None:
+        """Let row r become a copy of the former row `source[r]`; the rows live on `device`."""
         changed = [r for r, a in enumerate(source) if r != a]
         if len(source) != len(self._parts):
-            self.keys_values.resize(ancestors)
+            self.keys_values.resize(sent(source, device))
         elif changed:
             known = self.known
-            rows, origin = sent([changed, [source[r] for r in changed]], ancestors.device)
+            rows, origin = sent([changed, [source[r] for r in changed]], device)
             self.keys_values.move(rows, origin, 0, max(known[source[r]] for r in changed))
         self._parts = [self._parts[a] for a in source]
 
