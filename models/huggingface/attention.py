@@ -64,7 +64,8 @@ class Attention:
         """
         (rows, fresh), device = position.shape, position.device
         if min(cached) == base:
-            mask = torch.nn.functional.pad(additive_mask(seen, self.dtype), (base, 0)).expand(rows, -1, -1, -1)
+            mask = torch.nn.functional.pad(additive_mask(seen, self.dtype), (base, 0))
+            mask = mask if mask.shape[0] == rows else mask.expand(rows, -1, -1, -1)
         else:
             held = sent(np.arange(base) < np.array(cached)[:, None, None], device)
             seen = torch.cat([held.expand(-1, fresh, -1), seen.expand(rows, -1, -1)], dim=-1)

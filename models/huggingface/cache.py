@@ -145,12 +145,12 @@ class KeyValues(Cache):  # type: ignore[misc]
 
     def read(self, row: Tensor, column: Tensor) -> list[Tensor]:
         """Keys and values at n places, `[n, planes, H, D]` of each buffer (a copy)."""
-        return [b[:, row.to(b.device), :, column.to(b.device)] for b in self._buffers]
+        return [b.permute(1, 3, 0, 2, 4)[row.to(b.device), column.to(b.device)] for b in self._buffers]
 
     def write(self, row: Tensor, column: Tensor, values: list[Tensor]) -> None:
         """Write what `read` has returned, `[n, planes, H, D]` of each buffer, to n other places."""
         for buffer, value in zip(self._buffers, values, strict=True):
-            buffer[:, row.to(buffer.device), :, column.to(buffer.device)] = value
+            buffer.permute(1, 3, 0, 2, 4)[row.to(buffer.device), column.to(buffer.device)] = value
 
     def move(self, rows: Tensor, source: Tensor, first: int, end: int) -> None:
         """Let columns `first .. end - 1` of rows `rows: [n]` be those that the rows `source: [n]` had before."""

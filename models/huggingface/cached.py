@@ -88,9 +88,9 @@ class CachedCausalSession(Rows):
 
     def commit(self, block: Tensor, length: Tensor) -> None:
         """Append the first `length[r]` tokens of `block[r]` to row r; what of them was scored is not read again."""
-        before, (counts, *answers) = self.lengths, self._look(block, length)
+        before, (counts, found, equal) = self.lengths, self._look(block, length)
         self._append(block, length, counts)
-        self._settle(before, self.lengths, *answers)
+        self._settle(before, self.lengths, found, equal)
 
     def _follow(self, source: list[int]) -> None:
         """Only note where rows come from: nothing is copied before it is needed."""
@@ -158,7 +158,11 @@ class CachedCausalSession(Rows):
         place = (end + np.arange(-widest, 0)).clip(0)  # [G * copies, widest]
         flat = np.array(of)[:, None] * self.tokens.shape[1] + place
         ids = torch.cat([self.tokens.take(sent(flat, device)), nodes.tokens], dim=1)
-        position = torch.cat([sent(place, device), sent(end - 1, device) + nodes.depth], dim=1)
+        if nodes.chains:
+            depth = np.tile(np.arange(count // nodes.chains) + 1, (len(of), nodes.chains))
+            position = sent(np.concatenate([place, end - 1 + depth], axis=1), device)
+        else:
+            position = torch.cat([sent(place, device), sent(end - 1, device) + nodes.depth], dim=1)
         keep: int | Tensor = count + 1
         if nodes.wanted is not None:
             keep = nodes.wanted if widest == 1 else nodes.wanted + widest - 1
@@ -167,13 +171,19 @@ class CachedCausalSession(Rows):
         def forward(part: slice) -> Tensor:
             """Wanted logits of these of the rows."""
             mine = slice(part.start * copies, part.stop * copies)
-            some, longest = nodes.rows(mine), int(end[mine].max()) - 1 + count
+            longest = int(end[mine].max()) - 1 + count
+
+            def own(x: Tensor) -> Tensor:
+                """What belongs to these rows."""
+                return x if x.shape[0] == 1 or mine == slice(0, len(of)) else x[mine]
+
+            where = own(position)
             self.cache.span = Span(_part(at, part), base, widest, copies)
-            seen = fresh_mask(some, pending[mine], widest)
+            seen = fresh_mask(own(nodes.seen), pending[mine], widest)
             out = self.model.cached_logits(
-                ids[mine], position_ids=position[mine], longest=longest, cache=self.cache,
-                mask=self.attention.mask(cached[mine], base, seen, position[mine], longest),
-                keep=keep if isinstance(keep, int) or keep.shape[0] == 1 else keep[mine],
+                own(ids), position_ids=where, longest=longest, cache=self.cache,
+                keep=keep if isinstance(keep, int) else own(keep),
+                mask=self.attention.mask(cached[mine], base, seen, where, longest),
             )
             self.cache.settle()
             return out.reshape(part.stop - part.start, -1, out.shape[-1])
@@ -209,8 +219,8 @@ class CachedCausalSession(Rows):
 
     def _catch_up(self) -> None:
         """Settle what was scored and gathered, without a block that follows."""
-        lengths, (_, *answers) = self.lengths, self._look()
-        self._settle(lengths, lengths, *answers)
+        lengths, (_, found, equal) = self.lengths, self._look()
+        self._settle(lengths, lengths, found, equal)
 
     def _settle(self, before: Sequence[int], after: Sequence[int], found: Found, equal: Sequence[int]) -> None:
         """Put what was scored and is kept, and rows that were gathered, where they belong.
@@ -241,7 +251,7 @@ class CachedCausalSession(Rows):
         self, records: Sequence[Scored], origin: Sequence[int], before: Sequence[int], after: Sequence[int],
         found: Found,
     ) -> list[tuple[int, int, int, int]]:
-        """Count what rows keep of some forwards as cached; returns from which row and column to which it has to move."""
+        """Count what rows keep of some forwards as cached; returns from which row and column to which it moves."""
         moves = []
         for scored, nodes in zip(records, found, strict=True):
             held = self.cached

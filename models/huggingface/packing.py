@@ -68,11 +68,6 @@ class Forest(NamedTuple):
         """`[G or 1, T, T]`, True at (j, i) if node j sees node i."""
         return self.seen[:, 1:, 1:]
 
-    def rows(self, part: slice) -> Forest:
-        """The packed rows of `part` alone."""
-        own = (x if x is None or x.shape[0] == 1 else x[part] for x in self[:4])
-        return Forest(*own, self.chains)
-
 
 @lru_cache(maxsize=64)
 def _chains(lanes: int, steps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -163,18 +158,19 @@ def no_forest(rows: int, device: torch.device) -> Forest:
     return Forest(none, none[:1], torch.ones(1, 1, 1, dtype=torch.bool, device=device), None)
 
 
-def fresh_mask(forest: Forest, pending: Sequence[int], widest: int) -> Tensor:
+def fresh_mask(seen: Tensor, pending: Sequence[int], widest: int) -> Tensor:
     """What the fresh tokens of a packed row see of each other, `[G or 1, F, F]`, F = `widest` + T.
 
     Args:
+        seen: of the forest, `[G or 1, T + 1, T + 1]`.
         pending: pending tokens of each row, at least 1, which stand in the last of the first `widest` columns.
     """
     if widest == 1:
-        return forest.seen
-    device = forest.tokens.device
-    column = counting(widest, device)
-    real = column >= sent([[widest - count] for count in pending], device)  # [G, widest]
-    seen = torch.nn.functional.pad(forest.lineage, (widest, 0, widest, 0)).expand(len(pending), -1, -1).clone()
+        return seen
+    column = counting(widest, seen.device)
+    real = column >= sent([[widest - count] for count in pending], seen.device)  # [G, widest]
+    before = widest - 1
+    seen = torch.nn.functional.pad(seen, (before, 0, before, 0)).expand(len(pending), -1, -1).clone()
     seen[:, widest:, :widest] = real[:, None]
     seen[:, :widest, :widest] = (real[:, None] & (column <= column[:, None])) | (column == column[:, None])
     return seen

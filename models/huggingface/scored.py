@@ -33,15 +33,19 @@ class Scored:
         forest = self.forest
         if not block.shape[1] or not forest.tokens.shape[1]:
             return None
-        tokens, depth, lineage = forest.tokens, forest.depth, forest.lineage
+        slot = None
         if list(origin) != self.rows:
             place = {row: at for at, row in enumerate(self.rows)}
             slot = sent([place.get(row, 0) for row in origin], block.device)
-            tokens = tokens[slot]
-            depth, lineage = (x if x.shape[0] == 1 else x[slot] for x in (depth, lineage))
+
+        def own(shown: Tensor) -> Tensor:
+            """What the forest shows for each of the R rows, or for all of them."""
+            return shown if slot is None or shown.shape[0] == 1 else shown[slot]
+
+        tokens = forest.tokens if slot is None else forest.tokens[slot]
         if forest.chains:
-            return longest_run(tokens.view(len(origin), forest.chains, -1), block)
-        return longest_match(tokens, depth, lineage, block)
+            return longest_run(tokens, forest.chains, block)
+        return longest_match(tokens, own(forest.depth), own(forest.lineage), block)
 
     def kept(
         self, origin: Sequence[int], held: Sequence[int], before: Sequence[int], after: Sequence[int],

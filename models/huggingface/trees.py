@@ -37,9 +37,10 @@ def rooted(parents: Tensor) -> Tensor:
         lambda at: f"parents[{at[0]}, {at[1]}] = {int(parents[at])}: a parent stands before its child; give a number "
         f"from 0 to {at[1]}",
     )
-    above = (parents[..., None] == place).float()
+    above = torch.nn.functional.pad(parents[..., None] == place, (0, 0, 1, 0))
     one = _identity(nodes + 1, parents.device)
-    return torch.linalg.solve_triangular(one - torch.nn.functional.pad(above, (0, 0, 1, 0)), one, upper=False) > 0.5
+    reached: Tensor = torch.linalg.solve_triangular(torch.where(above, -1.0, one), one, upper=False)
+    return reached > 0.5
 
 
 @lru_cache(maxsize=64)
@@ -124,14 +125,18 @@ def longest_match(tokens: Tensor, depth: Tensor, lineage: Tensor, block: Tensor)
     return path.scatter_reduce_(1, torch.where(off, width, place), node, "amax")[:, :width]
 
 
-def longest_run(chains: Tensor, block: Tensor) -> Tensor:
+def longest_run(tokens: Tensor, chains: int, block: Tensor) -> Tensor:
     """How many of a block's first tokens each of some chains begins with.
 
     Args:
-        chains: `[R, K, T]`.
+        tokens: of K = `chains` chains, one after the other, `[R, K * T]`.
         block: `[R, L]`.
     Returns:
         `[R, K]`.
     """
-    most = min(chains.shape[2], block.shape[1])
-    return (chains[..., :most] == block[:, None, :most]).cumprod(-1).sum(-1)
+    if chains > 1:
+        tokens, block = tokens.view(tokens.shape[0], chains, -1), block[:, None]
+    most = min(tokens.shape[-1], block.shape[-1])
+    if most < tokens.shape[-1]:
+        tokens = tokens[..., :most]
+    return (tokens == block[..., :most]).cumprod(-1).sum(-1, keepdim=chains == 1)
