@@ -66,8 +66,8 @@ def sent(values: Any, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def given(values: list[int], device: torch.device) -> Tensor:
-    """A LongTensor `[n]` of `values` on the device, which is known to hold them."""
+def given(values: list[Any], device: torch.device) -> Tensor:
+    """A LongTensor `[...]` of `values` on the device, which is known to hold them."""
     return told(sent(np.asarray(values, dtype=np.int64), device), values)
 
 

@@ -5,17 +5,17 @@ A session that recomputes needs nothing else: its `score` reads `tokens` and `le
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.models.host import counting, given, listed, sent, told
+from smc_bridge.models.host import given, listed, sent, told
 from smc_bridge.models.protocols import Session
 
 
-def append_ragged(
-    tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, *, fill: int, counts: list[int] | None = None
-) -> tuple[Tensor, Tensor]:
+def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, *, fill: int) -> tuple[Tensor, Tensor]:
     """Append the first `count[r]` tokens of `block[r]` to row r.
 
     Args:
@@ -24,14 +24,13 @@ def append_ragged(
         block: `[R, L]`.
         count: `[R]`, between 0 and L.
         fill: value of the entries past the new lengths.
-        counts: what `count` holds, if that is known.
     Returns:
         tokens `[R, S']` with `S' = max(length + count)`, and the new lengths `[R]`.
     Raises:
         ValueError: a count outside 0 .. L.
     """
     room = block.shape[1]
-    before, counts = listed(length, count) if counts is None else (*listed(length), counts)
+    before, counts = listed(length, count)
     if not counts:
         return tokens[:, :0], length
     if min(counts) < 0 or max(counts) > room:
@@ -45,7 +44,15 @@ def append_ragged(
 
 
 class Rows:
-    """R committed prefixes; the part of a session that does not depend on the model."""
+    """R committed prefixes; the part of a session that does not depend on the model.
+
+    They are kept on the host, where what a forward reads is laid out.
+
+    Attributes:
+        texts: `[R, S]`, tokens of each row, 0 past its end.
+        lengths: tokens of each row.
+        device: where `tokens` and `length` are.
+    """
 
     has_history = False
 
@@ -55,45 +62,62 @@ class Rows:
             raise ValueError(
                 f"tokens {tuple(tokens.shape)} and length {tuple(length.shape)}: give tokens [R, S] and length [R]"
             )
-        self.tokens = _filled(tokens, length)
-        self.length = length.clone()
+        texts, lengths = listed(tokens, length)
+        self.device = tokens.device
+        self._keep(_array(texts, tokens), lengths)
+
+    def _keep(self, texts: np.ndarray, lengths: list[int]) -> None:
+        """Hold the first of the tokens `[R, S]` of each row."""
+        texts = texts[:, : max(lengths, default=0)]
+        self.texts = np.where(np.arange(texts.shape[1]) < np.array(lengths, dtype=np.int64)[:, None], texts, 0)
+        self.lengths = lengths
 
     @property
-    def lengths(self) -> list[int]:
-        """Tokens of each row."""
-        return listed(self.length)[0]
+    def tokens(self) -> Tensor:
+        """Tokens of each row, `[R, S]`, 0 past its end."""
+        return sent(self.texts, self.device)
+
+    @property
+    def length(self) -> Tensor:
+        """Tokens of each row, `[R]`."""
+        return given(self.lengths, self.device)
 
     def commit(self, block: Tensor, length: Tensor) -> None:
         """Append the first `length[r]` tokens of `block[r]` to row r."""
-        self._append(block, length)
+        blocks, counts = listed(block, length)
+        self._append(_array(blocks, block), counts)
 
-    def _append(self, block: Tensor, length: Tensor, counts: list[int] | None = None) -> None:
-        """See `commit`; `counts` is what `length` holds, if that is known."""
-        self.tokens, self.length = append_ragged(self.tokens, self.length, block, length, fill=0, counts=counts)
+    def _append(self, block: np.ndarray, counts: list[int]) -> None:
+        """See `commit`."""
+        room = block.shape[1]
+        if counts and (min(counts) < 0 or max(counts) > room):
+            raise ValueError(f"length {counts} of a block of {room} tokens: give 0 to {room}")
+        whole = np.pad(self.texts, ((0, 0), (0, room)))
+        place = np.array(self.lengths, dtype=np.int64)[:, None] + np.arange(room)
+        np.put_along_axis(whole, place, block, axis=1)
+        self._keep(whole, [n + count for n, count in zip(self.lengths, counts, strict=True)])
 
     def gather(self, ancestors: Tensor) -> None:
         """Let row r become a copy of the former row `ancestors[r]`."""
-        lengths, source = listed(self.length, ancestors)
-        if source != list(range(len(lengths))):
+        [source] = listed(ancestors)
+        if source != list(range(len(self.lengths))):
             self._follow(source)
-            self.tokens = self.tokens[ancestors]
-            self.length = told(self.length[ancestors], [lengths[r] for r in source])
+            self._keep(self.texts[source], [self.lengths[r] for r in source])
 
     def _follow(self, source: list[int]) -> None:
         """Let what a session keeps beside the tokens follow: row r becomes a copy of the former row `source[r]`."""
 
     def crop(self, length: Tensor) -> None:
         """Keep the first `length[r]` tokens of row r."""
-        lengths, held = listed(length, self.length)
-        if any(not 0 <= n <= most for n, most in zip(lengths, held, strict=True)):
-            raise ValueError(f"crop length {lengths} for rows of {held} tokens: give no more")
-        self.length = told(length.clone(), lengths)
-        self.tokens = _filled(self.tokens[:, : max(lengths, default=0)], length)
+        [lengths] = listed(length)
+        if any(not 0 <= n <= held for n, held in zip(lengths, self.lengths, strict=True)):
+            raise ValueError(f"crop length {lengths} for rows of {self.lengths} tokens: give no more")
+        self._keep(self.texts, lengths)
 
 
-def _filled(tokens: Tensor, length: Tensor) -> Tensor:
-    """A copy of `tokens: [R, S]` with 0 past the first `length: [R]` of each row."""
-    return tokens.masked_fill(counting(tokens.shape[1], tokens.device) >= length[:, None], 0)
+def _array(values: list[Any], tensor: Tensor) -> np.ndarray:
+    """What a LongTensor holds, as an array of its shape."""
+    return np.array(values, dtype=np.int64).reshape(tensor.shape)
 
 
 def reseat(session: Session, held: Tensor, rows: Tensor, tokens: Tensor, length: Tensor) -> None:
@@ -105,11 +129,11 @@ def reseat(session: Session, held: Tensor, rows: Tensor, tokens: Tensor, length:
         rows: which rows, `[B]`.
         tokens, length: what they hold afterwards, `[B, S]` and `[B]`.
     """
-    before, index, after = listed(held, rows, length)
+    before, index, texts, after = listed(held, rows, tokens, length)
     kept, counts = before.copy(), [0] * len(before)
-    for row, count in zip(index, after, strict=True):
-        kept[row], counts[row] = 0, count
+    blocks = np.zeros((len(before), tokens.shape[1]), dtype=np.int64)
+    for row, text, count in zip(index, texts, after, strict=True):
+        kept[row], counts[row], blocks[row] = 0, count, np.maximum(text, 0)
     session.crop(given(kept, held.device))
     if any(counts):
-        blocks = tokens.new_zeros(held.numel(), tokens.shape[1])
-        session.commit(blocks.index_copy(0, rows, tokens.clamp_min(0)), given(counts, held.device))
+        session.commit(given(blocks.tolist(), held.device), given(counts, held.device))

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import modeling_utils
 
 from smc_bridge.models.checks import refuse
-from smc_bridge.models.host import counting
+from smc_bridge.models.host import counting, listed, sent
 
 #: Attention implementations of transformers that add a 4-D float mask to the scores as it stands, the quickest first.
 ADDITIVE_ATTENTION = ("sdpa", "eager")
@@ -177,7 +178,7 @@ class HuggingFaceAdapter:
         Raises:
             ValueError: if an id or a position is outside of what the model knows.
         """
-        ids = self.checked(ids, ids.shape[1])
+        self.check_inputs(np.array(listed(ids)[0]), ids.shape[1])
         options: dict[str, Any] = {"use_cache": False, "logits_to_keep": ids.shape[1] - int(wanted.min())}
         if position_ids is not None:
             options["position_ids"] = position_ids
@@ -193,16 +194,15 @@ class HuggingFaceAdapter:
         return out[counting(batch, column.device)[:, None], column]
 
     def cached_logits(
-        self, ids: Tensor, *, mask: Tensor | dict[str, Tensor], position_ids: Tensor, longest: int, cache: Any,
-        keep: int | Tensor,
+        self, ids: np.ndarray, *, mask: Tensor | dict[str, Tensor], position: np.ndarray, cache: Any,
+        keep: int | np.ndarray,
     ) -> Tensor:
         """Logits of one forward without gradient over what `cache` holds.
 
         Args:
             ids: fresh token ids, `[B, F]`.
             mask: additive, `[B, 1, F, cached + F]`, or one for each kind of layer.
-            position_ids: `[B, F]`.
-            longest: no position is past it.
+            position: of the tokens, `[B, F]`.
             cache: a transformers `Cache`.
             keep: how many of the last columns, or which columns, `[B or 1, C]`.
         Returns:
@@ -210,19 +210,15 @@ class HuggingFaceAdapter:
         Raises:
             ValueError: if an id or a position is outside of what the model knows.
         """
-        if self.max_length is not None and longest >= self.max_length:
-            longest = int(position_ids.max())
-        ids = self.checked(ids, longest + 1)
-        late = None
-        if isinstance(keep, Tensor):
-            if keep.shape[0] == 1 or KEEPS_BY_ROW:
-                keep = keep[0] if keep.shape[0] == 1 else keep
-            else:
-                late, keep = keep, 0  # all columns
+        device = self.device
+        self.check_inputs(ids, int(position.max()) + 1)
+        late, some = None, keep if isinstance(keep, int) else sent(keep[0] if len(keep) == 1 else keep, device)
+        if isinstance(some, Tensor) and some.dim() == 2 and not KEEPS_BY_ROW:
+            late, some = some, 0  # all columns
         with torch.no_grad():  # not inference_mode: a caller may change the scores in place
             out: Tensor = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True,
-                logits_to_keep=keep,
+                input_ids=sent(ids, device), attention_mask=mask, position_ids=sent(position, device),
+                past_key_values=cache, use_cache=True, logits_to_keep=some,
             ).logits
         out = self.scores(out)
         return out if late is None else out.take_along_dim(late[..., None], dim=1)
@@ -261,22 +257,15 @@ class HuggingFaceAdapter:
         refuse(peak - peak != 0, message)  # NaN unless finite
         return logits
 
-    def checked(self, ids: Tensor, reach: int) -> Tensor:
-        """Token ids `[B, W]` for the model, within its table whatever they are.
-
-        Args:
-            reach: positions that the model is to be read at.
-        Raises:
-            ValueError: it has fewer, or an id is outside of the table; the latter within `gathered()` as that ends.
-        """
-        inside = ids.clamp(0, self._input_size - 1)
-        refuse(
-            inside != ids,
-            lambda at: f"tokens contains the id {int(ids[at])}: give ids from 0 to {self._input_size - 1}",
-        )
+    def check_inputs(self, ids: np.ndarray, reach: int) -> None:
+        """Raise ValueError unless the model knows the token ids `[B, W]` and `reach` positions."""
+        low, high = ids.min(), ids.max()
+        if low < 0 or high >= self._input_size:
+            raise ValueError(
+                f"tokens contains the id {low if low < 0 else high}: give ids from 0 to {self._input_size - 1}"
+            )
         if self.max_length is not None and reach > self.max_length:
             raise ValueError(
                 f"rows reach {reach} tokens, more than {self.limited_by} = {self.max_length} of "
                 f"{type(self.model).__name__}: shorten the prompt, or allow fewer new tokens"
             )
-        return inside

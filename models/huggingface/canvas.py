@@ -12,17 +12,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from smc_bridge.models.host import sent
 from smc_bridge.models.protocols import ABSENT, MASKED
 
 
 class Fresh(NamedTuple):
     """Tokens of one forward over B rows, F columns each, behind K - F columns of a cache."""
 
-    ids: Tensor
+    ids: np.ndarray
     """`[B, F]`."""
     position: np.ndarray
     """`[B, F]`, or `[1, F]` where all rows have the same."""
@@ -33,10 +30,10 @@ class Fresh(NamedTuple):
 
 
 def lay_out(
-    tokens: Tensor, rows: Sequence[int], lengths: Sequence[int], canvas: np.ndarray, *, mask_id: int, shift: bool,
+    texts: np.ndarray, rows: Sequence[int], lengths: Sequence[int], canvas: np.ndarray, *, mask_id: int, shift: bool,
     cached: Sequence[int] | None = None, window: int | None = None, sinks: int = 0,
 ) -> Fresh:
-    """Lay out the prefixes `rows` of `tokens: [R, S]`, B of them, and `canvas: [B, M]` after them.
+    """Lay out the prefixes `rows` of `texts: [R, S]`, B of them, and `canvas: [B, M]` after them.
 
     Args:
         lengths: of the prefixes, B numbers, at least 1 if `shift`.
@@ -65,7 +62,6 @@ def lay_out(
     if everywhere and (position == position[0]).all():
         position = position[:1]
     shown = np.where(canvas == MASKED, mask_id, np.where(present, canvas, 0))
-    place = position[:, : head + last].clip(max=max(tokens.shape[1] - 1, 0))
-    flat = np.array(rows)[:, None] * tokens.shape[1] + place
-    ids = torch.cat([tokens.take(sent(flat, tokens.device)), sent(shown, tokens.device)], dim=1)
+    place = position[:, : head + last].clip(max=max(texts.shape[1] - 1, 0))
+    ids = np.concatenate([texts[np.array(rows)[:, None], place], shown], axis=1)
     return Fresh(ids, position, None if everywhere else seen, head)

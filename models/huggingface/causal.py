@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.models.host import counting, listed
+from smc_bridge.models.host import counting, given, listed, sent
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_prefixes, counts_past_padding
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.cached import CachedCausalSession
@@ -127,7 +128,8 @@ class HuggingFaceCausalSession(Rows):
             return self.model.empty(0, nodes + 1)
         if nodes == 0:
             return self.score(rows, tokens.new_zeros(batch, 1))
-        tree, paths, path_of, depth = leaf_paths(tokens, parents)
+        shown = (np.array(x) for x in listed(tokens, parents))
+        tree, paths, path_of, depth = (sent(x, self.device) for x in leaf_paths(*shown))
         whole = torch.nn.functional.pad(paths, (0, 1))  # the last token of a draft is not read
         along = self.score(rows[tree], whole)  # [L, D + 1, A]
         after_prefix = along[path_of[:, 0], 0]
@@ -135,7 +137,7 @@ class HuggingFaceCausalSession(Rows):
 
     def _prefixes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Prefixes `[B, S]` and lengths `[B]` of `rows`, S the longest of them."""
-        length = self.length[rows]
-        index, lengths = listed(rows, length)
+        [index] = listed(rows)
+        lengths = [self.lengths[r] for r in index]
         check_prefixes(index, lengths)
-        return self.tokens[rows][:, : max(lengths, default=0)], length
+        return sent(self.texts[index, : max(lengths, default=0)], self.device), given(lengths, self.device)

@@ -141,20 +141,20 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
             lookahead: M.
             cache: a transformers `Cache` with what stands before, or None.
         """
-        ids = self.checked(fresh.ids, int(fresh.position.max()) + 1)
-        batch, width = ids.shape
-        seen = fresh.seen
+        self.check_inputs(fresh.ids, int(fresh.position.max()) + 1)
+        (batch, width), seen, device = fresh.ids.shape, fresh.seen, self.device
         if seen is None:
             held = 0 if cache is None else cache.get_seq_length()
-            mask = open_mask(self.model.dtype, ids.device).expand(batch, 1, width, held + width)
+            mask = open_mask(self.model.dtype, device).expand(batch, 1, width, held + width)
         else:
-            mask = additive_mask(sent(seen[:, None], ids.device), self.model.dtype).expand(-1, -1, width, -1)
+            mask = additive_mask(sent(seen[:, None], device), self.model.dtype).expand(-1, -1, width, -1)
         keep = lookahead + int(self.shift)
         options: dict[str, Any] = {"logits_to_keep": keep, "past_key_values": cache, "use_cache": cache is not None}
         options = {name: value for name, value in options.items() if name in self._accepts}
         with torch.no_grad():  # not inference_mode: a caller may change the scores in place
             out: Tensor = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=sent(fresh.position, ids.device), **options
+                input_ids=sent(fresh.ids, device), attention_mask=mask, position_ids=sent(fresh.position, device),
+                **options,
             ).logits
         first = out.shape[1] - keep
         return self.scores(out[:, first : first + lookahead])
@@ -173,7 +173,7 @@ class HuggingFaceDiffusionSession(Rows):
     def _follow(self, source: list[int]) -> None:
         """Let the cache follow."""
         if self._cache is not None:
-            self._cache.gather(source, self.tokens.device)
+            self._cache.gather(source, self.device)
 
     def crop(self, length: Tensor) -> None:
         """Keep the first `length[r]` tokens of row r (`[R]`), of its cache too."""
@@ -192,8 +192,8 @@ class HuggingFaceDiffusionSession(Rows):
         batch, lookahead = canvas.shape
         if batch == 0 or lookahead == 0:
             return model.empty(batch, lookahead)
-        index, shown, held = listed(rows, canvas, self.length)
-        lengths = [held[r] for r in index]
+        index, shown = listed(rows, canvas)
+        lengths = [self.lengths[r] for r in index]
         if model.shift and min(lengths) < 1:
             raise ValueError(
                 f"length[{index[lengths.index(0)]}] = 0: with shifted outputs nothing predicts the first token; "
@@ -215,7 +215,7 @@ class HuggingFaceDiffusionSession(Rows):
         def forward(part: slice) -> Tensor:
             """Logits of the canvases of these of the rows."""
             fresh = lay_out(
-                self.tokens, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
+                self.texts, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
                 window=model.window, sinks=model.sinks,
             )
             return model.forward(fresh, canvas.shape[1])
@@ -240,22 +240,24 @@ class HuggingFaceDiffusionSession(Rows):
         def forward(part: slice) -> Tensor:
             """Logits of the canvases of these of the rows."""
             fresh = lay_out(
-                self.tokens, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
+                self.texts, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
                 cached=start[part],
             )
-            held = cache.open(rows[part], fresh, max(start[part]))
+            held = cache.open(rows[part], fresh, max(start[part]), self.device)
             out = model.forward(fresh, canvas.shape[1], held)
-            cache.keep(rows[part], fresh, start=start[part], lengths=lengths[part], shift=model.shift)
+            cache.keep(
+                rows[part], fresh, start=start[part], lengths=lengths[part], shift=model.shift, device=self.device
+            )
             return out
 
         fresh_tokens = max(n - k for n, k in zip(lengths, start, strict=True))
         out = self._chunked(forward, canvas, fresh_tokens + canvas.shape[1])
-        cache.mark(rows, start, self.tokens, self.lengths)
+        cache.mark(rows, start, self.texts, self.lengths, self.device)
         return out
 
     def _padded(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
         """Forwards over right-padded rows, for models that count positions themselves."""
-        model, lookahead, device = self.model, canvas.shape[1], self.tokens.device
+        model, lookahead, device = self.model, canvas.shape[1], self.device
         length = given(lengths, device)
         shown = sent(np.where(canvas == MASKED, model.mask_id, canvas), device)
         ids, whole = append_ragged(

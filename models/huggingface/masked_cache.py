@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from smc_bridge.models.host import sent
 from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
@@ -40,14 +39,15 @@ class PrefixCache:
         """Tokens of each row that are kept."""
         return [parts[-1][0] if parts else 0 for parts in self._parts]
 
-    def open(self, rows: Sequence[int], fresh: Fresh, base: int) -> KeyValues:
+    def open(self, rows: Sequence[int], fresh: Fresh, base: int, device: torch.device) -> KeyValues:
         """The cache for a forward over `fresh`, which is written from column `base` on, of these distinct rows."""
         self.keys_values.reserve(base + fresh.ids.shape[1])
-        self.keys_values.span = Span(as_span(list(rows), fresh.ids.device), base, 0, 1)
+        self.keys_values.span = Span(as_span(list(rows), device), base, 0, 1)
         return self.keys_values
 
     def keep(
-        self, rows: Sequence[int], fresh: Fresh, *, start: Sequence[int], lengths: Sequence[int], shift: bool
+        self, rows: Sequence[int], fresh: Fresh, *, start: Sequence[int], lengths: Sequence[int], shift: bool,
+        device: torch.device,
     ) -> None:
         """After the forward: put the keys and values of committed tokens into their own columns.
 
@@ -65,15 +65,17 @@ class PrefixCache:
         entry, place = (((column < count[:, None]) | (column >= fresh.head)) & (own != base + column)).nonzero()
         if len(entry):
             moved = np.stack([np.array(rows)[entry], own[entry, place], base + place])
-            row, to, origin = sent(moved, fresh.ids.device).unbind()
+            row, to, origin = sent(moved, device).unbind()
             self.keys_values.write(row, to, self.keys_values.read(row, origin))
 
-    def mark(self, rows: Sequence[int], start: Sequence[int], tokens: Tensor, lengths: Sequence[int]) -> None:
+    def mark(
+        self, rows: Sequence[int], start: Sequence[int], texts: np.ndarray, lengths: Sequence[int], device: torch.device
+    ) -> None:
         """Note that all tokens of these distinct rows are kept, and give their twins the same.
 
         Args:
             start: tokens of each of `rows` that were read from the cache.
-            tokens: of all R rows, `[R, S]`.
+            texts: tokens of all R rows, `[R, S]`.
             lengths: of all R rows.
         """
         scored = set(rows)
@@ -81,13 +83,11 @@ class PrefixCache:
         others = [r for r in range(len(lengths)) if r not in scored and (lengths[r], self._parts[r]) in keys]
         source: dict[int, int] = {}  # index into `rows` of what each twin equals
         if others:
-            every = [*rows, *others]
-            read = tokens[sent(every, tokens.device)].tolist()
-            told = {r: (self._parts[r], tuple(row[: lengths[r]])) for r, row in zip(every, read, strict=True)}
+            told = {r: (self._parts[r], texts[r, : lengths[r]].tobytes()) for r in (*rows, *others)}
             source = _nearest(rows, others, told)
         if source:
             twins, like = list(source), [rows[b] for b in source.values()]
-            at, of = sent([twins, like], tokens.device)
+            at, of = sent([twins, like], device)
             self.keys_values.move(at, of, min(start[b] for b in source.values()), max(lengths[r] for r in twins))
         for r, n in zip(rows, start, strict=True):
             self._forwards += 1

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import numpy as np
 
-from smc_bridge.models.host import sent
 from smc_bridge.models.huggingface.packing import Forest
-from smc_bridge.models.huggingface.trees import longest_match, longest_run
+from smc_bridge.models.huggingface.trees import longest_chain, longest_match
 
 
 @dataclass(frozen=True)
@@ -28,28 +28,9 @@ class Scored:
     widest: int
     forest: Forest
 
-    def match(self, origin: Sequence[int], block: Tensor) -> Tensor | None:
-        """Which nodes the blocks `[R, L]` of rows gathered from `origin` begin with, for `kept`; None for none."""
-        forest = self.forest
-        if not block.shape[1] or not forest.tokens.shape[1]:
-            return None
-        slot = None
-        if list(origin) != self.rows:
-            place = {row: at for at, row in enumerate(self.rows)}
-            slot = sent([place.get(row, 0) for row in origin], block.device)
-
-        def own(shown: Tensor) -> Tensor:
-            """What the forest shows for each of the R rows, or for all of them."""
-            return shown if slot is None or shown.shape[0] == 1 else shown[slot]
-
-        tokens = forest.tokens if slot is None else forest.tokens[slot]
-        if forest.chains:
-            return longest_run(tokens, forest.chains, block)
-        return longest_match(tokens, own(forest.depth), own(forest.lineage), block)
-
     def kept(
         self, origin: Sequence[int], held: Sequence[int], before: Sequence[int], after: Sequence[int],
-        found: list[list[int]] | None,
+        block: np.ndarray | None,
     ) -> list[Sequence[int]]:
         """Where in the buffer the keys and values are that rows keep: those of their pending tokens, and of the longest
         path of the forest that their block begins with.
@@ -59,25 +40,23 @@ class Scored:
             held: columns that each row has without this.
             before: where its pending tokens end.
             after: its length with the block, of which the last token is to stay pending.
-            found: what `match` says of each row, or None.
+            block: the tokens that followed, `[R, L]`, or None.
         Returns:
             the columns of the buffer of each row's tokens from `held` on; none for rows that were not scored.
         """
-        scored, first = set(self.rows), self.base + self.widest
+        slot, first = {row: at for at, row in enumerate(self.rows)}, self.base + self.widest
+        paths = [[]] * len(origin) if block is None else self._paths([slot.get(row, 0) for row in origin], block)
         kept: list[Sequence[int]] = []
         for r, row in enumerate(origin):
-            if row not in scored:
-                kept.append(())
-                continue
-            nodes = self._nodes(found[r]) if found else ()
             pending = range(first - (before[r] - held[r]), first)
-            kept.append([*pending, *(first + node for node in nodes)][: after[r] - 1 - held[r]])
+            path = [first + node for node in itertools.takewhile(lambda node: node >= 0, paths[r])]
+            kept.append([*pending, *path][: after[r] - 1 - held[r]] if row in slot else ())
         return kept
 
-    def _nodes(self, found: list[int]) -> Sequence[int]:
-        """The nodes of the longest path, from what `match` says of a row."""
-        if self.forest.chains:
-            steps, longest = self.forest.tokens.shape[1] // self.forest.chains, max(found)
-            start = steps * found.index(longest)
-            return range(start, start + longest)
-        return found[: found.index(-1)] if -1 in found else found
+    def _paths(self, slot: list[int], block: np.ndarray) -> list[list[int]]:
+        """The nodes that each of the blocks `[R, L]` begins with, -1 past their end, of the packed rows `slot`."""
+        forest = self.forest
+        if forest.chains:
+            return list(longest_chain(forest.tokens[slot], forest.chains, block).tolist())
+        depth, lineage = (x if len(x) == 1 else x[slot] for x in (forest.depth, forest.lineage))
+        return list(longest_match(forest.tokens[slot], depth, lineage, block).tolist())

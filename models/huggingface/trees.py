@@ -7,20 +7,12 @@ expansion into paths for the tokens along the way to every leaf, the cache for w
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-import torch
+import numpy as np
 from torch import Tensor
 
-from smc_bridge.models.checks import refuse
-from smc_bridge.models.host import counting
 
-
-def rooted(parents: Tensor) -> Tensor:
-    """Who is an ancestor of whom, the root included.
-
-    With A the matrix that has a one where a node meets its parent, `I + A + A^2 + ...` has a one where it meets an
-    ancestor or itself. That is the inverse of the triangular matrix `I - A`; numbers as small as these are exact.
+def rooted(parents: np.ndarray) -> np.ndarray:
+    """Who is an ancestor of whom, the root included, by doubling the reach of the parent relation.
 
     Args:
         parents: `[B, T]`; 0 is the root, j + 1 is node j.
@@ -29,28 +21,24 @@ def rooted(parents: Tensor) -> Tensor:
     Raises:
         ValueError: if a parent does not stand before its child.
     """
-    nodes = parents.shape[1]
-    place = counting(nodes + 1, parents.device)
-    wrong = (parents < 0) | (parents > place[:nodes])
-    refuse(
-        wrong,
-        lambda at: f"parents[{at[0]}, {at[1]}] = {int(parents[at])}: a parent stands before its child; give a number "
-        f"from 0 to {at[1]}",
-    )
-    above = torch.nn.functional.pad(parents[..., None] == place, (0, 0, 1, 0))
-    one = _identity(nodes + 1, parents.device)
-    reached: Tensor = torch.linalg.solve_triangular(torch.where(above, -1.0, one), one, upper=False)
-    return reached > 0.5
+    batch, nodes = parents.shape
+    wrong = np.argwhere((parents < 0) | (parents > np.arange(nodes)))
+    if len(wrong):
+        b, j = wrong[0]
+        raise ValueError(
+            f"parents[{b}, {j}] = {parents[b, j]}: a parent stands before its child; give a number from 0 to {j}"
+        )
+    tree = np.arange(batch)[:, None]
+    seen = np.broadcast_to(np.eye(nodes + 1, dtype=bool), (batch, nodes + 1, nodes + 1))
+    above = np.pad(parents, ((0, 0), (1, 0)))  # [B, T + 1]: the ancestor that `seen` has not reached yet
+    while above.any():
+        seen, above = seen | seen[tree, above], above[tree, above]
+    seen = seen.copy()
+    seen[..., 0] = True
+    return seen
 
 
-@lru_cache(maxsize=64)
-def _identity(size: int, device: torch.device) -> Tensor:
-    """The identity matrix `[size, size]`, made once."""
-    with torch.inference_mode(False):  # it outlives the caller's mode
-        return torch.eye(size, device=device)
-
-
-def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
+def tree_structure(parents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ancestors and depth of every node.
 
     Args:
@@ -65,21 +53,13 @@ def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
     return lineage, lineage.sum(-1)
 
 
-def depth_of(parents: Tensor, place: int) -> int:
-    """Depth of a place of the tree `parents: [T]`, 0 for the root, which is place 0, where node j is place j + 1."""
-    depth = 0
-    while place:
-        place, depth = int(parents[place - 1]), depth + 1
-    return depth
-
-
 def check_trees(tokens: Tensor, parents: Tensor) -> None:
     """Raise ValueError unless `tokens` and `parents` have one shape `[B, T]`."""
     if tokens.shape != parents.shape:
         raise ValueError(f"tokens {tuple(tokens.shape)} and parents {tuple(parents.shape)}: give both as [B, T]")
 
 
-def leaf_paths(tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def leaf_paths(tokens: np.ndarray, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Expand every tree into the paths from its root to its leaves, one row each.
 
     Args:
@@ -91,24 +71,22 @@ def leaf_paths(tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor,
         of its path.
     """
     lineage, depth = tree_structure(parents)
-    nodes = tokens.shape[1]
-    has_child = torch.nn.functional.one_hot(parents, nodes + 1)[..., 1:].any(1)
-    tree, leaf = (~has_child).nonzero(as_tuple=True)  # [L] each
-    along = lineage[tree, leaf]  # [L, T]: the nodes on each path
-    path, node = along.nonzero(as_tuple=True)
+    has_child = (parents[..., None] == np.arange(1, parents.shape[1] + 1)).any(1)
+    tree, leaf = np.nonzero(~has_child)  # [L] each
+    path, node = np.nonzero(lineage[tree, leaf])  # the nodes on each path
     at = tree[path], node
-    paths = tokens.new_zeros(tree.shape[0], int(depth.max()))
+    paths = np.zeros((len(tree), depth.max()), dtype=tokens.dtype)
     paths[path, depth[at] - 1] = tokens[at]
-    path_of = torch.zeros_like(parents)
+    path_of = np.zeros_like(parents)
     path_of[at] = path  # a node on several paths keeps any one: their tokens agree up to it
     return tree, paths, path_of, depth
 
 
-def longest_match(tokens: Tensor, depth: Tensor, lineage: Tensor, block: Tensor) -> Tensor:
+def longest_match(tokens: np.ndarray, depth: np.ndarray, lineage: np.ndarray, block: np.ndarray) -> np.ndarray:
     """The longest path from the root that spells a prefix of a block.
 
     Args:
-        tokens: of R trees, `[R, T]`, T at least 1.
+        tokens: of R trees, `[R, T]`.
         depth: `[R or 1, T]`.
         lineage: `[R or 1, T, T]`, as of `tree_structure`.
         block: `[R, L]`.
@@ -117,26 +95,26 @@ def longest_match(tokens: Tensor, depth: Tensor, lineage: Tensor, block: Tensor)
         paths the last is given.
     """
     rows, width = block.shape
-    place = (depth - 1).clamp(0, width).expand(rows, -1)
-    other = tokens != torch.nn.functional.pad(block, (0, 1), value=-1).gather(1, place)
-    off = (lineage & other[:, None]).any(-1)  # a node matches if all of its path does
-    path = torch.full((rows, width + 1), -1, dtype=torch.long, device=tokens.device)
-    node = counting(tokens.shape[1], tokens.device).expand_as(tokens)
-    return path.scatter_reduce_(1, torch.where(off, width, place), node, "amax")[:, :width]
+    place = np.broadcast_to((depth - 1).clip(max=width), tokens.shape)
+    other = tokens != np.take_along_axis(np.pad(block, ((0, 0), (0, 1)), constant_values=-1), place, axis=1)
+    row, node = np.nonzero(~(lineage & other[:, None]).any(-1))  # a node matches if all of its path does
+    path = np.full((rows, width + 1), -1)
+    path[row, place[row, node]] = node
+    return path[:, :width]
 
 
-def longest_run(tokens: Tensor, chains: int, block: Tensor) -> Tensor:
-    """How many of a block's first tokens each of some chains begins with.
+def longest_chain(tokens: np.ndarray, chains: int, block: np.ndarray) -> np.ndarray:
+    """As `longest_match`, of K = `chains` chains of one length, one after the other.
 
     Args:
-        tokens: of K = `chains` chains, one after the other, `[R, K * T]`.
+        tokens: `[R, K * T]`.
         block: `[R, L]`.
     Returns:
-        `[R, K]`.
+        `[R, L]`.
     """
-    if chains > 1:
-        tokens, block = tokens.view(tokens.shape[0], chains, -1), block[:, None]
-    most = min(tokens.shape[-1], block.shape[-1])
-    if most < tokens.shape[-1]:
-        tokens = tokens[..., :most]
-    return (tokens == block[..., :most]).cumprod(-1).sum(-1, keepdim=chains == 1)
+    rows, steps = tokens.shape[0], tokens.shape[1] // chains
+    most = min(steps, block.shape[1])
+    same = tokens.reshape(rows, chains, steps)[..., :most] == block[:, None, :most]
+    run = np.logical_and.accumulate(same, axis=-1).sum(-1)  # [R, K]
+    step = np.arange(block.shape[1])
+    return np.where(step < run.max(1)[:, None], steps * run.argmax(1)[:, None] + step, -1)
