@@ -5,9 +5,13 @@ A session that recomputes needs nothing else: its `score` reads `tokens` and `le
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.models.host import listed, remember, sent
 from smc_bridge.models.protocols import Session
 
 
@@ -15,7 +19,7 @@ def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, 
     """Append the first `count[r]` tokens of `block[r]` to row r.
 
     Args:
-        tokens: `[R, S]`; entries past `length` are ignored.
+        tokens: `[R, S]`; entries past `length` are `fill`.
         length: `[R]`.
         block: `[R, L]`.
         count: `[R]`, between 0 and L.
@@ -26,21 +30,29 @@ def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, 
         ValueError: a count outside 0 .. L.
     """
     room = block.shape[1]
-    if count.numel() == 0:
+    before, counts = listed(length, count)
+    if not counts:
         return tokens[:, :0], length
-    low, high = (int(x) for x in count.aminmax())
-    if low < 0 or high > room:
-        raise ValueError(f"length {count.tolist()} of a block of {room} tokens: give 0 to {room}")
-    new_length = length + count
-    width = int(new_length.max())
-    # Whole blocks are put behind the rows, then what is too much is masked.
-    out = torch.nn.functional.pad(tokens, (0, max(0, width + room - tokens.shape[1])), value=fill)
-    out = out.scatter_(1, length[:, None] + torch.arange(room, device=tokens.device), block)[:, :width]
-    return out.masked_fill_(torch.arange(width, device=tokens.device) >= new_length[:, None], fill), new_length
+    if min(counts) < 0 or max(counts) > room:
+        raise ValueError(f"length {counts} of a block of {room} tokens: give 0 to {room}")
+    after = [n + more for n, more in zip(before, counts, strict=True)]
+    width, step = max(after), np.arange(room)
+    # What does not count is put into a column of its own, which is then left out.
+    place = np.where(step < np.array(counts)[:, None], np.array(before)[:, None] + step, width)
+    out = torch.nn.functional.pad(tokens, (0, width + 1 - tokens.shape[1]), value=fill)
+    return out.scatter_(1, sent(place, tokens.device), block)[:, :width], remember(length + count, np.array(after))
 
 
 class Rows:
-    """R committed prefixes; the part of a session that does not depend on the model."""
+    """R committed prefixes; the part of a session that does not depend on the model.
+
+    They are kept on the host, where what a forward reads is laid out.
+
+    Attributes:
+        texts: `[R, S]`, tokens of each row, 0 past its end.
+        lengths: tokens of each row.
+        device: where `tokens` and `length` are.
+    """
 
     has_history = False
 
@@ -50,23 +62,62 @@ class Rows:
             raise ValueError(
                 f"tokens {tuple(tokens.shape)} and length {tuple(length.shape)}: give tokens [R, S] and length [R]"
             )
-        self.tokens = tokens.clone()
-        self.length = length.clone()
+        texts, lengths = listed(tokens, length)
+        self.device = tokens.device
+        self._keep(_array(texts, tokens), lengths)
+
+    def _keep(self, texts: np.ndarray, lengths: list[int]) -> None:
+        """Hold the first of the tokens `[R, S]` of each row."""
+        texts = texts[:, : max(lengths, default=0)]
+        self.texts = np.where(np.arange(texts.shape[1]) < np.array(lengths, dtype=np.int64)[:, None], texts, 0)
+        self.lengths = lengths
+
+    @property
+    def tokens(self) -> Tensor:
+        """Tokens of each row, `[R, S]`, 0 past its end."""
+        return sent(self.texts, self.device)
+
+    @property
+    def length(self) -> Tensor:
+        """Tokens of each row, `[R]`."""
+        return sent(np.array(self.lengths, dtype=np.int64), self.device)
 
     def commit(self, block: Tensor, length: Tensor) -> None:
         """Append the first `length[r]` tokens of `block[r]` to row r."""
-        self.tokens, self.length = append_ragged(self.tokens, self.length, block, length, fill=0)
+        blocks, counts = listed(block, length)
+        self._append(_array(blocks, block), counts)
+
+    def _append(self, block: np.ndarray, counts: list[int]) -> None:
+        """See `commit`."""
+        room = block.shape[1]
+        if counts and (min(counts) < 0 or max(counts) > room):
+            raise ValueError(f"length {counts} of a block of {room} tokens: give 0 to {room}")
+        whole = np.pad(self.texts, ((0, 0), (0, room)))
+        place = np.array(self.lengths, dtype=np.int64)[:, None] + np.arange(room)
+        np.put_along_axis(whole, place, block, axis=1)
+        self._keep(whole, [n + count for n, count in zip(self.lengths, counts, strict=True)])
 
     def gather(self, ancestors: Tensor) -> None:
         """Let row r become a copy of the former row `ancestors[r]`."""
-        self.tokens, self.length = self.tokens[ancestors], self.length[ancestors]
+        [source] = listed(ancestors)
+        if source != list(range(len(self.lengths))):
+            self._follow(source)
+            self._keep(self.texts[source], [self.lengths[r] for r in source])
+
+    def _follow(self, source: list[int]) -> None:
+        """Let what a session keeps beside the tokens follow: row r becomes a copy of the former row `source[r]`."""
 
     def crop(self, length: Tensor) -> None:
         """Keep the first `length[r]` tokens of row r."""
-        if bool(((length < 0) | (length > self.length)).any()):
-            raise ValueError(f"crop length {length.tolist()} for rows of {self.length.tolist()} tokens: give no more")
-        self.length = length
-        self.tokens = self.tokens[:, : int(length.max()) if length.numel() else 0]
+        [lengths] = listed(length)
+        if any(not 0 <= n <= held for n, held in zip(lengths, self.lengths, strict=True)):
+            raise ValueError(f"crop length {lengths} for rows of {self.lengths} tokens: give no more")
+        self._keep(self.texts, lengths)
+
+
+def _array(values: list[Any], tensor: Tensor) -> np.ndarray:
+    """What a LongTensor holds, as an array of its shape."""
+    return np.array(values, dtype=np.int64).reshape(tensor.shape)
 
 
 def reseat(session: Session, held: Tensor, rows: Tensor, tokens: Tensor, length: Tensor) -> None:
@@ -78,8 +129,11 @@ def reseat(session: Session, held: Tensor, rows: Tensor, tokens: Tensor, length:
         rows: which rows, `[B]`.
         tokens, length: what they hold afterwards, `[B, S]` and `[B]`.
     """
-    session.crop(held.index_fill(0, rows, 0))
-    counts = torch.zeros_like(held).index_copy(0, rows, length)
-    if bool(counts.any()):
-        blocks = tokens.new_zeros(held.numel(), tokens.shape[1])
-        session.commit(blocks.index_copy(0, rows, tokens.clamp_min(0)), counts)
+    before, index, texts, after = listed(held, rows, tokens, length)
+    kept, counts = before.copy(), [0] * len(before)
+    blocks = np.zeros((len(before), tokens.shape[1]), dtype=np.int64)
+    for row, text, count in zip(index, texts, after, strict=True):
+        kept[row], counts[row], blocks[row] = 0, count, np.maximum(text, 0)
+    session.crop(sent(np.array(kept, dtype=np.int64), held.device))
+    if any(counts):
+        session.commit(sent(blocks, held.device), sent(counts, held.device))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smc_bridge.models.ranges import places
+from smc_bridge.models.host import places
 from smc_bridge.prefix import PAD
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.checks import refuse
-from smc_bridge.models.ranges import places
+from smc_bridge.models.host import places
 
 #: Tokens of one segment of a two-level cdf, and the alphabet from which two levels are used.
 SEGMENT, TWO_LEVELS = 64, 256

@@ -7,12 +7,17 @@ alone. Only the columns that some row needs are turned into logits (`logits_to_k
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import modeling_utils
+
+from smc_bridge.models.checks import refuse
+from smc_bridge.models.host import listed, places, sent
 
 #: Attention implementations of transformers that add a 4-D float mask to the scores as it stands, the quickest first.
 ADDITIVE_ATTENTION = ("sdpa", "eager")
@@ -71,17 +76,35 @@ def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
     The least float rather than `-inf`, as in transformers: a query that may attend to nothing then gives no NaN.
     """
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+    return torch.where(allowed[:, None], *_levels(dtype, allowed.device))
 
 
-def check_prefixes(rows: Tensor, length: Tensor) -> None:
-    """Raise ValueError, naming the session row, unless each of `rows: [B]` holds a token (`length: [B]`)."""
-    if bool((length < 1).any()):
-        row = int(rows[int((length < 1).nonzero()[0])])
+def open_mask(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One zero, `[]`, to be expanded to an additive mask; not to be written to."""
+    return _levels(dtype, device)[0]
+
+
+@lru_cache(maxsize=64)
+def _levels(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What an additive mask holds where attention is allowed and elsewhere, a number each, made once."""
+    with torch.inference_mode(False):  # they outlive the caller's mode
+        low = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=device)
+        return torch.zeros_like(low), low
+
+
+def check_prefixes(rows: Sequence[int], lengths: Sequence[int]) -> None:
+    """Raise ValueError, naming the session row, unless each of the B `rows` holds a token of its `lengths`."""
+    if min(lengths, default=1) < 1:
         raise ValueError(
-            f"length[{row}] = 0: a causal model reads at least one token; start the prefix from bos or a prompt"
+            f"length[{rows[lengths.index(0)]}] = 0: a causal model reads at least one token; start the prefix from bos "
+            "or a prompt"
         )
+
+
+@lru_cache(maxsize=16)
+def score_type(dtype: torch.dtype) -> torch.dtype:
+    """Type of the scores of a model of type `dtype`: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class HuggingFaceAdapter:
@@ -140,7 +163,7 @@ class HuggingFaceAdapter:
     @property
     def score_dtype(self) -> torch.dtype:
         """Type of the scores: that of the model, but float32 at least."""
-        return torch.promote_types(self.model.dtype, torch.float32)
+        return score_type(self.model.dtype)
 
     def logits(self, ids: Tensor, wanted: Tensor, *, attention_mask: Tensor, position_ids: Tensor | None) -> Tensor:
         """Logits at the wanted columns of each row, from one forward without gradient.
@@ -155,33 +178,31 @@ class HuggingFaceAdapter:
         Raises:
             ValueError: if an id or a position is outside of what the model knows.
         """
-        self._check_inputs(ids, position_ids)
+        self.check_inputs(np.array(listed(ids)[0]), ids.shape[1])
         options: dict[str, Any] = {"use_cache": False, "logits_to_keep": ids.shape[1] - int(wanted.min())}
         if position_ids is not None:
             options["position_ids"] = position_ids
         options = {name: value for name, value in options.items() if name in self._accepts}
         with torch.no_grad():  # not inference_mode: a caller may change the scores in place
             out: Tensor = self.model(input_ids=ids, attention_mask=attention_mask, **options).logits
-        out = out[..., : self.vocab_size].to(self.device)
+        out = self.scores(out)
         column = wanted - (ids.shape[1] - out.shape[1])  # the width tells whether the model knows `logits_to_keep`
         batch, count = column.shape
-        steps = torch.arange(count, device=self.device)
         first = int(column[0, 0])
-        if bool((column == first + steps).all()):
-            out = out[:, first : first + count]  # no copy where the rows are not ragged
-        else:
-            out = out[torch.arange(batch, device=self.device)[:, None], column]
-        return out.to(self.score_dtype)
+        if bool((column == first + places(count, column.device)).all()):
+            return out[:, first : first + count]  # no copy where the rows are not ragged
+        return out[places(batch, column.device)[:, None], column]
 
     def cached_logits(
-        self, ids: Tensor, *, mask: Tensor | dict[str, Tensor], position_ids: Tensor, cache: Any, keep: int | Tensor
+        self, ids: np.ndarray, *, mask: Tensor | dict[str, Tensor], position: np.ndarray, cache: Any,
+        keep: int | np.ndarray,
     ) -> Tensor:
         """Logits of one forward without gradient over what `cache` holds.
 
         Args:
             ids: fresh token ids, `[B, F]`.
             mask: additive, `[B, 1, F, cached + F]`, or one for each kind of layer.
-            position_ids: `[B, F]`.
+            position: of the tokens, `[B, F]`.
             cache: a transformers `Cache`.
             keep: how many of the last columns, or which columns, `[B or 1, C]`.
         Returns:
@@ -189,58 +210,62 @@ class HuggingFaceAdapter:
         Raises:
             ValueError: if an id or a position is outside of what the model knows.
         """
-        self._check_inputs(ids, position_ids)
-        late = None
-        if isinstance(keep, Tensor):
-            if keep.shape[0] == 1 or KEEPS_BY_ROW:
-                keep = keep[0] if keep.shape[0] == 1 else keep
-            else:
-                late, keep = keep, 0  # all columns
+        device = self.device
+        self.check_inputs(ids, int(position.max()) + 1)
+        late, some = None, keep if isinstance(keep, int) else sent(keep[0] if len(keep) == 1 else keep, device)
+        if isinstance(some, Tensor) and some.dim() == 2 and not KEEPS_BY_ROW:
+            late, some = some, 0  # all columns
         with torch.no_grad():  # not inference_mode: a caller may change the scores in place
             out: Tensor = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True,
-                logits_to_keep=keep,
+                input_ids=sent(ids, device), attention_mask=mask, position_ids=sent(position, device),
+                past_key_values=cache, use_cache=True, logits_to_keep=some,
             ).logits
-        out = out[..., : self.vocab_size].to(self.device)
-        if late is not None:
-            out = out.take_along_dim(late[..., None], dim=1)
-        return out.to(self.score_dtype)
+        out = self.scores(out)
+        return out if late is None else out.take_along_dim(late[..., None], dim=1)
+
+    def scores(self, out: Tensor) -> Tensor:
+        """Outputs of the model, `[B, C, columns]`, as scores `[B, C, A]` of `score_dtype`, on the adapter's device."""
+        if out.shape[-1] > self.vocab_size:
+            out = out[..., : self.vocab_size]
+        dtype, device = score_type(out.dtype), self.device
+        return out if (out.dtype, out.device) == (dtype, device) else out.to(device=device, dtype=dtype)
 
     def empty(self, batch: int, count: int) -> Tensor:
         """Scores of no positions or no rows, `[batch, count, A]`."""
         return torch.empty(batch, count, self.vocab_size, dtype=self.score_dtype, device=self.device)
 
-    def check_logits(self, logits: Tensor, rows: Tensor, position: Tensor) -> Tensor:
+    def check_logits(self, logits: Tensor, place: Callable[[int, int], tuple[int, int]]) -> Tensor:
         """Return `logits: [B, C, A]` if every position has a law: no NaN, no `+inf`, not `-inf` throughout.
 
         Args:
             logits: `[B, C, A]`; single entries of `-inf` are legal.
-            rows: session row of each entry, `[B]`, for the message.
-            position: sequence position that each entry is about, `[B, C]`, for the message.
+            place: session row and sequence position that entry `[b, c]` is about, for the message.
         Raises:
-            ValueError: naming the first bad row and position.
+            ValueError: naming the first bad row and position; within `gathered()` as that ends.
         """
         peak = logits.amax(-1)  # NaN wins in a maximum, so no [B, C, A] mask is needed
-        bad = ~peak.isfinite()
-        if bool(bad.any()):
-            b, c = (int(i) for i in bad.nonzero()[0])
-            value = float(peak[b, c])
+
+        def message(at: tuple[int, ...]) -> str:
+            """What is wrong with the entry, and where it is."""
+            value, (row, position) = float(peak[at]), place(*at)
             what = "only -inf" if value == -torch.inf else "NaN" if value != value else "+inf"
-            raise ValueError(
-                f"logits of {type(self.model).__name__} hold {what} at row {int(rows[b])}, position "
-                f"{int(position[b, c])}: check the model's weights, or load it with a wider dtype"
+            return (
+                f"logits of {type(self.model).__name__} hold {what} at row {row}, position {position}: check the "
+                "model's weights, or load it with a wider dtype"
             )
+
+        refuse(peak - peak != 0, message)  # NaN unless finite
         return logits
 
-    def _check_inputs(self, ids: Tensor, position_ids: Tensor | None) -> None:
-        low, high = (int(i) for i in ids.aminmax())
+    def check_inputs(self, ids: np.ndarray, reach: int) -> None:
+        """Raise ValueError unless the model knows the token ids `[B, W]` and `reach` positions."""
+        low, high = ids.min(), ids.max()
         if low < 0 or high >= self._input_size:
             raise ValueError(
                 f"tokens contains the id {low if low < 0 else high}: give ids from 0 to {self._input_size - 1}"
             )
-        longest = ids.shape[1] if position_ids is None else int(position_ids.max()) + 1
-        if self.max_length is not None and longest > self.max_length:
+        if self.max_length is not None and reach > self.max_length:
             raise ValueError(
-                f"rows reach {longest} tokens, more than {self.limited_by} = {self.max_length} of "
+                f"rows reach {reach} tokens, more than {self.limited_by} = {self.max_length} of "
                 f"{type(self.model).__name__}: shorten the prompt, or allow fewer new tokens"
             )

@@ -8,13 +8,16 @@ is cached was checked for the model types listed, and is assumed of no other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION
+from smc_bridge.models.host import sent
+from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, additive_mask
 
 #: Model types whose layers share one mask, which slides if `sliding_window` is set.
 ONE_MASK = frozenset(
@@ -47,28 +50,30 @@ class Attention:
     dtype: torch.dtype
 
     def mask(
-        self, cached: Tensor, base: int, seen: Tensor, position: Tensor
+        self, cached: Sequence[int], base: int, seen: np.ndarray, position: np.ndarray, device: torch.device
     ) -> Tensor | dict[str, Tensor]:
-        """The additive mask of a packed forward, in the form that the model takes: 0 where a token sees, else the least
-        float (not `-inf`: a query that sees nothing then gives no NaN).
+        """The additive mask `[G, 1, F, base + F]` of a packed forward, in the form that the model takes: 0 where a
+        token sees, else the least float (not `-inf`: a query that sees nothing then gives no NaN).
 
         Args:
-            cached: valid columns of each row's prefix, `[G]`.
+            cached: valid columns of each row's prefix, G numbers.
             base: columns of the prefix.
             seen: what fresh tokens see of each other, `[G or 1, F, F]`.
             position: of the fresh tokens, `[G, F]`.
         """
         rows, fresh = position.shape
-        low = torch.finfo(self.dtype).min
-        mask = torch.zeros(rows, 1, fresh, base + fresh, dtype=self.dtype, device=position.device)
-        column = torch.arange(base, device=position.device)
-        mask[..., :base].masked_fill_((column >= cached[:, None])[:, None, None], low)
-        mask[..., base:].masked_fill_(~seen[:, None], low)
+        if min(cached) == base:
+            mask = torch.nn.functional.pad(additive_mask(sent(seen, device), self.dtype), (base, 0))
+            mask = mask if mask.shape[0] == rows else mask.expand(rows, -1, -1, -1)
+        else:
+            held = sent(np.arange(base) < np.array(cached)[:, None, None], device).expand(-1, fresh, -1)
+            whole = torch.cat([held, sent(seen, device).expand(rows, -1, -1)], dim=-1)
+            mask = additive_mask(whole, self.dtype)
         sliding = mask
-        if self.window is not None and int(position.max()) >= self.window:
-            key = torch.cat([column.expand(rows, -1), position], dim=1)
-            far = position[:, :, None] - key[:, None, :] >= self.window
-            sliding = mask.masked_fill(far[:, None], low)
+        if self.window is not None and position.max() >= self.window:
+            key = np.concatenate([np.broadcast_to(np.arange(base), (rows, base)), position], axis=1)
+            far = sent((position[:, :, None] - key[:, None, :] >= self.window)[:, None], device)
+            sliding = mask.masked_fill(far, torch.finfo(self.dtype).min)
         if not self.kinds:
             return sliding
         return {kind: sliding if kind == "sliding_attention" else mask for kind in self.kinds}

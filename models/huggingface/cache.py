@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from smc_bridge.models.host import sent
 from smc_bridge.models.huggingface.chunks import told_as
 
 
@@ -37,7 +38,7 @@ def as_span(rows: list[int], device: torch.device) -> slice | Tensor:
     """`rows: [n]` as a slice if they stand together in ascending order, else as an index."""
     if rows == list(range(rows[0], rows[0] + len(rows))):
         return slice(rows[0], rows[0] + len(rows))
-    return torch.tensor(rows, device=device)
+    return sent(rows, device)
 
 
 class KeyValues(Cache):  # type: ignore[misc]
@@ -144,12 +145,12 @@ class KeyValues(Cache):  # type: ignore[misc]
 
     def read(self, row: Tensor, column: Tensor) -> list[Tensor]:
         """Keys and values at n places, `[n, planes, H, D]` of each buffer (a copy)."""
-        return [b[:, row.to(b.device), :, column.to(b.device)] for b in self._buffers]
+        return [b.permute(1, 3, 0, 2, 4)[row.to(b.device), column.to(b.device)] for b in self._buffers]
 
     def write(self, row: Tensor, column: Tensor, values: list[Tensor]) -> None:
         """Write what `read` has returned, `[n, planes, H, D]` of each buffer, to n other places."""
         for buffer, value in zip(self._buffers, values, strict=True):
-            buffer[:, row.to(buffer.device), :, column.to(buffer.device)] = value
+            buffer.permute(1, 3, 0, 2, 4)[row.to(buffer.device), column.to(buffer.device)] = value
 
     def move(self, rows: Tensor, source: Tensor, first: int, end: int) -> None:
         """Let columns `first .. end - 1` of rows `rows: [n]` be those that the rows `source: [n]` had before."""

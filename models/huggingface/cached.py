@@ -11,11 +11,13 @@ pending (particles of a new prompt) are read once, in a forward of their own, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from smc_bridge.models.host import listed, sent
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_prefixes
 from smc_bridge.models.huggingface.attention import Attention
 from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
@@ -50,10 +52,10 @@ class CachedCausalSession(Rows):
         self.chunks = chunks
         self.lanes = lanes
         self.cache = KeyValues(tokens.shape[0])
-        self.cached = torch.zeros_like(self.length)  # [R]: columns that hold keys and values; below `length`
+        self.cached = [0] * len(self.lengths)  # columns of each row that hold keys and values; below its length
         self._scored: list[Scored] = []  # since the last commit, of rows that do not overlap
-        self._source: Tensor | None = None  # [R]: the buffer's row that each row has been gathered from
-        self._before = self.tokens, self.cached  # of the buffer's rows, while `_source` is set
+        self._source: list[int] | None = None  # the buffer's row that each row has been gathered from
+        self._before = self.texts, self.cached  # of the buffer's rows, while `_source` is set
 
     def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
         """Logits along drafts, `[B, V, A]`, over the cached prefixes (`CausalSession.score`).
@@ -80,65 +82,64 @@ class CachedCausalSession(Rows):
             return self._score(rows, tokens.new_zeros(batch, 1), None)
         return self._score(rows, tokens, parents)
 
-    def commit(self, block: Tensor, length: Tensor) -> None:
-        """Append the first `length[r]` tokens of `block[r]` to row r; what of them was scored is not read again."""
-        before = self.length
-        super().commit(block, length)
-        self._settle(before, self.length, block, length)
+    def _append(self, block: np.ndarray, counts: list[int]) -> None:
+        """See `commit`; what of the block was scored is not read again."""
+        before = self.lengths
+        super()._append(block, counts)
+        self._settle(before, self.lengths, block)
 
-    def gather(self, ancestors: Tensor) -> None:
-        """Let row r become a copy of the former row `ancestors[r]`; nothing is copied before it is needed."""
-        here = torch.arange(self.length.shape[0], device=self.length.device)
-        if torch.equal(ancestors, here):
-            return
+    def _follow(self, source: list[int]) -> None:
+        """Only note where rows come from: nothing is copied before it is needed."""
         if self._source is None:
-            self._source, self._before = here, (self.tokens, self.cached)
-        self._source, self.cached = self._source[ancestors], self.cached[ancestors]
-        super().gather(ancestors)
+            self._source, self._before = list(range(len(self.cached))), (self.texts, self.cached)
+        self._source, self.cached = [self._source[r] for r in source], [self.cached[r] for r in source]
 
     def crop(self, length: Tensor) -> None:
         """Keep the first `length[r]` tokens of row r."""
-        self._settle(self.length, self.length)
+        self._settle(self.lengths, self.lengths)
         super().crop(length)
-        self.cached = torch.minimum(self.cached, (length - 1).clamp_min(0))
+        self.cached = [min(held, max(n - 1, 0)) for held, n in zip(self.cached, self.lengths, strict=True)]
 
-    def _score(self, rows: Tensor, tokens: Tensor, parents: Tensor | None) -> Tensor:
-        """Logits `[B, C, A]` along drafts `tokens: [B, C]`, or after the nodes of trees `[B, C - 1]`."""
-        lengths = self.length[rows]
-        check_prefixes(rows, lengths)
-        lanes = group_lanes(rows.tolist())
+    def _score(self, rows: Tensor, drafts: Tensor, trees: Tensor | None) -> Tensor:
+        """Logits `[B, C, A]` along drafts `[B, C]`, or after the nodes of trees `[B, C - 1]`."""
+        index, *given = listed(rows, drafts, *(() if trees is None else (trees,)))
+        lengths, size = self.lengths, self.model.vocab_size
+        check_prefixes(index, [lengths[r] for r in index])
+        lanes = group_lanes(index)
         if self._source is not None or any(not set(lanes.rows).isdisjoint(scored.rows) for scored in self._scored):
-            self._settle(self.length, self.length)
-        order = None if lanes.entry is None else torch.tensor(lanes.entry, device=tokens.device).flatten()
-        shape = len(lanes.rows), lanes.width, tokens.shape[1]
-        tokens = (tokens if order is None else tokens[order]).view(shape)
-        if parents is None:
-            forest = chain_forest(tokens, merge=self.lanes == "packed")
-            alone = None if self.lanes == "packed" else chain_forest(tokens.flatten(0, 1)[:, None])
-        else:
-            parents = (parents if order is None else parents[order]).view(shape)
-            forest = tree_forest(tokens, parents)
-            alone = None if self.lanes == "packed" else tree_forest(
-                tokens.flatten(0, 1)[:, None], parents.flatten(0, 1)[:, None]
-            )
+            self._settle(lengths, lengths)
+        order = np.arange(len(index)) if lanes.entry is None else np.array(lanes.entry).ravel()
+        tokens, *parents = (np.array(x)[order].reshape(len(lanes.rows), lanes.width, -1) for x in given)
+        packed = self.lanes == "packed"
+        forest = tree_forest(tokens, *parents) if parents else chain_forest(tokens, merge=packed)
+        alone = None
+        if not packed:
+            each = [x.reshape(len(order), 1, -1) for x in (tokens, *parents)]
+            alone = tree_forest(*each) if parents else chain_forest(*each)
         self._read_equal_prefixes_once(lanes.rows)
-        out, scored = self._forward(lanes.rows, self.length, forest, alone, lanes.width)
+        out, scored = self._forward(lanes.rows, lengths, forest, alone, lanes.width)
         self._scored.append(scored)
-        out = out.reshape(shape[0] * shape[1], -1, self.model.vocab_size)
-        depth = torch.nn.functional.pad(forest.depth, (1, 0)).expand(shape[0], -1)  # [G, T + 1]
-        if forest.wanted is not None:
-            depth = depth.gather(1, forest.wanted.expand(shape[0], -1))
-        depth = depth.reshape(out.shape[:2])
-        if order is not None:
-            place = torch.empty_like(rows)
-            place[order] = torch.arange(order.numel(), device=order.device)  # an entry shown twice reads either
-            out, depth = out[place], depth[place]
-        return self.model.check_logits(out, rows, lengths[:, None] + depth)
+        out = out.reshape(len(order), -1, size)
+        if lanes.entry is not None:
+            place = np.empty(len(index), dtype=np.int64)
+            place[order] = np.arange(len(order))  # an entry shown twice reads either
+            out = out[sent(place, out.device)]
+
+        def about(b: int, c: int) -> tuple[int, int]:
+            """Session row and position of an entry of the scores."""
+            depth = c
+            if parents:
+                depth, node = 0, c
+                while node:
+                    node, depth = given[1][b][node - 1], depth + 1
+            return index[b], lengths[index[b]] + depth
+
+        return self.model.check_logits(out, about)
 
     def _forward(
-        self, rows: list[int], length: Tensor, forest: Forest, alone: Forest | None = None, lanes: int = 1
+        self, rows: list[int], lengths: Sequence[int], forest: Forest, alone: Forest | None = None, lanes: int = 1
     ) -> tuple[Tensor, Scored]:
-        """One forward over `[pending | forest]` of G distinct rows, whose prefixes end at `length: [R]`.
+        """One forward over `[pending | forest]` of G distinct rows; prefixes of all R rows end at `lengths`.
 
         Args:
             alone: the same nodes with every lane in a row of its own (`lanes = "copied"`).
@@ -146,34 +147,28 @@ class CachedCausalSession(Rows):
         Returns:
             wanted logits, `[G, C, A]`, and what is left in the buffer.
         """
-        at = as_span(rows, length.device)
-        length, cached = length[at], self.cached[at]
-        pending = length - cached
-        base, widest = int(cached.max()), int(pending.max())
+        copies, nodes = (1, forest) if alone is None else (lanes, alone)
+        of = [row for row in rows for _ in range(copies)]  # session row of each row of the forward
+        cached = [self.cached[row] for row in of]
+        pending = [lengths[row] - held for row, held in zip(of, cached, strict=True)]
+        base, widest = max(cached), max(pending)
         self.cache.reserve(base + widest + forest.tokens.shape[1])
-        place = (length[:, None] + torch.arange(-widest, 0, device=length.device)).clamp_min(0)
-        told = self.tokens[at].gather(1, place)  # [G, widest]
-        copies = 1
-        nodes = forest
-        if alone is not None:
-            copies, nodes = lanes, alone
-            told, place, length, cached, pending = (
-                x.repeat_interleave(lanes, 0) for x in (told, place, length, cached, pending)
-            )
-        ids = torch.cat([told, nodes.tokens], dim=1)
-        position = torch.cat([place, length[:, None] + nodes.depth - 1], dim=1)
+        end = np.array([[lengths[row]] for row in of])
+        place = (end + np.arange(-widest, 0)).clip(0)  # [G * copies, widest]
+        ids = np.concatenate([self.texts[np.array(of)[:, None], place], nodes.tokens], axis=1)
+        position = np.concatenate([place, end - 1 + nodes.depth], axis=1)
         keep = nodes.tokens.shape[1] + 1 if nodes.wanted is None else nodes.wanted + widest - 1
+        at = as_span(rows, self.device)
 
         def forward(part: slice) -> Tensor:
             """Wanted logits of these of the rows."""
             mine = slice(part.start * copies, part.stop * copies)
-            some = nodes.rows(mine)
             self.cache.span = Span(_part(at, part), base, widest, copies)
-            seen = fresh_mask(some.lineage, pending[mine], widest)
+            seen = fresh_mask(nodes.seen if len(nodes.seen) == 1 else nodes.seen[mine], pending[mine], widest)
             out = self.model.cached_logits(
-                ids[mine], position_ids=position[mine], cache=self.cache,
-                mask=self.attention.mask(cached[mine], base, seen, position[mine]),
-                keep=keep if isinstance(keep, int) or keep.shape[0] == 1 else keep[mine],
+                ids[mine], position=position[mine], cache=self.cache,
+                mask=self.attention.mask(cached[mine], base, seen, position[mine], self.device),
+                keep=keep if isinstance(keep, int) or len(keep) == 1 else keep[mine],
             )
             self.cache.settle()
             return out.reshape(part.stop - part.start, -1, out.shape[-1])
@@ -182,86 +177,72 @@ class CachedCausalSession(Rows):
         scores = self.chunks(
             forward, len(rows), tokens=ids.shape[1] * copies, logits=count * copies * self.model.vocab_size
         )
-        slot = torch.full_like(self.length, -1)
-        slot[at] = torch.arange(len(rows), device=slot.device)
-        return scores, Scored(rows, slot, base, widest, forest)
+        return scores, Scored(rows, base, widest, forest)
 
-    def _settle(
-        self, before: Tensor, after: Tensor, block: Tensor | None = None, count: Tensor | None = None
-    ) -> None:
+    def _settle(self, before: Sequence[int], after: Sequence[int], block: np.ndarray | None = None) -> None:
         """Put what was scored and is kept, and rows that were gathered, where they belong.
 
+        Everything is read before anything is written, since rows may change places.
+
         Args:
-            before: where the pending tokens of the last forward end, `[R]`.
-            after: length of each row now, `[R]`; its last token stays pending.
-            block, count: tokens that followed, `[R, L]`, and how many of them count, `[R]`.
+            before: where the pending tokens of the last forward end, of each row.
+            after: length of each row now; its last token stays pending.
+            block: the tokens that followed, `[R, L]`.
         """
-        scored, source = self._scored, self._source
-        if scored or source is not None:
-            self._scored, self._source = [], None
-            self._put(scored, source, before, after, block, count)
-
-    def _put(
-        self, records: list[Scored], source: Tensor | None, before: Tensor, after: Tensor, block: Tensor | None = None,
-        count: Tensor | None = None,
-    ) -> None:
-        """See `_settle`. Everything is read before anything is written, since rows may change places."""
-        here = torch.arange(before.shape[0], device=before.device)
-        origin = here if source is None else source
-        held, writes = self.cached, []
+        records, source = self._scored, self._source
+        self._scored, self._source = [], None
+        origin, end, moves = range(len(before)) if source is None else source, self.cached, []
         for scored in records:
-            kept, column = scored.kept(origin, held, before, after, block, count)
-            target = held[:, None] + torch.arange(column.shape[1], device=column.device)
-            put = (target < kept[:, None]) & ((column != target) | (origin != here)[:, None])
-            row, which = put.nonzero(as_tuple=True)
-            if row.numel():
-                values = self.cache.read(origin[row], column[row, which])
-                writes.append((row, target[row, which], values))
-            self.cached = torch.maximum(self.cached, kept)
+            held = self.cached
+            kept = scored.kept(origin, held, before, after, block)
+            moves += [
+                (origin[r], column, r, target)
+                for r, columns in enumerate(kept)
+                for target, column in enumerate(columns, held[r])
+                if column != target or origin[r] != r
+            ]
+            self.cached = [n + len(columns) for n, columns in zip(held, kept, strict=True)]
+        if moves:
+            from_row, from_column, row, column = sent(np.array(moves).T, self.device).unbind()
+            values = self.cache.read(from_row, from_column)
         if source is not None:
-            self._move(source, held)
-        for row, target, values in writes:
-            self.cache.write(row, target, values)
+            texts, held = self._before
+            if len(source) == len(texts):
+                equal = np.logical_and.accumulate(texts == texts[source], axis=1).sum(1)
+                self._move(source, np.minimum(equal, held).tolist(), end)
+            else:
+                self.cache.resize(sent(source, self.device))
+        if moves:
+            self.cache.write(row, column, values)
 
-    def _move(self, source: Tensor, end: Tensor) -> None:
-        """Copy the columns in which rows differ from their sources, of the first `end: [R]`."""
-        tokens, held = self._before
-        if source.shape[0] != tokens.shape[0]:
-            self.cache.resize(source)
-            return
-        changed = (source != torch.arange(source.shape[0], device=source.device)).nonzero().flatten()
-        if not changed.numel():
-            return
-        origin = source[changed]
-        equal = (tokens[changed] == tokens[origin]).cumprod(1).sum(1)
-        first = int(torch.minimum(equal, held[changed]).min())
-        self.cache.move(changed, origin, first, int(end[changed].max()))
+    def _move(self, source: Sequence[int], common: Sequence[int], end: Sequence[int]) -> None:
+        """Copy the columns in which rows differ from their sources: of R each, from `common` on, up to `end`."""
+        changed = [r for r, row in enumerate(source) if row != r]
+        if changed:
+            at, origin = sent([changed, [source[r] for r in changed]], self.device)
+            self.cache.move(at, origin, min(common[r] for r in changed), max(end[r] for r in changed))
 
     def _read_equal_prefixes_once(self, rows: list[int]) -> None:
         """Read what is pending of rows with equal prefixes in one forward over distinct ones, if that saves enough."""
-        if len(rows) == 1:
-            return
-        at = torch.tensor(rows, device=self.length.device)
-        pending = self.length[at] - self.cached[at]
-        spare = int(pending.max()) - 1
+        held, lengths = self.cached, self.lengths
+        pending = [lengths[r] - held[r] for r in rows]
+        spare = max(pending) - 1
         if (len(rows) - 1) * spare <= WORTH_A_FORWARD:
             return
-        long = at[pending > 1]
-        column = torch.arange(self.tokens.shape[1], device=at.device)
-        told = self.tokens[long].masked_fill(column >= self.length[long][:, None] - 1, -1)
-        distinct, group = torch.unique(told, dim=0, return_inverse=True)
-        if (len(rows) - distinct.shape[0]) * spare <= WORTH_A_FORWARD:
+        long = [r for r, count in zip(rows, pending, strict=True) if count > 1]
+        reader: dict[bytes, int] = {}
+        source = list(range(len(lengths)))
+        for r in long:
+            source[r] = reader.setdefault(self.texts[r, : lengths[r] - 1].tobytes(), r)
+        if (len(rows) - len(reader)) * spare <= WORTH_A_FORWARD:
             return
-        first = torch.full((distinct.shape[0],), len(rows), device=at.device)
-        first = first.scatter_reduce(0, group, torch.arange(len(long), device=at.device), "amin")
-        reader = long[first]
-        _, scored = self._forward(reader.tolist(), self.length - 1, no_forest(len(reader), at.device))
-        self._put([scored], None, self.length - 1, self.length)
-        source = torch.arange(self.length.shape[0], device=at.device)
-        source[long] = reader[group]
-        self._before = self.tokens, self.cached
-        self.cached = self.cached[source]
-        self._move(source, self.cached)
+        before, readers = [n - 1 for n in lengths], list(reader.values())
+        _, scored = self._forward(readers, before, no_forest(len(readers)))
+        self._scored, waiting = [scored], self._scored
+        self._settle(before, lengths)
+        self._scored = waiting
+        self.cached = [self.cached[r] for r in source]
+        self._move(source, held, self.cached)
 
 
 def _part(rows: slice | Tensor, part: slice) -> slice | Tensor:

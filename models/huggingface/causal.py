@@ -11,9 +11,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.models.host import listed, places, sent
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_prefixes, counts_past_padding
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.cached import CachedCausalSession
@@ -99,9 +101,9 @@ class HuggingFaceCausalSession(Rows):
             return self.model.empty(batch, window)
         read = torch.full_like(length, window - 1)
         ids, whole = append_ragged(prefix, length, drafts[:, :-1], read, fill=0)
-        column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        column = places(ids.shape[1], ids.device).expand_as(ids)
         attention = (column < whole[:, None]).long()
-        position = length[:, None] + torch.arange(window, device=ids.device)
+        position = length[:, None] + places(window, ids.device)
 
         def forward(part: slice) -> Tensor:
             """Logits of these of the rows."""
@@ -111,7 +113,7 @@ class HuggingFaceCausalSession(Rows):
             )
 
         out = self.model.chunks(forward, batch, tokens=ids.shape[1], logits=window * self.model.vocab_size)
-        return self.model.check_logits(out, rows, position)
+        return self.model.check_logits(out, lambda b, c: (int(rows[b]), int(position[b, c])))
 
     def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
         """Logits after every node of trees, `[B, T + 1, A]`: every path to a leaf is a draft
@@ -126,7 +128,8 @@ class HuggingFaceCausalSession(Rows):
             return self.model.empty(0, nodes + 1)
         if nodes == 0:
             return self.score(rows, tokens.new_zeros(batch, 1))
-        tree, paths, path_of, depth = leaf_paths(tokens, parents)
+        shown = (np.array(x) for x in listed(tokens, parents))
+        tree, paths, path_of, depth = (sent(x, self.device) for x in leaf_paths(*shown))
         whole = torch.nn.functional.pad(paths, (0, 1))  # the last token of a draft is not read
         along = self.score(rows[tree], whole)  # [L, D + 1, A]
         after_prefix = along[path_of[:, 0], 0]
@@ -134,6 +137,7 @@ class HuggingFaceCausalSession(Rows):
 
     def _prefixes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Prefixes `[B, S]` and lengths `[B]` of `rows`, S the longest of them."""
-        length = self.length[rows]
-        check_prefixes(rows, length)
-        return self.tokens[rows][:, : int(length.max()) if length.numel() else 0], length
+        [index] = listed(rows)
+        lengths = [self.lengths[r] for r in index]
+        check_prefixes(index, lengths)
+        return sent(self.texts[index, : max(lengths, default=0)], self.device), sent(np.array(lengths, dtype=np.int64), self.device)

@@ -20,10 +20,12 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask
+from smc_bridge.models.host import listed, places, sent
+from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask, open_mask
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.canvas import Fresh, lay_out
 from smc_bridge.models.huggingface.chunks import RowChunks
@@ -139,23 +141,23 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
             lookahead: M.
             cache: a transformers `Cache` with what stands before, or None.
         """
-        self._check_inputs(fresh.ids, fresh.position)
-        seen = fresh.seen
-        batch, width = fresh.ids.shape
-        if seen is None:  # one zero, expanded: no [W, W] mask is made
-            mask = torch.zeros(1, 1, 1, 1, dtype=self.model.dtype, device=self.device)
-            mask = mask.expand(batch, 1, width, width + (cache.get_seq_length() if cache is not None else 0))
+        self.check_inputs(fresh.ids, int(fresh.position.max()) + 1)
+        (batch, width), seen, device = fresh.ids.shape, fresh.seen, self.device
+        if seen is None:
+            held = 0 if cache is None else cache.get_seq_length()
+            mask = open_mask(self.model.dtype, device).expand(batch, 1, width, held + width)
         else:
-            mask = additive_mask(seen[:, None, :], self.model.dtype).expand(-1, -1, width, -1)
+            mask = additive_mask(sent(seen[:, None], device), self.model.dtype).expand(-1, -1, width, -1)
         keep = lookahead + int(self.shift)
         options: dict[str, Any] = {"logits_to_keep": keep, "past_key_values": cache, "use_cache": cache is not None}
         options = {name: value for name, value in options.items() if name in self._accepts}
         with torch.no_grad():  # not inference_mode: a caller may change the scores in place
             out: Tensor = self.model(
-                input_ids=fresh.ids, attention_mask=mask, position_ids=fresh.position, **options
+                input_ids=sent(fresh.ids, device), attention_mask=mask, position_ids=sent(fresh.position, device),
+                **options,
             ).logits
-        wanted = out[:, out.shape[1] - keep :][:, :lookahead, : self.vocab_size]
-        return wanted.to(device=self.device, dtype=self.score_dtype)
+        first = out.shape[1] - keep
+        return self.scores(out[:, first : first + lookahead])
 
 
 class HuggingFaceDiffusionSession(Rows):
@@ -168,17 +170,16 @@ class HuggingFaceDiffusionSession(Rows):
         #: Whether a row's scores depend on the forwards before, and not on its tokens alone.
         self.has_history = self._cache is not None
 
-    def gather(self, ancestors: Tensor) -> None:
-        """Let row r become a copy of the former row `ancestors[r]` (`[R']`), its cache too."""
-        super().gather(ancestors)
+    def _follow(self, source: list[int]) -> None:
+        """Let the cache follow."""
         if self._cache is not None:
-            self._cache.gather(ancestors)
+            self._cache.gather(source, self.device)
 
     def crop(self, length: Tensor) -> None:
         """Keep the first `length[r]` tokens of row r (`[R]`), of its cache too."""
         super().crop(length)
         if self._cache is not None:
-            self._cache.crop(length.tolist())
+            self._cache.crop(self.lengths)
 
     def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
         """Logits of the M positions after the prefixes, `[B, M, A]` (`DiffusionSession.score`).
@@ -191,32 +192,30 @@ class HuggingFaceDiffusionSession(Rows):
         batch, lookahead = canvas.shape
         if batch == 0 or lookahead == 0:
             return model.empty(batch, lookahead)
-        length = self.length[rows]
-        lengths = length.tolist()
+        index, shown = listed(rows, canvas)
+        lengths = [self.lengths[r] for r in index]
         if model.shift and min(lengths) < 1:
-            row = int(rows[lengths.index(0)])
             raise ValueError(
-                f"length[{row}] = 0: with shifted outputs nothing predicts the first token; "
+                f"length[{index[lengths.index(0)]}] = 0: with shifted outputs nothing predicts the first token; "
                 "start the prefix from bos or a prompt"
             )
         forward = self._cached if self._cache is not None else self._recomputed if model.explicit else self._padded
-        out = forward(rows, canvas, lengths)
-        return model.check_logits(out, rows, length[:, None] + torch.arange(lookahead, device=length.device))
+        return model.check_logits(forward(index, np.array(shown), lengths), lambda b, c: (index[b], lengths[b] + c))
 
-    def _chunked(self, forward: Callable[[slice], Tensor], canvas: Tensor, width: int) -> Tensor:
+    def _chunked(self, forward: Callable[[slice], Tensor], canvas: np.ndarray, width: int) -> Tensor:
         """Run `forward` over the rows of `canvas: [B, M]`, each `width` tokens long."""
         batch, lookahead = canvas.shape
         kept = (lookahead + int(self.model.shift)) * self.model.vocab_size
         return self.model.chunks(forward, batch, tokens=width, logits=kept)
 
-    def _recomputed(self, rows: Tensor, canvas: Tensor, lengths: list[int]) -> Tensor:
+    def _recomputed(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
         """Forwards over prefixes, or what is left of them, and canvases."""
-        model, tokens = self.model, self.tokens[rows]
+        model = self.model
 
         def forward(part: slice) -> Tensor:
             """Logits of the canvases of these of the rows."""
             fresh = lay_out(
-                tokens[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
+                self.texts, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
                 window=model.window, sinks=model.sinks,
             )
             return model.forward(fresh, canvas.shape[1])
@@ -224,47 +223,50 @@ class HuggingFaceDiffusionSession(Rows):
         seen = max(lengths) if model.window is None else min(max(lengths), model.sinks + model.window)
         return self._chunked(forward, canvas, seen + canvas.shape[1])
 
-    def _cached(self, rows: Tensor, canvas: Tensor, lengths: list[int]) -> Tensor:
+    def _cached(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
         """Forwards over tokens that are not kept, and canvases; a row that is given again comes after the first."""
-        model, cache, index = self.model, self._cache, rows.tolist()
+        model, cache = self.model, self._cache
         assert cache is not None
-        first = [b for b, r in enumerate(index) if index.index(r) == b]
-        if len(first) < len(index):
-            rest = [b for b in range(len(index)) if b not in set(first)]
+        first = list({r: b for b, r in reversed(list(enumerate(rows)))}.values())[::-1]
+        if len(first) < len(rows):
             out = model.empty(*canvas.shape)
-            for part in (first, rest):
-                at = torch.tensor(part, device=rows.device)
-                out[at] = self._cached(rows[at], canvas[at], [lengths[b] for b in part])
+            for part in (first, [b for b in range(len(rows)) if b not in set(first)]):
+                out[part] = self._cached([rows[b] for b in part], canvas[part], [lengths[b] for b in part])
             return out
-        tokens = self.tokens[rows]
         # A shifted model reads the last token again, since its output is about the first place of the canvas.
         known = cache.known
-        start = [min(known[r], n - int(model.shift)) for r, n in zip(index, lengths, strict=True)]
+        start = [min(known[r], n - int(model.shift)) for r, n in zip(rows, lengths, strict=True)]
 
         def forward(part: slice) -> Tensor:
             """Logits of the canvases of these of the rows."""
             fresh = lay_out(
-                tokens[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift, cached=start[part]
+                self.texts, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
+                cached=start[part],
             )
-            held = cache.open(index[part], fresh, max(start[part]))
+            held = cache.open(rows[part], fresh, max(start[part]), self.device)
             out = model.forward(fresh, canvas.shape[1], held)
-            cache.keep(index[part], fresh, start=start[part], lengths=lengths[part], shift=model.shift)
+            cache.keep(
+                rows[part], fresh, start=start[part], lengths=lengths[part], shift=model.shift, device=self.device
+            )
             return out
 
         fresh_tokens = max(n - k for n, k in zip(lengths, start, strict=True))
         out = self._chunked(forward, canvas, fresh_tokens + canvas.shape[1])
-        cache.mark(index, start, self.tokens, self.length.tolist())
+        cache.mark(rows, start, self.texts, self.lengths, self.device)
         return out
 
-    def _padded(self, rows: Tensor, canvas: Tensor, lengths: list[int]) -> Tensor:
+    def _padded(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
         """Forwards over right-padded rows, for models that count positions themselves."""
-        model, lookahead = self.model, canvas.shape[1]
-        shown = canvas.masked_fill(canvas == MASKED, model.mask_id)
-        ids, whole = append_ragged(self.tokens[rows], self.length[rows], shown, (canvas != ABSENT).sum(1), fill=0)
+        model, lookahead, device = self.model, canvas.shape[1], self.device
+        length = sent(lengths, device)
+        shown = sent(np.where(canvas == MASKED, model.mask_id, canvas), device)
+        ids, whole = append_ragged(
+            self.tokens[sent(rows, device)], length, shown, sent((canvas != ABSENT).sum(1).tolist(), device), fill=0
+        )
         width = ids.shape[1]
-        real = torch.arange(width, device=ids.device) < whole[:, None]  # [B, W]
+        real = places(width, ids.device) < whole[:, None]  # [B, W]
         # Places that a row does not have read its last one.
-        place = self.length[rows][:, None] + torch.arange(lookahead, device=ids.device)
+        place = length[:, None] + places(lookahead, ids.device)
         wanted = place.clamp_max(whole[:, None] - 1) - int(model.shift)
 
         def forward(part: slice) -> Tensor:

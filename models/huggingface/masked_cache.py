@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from smc_bridge.models.host import sent
 from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
 from smc_bridge.models.huggingface.canvas import Fresh
 
@@ -38,14 +39,15 @@ class PrefixCache:
         """Tokens of each row that are kept."""
         return [parts[-1][0] if parts else 0 for parts in self._parts]
 
-    def open(self, rows: Sequence[int], fresh: Fresh, base: int) -> KeyValues:
+    def open(self, rows: Sequence[int], fresh: Fresh, base: int, device: torch.device) -> KeyValues:
         """The cache for a forward over `fresh`, which is written from column `base` on, of these distinct rows."""
         self.keys_values.reserve(base + fresh.ids.shape[1])
-        self.keys_values.span = Span(as_span(list(rows), fresh.ids.device), base, 0, 1)
+        self.keys_values.span = Span(as_span(list(rows), device), base, 0, 1)
         return self.keys_values
 
     def keep(
-        self, rows: Sequence[int], fresh: Fresh, *, start: Sequence[int], lengths: Sequence[int], shift: bool
+        self, rows: Sequence[int], fresh: Fresh, *, start: Sequence[int], lengths: Sequence[int], shift: bool,
+        device: torch.device,
     ) -> None:
         """After the forward: put the keys and values of committed tokens into their own columns.
 
@@ -57,22 +59,23 @@ class PrefixCache:
         self.keys_values.settle()
         if fresh.seen is None:
             return
-        device, base, width = fresh.ids.device, max(start), fresh.head + int(shift)
-        count = torch.tensor(lengths, device=device) - torch.tensor(start, device=device) - int(shift)
-        column = torch.arange(width, device=device).expand(len(rows), -1)
-        own = fresh.position[:, :width]
-        put = ((column < count[:, None]) | (column >= fresh.head)) & (own != base + column)
-        entry, place = put.nonzero(as_tuple=True)
-        if entry.numel():
-            row = torch.tensor(rows, device=device)[entry]
-            self.keys_values.write(row, own[entry, place], self.keys_values.read(row, base + place))
+        base, width = max(start), fresh.head + int(shift)
+        count = np.array(lengths) - np.array(start) - int(shift)
+        column, own = np.arange(width), fresh.position[:, :width]
+        entry, place = (((column < count[:, None]) | (column >= fresh.head)) & (own != base + column)).nonzero()
+        if len(entry):
+            moved = np.stack([np.array(rows)[entry], own[entry, place], base + place])
+            row, to, origin = sent(moved, device).unbind()
+            self.keys_values.write(row, to, self.keys_values.read(row, origin))
 
-    def mark(self, rows: Sequence[int], start: Sequence[int], tokens: Tensor, lengths: Sequence[int]) -> None:
+    def mark(
+        self, rows: Sequence[int], start: Sequence[int], texts: np.ndarray, lengths: Sequence[int], device: torch.device
+    ) -> None:
         """Note that all tokens of these distinct rows are kept, and give their twins the same.
 
         Args:
             start: tokens of each of `rows` that were read from the cache.
-            tokens: of all R rows, `[R, S]`.
+            texts: tokens of all R rows, `[R, S]`.
             lengths: of all R rows.
         """
         scored = set(rows)
@@ -80,11 +83,11 @@ class PrefixCache:
         others = [r for r in range(len(lengths)) if r not in scored and (lengths[r], self._parts[r]) in keys]
         source: dict[int, int] = {}  # index into `rows` of what each twin equals
         if others:
-            told = {r: (self._parts[r], tuple(tokens[r, : lengths[r]].tolist())) for r in (*rows, *others)}
+            told = {r: (self._parts[r], texts[r, : lengths[r]].tobytes()) for r in (*rows, *others)}
             source = _nearest(rows, others, told)
         if source:
             twins, like = list(source), [rows[b] for b in source.values()]
-            at, of = (torch.tensor(x, device=tokens.device) for x in (twins, like))
+            at, of = sent([twins, like], device)
             self.keys_values.move(at, of, min(start[b] for b in source.values()), max(lengths[r] for r in twins))
         for r, n in zip(rows, start, strict=True):
             self._forwards += 1
@@ -92,15 +95,15 @@ class PrefixCache:
         for r, b in source.items():
             self._parts[r] = self._parts[rows[b]]
 
-    def gather(self, ancestors: Tensor) -> None:
-        """Let row r become a copy of the former row `ancestors[r]`."""
-        source = ancestors.tolist()
+    def gather(self, source: Sequence[int], device: torch.device) -> None:
+        """Let row r become a copy of the former row `source[r]`; the rows live on `device`."""
         changed = [r for r, a in enumerate(source) if r != a]
         if len(source) != len(self._parts):
-            self.keys_values.resize(ancestors)
+            self.keys_values.resize(sent(source, device))
         elif changed:
-            rows, known = torch.tensor(changed, device=ancestors.device), self.known
-            self.keys_values.move(rows, ancestors[rows], 0, max(known[source[r]] for r in changed))
+            known = self.known
+            rows, origin = sent([changed, [source[r] for r in changed]], device)
+            self.keys_values.move(rows, origin, 0, max(known[source[r]] for r in changed))
         self._parts = [self._parts[a] for a in source]
 
     def crop(self, lengths: Sequence[int]) -> None:

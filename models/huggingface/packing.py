@@ -10,13 +10,13 @@ Shapes: G packed rows, K lanes of each, T nodes, F = pending + T fresh tokens, C
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from smc_bridge.models.huggingface.trees import tree_structure
+from smc_bridge.models.huggingface.trees import rooted
 
 #: Lanes are merged into a trie if that leaves at most this share of the nodes: less is not worth the ragged outputs.
 WORTH_MERGING = 0.85
@@ -49,36 +49,48 @@ def group_lanes(rows: list[int]) -> LaneGroups:
 class Forest(NamedTuple):
     """Nodes of G packed rows; a leading 1 stands for the same in all rows."""
 
-    tokens: Tensor
+    tokens: np.ndarray
     """`[G, T]`."""
-    depth: Tensor
+    depth: np.ndarray
     """`[G or 1, T]`, at least 1."""
-    lineage: Tensor
-    """`[G or 1, T, T]`, True at (j, i) if node j sees node i."""
-    wanted: Tensor | None
+    seen: np.ndarray
+    """`[G or 1, T + 1, T + 1]`, True at (j, i) if place j sees place i: place 0 is the last token of the prefix, which
+    all see, and node j is place j + 1."""
+    wanted: np.ndarray | None
     """`[G or 1, C]`: the scores to return, 0 after the prefix alone, j + 1 after node j; None for all T + 1."""
+    chains: int = 0
+    """K, if the nodes are K chains of one length, one after the other; 0 if they are not."""
 
-    def rows(self, part: slice) -> Forest:
-        """The packed rows of `part` alone."""
-        tokens, depth, lineage = (x if x.shape[0] == 1 else x[part] for x in self[:3])
-        wanted = self.wanted if self.wanted is None or self.wanted.shape[0] == 1 else self.wanted[part]
-        return Forest(tokens, depth, lineage, wanted)
+    @property
+    def lineage(self) -> np.ndarray:
+        """`[G or 1, T, T]`, True at (j, i) if node j sees node i."""
+        return self.seen[:, 1:, 1:]
 
 
 @lru_cache(maxsize=64)
-def _chains(lanes: int, steps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Depth, lineage and wanted scores of `lanes` chains of `steps` nodes, leading dimension 1."""
-    with torch.inference_mode(False):  # they outlive the caller's mode
-        step = torch.arange(steps, device=device)
-        start = steps * torch.arange(lanes, device=device)[:, None]
-        depth = (step + 1).repeat(lanes)[None]
-        chain = torch.ones(steps, steps, dtype=torch.bool, device=device).tril()
-        lineage = torch.kron(torch.eye(lanes, dtype=torch.bool, device=device), chain)[None]
-        wanted = torch.nn.functional.pad(start + step + 1, (1, 0)).reshape(1, -1)
-        return depth, lineage, None if lanes == 1 else wanted
+def _chains(lanes: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Depth, what is seen, and wanted scores of `lanes` chains of `steps` nodes, leading dimension 1."""
+    step = np.arange(steps)
+    lineage = np.kron(np.eye(lanes, dtype=bool), np.tri(steps, dtype=bool))[None]
+    return np.tile(step + 1, lanes)[None], _below_root(lineage), _wanted(lanes, steps)
 
 
-def chain_forest(drafts: Tensor, *, merge: bool = True) -> Forest:
+def _wanted(lanes: int, nodes: int) -> np.ndarray | None:
+    """The scores `[1, C]` after the prefix and after each of the `nodes` nodes of each lane; None for one lane."""
+    if lanes == 1:
+        return None
+    after = nodes * np.arange(lanes)[:, None] + np.arange(nodes) + 1
+    return np.pad(after, ((0, 0), (1, 0))).reshape(1, -1)
+
+
+def _below_root(lineage: np.ndarray) -> np.ndarray:
+    """What places see of each other, `[.., T + 1, T + 1]`, from what nodes do, `[.., T, T]`."""
+    seen = np.pad(lineage, ((0, 0), (1, 0), (1, 0)))
+    seen[..., 0] = True
+    return seen
+
+
+def chain_forest(drafts: np.ndarray, *, merge: bool = True) -> Forest:
     """The forest of K drafts of each row; the last token of a draft is not in it, since nothing is wanted after it.
 
     Args:
@@ -88,40 +100,38 @@ def chain_forest(drafts: Tensor, *, merge: bool = True) -> Forest:
     lanes, steps = drafts.shape[1], drafts.shape[2] - 1
     tokens = drafts[:, :, :steps]
     if merge and lanes > 1 and steps > 0:
-        same = (tokens[:, :, None] == tokens[:, None]).cumprod(-1)  # [G, K, K, V - 1]
+        same = np.logical_and.accumulate(tokens[:, :, None] == tokens[:, None], axis=-1)  # [G, K, K, V - 1]
         owner = same.argmax(2)  # the first lane with the same beginning
-        fresh = (owner == torch.arange(lanes, device=drafts.device)[:, None]).flatten(1)  # [G, K * (V - 1)]
-        count = fresh.sum(1)
-        nodes = int(count.max())
+        fresh = (owner == np.arange(lanes)[:, None]).reshape(len(drafts), -1)  # [G, K * (V - 1)]
+        nodes = int(fresh.sum(1).max())
         if nodes <= WORTH_MERGING * lanes * steps:
-            return _trie(tokens, owner, fresh, count, nodes)
-    depth, lineage, wanted = _chains(lanes, steps, drafts.device)
-    return Forest(tokens.flatten(1), depth, lineage, wanted)
+            return _trie(tokens, owner, fresh, nodes)
+    return Forest(tokens.reshape(len(drafts), -1), *_chains(lanes, steps), lanes)
 
 
-def _trie(tokens: Tensor, owner: Tensor, fresh: Tensor, count: Tensor, nodes: int) -> Forest:
-    """Keep of the drafts `tokens: [G, K, D]` the nodes that are `fresh: [G, K * D]`, `count: [G]` of them.
+def _trie(tokens: np.ndarray, owner: np.ndarray, fresh: np.ndarray, nodes: int) -> Forest:
+    """Keep of the drafts `tokens: [G, K, D]` the nodes that are `fresh: [G, K * D]`, at most `nodes` in a row.
 
     Node (k, i) of a draft is node (owner[k, i], i) of the trie. Rows with fewer nodes than `nodes` are padded with
     copies of their first node, which no other node sees.
     """
     batch, lanes, steps = tokens.shape
-    device = tokens.device
     rank = fresh.cumsum(1) - 1
-    node_of = rank.view(batch, lanes, steps).gather(1, owner)  # [G, K, D]: place in the trie
-    flat = torch.arange(lanes * steps, device=device).expand(batch, -1)
-    origin = torch.zeros(batch, nodes + 1, dtype=torch.long, device=device)
-    origin = origin.scatter(1, torch.where(fresh, rank, nodes), flat)[:, :nodes]  # [G, T]
+    node_of = np.take_along_axis(rank.reshape(batch, lanes, steps), owner, axis=1)  # [G, K, D]: place in the trie
+    origin = np.zeros((batch, nodes), dtype=np.int64)  # [G, T]
+    row, flat = np.nonzero(fresh)
+    origin[row, rank[row, flat]] = flat
     lane, step = origin // steps, origin % steps
-    row = torch.arange(batch, device=device)[:, None, None]
-    sees = owner[row, lane[:, :, None], step[:, None, :]] == lane[:, None, :]
-    real = torch.arange(nodes, device=device) < count[:, None]
+    at = np.arange(batch)[:, None, None]
+    sees = owner[at, lane[:, :, None], step[:, None, :]] == lane[:, None, :]
+    real = np.arange(nodes) < fresh.sum(1)[:, None]
     lineage = sees & (step[:, None, :] <= step[:, :, None]) & real[:, None, :]
-    wanted = torch.nn.functional.pad(node_of + 1, (1, 0)).flatten(1)
-    return Forest(tokens.flatten(1).gather(1, origin), step + 1, lineage, wanted)
+    wanted = np.pad(node_of + 1, ((0, 0), (0, 0), (1, 0))).reshape(batch, -1)
+    shown = np.take_along_axis(tokens.reshape(batch, -1), origin, axis=1)
+    return Forest(shown, step + 1, _below_root(lineage), wanted)
 
 
-def tree_forest(tokens: Tensor, parents: Tensor) -> Forest:
+def tree_forest(tokens: np.ndarray, parents: np.ndarray) -> Forest:
     """The forest of K trees of each row.
 
     Args:
@@ -130,38 +140,35 @@ def tree_forest(tokens: Tensor, parents: Tensor) -> Forest:
         ValueError: if a parent does not stand before its child.
     """
     batch, lanes, nodes = tokens.shape
-    lineage, depth = tree_structure(parents.flatten(0, 1))
-    if lanes == 1:
-        return Forest(tokens[:, 0], depth, lineage, None)
-    start = nodes * torch.arange(lanes, device=tokens.device)[:, None]
-    own = torch.eye(lanes, dtype=torch.bool, device=tokens.device)[:, None, :, None]
-    apart = own & lineage.view(batch, lanes, nodes, 1, nodes)
-    wanted = torch.nn.functional.pad(start + torch.arange(nodes, device=tokens.device) + 1, (1, 0)).reshape(1, -1)
-    return Forest(
-        tokens.flatten(1), depth.view(batch, -1), apart.reshape(batch, lanes * nodes, lanes * nodes), wanted
-    )
+    seen = rooted(parents.reshape(-1, nodes))
+    depth = (seen.sum(-1)[:, 1:] - 1).reshape(batch, -1)
+    if lanes > 1:
+        apart = np.zeros((batch, lanes, nodes, lanes, nodes), dtype=bool)
+        every = np.arange(lanes)
+        apart[:, every, :, every] = seen[:, 1:, 1:].reshape(batch, lanes, nodes, nodes).swapaxes(0, 1)
+        seen = _below_root(apart.reshape(batch, lanes * nodes, lanes * nodes))
+    return Forest(tokens.reshape(batch, -1), depth, seen, _wanted(lanes, nodes))
 
 
-def no_forest(rows: int, device: torch.device) -> Forest:
+def no_forest(rows: int) -> Forest:
     """A forest without nodes, for a forward over pending tokens alone."""
-    none = torch.zeros(1, 0, dtype=torch.long, device=device)
-    return Forest(none.expand(rows, 0), none, none.new_zeros(1, 0, 0, dtype=torch.bool), None)
+    none = np.zeros((rows, 0), dtype=np.int64)
+    return Forest(none, none[:1], np.ones((1, 1, 1), dtype=bool), None)
 
 
-def fresh_mask(lineage: Tensor, pending: Tensor, widest: int) -> Tensor:
+def fresh_mask(seen: np.ndarray, pending: Sequence[int], widest: int) -> np.ndarray:
     """What the fresh tokens of a packed row see of each other, `[G or 1, F, F]`, F = `widest` + T.
 
     Args:
-        lineage: `[G or 1, T, T]`.
-        pending: pending tokens of each row, `[G]`, which stand in the last of the first `widest` columns.
+        seen: of the forest, `[G or 1, T + 1, T + 1]`.
+        pending: pending tokens of each row, at least 1, which stand in the last of the first `widest` columns.
     """
-    seen = torch.nn.functional.pad(lineage, (widest, 0, widest, 0))
     if widest == 1:
-        seen[:, :, 0] = True
         return seen
-    column = torch.arange(widest, device=lineage.device)
-    real = column >= widest - pending[:, None]  # [G, widest]
-    seen = seen.expand(real.shape[0], -1, -1).clone()
-    seen[:, widest:, :widest] = real[:, None]
-    seen[:, :widest, :widest] = (real[:, None] & (column <= column[:, None])) | (column == column[:, None])
-    return seen
+    column, many = np.arange(widest), seen.shape[-1] - 1 + widest
+    real = column >= widest - np.array(pending)[:, None]  # [G, widest]
+    out = np.zeros((len(pending), many, many), dtype=bool)
+    out[:, widest:, widest:] = seen[:, 1:, 1:]
+    out[:, widest:, :widest] = real[:, None]
+    out[:, :widest, :widest] = (real[:, None] & (column <= column[:, None])) | (column == column[:, None])
+    return out

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from smc_bridge.models.huggingface.packing import Forest
-from smc_bridge.models.huggingface.trees import longest_match
+from smc_bridge.models.huggingface.trees import longest_chain, longest_match
 
 
 @dataclass(frozen=True)
@@ -17,42 +18,45 @@ class Scored:
 
     Attributes:
         rows: of the buffer, distinct.
-        slot: packed row of each row of the buffer, -1 if it is not among `rows`, `[R]`.
         base: first fresh column.
         widest: columns of pending tokens, which stand in the last of them.
         forest: the nodes after them.
     """
 
     rows: list[int]
-    slot: Tensor
     base: int
     widest: int
     forest: Forest
 
     def kept(
-        self, origin: Tensor, held: Tensor, before: Tensor, after: Tensor, block: Tensor | None, count: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """What rows keep: their pending tokens, and the longest path of the forest that their block begins with.
+        self, origin: Sequence[int], held: Sequence[int], before: Sequence[int], after: Sequence[int],
+        block: np.ndarray | None,
+    ) -> list[Sequence[int]]:
+        """Where in the buffer the keys and values are that rows keep: those of their pending tokens, and of the longest
+        path of the forest that their block begins with.
 
         Args:
-            origin: row of the buffer that each row has been gathered from, `[R]`.
-            held: columns that each row has without this, `[R]`.
-            before: where its pending tokens end, `[R]`.
-            after: its length with the block, of which the last token is to stay pending, `[R]`.
-            block, count: tokens that followed, `[R, L]`, and how many of them count, `[R]`; None for none.
+            origin: row of the buffer that each of R rows has been gathered from.
+            held: columns that each row has without this.
+            before: where its pending tokens end.
+            after: its length with the block, of which the last token is to stay pending.
+            block: the tokens that followed, `[R, L]`, or None.
         Returns:
-            how many columns each row then holds, `[R]`, 0 for rows that were not scored; and where in the buffer the
-            keys and values of those after the `held` first are, `[R, n]`.
+            the columns of the buffer of each row's tokens from `held` on; none for rows that were not scored.
         """
-        slot = self.slot[origin]
-        real, slot = slot >= 0, slot.clamp_min(0)
-        matched, path = torch.zeros_like(before), before[:, None][:, :0]
-        if block is not None and count is not None and block.shape[1] and self.forest.tokens.shape[1]:
-            depth, lineage = (x if x.shape[0] == 1 else x[slot] for x in (self.forest.depth, self.forest.lineage))
-            matched, path = longest_match(self.forest.tokens[slot], depth, lineage, block, count)
-        kept = torch.where(real, torch.minimum(before + matched, after - 1), 0)
-        fresh = max(int((kept - held).max()), 0) if kept.numel() else 0
-        index = torch.arange(fresh, device=held.device) - (before - held)[:, None]  # negative for pending tokens
-        if path.shape[1]:
-            index = torch.where(index < 0, index, path.gather(1, index.clamp(0, path.shape[1] - 1)))
-        return kept, self.base + self.widest + index
+        slot, first = {row: at for at, row in enumerate(self.rows)}, self.base + self.widest
+        paths = [[]] * len(origin) if block is None else self._paths([slot.get(row, 0) for row in origin], block)
+        kept: list[Sequence[int]] = []
+        for r, row in enumerate(origin):
+            pending = range(first - (before[r] - held[r]), first)
+            path = [first + node for node in itertools.takewhile(lambda node: node >= 0, paths[r])]
+            kept.append([*pending, *path][: after[r] - 1 - held[r]] if row in slot else ())
+        return kept
+
+    def _paths(self, slot: list[int], block: np.ndarray) -> list[list[int]]:
+        """The nodes that each of the blocks `[R, L]` begins with, -1 past their end, of the packed rows `slot`."""
+        forest = self.forest
+        if forest.chains:
+            return list(longest_chain(forest.tokens[slot], forest.chains, block).tolist())
+        depth, lineage = (x if len(x) == 1 else x[slot] for x in (forest.depth, forest.lineage))
+        return list(longest_match(forest.tokens[slot], depth, lineage, block).tolist())

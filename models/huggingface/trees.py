@@ -7,12 +7,39 @@ expansion into paths for the tokens along the way to every leaf, the cache for w
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 from torch import Tensor
 
 
-def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
-    """Ancestors and depth of every node, by doubling the reach of the parent relation.
+def rooted(parents: np.ndarray) -> np.ndarray:
+    """Who is an ancestor of whom, the root included, by doubling the reach of the parent relation.
+
+    Args:
+        parents: `[B, T]`; 0 is the root, j + 1 is node j.
+    Returns:
+        `[B, T + 1, T + 1]`, True at (j, i) if place i is place j or an ancestor of it; the root stands first.
+    Raises:
+        ValueError: if a parent does not stand before its child.
+    """
+    batch, nodes = parents.shape
+    wrong = np.argwhere((parents < 0) | (parents > np.arange(nodes)))
+    if len(wrong):
+        b, j = wrong[0]
+        raise ValueError(
+            f"parents[{b}, {j}] = {parents[b, j]}: a parent stands before its child; give a number from 0 to {j}"
+        )
+    tree = np.arange(batch)[:, None]
+    seen = np.broadcast_to(np.eye(nodes + 1, dtype=bool), (batch, nodes + 1, nodes + 1))
+    above = np.pad(parents, ((0, 0), (1, 0)))  # [B, T + 1]: the ancestor that `seen` has not reached yet
+    while above.any():
+        seen, above = seen | seen[tree, above], above[tree, above]
+    seen = seen.copy()
+    seen[..., 0] = True
+    return seen
+
+
+def tree_structure(parents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ancestors and depth of every node.
 
     Args:
         parents: `[B, T]`; 0 is the root, j + 1 is node j.
@@ -22,21 +49,7 @@ def tree_structure(parents: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if a parent does not stand before its child.
     """
-    batch, nodes = parents.shape
-    index = torch.arange(nodes, device=parents.device)
-    wrong = (parents < 0) | (parents > index)
-    if bool(wrong.any()):
-        b, j = (int(i) for i in wrong.nonzero()[0])
-        raise ValueError(
-            f"parents[{b}, {j}] = {int(parents[b, j])}: a parent stands before its child; give a number from 0 to {j}"
-        )
-    tree = torch.arange(batch, device=parents.device)[:, None]
-    lineage = torch.eye(nodes + 1, dtype=torch.bool, device=parents.device).expand(batch, -1, -1)  # the root first
-    above = torch.nn.functional.pad(parents, (1, 0))  # [B, T + 1]: the ancestor that `lineage` has not reached yet
-    while bool(above.any()):
-        lineage = lineage | lineage[tree, above]
-        above = above.gather(1, above)
-    lineage = lineage[:, 1:, 1:]
+    lineage = rooted(parents)[:, 1:, 1:]
     return lineage, lineage.sum(-1)
 
 
@@ -46,7 +59,7 @@ def check_trees(tokens: Tensor, parents: Tensor) -> None:
         raise ValueError(f"tokens {tuple(tokens.shape)} and parents {tuple(parents.shape)}: give both as [B, T]")
 
 
-def leaf_paths(tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def leaf_paths(tokens: np.ndarray, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Expand every tree into the paths from its root to its leaves, one row each.
 
     Args:
@@ -58,38 +71,50 @@ def leaf_paths(tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor,
         of its path.
     """
     lineage, depth = tree_structure(parents)
-    nodes = tokens.shape[1]
-    has_child = torch.nn.functional.one_hot(parents, nodes + 1)[..., 1:].any(1)
-    tree, leaf = (~has_child).nonzero(as_tuple=True)  # [L] each
-    along = lineage[tree, leaf]  # [L, T]: the nodes on each path
-    path, node = along.nonzero(as_tuple=True)
+    has_child = (parents[..., None] == np.arange(1, parents.shape[1] + 1)).any(1)
+    tree, leaf = np.nonzero(~has_child)  # [L] each
+    path, node = np.nonzero(lineage[tree, leaf])  # the nodes on each path
     at = tree[path], node
-    paths = tokens.new_zeros(tree.shape[0], int(depth.max()))
+    paths = np.zeros((len(tree), depth.max()), dtype=tokens.dtype)
     paths[path, depth[at] - 1] = tokens[at]
-    path_of = torch.zeros_like(parents)
+    path_of = np.zeros_like(parents)
     path_of[at] = path  # a node on several paths keeps any one: their tokens agree up to it
     return tree, paths, path_of, depth
 
 
-def longest_match(
-    tokens: Tensor, depth: Tensor, lineage: Tensor, block: Tensor, length: Tensor
-) -> tuple[Tensor, Tensor]:
+def longest_match(tokens: np.ndarray, depth: np.ndarray, lineage: np.ndarray, block: np.ndarray) -> np.ndarray:
     """The longest path from the root that spells a prefix of a block.
 
     Args:
-        tokens: of R trees, `[R, T]`, T at least 1.
+        tokens: of R trees, `[R, T]`.
         depth: `[R or 1, T]`.
         lineage: `[R or 1, T, T]`, as of `tree_structure`.
-        block: `[R, L]`, L at least 1, of which the first `length: [R]` tokens count.
+        block: `[R, L]`.
     Returns:
-        `matched: [R]`, tokens of the block that the tree holds; `path: [R, L]`, the node of each of them, arbitrary
-        past `matched`. Of several nodes with equal paths the last is given.
+        `[R, L]`, the node of each of the block's tokens, -1 from where the tree holds none. Of several nodes with equal
+        paths the last is given.
     """
     rows, width = block.shape
-    depth = depth.expand(rows, -1)
-    same = (tokens == block.gather(1, (depth - 1).clamp(max=width - 1))) & (depth <= length[:, None])
-    same = ~(lineage & ~same[:, None]).any(-1)  # a node matches if all of its path does
-    node = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    path = torch.zeros(rows, width + 1, dtype=torch.long, device=tokens.device)
-    path = path.scatter_reduce(1, torch.where(same, depth - 1, width), node, "amax")
-    return (depth * same).amax(1), path[:, :width]
+    place = np.broadcast_to((depth - 1).clip(max=width), tokens.shape)
+    other = tokens != np.take_along_axis(np.pad(block, ((0, 0), (0, 1)), constant_values=-1), place, axis=1)
+    row, node = np.nonzero(~(lineage & other[:, None]).any(-1))  # a node matches if all of its path does
+    path = np.full((rows, width + 1), -1)
+    path[row, place[row, node]] = node
+    return path[:, :width]
+
+
+def longest_chain(tokens: np.ndarray, chains: int, block: np.ndarray) -> np.ndarray:
+    """As `longest_match`, of K = `chains` chains of one length, one after the other.
+
+    Args:
+        tokens: `[R, K * T]`.
+        block: `[R, L]`.
+    Returns:
+        `[R, L]`.
+    """
+    rows, steps = tokens.shape[0], tokens.shape[1] // chains
+    most = min(steps, block.shape[1])
+    same = tokens.reshape(rows, chains, steps)[..., :most] == block[:, None, :most]
+    run = np.logical_and.accumulate(same, axis=-1).sum(-1)  # [R, K]
+    step = np.arange(block.shape[1])
+    return np.where(step < run.max(1)[:, None], steps * run.argmax(1)[:, None] + step, -1)

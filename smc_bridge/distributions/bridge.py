@@ -33,8 +33,7 @@ from smc_bridge.distributions.intermediate import (
 from smc_bridge.distributions.law import LOG_RARE, Law, Pointwise, drawn_from, leaves_out
 from smc_bridge.distributions.logits import Normaliser
 from smc_bridge.distributions.table import Dense, settled
-from smc_bridge.models.host import known, sent
-from smc_bridge.models.ranges import places
+from smc_bridge.models.host import known, places, sent
 from smc_bridge.sampling import compiled_softmax, shifted, softmax
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.checks import refuse
-from smc_bridge.models.ranges import places
+from smc_bridge.models.host import places
 from smc_bridge.sampling import Scores, search, segment_width
 
 #: A log-probability that is zero in every floating-point format: what logits of -1e4 or less, used in place of -inf

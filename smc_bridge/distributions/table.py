@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from smc_bridge.distributions.law import Chunks, Law, drawn_from
-from smc_bridge.models.ranges import places
+from smc_bridge.models.host import places
 
 
 class Dense(Law):

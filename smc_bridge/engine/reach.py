@@ -10,9 +10,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from smc_bridge.models.host import known, sent
+from smc_bridge.models.host import known, places, sent
 from smc_bridge.models.protocols import CausalSession
-from smc_bridge.models.ranges import places
 from smc_bridge.prefix import Index
 
 

@@ -24,7 +24,7 @@ from smc_bridge.engine.program import Program
 from smc_bridge.engine.state import SMCState
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.models.checks import ask
-from smc_bridge.models.ranges import places
+from smc_bridge.models.host import places
 from smc_bridge.warn import warn_caller
 
 

@@ -18,7 +18,7 @@ from smc_bridge.blocks import Horizon, Move, truncate
 from smc_bridge.distributions.bridge import ResidualLaw
 from smc_bridge.distributions.law import Law, along
 from smc_bridge.kernels.protocol import StoppingKernel
-from smc_bridge.models.ranges import places
+from smc_bridge.models.host import places
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, Source, as_source

@@ -37,7 +37,7 @@ from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.protocol import StoppingKernel, Verified, Verifier, check_move
 from smc_bridge.kernels.tree_build import Tree, best_first
 from smc_bridge.models.arguments import real_between, whole_number
-from smc_bridge.models.ranges import places
+from smc_bridge.models.host import places
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, UniformStream, as_source

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,19 +27,19 @@ def causal(model: Any, **options: Any) -> HuggingFaceCausalLM:
 
 
 def test_tree_structure_finds_every_ancestor_of_a_node():
-    lineage, depth = tree_structure(torch.tensor(PARENTS))
+    lineage, depth = tree_structure(np.array(PARENTS))
     for parents, reached, deep in zip(PARENTS, lineage, depth, strict=True):
         for j in range(len(parents)):
             way, node = [], j + 1
             while node:
                 way.append(node - 1)
                 node = parents[node - 1]
-            assert sorted(way) == reached[j].nonzero().flatten().tolist()
+            assert sorted(way) == np.flatnonzero(reached[j]).tolist()
             assert len(way) == int(deep[j])
 
 
 def test_leaf_paths_spell_the_tokens_from_the_root_to_each_leaf():
-    tree, paths, path_of, depth = leaf_paths(torch.arange(10, 17).expand(2, 7), torch.tensor(PARENTS))
+    tree, paths, path_of, depth = leaf_paths(np.array([range(10, 17)] * 2), np.array(PARENTS))
     spelled = [(t, [x for x in path if x]) for t, path in zip(tree.tolist(), paths.tolist(), strict=True)]
     assert sorted(spelled) == [
         (0, [10, 11, 13]), (0, [10, 11, 14]), (0, [10, 12, 15, 16]),
