@@ -8,7 +8,8 @@ back, from the host to the device, waits for nothing.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import itertools
+from collections.abc import Iterator, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -44,13 +45,20 @@ def listed(*tensors: Tensor) -> list[list[Any]]:
         found[unknown[0]] = tensors[unknown[0]].tolist()
     elif unknown:
         parts = [tensors[i] if tensors[i].dim() == 1 else tensors[i].flatten() for i in unknown]
-        ends = np.cumsum([part.shape[0] for part in parts])
-        for i, part in zip(unknown, np.split(np.array(torch.cat(parts).tolist()), ends[:-1]), strict=True):
-            found[i] = part.reshape(tensors[i].shape).tolist()
+        flat = iter(torch.cat(parts).tolist())
+        for i in unknown:
+            found[i] = _nested(flat, tensors[i].shape)
     for i in unknown:
         if not tensors[i].is_inference():
             told(tensors[i], found[i] or [])
     return [values or [] for values in found.values()]
+
+
+def _nested(flat: Iterator[Any], shape: Sequence[int]) -> list[Any]:
+    """The next numbers of `flat` as nested lists of this shape."""
+    if len(shape) == 1:
+        return list(itertools.islice(flat, shape[0]))
+    return [_nested(flat, shape[1:]) for _ in range(shape[0])]
 
 
 def _version(tensor: Tensor) -> int:
