@@ -92,7 +92,9 @@ class Rows:
         room = block.shape[1]
         if counts and (min(counts) < 0 or max(counts) > room):
             raise ValueError(f"length {counts} of a block of {room} tokens: give 0 to {room}")
-        whole = np.pad(self.texts, ((0, 0), (0, room)))
+        rows, held = self.texts.shape
+        whole = np.zeros((rows, held + room), dtype=np.int64)
+        whole[:, :held] = self.texts
         place = np.array(self.lengths, dtype=np.int64)[:, None] + np.arange(room)
         np.put_along_axis(whole, place, block, axis=1)
         self._keep(whole, [n + count for n, count in zip(self.lengths, counts, strict=True)])

@@ -30,7 +30,8 @@ def rooted(parents: np.ndarray) -> np.ndarray:
         )
     tree = np.arange(batch)[:, None]
     seen = np.broadcast_to(np.eye(nodes + 1, dtype=bool), (batch, nodes + 1, nodes + 1))
-    above = np.pad(parents, ((0, 0), (1, 0)))  # [B, T + 1]: the ancestor that `seen` has not reached yet
+    above = np.zeros((batch, nodes + 1), dtype=np.int64)  # the ancestor that `seen` has not reached yet
+    above[:, 1:] = parents
     while above.any():
         seen, above = seen | seen[tree, above], above[tree, above]
     seen = seen.copy()
@@ -96,7 +97,8 @@ def longest_match(tokens: np.ndarray, depth: np.ndarray, lineage: np.ndarray, bl
     """
     rows, width = block.shape
     place = np.broadcast_to((depth - 1).clip(max=width), tokens.shape)
-    other = tokens != np.take_along_axis(np.pad(block, ((0, 0), (0, 1)), constant_values=-1), place, axis=1)
+    ended = np.concatenate([block, np.full((rows, 1), -1)], axis=1)
+    other = tokens != np.take_along_axis(ended, place, axis=1)
     row, node = np.nonzero(~(lineage & other[:, None]).any(-1))  # a node matches if all of its path does
     path = np.full((rows, width + 1), -1)
     path[row, place[row, node]] = node
