@@ -66,11 +66,10 @@ class Option:
         for kind in self.kinds:
             with suppress(ValueError, KeyError):
                 return self._read(kind, text)
-        wanted = f"choose from {', '.join(self.choices)}" if self.choices else " or ".join(
-            _WANTED[kind] for kind in self.kinds
-        )
-        hint = meant(text, self.choices)
-        raise ValueError(f"{self.name} = {text!r}: {hint}{wanted if self.choices else f'give {wanted}'}")
+        numbers = [_WANTED[kind] for kind in self.kinds if kind not in (None, str)]
+        words = [*numbers, *self.choices] if numbers else [_WANTED[kind] for kind in self.kinds]
+        wanted = f"give {' or '.join(words)}" if numbers or not self.choices else f"choose from {', '.join(self.choices)}"
+        raise ValueError(f"{self.name} = {text!r}: {meant(text, self.choices)}{wanted}")
 
     def _read(self, kind: Any, text: str) -> Any:
         if kind is None:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from smc_bridge.blocks import Move
 from smc_bridge.decode import OnResult, Progress, serve
 from smc_bridge.engine import steps
 from smc_bridge.engine.conditional import check_possible, pin
+from smc_bridge.engine.pace import note
 from smc_bridge.engine.program import Program
 from smc_bridge.engine.record import StepTensors, result_of
 from smc_bridge.engine.resampling import Multinomial
@@ -134,6 +136,9 @@ class Sampler(Program):
     def open(self, requests: Sequence[Request | None], limit: int) -> SMCState:
         """See `Decoder.open`: N copies of every prompt with weight one."""
         check_program(self)
+        if self.pace is not None:
+            self.pace = self.pace.measured(self.proposal.model, self.target.model)
+            self.kernel = self.pace.kernel(self.kernel, self.sizes)
         device = self.target.model.device
         single = prompts_of(requests, device=device)
         prefix = single.select(torch.arange(len(requests), device=device).repeat_interleave(self.particles))
@@ -151,6 +156,7 @@ class Sampler(Program):
             retained=Retained.of(Prefix.of([own or [] for own in retained], device=device)) if any(retained) else None,
             requests=list(requests), records=[()] * len(requests), entered=[now] * len(requests),
             watched=may_leave_out(self), walks=self.walks, chunks=self.chunks, parts=self._parts(),
+            seen=np.zeros((len(requests), 2, self.window), dtype=np.int64),
         )
 
     def _parts(self) -> tuple[Any, ...]:
@@ -202,7 +208,8 @@ class Sampler(Program):
                 state, active, rows, lanes=k, window=self.window, source_of=lambda at: self._source(state, at, 1)
             )
 
-        asked = Asked(rows, state.prefix, state.limit - state.prefix.length, k, self.window, state.chunks)
+        room, ahead = self._room(state, active)
+        asked = Asked(rows, state.prefix, room, k, self.window, state.chunks, ahead)
         draft = steps.draft_lanes(self, state, asked, source=source, pinned=pinned)
         moved = steps.move_lanes(self, state, rows, draft, source=source, pinned=pinned)
         if pinned is not None:
@@ -226,8 +233,23 @@ class Sampler(Program):
             active, growing, draft, moved, reduced, linear=not self.kernel.reads_marginals, keep=state.keep_drafts
         )
         state.note(step)
+        if self.pace is not None:
+            seat = rows.cpu().numpy() // n
+            note(state.seen, seat, moved.move.length.cpu().numpy(), moved.move.accepted.cpu().numpy())
         steps.commit(self, state, active, growing, moved, reduced, log_potential)
         return state
+
+    def _room(self, state: SMCState, active: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens that each particle's next block may have, and places to look ahead at (`Asked`), `[R]` each."""
+        room = state.limit - state.prefix.length
+        if self.pace is None or not (self.pace.window or self.pace.lookahead):
+            return room, None
+        own, device = active.cpu().numpy(), room.device
+        plan = self.pace.plan(state.seen[own], self.sizes)
+        most = torch.ones(2, state.log_weights.shape[0], dtype=torch.long)
+        most[:, own] = torch.tensor(plan)
+        window, ahead = torch.minimum(most.to(device).repeat_interleave(self.particles, 1), room)
+        return window, ahead
 
     def _potential(self, state: SMCState, rows: Tensor, move: Move) -> tuple[Tensor | None, Tensor]:
         """`log phi` of every lane's extended prefix `[B, K]`, and what it adds to the log weight."""

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Chunks
+from smc_bridge.engine.pace import Counts
 from smc_bridge.models.protocols import CausalSession
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import Prefix
@@ -87,6 +89,8 @@ class SMCState:
         walks: how many consecutive lanes have one proposal and one intermediate.
         chunks: how much of a law is computed at a time.
         parts: of the program when the last three were found.
+        seen: how often each place of a draft was reached and accepted in each seat, `[P, 2, V]`
+            (`smc_bridge.engine.pace`); counted only if the program has a pace.
     """
 
     prefix: Prefix
@@ -107,6 +111,7 @@ class SMCState:
     walks: int = 1
     chunks: Chunks = field(default_factory=Chunks)
     parts: tuple[Any, ...] = ()
+    seen: Counts = field(default_factory=lambda: np.zeros((0, 2, 0), dtype=np.int64))
 
     @property
     def particles(self) -> int:
@@ -143,7 +148,7 @@ class SMCState:
         return replace(
             self, log_weights=self.log_weights.clone(), log_potential=self.log_potential.clone(),
             generators=list(self.generators), requests=list(self.requests), records=list(self.records),
-            entered=list(self.entered), uncovered=dict(self.uncovered),
+            entered=list(self.entered), uncovered=dict(self.uncovered), seen=self.seen.copy(),
         )
 
     def note(self, step: StepLog) -> None:
@@ -173,6 +178,7 @@ class SMCState:
         new.prompt_length = new.prompt_length.index_copy(0, seat, single.length)
         new.limit = new.limit.index_copy(0, rows, fresh.length + self.max_new_tokens)
         new.log_weights[seat], new.log_potential[rows] = 0.0, 0.0
+        new.seen[list(seats)] = 0
         if new.retained is not None:
             whole = Prefix.of([[] if r is None else r.retained or [] for r in requests], device=device)
             old = Prefix(new.retained.tokens, new.retained.length, new.retained.length < 0)

@@ -163,12 +163,12 @@ class DLMProposal:
             return Cost(needy, needy)
         # A prefix with another length limit is drafted to another length: it needs a forward of its own. So does one of
         # another prompt if scores depend on which forwards came before, or the draws would depend on the batch.
-        apart = asked.room + prefix.length
+        apart = asked.reach + prefix.length
         if state.session.has_history:
             seat = torch.arange(apart.numel(), device=apart.device) // state.particles
             apart = apart * (int(seat[-1]) + 1) + seat
         scored, group = prefix.unique(needy, apart=apart)
-        width = asked.room[scored].clamp_max(self.lookahead)
+        width = asked.reach[scored].clamp_max(self.lookahead)
         column = torch.arange(int(width.max()), device=rows.device)
         canvas = torch.where(column < width[:, None], MASKED, ABSENT)
         marginals.add(needy, group, state.session.score(scored, canvas), width)

@@ -64,7 +64,8 @@ class Program:
 
     def start(self, retained_law: list[float] | None) -> Frontier:
         """The state before the first step; one for each retained sequence."""
-        return Frontier.start(self.real.particles, self.limit, self.size, retained=retained_law)
+        places = 0 if self.real.pace is None else self.real.window
+        return Frontier.start(self.real.particles, self.limit, self.size, retained=retained_law, places=places)
 
     def candidates(self, states: Frontier) -> tuple[Tensor, list[Tensor]]:
         """What each particle's lanes may commit.
