@@ -14,13 +14,14 @@ import hashlib
 import json
 import math
 import os
+import sys
 import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,13 +91,32 @@ def _between(sizes: Sequence[int], size: float) -> tuple[int, float]:
     return i, (size - sizes[i]) / (sizes[i + 1] - sizes[i])
 
 
+class Step(NamedTuple):
+    """Seconds of a step of a decoder besides its forwards.
+
+    Attributes:
+        base: of any step.
+        lane: more for each lane in it, of all prompts.
+    """
+
+    base: float = 0.0
+    lane: float = 0.0
+
+    def __call__(self, lanes: float) -> float:
+        """Seconds of a step of that many lanes."""
+        return self.base + self.lane * lanes
+
+
 @dataclass(frozen=True)
 class Costs:
-    """What a pair's forwards cost on a machine.
+    """What a pair's forwards cost on a machine, and a step besides.
 
     Attributes:
         dlm: of the diffusion model, by rows and masked positions.
         ar: of the autoregressive model on cached prefixes, by rows and verified positions.
+        step: what a step takes besides.
+    Raises:
+        ValueError: seconds of a step are negative or no numbers.
     Example:
         >>> costs = Costs.linear(dlm=(0.01, 0.001), ar=(0.005, 0.001))
         >>> round(costs.dlm(4, 32), 4)
@@ -107,13 +127,26 @@ class Costs:
 
     dlm: Table
     ar: Table
+    step: Step = Step()
+
+    def __post_init__(self) -> None:
+        remedy = "give two numbers of seconds, at least 0"
+        given = list(self.step) if is_list(self.step) else []
+        if len(given) != 2:
+            raise ValueError(f"step = {said(self.step)}: {remedy}")
+        object.__setattr__(self, "step", Step(*(
+            float(real_between("step", x, 0.0, sys.float_info.max, remedy=remedy)) for x in given
+        )))
 
     @classmethod
-    def linear(cls, *, dlm: tuple[float, float], ar: tuple[float, float]) -> Costs:
+    def linear(
+        cls, *, dlm: tuple[float, float], ar: tuple[float, float], step: tuple[float, float] = (0.0, 0.0)
+    ) -> Costs:
         """Costs `a + b * rows * positions`, for each model (a, b): seconds of a forward, and of each position."""
-        return cls(*(
+        tables = [
             Table((1, 2), (1, 2), tuple(tuple(a + b * r * v for v in (1, 2)) for r in (1, 2))) for a, b in (dlm, ar)
-        ))
+        ]
+        return cls(tables[0], tables[1], Step(*step))
 
     @classmethod
     def of(cls, value: Any) -> Costs:
@@ -125,7 +158,7 @@ class Costs:
         if isinstance(value, cls):
             return value
         try:
-            return cls(*(Table(**value[name]) for name in ("dlm", "ar")))
+            return cls(Table(**value["dlm"]), Table(**value["ar"]), value["step"])
         except (TypeError, KeyError) as error:
             raise ValueError(
                 f"costs = {said(value)}: give Costs, their data(), or None to have them measured"
@@ -154,10 +187,8 @@ def measure(dlm: MaskedDiffusionLM, ar: CausalLM) -> Costs:
 
 def _table(model: LanguageModel, forward: Callable[[int, Tensor, int], Callable[[], Tensor]]) -> Table:
     """Seconds of a model's forwards; `forward` makes one of rows, prefix and positions."""
-    banned = {*model.banned_ids, model.eos_id}
-    token = next((i for i in range(model.vocab_size) if i not in banned), 0)
-    room = PREFIX + max(POSITIONS) if model.max_length is None else model.max_length
-    before = max(model.min_length, 1, min(PREFIX, room - max(POSITIONS)))
+    before, token = place_of(model)
+    room = math.inf if model.max_length is None else model.max_length
     positions = tuple(v for v in POSITIONS if before + v <= room) or (1,)
     begun, best = time.perf_counter(), []
     for rows in ROWS:
@@ -168,30 +199,42 @@ def _table(model: LanguageModel, forward: Callable[[int, Tensor, int], Callable[
     return Table(ROWS, positions, tuple(map(tuple, seconds.tolist())))
 
 
+def place_of(model: LanguageModel) -> tuple[int, int]:
+    """Tokens of the prefix that a model is timed on, with room after it as far as it has any, and a token for it."""
+    banned = {*model.banned_ids, model.eos_id}
+    token = next((i for i in range(model.vocab_size) if i not in banned), 0)
+    room = PREFIX if model.max_length is None else min(PREFIX, model.max_length - max(POSITIONS))
+    return max(model.min_length, 1, room), token
+
+
 def _best(model: LanguageModel, forward: Callable[[], Tensor], until: float) -> float:
     """Least seconds of a forward after the first, which may compile, cache and allocate."""
     times = []
     for _ in range(1 + REPEATS):
-        _wait(model)
+        wait(model)
         begun = time.perf_counter()
         forward()
-        _wait(model)
+        wait(model)
         times.append(time.perf_counter() - begun)
         if time.perf_counter() > until and len(times) > 1:
             break
     return max(min(times[1:]), LEAST)
 
 
-def _wait(model: LanguageModel) -> None:
+def wait(model: LanguageModel) -> None:
     """Let an accelerator finish what it was given."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
 
 
-def costs_of(dlm: MaskedDiffusionLM, ar: CausalLM) -> Costs:
+def costs_of(dlm: MaskedDiffusionLM, ar: CausalLM, measured: Callable[[], Costs] | None = None) -> Costs:
     """The pair's costs on this machine: from the user's cache folder, else measured and kept there.
 
     A file that cannot be read, or that is of something else, is measured anew; a folder that cannot be written is left.
+
+    Args:
+        dlm, ar: the pair.
+        measured: measures them, `measure` unless it is given.
     """
     key = {
         "version": VERSION, "models": [_fingerprint(model) for model in (dlm, ar)], "threads": torch.get_num_threads(),
@@ -201,7 +244,7 @@ def costs_of(dlm: MaskedDiffusionLM, ar: CausalLM) -> Costs:
     path = cache_folder() / "costs" / f"{name}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return Costs.of(json.loads(path.read_text(encoding="utf-8"))["costs"])
-    costs = measure(dlm, ar)
+    costs = measure(dlm, ar) if measured is None else measured()
     with contextlib.suppress(OSError):
         _write(path, json.dumps({"of": key, "costs": costs.data()}, indent=1))
     return costs
@@ -225,7 +268,7 @@ def _fingerprint(model: Any) -> dict[str, Any]:
     """What of a model its speed depends on: class, configuration, parameters, options of the adapter, device."""
     inner = getattr(model, "model", None)
     parameters = list(inner.parameters()) if isinstance(inner, torch.nn.Module) else []
-    config = getattr(inner, "config", None)
+    config: Any = getattr(inner, "config", None)
     shape = config.to_dict() if hasattr(config, "to_dict") else {}
     device = model.device
     plain = {name: value for name, value in vars(model).items() if isinstance(value, bool | int | str | None)}

@@ -68,7 +68,8 @@ class Option:
                 return self._read(kind, text)
         numbers = [_WANTED[kind] for kind in self.kinds if kind not in (None, str)]
         words = [*numbers, *self.choices] if numbers else [_WANTED[kind] for kind in self.kinds]
-        wanted = f"give {' or '.join(words)}" if numbers or not self.choices else f"choose from {', '.join(self.choices)}"
+        named = bool(self.choices) and not numbers
+        wanted = f"choose from {', '.join(self.choices)}" if named else f"give {' or '.join(words)}"
         raise ValueError(f"{self.name} = {text!r}: {meant(text, self.choices)}{wanted}")
 
     def _read(self, kind: Any, text: str) -> Any:

@@ -6,11 +6,11 @@ draft is accepted if the places before it are, and `G_i = h_1 ... h_i`. One forw
 and those of the AR model that use it up, V places each (elastic window), bring
 
     tokens    G_0 + G_1 + ... + G_{M-1}
-    seconds   D(M) + A(V) * (G_0 + G_V + G_{2V} + ...)
+    seconds   D(M) + (A(V) + S) * (G_0 + G_V + G_{2V} + ...)
 
-on average, and the pair (V, M) with the most tokens per second is taken. `h_i` is estimated from all lanes of the prompt
-so far, `(accepted_i + m a_i) / (reached_i + m)`, with acceptances a that are expected before anything is seen and the
-number m of trials that they count for.
+on average, where S is what a step takes besides (`smc_bridge.engine.overhead`), and the pair (V, M) with the most tokens
+per second is taken. `h_i` is estimated from all lanes of the prompt so far, `(accepted_i + m a_i) / (reached_i + m)`,
+with acceptances a that are expected before anything is seen and the number m of trials that they count for.
 
 For a tree the sum is over its nodes, whose probabilities of being met are known from the marginals. They fall from node
 to node, so a tree ends best at the first that lowers `(1 + sum of probabilities) / (worth + nodes)`, where `worth` is
@@ -36,11 +36,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from smc_bridge.engine.overhead import costs_here
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, real_between, said, true_or_false, whole_number
-from smc_bridge.models.costs import Costs, costs_of
-from smc_bridge.models.protocols import CausalLM, MaskedDiffusionLM
+from smc_bridge.models.costs import Costs
 
 #: Whole numbers; those that are carried are trials and acceptances at each place, `[P, 2, V]`.
 Counts = npt.NDArray[np.int64]
@@ -62,12 +62,14 @@ class Sizes(NamedTuple):
 
     Attributes:
         particles: N, rows of a prompt in a forward of the diffusion model.
-        rows: of a prompt in a forward of the AR model: N * K lanes, or its trees.
+        lanes: N * K of a prompt.
+        rows: of a prompt in a forward of the AR model: its lanes, or its trees.
         window, lookahead: greatest V and M.
         factorised: whether one forward gives all places of a draft; else it takes one for each.
     """
 
     particles: int
+    lanes: int
     rows: int
     window: int
     lookahead: int
@@ -134,9 +136,9 @@ class Pace:
             "trust": self.trust,
         }
 
-    def measured(self, dlm: MaskedDiffusionLM, ar: CausalLM) -> Pace:
-        """The same with costs: those that it has, else those of the models here (`costs_of`)."""
-        return self if self.costs is not None else replace(self, costs=costs_of(dlm, ar))
+    def measured(self, program: Any) -> Pace:
+        """The same with costs: those that it has, else those of the program's pair here (`costs_here`)."""
+        return self if self.costs is not None else replace(self, costs=costs_here(program))
 
     def kernel(self, kernel: Kernel, sizes: Sizes) -> Kernel:
         """The kernel, if its nodes are to be chosen one whose trees end where another node does not pay."""
@@ -152,6 +154,7 @@ class Pace:
         rows, few, many = sizes.rows * self.at_once, 1, 33
         node = (costs.ar(rows, many) - costs.ar(rows, few)) / (many - few)
         whole = costs.dlm(sizes.particles * self.at_once, first.lookahead[0]) + costs.ar(rows, few)
+        whole += costs.step(sizes.lanes * self.at_once)
         return whole / node if node * 1e6 > whole else None
 
     def plan(self, seen: Counts, sizes: Sizes) -> Plan:
@@ -181,7 +184,7 @@ class _Menu(NamedTuple):
     Attributes:
         window, lookahead: V and M of each, `[C]`.
         tokens: places that one forward of the diffusion model is used for, `[C]`.
-        dlm, ar: seconds of a step's drafting and of a forward of the AR model, for one prompt, `[C]`.
+        dlm, ar: seconds of drafting, and of a step besides: for one prompt, `[C]`.
         runs: 1 at the places where a forward of the AR model begins, `[C, D]`.
     """
 
@@ -212,7 +215,10 @@ def _menu(costs: Costs, window: bool, lookahead: bool, at_once: int, sizes: Size
     rows = sizes.particles if sizes.factorised else sizes.rows
     forwards = np.ones_like(v) if sizes.factorised else used
     dlm = np.array([costs.dlm(rows * at_once, int(n)) for n in m]) * forwards
-    ar = np.array([costs.ar(sizes.rows * at_once, int(min(n, each))) for n, each in zip(v, m, strict=True)])
+    step = costs.step(sizes.lanes * at_once)
+    ar = np.array([
+        costs.ar(sizes.rows * at_once, int(min(n, each))) + step for n, each in zip(v, m, strict=True)
+    ])
     return _Menu(v, m, used, dlm / at_once, ar / at_once, runs.astype(np.float64))
 
 

@@ -153,11 +153,9 @@ class Program:
     @property
     def sizes(self) -> Sizes:
         """What a pace reckons with."""
-        lanes = self.lanes // self.walks if self.kernel.reads_marginals else self.lanes
-        proposal = self.proposal
-        return Sizes(
-            self.particles, self.particles * lanes, self.window, proposal.lookahead, proposal.factorised
-        )
+        lanes, proposal = self.particles * self.lanes, self.proposal
+        rows = lanes // self.walks if self.kernel.reads_marginals else lanes
+        return Sizes(self.particles, lanes, rows, self.window, proposal.lookahead, proposal.factorised)
 
     @property
     def chunks(self) -> Chunks:

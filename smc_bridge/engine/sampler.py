@@ -137,7 +137,7 @@ class Sampler(Program):
         """See `Decoder.open`: N copies of every prompt with weight one."""
         check_program(self)
         if self.pace is not None:
-            self.pace = self.pace.measured(self.proposal.model, self.target.model)
+            self.pace = self.pace.measured(self)
             self.kernel = self.pace.kernel(self.kernel, self.sizes)
         device = self.target.model.device
         single = prompts_of(requests, device=device)

@@ -65,7 +65,7 @@ def _check_parts(program: Program) -> None:
             "max_logit_bytes", program.max_logit_bytes, remedy="give a positive whole number of bytes, or None"
         )
     if program.pace is not None and not isinstance(program.pace, Pace):
-        raise ValueError(f"pace = {said(program.pace)}: give a Pace, or None for steps that always go as far as they can")
+        raise ValueError(f"pace = {said(program.pace)}: give a Pace, or None to go as far as V and M allow")
     program.compile = true_or_false("compile", program.compile)
     check_text("name", program.name)
     check_callable("tokenize", program.tokenize, "a function of a text")

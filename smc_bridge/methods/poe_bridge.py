@@ -91,7 +91,7 @@ def _paced(
         "nodes", nodes, remedy="give a budget of at least 1 node, or 'auto'"
     )
     if any(chosen):
-        return v, m, b, Pace(*chosen, at_once=at_once, costs=costs)
+        return v, m, b, Pace(chosen[0], chosen[1], chosen[2], at_once, costs)
     for name, value, plain in (("at_once", at_once, 1), ("costs", costs, None)):
         if value is not plain and value != plain:
             raise ValueError(
@@ -121,7 +121,8 @@ def smc(
     window: int | Literal["auto"] = WINDOW, lookahead: int | Literal["auto"] = LOOKAHEAD, temperature: float = 1.0,
     proposal_temperature: float | Sequence[float] | None = None,
     intermediate: Intermediate | str | None = None, kernel: Kernel | str | None = "rejection",
-    nodes: int | Literal["auto"] | None = None, weight: WeightRule | str | None = "own", resampler: Resampler | str | None = None,
+    nodes: int | Literal["auto"] | None = None, weight: WeightRule | str | None = "own",
+    resampler: Resampler | str | None = None,
     trigger: Trigger | str | None = "ess", potential: Potential | None = None, proposal: str = "marginals",
     proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
     max_logit_bytes: int | None = None, compile: bool = False, at_once: int = 1,
@@ -166,11 +167,12 @@ def smc(
     """
     check_pair(pair)
     own = temperature if proposal_temperature is None else proposal_temperature
-    window, lookahead, budget, pace = _paced(window, lookahead, nodes, at_once, costs)
-    walks = nodes == "auto" and isinstance(kernel, TreeWalk)  # on a tree of at most its own nodes
+    v, m, budget, pace = _paced(window, lookahead, nodes, at_once, costs)
+    # A tree walk that is given has a budget of its own: nodes = auto is then what of it is used.
+    told = None if isinstance(kernel, TreeWalk) and nodes == AUTO else budget
     check_fit(
-        lanes=lanes, w=w, kernel=kernel, intermediate=intermediate, nodes=None if walks else nodes, weight=weight, resampler=resampler,
-        trigger=trigger, proposal=proposal,
+        lanes=lanes, w=w, kernel=kernel, intermediate=intermediate, nodes=told, weight=weight,
+        resampler=resampler, trigger=trigger, proposal=proposal,
     )
     if is_list(own) and hasattr(own, "__len__") and len(own) != lanes:
         raise ValueError(
@@ -184,7 +186,7 @@ def smc(
             f"proposal = {said(proposal)}: give one of {', '.join(PROPOSALS)}; one of your own has options of its own, "
             "make Sampler(proposal, target, ...)"
         )
-    base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=lookahead)
+    base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=m)
     return Sampler(
         proposal=named("proposal", proposal, base=base),
         target=target,
@@ -193,7 +195,7 @@ def smc(
         weight=named("weight", "own" if weight is None else weight),
         resampler=named("resampler", "systematic" if resampler is None else resampler),
         trigger=named("trigger", "ess" if trigger is None else trigger),
-        particles=particles, lanes=lanes, window=window, name=f"smc({particles})" if name is None else name,
+        particles=particles, lanes=lanes, window=v, name=f"smc({particles})" if name is None else name,
         max_logit_bytes=max_logit_bytes, compile=compile, pace=pace, **codec(pair),
     )
 
