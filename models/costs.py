@@ -107,6 +107,9 @@ class Step(NamedTuple):
         return self.base + self.lane * lanes
 
 
+NOTHING = Step()
+
+
 @dataclass(frozen=True)
 class Costs:
     """What a pair's forwards cost on a machine, and a step besides.
@@ -127,7 +130,7 @@ class Costs:
 
     dlm: Table
     ar: Table
-    step: Step = Step()
+    step: Step = NOTHING
 
     def __post_init__(self) -> None:
         remedy = "give two numbers of seconds, at least 0"

@@ -36,7 +36,9 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle")
     add_w_argument(group, "exponent (or share) of the diffusion model in the intermediate, in [0, 1] (default: 0.3)")
     group.add_argument("--window", type=whole_or_auto, metavar="V", help="tokens verified at once, or auto")
-    group.add_argument("--lookahead", type=whole_or_auto, metavar="M", help="masked positions per forward of the DLM, or auto")
+    group.add_argument(
+        "--lookahead", type=whole_or_auto, metavar="M", help="masked positions per forward of the DLM, or auto"
+    )
     named("--kernel", list(KERNELS), "how a draft becomes a block of the intermediate")
     named("--intermediate", list(INTERMEDIATES), "law between proposal and target")
     named("--resampler", list(RESAMPLERS), "how survivors are drawn")

@@ -8,9 +8,9 @@ and those of the AR model that use it up, V places each (elastic window), bring
     tokens    G_0 + G_1 + ... + G_{M-1}
     seconds   D(M) + (A(V) + S) * (G_0 + G_V + G_{2V} + ...)
 
-on average, where S is what a step takes besides (`smc_bridge.engine.overhead`), and the pair (V, M) with the most tokens
-per second is taken. `h_i` is estimated from all lanes of the prompt so far, `(accepted_i + m a_i) / (reached_i + m)`,
-with acceptances a that are expected before anything is seen and the number m of trials that they count for.
+on average, where S is what a step takes besides (`smc_bridge.engine.overhead`), and the pair (V, M) with the most
+tokens per second is taken. `h_i` is estimated from all lanes of the prompt so far, with acceptances a that are expected
+before anything is seen, and a number m of trials that they count for: `(accepted_i + m a_i) / (reached_i + m)`.
 
 For a tree the sum is over its nodes, whose probabilities of being met are known from the marginals. They fall from node
 to node, so a tree ends best at the first that lowers `(1 + sum of probabilities) / (worth + nodes)`, where `worth` is
@@ -222,14 +222,18 @@ def _menu(costs: Costs, window: bool, lookahead: bool, at_once: int, sizes: Size
     return _Menu(v, m, used, dlm / at_once, ar / at_once, runs.astype(np.float64))
 
 
-def note(seen: Counts, seat: Counts, length: Counts, accepted: Counts) -> None:
+def note(seen: Counts, seat: Counts, length: Counts, accepted: Counts, ended: npt.NDArray[np.bool_]) -> None:
     """Count what became of the drafts of a step, in place.
+
+    The last token of a sequence is left out: a block ends there, accepted or not, so that a kernel need not know which
+    (and in a conditional run does not).
 
     Args:
         seen: of all seats, `[P, 2, V]`.
         seat: of each of the B particles that took part, `[B]`.
         length, accepted: of their lanes, `[B, K]`: one token more than was accepted tells of a refusal.
+        ended: lanes whose sequence ends with the block, `[B, K]`.
     """
-    place = np.arange(seen.shape[2])
-    np.add.at(seen[:, KEPT], seat, (place < accepted[..., None]).sum(1))
-    np.add.at(seen[:, REACHED], seat, (place < length[..., None]).sum(1))
+    place, reached = np.arange(seen.shape[2]), length - ended
+    for count, places in ((REACHED, reached), (KEPT, np.minimum(accepted, reached))):
+        np.add.at(seen[:, count], seat, (place < places[..., None]).sum(1))

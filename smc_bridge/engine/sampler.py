@@ -234,8 +234,7 @@ class Sampler(Program):
         )
         state.note(step)
         if self.pace is not None:
-            seat = rows.cpu().numpy() // n
-            note(state.seen, seat, moved.move.length.cpu().numpy(), moved.move.accepted.cpu().numpy())
+            self._note(state, rows, moved.move)
         steps.commit(self, state, active, growing, moved, reduced, log_potential)
         return state
 
@@ -250,6 +249,14 @@ class Sampler(Program):
         most[:, own] = torch.tensor(plan)
         window, ahead = torch.minimum(most.to(device).repeat_interleave(self.particles, 1), room)
         return window, ahead
+
+    def _note(self, state: SMCState, rows: Tensor, move: Move) -> None:
+        """Let the pace know what became of the drafts of particles `rows: [B]`; the state is that before the step."""
+        block, length, accepted = (x.cpu().numpy() for x in move)
+        room = (state.limit - state.prefix.length)[rows].cpu().numpy()
+        last = np.take_along_axis(block, length[..., None] - 1, axis=2)[..., 0]
+        ended = (last == self.target.model.eos_id) | (length == room[:, None])
+        note(state.seen, rows.cpu().numpy() // self.particles, length, accepted, ended)
 
     def _potential(self, state: SMCState, rows: Tensor, move: Move) -> tuple[Tensor | None, Tensor]:
         """`log phi` of every lane's extended prefix `[B, K]`, and what it adds to the log weight."""
