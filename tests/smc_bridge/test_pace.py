@@ -121,7 +121,8 @@ def test_draws_of_a_prompt_do_not_depend_on_the_batch(method: str) -> None:
         two = sampler.run(prompts, seed=[3, 4, 5, 6], max_new_tokens=4, batch=2)
         alone = [sampler.run([p], seed=3 + i, max_new_tokens=4)[0] for i, p in enumerate(prompts)]
     assert [r.sequences for r in together] == [r.sequences for r in alone] == [r.sequences for r in two]
-    assert [r.log_weights for r in together] == pytest.approx([r.log_weights for r in alone])
+    for one, other in zip(together, alone, strict=True):
+        assert one.log_weights == pytest.approx(other.log_weights)
     assert met
 
 
@@ -205,9 +206,7 @@ def test_a_tree_ends_where_another_node_does_not_pay() -> None:
 
 
 def test_a_tree_that_ends_where_it_pays_is_properly_weighted() -> None:
-    sampler = program(TreeWalk(6, worth=2.5), eos=None, window=3)
-    gap, message = worst(enumerate_program(sampler, 3).proper, target_law(sampler, 3))
-    assert gap < TOLERANCE, message
+    assert_proper(smc(tabular_pair(2, 3), particles=2, w=0.5, kernel=TreeWalk(6, worth=2.5)))
 
 
 def test_costs_are_measured_when_a_run_begins_and_kept(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +221,7 @@ def test_costs_are_measured_when_a_run_begins_and_kept(tmp_path: Any, monkeypatc
 
 
 def test_a_step_of_the_models_alone_takes_no_negative_time() -> None:
-    assert min(step_seconds(smc(tabular_pair(3, 40)))) >= 0.0
+    assert min(step_seconds(smc(tabular_pair(3, 4)))) >= 0.0
 
 
 def test_samplers_show_what_is_chosen() -> None:
