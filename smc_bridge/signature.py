@@ -66,9 +66,8 @@ class Option:
         for kind in self.kinds:
             with suppress(ValueError, KeyError):
                 return self._read(kind, text)
-        numbers = [_WANTED[kind] for kind in self.kinds if kind not in (None, str)]
-        words = [*numbers, *self.choices] if numbers else [_WANTED[kind] for kind in self.kinds]
-        named = bool(self.choices) and not numbers
+        words = [_WANTED[kind] for kind in self.kinds if not (kind is str and self.choices)] + list(self.choices)
+        named = bool(self.choices) and all(kind in (None, str) for kind in self.kinds)
         wanted = f"choose from {', '.join(self.choices)}" if named else f"give {' or '.join(words)}"
         raise ValueError(f"{self.name} = {text!r}: {meant(text, self.choices)}{wanted}")
 
