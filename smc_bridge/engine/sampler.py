@@ -216,6 +216,8 @@ class Sampler(Program):
             check_possible(state, rows, pinned, moved.increments, truncates=self.target.shaping.truncates)
         log_potential, gain = self._potential(state, rows, moved.move)
         moved = moved._replace(increments=moved.increments + gain)
+        if self.pace is not None and not self.kernel.reads_marginals:
+            moved = moved._replace(scored=moved.width.sum(1))  # not all V places were asked for
 
         log_weights = state.log_weights[active][..., None].repeat(1, 1, k) - math.log(k)
         log_weights.reshape(-1, k)[growing] += moved.increments

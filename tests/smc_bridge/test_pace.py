@@ -224,6 +224,15 @@ def test_a_step_of_the_models_alone_takes_no_negative_time() -> None:
     assert min(step_seconds(smc(tabular_pair(3, 4)))) >= 0.0
 
 
+def test_places_that_are_not_verified_are_not_counted() -> None:
+    pair = tabular_pair(3, 6)
+    whole = smc(pair, particles=1, window=8).run([[0]], max_new_tokens=6)[0].forwards
+    few = smc(pair, particles=1, window="auto", costs=Costs.linear(dlm=(0.0001, 0.1), ar=(0.0001, 0.1))).run(
+        [[0]], max_new_tokens=6
+    )[0].forwards
+    assert few.ar_tokens / few.ar_forwards < 6 <= whole.ar_tokens / whole.ar_forwards
+
+
 def test_samplers_show_what_is_chosen() -> None:
     pair = tabular_pair(2, 3)
     assert "V <= 32, M = 16" in repr(smc(pair, window="auto", lookahead=16))
