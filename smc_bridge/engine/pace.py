@@ -225,8 +225,8 @@ def _menu(costs: Costs, window: bool, lookahead: bool, at_once: int, sizes: Size
 def note(seen: Counts, seat: Counts, length: Counts, accepted: Counts, ended: npt.NDArray[np.bool_]) -> None:
     """Count what became of the drafts of a step, in place.
 
-    The last token of a sequence is left out: a block ends there, accepted or not, so that a kernel need not know which
-    (and in a conditional run does not).
+    The last token of a sequence is left out: a block ends there, accepted or not, and `kappa` does not say which. So
+    neither a kernel nor a conditional run need give it its right law.
 
     Args:
         seen: of all seats, `[P, 2, V]`.
