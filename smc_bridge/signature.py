@@ -66,11 +66,10 @@ class Option:
         for kind in self.kinds:
             with suppress(ValueError, KeyError):
                 return self._read(kind, text)
-        wanted = f"choose from {', '.join(self.choices)}" if self.choices else " or ".join(
-            _WANTED[kind] for kind in self.kinds
-        )
-        hint = meant(text, self.choices)
-        raise ValueError(f"{self.name} = {text!r}: {hint}{wanted if self.choices else f'give {wanted}'}")
+        words = [_WANTED[kind] for kind in self.kinds if not (kind is str and self.choices)] + list(self.choices)
+        named = bool(self.choices) and all(kind in (None, str) for kind in self.kinds)
+        wanted = f"choose from {', '.join(self.choices)}" if named else f"give {' or '.join(words)}"
+        raise ValueError(f"{self.name} = {text!r}: {meant(text, self.choices)}{wanted}")
 
     def _read(self, kind: Any, text: str) -> Any:
         if kind is None:

@@ -140,4 +140,5 @@ class HuggingFaceCausalSession(Rows):
         [index] = listed(rows)
         lengths = [self.lengths[r] for r in index]
         check_prefixes(index, lengths)
-        return sent(self.texts[index, : max(lengths, default=0)], self.device), sent(np.array(lengths, dtype=np.int64), self.device)
+        texts = self.texts[index, : max(lengths, default=0)]
+        return sent(texts, self.device), sent(np.array(lengths, dtype=np.int64), self.device)

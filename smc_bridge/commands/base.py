@@ -101,6 +101,14 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
+def whole_or_auto(text: str) -> int | str:
+    """Argument type: a whole number of at least 1, or `auto`."""
+    try:
+        return text if text == "auto" else whole(1)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"= {text}: give a whole number of at least 1, or auto") from None
+
+
 def _number(text: str, accept: Callable[[float], bool], wanted: str) -> float:
     try:
         value = float(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from smc_bridge.commands.base import add_w_argument, mass, one_of, positive, positives, whole
+from smc_bridge.commands.base import add_w_argument, mass, one_of, positive, positives, whole, whole_or_auto
 from smc_bridge.methods import DEFAULT
 from smc_bridge.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.registry import Spelled, spelled
@@ -35,8 +35,10 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--particles", type=whole(1), metavar="N", help="particles that survive a step")
     group.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle")
     add_w_argument(group, "exponent (or share) of the diffusion model in the intermediate, in [0, 1] (default: 0.3)")
-    group.add_argument("--window", type=whole(1), metavar="V", help="tokens verified at once")
-    group.add_argument("--lookahead", type=whole(1), metavar="M", help="masked positions per forward of the DLM")
+    group.add_argument("--window", type=whole_or_auto, metavar="V", help="tokens verified at once, or auto")
+    group.add_argument(
+        "--lookahead", type=whole_or_auto, metavar="M", help="masked positions per forward of the DLM, or auto"
+    )
     named("--kernel", list(KERNELS), "how a draft becomes a block of the intermediate")
     named("--intermediate", list(INTERMEDIATES), "law between proposal and target")
     named("--resampler", list(RESAMPLERS), "how survivors are drawn")
@@ -44,7 +46,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=positive, metavar="T", help="of the target (default: 1)")
     group.add_argument("--lane-temperatures", type=positives, metavar="a,b,..", help="of the proposal, one per lane")
     group.add_argument("--balance", action="store_true", help="weigh lanes by the balance heuristic")
-    group.add_argument("--nodes", type=whole(1), metavar="B", help="of the tree (default: 128)")
+    group.add_argument("--nodes", type=whole_or_auto, metavar="B", help="of the tree, or auto (default: 128)")
     group.add_argument("--top-p", type=mass, metavar="P", help="see `smc-bridge methods NAME`, in (0, 1]")
 
 

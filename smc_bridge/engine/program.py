@@ -25,6 +25,7 @@ from smc_bridge.distributions.intermediate import (
 )
 from smc_bridge.distributions.law import Chunks
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.pace import Pace, Sizes
 from smc_bridge.engine.probe import impurities
 from smc_bridge.engine.resampling import Resampler, Systematic
 from smc_bridge.engine.weights import EssBelow, Trigger
@@ -60,6 +61,7 @@ class Program:
             its own `max_logit_bytes`.
         compile: run the arithmetic of laws through `torch.compile`.
         pair: name of the pair of models, for the settings of results.
+        pace: chooses how far each step goes, within V, M and B, from costs and the past; None: always that far.
     """
 
     proposal: Proposal
@@ -78,6 +80,7 @@ class Program:
     max_logit_bytes: int | None = None
     compile: bool = False
     pair: str | None = None
+    pace: Pace | None = None
 
     @property
     def models(self) -> dict[str, LanguageModel]:
@@ -148,6 +151,13 @@ class Program:
         return self.lanes if alike else 1
 
     @property
+    def sizes(self) -> Sizes:
+        """What a pace reckons with."""
+        lanes, proposal = self.particles * self.lanes, self.proposal
+        rows = lanes // self.walks if self.kernel.reads_marginals else lanes
+        return Sizes(self.particles, lanes, rows, self.window, proposal.lookahead, proposal.factorised)
+
+    @property
     def chunks(self) -> Chunks:
         """How much of a law is computed at a time."""
         standard = Chunks(compile=self.compile)
@@ -163,6 +173,7 @@ class Program:
             "lanes": self.lanes,
             "window": self.window,
             "lookahead": self.proposal.lookahead,
+            **({} if self.pace is None else {"pace": self.pace.settings()}),
             "intermediate": _shown(self.intermediate),
             "log_ratio_bound": bound if math.isfinite(bound) else None,
             "kernel": describe(self.kernel),
@@ -185,9 +196,11 @@ class Program:
             for name in ("proposal", "target")
         }
         reasons = self.why_improper()
+        pace = self.pace
+        v, m = ("<=" if x else "=" for x in ((False, False) if pace is None else (pace.window, pace.lookahead)))
         return headed(
-            f"{type(self).__name__} {self.name!r}: N = {self.particles}, K = {self.lanes}, V = {self.window}, "
-            f"M = {found['lookahead']}, {'not proper: ' + '; '.join(reasons) if reasons else 'properly weighted'}",
+            f"{type(self).__name__} {self.name!r}: N = {self.particles}, K = {self.lanes}, V {v} {self.window}, "
+            f"M {m} {found['lookahead']}, {'not proper: ' + '; '.join(reasons) if reasons else 'properly weighted'}",
             (
                 f"proposal      {found['models']['dlm']}: {laws['proposal']}",
                 f"target        {found['models']['ar']}: {laws['target']}",

@@ -27,6 +27,7 @@ from smc_bridge.blocks import Move
 from smc_bridge.decode import OnResult, Progress, serve
 from smc_bridge.engine import steps, survivors
 from smc_bridge.engine.conditional import check_possible, pin
+from smc_bridge.engine.pace import note
 from smc_bridge.engine.program import Program
 from smc_bridge.engine.record import StepTensors, result_of
 from smc_bridge.engine.resampling import Multinomial
@@ -137,6 +138,9 @@ class Sampler(Program):
     def open(self, requests: Sequence[Request | None], limit: int) -> SMCState:
         """See `Decoder.open`: N copies of every prompt with weight one."""
         check_program(self)
+        if self.pace is not None:
+            self.pace = self.pace.measured(self)
+            self.kernel = self.pace.kernel(self.kernel, self.sizes)
         device = self.target.model.device
         single = prompts_of(requests, device=device)
         prefix = single.select(sent(np.arange(len(requests)).repeat(self.particles), device))
@@ -154,6 +158,7 @@ class Sampler(Program):
             retained=Retained.of(Prefix.of([own or [] for own in retained], device=device)) if any(retained) else None,
             requests=list(requests), records=[()] * len(requests), entered=[now] * len(requests),
             watched=may_leave_out(self), walks=self.walks, chunks=self.chunks, parts=self._parts(),
+            seen=np.zeros((len(requests), 2, self.window), dtype=np.int64),
         )
 
     def _parts(self) -> tuple[Any, ...]:
@@ -209,8 +214,8 @@ class Sampler(Program):
                 state, active, rows, lanes=k, window=self.window, source_of=lambda at: self._source(state, at, 1)
             )
 
-        room = sent(known(state.limit) - known(state.prefix.length), device)
-        asked = Asked(rows, state.prefix, room, k, self.window, state.chunks)
+        room, ahead = self._room(state, active)
+        asked = Asked(rows, state.prefix, room, k, self.window, state.chunks, ahead)
         draft = steps.draft_lanes(self, state, asked, source=source, pinned=pinned)
         moved = steps.move_lanes(self, state, rows, draft, source=source, pinned=pinned)
         if pinned is not None:
@@ -220,6 +225,8 @@ class Sampler(Program):
             moved = moved._replace(increments=moved.increments + gain)
 
         seen = survivors.look(self, state, rows, moved, checks)
+        if self.pace is not None and not self.kernel.reads_marginals:
+            seen = seen._replace(scored=moved.width)  # not all V places were asked for
         log_weights = np.repeat(known(state.log_weights)[known(active), :, None], k, -1) - math.log(k)
         log_weights.reshape(-1, k)[growing] += seen.increments
         done = known(state.prefix.done)[everyone]
@@ -241,8 +248,21 @@ class Sampler(Program):
         state.note(StepTensors(
             active, growing, draft, seen, reduced, linear=not self.kernel.reads_marginals, keep=state.keep_drafts
         ))
+        if self.pace is not None:
+            note(state.seen, known(rows) // n, seen.length, seen.accepted, seen.ended)
         survivors.commit(self, state, active, growing, seen, reduced, log_potential)
         return state
+
+    def _room(self, state: SMCState, active: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens that each particle's next block may have, and places to look ahead at (`Asked`), `[R]` each."""
+        room, device = known(state.limit) - known(state.prefix.length), active.device
+        if self.pace is None or not (self.pace.window or self.pace.lookahead):
+            return sent(room, device), None
+        seats = known(active)
+        most = np.ones((2, state.log_weights.shape[0]), dtype=np.int64)
+        most[:, seats] = self.pace.plan(state.seen[seats], self.sizes)
+        window, ahead = np.minimum(most.repeat(self.particles, 1), room)
+        return sent(window, device), sent(ahead, device)
 
     def _potential(self, state: SMCState, rows: Tensor, move: Move) -> tuple[Tensor | None, Tensor | None]:
         """`log phi` of every lane's extended prefix `[B, K]`, and what it adds to the log weight; None without one."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from smc_bridge.distributions.law import Chunks
+from smc_bridge.engine.pace import Counts
 from smc_bridge.models.host import known, sent
 from smc_bridge.models.protocols import CausalSession
 from smc_bridge.models.rows import reseat
@@ -97,6 +98,8 @@ class SMCState:
         walks: how many consecutive lanes have one proposal and one intermediate.
         chunks: how much of a law is computed at a time.
         parts: of the program when the last three were found.
+        seen: how often each place of a draft was reached and accepted in each seat, `[P, 2, V]`
+            (`smc_bridge.engine.pace`); counted only if the program has a pace.
     """
 
     prefix: Prefix
@@ -117,6 +120,7 @@ class SMCState:
     walks: int = 1
     chunks: Chunks = field(default_factory=Chunks)
     parts: tuple[Any, ...] = ()
+    seen: Counts = field(default_factory=lambda: np.zeros((0, 2, 0), dtype=np.int64))
 
     @property
     def particles(self) -> int:
@@ -153,7 +157,7 @@ class SMCState:
         """A state whose results can change while this one's stay."""
         return replace(
             self, log_potential=self.log_potential.clone(), requests=list(self.requests), records=list(self.records),
-            entered=list(self.entered), uncovered=dict(self.uncovered),
+            entered=list(self.entered), uncovered=dict(self.uncovered), seen=self.seen.copy(),
         )
 
     def note(self, step: StepLog) -> None:
@@ -185,6 +189,7 @@ class SMCState:
         weights[seat] = 0.0
         new.prompt_length, new.limit, new.log_weights = (sent(x, device) for x in (length, limit, weights))
         new.log_potential[rows] = 0.0
+        new.seen[seat] = 0
         if new.retained is not None:
             whole = Prefix.of([[] if r is None else r.retained or [] for r in requests], device=device)
             old = Prefix(new.retained.tokens, new.retained.length, new.retained.length < 0)

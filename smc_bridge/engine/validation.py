@@ -10,6 +10,7 @@ import torch
 from smc_bridge.distributions.intermediate import check_intermediate
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.conditional import check_whole
+from smc_bridge.engine.pace import Pace
 from smc_bridge.engine.program import Program
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.models.arguments import check_callable, check_text, said, true_or_false, whole_number
@@ -63,6 +64,8 @@ def _check_parts(program: Program) -> None:
         program.max_logit_bytes = whole_number(
             "max_logit_bytes", program.max_logit_bytes, remedy="give a positive whole number of bytes, or None"
         )
+    if program.pace is not None and not isinstance(program.pace, Pace):
+        raise ValueError(f"pace = {said(program.pace)}: give a Pace, or None to go as far as V and M allow")
     program.compile = true_or_false("compile", program.compile)
     check_text("name", program.name)
     check_callable("tokenize", program.tokenize, "a function of a text")

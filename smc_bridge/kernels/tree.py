@@ -80,6 +80,8 @@ class TreeWalk(StoppingKernel):
         min_probability: continuations that are taken less likely than this, by the powers of the marginals, are left
             out; 0 fills the budget.
         exponent: a, power of the marginals by which continuations are ranked.
+        worth: what a step costs besides its nodes, in nodes: each tree ends where another node does not pay, by the
+            probabilities of its own (`best_first`); None for no such end.
     Raises:
         ValueError: an argument out of range.
     Example:
@@ -91,20 +93,29 @@ class TreeWalk(StoppingKernel):
 
     reads_marginals = True
 
-    def __init__(self, nodes: int = 64, *, min_probability: float = 0.0, exponent: float = 1.0) -> None:
+    def __init__(
+        self, nodes: int = 64, *, min_probability: float = 0.0, exponent: float = 1.0, worth: float | None = None
+    ) -> None:
         least, power = "give a probability in [0, 1)", "give a positive number; 1 ranks by the marginals themselves"
         below_one = math.nextafter(1.0, 0.0)
         self.nodes = whole_number("nodes", nodes, remedy="give a budget of at least 1 node")
         self.min_probability = float(real_between("min_probability", min_probability, 0.0, below_one, remedy=least))
         self.exponent = float(real_between("exponent", exponent, 0.0, math.inf, remedy=power, strictly=True))
+        cost = "give a positive number of nodes, or None"
+        self.worth = None if worth is None else float(
+            real_between("worth", worth, 0.0, math.inf, remedy=cost, strictly=True)
+        )
 
     def __repr__(self) -> str:
-        return f"TreeWalk({self.nodes}, min_probability={self.min_probability:g}, exponent={self.exponent:g})"
+        worth = "" if self.worth is None else f", worth={self.worth!r}"
+        return f"TreeWalk({self.nodes}, min_probability={self.min_probability:g}, exponent={self.exponent:g}{worth})"
 
     def tree(self, q: Law, *, horizon: Horizon | None = None) -> Tree:
         """The tree that is walked on, R trees of at most B nodes: a deterministic function of `q: [R, V, A]`."""
         horizon = full_horizon(q.rows, q.shape[-2], device=q.device) if horizon is None else horizon
-        return best_first(q, self.nodes, horizon, min_probability=self.min_probability, exponent=self.exponent)
+        return best_first(
+            q, self.nodes, horizon, min_probability=self.min_probability, exponent=self.exponent, worth=self.worth
+        )
 
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
         """0 while the block stays in the tree, -inf after it, `[R, V]`; see `StoppingKernel.log_continue`."""

@@ -55,7 +55,8 @@ class Tree(NamedTuple):
 
 
 def best_first(
-    law: Law, nodes: int, horizon: Horizon, *, min_probability: float = 0.0, exponent: float = 1.0
+    law: Law, nodes: int, horizon: Horizon, *, min_probability: float = 0.0, exponent: float = 1.0,
+    worth: float | None = None,
 ) -> Tree:
     """The `nodes` likeliest non-empty continuations under the product law of the normalised powers `q^exponent`.
 
@@ -68,6 +69,8 @@ def best_first(
         horizon: see `Horizon`.
         min_probability: continuations less likely than this are left out.
         exponent: 1 for the product law of q itself.
+        worth: what a step costs besides its nodes, in nodes; a tree ends where another node would lower the expected
+            tokens per cost, `(1 + sum of probabilities) / (worth + nodes)`, but for its first. None: never.
     Raises:
         ValueError: a marginal with NaN, or without a possible token.
     Returns:
@@ -79,7 +82,7 @@ def best_first(
         if kinds.numel() < group.numel():
             tree = best_first(
                 law.base.of_rows(kinds // (window + 1)), nodes, Horizon(kinds % (window + 1), horizon.eos_id),
-                min_probability=min_probability, exponent=exponent,
+                min_probability=min_probability, exponent=exponent, worth=worth,
             )
             return Tree(*(x[group] for x in tree))
     floor = math.log(min_probability) if min_probability > 0.0 else -math.inf
@@ -89,7 +92,7 @@ def best_first(
     rows, stride = law.rows, law.shape[-2] + 1
     # Where the candidates of each depth of each row begin; there are none at the last depth.
     start = np.searchsorted((row * stride + place)[order], np.arange(rows * stride + 1)).tolist()
-    grown = [_grow(start[r * stride : (r + 1) * stride + 1], scores, nodes, floor) for r in range(rows)]
+    grown = [_grow(start[r * stride : (r + 1) * stride + 1], scores, nodes, floor, worth) for r in range(rows)]
     count = np.array([len(parents) for parents, _, _ in grown], dtype=np.int64)
     real = np.arange(count.max(initial=0)) < count[:, None]
     tokens, parents, depth = (np.full(real.shape, fill) for fill in (0, 0, 1))
@@ -203,25 +206,31 @@ def _chunk_maxima(
 
 
 def _grow(
-    start: list[int], log_prob: list[float], nodes: int, floor: float
+    start: list[int], log_prob: list[float], nodes: int, floor: float, worth: float | None = None
 ) -> tuple[list[int], list[int], list[int]]:
     """One row's tree: parent, depth and candidate of every node, in order of falling probability.
 
     Args:
         start: candidates of depth d + 1 are those from `start[d]` to `start[d + 1]`, likeliest first.
         log_prob: of the candidates.
-        nodes, floor: where to stop.
+        nodes, floor, worth: where to stop.
     """
     parents: list[int] = []
     depths: list[int] = []
     index: list[int] = []
     # Entries: minus the score, a counter that settles ties, parent, depth - 1, candidate, the parent's score.
     heap = [(-log_prob[start[0]], 0, 0, 0, start[0], 0.0)] if start[0] < start[1] else []
-    counter = 0
+    counter, tokens = 0, 1.0  # expected tokens of a walk on the tree so far
     while heap and len(parents) < nodes:
         minus_score, _, parent, d, i, base = heap[0]
         if -minus_score < floor:
             break
+        if worth is not None:
+            probability = math.exp(-minus_score)
+            # Probabilities fall from node to node: where one does not pay, none does that comes after it.
+            if parents and probability * (worth + len(parents)) < tokens:
+                break
+            tokens += probability
         parents.append(parent)
         depths.append(d + 1)
         index.append(i)

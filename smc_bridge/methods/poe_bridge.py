@@ -6,14 +6,15 @@ Every preset makes a `Sampler` from a pair of models with one alphabet, and opti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, check_w
 from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.distributions.target import ARTarget, Potential
+from smc_bridge.engine.pace import Pace
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import Trigger
@@ -21,13 +22,16 @@ from smc_bridge.kernels.importance import WeightRule
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, said, whole_number
+from smc_bridge.models.costs import Costs
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.names import DEFAULT_W, PROPOSALS, check_fit, named
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
 
-#: Nodes of a tree unless they are given.
-NODES = 128
+#: V, M and B unless they are given, and at most where they are chosen.
+WINDOW, LOOKAHEAD, NODES = 32, 256, 128
+#: A size that is chosen in each step.
+AUTO = "auto"
 
 
 def lane_temperatures(lanes: int) -> list[float]:
@@ -72,6 +76,31 @@ def tree_kernel(
     return TreeWalk(nodes, min_probability=min_probability, exponent=exponent)
 
 
+def _paced(
+    window: Any, lookahead: Any, nodes: Any, at_once: Any, costs: Any
+) -> tuple[int, int, int | None, Pace | None]:
+    """V, M and B, at most, and what chooses those of them that are `auto`."""
+    chosen = [isinstance(size, str) and size == AUTO for size in (window, lookahead, nodes)]
+    v, m = (
+        most if auto else whole_number(name, size, remedy="give a whole number of at least 1, or 'auto'")
+        for name, size, most, auto in zip(
+            ("window", "lookahead"), (window, lookahead), (WINDOW, LOOKAHEAD), chosen, strict=False
+        )
+    )
+    b = nodes if nodes is None else NODES if chosen[2] else whole_number(
+        "nodes", nodes, remedy="give a budget of at least 1 node, or 'auto'"
+    )
+    if any(chosen):
+        return v, m, b, Pace(chosen[0], chosen[1], chosen[2], at_once, costs)
+    for name, value, plain in (("at_once", at_once, 1), ("costs", costs, None)):
+        if value is not plain and value != plain:
+            raise ValueError(
+                f"{name} = {said(value)} where no size is chosen: leave it out, or give window, lookahead or nodes = "
+                "'auto'"
+            )
+    return v, m, b, None
+
+
 def _kernel(kernel: Kernel | str | None, nodes: int | None, temperature: float | Sequence[float]) -> Kernel:
     """The kernel that is given or named; a tree ranks as `tree_kernel` where all lanes have one temperature."""
     if kernel != "tree":
@@ -88,13 +117,16 @@ def _kernel(kernel: Kernel | str | None, nodes: int | None, temperature: float |
     aliases=("smc-<particles>", "smc-<particles>x<lanes>"), examples=("smc-1", "smc-4", "smc-8"),
 )
 def smc(
-    pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float | None = None, window: int = 32,
-    lookahead: int = 256, temperature: float = 1.0, proposal_temperature: float | Sequence[float] | None = None,
+    pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float | None = None,
+    window: int | Literal["auto"] = WINDOW, lookahead: int | Literal["auto"] = LOOKAHEAD, temperature: float = 1.0,
+    proposal_temperature: float | Sequence[float] | None = None,
     intermediate: Intermediate | str | None = None, kernel: Kernel | str | None = "rejection",
-    nodes: int | None = None, weight: WeightRule | str | None = "own", resampler: Resampler | str | None = None,
+    nodes: int | Literal["auto"] | None = None, weight: WeightRule | str | None = "own",
+    resampler: Resampler | str | None = None,
     trigger: Trigger | str | None = "ess", potential: Potential | None = None, proposal: str = "marginals",
     proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
-    max_logit_bytes: int | None = None, compile: bool = False,
+    max_logit_bytes: int | None = None, compile: bool = False, at_once: int = 1,
+    costs: Costs | Mapping[str, Any] | None = None,
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
@@ -105,13 +137,13 @@ def smc(
         particles: N, that survive a step.
         lanes: K, drafts of each particle.
         w: exponent (or share) of the DLM in the intermediate, 0.3 unless it is given.
-        window: V, tokens verified at once.
-        lookahead: M, masked positions per forward of the DLM.
+        window: V, tokens verified at once; auto: in each step what pays, up to 32.
+        lookahead: M, masked positions per forward of the DLM; auto: in each step what pays, up to 256.
         temperature: of the target, and of the proposal unless that has its own.
         proposal_temperature: of the proposal, one or one per lane.
         intermediate: law between proposal and target, poe unless it is given.
         kernel: how a draft becomes a block of the intermediate.
-        nodes: budget of the kernel tree, 128 unless it is given.
+        nodes: budget of the kernel tree, 128 unless it is given; auto: as many as pay, up to 128.
         weight: how lanes are weighed.
         resampler: how survivors are drawn, systematic unless it is given.
         trigger: when particles are resampled, ess is an ESS below half.
@@ -122,6 +154,8 @@ def smc(
         top_k: truncation of the target.
         max_logit_bytes: cap of the AR model's logits of one call, bytes; more calls are made instead.
         compile: run the arithmetic of laws through `torch.compile`.
+        at_once: prompts that share a forward, for which auto reckons; draws depend on it, never on the batch.
+        costs: of the pair's forwards, for auto; measured when a run begins unless they are given.
     Raises:
         ValueError: options contradict each other, or are out of range for the pair.
     Example:
@@ -133,9 +167,12 @@ def smc(
     """
     check_pair(pair)
     own = temperature if proposal_temperature is None else proposal_temperature
+    v, m, budget, pace = _paced(window, lookahead, nodes, at_once, costs)
+    # A tree walk that is given has a budget of its own: nodes = auto is then what of it is used.
+    told = None if isinstance(kernel, TreeWalk) and nodes == AUTO else budget
     check_fit(
-        lanes=lanes, w=w, kernel=kernel, intermediate=intermediate, nodes=nodes, weight=weight, resampler=resampler,
-        trigger=trigger, proposal=proposal,
+        lanes=lanes, w=w, kernel=kernel, intermediate=intermediate, nodes=told, weight=weight,
+        resampler=resampler, trigger=trigger, proposal=proposal,
     )
     if is_list(own) and hasattr(own, "__len__") and len(own) != lanes:
         raise ValueError(
@@ -149,17 +186,17 @@ def smc(
             f"proposal = {said(proposal)}: give one of {', '.join(PROPOSALS)}; one of your own has options of its own, "
             "make Sampler(proposal, target, ...)"
         )
-    base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=lookahead)
+    base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=m)
     return Sampler(
         proposal=named("proposal", proposal, base=base),
         target=target,
         intermediate=named("intermediate", intermediate, w=DEFAULT_W if w is None else w),
-        kernel=_kernel(kernel, nodes, own),
+        kernel=_kernel(kernel, budget, own),
         weight=named("weight", "own" if weight is None else weight),
         resampler=named("resampler", "systematic" if resampler is None else resampler),
         trigger=named("trigger", "ess" if trigger is None else trigger),
-        particles=particles, lanes=lanes, window=window, name=f"smc({particles})" if name is None else name,
-        max_logit_bytes=max_logit_bytes, compile=compile, **codec(pair),
+        particles=particles, lanes=lanes, window=v, name=f"smc({particles})" if name is None else name,
+        max_logit_bytes=max_logit_bytes, compile=compile, pace=pace, **codec(pair),
     )
 
 

@@ -7,11 +7,11 @@ is added here: the walk on any intermediate, its weights, N particles on one for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.methods.poe_bridge import NODES, smc, tree_kernel
+from smc_bridge.methods.poe_bridge import AUTO, NODES, smc, tree_kernel
 from smc_bridge.models.arguments import is_list
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.registry import method
@@ -22,7 +22,8 @@ from smc_bridge.registry import method
     aliases=("tree-<nodes>",), rest=smc, without=("kernel",),
 )
 def tree_walk(
-    pair: ModelPair, *, particles: int = 1, nodes: int = NODES, min_probability: float = 0.05, temperature: float = 1.0,
+    pair: ModelPair, *, particles: int = 1, nodes: int | Literal["auto"] = NODES, min_probability: float = 0.05,
+    temperature: float = 1.0,
     proposal_temperature: float | Sequence[float] | None = None, name: str = "tree-walk", **options: Any,
 ) -> Sampler:
     """One particle that walks on a tree of at most B nodes, w = 0.3 unless an intermediate is given.
@@ -31,15 +32,17 @@ def tree_walk(
     marginals. All else is as in `smc`.
 
     Args:
-        nodes: B, budget of the tree.
+        nodes: B, budget of the tree; auto: in each tree as many as pay, up to 128.
         min_probability: continuations that are taken less likely than this are left out of the tree.
     """
     own: Any = temperature if proposal_temperature is None else proposal_temperature
+    chosen = isinstance(nodes, str) and nodes == AUTO
+    most: Any = NODES if chosen else nodes
     kernel = (
-        TreeWalk(nodes, min_probability=min_probability) if is_list(own)
-        else tree_kernel(nodes, proposal_temperature=own, min_probability=min_probability)
+        TreeWalk(most, min_probability=min_probability) if is_list(own)
+        else tree_kernel(most, proposal_temperature=own, min_probability=min_probability)
     )
     return smc(
         pair, particles, temperature=temperature, proposal_temperature=proposal_temperature, name=name,
-        **{"kernel": kernel, **options},
+        **{"kernel": kernel, **({"nodes": AUTO} if chosen else {}), **options},
     )

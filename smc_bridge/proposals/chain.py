@@ -162,8 +162,8 @@ class PrefixFilled(Form):
     def _widths(self, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
         """Of every lane: its particle, places of its canvas, and places of its draft, `[B * K]` each."""
         total = asked.rows.repeat_interleave(asked.lanes)
-        canvas = asked.room[total].clamp_max(self.lookahead)
-        return total, canvas, canvas.clamp_max(asked.window)
+        canvas = asked.reach[total].clamp_max(self.lookahead)
+        return total, canvas, torch.minimum(canvas, asked.room[total]).clamp_max(asked.window)
 
     def _law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:
         """The law of logits `[n, V, A]` of lanes `[n]`."""

@@ -166,13 +166,13 @@ class DLMProposal:
             return Cost(*(sent(needy, device) for _ in range(2)))
         # A prefix with another length limit is drafted to another length: it needs a forward of its own. So does one of
         # another prompt if scores depend on which forwards came before, or the draws would depend on the batch.
-        room = known(asked.room)
-        apart = room + known(prefix.length)
+        reach = known(asked.reach)
+        apart = reach + known(prefix.length)
         if state.session.has_history:
             seat = np.arange(apart.size) // state.particles
             apart = apart * (seat[-1] + 1) + seat
         scored, group = prefix.unique(needy, apart=apart)
-        width = room[scored].clip(max=self.lookahead)
+        width = reach[scored].clip(max=self.lookahead)
         marginals.add(needy, group, state.session.score(sent(scored, device), sent(_masked(width), device)), width)
         served = np.unique(np.stack([needy // state.particles, group]), axis=1)[0]
         return Cost(sent(served, device), sent(np.zeros_like(served), device))

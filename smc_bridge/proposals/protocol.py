@@ -75,6 +75,8 @@ class Asked(NamedTuple):
         lanes: K, drafts of each particle.
         window: V, places of a draft at most.
         chunks: how much of a law is computed at a time.
+        ahead: places that each of the R is worth a look ahead at, `[R]`, where that is not its room: a draft may be
+            shorter than what is known of later places.
     """
 
     rows: Tensor
@@ -83,6 +85,12 @@ class Asked(NamedTuple):
     lanes: int
     window: int
     chunks: Chunks
+    ahead: Tensor | None = None
+
+    @property
+    def reach(self) -> Tensor:
+        """Places that are looked ahead at for each of the R particles, `[R]`, before the proposal's own limit."""
+        return self.room if self.ahead is None else self.ahead
 
 
 @runtime_checkable

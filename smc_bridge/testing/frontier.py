@@ -70,6 +70,7 @@ class Frontier:
         logits: marginals of the proposal, `[U, M, A]`.
         width: positions of each slot, `[U]`.
         retained: index of the retained sequence, `[F]`, -1 for none.
+        seen: what a pace has counted (`SMCState.seen`), `[F, 2 * V]`; `[F, 0]` without one.
         measure: expectations that each state carries, `[F, 4]`.
     """
 
@@ -83,19 +84,23 @@ class Frontier:
     logits: Tensor  # [U, M, A]
     width: Tensor  # [U]
     retained: Tensor
+    seen: Tensor
     measure: Tensor
 
     @classmethod
-    def start(cls, particles: int, limit: int, size: int, *, retained: Sequence[float] | None = None) -> Frontier:
+    def start(
+        cls, particles: int, limit: int, size: int, *, retained: Sequence[float] | None = None, places: int = 0
+    ) -> Frontier:
         """The states before the first step, on the empty prompt: one, or one for each retained sequence of these
-        masses."""
+        masses. A pace counts at `places` places: V, or 0 without one."""
         count = len(retained or [1.0])
         zeros = torch.zeros(count, particles, dtype=torch.long)
         measure = torch.tensor(retained or [1.0], dtype=torch.float64)[:, None] * torch.tensor([1.0, 1.0, 1.0, 0.0])
         follows = torch.arange(count) if retained else torch.full((count,), -1)
         return cls(
             torch.full((count, particles, limit), PAD), zeros, zeros.bool(), zeros.double(), zeros.double(), zeros - 1,
-            zeros, torch.empty(0, 0, size), zeros[:0, 0], follows, measure.double(),
+            zeros, torch.empty(0, 0, size), zeros[:0, 0], follows, follows.new_zeros(count, 2 * places),
+            measure.double(),
         )
 
     @property
@@ -126,7 +131,7 @@ class Frontier:
         """Equal states become one. Weights are rounded as a key only: what is merged differs by round-off."""
         states = self.states
         kept = torch.where(self.remaining() > 0, self.offset + 1, 0)
-        digits = torch.cat([self.tokens.reshape(states, -1) + 1, kept, self.retained[:, None] + 1], dim=1)
+        digits = torch.cat([self.tokens.reshape(states, -1) + 1, kept, self.retained[:, None] + 1, self.seen], dim=1)
         base = int(digits.max()) + 1
         assert base ** digits.shape[1] < 2**62, "the states do not fit into one integer"
         code = np.zeros(states, dtype=np.int64)
@@ -172,6 +177,7 @@ def step(
         ar=sampler.target.model.session(tokens.clamp_min(0), length),
         retained=None if retained is None else Retained(*(x[states.retained] for x in retained)),
         records=[()] * states.states, told=True, walks=sampler.walks, chunks=sampler.chunks,
+        seen=states.seen.reshape(states.states, 2, -1).numpy().copy(),
     )
     assert torch.equal(state.active(), torch.arange(states.states))
     sampler._source = lambda state, prompts, rows, **_: source_of(prompts, rows)  # type: ignore[method-assign]
@@ -185,7 +191,7 @@ def step(
     }
     return replace(
         states, tokens=padded.reshape(states.states, particles, -1), logits=marginals.logits,
-        width=torch.from_numpy(marginals.width),
+        seen=torch.from_numpy(state.seen).reshape(states.states, -1), width=torch.from_numpy(marginals.width),
         **{name: each.reshape(states.states, particles) for name, each in found.items()},
     )
 

@@ -40,7 +40,9 @@ def enumerate_sampler(sampler: Sampler, limit: int, *, most: int = 10**6) -> Enu
         real.trigger in (always, never) or isinstance(real.trigger, EssBelow)
     )
     total = Enumeration()
-    frontier = Frontier.start(sampler.particles, limit, sampler.target.model.vocab_size)
+    frontier = Frontier.start(
+        sampler.particles, limit, sampler.target.model.vocab_size, places=0 if real.pace is None else real.window
+    )
     while frontier.states:
         after = _advance(sampler, frontier, limit, total, most)
         whole = joined([relative(part, total, rescale=known) for part in after])

@@ -64,7 +64,8 @@ class Program:
 
     def start(self, retained_law: list[float] | None) -> Frontier:
         """The state before the first step; one for each retained sequence."""
-        return Frontier.start(self.real.particles, self.limit, self.size, retained=retained_law)
+        places = 0 if self.real.pace is None else self.real.window
+        return Frontier.start(self.real.particles, self.limit, self.size, retained=retained_law, places=places)
 
     def candidates(self, states: Frontier) -> tuple[Tensor, list[Tensor]]:
         """What each particle's lanes may commit.
@@ -73,8 +74,12 @@ class Program:
             which outcomes exist, `[F, N, O]`, and block `[F, N, O, V]`, length, accepted and split, `[F, N, O]`.
         """
         left, room = states.remaining(), self.limit - states.length
-        left = torch.where(left > 0, left, room.clamp_max(self.real.proposal.lookahead))
-        window = torch.where(states.done, 0, torch.minimum(left, room).clamp_max(self.real.window))
+        most, ahead = torch.tensor([[self.real.window], [self.real.proposal.lookahead]])[..., None]
+        if self.real.pace is not None:
+            plan = self.real.pace.plan(states.seen.reshape(states.states, 2, -1).numpy(), self.real.sizes)
+            most, ahead = torch.tensor(plan)[..., None]
+        left = torch.where(left > 0, left, torch.minimum(room, ahead))
+        window = torch.where(states.done, 0, torch.minimum(torch.minimum(left, room), most))
         kinds = torch.stack([window, torch.where(states.done, 0, room)], -1)
         distinct, kind = unique_rows(kinds.reshape(-1, 2))
         tables = [list(self._outcomes(w, r)) for w, r in distinct.tolist()]
