@@ -302,7 +302,7 @@ def _bridge(intermediate: Intermediate, q: Law, p: Law, lanes: int) -> Law:
 def _product(intermediate: ProductOfExperts, q: Law, p: Law, lanes: int) -> Law:
     w, b = intermediate.w, intermediate.target_exponent
     if isinstance(b, Tensor):
-        each = np.tile(np.broadcast_to(b.cpu().numpy(), (lanes,)), q.rows // lanes)
+        each = np.tile(np.broadcast_to(intermediate.exponents, (lanes,)), q.rows // lanes)
         return ProductLaw(q, p, w, sent(each.astype(str(q.dtype).removeprefix("torch.")), q.device))
     if w == 0.0 and b == 1.0:
         return p

@@ -190,6 +190,8 @@ class ProductOfExperts:
         self.w = check_w(w)
         self.target_exponent = 1.0 - self.w if target_exponent is None else _exponents(target_exponent)
         self.per_lane = isinstance(self.target_exponent, Tensor)
+        #: Exponents of the target on the host, `[]` or `[K]`.
+        self.exponents = np.array(torch.as_tensor(self.target_exponent).tolist())
 
     @property
     def dominates(self) -> bool:

@@ -37,7 +37,7 @@ from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.protocol import StoppingKernel, Verified, Verifier, check_move
 from smc_bridge.kernels.tree_build import Tree, best_first
 from smc_bridge.models.arguments import real_between, whole_number
-from smc_bridge.models.host import places
+from smc_bridge.models.host import known, places, sent
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, UniformStream, as_source
@@ -57,7 +57,7 @@ class Edges:
     """
 
     def __init__(self, tree: Tree, size: int) -> None:
-        tokens, parents, real = tree.tokens.cpu().numpy(), tree.parents.cpu().numpy(), tree.real.cpu().numpy()
+        tokens, parents, real = known(tree.tokens), known(tree.parents), known(tree.real)
         self.size, self.places = size, tokens.shape[1] + 1
         row, child = real.nonzero()
         key = (row * self.places + parents[row, child]) * size + tokens[row, child]
@@ -120,7 +120,7 @@ class TreeWalk(StoppingKernel):
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
         """0 while the block stays in the tree, -inf after it, `[R, V]`; see `StoppingKernel.log_continue`."""
         edges = Edges(self.tree(q, horizon=horizon), q.shape[-1])
-        tokens = block.cpu().numpy()
+        tokens = known(block)
         row, node = np.arange(tokens.shape[0]), np.zeros(tokens.shape[0], dtype=np.int64)
         inside = np.zeros(tokens.shape, dtype=bool)
         for i in range(tokens.shape[1]):
@@ -138,17 +138,20 @@ class TreeWalk(StoppingKernel):
     ) -> Verified:
         """See `Kernel.move`: one tree for each group of rows that have one law."""
         walks, (total, window, _) = verifier.walks, draft.q.shape
-        own = torch.arange(0, total, walks, device=draft.q.device)
-        q, each = draft.q.of_rows(own), horizon.of_rows(own)
+        device = draft.q.device
+        q, each, own = draft.q, horizon, sent(np.arange(0, total, walks), device)
+        if walks > 1:
+            width = sent(known(horizon.window)[::walks], device)
+            q, each = q.of_rows(own), Horizon(width, horizon.eos_id)
         tree = self.tree(q, horizon=each)
         p, pi = verifier.at_nodes(tree, q)
         forced = None if pinned is None else pinned.forced(total, window)
         move, node = self.walk(tree, pi, walks=walks, source=source, window=window, horizon=each, forced=forced)
         move = check_move(self, move, horizon, draft.q.shape)
-        owner = torch.arange(own.numel(), device=own.device).repeat_interleave(walks)[:, None].expand_as(node)
-        scored = torch.zeros_like(move.length)  # the first walk of a tree is charged with it
-        scored[own] = tree.real.sum(1)
-        return Verified(move, Placed(p, owner, node), Placed(pi, owner, node), scored)
+        owner = sent(np.arange(total)[:, None] // walks, device).expand_as(node)
+        scored = np.zeros(total, dtype=np.int64)  # the first walk of a tree is charged with it
+        scored[::walks] = known(tree.real).sum(1)
+        return Verified(move, Placed(p, owner, node), Placed(pi, owner, node), sent(scored, device))
 
     def positions(self, lanes: int, window: int, *, walks: int) -> int:
         """See `Kernel.positions`: nodes and root of each tree."""
@@ -175,8 +178,8 @@ class TreeWalk(StoppingKernel):
         total = tree.tokens.shape[0] * walks
         draw = as_source(source, total, device=device).categorical_stream(window)
         table = _tokens(tree, pi, draw, walks) if isinstance(draw, UniformStream) and pi.held else None
-        edges, limit = Edges(tree, pi.shape[-1]), horizon.window.cpu().numpy()
-        given = None if forced is None else forced.cpu().numpy()
+        edges, limit = Edges(tree, pi.shape[-1]), known(horizon.window)
+        given = None if forced is None else known(forced)
         block, before = np.full((total, window), PAD), np.zeros((total, window), dtype=np.int64)
         length, accepted = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
         going = np.arange(total)
@@ -200,8 +203,7 @@ class TreeWalk(StoppingKernel):
             going, row, node = going[stays], row[stays], after[stays]
             if not going.size:
                 break
-        move = Move(*(torch.from_numpy(x).to(device) for x in (block, length, accepted)))
-        return move, torch.from_numpy(before).to(device)
+        return Move(*(sent(x, device) for x in (block, length, accepted))), sent(before, device)
 
 
 def _tokens(tree: Tree, pi: Law, stream: UniformStream, walks: int) -> Index:

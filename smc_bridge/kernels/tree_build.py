@@ -27,6 +27,7 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon
 from smc_bridge.distributions.law import Law, Selected
+from smc_bridge.models.host import known, places, sent
 from smc_bridge.sampling import softmax
 
 #: Tokens of a chunk, and depths that are looked at in one go (more where they are few numbers).
@@ -78,13 +79,14 @@ def best_first(
     """
     if isinstance(law, Selected) and law.chosen is not None:  # rows that share a law and a window share a tree
         window = law.shape[-2]
-        kinds, group = torch.unique(law.chosen * (window + 1) + horizon.window, return_inverse=True)
-        if kinds.numel() < group.numel():
+        kinds, group = np.unique(known(law.chosen) * (window + 1) + known(horizon.window), return_inverse=True)
+        if kinds.size < group.size:
+            own, width = (sent(x, law.device) for x in np.divmod(kinds, window + 1))
             tree = best_first(
-                law.base.of_rows(kinds // (window + 1)), nodes, Horizon(kinds % (window + 1), horizon.eos_id),
-                min_probability=min_probability, exponent=exponent, worth=worth,
+                law.base.of_rows(own), nodes, Horizon(width, horizon.eos_id), min_probability=min_probability,
+                exponent=exponent, worth=worth,
             )
-            return Tree(*(x[group] for x in tree))
+            return Tree(*(sent(known(x)[group], law.device) for x in tree))
     floor = math.log(min_probability) if min_probability > 0.0 else -math.inf
     row, place, token, log_prob = _candidates(law, nodes, horizon, floor=floor, exponent=exponent)
     order = np.lexsort((token, -log_prob, place, row))
@@ -98,7 +100,7 @@ def best_first(
     tokens, parents, depth = (np.full(real.shape, fill) for fill in (0, 0, 1))
     parents[real], depth[real] = (np.array([i for g in grown for i in g[k]], dtype=np.int64) for k in (0, 1))
     tokens[real] = token[order][np.array([i for g in grown for i in g[2]], dtype=np.int64)]
-    return Tree(*(torch.from_numpy(x).to(law.device) for x in (tokens, parents, depth, real)))
+    return Tree(*(sent(x, law.device) for x in (tokens, parents, depth, real)))
 
 
 class Scale(NamedTuple):
@@ -114,10 +116,10 @@ class Scale(NamedTuple):
     peak: Floats
     top: Floats
 
-    def __call__(self, cell: Any, scores: Tensor) -> Floats:
+    def __call__(self, cell: Any, scores: Floats) -> Floats:
         """Of scores `[n, m]` at cells that `cell` picks, `[n]`."""
         factor, peak, top = (x[cell][:, None] for x in self)
-        log_probs: Floats = factor * (scores.double().cpu().numpy() - peak) + top
+        log_probs: Floats = factor * (scores - peak) + top
         return log_probs
 
 
@@ -129,7 +131,7 @@ def _candidates(
     Depths are looked at from the first on, some at a time, until no deviation further down can be among the best.
     """
     rows, (window, size) = law.rows, law.shape[-2:]
-    limit = horizon.window.cpu().numpy()[:, None]
+    limit = known(horizon.window)[:, None]
     scale = Scale(*np.zeros((3, rows, window)))
     before = np.zeros((rows, 1))  # S of the depths so far and of the next one
     value = np.empty((rows, 0))
@@ -159,8 +161,8 @@ def _candidates(
     place = flat // chunks
     token = (flat % chunks)[:, None] * CHUNK + np.arange(CHUNK)  # [C', 64]
     each = (np.repeat(row, CHUNK), np.repeat(place, CHUNK), np.minimum(token, size - 1).ravel())
-    scores = law.scores(*(torch.from_numpy(x).to(law.device) for x in each)).values
-    log_prob = scale((row, place), scores.reshape(token.shape))
+    scores = law.scores(*(sent(x, law.device) for x in each)).values
+    log_prob = scale((row, place), known(scores.reshape(token.shape).double()))
     deviation = before[row, place][:, None] + log_prob
     possible = (deviation >= bar[row]) & (deviation > -math.inf) & (token < size)
     if horizon.eos_id is not None:
@@ -173,8 +175,8 @@ def _chunk_maxima(
     law: Law, row: Indices, place: Indices, scale: Scale, *, exponent: float, eos_id: int | None
 ) -> Floats:
     """Greatest log-probability of each chunk of n cells, the end of sequence left out, `[n, chunks]`; fills `scale`."""
-    rows, places = (torch.from_numpy(x).to(law.device) for x in (row, place))
-    scores, factor, _, _ = law.scores(rows, places)
+    rows, at = sent(row, law.device), sent(place, law.device)
+    scores, factor, _, _ = law.scores(rows, at)
     count, size = scores.shape
     whole = size // CHUNK * CHUNK
     parts = [scores[:, :whole].view(count, -1, CHUNK).amax(-1)] if whole else []
@@ -182,27 +184,29 @@ def _chunk_maxima(
     best = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     if exponent == 1.0:
         peak, chunk = best.max(-1, keepdim=True)
-        column = (chunk * CHUNK + torch.arange(min(CHUNK, size), device=law.device)).clamp_max(size - 1)
+        column = torch.add(places(min(CHUNK, size), law.device), chunk, alpha=CHUNK).clamp_max(size - 1)
         token = column.gather(1, scores.gather(1, column).argmax(-1, keepdim=True))[:, 0]
-        top = law.log_probs(rows, places, token)
+        top = law.log_probs(rows, at, token)
     else:
         _, peak, log_total = softmax(scores, exponent * factor)
         top = -log_total
-    peaks, tops = (x[:, 0].double().cpu().numpy() for x in (peak, top))
-    if not np.isfinite(tops).all():
-        bad = np.isfinite(tops).argmin()
-        raise ValueError(
-            f"log_probs has NaN at (row, position) [{row[bad]}, {place[bad]}]: check the model's logits there"
-        )
-    power = exponent * factor
-    scale.factor[row, place] = power[:, 0].double().cpu().numpy() if isinstance(power, Tensor) else power
-    scale.peak[row, place], scale.top[row, place] = peaks, tops
     if eos_id is not None:
         first = eos_id // CHUNK * CHUNK
         others = scores[:, first : first + CHUNK].clone()
         others[:, eos_id - first] = -math.inf
         best[:, eos_id // CHUNK] = others.amax(-1)
-    return scale((row, place), best)
+    power = exponent * factor
+    found = [best, peak, top, *([power] if isinstance(power, Tensor) else [])]
+    read = known(torch.cat(found, dim=1).double())  # at once: to read is to wait
+    peaks, tops = read[:, best.shape[1]], read[:, best.shape[1] + 1]
+    if not np.isfinite(tops).all():
+        bad = np.isfinite(tops).argmin()
+        raise ValueError(
+            f"log_probs has NaN at (row, position) [{row[bad]}, {place[bad]}]: check the model's logits there"
+        )
+    scale.factor[row, place] = read[:, -1] if isinstance(power, Tensor) else power
+    scale.peak[row, place], scale.top[row, place] = peaks, tops
+    return scale((row, place), read[:, : best.shape[1]])
 
 
 def _grow(
