@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from smc_bridge.models.arguments import is_list, said, whole_number, whole_numbers
+from smc_bridge.models.host import sent
 from smc_bridge.models.protocols import LanguageModel
 from smc_bridge.prefix import Prefix
 from smc_bridge.streams import Role, first_repeat, prompt_generator
@@ -49,7 +51,7 @@ class Request(NamedTuple):
 def prompts_of(requests: Sequence[Request | None], *, device: torch.device) -> Prefix:
     """One row for each seat, `[P]`: the prompt, or where nobody sits an empty row that is done."""
     prefix = Prefix.of([[] if request is None else request.prompt for request in requests], device=device)
-    return prefix._replace(done=torch.tensor([request is None for request in requests], device=device))
+    return prefix._replace(done=sent(np.array([request is None for request in requests]), device))
 
 
 def check_tokens(

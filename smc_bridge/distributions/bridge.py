@@ -66,14 +66,14 @@ class ProductLaw(Law):
 
     def whole(self) -> tuple[Tensor, Tensor | None]:
         """All log-probabilities, `[R, V, A]` (`Law.whole`); where the product has no support those of p."""
-        log_p = self.p.dense().to(self.dtype)
+        log_q, log_p = reached(self.q, self.p, dtype=self.dtype)
         b = self.b[:, None] if isinstance(self.b, Tensor) else self.b
         none = not isinstance(b, Tensor) and b == 0.0  # 0 * -inf = 0
         product = torch.zeros_like(log_p) if none else log_p * b
         if isinstance(b, Tensor) and self.some_zero:
             product = product.masked_fill(b == 0, 0.0)
         if self.a:
-            product.add_(self.q.dense(), alpha=self.a)
+            product.add_(log_q, alpha=self.a)
         log_pi = torch.log_softmax(product, -1)
         return torch.where(log_pi[..., :1].isnan(), log_p, log_pi), None
 
@@ -155,8 +155,7 @@ class PointwiseLaw(Law):
 
     def whole(self) -> tuple[Tensor, Tensor | None]:
         """All log-probabilities, `[R, V, A]` (`Law.whole`)."""
-        first, *others = (law.dense() for law in self.parents)
-        return self.function(first, *(other.to(first.dtype) for other in others)), None
+        return self.function(*reached(*self.parents, dtype=self.dtype)), None
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The other laws' values, combined token by token: `[n, A]`, or `[n, 1]` at one token each
@@ -184,13 +183,13 @@ class CellwiseLaw(Law):
 
     def whole(self) -> tuple[Tensor, Tensor | None]:
         """All log-probabilities, `[R, V, A]` (`Law.whole`): each row is the only lane."""
-        log_q = self.q.dense()
-        log_p = self.p.dense().to(log_q.dtype)
+        log_q, log_p = reached(self.q, self.p, dtype=self.dtype)
         return checked_log_prob(self.intermediate, log_q[:, None], log_p[:, None])[:, 0], None
 
     def least(self, log_probs: Tensor) -> Tensor:
         """-inf at cells where pi leaves out a token of p, else 0, `[R, V]` (`Law.least`)."""
-        return torch.where(leaves_out(log_probs, self.p.dense().to(log_probs.dtype)), -math.inf, 0.0)
+        log_p = self.p.reached()[:, : log_probs.shape[1]].to(log_probs.dtype)
+        return torch.where(leaves_out(log_probs, log_p), -math.inf, 0.0)
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The intermediate's `log_prob` of n cells: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
@@ -265,6 +264,13 @@ class ResidualLaw(Law):
         if drawn.numel():
             out[drawn] = super().draw(owner[drawn], uniform[drawn])
         return out
+
+
+def reached(*laws: Law, dtype: torch.dtype) -> list[Tensor]:
+    """Log-probabilities of laws at the positions that all of them hold, `[R, W, A]` each."""
+    found = [law.reached() for law in laws]
+    width = min(tensor.shape[1] for tensor in found)
+    return [tensor[:, :width].to(dtype) if tensor.shape[1] > width else tensor.to(dtype) for tensor in found]
 
 
 def bridge_law(intermediate: Intermediate, q: Law, p: Law, *, lanes: int) -> Law:

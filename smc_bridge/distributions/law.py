@@ -138,8 +138,13 @@ class Law(ABC):
         return self.lower_bound(own, place).expand(log_probs.shape[:-1])
 
     def whole(self) -> tuple[Tensor, Tensor | None]:
-        """All of it at once: log-probabilities `[..., V, A]`, and probabilities if they come with them."""
+        """All of it at once: log-probabilities `[..., V, A]`, and probabilities if they come with them. A law that is
+        made of others has but the positions that they hold, `[..., W, A]`."""
         return self.dense(), None
+
+    def reached(self) -> Tensor:
+        """Log-probabilities of the first W positions, those that blocks can reach, `[R, W, A]`."""
+        return self.dense().view(-1, *self.shape[-2:])
 
     def logits(self, tokens: Tensor) -> Tensor:
         """The model's own logits at `tokens: [..., V]`, same shape; arbitrary where a token is negative."""
@@ -301,6 +306,10 @@ class Selected(Law):
         if not self.base.held:
             return super().dense()
         return self.base.dense().view(-1, *self.shape[-2:]).index_select(0, self.chosen).view(self.shape)
+
+    def reached(self) -> Tensor:
+        """Positions of the base that blocks can reach (`Law.reached`)."""
+        return self.base.reached() if self.chosen is None else self.base.reached().index_select(0, self.chosen)
 
     def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Log-probabilities of n cells of the base: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from smc_bridge.distributions.law import Chunks, Law, Selected
 from smc_bridge.distributions.shaping import Shaping, inverse_temperature, kept_boundary, within_boundary
-from smc_bridge.distributions.table import Table, settled
+from smc_bridge.distributions.table import Table, is_small, settled
 from smc_bridge.models.checks import refuse
+from smc_bridge.models.host import places
 from smc_bridge.sampling import Scores, compiled_softmax, is_one, softmax
 
 
@@ -270,28 +271,39 @@ def ban(banned_ids: tuple[int, ...], size: int, dtype: torch.dtype, device: torc
         return ids, torch.zeros(size, dtype=dtype, device=device).index_fill_(0, ids, -math.inf)
 
 
-def truncated(base: Law, shaping: Shaping) -> Law:
-    """`base` under the truncation of `shaping`; rows that share a row of the base go on sharing it."""
+def truncated(base: Law, shaping: Shaping, *, width: int | None = None) -> Law:
+    """`base` under the truncation of `shaping`; rows that share a row of the base go on sharing it.
+
+    Args:
+        width: V, if the base has but W positions (`model_law`).
+    """
     if not shaping.truncates:
         return base
     if isinstance(base, Selected):
         return Selected(truncated(base.base, shaping), base.chosen, tuple(base.shape[:-2]))
+    width = base.shape[-2] if width is None else width
     # Tokens are ranked by scores that no arithmetic has touched: those that a table was made from.
-    return settled(TruncatedLaw(base.law if isinstance(base, Table) else base, shaping))
+    return settled(TruncatedLaw(base.law if isinstance(base, Table) else base, shaping), width=width)
 
 
 def model_law(
     logits: Tensor, source: Tensor | None, shaping: Shaping, *, temperature: Tensor | None = None,
-    chunks: Chunks | None = None, lowest: bool = False,
+    chunks: Chunks | None = None, lowest: bool = False, width: int | None = None,
 ) -> Law:
     """The law `shaping.log_probs` of logits, computed where it is read, or at once if it is small.
 
     Args:
         logits, source, lowest: see `LogitLaw`.
         temperature: overrides the shaping's own, one per row `[R]`.
+        width: V, if the source has but the first W positions: the last one then stands for those after it.
     """
+    rows, given = logits.shape[:2] if source is None else source.shape
+    chunks = Chunks() if chunks is None else chunks
+    if width is not None and given < width and not is_small((rows, given, logits.shape[-1]), 4, chunks):
+        own = torch.arange(rows * given, device=logits.device).view(rows, given) if source is None else source
+        source = own.index_select(1, places(width, logits.device).clamp_max(given - 1))
     plain = LogitLaw(
         logits, source, temperature=shaping.temperature if temperature is None else temperature,
         banned_ids=shaping.banned_ids, chunks=chunks, lowest=lowest,
     )
-    return settled(truncated(plain, shaping))
+    return settled(truncated(plain, shaping, width=width), width=width)

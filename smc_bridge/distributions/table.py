@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Chunks, Law, drawn_from
@@ -38,7 +40,7 @@ class Dense(Law):
 
     def draw(self, owner: Tensor | None, uniform: Tensor) -> Tensor:
         """Tokens by inverse cdf, `[Q, V]` (`Law.draw`), from the probabilities of all cells, which are kept."""
-        places_of, width = self.shape[-2], uniform.shape[1]
+        places_of, width = self.flat.shape[1], uniform.shape[1]
         if self._probs is None:
             self._probs = self.flat.exp().view(-1, self.shape[-1])
         cell = None
@@ -52,36 +54,72 @@ class Dense(Law):
 
 
 class Table(Dense):
-    """A small law that was computed at once.
+    """A small law that was computed at once; of its V positions perhaps only the first W, which blocks can reach.
 
     Args:
         law: where it comes from, which is asked for what is no log-probability.
-        tensor: its log-probabilities, `[..., V, A]`.
-        probs: its probabilities, if they are at hand, `[..., V, A]`.
+        tensor: its log-probabilities, `[..., W, A]`.
+        probs: its probabilities, if they are at hand, `[..., W, A]`.
+        width: V; the last of the W positions stands for those after it.
     """
 
-    def __init__(self, law: Law, tensor: Tensor, probs: Tensor | None = None) -> None:
+    def __init__(self, law: Law, tensor: Tensor, probs: Tensor | None = None, *, width: int | None = None) -> None:
         super().__init__(tensor, law.chunks)
-        self.law = law
+        self.law, self.columns = law, tensor.shape[-2]
         self._probs = None if probs is None else probs.view(-1, self.shape[-1])
         self._least: Tensor | None = None
+        if width is not None:
+            self.shape = torch.Size((*tensor.shape[:-2], width, tensor.shape[-1]))
+
+    def _column(self, positions: Tensor) -> Tensor:
+        """Which of the W positions stand for these."""
+        return positions if self.columns == self.shape[-2] else positions.clamp_max(self.columns - 1)
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Entries of the tensor: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
+        return super().log_probs(rows, self._column(positions), tokens)
+
+    def entries(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """Entries of the tensor (`Law.entries`)."""
+        return super().entries(rows, self._column(positions), tokens)
+
+    def dense(self) -> Tensor:
+        """The tensor, for all V positions, `[..., V, A]` (`Law.dense`)."""
+        if self.columns == self.shape[-2]:
+            return self.tensor
+        return self.tensor.index_select(-2, self._column(places(self.shape[-2], self.device)))
+
+    def reached(self) -> Tensor:
+        """The tensor as it is, `[R, W, A]` (`Law.reached`)."""
+        return self.flat
+
+    def draw(self, owner: Tensor | None, uniform: Tensor) -> Tensor:
+        """Tokens by inverse cdf, `[Q, V]` (`Law.draw`); 0 at positions that are not there."""
+        drawn = super().draw(owner, uniform[:, : self.columns])
+        missing = uniform.shape[1] - drawn.shape[1]
+        return torch.nn.functional.pad(drawn, (0, missing)) if missing else drawn
 
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
         """Least log-probability of cells, as the law it comes from counts it (`Law.lower_bound`, `Law.least`)."""
         if self._least is None:
             self._least = self.law.least(self.flat)
-        return self._least[rows, positions]
+        return self._least[rows, self._column(positions)]
 
     def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
         """Logits at one token of each of n cells, of the law it comes from, `[n]` (`Law.raw_at`)."""
-        return self.law.raw_at(rows, positions, tokens)
+        return self.law.raw_at(rows, self._column(positions), tokens)
 
 
+def is_small(shape: Sequence[int], itemsize: int, chunks: Chunks) -> bool:
+    """Whether a law of that shape is computed at once."""
+    return math.prod(shape) * itemsize <= chunks.whole and not chunks.compile
 
-def settled(law: Law) -> Law:
-    """The law itself or, if it is small, a `Table` of it."""
-    small = math.prod(law.shape) * law.dtype.itemsize <= law.chunks.whole and not law.chunks.compile
-    return Table(law, *law.whole()) if small and not law.held else law
+
+def settled(law: Law, *, width: int | None = None) -> Law:
+    """The law itself or, if it is small, a `Table` of it, of `width` positions."""
+    if law.held or not is_small(law.shape, law.dtype.itemsize, law.chunks):
+        return law
+    return Table(law, *law.whole(), width=law.shape[-2] if width is None else width)
 
 
 def as_law(law: Tensor | Law) -> Law:

@@ -101,9 +101,13 @@ class ARTarget:
         """`log p` from the model's logits, `[..., A]` -> `[..., A]`, normalised."""
         return self.shaping.log_probs(logits)
 
-    def law(self, logits: Tensor, *, chunks: Chunks | None = None) -> Law:
-        """`log p` from the model's logits `[R, V, A]`, computed where it is read, or at once if it is small."""
-        return model_law(logits, None, self.shaping, chunks=chunks)
+    def law(self, logits: Tensor, *, chunks: Chunks | None = None, width: int | None = None) -> Law:
+        """`log p` from the model's logits `[R, V, A]`, computed where it is read, or at once if it is small.
+
+        Args:
+            width: V, if the logits are those of the first W positions (`model_law`).
+        """
+        return model_law(logits, None, self.shaping, chunks=chunks, width=width)
 
 
 def as_target(target: ARTarget | ModelPair) -> ARTarget:

@@ -83,9 +83,7 @@ class Scorer:
         else:
             room = limit - known(self.state.prefix.length)[known(self.rows)]
             raw = score_in_reach(self.state.ar, self.rows, given, window=self.window, room=room, lanes=lanes)
-        if asked < width:  # kernels see laws of V positions; the last one stands for those that no block reaches
-            raw = raw[:, places(width, raw.device).clamp_max(asked - 1)]
-        p = program.target.law(raw, chunks=self.state.chunks)
+        p = program.target.law(raw, chunks=self.state.chunks, width=width)  # kernels see laws of V positions
         return p, bridge_law(program.intermediate, self.q, p, lanes=lanes)
 
     def at_nodes(self, tree: Tree, q: Law) -> tuple[Law, Law]:

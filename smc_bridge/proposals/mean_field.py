@@ -184,27 +184,32 @@ class DLMProposal:
         room = np.minimum(marginals.remaining()[rows], known(asked.room)[rows])
         width = marginals.logits.shape[1]
         start, owner = np.unique(marginals.slot[rows] * width + marginals.offset[rows], return_inverse=True)
-        slot, column = start[:, None] // width, start[:, None] % width + np.arange(asked.window)
+        room = room.clip(max=asked.window)
+        slot, column = start[:, None] // width, start[:, None] % width + np.arange(max(1, room.max(initial=0)))
         # Past the end of a slot its last position is repeated; nothing is committed there.
         place = slot * width + np.minimum(column, marginals.width[slot] - 1)
-        law = self.law(marginals.logits, place, owner, asked.lanes, chunks=asked.chunks)
-        return law, room.clip(max=asked.window)
+        law = self.law(marginals.logits, place, owner, asked.lanes, chunks=asked.chunks, width=asked.window)
+        return law, room
 
-    def law(self, logits: Tensor, source: Index, owner: Index, lanes: int, *, chunks: Chunks | None = None) -> Law:
+    def law(
+        self, logits: Tensor, source: Index, owner: Index, lanes: int, *, chunks: Chunks | None = None,
+        width: int | None = None,
+    ) -> Law:
         """`log q^(k)` of B particles' lanes, computed where it is read; particles and lanes share what they can.
 
         Args:
             logits: `[U, M, A]`.
-            source: which of the `U * M` places each position reads, `[G, V]`.
+            source: which of the `U * M` places each position reads, `[G, V]`, or of the first W, `[G, W]`.
             owner: which of the G windows each particle has, `[B]`.
             lanes: K.
+            width: V, if the source has but W positions.
         Returns:
             `[B * K, V, A]`.
         Raises:
             ValueError: there is one temperature per lane and their number is not `lanes`.
         """
         if self.identical_lanes:
-            base = model_law(logits, sent(source, logits.device), self.shaping, chunks=chunks, lowest=True)
+            base = model_law(logits, sent(source, logits.device), self.shaping, chunks=chunks, lowest=True, width=width)
             each = owner.repeat(lanes)
         else:
             assert self.lane_temperatures is not None
@@ -213,7 +218,7 @@ class DLMProposal:
             temperature = sent(np.tile(np.array(distinct), len(source)), logits.device)
             base = model_law(
                 logits, sent(source.repeat(len(distinct), 0), logits.device), self.shaping, temperature=temperature,
-                chunks=chunks, lowest=True,
+                chunks=chunks, lowest=True, width=width,
             )
             of_lane = np.array([distinct.index(t) for t in self.lane_temperatures])
             each = (owner[:, None] * len(distinct) + of_lane).ravel()
