@@ -45,6 +45,8 @@ from smc_bridge.requests import Request, check_limit, prompts_of
 from smc_bridge.result import Result
 from smc_bridge.streams import Role
 
+#: Where weights are looked at and survivors are drawn.
+HOST = torch.device("cpu")
 #: Attributes that a step does not read.
 UNREAD = ("particles", "proposal", "target", "name", "tokenize", "detokenize", "pair")
 
@@ -61,6 +63,7 @@ class Sampler(Program):
 
     def __post_init__(self) -> None:
         check_program(self)
+        self._read = tuple(item.name for item in fields(self) if item.name not in UNREAD)
 
     @property
     def stream(self) -> Role:
@@ -164,7 +167,7 @@ class Sampler(Program):
     def _parts(self) -> tuple[Any, ...]:
         """What may be set on a sampler; the first three may not change during a run."""
         fixed = self.particles, self.proposal, self.target
-        return (*fixed, *(getattr(self, item.name) for item in fields(self) if item.name not in UNREAD))
+        return (*fixed, *(getattr(self, name) for name in self._read))
 
     def _fitted(self, state: SMCState) -> SMCState:
         """The state for the parts as they are now: a user may set them between two steps.
@@ -242,7 +245,7 @@ class Sampler(Program):
         reduced = survivors.reduce_lanes(
             torch.from_numpy(log_weights), trigger=self.trigger,
             resampler=self.resampler if state.retained is None else Multinomial(),
-            source_of=source_of, allowed=torch.from_numpy(allowed), pick=torch.from_numpy(~done.reshape(-1, n)),
+            source_of=source_of, allowed=sent(allowed, HOST), pick=sent(~done.reshape(-1, n), HOST),
             pinned_lane=pinned_lane,
         )
         state.note(StepTensors(
@@ -280,5 +283,5 @@ class Sampler(Program):
 
     def _source(self, state: SMCState, prompts: Tensor, rows: int, *, on_host: bool = False) -> Source:
         """Draws of these prompts, so many rows each; on the state's device, or on the host."""
-        device = torch.device("cpu") if on_host else state.prefix.length.device
+        device = HOST if on_host else state.prefix.length.device
         return ReservedSource(state.reserve, known(prompts).tolist(), rows, device=device)

@@ -22,7 +22,7 @@ from smc_bridge.engine.program import Program
 from smc_bridge.engine.resampling import Resampler, check_ancestors
 from smc_bridge.engine.state import SMCState
 from smc_bridge.engine.steps import Moved
-from smc_bridge.engine.weights import Trigger, check_trigger, log_mean
+from smc_bridge.engine.weights import EssBelow, Trigger, check_trigger, log_mean
 from smc_bridge.models.checks import Checks
 from smc_bridge.models.host import known, local, sent
 from smc_bridge.prefix import PAD, Index
@@ -112,25 +112,30 @@ def reduce_lanes(
         pinned_lane: conditional SMC: lane of particle 0 that survives in place 0, `[P]`.
     """
     prompts, particles, lanes = log_weights.shape
-    own = log_weights.logsumexp(-1) if lanes > 1 else log_weights[..., 0]  # [P, N]
-    resample = check_trigger(trigger, own) & allowed & (own > -math.inf).any(-1)
+    each, device = local(log_weights), log_weights.device
+    own = np.logaddexp.reduce(each, -1) if lanes > 1 else each[..., 0].copy()  # [P, N]
+    before = torch.from_numpy(own)
+    if particles == 1 and isinstance(trigger, EssBelow):  # the ESS of one particle is 1
+        mixed = np.zeros(prompts, dtype=bool)
+    else:
+        mixed = known(check_trigger(trigger, before) & allowed) & (own > -np.inf).any(-1)
+    stay, mix = np.flatnonzero(~mixed), np.flatnonzero(mixed)
     base = np.arange(particles) * lanes
-    survivors, kept = np.tile(base, (prompts, 1)), local(own).copy()
-    mixed = local(resample.to(torch.uint8)) > 0
-    stay, mix = (~mixed).nonzero()[0], mixed.nonzero()[0]
+    survivors, kept = np.tile(base, (prompts, 1)), own.copy()
     if lanes > 1 and stay.size:
-        at = sent(stay, log_weights.device)
-        within = torch.log_softmax(torch.where((own == -math.inf)[..., None], 0.0, log_weights)[at], -1)
-        drawn = source_of(at, particles).categorical(within.reshape(-1, lanes)).reshape(-1, particles)
-        survivors[stay] = base + local(torch.where(pick[at], drawn, 0))
+        alive = own[stay, :, None] > -np.inf
+        within = np.where(alive, each[stay], -math.log(lanes)) - np.where(alive, own[stay, :, None], 0.0)
+        at = sent(stay, device)
+        drawn = source_of(at, particles).categorical(torch.from_numpy(within.reshape(-1, lanes)))
+        survivors[stay] = base + np.where(known(pick)[stay], local(drawn).reshape(-1, particles), 0)
     if mix.size:
-        at = sent(mix, log_weights.device)
-        flat = log_weights[at].reshape(mix.size, -1)
+        at = sent(mix, device)
+        flat = torch.from_numpy(each[mix].reshape(mix.size, -1))
         survivors[mix] = local(check_ancestors(resampler, flat, particles, source=source_of(at, 1)).contiguous())
-        kept[mix] = local(log_mean(own[at]))[:, None]
+        kept[mix] = local(log_mean(before[at]))[:, None]
     if pinned_lane is not None:
         survivors[:, 0] = known(pinned_lane)
-    return Reduced(torch.from_numpy(survivors), torch.from_numpy(kept), own, resample)
+    return Reduced(torch.from_numpy(survivors), torch.from_numpy(kept), before, sent(mixed, device))
 
 
 def commit(

@@ -174,7 +174,8 @@ class DLMProposal:
         scored, group = prefix.unique(needy, apart=apart)
         width = reach[scored].clip(max=self.lookahead)
         marginals.add(needy, group, state.session.score(sent(scored, device), sent(_masked(width), device)), width)
-        served = np.unique(np.stack([needy // state.particles, group]), axis=1)[0]
+        # Pairs (prompt, group) as single numbers, which are sorted much faster.
+        served = np.unique(needy // state.particles * scored.size + group) // scored.size
         return Cost(sent(served, device), sent(np.zeros_like(served), device))
 
     def _window(self, marginals: Marginals, asked: Asked) -> tuple[Law, Index]:
