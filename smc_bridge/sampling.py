@@ -118,8 +118,8 @@ BELOW_ONE = 1.0 - 2.0**-53
 def search(probs: Tensor, width: int, cell: Tensor | None, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse cdf in two levels: the segment whose cumulative sum passes the uniform, then the token within it.
 
-    The uniforms and the sums that they are compared with are float64; no cdf over a large alphabet is made. A uniform
-    below 1 stays below the total; within a segment, whose total was rounded once more, a point is kept below.
+    The uniforms and the sums that they are compared with are float64; no cdf over a large alphabet is made. A point is
+    kept below the total of what it is compared with, of all segments and of the one, which was rounded once more.
 
     Args:
         probs: `[n, A]`, up to a factor.
@@ -135,7 +135,7 @@ def search(probs: Tensor, width: int, cell: Tensor | None, uniform: Tensor) -> t
         cdf = probs.cumsum(-1, dtype=torch.float64)
         cdf = cdf if cell is None else cdf[cell]
         total = cdf[:, -1:]
-        token = torch.searchsorted(cdf, uniform[:, None] * total, right=True)[:, 0]
+        token = torch.searchsorted(cdf, uniform.clamp_max(BELOW_ONE)[:, None] * total, right=True)[:, 0]
         return token.clamp_max_(size - 1), ~(total[:, 0] > 0)
     sums = segment_sums(probs, width)
     cdf = sums.cumsum(-1, dtype=torch.float64)
@@ -143,7 +143,7 @@ def search(probs: Tensor, width: int, cell: Tensor | None, uniform: Tensor) -> t
     if cell is not None:
         cdf, before = cdf[cell], before[cell]
     total = cdf[:, -1:]
-    point = uniform[:, None] * total
+    point = uniform.clamp_max(BELOW_ONE)[:, None] * total
     segment = torch.searchsorted(cdf, point, right=True).clamp_max_(cdf.shape[1] - 1)  # past the end for NaN alone
     row = places(count, probs.device) if cell is None else cell
     inside = _segments_of(probs, width, row[:, None], segment).cumsum(-1, dtype=torch.float64)

@@ -33,7 +33,7 @@ class StepLog(Protocol):
 
     @property
     def seats(self) -> list[int]:
-        """Who took part."""
+        """Seats that took part, in increasing order."""
         ...
 
     @property

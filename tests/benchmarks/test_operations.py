@@ -83,7 +83,7 @@ def test_a_count_is_of_the_function_of_the_project_and_of_its_part(arithmetic: A
     counts = count_run("smc-1", pair, task, prompts[:1], temperature=0.2, tokens=4, seed=0)
     assert all(counts.operations(part) > 0 for part in counts.tallies)
     sessions, program = counts.tallies["sessions"], counts.tallies["program"]
-    assert "models/rows.py, append_ragged" in sessions.operations
+    assert "models/huggingface/adapter.py, check_logits" in sessions.operations
     assert not any(place.startswith("smc_bridge/kernels") for place in sessions.operations)
     assert all(place.split(", line ")[0] in program.operations for place, _ in program.waits)
 

@@ -109,7 +109,7 @@ def test_raw_runs_over_every_random_draw_are_properly_weighted(case: str) -> Non
     found: dict[tuple[int, ...], float] = defaultdict(float)
 
     def run(source: EnumeratingSource) -> tuple[dict[tuple[int, ...], float], float]:
-        sampler._source = lambda state, prompts, rows: source  # type: ignore[method-assign]
+        sampler._source = lambda state, prompts, rows, **_: source  # type: ignore[method-assign]
         (result,) = sampler.run([prompt], max_new_tokens=limit)
         return result.posterior(), result.log_evidence
 

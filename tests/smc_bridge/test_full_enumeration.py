@@ -163,7 +163,7 @@ def raw_enumeration(sampler: Sampler, limit: int) -> tuple[oracle.Law, oracle.La
     total, runs = 0.0, 0
 
     def run(source: EnumeratingSource) -> tuple[dict[oracle.Sequence, float], float]:
-        sampler._source = lambda state, prompts, rows: source  # type: ignore[method-assign]
+        sampler._source = lambda state, prompts, rows, **_: source  # type: ignore[method-assign]
         (result,) = sampler.run([[]], max_new_tokens=limit)
         return result.posterior(), result.log_evidence
 

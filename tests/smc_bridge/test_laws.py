@@ -121,7 +121,7 @@ def pair_of_laws(chunks: Chunks, *, law: Shaping = LAWS[0]) -> tuple[Law, Law, T
     place = torch.arange(V) + torch.tensor([[1], [V + 4]])
     owner = torch.tensor([0, 1, 0])
     window = raw_q.reshape(-1, A)[place][owner]
-    q = proposal.law(raw_q, place, owner, K, chunks=chunks)
+    q = proposal.law(raw_q, place.numpy(), owner.numpy(), K, chunks=chunks)
     p = model_law(raw_p, torch.arange(B * K * V).reshape(-1, V), law, chunks=chunks)
     return q, p, proposal.log_probs(window, K), law.log_probs(raw_p).reshape(B, K, V, A)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from smc_bridge.blocks import full_horizon
-from smc_bridge.distributions.law import Dense
+from smc_bridge.distributions.table import Dense
 from smc_bridge.engine.overhead import step_seconds
 from smc_bridge.engine.pace import Pace, Plan, Sizes, note
 from smc_bridge.engine.resampling import Multinomial
