@@ -1,4 +1,4 @@
-"""Laws made of two others: the intermediate from q and p, and the residual that corrects a refusal.
+"""The intermediate as a law made of two others, q and p.
 
 `bridge_law(intermediate, q, p)` picks the cheapest form that the intermediate allows:
 
@@ -30,10 +30,10 @@ from smc_bridge.distributions.intermediate import (
     per_lane,
     positionwise,
 )
-from smc_bridge.distributions.law import LOG_RARE, Law, Pointwise, drawn_from, leaves_out
-from smc_bridge.distributions.logits import Normaliser
+from smc_bridge.distributions.law import LOG_RARE, Law, Pointwise, leaves_out
+from smc_bridge.distributions.normaliser import Normaliser
 from smc_bridge.distributions.table import Dense, settled
-from smc_bridge.models.host import known, places, sent
+from smc_bridge.models.host import known, sent
 from smc_bridge.sampling import compiled_softmax, shifted, softmax
 
 
@@ -217,53 +217,6 @@ class CellwiseLaw(Law):
     def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
         """-inf at cells where pi was seen to leave out a token of p, else 0, `[n]` nats (`Law.lower_bound`)."""
         return torch.where(self.missed[rows, positions], -math.inf, 0.0)
-
-
-class ResidualLaw(Law):
-    """`(e^s pi_i - q_i)_+`, normalised, at one position i of each row, and `pi_i` where no mass is left (round-off).
-
-    Args:
-        q, pi: laws of R rows.
-        position: i of each row, `[R]`.
-        needed: rows that are corrected, `[R]`; the others' law is a point mass on token 0.
-        log_scale: s, `[R]`, or None for 0.
-    """
-
-    def __init__(self, q: Law, pi: Law, position: Tensor, needed: Tensor, log_scale: Tensor | None) -> None:
-        super().__init__((q.rows, 1, q.shape[-1]), q, q.chunks)
-        self.q, self.pi, self.position, self.needed, self.log_scale = q, pi, position, needed, log_scale
-
-    def probs(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """Residual mass `(e^s pi - q)_+` of n cells up to a factor, `[n, A]`; every row must be `needed`
-        (`Law.probs`)."""
-        position = self.position[rows]
-        target = self.pi.log_probs(rows, position).to(self.dtype)
-        if self.log_scale is not None:
-            target = target.add_(self.log_scale[rows, None].to(self.dtype))
-        target = target.exp_()
-        residual = self.q.log_probs(rows, position).exp_().neg_().add_(target).clamp_min_(0.0)
-        return torch.where(residual.sum(-1, keepdim=True) > 0, residual, target)
-
-    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """The normalised residual of n cells: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
-        needed = self.needed[rows]
-        out = torch.full((rows.numel(), self.shape[-1]), -math.inf, dtype=self.dtype, device=self.device)
-        out[~needed, 0] = 0.0
-        if bool(needed.any()):
-            probs = self.probs(rows[needed], positions[needed])
-            out[needed] = (probs / probs.sum(-1, keepdim=True)).log()
-        return out if tokens is None else out.gather(1, tokens[:, None])
-
-    def draw(self, owner: Tensor | None, uniform: Tensor) -> Tensor:
-        """One correction for each row that is needed, any token for the others, `[Q, 1]` (`Law.draw`)."""
-        owner = places(self.rows, self.device) if owner is None else owner
-        if self.q.held and self.pi.held:  # what is not needed costs less than to leave it out
-            return drawn_from(self.probs(owner, self.position), None, uniform, row=lambda draw: int(owner[draw]))
-        out = torch.zeros(uniform.shape, dtype=torch.long, device=self.device)
-        drawn = self.needed[owner].nonzero().flatten()
-        if drawn.numel():
-            out[drawn] = super().draw(owner[drawn], uniform[drawn])
-        return out
 
 
 def reached(*laws: Law, dtype: torch.dtype) -> list[Tensor]:

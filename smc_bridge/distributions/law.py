@@ -20,11 +20,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.models.checks import refuse
 from smc_bridge.models.host import places
 from smc_bridge.sampling import Scores, search, segment_width
@@ -43,35 +43,6 @@ Pointwise = Callable[..., Tensor]
 def leaves_out(log_pi: Tensor, log_p: Tensor) -> Tensor:
     """Whether pi is zero at a token that p may draw: `[..., A]` each -> BoolTensor `[...]`."""
     return ((log_pi < LOG_ZERO) & (log_p > LOG_RARE)).any(-1)
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """How much is computed at a time; the results do not depend on it.
-
-    Attributes:
-        bytes: of one `[n, A]` tensor of a chunk; about what a core's cache holds. A chunk has at least one cell.
-        ahead: cells times alphabet that are worth one more round of looking for the first refusal (see `reach`).
-        whole: bytes up to which a law `[R, V, A]` is computed at once, as a tensor (`settled`).
-        compile: run the arithmetic of a chunk through `torch.compile`.
-    """
-
-    bytes: int = 1 << 20
-    ahead: int = 1 << 21
-    whole: int = 8 << 20
-    compile: bool = False
-
-    def cells(self, size: int, itemsize: int) -> int:
-        """Cells of one chunk."""
-        return max(1, self.bytes // (size * itemsize))
-
-    def reach(self, rows: int, size: int) -> int:
-        """Positions to look at before asking again which of `rows` go on.
-
-        More positions waste the work on those after the first refusal, fewer cost more rounds; the sum of a waste in
-        proportion to the width and of rounds in inverse proportion is least at a square root.
-        """
-        return max(1, round(math.sqrt(self.ahead / max(1, rows * size))))
 
 
 class Law(ABC):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.law import Chunks, Law, drawn_from
+from smc_bridge.distributions.chunks import Chunks
+from smc_bridge.distributions.law import Law, drawn_from
 from smc_bridge.models.host import places
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.law import Chunks, Law
+from smc_bridge.distributions.chunks import Chunks
+from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.shaping import Shaping, as_ids, check_model
 from smc_bridge.models.arguments import called, check_callable, is_bool, is_list, said

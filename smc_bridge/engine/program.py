@@ -15,6 +15,7 @@ from torch import Tensor
 
 from smc_bridge.describe import describe, name_of, number
 from smc_bridge.display import headed
+from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.intermediate import (
     Intermediate,
     ProductOfExperts,
@@ -23,7 +24,6 @@ from smc_bridge.distributions.intermediate import (
     log_ratio_bound,
     per_lane,
 )
-from smc_bridge.distributions.law import Chunks
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.pace import Pace, Sizes
 from smc_bridge.engine.probe import impurities

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from smc_bridge.distributions.law import Chunks
+from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.engine.pace import Counts
 from smc_bridge.models.host import known, sent
 from smc_bridge.models.protocols import CausalSession

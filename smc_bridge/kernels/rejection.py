@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, truncate
-from smc_bridge.distributions.bridge import ResidualLaw
 from smc_bridge.distributions.law import Law, along
+from smc_bridge.distributions.residual import ResidualLaw
 from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.models.host import places
 from smc_bridge.prefix import PAD

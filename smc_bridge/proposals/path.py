@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.law import Chunks, Law
+from smc_bridge.distributions.chunks import Chunks
+from smc_bridge.distributions.law import Law
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.form import Form
 from smc_bridge.proposals.mean_field import MeanFieldState

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.law import Chunks, Law
+from smc_bridge.distributions.chunks import Chunks
+from smc_bridge.distributions.law import Law
 from smc_bridge.models.arguments import called, said
 from smc_bridge.models.checks import refuse
 from smc_bridge.models.host import known

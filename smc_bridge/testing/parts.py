@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon
-from smc_bridge.distributions.law import Chunks
+from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.models.arguments import called

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from smc_bridge.blocks import Horizon, Move, full_horizon
-from smc_bridge.distributions.bridge import ResidualLaw, bridge_law
+from smc_bridge.distributions.bridge import bridge_law
+from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.intermediate import (
     Chernoff,
     Defensive,
@@ -27,8 +28,9 @@ from smc_bridge.distributions.intermediate import (
     Proposal,
     Target,
 )
-from smc_bridge.distributions.law import Chunks, Law
+from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law, truncated
+from smc_bridge.distributions.residual import ResidualLaw
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.distributions.table import Dense, as_law
 from smc_bridge.distributions.target import ARTarget

@@ -27,7 +27,7 @@ from smc_bridge import (
     TreeWalk,
     load_pair,
 )
-from smc_bridge.distributions.law import Chunks
+from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.table import Dense
 from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.models.protocols import MASKED

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon
-from smc_bridge.distributions.law import Chunks
+from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.logits import LogitLaw
 from smc_bridge.distributions.table import Dense
 from smc_bridge.kernels.tree import Edges, Tree, TreeWalk, best_first
