@@ -4,9 +4,10 @@
         [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 A run on the embedded pair under cProfile. Each moment counts for the Python function that was running, or had called
-the operation of torch that was: for the *networks* if that function is of transformers or `torch.nn`, for the
-*sessions* if it is of `models/`, else for the *program*, by file. cProfile slows Python code and not the operations,
-so the networks' true share is larger than the one seen here (`benchmarks.overhead` measures it without a profiler).
+the operation of torch that was: for the *networks* if that function is of transformers, `torch.nn` or the project's own
+forward (`models/huggingface/lean.py`), for the *sessions* if it is of the rest of `models/`, else for the *program*, by
+file. cProfile slows Python code and not the operations, so the networks' true share is larger than the one seen here
+(`benchmarks.overhead` measures it without a profiler).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from smc_bridge.decode import decode
 
 #: What is the project's own.
 PACKAGES = ("models", "smc_bridge", "analysis", "benchmarks")
+#: Forwards of the networks that are the project's own code.
+LEAN = Path("models/huggingface/lean.py")
 #: Share of a run from which a part is listed; the JSON holds all.
 LEAST = 0.001
 #: File, line and name, as pstats has them; operations of torch have no file.
@@ -50,7 +53,8 @@ def part_of(function: Function) -> str:
     """Networks, sessions, a file of the program, or other libraries."""
     own = own_file(function[0], PACKAGES)
     if own is not None:
-        return "sessions" if own.parts[0] == "models" else str(own)
+        part = "networks" if own == LEAN else "sessions"
+        return part if own.parts[0] == "models" else str(own)
     library = Path(function[0]).as_posix()
     return "networks" if "/transformers/" in library or "/torch/nn/" in library else "other libraries"
 

@@ -8,14 +8,16 @@ not the models' took no time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from benchmarks.harness import clock
+from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter
 from smc_bridge.models.pairs import Pair
 
 #: A pair of models, the project's own or a stand-in: a dataclass.
@@ -128,30 +130,37 @@ class Stopwatch:
         self._began = 0.0
 
     def start(self, *_: Any) -> None:
-        """Called before a network's part runs."""
+        """Called before a network runs."""
         self._began = clock()
 
     def stop(self, *_: Any) -> None:
-        """Called after a network's part has run."""
+        """Called after a network has run."""
         self.seconds += clock() - self._began
 
 
 @contextmanager
 def networks_watched(pair: Any, start: Callable[..., None], stop: Callable[..., None]) -> Iterator[None]:
-    """Call `start` before and `stop` after whatever the transformers networks of a pair run.
+    """Call `start` before and `stop` after every forward of the transformers networks of a pair.
 
-    The parts that a network consists of (backbone and head) are watched, since a session may call them one by one.
+    What is watched is the adapters' method that makes them all. Hooks on the networks' modules would not do: a network
+    with hooks is not run in the lean way (`smc_bridge.models.huggingface.lean`), so another program would be measured.
     """
-    hooks = []
-    for model in (pair.dlm, pair.ar):
-        network = getattr(model, "model", None)
-        for part in network.children() if isinstance(network, torch.nn.Module) else ():
-            hooks += [part.register_forward_pre_hook(start), part.register_forward_hook(stop)]
-    try:
+    adapters = [model._inner if isinstance(model, Observed) else model for model in (pair.dlm, pair.ar)]
+    with ExitStack() as watched:
+        for adapter in {id(each): each for each in adapters if isinstance(each, HuggingFaceAdapter)}.values():
+            watched.enter_context(patch.object(adapter, "network", _between(start, adapter.network, stop)))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+
+def _between(start: Callable[..., None], work: Callable[..., Any], stop: Callable[..., None]) -> Callable[..., Any]:
+    def watched(*arguments: Any, **options: Any) -> Any:
+        start()
+        try:
+            return work(*arguments, **options)
+        finally:
+            stop()
+
+    return watched
 
 
 @contextmanager

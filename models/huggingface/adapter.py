@@ -18,6 +18,7 @@ from transformers import modeling_utils
 
 from smc_bridge.models.checks import refuse
 from smc_bridge.models.host import listed, places, sent
+from smc_bridge.models.huggingface.lean import Lean, lean
 
 #: Attention implementations of transformers that add a 4-D float mask to the scores as it stands, the quickest first.
 ADDITIVE_ATTENTION = ("sdpa", "eager")
@@ -148,6 +149,7 @@ class HuggingFaceAdapter:
             raise ValueError(f"{type(model).__name__} has no table of input embeddings: give a model that reads ids")
         self._input_size = int(weight.shape[0])
         self._accepts = frozenset(inspect.signature(model.forward).parameters)
+        self._lean: tuple[Any, Lean | None] = None, None
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
@@ -165,6 +167,44 @@ class HuggingFaceAdapter:
         """Type of the scores: that of the model, but float32 at least."""
         return score_type(self.model.dtype)
 
+    @property
+    def lean(self) -> Lean | None:
+        """The model's forward in fewer operations, or None if it is not known to be the same (`lean`)."""
+        weight = self.model.get_input_embeddings().weight
+        of = self.model, weight.dtype, weight.device
+        if self._lean[0] != of:
+            self._lean = of, lean(self.model)
+        return self._lean[1]
+
+    def network(
+        self, ids: Tensor, *, mask: Tensor | dict[str, Tensor], position: Tensor | None = None, cache: Any = None,
+        keep: int | Tensor = 0,
+    ) -> Tensor:
+        """Outputs of one forward of the network, without gradient; all forwards of the adapter are made here.
+
+        Args:
+            ids: token ids, `[B, F]`.
+            mask: `[B, F]` (1 for real tokens), additive `[B or 1, 1, F, K]`, or one for each kind of layer.
+            position: of the tokens, `[B or 1, F]`, or None for the model's own.
+            cache: a transformers `Cache` with what stands before, or None.
+            keep: how many of the last columns are wanted (0: all), or which, `[C]` or `[B, C]`.
+        Returns:
+            `[B, C, columns]`; `[B, F, columns]` of a model that knows no `logits_to_keep`.
+        """
+        with torch.no_grad():  # not inference_mode: a caller may change the scores in place
+            if position is not None and (isinstance(mask, dict) or mask.dim() == 4):
+                quick = self.lean
+                if quick is not None and quick.fits(mask):
+                    return quick(ids, mask, position, cache, keep)
+            options: dict[str, Any] = {"use_cache": cache is not None, "logits_to_keep": keep}
+            if cache is not None:
+                options["past_key_values"] = cache
+            if position is not None:
+                options["position_ids"] = position
+            options = {name: value for name, value in options.items() if name in self._accepts}
+            out: Tensor = self.model(input_ids=ids, attention_mask=mask, **options).logits
+        return out
+
     def logits(self, ids: Tensor, wanted: Tensor, *, attention_mask: Tensor, position_ids: Tensor | None) -> Tensor:
         """Logits at the wanted columns of each row, from one forward without gradient.
 
@@ -179,13 +219,8 @@ class HuggingFaceAdapter:
             ValueError: if an id or a position is outside of what the model knows.
         """
         self.check_inputs(np.array(listed(ids)[0]), ids.shape[1])
-        options: dict[str, Any] = {"use_cache": False, "logits_to_keep": ids.shape[1] - int(wanted.min())}
-        if position_ids is not None:
-            options["position_ids"] = position_ids
-        options = {name: value for name, value in options.items() if name in self._accepts}
-        with torch.no_grad():  # not inference_mode: a caller may change the scores in place
-            out: Tensor = self.model(input_ids=ids, attention_mask=attention_mask, **options).logits
-        out = self.scores(out)
+        keep = ids.shape[1] - int(wanted.min())
+        out = self.scores(self.network(ids, mask=attention_mask, position=position_ids, keep=keep))
         column = wanted - (ids.shape[1] - out.shape[1])  # the width tells whether the model knows `logits_to_keep`
         batch, count = column.shape
         first = int(column[0, 0])
@@ -215,12 +250,9 @@ class HuggingFaceAdapter:
         late, some = None, keep if isinstance(keep, int) else sent(keep[0] if len(keep) == 1 else keep, device)
         if isinstance(some, Tensor) and some.dim() == 2 and not KEEPS_BY_ROW:
             late, some = some, 0  # all columns
-        with torch.no_grad():  # not inference_mode: a caller may change the scores in place
-            out: Tensor = self.model(
-                input_ids=sent(ids, device), attention_mask=mask, position_ids=sent(position, device),
-                past_key_values=cache, use_cache=True, logits_to_keep=some,
-            ).logits
-        out = self.scores(out)
+        out = self.scores(self.network(
+            sent(ids, device), mask=mask, position=sent(position, device), cache=cache, keep=some
+        ))
         return out if late is None else out.take_along_dim(late[..., None], dim=1)
 
     def scores(self, out: Tensor) -> Tensor:

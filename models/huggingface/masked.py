@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from smc_bridge.models.host import listed, places, sent
@@ -149,13 +148,9 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         else:
             mask = additive_mask(sent(seen[:, None], device), self.model.dtype).expand(-1, -1, width, -1)
         keep = lookahead + int(self.shift)
-        options: dict[str, Any] = {"logits_to_keep": keep, "past_key_values": cache, "use_cache": cache is not None}
-        options = {name: value for name, value in options.items() if name in self._accepts}
-        with torch.no_grad():  # not inference_mode: a caller may change the scores in place
-            out: Tensor = self.model(
-                input_ids=sent(fresh.ids, device), attention_mask=mask, position_ids=sent(fresh.position, device),
-                **options,
-            ).logits
+        out = self.network(
+            sent(fresh.ids, device), mask=mask, position=sent(fresh.position, device), cache=cache, keep=keep
+        )
         first = out.shape[1] - keep
         return self.scores(out[:, first : first + lookahead])
 

@@ -155,6 +155,7 @@ def test_a_profile_counts_an_environment_inside_of_the_repository_among_the_libr
     assert profile.part_of((f"{inside}/transformers/models/qwen2/modeling_qwen2.py", 1, "forward")) == "networks"
     assert profile.part_of((f"{inside}/torch/nn/modules/linear.py", 1, "forward")) == "networks"
     assert profile.part_of((f"{inside}/numpy/core.py", 1, "f")) == "other libraries"
+    assert profile.part_of((f"{HERE}/models/huggingface/lean.py", 1, "f")) == "networks"
     assert profile.part_of((f"{HERE}/models/rows.py", 1, "f")) == "sessions"
     assert profile.part_of((f"{HERE}/smc_bridge/engine/steps.py", 1, "f")) == "smc_bridge/engine/steps.py"
 
