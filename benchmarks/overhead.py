@@ -4,7 +4,8 @@
         [--temperature 0.2] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 Two measurements. On the embedded pair: the wall time of a whole run over that of its recorded model calls, made again
-on fresh sessions without the sampler, and over the networks alone. On a mock pair whose logits are precomputed, over an
+on fresh sessions without the sampler, over the networks alone, and over the same networks by transformers' own forward.
+On a mock pair whose logits are precomputed, over an
 alphabet of 151,936: a step's own arithmetic against the textbook's form (full softmax of q, p, pi and residual at all
 positions), and the peak of the memory that it takes beyond the models' logits.
 """
@@ -46,7 +47,7 @@ def measure(options: argparse.Namespace) -> Report:
     """Measure the overhead on the models' forwards, and a step's own arithmetic."""
     pair, task, prompts = embedded(max(options.prompts))
     programs = cases(task, temperature=options.temperature, prompts=options.prompts)
-    with progress("overhead", options.repetitions * (3 * len(programs) + 2 * len(PROGRAMS))) as advance:
+    with progress("overhead", options.repetitions * (4 * len(programs) + 2 * len(PROGRAMS))) as advance:
         runs = [
             overhead(
                 case, pair, prompts, rounds=options.repetitions, max_new_tokens=options.tokens, seed=options.seed,
@@ -86,11 +87,12 @@ def verdicts(runs: Sequence[Overhead], steps: Sequence[Arithmetic]) -> list[Verd
 
 def _forwards_sheet(runs: Sequence[Overhead], options: argparse.Namespace) -> Sheet:
     rows = [
-        (run.program, str(run.prompts), *(each.text() for each in run[2:7]))
+        (run.program, str(run.prompts), *(each.text() for each in run[2:9]))
         for run in runs
     ]
     columns = (
-        "program", "P", "run, s", "its session calls, s", "networks alone, s", "run / calls", "run / networks"
+        "program", "P", "run, s", "its session calls, s", "networks alone, s", "transformers' own forward, s",
+        "run / calls", "run / networks", "run / transformers' own",
     )
     title = f"Embedded pair, at most {options.tokens} tokens, target temperature {options.temperature:g}"
     return Sheet(title, columns, rows)

@@ -2,7 +2,8 @@
 
 A run is recorded once. Then, in turn: the run itself, a replay of its calls on fresh sessions (`benchmarks.replay`),
 and a replay in which the networks proper are timed: what the sessions do around them (padding, masks, caches) is the
-difference.
+difference. The networks are timed once more by transformers' own forward, for the run uses a lean one of the same
+weights (`smc_bridge.models.huggingface.lean`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from benchmarks.harness import Advance, interleaved, ratios, spread, timed
 from benchmarks.problems import TABLES, decoder, methods
 from benchmarks.replay import Tape, networks_timed, observe, replay
 from smc_bridge.decode import Decoder, decode
 from smc_bridge.estimate import Estimate
+from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter
 from smc_bridge.models.pairs import Pair
 from smc_bridge.tasks import Task
 
@@ -52,7 +55,8 @@ class Overhead(NamedTuple):
         wall: seconds of the run.
         calls: seconds of its session calls alone.
         networks: seconds of the networks alone.
-        over_calls, over_networks: the run's seconds over either.
+        own: seconds of the networks by transformers' own forward, where the run uses a lean one.
+        over_calls, over_networks, over_own: the run's seconds over each.
         forwards: calls that score.
     """
 
@@ -61,8 +65,10 @@ class Overhead(NamedTuple):
     wall: Estimate
     calls: Estimate
     networks: Estimate
+    own: Estimate
     over_calls: Estimate
     over_networks: Estimate
+    over_own: Estimate
     forwards: int
 
 
@@ -86,11 +92,16 @@ def overhead(
             replay(pair, tape)
         return watch.seconds
 
+    def own() -> float:
+        with patch.object(HuggingFaceAdapter, "lean", None):
+            return networks()
+
     found = interleaved(
-        {"run": run, "calls": again, "networks": networks}, rounds, warmup=int(rounds > 1), advance=advance
+        {"run": run, "calls": again, "networks": networks, "own": own}, rounds, warmup=int(rounds > 1),
+        advance=advance,
     )
-    whole, calls, inside = found.values()
+    whole, calls, inside, plain = found.values()
     return Overhead(
-        case.name, case.prompts, spread(whole), spread(calls), spread(inside), ratios(whole, calls),
-        ratios(whole, inside), tape.forwards("dlm") + tape.forwards("ar"),
+        case.name, case.prompts, spread(whole), spread(calls), spread(inside), spread(plain), ratios(whole, calls),
+        ratios(whole, inside), ratios(whole, plain), tape.forwards("dlm") + tape.forwards("ar"),
     )
