@@ -77,6 +77,13 @@ def ask(bad: Tensor, told: Told) -> None:
         checks.read()
 
 
+def answer() -> None:
+    """Read what was gathered so far: before what would not stand bad values."""
+    checks = _GATHERED.get()
+    if checks is not None:
+        checks.read()
+
+
 def refuse(bad: Tensor, message: Callable[[tuple[int, ...]], str]) -> None:
     """Raise ValueError with the message about the first place where `bad: [...]` holds: now, or as `gathered` ends."""
     def told(at: tuple[int, ...]) -> None:

@@ -18,10 +18,11 @@ import sys
 import tempfile
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -202,12 +203,12 @@ def _table(model: LanguageModel, forward: Callable[[int, Tensor, int], Callable[
     return Table(ROWS, positions, tuple(map(tuple, seconds.tolist())))
 
 
-def place_of(model: LanguageModel) -> tuple[int, int]:
-    """Tokens of the prefix that a model is timed on, with room after it as far as it has any, and a token for it."""
-    banned = {*model.banned_ids, model.eos_id}
-    token = next((i for i in range(model.vocab_size) if i not in banned), 0)
-    room = PREFIX if model.max_length is None else min(PREFIX, model.max_length - max(POSITIONS))
-    return max(model.min_length, 1, room), token
+def place_of(*models: LanguageModel) -> tuple[int, int]:
+    """Tokens of the prefix that models are timed on, with room after it as far as they have any, and a token for it."""
+    banned = {i for model in models for i in (*model.banned_ids, model.eos_id)}
+    token = next((i for i in range(models[0].vocab_size) if i not in banned), 0)
+    room = min([PREFIX, *(m.max_length - max(POSITIONS) for m in models if m.max_length is not None)])
+    return max(1, room, *(model.min_length for model in models)), token
 
 
 def _best(model: LanguageModel, forward: Callable[[], Tensor], until: float) -> float:
@@ -234,23 +235,46 @@ def costs_of(dlm: MaskedDiffusionLM, ar: CausalLM, measured: Callable[[], Costs]
     """The pair's costs on this machine: from the user's cache folder, else measured and kept there.
 
     A file that cannot be read, or that is of something else, is measured anew; a folder that cannot be written is left.
+    Models that hold no network have no file, since others would look the same: their costs are kept in this process.
 
     Args:
         dlm, ar: the pair.
         measured: measures them, `measure` unless it is given.
     """
+    measured = measured or (lambda: measure(dlm, ar))
+    if _networks(dlm) and _networks(ar):
+        return _filed(dlm, ar, measured)
+    with contextlib.suppress(TypeError, KeyError):  # a model that has no hash
+        return _MEASURED[dlm][ar]
+    costs = measured()
+    with contextlib.suppress(TypeError):
+        _MEASURED.setdefault(dlm, WeakKeyDictionary())[ar] = costs
+    return costs
+
+
+#: Costs of models that hold no network, as far as they were measured in this process.
+_MEASURED: MutableMapping[Any, MutableMapping[Any, Costs]] = WeakKeyDictionary()
+
+
+def _filed(dlm: MaskedDiffusionLM, ar: CausalLM, measured: Callable[[], Costs]) -> Costs:
+    """Costs from a file, else measured and written to it."""
     key = {
         "version": VERSION, "models": [_fingerprint(model) for model in (dlm, ar)], "threads": torch.get_num_threads(),
         "torch": torch.__version__, "sizes": [ROWS, POSITIONS, PREFIX],
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_folder() / "costs" / f"{name}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RuntimeError):
+        path = cache_folder() / "costs" / f"{name}.json"
         return Costs.of(json.loads(path.read_text(encoding="utf-8"))["costs"])
-    costs = measure(dlm, ar) if measured is None else measured()
-    with contextlib.suppress(OSError):
-        _write(path, json.dumps({"of": key, "costs": costs.data()}, indent=1))
+    costs = measured()
+    with contextlib.suppress(OSError, RuntimeError):  # there is no home, or no room in it
+        _write(cache_folder() / "costs" / f"{name}.json", json.dumps({"of": key, "costs": costs.data()}, indent=1))
     return costs
+
+
+def _networks(model: Any) -> list[torch.nn.Module]:
+    """The networks that a model holds."""
+    return [each for each in getattr(model, "__dict__", {}).values() if isinstance(each, torch.nn.Module)]
 
 
 def _write(path: Path, text: str) -> None:
@@ -269,15 +293,18 @@ def _write(path: Path, text: str) -> None:
 
 def _fingerprint(model: Any) -> dict[str, Any]:
     """What of a model its speed depends on: class, configuration, parameters, options of the adapter, device."""
-    inner = getattr(model, "model", None)
-    parameters = list(inner.parameters()) if isinstance(inner, torch.nn.Module) else []
-    config: Any = getattr(inner, "config", None)
-    shape = config.to_dict() if hasattr(config, "to_dict") else {}
+    networks = _networks(model)
+    parameters = [each for network in networks for each in network.parameters()]
+    configs: list[Any] = [getattr(network, "config", None) for network in networks]
+    shape = {
+        f"{i}.{name}": value for i, config in enumerate(configs) if hasattr(config, "to_dict")
+        for name, value in config.to_dict().items() if not name.startswith("_")
+    }
     device = model.device
     plain = {name: value for name, value in vars(model).items() if isinstance(value, bool | int | str | None)}
     return {
-        "class": type(model).__qualname__, "inner": type(inner).__qualname__, "options": _text(plain),
-        "config": _text({name: value for name, value in shape.items() if not name.startswith("_")}),
+        "class": type(model).__qualname__, "inner": [type(network).__qualname__ for network in networks],
+        "options": _text(plain), "config": _text(shape),
         "parameters": sum(p.numel() for p in parameters), "dtype": sorted({str(p.dtype) for p in parameters}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(device),
     }

@@ -2,7 +2,8 @@
 
 Rows, lengths, counts and blocks are made on the host and read on the device, and often on the host again by the next
 who is handed them. `sent(numbers, device)` is the tensor, which remembers them; `known(tensor)` gives them back, and
-reads a tensor that remembers nothing, which waits. Neither the numbers nor the tensor may be written to afterwards.
+reads a tensor that remembers nothing, which waits. Neither the numbers nor the tensor may be written to afterwards: of
+a tensor it would be noticed, but not in inference mode.
 """
 
 from __future__ import annotations
@@ -28,19 +29,25 @@ def sent(numbers: Any, device: torch.device) -> Tensor:
 
 def remember(tensor: Tensor, array: Array) -> Tensor:
     """The tensor, of which the host knows that it holds the numbers of `array`."""
-    tensor.smc_bridge_host = array  # type: ignore[attr-defined]
+    tensor.smc_bridge_host = array, _version(tensor)  # type: ignore[attr-defined]
     return tensor
 
 
 def remembered(tensor: Tensor) -> Array | None:
-    """The numbers of a tensor that was sent from here, None of another."""
-    return getattr(tensor, "smc_bridge_host", None)
+    """The numbers of a tensor that was sent from here, None of another, or if it was seen to be written to since."""
+    found = getattr(tensor, "smc_bridge_host", None)
+    return None if found is None or found[1] != _version(tensor) else found[0]
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; of inference tensors that is not known."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def known(tensor: Tensor) -> Array:
     """The numbers of a tensor; without waiting if they were sent from here."""
     array = remembered(tensor)
-    return np.asarray(tensor.cpu().numpy()) if array is None else array
+    return np.asarray(tensor.detach().cpu().numpy()) if array is None else array
 
 
 def listed(*tensors: Tensor) -> list[list[Any]]:
@@ -59,7 +66,7 @@ def listed(*tensors: Tensor) -> list[list[Any]]:
 
 def local(tensor: Tensor) -> Array:
     """The numbers of a tensor that lives on the host, which nobody waits for."""
-    array: Array = np.from_dlpack(tensor)
+    array: Array = np.from_dlpack(tensor.detach() if tensor.requires_grad else tensor)
     return array
 
 

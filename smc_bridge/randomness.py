@@ -198,8 +198,10 @@ class ReservedSource(UniformSource):
         return sent(drawn.reshape(len(self.seats) * self.rows_per_seat, *size), self.device)
 
     def select(self, rows: Tensor) -> Source:
-        """The same source seen through its rows `rows: [R']` (`Source.select`), which do not repeat or change order."""
-        return self if rows.numel() == len(self.seats) * self.rows_per_seat else super().select(rows)
+        """The same source seen through its rows `rows: [R']` (`Source.select`)."""
+        index, total = remembered(rows), len(self.seats) * self.rows_per_seat
+        every = index is not None and index.size == total and bool((index == np.arange(total)).all())
+        return self if every else super().select(rows)
 
 
 class SelectedRows(UniformSource):

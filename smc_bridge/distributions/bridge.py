@@ -34,6 +34,7 @@ from smc_bridge.distributions.law import LOG_RARE, Law, Pointwise, leaves_out
 from smc_bridge.distributions.normaliser import Normaliser
 from smc_bridge.distributions.table import Dense, settled
 from smc_bridge.models.host import known, sent
+from smc_bridge.plugins import foreign
 from smc_bridge.sampling import compiled_softmax, shifted, softmax
 
 
@@ -184,6 +185,8 @@ class CellwiseLaw(Law):
     def whole(self) -> tuple[Tensor, Tensor | None]:
         """All log-probabilities, `[R, V, A]` (`Law.whole`): each row is the only lane."""
         log_q, log_p = reached(self.q, self.p, dtype=self.dtype)
+        if foreign(self.intermediate):  # it may write to what it is given
+            log_q, log_p = log_q.clone(), log_p.clone()
         return checked_log_prob(self.intermediate, log_q[:, None], log_p[:, None])[:, 0], None
 
     def least(self, log_probs: Tensor) -> Tensor:
@@ -262,7 +265,8 @@ def _product(intermediate: ProductOfExperts, q: Law, p: Law, lanes: int) -> Law:
     w, b = intermediate.w, intermediate.target_exponent
     if isinstance(b, Tensor):
         each = np.tile(np.broadcast_to(intermediate.exponents, (lanes,)), q.rows // lanes)
-        return ProductLaw(q, p, w, sent(each.astype(str(q.dtype).removeprefix("torch.")), q.device))
+        precise = np.float64 if q.dtype is torch.float64 else np.float32
+        return ProductLaw(q, p, w, sent(each.astype(precise), q.device))
     if w == 0.0 and b == 1.0:
         return p
     if w == 1.0 and b == 0.0:

@@ -272,7 +272,8 @@ def model_law(
     """
     rows, given = logits.shape[:2] if source is None else source.shape
     chunks = Chunks() if chunks is None else chunks
-    if width is not None and given < width and not is_small((rows, given, logits.shape[-1]), 4, chunks):
+    size = 8 if logits.dtype is torch.float64 else 4  # bytes of a log-probability
+    if width is not None and given < width and not is_small((rows, given, logits.shape[-1]), size, chunks):
         own = torch.arange(rows * given, device=logits.device).view(rows, given) if source is None else source
         source = own.index_select(1, places(width, logits.device).clamp_max(given - 1))
     plain = LogitLaw(

@@ -127,7 +127,7 @@ def kept_boundary(
         ordered, count = _likeliest(scores, probs, some, top_p, total)
         if some < size and bool((count == some).any()):
             ordered, count = _likeliest(scores, probs, size, top_p, total)
-    value = ordered.gather(-1, count - 1)
+    value = ordered.gather(-1, (count - 1).clamp_min(0))  # of NaN nothing is counted
     equal = scores == value
     wanted = count - (scores > value).sum(-1, keepdim=True)
     last = (equal.cumsum(-1) >= wanted).to(torch.uint8).argmax(-1, keepdim=True)

@@ -6,9 +6,7 @@ timed once per pair and machine, with `smc_bridge.models.costs`, and kept in the
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +14,11 @@ import torch
 
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.resampling import Systematic
+from smc_bridge.engine.weights import EssBelow
 from smc_bridge.kernels.importance import OwnWeights
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.models.costs import Costs, Step, costs_of, measure, place_of, wait
-from smc_bridge.models.protocols import LanguageModel
 from smc_bridge.proposals.mean_field import DLMProposal
 
 #: Lanes of each prompt, prompts of the two runs that are timed, steps of each, and V = M.
@@ -37,15 +36,23 @@ def costs_here(program: Any) -> Costs:
 
 
 def step_seconds(program: Any) -> Step:
-    """Least seconds of a step of few and of many lanes outside of the models, as a straight line of the lanes."""
-    clock = [0.0]
-    dlm, ar = (_timed(model, clock) for model in (program.proposal.model, program.target.model))
-    plain = replace(
-        program, proposal=DLMProposal(dlm, lookahead=WINDOW), target=ARTarget(ar), intermediate=ProductOfExperts(),
-        kernel=Rejection(), weight=OwnWeights(), particles=1, lanes=LANES, window=WINDOW, pace=None, tokenize=None,
-        detokenize=None, max_logit_bytes=None, compile=False,
-    )
-    few, many = (_least(plain, prompts, clock) for prompts in PROMPTS)
+    """Least seconds of a step of few and of many lanes outside of the models, as a straight line of the lanes.
+
+    Nothing where it cannot be timed, as with a model that has too few positions.
+    """
+    clock, target = [0.0], program.target
+    dlm, ar = (_Timed(model, clock) for model in (program.proposal.model, target.model))
+    banned = target.shaping.banned_ids
+    try:
+        plain = replace(
+            program, proposal=DLMProposal(dlm, lookahead=WINDOW, banned_ids=banned),
+            target=ARTarget(ar, banned_ids=banned), intermediate=ProductOfExperts(), kernel=Rejection(),
+            weight=OwnWeights(), resampler=Systematic(), trigger=EssBelow(), particles=1, lanes=LANES, window=WINDOW,
+            pace=None, tokenize=None, detokenize=None, max_logit_bytes=None, compile=False,
+        )
+        few, many = (_least(plain, prompts, clock) for prompts in PROMPTS)
+    except (ValueError, RuntimeError, TypeError, AttributeError):
+        return Step()
     lane = max(0.0, (many - few) / (LANES * (PROMPTS[1] - PROMPTS[0])))
     return Step(max(0.0, few - LANES * lane), lane)
 
@@ -54,7 +61,7 @@ def step_seconds(program: Any) -> Step:
 def _least(plain: Any, prompts: int, clock: list[float]) -> float:
     """Least seconds of a step outside of the models, while all of the prompts are in work."""
     model, best = plain.target.model, [0.0]
-    room, token = place_of(model)
+    room, token = place_of(plain.proposal.model, model)
     ids = [(token + i) % model.vocab_size for i in range(prompts)]  # other prompts: equal ones would share a row
     banned = {*model.banned_ids, model.eos_id}
     starts = [[token if i in banned else i] * room for i in ids]
@@ -67,27 +74,24 @@ def _least(plain: Any, prompts: int, clock: list[float]) -> float:
     return max(0.0, min(best[2:]))  # the first may compile, cache and allocate
 
 
-def _timed(model: LanguageModel, clock: list[float]) -> Any:
-    """The model, the forwards of whose sessions add their seconds to a clock."""
-    found: Any = copy.copy(model)
-    opened = found.session
+class _Timed:
+    """A model, or a session of it, whose scores add their seconds to a clock; all else is passed on."""
 
-    def session(*arguments: Any) -> Any:
-        made = opened(*arguments)
-        made.score = _counted(made.score, model, clock)
-        return made
+    def __init__(self, inner: Any, clock: list[float], model: Any = None) -> None:
+        self._inner, self._clock, self._model = inner, clock, inner if model is None else model
 
-    found.session = session
-    return found
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
+    def session(self, *arguments: Any) -> Any:
+        """A session of the model, timed."""
+        return _Timed(self._inner.session(*arguments), self._clock, self._model)
 
-def _counted(forward: Callable[..., Any], model: LanguageModel, clock: list[float]) -> Callable[..., Any]:
-    def timed(*arguments: Any) -> Any:
-        wait(model)
+    def score(self, *arguments: Any) -> Any:
+        """Scores of the session, timed."""
+        wait(self._model)
         begun = time.perf_counter()
-        scores = forward(*arguments)
-        wait(model)
-        clock[0] += time.perf_counter() - begun
+        scores = self._inner.score(*arguments)
+        wait(self._model)
+        self._clock[0] += time.perf_counter() - begun
         return scores
-
-    return timed

@@ -142,8 +142,8 @@ class Pace:
 
     def kernel(self, kernel: Kernel, sizes: Sizes) -> Kernel:
         """The kernel, if its nodes are to be chosen one whose trees end where another node does not pay."""
-        if not self.nodes or not isinstance(kernel, TreeWalk):
-            return kernel
+        if not self.nodes or not isinstance(kernel, TreeWalk) or kernel.worth is not None:
+            return kernel  # or it says itself where its trees end
         paced = copy.copy(kernel)
         paced.worth = self.worth(sizes)
         return paced

@@ -33,7 +33,10 @@ class Resampler(Protocol):
         ...
 
     def __call__(self, log_weights: Tensor, count: int, *, source: Randomness) -> Tensor:
-        """Ancestor indices `[P, count]` (or `[count]`) for `log_weights: [P, M]` (or `[M]`)."""
+        """Ancestor indices `[P, count]` (or `[count]`) for `log_weights: [P, M]` (or `[M]`), on their device.
+
+        The engine draws survivors on the host: weights, draws and ancestors are there.
+        """
         ...
 
 

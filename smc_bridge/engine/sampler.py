@@ -13,6 +13,7 @@ Order of a prompt's draws in a step (its generator is its own, so the batch does
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -141,9 +142,7 @@ class Sampler(Program):
     def open(self, requests: Sequence[Request | None], limit: int) -> SMCState:
         """See `Decoder.open`: N copies of every prompt with weight one."""
         check_program(self)
-        if self.pace is not None:
-            self.pace = self.pace.measured(self)
-            self.kernel = self.pace.kernel(self.kernel, self.sizes)
+        program = self._resolved()
         device = self.target.model.device
         single = prompts_of(requests, device=device)
         prefix = single.select(sent(np.arange(len(requests)).repeat(self.particles), device))
@@ -160,9 +159,18 @@ class Sampler(Program):
             ar=self.target.model.session(prefix.tokens.clamp_min(0), prefix.length),
             retained=Retained.of(Prefix.of([own or [] for own in retained], device=device)) if any(retained) else None,
             requests=list(requests), records=[()] * len(requests), entered=[now] * len(requests),
-            watched=may_leave_out(self), walks=self.walks, chunks=self.chunks, parts=self._parts(),
+            watched=may_leave_out(self), walks=self.walks, chunks=self.chunks, parts=self._parts(), program=program,
             seen=np.zeros((len(requests), 2, self.window), dtype=np.int64),
         )
+
+    def _resolved(self) -> Sampler:
+        """The program as a run has it: its pace knows what forwards cost, its trees end where no other node pays."""
+        if self.pace is None:
+            return self
+        found = copy.copy(self)
+        found.pace = self.pace.measured(self)
+        found.kernel = found.pace.kernel(self.kernel, self.sizes)
+        return found
 
     def _parts(self) -> tuple[Any, ...]:
         """What may be set on a sampler; the first three may not change during a run."""
@@ -184,7 +192,8 @@ class Sampler(Program):
             if other:
                 raise ValueError(f"{name} = {said(getattr(self, name))} is not what the run began with: start anew")
         return replace(
-            state, watched=may_leave_out(self), walks=self.walks, chunks=self.chunks, parts=self._parts()
+            state, watched=may_leave_out(self), walks=self.walks, chunks=self.chunks, parts=self._parts(),
+            program=self._resolved(),
         )
 
     def finished(self, state: SMCState) -> list[int]:
@@ -193,7 +202,8 @@ class Sampler(Program):
 
     def result(self, state: SMCState, seat: int) -> Result:
         """See `Decoder.result`: the N weighted continuations of the prompt in a seat."""
-        return result_of(self, state, seat, self.settings(max_new_tokens=state.max_new_tokens))
+        program = self if state.program is None else state.program
+        return result_of(self, state, seat, program.settings(max_new_tokens=state.max_new_tokens))
 
     def reseat(self, state: SMCState, seats: Sequence[int], requests: Sequence[Request | None]) -> SMCState:
         """See `Decoder.reseat`; a seat that nobody takes gives its memory back."""
@@ -201,11 +211,16 @@ class Sampler(Program):
 
     def step(self, state: SMCState) -> SMCState:
         """See `Decoder.step`: advances all prompts with a particle that still grows (module docstring)."""
-        with gathered() as checks:
-            return self._step(self._fitted(state).copy(), checks)
+        state = self._fitted(state).copy()
+        program = self if state.program is None else state.program
+        with torch.no_grad(), gathered() as checks:
+            found: SMCState = program._step(state, checks)
+        return found
 
     def _step(self, state: SMCState, checks: Checks) -> SMCState:
         active, device = state.active(), state.prefix.length.device
+        if not active.numel():
+            return state
         n, k = self.particles, self.lanes
         everyone = (known(active)[:, None] * n + np.arange(n)).ravel()  # rows of these prompts
         growing = (~known(state.prefix.done)[everyone]).nonzero()[0]
@@ -248,6 +263,7 @@ class Sampler(Program):
             source_of=source_of, allowed=sent(allowed, HOST), pick=sent(~done.reshape(-1, n), HOST),
             pinned_lane=pinned_lane,
         )
+        checks.read()  # of what was drawn here: what follows cannot be undone
         state.note(StepTensors(
             active, growing, draft, seen, reduced, linear=not self.kernel.reads_marginals, keep=state.keep_drafts
         ))

@@ -97,7 +97,8 @@ class SMCState:
         watched: whether the intermediate may leave out a token (`smc_bridge.engine.watch`).
         walks: how many consecutive lanes have one proposal and one intermediate.
         chunks: how much of a law is computed at a time.
-        parts: of the program when the last three were found.
+        parts: of the program when `watched`, `walks`, `chunks` and `program` were found.
+        program: the sampler as the run has it, with what its pace has found out; None for the one that steps.
         seen: how often each place of a draft was reached and accepted in each seat, `[P, 2, V]`
             (`smc_bridge.engine.pace`); counted only if the program has a pace.
     """
@@ -120,6 +121,7 @@ class SMCState:
     walks: int = 1
     chunks: Chunks = field(default_factory=Chunks)
     parts: tuple[Any, ...] = ()
+    program: Any = None
     seen: Counts = field(default_factory=lambda: np.zeros((0, 2, 0), dtype=np.int64))
 
     @property

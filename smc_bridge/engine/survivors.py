@@ -115,7 +115,7 @@ def reduce_lanes(
     each, device = local(log_weights), log_weights.device
     own = np.logaddexp.reduce(each, -1) if lanes > 1 else each[..., 0].copy()  # [P, N]
     before = torch.from_numpy(own)
-    if particles == 1 and isinstance(trigger, EssBelow):  # the ESS of one particle is 1
+    if particles == 1 and type(trigger) is EssBelow:  # the ESS of one particle is 1
         mixed = np.zeros(prompts, dtype=bool)
     else:
         mixed = known(check_trigger(trigger, before) & allowed) & (own > -np.inf).any(-1)

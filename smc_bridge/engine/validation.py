@@ -13,6 +13,7 @@ from smc_bridge.engine.conditional import check_whole
 from smc_bridge.engine.pace import Pace
 from smc_bridge.engine.program import Program
 from smc_bridge.kernels.protocol import Kernel
+from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import check_callable, check_text, said, true_or_false, whole_number
 from smc_bridge.names import named
 from smc_bridge.proposals.protocol import Proposal
@@ -66,6 +67,11 @@ def _check_parts(program: Program) -> None:
         )
     if program.pace is not None and not isinstance(program.pace, Pace):
         raise ValueError(f"pace = {said(program.pace)}: give a Pace, or None to go as far as V and M allow")
+    if program.pace is not None and program.pace.nodes and not isinstance(program.kernel, TreeWalk):
+        raise ValueError(
+            f"kernel = {said(program.kernel)} has no nodes that a pace could choose: give TreeWalk(), or a pace with "
+            "nodes = False"
+        )
     program.compile = true_or_false("compile", program.compile)
     check_text("name", program.name)
     check_callable("tokenize", program.tokenize, "a function of a text")

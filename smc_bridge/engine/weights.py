@@ -19,7 +19,7 @@ from smc_bridge.models.checks import refuse
 from smc_bridge.models.host import local
 from smc_bridge.plugins import check_tensor
 
-#: Decides, from the particles' log weights `[P, N]`, which prompts resample now: BoolTensor `[P]`.
+#: Decides, from the particles' log weights `[P, N]`, which prompts resample now: BoolTensor `[P]`; both on the host.
 Trigger = Callable[[Tensor], Tensor]
 
 

@@ -33,7 +33,7 @@ from smc_bridge.distributions.table import as_law
 from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.tree_build import Tree
 from smc_bridge.models.arguments import called, said
-from smc_bridge.models.checks import refuse
+from smc_bridge.models.checks import answer, refuse
 from smc_bridge.plugins import check_tensor, foreign
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
@@ -254,4 +254,5 @@ def check_move(kernel: object, move: Move, horizon: Horizon, shape: torch.Size) 
         )
 
     refuse(too_many | unknown | (corrected < 0) | (corrected > 1), message)
+    answer()  # laws are looked up at these tokens next
     return move

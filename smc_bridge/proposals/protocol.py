@@ -23,7 +23,7 @@ from torch import Tensor
 from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.law import Law
 from smc_bridge.models.arguments import called, said
-from smc_bridge.models.checks import refuse
+from smc_bridge.models.checks import answer, refuse
 from smc_bridge.models.host import known
 from smc_bridge.models.protocols import LanguageModel
 from smc_bridge.plugins import check_tensor, foreign
@@ -206,6 +206,7 @@ def check_draft(proposal: Proposal, draft: Draft, asked: Asked) -> Draft:
             lambda at: f"{name} (width) is {int(draft.width[at])} in row {at[0]}: draft 1 to {int(most[at])} places",
         )
         _check_masses(draft, name)
+        answer()  # the target reads these tokens next
     return draft
 
 

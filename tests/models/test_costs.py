@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from smc_bridge import load_pair
 from smc_bridge.models import costs as module
 from smc_bridge.models.costs import Costs, Table, costs_of, measure
 from smc_bridge.testing import tabular_pair
@@ -23,8 +24,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def found(times: list[int] | None = None) -> Costs:
-    """Costs of a pair; whether they were measured is appended."""
-    pair = tabular_pair(2, 4)
+    """Costs of a pair of networks; whether they were measured is appended."""
+    pair = load_pair("arithmetic")
 
     def measured() -> Costs:
         if times is not None:
@@ -82,7 +83,13 @@ def test_costs_are_measured_once(folder: Path) -> None:
     assert file.suffix == ".json"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"costs": 3}', '{"costs": {"dlm": {}, "ar": {}, "step": []}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "3", pytest.param("[" * 100_000, id="deep"), '{"costs": 3}',
+        '{"costs": {"dlm": {}, "ar": {}, "step": []}}',
+    ],
+)
 def test_a_file_that_cannot_be_read_is_measured_anew(folder: Path, text: str) -> None:
     found()
     [file] = folder.iterdir()
@@ -101,6 +108,14 @@ def test_another_machine_has_a_file_of_its_own(folder: Path, monkeypatch: pytest
     found(times)
     assert times
     assert len(list(folder.iterdir())) == 2
+
+
+def test_models_that_hold_no_network_have_no_file(folder: Path) -> None:
+    pair, times = tabular_pair(2, 4), list[int]()
+    for _ in range(2):
+        assert costs_of(pair.dlm, pair.ar, lambda: times.append(1) or COSTS) == COSTS  # type: ignore[func-returns-value]
+    assert len(times) == 1
+    assert not folder.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from smc_bridge import load_pair
 from smc_bridge.blocks import full_horizon
 from smc_bridge.distributions.table import Dense
 from smc_bridge.engine.overhead import step_seconds
@@ -211,13 +213,36 @@ def test_a_tree_that_ends_where_it_pays_is_properly_weighted() -> None:
 
 def test_costs_are_measured_when_a_run_begins_and_kept(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMC_BRIDGE_CACHE", str(tmp_path))
-    sampler = tree_walk(tabular_pair(2, 4), nodes="auto")
-    assert sampler.pace.costs is None
+    sampler = tree_walk(load_pair("arithmetic"), nodes="auto")
     assert not list(tmp_path.iterdir()), "a sampler that is only made measures nothing"
-    result = sampler.run([[0]], max_new_tokens=2)[0]
-    assert Costs.of(result.settings["pace"]["costs"]) == sampler.pace.costs
+    result = sampler.run([[5, 6]], max_new_tokens=2)[0]
     [kept] = (tmp_path / "costs").iterdir()
-    assert Costs.of(json.loads(kept.read_text())["costs"]) == sampler.pace.costs
+    costs = Costs.of(result.settings["pace"]["costs"])
+    assert costs == Costs.of(json.loads(kept.read_text())["costs"])
+    assert sampler.pace.costs is None
+    assert sampler.kernel.worth is None, "a run leaves the sampler as it is"
+    assert sampler.run([[5, 6]], max_new_tokens=2)[0].settings == result.settings
+
+
+def test_models_without_a_network_are_measured_once_in_a_process(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMC_BRIDGE_CACHE", str(tmp_path))
+    pair = tabular_pair(2, 4)
+    first, second = (tree_walk(pair, nodes="auto").run([[0]], max_new_tokens=2)[0].settings for _ in range(2))
+    assert first["pace"] == second["pace"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pace_without_a_tree_chooses_no_nodes() -> None:
+    with pytest.raises(ValueError, match=r"kernel = .*Rejection.* has no nodes .* give TreeWalk"):
+        replace(smc(tabular_pair(2, 3)), pace=Pace(False, False, True))
+
+
+def test_a_tree_that_says_where_it_ends_keeps_that() -> None:
+    costs = Costs.linear(dlm=(1.0, 0.1), ar=(1.0, 0.1))
+    sampler = smc(tabular_pair(2, 3), kernel=TreeWalk(6, worth=3.0), nodes="auto", costs=costs)
+    assert "worth=3.0" in str(sampler.run([[0]], max_new_tokens=2)[0].settings["kernel"])
 
 
 def test_a_step_of_the_models_alone_takes_no_negative_time() -> None:
