@@ -113,7 +113,7 @@ def reduce_lanes(
     """
     prompts, particles, lanes = log_weights.shape
     each, device = local(log_weights), log_weights.device
-    own = np.logaddexp.reduce(each, -1) if lanes > 1 else each[..., 0].copy()  # [P, N]
+    own = local(log_weights.logsumexp(-1)) if lanes > 1 else each[..., 0].copy()  # [P, N]; of equal lanes exact
     before = torch.from_numpy(own)
     if particles == 1 and type(trigger) is EssBelow:  # the ESS of one particle is 1
         mixed = np.zeros(prompts, dtype=bool)
