@@ -50,8 +50,8 @@ def known(tensor: Tensor) -> Array:
     return np.asarray(tensor.detach().cpu().numpy()) if array is None else array
 
 
-def listed(*tensors: Tensor) -> list[list[Any]]:
-    """What tensors of one type hold, each as nested lists; at most one read for all that is not known."""
+def arrays(*tensors: Tensor) -> list[Array]:
+    """What tensors of one type hold, not to be written to; at most one read for all that is not known."""
     found = [remembered(tensor) for tensor in tensors]
     unknown = [i for i, array in enumerate(found) if array is None]
     if len(unknown) == 1:
@@ -61,7 +61,12 @@ def listed(*tensors: Tensor) -> list[list[Any]]:
         ends = np.cumsum([tensors[i].numel() for i in unknown])
         for i, part in zip(unknown, np.split(read, ends[:-1]), strict=True):
             found[i] = part.reshape(tensors[i].shape)
-    return [array.tolist() for array in found if array is not None]
+    return [array for array in found if array is not None]
+
+
+def listed(*tensors: Tensor) -> list[list[Any]]:
+    """What tensors of one type hold, each as nested lists; at most one read for all that is not known."""
+    return [array.tolist() for array in arrays(*tensors)]
 
 
 def local(tensor: Tensor) -> Array:

@@ -5,13 +5,11 @@ A session that recomputes needs nothing else: its `score` reads `tokens` and `le
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.models.host import listed, remember, sent
+from smc_bridge.models.host import arrays, listed, remember, sent
 from smc_bridge.models.protocols import Session
 
 
@@ -30,17 +28,17 @@ def append_ragged(tokens: Tensor, length: Tensor, block: Tensor, count: Tensor, 
         ValueError: a count outside 0 .. L.
     """
     room = block.shape[1]
-    before, counts = listed(length, count)
-    if not counts:
+    before, counts = arrays(length, count)
+    if not counts.size:
         return tokens[:, :0], length
-    if min(counts) < 0 or max(counts) > room:
-        raise ValueError(f"length {counts} of a block of {room} tokens: give 0 to {room}")
-    after = [n + more for n, more in zip(before, counts, strict=True)]
-    width, step = max(after), np.arange(room)
+    if counts.min() < 0 or counts.max() > room:
+        raise ValueError(f"length {counts.tolist()} of a block of {room} tokens: give 0 to {room}")
+    after = before + counts
+    width, step = int(after.max()), np.arange(room)
     # What does not count is put into a column of its own, which is then left out.
-    place = np.where(step < np.array(counts)[:, None], np.array(before)[:, None] + step, width)
+    place = np.where(step < counts[:, None], before[:, None] + step, width)
     out = torch.nn.functional.pad(tokens, (0, width + 1 - tokens.shape[1]), value=fill)
-    return out.scatter_(1, sent(place, tokens.device), block)[:, :width], remember(length + count, np.array(after))
+    return out.scatter_(1, sent(place, tokens.device), block)[:, :width], remember(length + count, after)
 
 
 class Rows:
@@ -62,9 +60,9 @@ class Rows:
             raise ValueError(
                 f"tokens {tuple(tokens.shape)} and length {tuple(length.shape)}: give tokens [R, S] and length [R]"
             )
-        texts, lengths = listed(tokens, length)
+        texts, lengths = arrays(tokens, length)
         self.device = tokens.device
-        self._keep(_array(texts, tokens), lengths)
+        self._keep(texts, lengths.tolist())
 
     def _keep(self, texts: np.ndarray, lengths: list[int]) -> None:
         """Hold the first of the tokens `[R, S]` of each row."""
@@ -84,8 +82,8 @@ class Rows:
 
     def commit(self, block: Tensor, length: Tensor) -> None:
         """Append the first `length[r]` tokens of `block[r]` to row r."""
-        blocks, counts = listed(block, length)
-        self._append(_array(blocks, block), counts)
+        blocks, counts = arrays(block, length)
+        self._append(blocks, counts.tolist())
 
     def _append(self, block: np.ndarray, counts: list[int]) -> None:
         """See `commit`."""
@@ -117,11 +115,6 @@ class Rows:
         self._keep(self.texts, lengths)
 
 
-def _array(values: list[Any], tensor: Tensor) -> np.ndarray:
-    """What a LongTensor holds, as an array of its shape."""
-    return np.array(values, dtype=np.int64).reshape(tensor.shape)
-
-
 def reseat(session: Session, held: Tensor, rows: Tensor, tokens: Tensor, length: Tensor) -> None:
     """Let some rows of a session hold other prefixes.
 
@@ -131,11 +124,10 @@ def reseat(session: Session, held: Tensor, rows: Tensor, tokens: Tensor, length:
         rows: which rows, `[B]`.
         tokens, length: what they hold afterwards, `[B, S]` and `[B]`.
     """
-    before, index, texts, after = listed(held, rows, tokens, length)
-    kept, counts = before.copy(), [0] * len(before)
-    blocks = np.zeros((len(before), tokens.shape[1]), dtype=np.int64)
-    for row, text, count in zip(index, texts, after, strict=True):
-        kept[row], counts[row], blocks[row] = 0, count, np.maximum(text, 0)
-    session.crop(sent(np.array(kept, dtype=np.int64), held.device))
-    if any(counts):
+    before, index, texts, after = arrays(held, rows, tokens, length)
+    kept, counts = before.copy(), np.zeros_like(before)
+    blocks = np.zeros((before.size, tokens.shape[1]), dtype=np.int64)
+    kept[index], counts[index], blocks[index] = 0, after, texts.clip(min=0)
+    session.crop(sent(kept, held.device))
+    if counts.any():
         session.commit(sent(blocks, held.device), sent(counts, held.device))
