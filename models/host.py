@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 Array = npt.NDArray[Any]
+#: Whole numbers: rows, lengths, counts, tokens.
+Index = npt.NDArray[np.int64]
 
 
 def sent(numbers: Any, device: torch.device) -> Tensor:

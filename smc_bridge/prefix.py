@@ -14,11 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smc_bridge.models.host import known, remembered, sent
+from smc_bridge.models.host import Index, known, remembered, sent
 from smc_bridge.models.rows import append_ragged
 
-#: Whole numbers on the host.
-Index = npt.NDArray[np.int64]
 #: Fill value of entries past a row's length; never a token id.
 PAD = -1
 

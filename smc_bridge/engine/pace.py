@@ -41,9 +41,8 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, real_between, said, true_or_false, whole_number
 from smc_bridge.models.costs import Costs
+from smc_bridge.models.host import Index
 
-#: Whole numbers; those that are carried are trials and acceptances at each place, `[P, 2, V]`.
-Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 #: Acceptances that are expected, place by place, and the last one after them: marginals are worse the further ahead.
@@ -157,7 +156,7 @@ class Pace:
         whole += costs.step(sizes.lanes * self.at_once)
         return whole / node if node * 1e6 > whole else None
 
-    def plan(self, seen: Counts, sizes: Sizes) -> Plan:
+    def plan(self, seen: Index, sizes: Sizes) -> Plan:
         """How far the next step of P prompts goes.
 
         Args:
@@ -188,9 +187,9 @@ class _Menu(NamedTuple):
         runs: 1 at the places where a forward of the AR model begins, `[C, D]`.
     """
 
-    window: Counts
-    lookahead: npt.NDArray[np.int64]
-    tokens: Counts
+    window: Index
+    lookahead: Index
+    tokens: Index
     dlm: Floats
     ar: Floats
     runs: Floats
@@ -222,7 +221,7 @@ def _menu(costs: Costs, window: bool, lookahead: bool, at_once: int, sizes: Size
     return _Menu(v, m, used, dlm / at_once, ar / at_once, runs.astype(np.float64))
 
 
-def note(seen: Counts, seat: Counts, length: Counts, accepted: Counts, ended: npt.NDArray[np.bool_]) -> None:
+def note(seen: Index, seat: Index, length: Index, accepted: Index, ended: npt.NDArray[np.bool_]) -> None:
     """Count what became of the drafts of a step, in place.
 
     The last token of a sequence is left out: a block ends there, accepted or not, and `kappa` does not say which. So

@@ -10,9 +10,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from smc_bridge.models.host import known, places, sent
+from smc_bridge.models.host import Index, known, places, sent
 from smc_bridge.models.protocols import CausalSession
-from smc_bridge.prefix import Index
 
 
 def groups_in_reach(window: Index, room: Index, width: int) -> list[Index]:

@@ -18,9 +18,8 @@ from smc_bridge.engine.state import SMCState, growing
 from smc_bridge.engine.survivors import Reduced, Seen
 from smc_bridge.engine.watch import uncovered_reason
 from smc_bridge.engine.weights import ess, log_mean
-from smc_bridge.models.host import Array, known, sent
+from smc_bridge.models.host import Array, Index, known, sent
 from smc_bridge.plugins import texts_of
-from smc_bridge.prefix import Index
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.result import Forwards, Result
 from smc_bridge.trace import StepRecord, Trace

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from smc_bridge.distributions.chunks import Chunks
-from smc_bridge.engine.pace import Counts
-from smc_bridge.models.host import known, sent
+from smc_bridge.models.host import Index, known, sent
 from smc_bridge.models.protocols import CausalSession
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import Prefix
@@ -122,7 +121,7 @@ class SMCState:
     chunks: Chunks = field(default_factory=Chunks)
     parts: tuple[Any, ...] = ()
     program: Any = None
-    seen: Counts = field(default_factory=lambda: np.zeros((0, 2, 0), dtype=np.int64))
+    seen: Index = field(default_factory=lambda: np.zeros((0, 2, 0), dtype=np.int64))
 
     @property
     def particles(self) -> int:

@@ -27,8 +27,7 @@ from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.tree_build import Tree
 from smc_bridge.models.arguments import called
 from smc_bridge.models.checks import gathered
-from smc_bridge.models.host import known, places, sent
-from smc_bridge.prefix import Index
+from smc_bridge.models.host import Index, known, places, sent
 from smc_bridge.proposals.protocol import Asked, Draft, check_draft, check_law
 from smc_bridge.randomness import Source
 

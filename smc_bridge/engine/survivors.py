@@ -24,8 +24,8 @@ from smc_bridge.engine.state import SMCState
 from smc_bridge.engine.steps import Moved
 from smc_bridge.engine.weights import EssBelow, Trigger, check_trigger, log_mean
 from smc_bridge.models.checks import Checks
-from smc_bridge.models.host import known, local, sent
-from smc_bridge.prefix import PAD, Index
+from smc_bridge.models.host import Index, known, local, sent
+from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Source
 
 Floats = npt.NDArray[np.float64]

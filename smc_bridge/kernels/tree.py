@@ -26,7 +26,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,15 +36,12 @@ from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.protocol import StoppingKernel, Verified, Verifier, check_move
 from smc_bridge.kernels.tree_build import Tree, best_first
 from smc_bridge.models.arguments import real_between, whole_number
-from smc_bridge.models.host import known, places, sent
+from smc_bridge.models.host import Index, known, places, sent
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness, UniformStream, as_source
 
 __all__ = ["Edges", "Tree", "TreeWalk", "best_first"]
-
-#: LongTensors' counterpart.
-Index = npt.NDArray[np.int64]
 
 
 class Edges:

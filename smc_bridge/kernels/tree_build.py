@@ -27,7 +27,7 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon
 from smc_bridge.distributions.law import Law, Selected
-from smc_bridge.models.host import known, places, sent
+from smc_bridge.models.host import Index, known, places, sent
 from smc_bridge.sampling import softmax
 
 #: Tokens of a chunk, and depths that are looked at in one go (more where they are few numbers).
@@ -35,7 +35,6 @@ CHUNK, DEPTHS = 64, 8
 
 
 #: Arrays on the CPU.
-Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
@@ -125,7 +124,7 @@ class Scale(NamedTuple):
 
 def _candidates(
     law: Law, nodes: int, horizon: Horizon, *, floor: float, exponent: float
-) -> tuple[Indices, Indices, Indices, Floats]:
+) -> tuple[Index, Index, Index, Floats]:
     """Tokens that can stand in the tree: row, place (depth - 1), token and log-probability of each, `[C]`.
 
     Depths are looked at from the first on, some at a time, until no deviation further down can be among the best.
@@ -172,7 +171,7 @@ def _candidates(
 
 
 def _chunk_maxima(
-    law: Law, row: Indices, place: Indices, scale: Scale, *, exponent: float, eos_id: int | None
+    law: Law, row: Index, place: Index, scale: Scale, *, exponent: float, eos_id: int | None
 ) -> Floats:
     """Greatest log-probability of each chunk of n cells, the end of sequence left out, `[n, chunks]`; fills `scale`."""
     rows, at = sent(row, law.device), sent(place, law.device)

@@ -12,14 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smc_bridge.models.host import sent
-
-#: Whole numbers on the host.
-Index = npt.NDArray[np.int64]
+from smc_bridge.models.host import Index, sent
 
 
 @dataclass

@@ -20,11 +20,11 @@ from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.shaping import Shaping, as_ids, check_model, check_temperature, check_top_p
 from smc_bridge.models.arguments import is_list, whole_number
-from smc_bridge.models.host import known, sent
+from smc_bridge.models.host import Index, known, sent
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import PAD, Prefix
-from smc_bridge.proposals.marginals import Index, Marginals
+from smc_bridge.proposals.marginals import Marginals
 from smc_bridge.proposals.protocol import Asked, Cost, Draft
 from smc_bridge.randomness import Source
 
