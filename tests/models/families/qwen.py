@@ -202,13 +202,15 @@ _FAST: dict[str, Any] = SIZES | _WINDOWS | _LAYER_TYPES | {
         "AutoConfig": "configuration.Fast_dLLM_QwenConfig", "AutoModel": "modeling.Fast_dLLM_QwenModel",
         "AutoModelForCausalLM": "modeling.Fast_dLLM_QwenForCausalLM",
     },
-    "bd_size": 8, "bos_token_id": END, "eos_token_id": TURN_END, "model_type": "Fast_dLLM_Qwen",
-    "pad_token_id": TURN_END, "tie_word_embeddings": True, "transformers_version": "4.53.1", "use_cache": True,
+    "bd_size": 8, "bos_token_id": END, "conplemenrary_mask": True, "eos_token_id": TURN_END,
+    "model_type": "Fast_dLLM_Qwen", "pad_token_id": TURN_END, "tie_word_embeddings": False,
+    "transformers_version": "4.53.1", "use_cache": True,
 }  # fmt: skip
 
 
 def _fast_tokenizer(folder: Path) -> None:
-    save_bytes(folder, SHARED | {18: "|<MASK>|"}, {"eos_token": SHARED[TURN_END]})
+    settings = {"additional_special_tokens": ["|<MASK>|"], "eos_token": SHARED[TURN_END], "extra_special_tokens": {}}
+    save_bytes(folder, SHARED | {18: "|<MASK>|"}, settings)
 
 
 # -- SDAR (Cheng et al. 2025): Qwen3 in blocks
@@ -249,7 +251,11 @@ QWEN: dict[str, Family] = {
     **a2d(None),
     **a2d(4),
     "fast-dllm-v2": family(
-        _FAST, _fast_tokenizer, shift=True, mask_id=18, biased=True, block_size=8, generation=_TWO_ENDS
+        _FAST, _fast_tokenizer, shift=True, mask_id=18, biased=True, block_size=8, generation=_TWO_ENDS, shards=2
+    ),
+    "fast-dllm-v2 tied": family(
+        _FAST | {"tie_word_embeddings": True}, _fast_tokenizer, shift=True, mask_id=18, biased=True, block_size=8,
+        generation=_TWO_ENDS,
     ),
     "sdar": family(
         _SDAR, _sdar_tokenizer, shift=False, mask_id=18, biased=False, normed=True, block_size=4,
