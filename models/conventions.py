@@ -1,33 +1,45 @@
 """How a diffusion language model is run: the one table of conventions, keyed by the model type of its configuration.
 
-A checkpoint says what its weights are, not how its outputs are to be read. Four things differ between published models:
+A checkpoint says what its weights are, not how its outputs are to be read. What differs between published models:
 
 - *shift*: whether the output at place i - 1 predicts place i (kept from the autoregressive model it was made of) or the
   output at place i does;
-- *attention*: how every position gets to see every other one (`Attention`);
-- the id of the mask token: the configuration's, the tokenizer's, or the last one of the vocabulary;
+- *attention*: what a place sees: every place ("full"), or those of its own block and the blocks before it ("block");
+- *masking*: how the network is told so (`Masking`);
+- *native*: the network of transformers, or of this package, that its weights belong in, so that no code of the
+  checkpoint's has to run (`Native`);
+- the id of the mask token: the configuration's, the tokenizer's, or one that the family agreed on;
 - the name under which the configuration keeps the longest input.
 
-Sources: Dream (Ye et al. 2025, arXiv 2508.15487), DiffuLLaMA and DiffuGPT (Gong et al. 2024, arXiv 2410.17891), LLaDA
-(Nie et al. 2025, arXiv 2502.09992), MDLM (Sahoo et al. 2024, arXiv 2406.07524), BD3LM (Arriola et al. 2025, arXiv
-2503.09573), A2D (github.com/ZHZisZZ/dllm: shifted or not by an option of its trainer, `right_shift_logits`, off by
-default; a configuration that carries the option is believed, otherwise a model trained with it needs
-`dlm_convention="shifted"`).
+Rows of the embedding past the tokenizer's ids are padding in every family, and no law draws them; ends of sequence are
+those of the target.
+
+Sources: Dream (Ye et al. 2025, arXiv 2508.15487), of whose kind are Dream-Coder, DiffuCoder (Gong et al. 2025, arXiv
+2506.20639) and DreamOn; DiffuLLaMA and DiffuGPT (Gong et al. 2024, arXiv 2410.17891); LLaDA (Nie et al. 2025, arXiv
+2502.09992); MDLM (Sahoo et al. 2024, arXiv 2406.07524); BD3LM (Arriola et al. 2025, arXiv 2503.09573); Fast-dLLM v2 (Wu
+et al. 2025, arXiv 2509.26328); SDAR (Cheng et al. 2025, arXiv 2510.06303); A2D (github.com/ZHZisZZ/dllm: shifted or not
+by an option of its trainer, `right_shift_logits`, off by default; a configuration that carries the option is believed,
+otherwise a model trained with it needs `dlm_convention="shifted"`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-#: How a model is made to see the whole row and nothing past its end.
+from smc_bridge.models.arguments import said, whole_number
+
+#: What a place sees: every place, or those of its block and of the blocks before it.
+Attention = Literal["full", "block"]
+#: How a network is told what its places see.
 #: - "mask-4d": it takes a `[B, 1, W, W]` additive mask as it stands; a causal architecture becomes bidirectional by it.
 #: - "mask-2d": bidirectional by itself; it reads a `[B, W]` mask of the real tokens.
 #: - "unpadded": bidirectional by itself and blind to masks: only rows of one length may share a forward.
-Attention = Literal["mask-4d", "mask-2d", "unpadded"]
+Masking = Literal["mask-4d", "mask-2d", "unpadded"]
 Override = Literal["shifted", "unshifted"]
 OVERRIDES: tuple[str, ...] = get_args(Override)
+ATTENTIONS: tuple[str, ...] = get_args(Attention)
 
 #: Entry of a configuration with the longest input, tokens, unless the convention names another.
 LENGTH_KEY = "max_position_embeddings"
@@ -36,42 +48,162 @@ ENTRY = "diffusion"
 
 
 @dataclass(frozen=True)
+class Native:
+    """A network that needs no code of the checkpoint's.
+
+    Attributes:
+        architecture: class of transformers, or "DiT" (`smc_bridge.models.huggingface.dit`).
+        published: class that the checkpoint's configuration names; another one of its type is another network.
+        entries: from the checkpoint's configuration to that of the network; by default it has the same entries.
+        renaming: pattern -> replacement of the names of weights, the first that matches; others keep theirs.
+        fused: pattern of a weight that holds several along its first dimension -> their names, in their order; looked
+            at before `renaming`.
+        resized: the rows of the embedding are those of the weights, whatever the configuration says.
+    """
+
+    architecture: str
+    published: str | None = None
+    entries: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    renaming: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    resized: bool = False
+
+
+@dataclass(frozen=True)
 class Convention:
     """How one family of diffusion models is run.
 
     Attributes:
+        family: its name.
         shift: whether the output at place i - 1 predicts place i.
         attention: see `Attention`.
-        auto_class: class of transformers that finds the architecture.
+        either: models of this type are trained with either attention, and no configuration tells which.
+        block_size: tokens of a block of "block" attention, or None.
+        block_keys: entries of the configuration that say so.
+        native: the network that the weights belong in, or None if an automatic class finds it.
+        mask_id: of the mask token, where neither configuration nor tokenizer tells.
         last_is_mask: the mask token is the last id of the vocabulary, and no tokenizer knows it.
         length_key: entry of the configuration with the longest input, tokens.
-        inputs: further inputs of the forward; "zeros" stands for one zero per row.
-        configuration: entries of the configuration that are set when the model is loaded.
+        masking: see `Masking`.
+        auto_class: class of transformers that finds the architecture, where it is not `native`.
+        inputs: further inputs of that one's forward; "zeros" stands for one zero per row.
+        configuration: entries of the configuration that are set when it is loaded.
     """
 
+    family: str
     shift: bool
-    attention: Attention
-    auto_class: str = "AutoModelForMaskedLM"
+    masking: Masking
+    attention: Attention = "full"
+    either: bool = False
+    block_size: int | None = None
+    block_keys: tuple[str, ...] = ()
+    native: Native | None = None
+    mask_id: int | None = None
     last_is_mask: bool = False
     length_key: str = LENGTH_KEY
+    auto_class: str = "AutoModelForMaskedLM"
     inputs: Mapping[str, Any] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
 
-_A2D = Convention(shift=False, attention="mask-2d")
+def _llada(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of LLaDA as one of Llama."""
+    fused = config.get("block_type") == "sequential"
+    alike = {
+        "block_type": "sequential" if fused else "llama", "activation_type": "swiglu" if fused else "silu",
+        "layer_norm_type": "rms", "layer_norm_with_affine": True, "rope": True, "alibi": False,
+        "attention_layer_norm": False, "scale_logits": False, "input_emb_norm": False, "block_group_size": 1,
+    }  # fmt: skip
+    for name, wanted in alike.items():
+        if config.get(name, wanted) != wanted:
+            raise ValueError(f"{name} = {said(config[name])} in its configuration is not known here, only {wanted!r}")
+    size, heads = config["d_model"], config["n_heads"]
+    inner = config.get("mlp_hidden_size") or config.get("mlp_ratio", 4) * size
+    one = 1 if config.get("multi_query_attention") else heads
+    return {
+        "hidden_size": size, "num_attention_heads": heads, "num_hidden_layers": config["n_layers"],
+        "num_key_value_heads": config.get("n_kv_heads") or one,
+        "intermediate_size": inner // 2 if fused else inner,
+        "vocab_size": config.get("embedding_size") or config["vocab_size"],
+        "max_position_embeddings": config.get("max_sequence_length", 1024),
+        "rms_norm_eps": config.get("rms_norm_eps", 1e-5), "rope_theta": config.get("rope_theta", 10000.0),
+        "tie_word_embeddings": config.get("weight_tying", True), "mlp_bias": config.get("include_bias", False),
+        "attention_bias": bool(config.get("include_bias") or config.get("include_qkv_bias")),
+        **{name: config.get(name) for name in ("eos_token_id", "pad_token_id", "dtype", "torch_dtype")},
+    }  # fmt: skip
+
+
+_BODY, _LAYER = r"^(?:model\.)?transformer\.", r"^(?:model\.)?transformer\.blocks\.(\d+)\."
+_LLADA = Native(
+    "LlamaForCausalLM", "LLaDAModelLM", _llada,
+    {
+        _BODY + r"wte\.": "model.embed_tokens.",
+        _BODY + r"ln_f\.": "model.norm.",
+        _BODY + r"ff_out\.": "lm_head.",
+        _LAYER + r"attn_norm\.": r"model.layers.\1.input_layernorm.",
+        _LAYER + r"([qkv])_proj\.": r"model.layers.\1.self_attn.\2_proj.",
+        _LAYER + r"attn_out\.": r"model.layers.\1.self_attn.o_proj.",
+        _LAYER + r"ff_norm\.": r"model.layers.\1.post_attention_layernorm.",
+        _LAYER + r"ff_proj\.": r"model.layers.\1.mlp.gate_proj.",
+        _LAYER + r"up_proj\.": r"model.layers.\1.mlp.up_proj.",
+        _LAYER + r"ff_out\.": r"model.layers.\1.mlp.down_proj.",
+    },
+)
+#: The other form of its layers: queries, keys and values in one weight, and both parts of SwiGLU.
+_LLADA_FUSED = replace(
+    _LLADA,
+    fused={
+        _LAYER + r"att_proj\.": tuple(rf"model.layers.\1.self_attn.{x}_proj." for x in "qkv"),
+        _LAYER + r"ff_proj\.": (r"model.layers.\1.mlp.up_proj.", r"model.layers.\1.mlp.gate_proj."),
+    },
+)
+
+
+def _wrapped(architecture: str, body: str, embedding: str) -> Convention:
+    """DiffuLLaMA's and DiffuGPT's trainer wrote a wrapper round a backbone of transformers, its embedding apart."""
+    renaming = {r"^denoise_model\.": f"{body}.", r"^embed_tokens\.": f"{body}.{embedding}."}
+    return Convention(
+        "DiffuLLaMA", True, "mask-4d", native=Native(architecture, renaming=renaming, resized=True)
+    )
+
+
+def _a2d(architecture: str) -> Convention:
+    return Convention(
+        "A2D", False, "mask-4d", either=True, block_keys=("block_size",), native=Native(architecture)
+    )
+
+
 #: Masked LMs of transformers that take a mask of the real tokens and let padding through all the same.
-_BLIND = Convention(shift=False, attention="unpadded")
-#: Conventions by `config.model_type`. Masked LMs of transformers need no entry: they are `NATIVE_MASKED`.
+_BLIND = Convention("masked LM", False, "unpadded")
+#: Conventions by `config.model_type`, or by that and `block_type`, `type:block`. Masked LMs of transformers need no
+#: entry: they are `NATIVE_MASKED`.
 CONVENTIONS: dict[str, Convention] = {
-    "Dream": Convention(shift=True, attention="mask-4d", auto_class="AutoModel"),  # and Dream-Coder, DiffuCoder
+    "Dream": Convention(
+        "Dream", True, "mask-4d", native=Native("Qwen2ForCausalLM", "DreamModel"), auto_class="AutoModel",
+    ),  # and Dream-Coder, DiffuCoder, DreamOn
     "llada": Convention(
-        shift=False, attention="unpadded", auto_class="AutoModel", length_key="max_sequence_length",
+        "LLaDA", False, "mask-4d", native=_LLADA, auto_class="AutoModel", length_key="max_sequence_length",
     ),
-    "a2d-llama": _A2D,
-    "a2d-qwen2": _A2D,
-    "a2d-qwen3": _A2D,
+    "llada:sequential": Convention(
+        "LLaDA", False, "mask-4d", native=_LLADA_FUSED, auto_class="AutoModel", length_key="max_sequence_length",
+    ),
+    "a2d-llama": _a2d("LlamaForCausalLM"),
+    "a2d-qwen2": _a2d("Qwen2ForCausalLM"),
+    "a2d-qwen3": _a2d("Qwen3ForCausalLM"),
+    "Fast_dLLM_Qwen": Convention(
+        "Fast-dLLM v2", True, "mask-4d", "block", block_size=32, block_keys=("bd_size", "block_size"), mask_id=151665,
+        native=Native("Qwen2ForCausalLM"), auto_class="AutoModelForCausalLM",
+    ),
+    "sdar": Convention(
+        "SDAR", False, "mask-4d", "block", block_size=4, block_keys=("block_size", "block_length"), mask_id=151669,
+        native=Native("Qwen3ForCausalLM"), auto_class="AutoModelForCausalLM",
+    ),
     "mdlm": Convention(
-        shift=False, attention="unpadded", last_is_mask=True, length_key="model_length", inputs={"timesteps": "zeros"},
+        "MDLM", False, "unpadded", last_is_mask=True, length_key="model_length", inputs={"timesteps": "zeros"},
+    ),
+    "bd3lm": Convention(
+        "BD3LM", False, "unpadded", last_is_mask=True, length_key="model_length",
+        inputs={"timesteps": "zeros", "sample_mode": True},
     ),
     "convbert": _BLIND,  # its convolutions reach over padding
     "fnet": _BLIND,
@@ -81,24 +213,29 @@ CONVENTIONS: dict[str, Convention] = {
     "reformer": _BLIND,
     "yoso": _BLIND,
     # Its sparse attention reads padding, and gives way to the full one for good at the first short row.
-    "big_bird": Convention(shift=False, attention="mask-2d", configuration={"attention_type": "original_full"}),
-    "bd3lm": Convention(
-        shift=False, attention="unpadded", last_is_mask=True, length_key="model_length",
-        inputs={"timesteps": "zeros", "sample_mode": True},
-    ),
+    "big_bird": Convention("masked LM", False, "mask-2d", configuration={"attention_type": "original_full"}),
 }
-NATIVE_MASKED = Convention(shift=False, attention="mask-2d")
-CAUSAL_BACKBONE = Convention(shift=True, attention="mask-4d", auto_class="AutoModelForCausalLM")
+NATIVE_MASKED = Convention("masked LM", False, "mask-2d")
+CAUSAL_BACKBONE = Convention("causal backbone", True, "mask-4d", auto_class="AutoModelForCausalLM")
 #: Prefix of the weights that DiffuLLaMA's and DiffuGPT's trainer writes round a backbone of transformers.
 WRAPPED = "denoise_model."
-#: Where such weights belong in the backbone, by its model type.
-UNWRAPPED: dict[str, dict[str, str]] = {
-    "gpt2": {r"^denoise_model\.": "transformer.", r"^embed_tokens\.": "transformer.wte."},
-    "llama": {r"^denoise_model\.": "model.", r"^embed_tokens\.": "model.embed_tokens."},
+#: Conventions of such weights, by the model type of the backbone.
+UNWRAPPED: dict[str, Convention] = {
+    "gpt2": _wrapped("GPT2LMHeadModel", "transformer", "wte"),
+    "llama": _wrapped("LlamaForCausalLM", "model", "embed_tokens"),
+}
+#: How the checkpoint's own code is masked, where it is trusted: conventions that differ from the native route.
+OWN_MASKING: dict[str, Masking] = {
+    "Dream": "mask-4d", "a2d-llama": "mask-2d", "a2d-qwen2": "mask-2d", "a2d-qwen3": "mask-2d",
 }
 
 
-def _native(model_type: str, auto_class: str) -> bool:
+def is_wrapped(names: Mapping[str, Any]) -> bool:
+    """Whether weights of these names are those that DiffuLLaMA's trainer writes round its backbone."""
+    return any(name.startswith(WRAPPED) for name in names)
+
+
+def has_language_model(model_type: str, auto_class: str) -> bool:
     """Whether transformers itself has the architecture `model_type` under `auto_class`."""
     from transformers.models.auto import modeling_auto
 
@@ -134,24 +271,34 @@ def _stated(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def convention_of(
-    config: Mapping[str, Any], *, name: str, override: Override | None = None, wrapped: bool = False
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    override: Override | None = None,
+    attention: Attention | None = None,
+    block_size: int | None = None,
+    wrapped: bool = False,
+    trusted: bool = False,
 ) -> Convention:
     """How the diffusion model with this configuration is run.
 
     The output convention is, in this order: `override`; the `shift` of the configuration's `diffusion` entry; its
-    `right_shift_logits`; that of the table. What else the convention says is the architecture's.
+    `right_shift_logits`; that of the table. So are attention and block size: the arguments, `attention` and
+    `block_size` of that entry, the table. What else the convention says is the architecture's.
 
     Args:
         config: contents of `config.json`.
         name: of the model, for messages.
         override: "shifted" or "unshifted".
-        wrapped: whether the weights are DiffuLLaMA's or DiffuGPT's (`WRAPPED`).
+        attention: "full" or "block".
+        block_size: tokens of a block.
+        wrapped: whether the weights are DiffuLLaMA's or DiffuGPT's (`is_wrapped`).
+        trusted: whether the checkpoint's own code, if it has any, is to be run rather than a native network.
     Raises:
-        ValueError: the override or the entry is neither, or nothing says how a model of this type is read.
+        ValueError: an argument or an entry is none of these, or nothing says how a model of this type is read.
     """
     if override is not None and override not in OVERRIDES:
         raise ValueError(f"dlm_convention = {override!r}: give 'shifted' or 'unshifted', or leave it out")
-    model_type = str(config.get("model_type"))
     flag = config.get("right_shift_logits")
     if flag is not None and not isinstance(flag, bool):
         raise ValueError(
@@ -160,27 +307,68 @@ def convention_of(
     stated = _stated(config, name).get("shift", flag)
     if override is not None:
         stated = override == "shifted"
-    if model_type in CONVENTIONS:
-        found = CONVENTIONS[model_type]
-    elif wrapped:
-        found = CAUSAL_BACKBONE
-    elif _native(model_type, "AutoModelForMaskedLM") and not config.get("is_encoder_decoder"):
-        found = NATIVE_MASKED
-    elif stated is None:
+    found = _family(config, name, shift=stated, wrapped=wrapped, trusted=trusted)
+    if stated is not None:
+        found = replace(found, shift=bool(stated))
+    return _with_attention(found, config, name, attention, block_size)
+
+
+def _family(
+    config: Mapping[str, Any], name: str, *, shift: bool | None, wrapped: bool, trusted: bool
+) -> Convention:
+    """The entry of the table, or what stands for it; `shift` is what is known of that otherwise."""
+    model_type = str(config.get("model_type"))
+    found = CONVENTIONS.get(f"{model_type}:{config.get('block_type')}", CONVENTIONS.get(model_type))
+    if wrapped:
+        if model_type not in UNWRAPPED:
+            raise ValueError(
+                f"dlm = {str(name)!r}: holds the weights of a diffusion wrapper round {model_type!r}; only "
+                f"{' and '.join(sorted(UNWRAPPED))} are known: save the backbone itself"
+            )
+        return UNWRAPPED[model_type]
+    own = _own_class(config)
+    if found is not None and trusted and own is not None:
+        return replace(found, native=None, auto_class=own, masking=OWN_MASKING.get(model_type, "unpadded"))
+    if found is not None:
+        return found
+    if has_language_model(model_type, "AutoModelForMaskedLM") and not config.get("is_encoder_decoder"):
+        return NATIVE_MASKED
+    if shift is None:
         raise ValueError(
             f"dlm = {str(name)!r} has the model type {model_type!r}, whose convention is not known: set dlm_convention "
             "to 'shifted' (the output at place i - 1 predicts place i, as in Dream) or 'unshifted' (as in LLaDA)"
         )
-    elif (own := _own_class(config)) is not None:
-        found = Convention(shift=stated, attention="unpadded", auto_class=own)
-    elif _native(model_type, "AutoModelForCausalLM"):
-        found = CAUSAL_BACKBONE
-    else:
+    if own is not None and (trusted or not has_language_model(model_type, "AutoModelForCausalLM")):
+        return Convention("own code", shift, "unpadded", auto_class=own)
+    if has_language_model(model_type, "AutoModelForCausalLM"):
+        return CAUSAL_BACKBONE
+    raise ValueError(
+        f"dlm = {str(name)!r} has the model type {model_type!r}, which transformers has no language model for: "
+        "give a masked or causal language model, or a checkpoint with code of its own and trust_remote_code = True"
+    )
+
+
+def _with_attention(
+    found: Convention, config: Mapping[str, Any], name: str, attention: Attention | None, block_size: int | None
+) -> Convention:
+    """The convention with the attention and block size that are given, or that the configuration says."""
+    entry = _stated(config, name)
+    kind = entry.get("attention", found.attention) if attention is None else attention
+    if kind not in ATTENTIONS:
+        raise ValueError(f"attention = {said(kind)} of dlm = {str(name)!r}: give 'full' or 'block'")
+    if kind == "full":
+        if block_size is not None:
+            raise ValueError(f"block_size = {said(block_size)} with full attention: give attention = 'block' too")
+        return replace(found, attention=kind, block_size=None, either=found.either and attention is None)
+    sizes = (block_size, entry.get("block_size"), *(config.get(key) for key in found.block_keys), found.block_size)
+    size = next((size for size in sizes if size is not None), None)
+    if size is None:
         raise ValueError(
-            f"dlm = {str(name)!r} has the model type {model_type!r}, which transformers has no language model for: "
-            "give a masked or causal language model, or a checkpoint with code of its own and trust_remote_code = True"
+            f"attention = 'block' of dlm = {str(name)!r}: its configuration does not say how many tokens a block has; "
+            "give block_size"
         )
-    return found if stated is None else replace(found, shift=bool(stated))
+    size = whole_number("block_size", size)
+    return replace(found, attention=kind, block_size=size, either=False)
 
 
 def mask_id_of(config: Mapping[str, Any], tokenizer: Any, convention: Convention, *, name: str) -> int:
@@ -192,7 +380,8 @@ def mask_id_of(config: Mapping[str, Any], tokenizer: Any, convention: Convention
     size = config.get("vocab_size")
     last = size - 1 if convention.last_is_mask and isinstance(size, int) else None
     found = (
-        _stated(config, name).get("mask_token_id"), config.get("mask_token_id"), tokenizer.mask_token_id, last
+        _stated(config, name).get("mask_token_id"), config.get("mask_token_id"), tokenizer.mask_token_id,
+        convention.mask_id, last,
     )
     known = next((i for i in found if i is not None), None)
     if known is None:
