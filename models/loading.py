@@ -55,7 +55,7 @@ def _one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
             raise MemoryError(
                 f"{checkpoint.said}: out of memory while loading its {what}; give a narrower dtype, or a device_map"
             ) from error
-        if "ignore_mismatched_sizes" in str(error):  # transformers lists them in a warning, which is silenced
+        if any(word in str(error) for word in ("ignore_mismatched_sizes", "size mismatch")):  # listed in a warning
             raise ValueError(
                 f"{checkpoint.said}: its {what} cannot be loaded: they have other shapes than its {CONFIG} says; copy "
                 "both from one checkpoint"
