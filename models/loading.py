@@ -209,7 +209,8 @@ def load_native(checkpoint: Checkpoint, native: Native, config: Any, empty: Any,
         with _one_line(checkpoint, "weights"):
             given = {"state_dict": placed(native, empty, _read(checkpoint))}
         name = None
-    return _load(checkpoint, network_class(native).from_pretrained, placement, name, additive=True, config=config, **given)
+    load = network_class(native).from_pretrained
+    return _load(checkpoint, load, placement, name, additive=True, config=config, **given)
 
 
 def _load(

@@ -23,6 +23,8 @@ from smc_bridge.models.conventions import Native
 FOREIGN = ("auto_map", "architectures", "model_type", "transformers_version", "attn_implementation", "use_cache")
 #: Weights that old checkpoints hold and that are computed: rotary frequencies, and causal masks of GPT-2.
 COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+#: The table of input embeddings.
+EMBEDDING = re.compile(r"\.(wte|embed_tokens)\.weight$")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -53,9 +55,8 @@ def network_config(checkpoint: Checkpoint, native: Native, shapes: Shapes) -> An
     try:
         entries = {k: v for k, v in native.entries(checkpoint.config).items() if k not in FOREIGN and v is not None}
         if native.resized:
-            held = {_places(native, name)[0]: shape for name, shape in shapes.items()}
-            rows = next((shape[0] for name, shape in held.items() if re.search(r"(wte|embed_tokens)\.weight$", name)), None)
-            entries |= {} if rows is None else {"vocab_size": rows}
+            rows = [shape[0] for name, shape in shapes.items() if EMBEDDING.search(_places(native, name)[0])]
+            entries |= {"vocab_size": rows[0]} if rows else {}
         return network_class(native).config_class(**entries)
     except KeyError as error:
         raise ValueError(f"{checkpoint.said}: {CONFIG} has no {error}; copy the checkpoint anew") from error
@@ -112,7 +113,7 @@ def placed(native: Native, empty: Any, weights: Mapping[str, Tensor]) -> dict[st
     out: dict[str, Tensor] = {}
     for name, value in weights.items():
         places = _places(native, name)
-        parts = [value] if len(places) == 1 else value.split([wanted[place].shape[0] for place in places])
+        parts = [value] if len(places) == 1 else torch.split(value, [wanted[place].shape[0] for place in places])
         out |= {place: part for place, part in zip(places, parts, strict=True) if place in wanted}
     return out
 

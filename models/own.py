@@ -16,26 +16,18 @@ import torch
 
 from smc_bridge.models.arguments import ids_of, said, whole_number
 from smc_bridge.models.checkpoints import Checkpoint, find_checkpoint
-from smc_bridge.models.conventions import (
-    LENGTH_KEY,
-    Attention,
-    Convention,
-    Override,
-    convention_of,
-    has_language_model,
-    is_wrapped,
-    mask_id_of,
-)
+from smc_bridge.models.conventions import CONVENTIONS, LENGTH_KEY, Attention, Convention, Override
 from smc_bridge.models.gguf import dequantised, packaged_gguf
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, output_size
 from smc_bridge.models.huggingface.unpadded import Unpadded
 from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, special_ids
 from smc_bridge.models.loading import load_model, load_native, load_tokenizer, weight_shapes
-from smc_bridge.models.native import account, network_config, skeleton
+from smc_bridge.models.native import Shapes, account, network_config, skeleton
 from smc_bridge.models.pair import Pair, pair_from_models
 from smc_bridge.models.placement import Placement, options_of
 from smc_bridge.models.prompts import PromptFormat, default_prompt
 from smc_bridge.models.protocols import CausalLM
+from smc_bridge.models.recognise import convention_of, has_language_model, is_wrapped, mask_id_of
 
 Name = str | os.PathLike[str]
 #: How one model is loaded (`smc_bridge.models.placement.options_of`).
@@ -129,7 +121,7 @@ def load_causal(
         "attn_implementation": attn_implementation, "quantization_config": quantization_config, "revision": revision,
         "token": token,
     })  # fmt: skip
-    source = _source("ar", ar, options, trust_remote_code=trust_remote_code)
+    source = _target(ar, options, trust_remote_code)
     eos_id = end_of_sequence(source, eos_id)
     model = _load_ar(source, trust=trust_remote_code)
     warn_of_other_ends(source, model, eos_id)
@@ -165,19 +157,26 @@ def warn_of_other_ends(source: Source, model: Any, eos_id: int | None) -> None:
         )
 
 
+def _target(ar: Name, options: Options, trust: bool) -> Source:
+    """An autoregressive model that may be run."""
+    source = _source("ar", ar, options, trust_remote_code=trust)
+    _check_code(source.checkpoint, trust, "AutoModelForCausalLM")
+    return source
+
+
 def _load_ar(source: Source, *, trust: bool) -> Any:
-    _check_code(source.checkpoint, "AutoModelForCausalLM", trust)
     shapes = weight_shapes(source.checkpoint)
     return load_model(
         source.checkpoint, "AutoModelForCausalLM", source.placement, trust_remote_code=trust, shapes=shapes
     )
 
 
-def _check_code(checkpoint: Checkpoint, auto_class: str, trust: bool) -> None:
+def _check_code(checkpoint: Checkpoint, trust: bool, *auto_classes: str) -> None:
     """Refuse a checkpoint that nothing but code of its own can run, unless that is trusted."""
-    native = has_language_model(str(checkpoint.config["model_type"]), auto_class)
-    if checkpoint.config.get("auto_map") and not trust and not native:
-        checkpoint.refuse_code()
+    if checkpoint.config.get("auto_map") and not trust:
+        model_type = str(checkpoint.config["model_type"])
+        if not any(has_language_model(model_type, auto_class) for auto_class in auto_classes):
+            checkpoint.refuse_code()
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,7 @@ class Diffusion:
     empty: Any = None
 
     @classmethod
-    def of(cls, source: Source, convention: Convention, shapes: dict[str, tuple[int, ...]], *, trust: bool) -> Diffusion:
+    def of(cls, source: Source, convention: Convention, shapes: Shapes, *, trust: bool) -> Diffusion:
         """Look at it.
 
         Raises:
@@ -211,7 +210,7 @@ class Diffusion:
                 f"one of {', '.join(ADDITIVE_ATTENTION)}, or leave it out"
             )
         if native is None:
-            _check_code(checkpoint, convention.auto_class, trust)
+            _check_code(checkpoint, trust, convention.auto_class)
             return cls(source, convention, trust)
         config = network_config(checkpoint, native, shapes)
         empty = skeleton(native, config)
@@ -219,7 +218,7 @@ class Diffusion:
             account(checkpoint, native, empty, shapes)
         return cls(source, convention, trust, config, empty)
 
-    def load(self, shapes: dict[str, tuple[int, ...]]) -> Any:
+    def load(self, shapes: Shapes) -> Any:
         """Read its weights."""
         checkpoint, convention, placement = self.source.checkpoint, self.convention, self.source.placement
         if convention.native is not None:
@@ -257,6 +256,8 @@ def load_two(
     check_id("eos_id", eos_id)
     left = _source("dlm", dlm, dlm_options, trust_remote_code=trust, tokenizer=dlm_tokenizer)
     config = left.checkpoint.config
+    if str(config["model_type"]) not in CONVENTIONS:
+        _check_code(left.checkpoint, trust, "AutoModelForMaskedLM", "AutoModelForCausalLM")
     shapes = weight_shapes(left.checkpoint)
     convention = convention_of(
         config, name=left.checkpoint.name, override=dlm_convention, attention=attention, block_size=block_size,
@@ -265,7 +266,7 @@ def load_two(
     diffusion = Diffusion.of(left, convention, shapes, trust=trust)
     if mask_id is None:
         mask_id = mask_id_of(config, left.tokenizer, convention, name=left.checkpoint.name)
-    right = _source("ar", ar, ar_options, trust_remote_code=trust)
+    right = _target(ar, ar_options, trust)
     eos_id = end_of_sequence(right, eos_id)
     if not reduce:
         ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, eos_id=eos_id)

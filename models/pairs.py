@@ -84,8 +84,8 @@ def load_pair(
         device_map: spread the layers of both over devices, as in transformers (needs accelerate).
         tp_plan: split every layer of both over the processes of `torchrun`, as in transformers.
         attn_implementation, quantization_config, revision, token: as in transformers.
-        dlm_kwargs, ar_kwargs: those of `dtype`, `torch_dtype`, `device`, `device_map`, `tp_plan` and the four above that
-            are different for the one model.
+        dlm_kwargs, ar_kwargs: those of `dtype`, `torch_dtype`, `device`, `device_map`, `tp_plan` and the four above
+            that are different for the one model.
         mask_id: id of the diffusion model's mask token. Default: configuration, tokenizer, or convention.
         eos_id: the one id that ends a sequence. Default: that of the autoregressive model's tokenizer, else of its
             configuration.
