@@ -52,18 +52,20 @@ class Native:
     Attributes:
         architecture: class of transformers, or "DiT" (`smc_bridge.models.huggingface.dit`).
         published: class that the checkpoint's configuration names; another one of its type is another network.
-        entries: from the checkpoint's configuration to that of the network; by default it has the same entries.
+        entries: from the checkpoint's configuration to that of the network, or to entries of it; by default the same.
         renaming: pattern -> replacement of the names of weights, the first that matches; others keep theirs.
         fused: pattern of a weight that holds several along its first dimension -> their names, in their order; looked
             at before `renaming`.
+        unused: patterns of what the checkpoint holds besides.
         resized: the rows of the embedding are those of the weights, whatever the configuration says.
     """
 
     architecture: str
     published: str | None = None
-    entries: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    entries: Callable[[Mapping[str, Any]], Any] = dict
     renaming: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
     resized: bool = False
 
 
@@ -78,7 +80,9 @@ class Convention:
         either: models of this type are trained with either attention, and no configuration tells which.
         block_size: tokens of a block of "block" attention, or None.
         block_keys: entries of the configuration that say so.
+        block_switch: entry of the configuration without which, if it is false, attention is full.
         native: the network that the weights belong in, or None if an automatic class finds it.
+        native_of: which one that is for a configuration, where a family has several.
         mask_id: of the mask token, where neither configuration nor tokenizer tells.
         last_is_mask: the mask token is the last id of the vocabulary, and no tokenizer knows it.
         length_key: entry of the configuration with the longest input, tokens.
@@ -95,7 +99,9 @@ class Convention:
     either: bool = False
     block_size: int | None = None
     block_keys: tuple[str, ...] = ()
+    block_switch: str | None = None
     native: Native | None = None
+    native_of: Callable[[Mapping[str, Any]], Native] | None = None
     mask_id: int | None = None
     last_is_mask: bool = False
     length_key: str = LENGTH_KEY
@@ -147,14 +153,47 @@ _LLADA = Native(
         _LAYER + r"ff_out\.": r"model.layers.\1.mlp.down_proj.",
     },
 )
-#: The other form of its layers: queries, keys and values in one weight, and both parts of SwiGLU.
-_LLADA_FUSED = replace(
-    _LLADA,
-    fused={
-        _LAYER + r"att_proj\.": tuple(rf"model.layers.\1.self_attn.{x}_proj." for x in "qkv"),
-        _LAYER + r"ff_proj\.": (r"model.layers.\1.mlp.up_proj.", r"model.layers.\1.mlp.gate_proj."),
-    },
-)
+
+
+def _llada_network(config: Mapping[str, Any]) -> Native:
+    """That of LLaDA with this configuration: a Qwen2, not a Llama, has biases of queries, keys and values alone; and
+    the layers of another kind fuse these into one weight, and both parts of SwiGLU."""
+    found = _LLADA
+    if config.get("include_qkv_bias") and not config.get("include_bias"):
+        found = replace(found, architecture="Qwen2ForCausalLM")
+    if config.get("block_type") == "sequential":
+        parts = tuple(rf"model.layers.\1.self_attn.{x}_proj." for x in "qkv")
+        gated = (r"model.layers.\1.mlp.up_proj.", r"model.layers.\1.mlp.gate_proj.")
+        found = replace(found, fused={_LAYER + r"att_proj\.": parts, _LAYER + r"ff_proj\.": gated})
+    return found
+
+
+#: Names of weights of MDLM and BD3LM, and in `DiT`.
+_DIT_KEYS = {
+    r"^backbone\.vocab_embed\.embedding$": "embedding.weight",
+    r"^backbone\.sigma_map\.mlp\.": "time.",
+    r"^backbone\.blocks\.(\d+)\.norm1\.": r"blocks.\1.norm_attention.",
+    r"^backbone\.blocks\.(\d+)\.attn_qkv\.": r"blocks.\1.qkv.",
+    r"^backbone\.blocks\.(\d+)\.attn_out\.": r"blocks.\1.out.",
+    r"^backbone\.blocks\.(\d+)\.norm2\.": r"blocks.\1.norm_mlp.",
+    r"^backbone\.blocks\.(\d+)\.mlp\.": r"blocks.\1.mlp.",
+    r"^backbone\.blocks\.(\d+)\.adaLN_modulation\.": r"blocks.\1.modulation.",
+    r"^backbone\.output_layer\.norm_final\.": "norm.",
+    r"^backbone\.output_layer\.adaLN_modulation\.": "modulation.",
+    r"^backbone\.output_layer\.linear\.": "head.",
+}
+#: What such checkpoints hold besides: rotary frequencies, computed here, and noise levels of BD3LM's training.
+_DIT_UNUSED = (r"^backbone\.rotary_emb\.inv_freq$", r"^sampling_eps_(min|max)$")
+
+
+def _dit(config: Mapping[str, Any]) -> Any:
+    """A configuration of MDLM or BD3LM as one of `DiT`."""
+    from smc_bridge.models.huggingface.dit import DiTConfig
+
+    return DiTConfig.from_checkpoint(config)
+
+
+_DIT = Native("DiT", entries=_dit, renaming=_DIT_KEYS, unused=_DIT_UNUSED)
 
 
 def _wrapped(architecture: str, body: str, embedding: str) -> Convention:
@@ -173,35 +212,32 @@ def _a2d(architecture: str) -> Convention:
 
 #: Masked LMs of transformers that take a mask of the real tokens and let padding through all the same.
 _BLIND = Convention("masked LM", False, "unpadded")
-#: Conventions by `config.model_type`, or by that and `block_type`, `type:block`. Masked LMs of transformers need no
-#: entry: they are `NATIVE_MASKED`.
+#: Conventions by `config.model_type`. Masked LMs of transformers need no entry: they are `NATIVE_MASKED`.
 CONVENTIONS: dict[str, Convention] = {
     "Dream": Convention(
-        "Dream", True, "mask-4d", native=Native("Qwen2ForCausalLM", "DreamModel"), auto_class="AutoModel",
+        "Dream", True, "mask-4d", native=Native("Qwen2ForCausalLM", "DreamModel")
     ),  # and Dream-Coder, DiffuCoder, DreamOn
     "llada": Convention(
-        "LLaDA", False, "mask-4d", native=_LLADA, auto_class="AutoModel", length_key="max_sequence_length",
-    ),
-    "llada:sequential": Convention(
-        "LLaDA", False, "mask-4d", native=_LLADA_FUSED, auto_class="AutoModel", length_key="max_sequence_length",
+        "LLaDA", False, "mask-4d", native=_LLADA, native_of=_llada_network, length_key="max_sequence_length",
     ),
     "a2d-llama": _a2d("LlamaForCausalLM"),
     "a2d-qwen2": _a2d("Qwen2ForCausalLM"),
     "a2d-qwen3": _a2d("Qwen3ForCausalLM"),
     "Fast_dLLM_Qwen": Convention(
         "Fast-dLLM v2", True, "mask-4d", "block", block_size=32, block_keys=("bd_size", "block_size"), mask_id=151665,
-        native=Native("Qwen2ForCausalLM"), auto_class="AutoModelForCausalLM",
+        native=Native("Qwen2ForCausalLM"),
     ),
     "sdar": Convention(
         "SDAR", False, "mask-4d", "block", block_size=4, block_keys=("block_size", "block_length"), mask_id=151669,
-        native=Native("Qwen3ForCausalLM"), auto_class="AutoModelForCausalLM",
+        native=Native("Qwen3ForCausalLM"),
     ),
     "mdlm": Convention(
-        "MDLM", False, "unpadded", last_is_mask=True, length_key="model_length", inputs={"timesteps": "zeros"},
+        "MDLM", False, "mask-4d", native=_DIT, last_is_mask=True, length_key="model_length",
+        inputs={"timesteps": "zeros"},
     ),
     "bd3lm": Convention(
-        "BD3LM", False, "unpadded", last_is_mask=True, length_key="model_length",
-        inputs={"timesteps": "zeros", "sample_mode": True},
+        "BD3LM", False, "mask-4d", "block", block_keys=("block_size",), block_switch="cross_attn", native=_DIT,
+        last_is_mask=True, length_key="model_length", inputs={"timesteps": "zeros", "sample_mode": True},
     ),
     "convbert": _BLIND,  # its convolutions reach over padding
     "fnet": _BLIND,

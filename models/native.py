@@ -53,7 +53,10 @@ def network_config(checkpoint: Checkpoint, native: Native, shapes: Shapes) -> An
             "trust_remote_code = True to run its own code"
         )
     try:
-        entries = {k: v for k, v in native.entries(checkpoint.config).items() if k not in FOREIGN and v is not None}
+        found = native.entries(checkpoint.config)
+        if not isinstance(found, Mapping):
+            return found
+        entries = {name: value for name, value in found.items() if name not in FOREIGN and value is not None}
         if native.resized:
             rows = [shape[0] for name, shape in shapes.items() if EMBEDDING.search(_places(native, name)[0])]
             entries |= {"vocab_size": rows[0]} if rows else {}
@@ -88,7 +91,8 @@ def account(checkpoint: Checkpoint, native: Native, empty: Any, shapes: Shapes) 
     own = type(empty).__name__
     tied = _tied(empty)
     missing = sorted(name for name in wanted.keys() - held.keys() if not tied.get(name, set()) & held.keys())
-    unknown = sorted(name for name in held.keys() - wanted.keys() if not COMPUTED.search(name))
+    unused = [COMPUTED, *map(re.compile, native.unused)]
+    unknown = sorted(name for name in held.keys() - wanted.keys() if not any(x.search(name) for x in unused))
     other = sorted(name for name in held.keys() & wanted.keys() if held[name] != wanted[name])
     remedy = f"copy weights and {CONFIG} from one checkpoint"
     if missing:

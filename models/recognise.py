@@ -116,7 +116,7 @@ def _family(
 ) -> Convention:
     """The entry of the table, or what stands for it; `shift` is what is known of that otherwise."""
     model_type = str(config.get("model_type"))
-    found = CONVENTIONS.get(f"{model_type}:{config.get('block_type')}", CONVENTIONS.get(model_type))
+    found = CONVENTIONS.get(model_type)
     if wrapped:
         if model_type not in UNWRAPPED:
             raise ValueError(
@@ -128,7 +128,7 @@ def _family(
     if found is not None and trusted and own is not None:
         return replace(found, native=None, auto_class=own, masking=OWN_MASKING.get(model_type, "unpadded"))
     if found is not None:
-        return found
+        return found if found.native_of is None else replace(found, native=found.native_of(config))
     if has_language_model(model_type, "AutoModelForMaskedLM") and not config.get("is_encoder_decoder"):
         return NATIVE_MASKED
     if shift is None:
@@ -151,7 +151,8 @@ def _with_attention(
 ) -> Convention:
     """The convention with the attention and block size that are given, or that the configuration says."""
     entry = _stated(config, name)
-    kind = entry.get("attention", found.attention) if attention is None else attention
+    usual = "full" if found.block_switch and config.get(found.block_switch) is False else found.attention
+    kind = entry.get("attention", usual) if attention is None else attention
     if kind not in ATTENTIONS:
         raise ValueError(f"attention = {said(kind)} of dlm = {str(name)!r}: give 'full' or 'block'")
     if kind == "full":

@@ -38,23 +38,6 @@ MODEL_TYPE = "smc_bridge_dit"
 #: Base of the rotary frequencies, numbers of the embedded time (half of them cosines), and growth of the perceptron.
 ROTARY_BASE, TIME_SIZE, GROWTH = 10_000, 256, 4
 
-#: Names of weights in checkpoints of both families (as pattern) and here. Every name fits one pattern at most.
-KEYS = {
-    r"^backbone\.vocab_embed\.embedding$": "embedding.weight",
-    r"^backbone\.sigma_map\.mlp\.": "time.",
-    r"^backbone\.blocks\.(\d+)\.norm1\.": r"blocks.\1.norm_attention.",
-    r"^backbone\.blocks\.(\d+)\.attn_qkv\.": r"blocks.\1.qkv.",
-    r"^backbone\.blocks\.(\d+)\.attn_out\.": r"blocks.\1.out.",
-    r"^backbone\.blocks\.(\d+)\.norm2\.": r"blocks.\1.norm_mlp.",
-    r"^backbone\.blocks\.(\d+)\.mlp\.": r"blocks.\1.mlp.",
-    r"^backbone\.blocks\.(\d+)\.adaLN_modulation\.": r"blocks.\1.modulation.",
-    r"^backbone\.output_layer\.norm_final\.": "norm.",
-    r"^backbone\.output_layer\.adaLN_modulation\.": "modulation.",
-    r"^backbone\.output_layer\.linear\.": "head.",
-}
-#: What such checkpoints hold besides: rotary frequencies, computed here, and noise levels of BD3LM's training.
-UNUSED_KEYS = (r"^backbone\.rotary_emb\.inv_freq$", r"^sampling_eps_(min|max)$")
-
 #: Sizes of `DiTConfig`, and their names in a checkpoint's configuration.
 _SIZES = {
     "vocab_size": "vocab_size", "hidden_size": "hidden_dim", "num_hidden_layers": "n_blocks",

@@ -15,14 +15,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DynamicCache
 
+from smc_bridge.models.conventions import CONVENTIONS
 from smc_bridge.models.huggingface import HuggingFaceMaskedLM
 from smc_bridge.models.huggingface.adapter import KEEPS_BY_ROW, additive_mask
 from smc_bridge.models.huggingface.attention import attention_of
-from smc_bridge.models.huggingface.dit import KEYS, UNUSED_KEYS, DiT, DiTConfig
+from smc_bridge.models.huggingface.dit import DiT, DiTConfig
 from smc_bridge.models.protocols import ABSENT, MASKED
 from tests.models import dit_reference
 from tests.models.dit_checkpoints import HEADS, MASK_ID, SIZE, save_bd3lm, save_mdlm
 
+NATIVE = CONVENTIONS["mdlm"].native
+assert NATIVE is not None
 SAVE: dict[str, Callable[[Path], dict[str, Tensor]]] = {
     "mdlm": save_mdlm,
     "bd3lm": save_bd3lm,
@@ -32,7 +35,7 @@ SAVE: dict[str, Callable[[Path], dict[str, Tensor]]] = {
 
 def rename(name: str) -> list[str]:
     """What a checkpoint's weight is called here: one name, or none where it is not used."""
-    return [re.sub(pattern, new, name) for pattern, new in KEYS.items() if re.search(pattern, name)]
+    return [re.sub(pattern, new, name) for pattern, new in NATIVE.renaming.items() if re.search(pattern, name)]
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float64, attention: str = "sdpa") -> DiT:
@@ -179,7 +182,7 @@ def test_angles_are_not_rounded_with_the_weights(mdlm: tuple[DiT, dict[str, Tens
 def test_every_weight_of_a_checkpoint_is_accounted_for(checkpoint: tuple[Path, dict[str, Tensor]]) -> None:
     folder, weights = checkpoint
     for name in weights:
-        unused = [pattern for pattern in UNUSED_KEYS if re.search(pattern, name)]
+        unused = [pattern for pattern in NATIVE.unused if re.search(pattern, name)]
         assert len(rename(name)) + len(unused) == 1, name
     new = [each for name in weights for each in rename(name)]
     assert sorted(new) == sorted(load(folder).state_dict())
