@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,13 @@ def test_a_checkpoint_drafts(family, tmp_path):
     pair, _ = load(family, tmp_path)
     [result] = smc(pair, particles=2, window=4, lookahead=8).run([PROMPT], seed=3, max_new_tokens=6)
     assert math.isfinite(result.log_evidence)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("dream", "DreamForCausalLM"), ("llada", "LLaDAMoEModelLM")]
+)
+def test_another_network_under_the_same_model_type_is_refused(name, other, tmp_path):
+    """Dream-Reasoner is unshifted and works in blocks, LLaDA-MoE is a mixture; both keep the model type."""
+    family = FAMILIES[name]
+    with pytest.raises(ValueError, match=other):
+        load(replace(family, config=dict(family.config) | {"architectures": [other]}), tmp_path)
