@@ -13,6 +13,7 @@ import torch
 
 from smc_bridge.models.arguments import check_callable, said, true_or_false, whole_number
 from smc_bridge.models.conventions import Attention, Override
+from smc_bridge.models.ends import EosId
 from smc_bridge.models.loading import quiet
 from smc_bridge.models.pair import Pair, pair_from_models
 from smc_bridge.models.placement import options_of
@@ -59,7 +60,7 @@ def load_pair(
     dlm_kwargs: Mapping[str, Any] | None = None,
     ar_kwargs: Mapping[str, Any] | None = None,
     mask_id: int | None = None,
-    eos_id: int | None = None,
+    eos_id: EosId = None,
     dlm_tokenizer: str | os.PathLike[str] | None = None,
     reduce: bool = False,
     format_prompt: PromptFormat | None = None,
@@ -87,8 +88,8 @@ def load_pair(
         dlm_kwargs, ar_kwargs: those of `dtype`, `torch_dtype`, `device`, `device_map`, `tp_plan` and the four above
             that are different for the one model.
         mask_id: id of the diffusion model's mask token. Default: configuration, tokenizer, or convention.
-        eos_id: the one id that ends a sequence. Default: that of the autoregressive model's tokenizer, else of its
-            configuration.
+        eos_id: id that ends a sequence, or several that each do, and no other. Default: all that the autoregressive
+            model's generation configuration, configuration and tokenizer name.
         dlm_tokenizer: checkpoint that the diffusion model's tokenizer is read from. Default: `dlm`.
         reduce: restrict both laws to the ids that the tokenizers share rather than refuse a pair that differs.
         format_prompt: form of a prompt. Default: the chat template of the autoregressive model's tokenizer if it has

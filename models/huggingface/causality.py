@@ -13,6 +13,7 @@ import torch
 
 from smc_bridge.models.arguments import ids_of
 from smc_bridge.models.checkpoints import reason
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter
 from smc_bridge.models.huggingface.chunks import is_out_of_memory
 
@@ -69,7 +70,7 @@ def _plain_ids(adapter: HuggingFaceAdapter) -> list[int]:
     """Two different ids that the model reads, of ordinary tokens if there are any; padding could be overlooked."""
     config: Any = adapter.model.config.get_text_config()
     named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")]
-    special = {i for value in named for i in ids_of(value)} | set(adapter.banned_ids)
+    special = {i for value in named for i in ids_of(value)} | {*adapter.banned_ids, *ends_of(adapter.eos_id)}
     size = min(adapter.vocab_size, adapter._input_size)
     ordinary = [i for i in range(size - 1, -1, -1) if i not in special]
     return (ordinary + [i for i in range(size) if i in special])[:2]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.arguments import real_between, said, whole_number, whole_numbers
+from smc_bridge.models.ends import ends_of
 from smc_bridge.sampling import Scores, softmax
 
 
@@ -185,6 +186,7 @@ def check_model(model: Any, kind: str) -> None:
     for name in ("vocab_size", "eos_id", "banned_ids", "device", "max_length", "min_length", "session"):
         if not hasattr(model, name):
             raise ValueError(f"model = {said(model)} has no {name}: give the {kind} model of a pair")
+    ends_of(model.eos_id, model.vocab_size)
 
 
 def as_ids(banned_ids: Iterable[int], vocab_size: int, *, also: Iterable[int] = ()) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from smc_bridge.engine.state import SMCState
 from smc_bridge.kernels.pinned import Pinned
+from smc_bridge.models.ends import Ends
 from smc_bridge.randomness import Source
 
 
@@ -79,14 +80,14 @@ def check_possible(state: SMCState, rows: Tensor, pinned: Pinned, increments: Te
     )
 
 
-def check_whole(retained: Sequence[Sequence[int]], *, eos_id: int | None, max_new_tokens: int) -> None:
-    """Raise ValueError unless every sequence is a whole continuation: it ends at EOS or at the length limit."""
+def check_whole(retained: Sequence[Sequence[int]], *, ends: Ends, max_new_tokens: int) -> None:
+    """Raise ValueError unless every sequence is whole: it ends at an end of sequence or at the length limit."""
     for i, sequence in enumerate(retained):
-        ended = len(sequence) > 0 and sequence[-1] == eos_id
+        ended = len(sequence) > 0 and sequence[-1] in ends
         if len(sequence) == 0 or len(sequence) > max_new_tokens or (len(sequence) < max_new_tokens and not ended):
             raise ValueError(
                 f"retained[{i}] has {len(sequence)} tokens: give a whole one, up to the end of sequence or "
                 f"to max_new_tokens = {max_new_tokens}"
             )
-        if eos_id is not None and eos_id in sequence[:-1]:
+        if any(token in ends for token in sequence[:-1]):
             raise ValueError(f"retained[{i}] goes on after the end of sequence: cut it there")

@@ -20,10 +20,11 @@ from torch import Tensor
 from smc_bridge.decode import OnResult, decode
 from smc_bridge.describe import describe, name_of
 from smc_bridge.distributions.shaping import Shaping
-from smc_bridge.methods.canvas_state import CanvasState, ends, keep, open_places, score, with_prompts
+from smc_bridge.methods.canvas_state import CanvasState, extent, keep, open_places, score, with_prompts
 from smc_bridge.methods.poe_bridge import check_pair
 from smc_bridge.methods.rules import AllAtOnce, CommitRule, Look, Order, Ordered, Reconsider, check_rule, checked
 from smc_bridge.models.arguments import check_callable, check_text, said, whole_number
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.protocols import MASKED, LanguageModel, ModelPair
 from smc_bridge.models.rows import reseat
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -118,7 +119,7 @@ class Canvas:
         if commit.remask is not None:
             part[commit.remask] = MASKED
         part[commit.places] = drawn
-        end, whole = ends(after, self.proposal.model.eos_id)
+        end, whole = extent(after, ends_of(self.proposal.model.eos_id))
         seats = list(state.seats)
         found = zip(after.tolist(), end.tolist(), whole.tolist(), strict=True)
         for (place, seat), (row, count, complete) in zip(seated, found, strict=True):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
+from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import Prefix
@@ -130,8 +131,8 @@ class PrefixFilled(Form):
             law = self._law(scores[going, i : i + 1], asked, going)
             tokens[going, i] = draw(law, going).flatten()
             scored.append(total[first] // state.particles)
-            if self.model.eos_id is not None:
-                going = going[tokens[going, i] != self.model.eos_id]
+            if ends := ends_of(self.model.eos_id):
+                going = going[~is_end(tokens[going, i], ends)]
         assert scores is not None
         everyone = torch.arange(total.numel(), device=device)
         cost = Cost(torch.cat(scored), torch.cat([torch.full_like(p, i) for i, p in enumerate(scored)]))

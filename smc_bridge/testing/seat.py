@@ -14,6 +14,7 @@ from smc_bridge.engine.weights import EssBelow, always
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.models.arguments import called, said
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.proposals.protocol import Proposal as Proposes
@@ -68,7 +69,7 @@ def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seate
         ValueError: its models are no tables, and its proposal is one that nobody but its author can put on others.
     """
     own = own_pair(sampler)
-    pair = own or tabular_pair(world.size, world.limit, eos=sampler.target.model.eos_id is not None)
+    pair = own or tabular_pair(world.size, world.limit, eos=bool(ends_of(sampler.target.model.eos_id)))
     limit = min(world.limit, pair.ar.depth)
     target = copy.copy(sampler.target)
     target.model = pair.ar

@@ -66,7 +66,7 @@ def test_conditionals_are_normalised_and_shapes_follow() -> None:
 def test_a_kernel_can_be_run_towards_it() -> None:
     q, p = laws()["proposal"], laws()["target"]
     pi = GlobalProductOfExperts(q, p, W)
-    stopped = StoppedPrefix(pi, Rejection(), q, pi, Horizon(torch.tensor([2, 2]), None))
+    stopped = StoppedPrefix(pi, Rejection(), q, pi, Horizon(torch.tensor([2, 2]), ()))
     total = stopped.log_prob(stopped.enumerate_support()).exp().sum(0)
     assert (total - 1).abs().max() < 1e-12, total
 
