@@ -238,7 +238,7 @@ class Sampler(Program):
         draft = steps.draft_lanes(self, state, asked, source=source, pinned=pinned)
         moved = steps.move_lanes(self, state, rows, draft, source=source, pinned=pinned)
         if pinned is not None:
-            check_possible(state, rows, pinned, moved.increments, truncates=self.target.shaping.truncates)
+            check_possible(state, rows, pinned, moved.increments, law=self.target.shaping)
         log_potential, gain = self._potential(state, rows, moved.move)
         if gain is not None:
             moved = moved._replace(increments=moved.increments + gain)

@@ -66,7 +66,8 @@ def best_first(
     of sequence, those as long as the window (nothing is drawn after them) and those of probability zero are left out.
 
     Args:
-        law: the marginals q, `[R, V, A]`.
+        law: the marginals q, `[R, V, A]`; where they are point masses at the likeliest tokens of others, the others
+            are ranked (`Law.ranking`).
         nodes: B, budget per row.
         horizon: see `Horizon`.
         min_probability: continuations less likely than this are left out.
@@ -78,6 +79,7 @@ def best_first(
     Returns:
         Trees of at most `nodes` real nodes; T is the number of nodes of the largest.
     """
+    law = law.ranking
     if isinstance(law, Selected) and law.chosen is not None:  # rows that share a law and a window share a tree
         window = law.shape[-2]
         kinds, group = np.unique(known(law.chosen) * (window + 1) + known(horizon.window), return_inverse=True)

@@ -134,7 +134,7 @@ def ar(pair: ModelPair, *, temperature: float = 1.0, top_p: float = 1.0, top_k: 
 
     Args:
         pair: the models, of which the autoregressive model decodes.
-        temperature: of the target.
+        temperature: of the target; 0 is greedy.
         top_p: of the target.
         top_k: of the target, none keeps all tokens.
     """

@@ -88,7 +88,7 @@ class PrefixFilled(Form):
 
     @property
     def covers(self) -> bool:
-        """Whether nothing is cut off by top-p (`Proposal.covers`)."""
+        """Whether nothing is cut off, by top-p or by a temperature of 0 (`Proposal.covers`)."""
         return self.base.covers
 
     @property
@@ -170,10 +170,12 @@ class PrefixFilled(Form):
         """The law of logits `[n, V, A]` of lanes `[n]`."""
         count, width, _ = scores.shape
         place = torch.arange(count * width, device=scores.device).reshape(count, width)
-        temperature = None
+        temperature = greedy = None
         if self.base.lane_temperatures is not None:
             own = torch.tensor(self.base.lane_temperatures, dtype=torch.float64, device=scores.device)
             temperature = own[lane % asked.lanes]
+            if 0.0 in self.base.lane_temperatures:
+                greedy = (temperature == 0.0).nonzero().flatten()
         return model_law(
-            scores, place, self.base.shaping, temperature=temperature, chunks=asked.chunks, lowest=True
+            scores, place, self.base.shaping, temperature=temperature, greedy=greedy, chunks=asked.chunks, lowest=True
         )

@@ -166,15 +166,16 @@ def trusted(seated: Seated) -> Iterator[tuple[str, Seated]]:
 
 
 def _marginals(proposal: Any) -> DLMProposal:
-    """All of the marginals of a proposal's model, at its temperatures as far as they are known."""
+    """All of the marginals of a proposal's model, at its temperatures as far as they are known and positive."""
     base = proposal
     while hasattr(base, "base"):
         base = base.base
     if not isinstance(base, DLMProposal):
         return DLMProposal(proposal.model, banned_ids=proposal.banned_ids, lookahead=proposal.lookahead)
+    own = base.lane_temperatures
     return DLMProposal(
-        base.model, temperature=base.lane_temperatures or base.shaping.temperature, banned_ids=base.banned_ids,
-        lookahead=base.lookahead,
+        base.model, temperature=base.shaping.temperature or 1.0 if own is None else [one or 1.0 for one in own],
+        banned_ids=base.banned_ids, lookahead=base.lookahead,
     )
 
 

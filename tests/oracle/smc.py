@@ -30,8 +30,10 @@ def sequence_law(
         if len(prefix) == limit or (prefix and prefix[-1] in last):
             law[prefix] = mass
             return
-        conditional = tables[len(prefix)][row] ** (1.0 / temperature)
-        conditional = conditional / conditional.sum()
+        conditional = tables[len(prefix)][row]
+        # At temperature 0 the first of the likeliest tokens.
+        power = conditional ** (1.0 / temperature) if temperature else np.eye(size)[conditional.argmax()]
+        conditional = power / power.sum()
         for token in range(size):
             grow((*prefix, token), row * size + token, mass * conditional[token])
 
