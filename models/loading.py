@@ -1,4 +1,4 @@
-"""Loading one model of transformers and its tokenizer from a checkpoint, wherever its weights are put.
+"""Loading one model of transformers from a checkpoint, wherever its weights are put.
 
 `dtype`, `device`, `device_map` and `tp_plan` mean what they mean in transformers. With a `device_map` accelerate
 spreads the layers over the devices and moves what passes between them; with `tp_plan="auto"` (under `torchrun`)
@@ -31,8 +31,6 @@ DTYPES = {
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     for name in (str(dtype).removeprefix("torch."), dtype)
 }
-#: Tokenizer classes that add nothing to what `tokenizer.json` says.
-GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -157,7 +155,7 @@ def quiet(*, progress: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
+def one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
     """Turn what transformers raises on a checkpoint into one line."""
     try:
         yield
@@ -177,41 +175,6 @@ def _one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
             f"{checkpoint.said}: its {what} cannot be loaded ({type(error).__name__}: {reason(error)}); check that the "
             "checkpoint is whole and that this version of transformers reads it"
         ) from error
-
-
-def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
-    """The tokenizer of a checkpoint.
-
-    One whose class is generic is all in its `tokenizer.json`. It is read as it stands: transformers' automatic choice
-    goes by the model's type and would put that family's rules in the place of the file's.
-
-    Raises:
-        ValueError: it cannot be loaded, brings code that is not trusted, or has no tokens.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-    options: dict[str, Any] = {"local_files_only": checkpoint.offline}
-    with quiet(progress=not checkpoint.offline), _one_line(checkpoint, "tokenizer"):
-        settings = get_tokenizer_config(checkpoint.name, **options)
-        own = settings.get("auto_map")
-        generic = settings.get("tokenizer_class") in GENERIC_TOKENIZERS and not own
-        if generic:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.name, **options)
-        elif trust_remote_code or not own:
-            tokenizer = AutoTokenizer.from_pretrained(
-                checkpoint.name, trust_remote_code=trust_remote_code, **options
-            )
-        else:
-            tokenizer = None
-    if tokenizer is None:
-        raise ValueError(
-            f"{checkpoint.said}: its tokenizer brings code of its own, which is not run: read it, then set "
-            "trust_remote_code = True"
-        )
-    if not tokenizer.get_vocab():
-        raise ValueError(f"{checkpoint.said}: its tokenizer has no tokens; copy the tokenizer's files too")
-    return tokenizer
 
 
 def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -276,7 +239,7 @@ def load_model(
         options |= _unwrapped(checkpoint, shapes)
     # Only transformers' own classes are known to report what they found; for others the names are compared.
     reports = "auto_map" not in checkpoint.config
-    with quiet(progress=not checkpoint.offline), _one_line(checkpoint, "weights"):
+    with quiet(progress=not checkpoint.offline), one_line(checkpoint, "weights"):
         loader = getattr(transformers, auto_class)
         load = partial(
             loader.from_pretrained, checkpoint.name, output_loading_info=reports, **options, **placement.options(),

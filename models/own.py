@@ -26,12 +26,12 @@ from smc_bridge.models.loading import (
     fit_adapter,
     is_wrapped,
     load_model,
-    load_tokenizer,
     weight_shapes,
 )
 from smc_bridge.models.pair import Pair, pair_from_models
-from smc_bridge.models.prompts import PromptFormat, default_prompt
+from smc_bridge.models.prompts import Chat, PromptFormat, check_form, prompt_format
 from smc_bridge.models.protocols import CausalLM
+from smc_bridge.models.tokenizers import load_tokenizer
 
 Name = str | os.PathLike[str]
 
@@ -43,7 +43,7 @@ class Source:
     Attributes:
         checkpoint: where its weights are.
         tokenizer: the one that belongs to it.
-        format_prompt: gives the ids that it is prompted with.
+        format_prompt: gives the ids that it is prompted with, unless the user wants another form.
         placement: type and place of its weights.
     """
 
@@ -83,7 +83,12 @@ def _source(
         f"{argument}_tokenizer", tokenizer, trust_remote_code=trust_remote_code, weights=False
     )
     loaded = load_tokenizer(home, trust_remote_code=trust_remote_code)
-    return Source(found, loaded, default_prompt(loaded), placement)
+    return Source(found, loaded, prompt_format(loaded), placement)
+
+
+def _form(source: Source, chat: Chat, system: str | None) -> PromptFormat:
+    """The form of prompts that is asked for; the source's own unless anything is."""
+    return source.format_prompt if chat == "auto" and system is None else prompt_format(source.tokenizer, chat, system)
 
 
 @dataclass(frozen=True)
@@ -109,13 +114,17 @@ def load_causal(
     eos_id: int | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     tp_plan: str | Mapping[str, str] | None = None,
+    chat: Chat = "auto",
+    system: str | None = None,
 ) -> Causal:
     """Load an autoregressive model without a diffusion model; arguments and errors are those of `load_pair`."""
     from smc_bridge.models.huggingface import HuggingFaceCausalLM
 
     check_id("eos_id", eos_id)
+    check_form(chat, system)
     placement = Placement.of(dtype, device, device_map, tp_plan)
     source = _source("ar", ar, placement, trust_remote_code=trust_remote_code)
+    form = _form(source, chat, system)
     eos_id = end_of_sequence(source, eos_id)
     model = _load_ar(source, trust=trust_remote_code)
     warn_of_other_ends(source, model, eos_id)
@@ -123,7 +132,7 @@ def load_causal(
     size = output_size(model)
     banned = (special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))) - {eos_id}
     adapter = HuggingFaceCausalLM(model, eos_id=eos_id, banned_ids=[i for i in banned if i < size])
-    return Causal(adapter, tokenizer, source.format_prompt)
+    return Causal(adapter, tokenizer, form)
 
 
 def check_id(name: str, value: object) -> None:
@@ -179,6 +188,8 @@ def load_two(
     dlm_tokenizer: Name | None,
     reduce: bool,
     format_prompt: PromptFormat | None,
+    chat: Chat,
+    system: str | None,
 ) -> Pair:
     """Load two checkpoints as a pair; the arguments are those of `smc_bridge.models.pairs.load_pair`, which calls this.
 
@@ -197,6 +208,7 @@ def load_two(
     if mask_id is None:
         mask_id = mask_id_of(config, left.tokenizer, convention, name=left.checkpoint.name)
     right = _source("ar", ar, placement, trust_remote_code=trust)
+    format_prompt = format_prompt or _form(right, chat, system)
     eos_id = end_of_sequence(right, eos_id)
     if not reduce:
         ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, eos_id=eos_id)
@@ -207,7 +219,7 @@ def load_two(
     pair = pair_from_models(
         dlm_model, ar_model, right.tokenizer, shift=convention.shift, dlm_tokenizer=left.tokenizer, mask_id=mask_id,
         eos_id=eos_id, reduce=reduce, causal_backbone=convention.attention == "mask-4d",
-        format_prompt=format_prompt or right.format_prompt, name=f"{os.fspath(dlm)} + {os.fspath(ar)}",
+        format_prompt=format_prompt, name=f"{os.fspath(dlm)} + {os.fspath(ar)}",
     )
     fit_adapter(pair.dlm, config, convention)
     return pair

@@ -119,7 +119,7 @@ def test_a_chat_template_is_given_a_text_or_else_its_parts() -> None:
 
 @pytest.mark.parametrize(("template", "why"), [
     ("{{ raise_exception('no\nsystem role') }}", "raised TemplateError: no system role; give format_prompt"),
-    ("w1", "leaves the prompt's text out; give format_prompt"),
+    ("w1", "leaves the text of the user turn out; give format_prompt"),
     ("{{ 1 / 0 }}", "raised ZeroDivisionError"),
     ("{% for", "raised TemplateSyntaxError"),
 ])
