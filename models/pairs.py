@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from smc_bridge.models.arguments import check_callable, said, true_or_false, whole_number
+from smc_bridge.models.arguments import said, true_or_false, whole_number
 from smc_bridge.models.conventions import Attention, Override
 from smc_bridge.models.ends import EosId
 from smc_bridge.models.loading import quiet
 from smc_bridge.models.pair import Pair, pair_from_models
 from smc_bridge.models.placement import options_of
-from smc_bridge.models.prompts import PromptFormat
+from smc_bridge.models.prompts import Chat, PromptFormat, check_form
 
 __all__ = ["PAIRS", "Pair", "load_pair", "pair_from_models"]
 
@@ -64,6 +64,8 @@ def load_pair(
     dlm_tokenizer: str | os.PathLike[str] | None = None,
     reduce: bool = False,
     format_prompt: PromptFormat | None = None,
+    chat: Chat = "auto",
+    system: str | None = None,
     dlm_cache: Literal["none", "prefix"] = "none",
     max_logit_bytes: int | None = None,
 ) -> Pair:
@@ -92,8 +94,11 @@ def load_pair(
             model's generation configuration, configuration and tokenizer name.
         dlm_tokenizer: checkpoint that the diffusion model's tokenizer is read from. Default: `dlm`.
         reduce: restrict both laws to the ids that the tokenizers share rather than refuse a pair that differs.
-        format_prompt: form of a prompt. Default: the chat template of the autoregressive model's tokenizer if it has
-            one, else the text.
+        format_prompt: form of a prompt, in the place of `chat` and `system`: `format_prompt(tokenizer, text)` returns
+            ids.
+        chat: whether a prompt is the first turn of a conversation, written by the chat template of the autoregressive
+            model's tokenizer (True), or the text as it is (False). "auto": the template if there is one.
+        system: text of a system turn before it. Default: what the template writes by itself, if anything.
         dlm_cache: "prefix" keeps the diffusion model's keys and values of committed tokens: cheaper drafts that are a
             little worse, and no other law of what is sampled (`HuggingFaceMaskedLM`).
         max_logit_bytes: cap on the bytes of float32 logits that one forward of either model makes; larger batches are
@@ -113,7 +118,7 @@ def load_pair(
         max_logit_bytes = whole_number("max_logit_bytes", max_logit_bytes, remedy=remedy)
     trust_remote_code = true_or_false("trust_remote_code", trust_remote_code)
     reduce = true_or_false("reduce", reduce)
-    check_callable("format_prompt", format_prompt, "a function of the tokenizer and the text")
+    check_form(chat, system, format_prompt)
     common = {
         "dtype": dtype, "torch_dtype": torch_dtype, "device": device, "device_map": device_map, "tp_plan": tp_plan,
         "attn_implementation": attn_implementation, "quantization_config": quantization_config, "revision": revision,
@@ -133,7 +138,8 @@ def load_pair(
             "block_size": block_size, "attn_implementation": attn_implementation,
             "quantization_config": quantization_config, "revision": revision, "token": token, "dlm_kwargs": dlm_kwargs,
             "ar_kwargs": ar_kwargs, "mask_id": mask_id, "eos_id": eos_id, "dlm_tokenizer": dlm_tokenizer,
-            "reduce": reduce or None, "format_prompt": format_prompt,
+            "reduce": reduce or None, "format_prompt": format_prompt, "chat": None if chat == "auto" else chat,
+            "system": system,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
@@ -150,7 +156,7 @@ def load_pair(
     pair = load_two(
         dlm, ar, dlm_options=dlm_options, ar_options=ar_options, trust_remote_code=trust_remote_code,
         dlm_convention=dlm_convention, attention=attention, block_size=block_size, mask_id=mask_id, eos_id=eos_id,
-        dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt,
+        dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt, chat=chat, system=system,
     )
     return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
 

@@ -23,7 +23,7 @@ CACHES = ("none", "prefix")
 #: Options that decide where and how much at once is computed, and not what.
 PLACE = ("device", "max_logit_bytes")
 #: Options that are about the user's own checkpoints.
-OWN = ("trust_remote_code", "dlm_convention", "mask_id", "eos_id", "dlm_tokenizer", "reduce")
+OWN = ("trust_remote_code", "dlm_convention", "mask_id", "eos_id", "dlm_tokenizer", "reduce", "plain", "system")
 #: All options of `add_model_arguments`.
 MODEL_OPTIONS = ("pair", "dlm", "ar", "dtype", "dlm_cache", *PLACE, *OWN)
 
@@ -54,6 +54,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--reduce", action="store_true", help="where tokenizers differ, sample from the ids that both share"
     )
+    group.add_argument(
+        "--plain", action="store_true", help="prompt with the text as it is (default: by the target's chat template)"
+    )
+    group.add_argument("--system", metavar="TEXT", help="of a system turn, in the target's chat template")
 
 
 def _ids(text: str) -> int | tuple[int, ...]:
@@ -107,7 +111,9 @@ class Models:
         """Names and options that a result's figures may depend on, besides the weights; empty for a pair as it
         ships."""
         said = [
-            f"{name}={value}" for name, value in sorted(self.options.items()) if is_given(value) and name not in PLACE
+            f"{name}={value!r}" if name == "system" else f"{name}={value}"  # it may have several lines
+            for name, value in sorted(self.options.items())
+            if (is_given(value) or name == "chat") and name not in PLACE
         ]
         return ", ".join([*self.names, *said] if said or len(self.names) > 1 else [])
 
@@ -142,4 +148,6 @@ def models_of(arguments: argparse.Namespace, default: str = EMBEDDED) -> Models:
         raise UsageError(
             f"--dlm = {arguments.dlm} without --ar: give the autoregressive model of your pair too, with --ar NAME"
         )
+    if own.pop("plain"):
+        own["chat"] = False
     return Models((arguments.dlm or EMBEDDED, arguments.ar), {**place, **own})

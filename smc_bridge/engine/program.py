@@ -55,7 +55,8 @@ class Program:
         lanes: K, drafts of each particle.
         window: V, tokens verified at once.
         name: for tables.
-        tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text.
+        tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text; `detokenize` is given
+            the ids before them too if it has an argument `prompt`.
         max_logit_bytes: cap of the AR model's logits of one call (K * V scores of A tokens per particle, or one per
             tree node): particles are scored in parts, at least one at a time, and each part is a forward of its own.
             None for no cap. The draws do not depend on it. The DLM's logits are not capped here: give its adapter
