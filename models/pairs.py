@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -36,6 +36,8 @@ def _arithmetic(device: torch.device, dtype: torch.dtype) -> Pair:
     )
 
 
+#: What the diffusion model's sessions keep of a prefix.
+DlmCache = Literal["auto", "none", "prefix"]
 #: Pairs that ship with the package.
 PAIRS: dict[str, Callable[[torch.device, torch.dtype], Pair]] = {"arithmetic": _arithmetic}
 
@@ -66,7 +68,7 @@ def load_pair(
     format_prompt: PromptFormat | None = None,
     chat: Chat = "auto",
     system: str | None = None,
-    dlm_cache: Literal["none", "prefix"] = "none",
+    dlm_cache: DlmCache = "auto",
     max_logit_bytes: int | None = None,
 ) -> Pair:
     """Load a pair that ships with the package by its name, or two checkpoints that share a vocabulary.
@@ -100,7 +102,9 @@ def load_pair(
             model's tokenizer (True), or the text as it is (False). "auto": the template if there is one.
         system: text of a system turn before it. Default: what the template writes by itself, if anything.
         dlm_cache: "prefix" keeps the diffusion model's keys and values of committed tokens: cheaper drafts that are a
-            little worse, and no other law of what is sampled (`HuggingFaceMaskedLM`).
+            little worse (of a block-causal model the same), and no other law of what is sampled
+            (`HuggingFaceMaskedLM`); "none" computes them anew. "auto": "prefix" where there is one, and "none" for a
+            pair that ships, whose published figures are those without.
         max_logit_bytes: cap on the bytes of float32 logits that one forward of either model makes; larger batches are
             scored in row chunks. A single row may exceed it. Default: no cap.
     Raises:
@@ -111,8 +115,8 @@ def load_pair(
         >>> pair.max_length, pair.ar.vocab_size
         (1024, 640)
     """
-    if dlm_cache not in ("none", "prefix"):
-        raise ValueError(f"dlm_cache = {said(dlm_cache)}: give 'none' or 'prefix'")
+    if dlm_cache not in get_args(DlmCache):
+        raise ValueError(f"dlm_cache = {said(dlm_cache)}: give one of {', '.join(get_args(DlmCache))}")
     if max_logit_bytes is not None:
         remedy = "give at least 1 byte, or None for no cap"
         max_logit_bytes = whole_number("max_logit_bytes", max_logit_bytes, remedy=remedy)
@@ -147,6 +151,7 @@ def load_pair(
                     f"{name} = {said(value)} is for two models of your own: leave it out with the pair {dlm!r}"
                 )
         placement = ar_options[0]
+        dlm_cache = "none" if dlm_cache == "auto" else dlm_cache
         if device_map is None and tp_plan is None:
             pair = PAIRS[os.fspath(dlm)](placement.device, placement.dtype or torch.float32)
             return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
@@ -178,12 +183,14 @@ def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:
     return pair
 
 
-def _with_cache(pair: Pair, cache: Literal["none", "prefix"]) -> Pair:
-    """The pair with that cache in the sessions of its diffusion model."""
+def _with_cache(pair: Pair, cache: DlmCache) -> Pair:
+    """The pair with that cache in the sessions of its diffusion model, for "auto" the one that there is."""
     if cache == "none":
         return pair
     from smc_bridge.models.huggingface import HuggingFaceMaskedLM
 
     if not isinstance(pair.dlm, HuggingFaceMaskedLM):
+        if cache == "auto":
+            return pair
         raise ValueError(f"dlm_cache = {cache!r}: the diffusion model of the pair {pair.name!r} has no cache")
     return replace(pair, dlm=pair.dlm.with_cache(cache))

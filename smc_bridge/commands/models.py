@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: Pair, and each model, unless it is named.
 EMBEDDED = "arithmetic"
 #: What the diffusion model may keep of a prefix.
-CACHES = ("none", "prefix")
+CACHES = ("auto", "none", "prefix")
 #: Options that decide where and how much at once is computed, and not what.
 PLACE = ("device", "max_logit_bytes")
 #: Options that are about the user's own checkpoints.
@@ -45,8 +45,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eos-id", type=_ids, metavar="IDS", help="of the tokens that end a sequence, as 7 or 7,2")
     group.add_argument("--dlm-tokenizer", metavar="NAME", help="checkpoint with the diffusion model's tokenizer")
     group.add_argument(
-        "--dlm-cache", type=one_of(CACHES), default="none", metavar="MODE",
-        help="prefix: keep keys and values of committed tokens; cheaper drafts, a little worse (default: none)",
+        "--dlm-cache", type=one_of(CACHES), default="auto", metavar="MODE",
+        help="prefix: keep keys and values of committed tokens; cheaper drafts, a little worse (default, auto: prefix "
+        "where a model of your own can, else none)",
     )
     group.add_argument(
         "--max-logit-bytes", type=whole(1), metavar="B", help="cap on the logits of one forward (default: none)"
@@ -70,8 +71,8 @@ def _ids(text: str) -> int | tuple[int, ...]:
 
 
 def is_given(value: Any) -> bool:
-    """Whether an option of a model says anything: not None, nor False, nor the cache that is none."""
-    return value is not None and value is not False and value != "none"
+    """Whether an option of a model says anything: not None, nor False, nor what is found out."""
+    return value is not None and value is not False and value != "auto"
 
 
 def pair_name(arguments: argparse.Namespace, default: str = EMBEDDED) -> str:
