@@ -29,6 +29,7 @@ from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.canvas import Fresh, lay_out
 from smc_bridge.models.huggingface.chunks import RowChunks
 from smc_bridge.models.huggingface.masked_cache import PrefixCache
+from smc_bridge.models.huggingface.probes import check_masked
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.rows import Rows, append_ragged
 
@@ -92,6 +93,7 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         self._check_cache()
         #: Cuts batches into row chunks; remembers what fitted into memory.
         self.chunks = RowChunks(max_logit_bytes)
+        check_masked(self)
 
     def _check_cache(self) -> None:
         if self.cache not in get_args(CacheMode):
