@@ -22,7 +22,7 @@ from torch import Tensor
 
 from smc_bridge.models.huggingface.adapter import additive_mask
 from smc_bridge.models.huggingface.causality import greatest, neighbours, not_run, ordinary_ids, round_off
-from smc_bridge.models.huggingface.numbers import unsound
+from smc_bridge.models.huggingface.initialised import unsound
 from smc_bridge.models.huggingface.unpadded import Unpadded
 from smc_bridge.models.huggingface.verdicts import Verdict, settle
 from smc_bridge.models.protocols import MASKED
@@ -234,8 +234,8 @@ def _sight(rows: _Rows, change: Tensor) -> Iterator[Verdict]:
         yield Verdict(name)
     elif _earlier_seen(rows):
         yield Verdict(name, (
-            "is causal: a later token changes no earlier output, so that a masked place does not see what stands behind "
-            f"it; {_causal_remedy(adapter)}"
+            "is causal: a later token changes no earlier output, so that a masked place does not see what stands "
+            f"behind it; {_causal_remedy(adapter)}"
         ))
     else:
         yield Verdict(name, (
