@@ -19,7 +19,7 @@ from smc_bridge.models.checkpoints import reason
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter
 from smc_bridge.models.huggingface.chunks import is_out_of_memory
 from smc_bridge.models.huggingface.initialised import unsound
-from smc_bridge.models.huggingface.verdicts import Verdict, settle
+from smc_bridge.models.verdicts import Verdict, settle
 
 #: Tokens of the two rows, which differ in the second half.
 WIDTH = 8

@@ -24,8 +24,8 @@ from smc_bridge.models.huggingface.adapter import additive_mask
 from smc_bridge.models.huggingface.causality import greatest, neighbours, not_run, ordinary_ids, round_off
 from smc_bridge.models.huggingface.initialised import unsound
 from smc_bridge.models.huggingface.unpadded import Unpadded
-from smc_bridge.models.huggingface.verdicts import Verdict, settle
 from smc_bridge.models.protocols import MASKED
+from smc_bridge.models.verdicts import Verdict, settle
 
 #: Tokens of the short prefix, what a long one has more, and place of the canvas that is changed.
 SHORT, MORE, CHANGED = 3, 8, 2
@@ -35,6 +35,8 @@ LONGEST_BLOCK = 64
 VARIETY = 6
 #: A change of an output is none below this share of the change at the place itself: sums in another order.
 NO_CHANGE = 1e-6
+#: Difference of logits, over the largest one, that forwards of other shapes may make; faults make far more.
+SHAPES = 1e-3
 #: How far above what neighbours alone change a difference is told from it.
 ABOVE_NOISE = 4
 
@@ -82,12 +84,11 @@ def probe_masked(adapter: Any) -> Iterator[Verdict]:
         return
     yield Verdict("runs")
     scale = _scale(alone)
-    room, apart = round_off(adapter) * scale, greatest(short - alone)
+    room, apart = max(round_off(adapter), SHAPES) * scale, greatest(short - alone)
     if apart > room:
         noise = rows.noise(alone)
-        room = max(room, ABOVE_NOISE * noise)
-        yield neighbours(noise, round_off(adapter) * scale)
-        yield Verdict(PADDING, _row_fault(rows, apart) if apart > room else None)
+        yield neighbours(noise, room)
+        yield Verdict(PADDING, _row_fault(rows, apart) if apart > max(room, ABOVE_NOISE * noise) else None)
     else:
         yield Verdict(PADDING)
     yield from _sight(rows, (short - changed).nan_to_num(nan=0.0).abs().amax(-1))

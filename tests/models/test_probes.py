@@ -18,7 +18,7 @@ from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMasked
 from smc_bridge.models.huggingface.causality import probe_causal
 from smc_bridge.models.huggingface.probes import probe_masked
 from smc_bridge.models.huggingface.unpadded import Unpadded
-from smc_bridge.models.huggingface.verdicts import unprobed
+from smc_bridge.models.verdicts import unprobed
 
 Patch = Callable[[Any], None]
 LOW = torch.finfo(torch.float32).min
