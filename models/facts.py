@@ -58,20 +58,19 @@ class Facts:
     token_bytes: int | None
 
 
-def facts_of(model: LanguageModel) -> Facts:
-    """What is known of a model of a pair."""
+def facts_of(model: LanguageModel, *, diffusion: bool) -> Facts:
+    """What is known of a model of a pair: of the one that drafts (`diffusion`), or the target."""
     given: Any = model
     network: Any = getattr(model, "model", None)
     inner = getattr(network, "model", network) if type(network).__name__ == "Unpadded" else network
     config = None if inner is None else getattr(inner, "config", None)
     held = [] if network is None else [*network.parameters(), *network.buffers()]
-    diffusion = hasattr(model, "mask_id")
     return Facts(
         family=getattr(given, "family", None) or getattr(config, "model_type", None),
         route=getattr(given, "route", None) or _route(inner),
         kind=type(model if inner is None else inner).__name__,
         attention=None if network is None else _attention(given, network, config, diffusion),
-        output="the next place" if not diffusion or given.shift else "its own place",
+        output="the next place" if not diffusion or getattr(given, "shift", False) else "its own place",
         mask_id=getattr(given, "mask_id", None),
         eos_ids=tuple(ids_of(model.eos_id)),
         alphabet=model.vocab_size,

@@ -38,7 +38,7 @@ SCORE_BYTES = 4
 #: Tokens of a row for which a cache is reckoned.
 ROW = 1_000
 #: What the models of a pair are called.
-KINDS = {"dlm": "diffusion model", "ar": "autoregressive model"}
+KINDS = {"dlm": "diffusion model", "ar": "AR model"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +132,8 @@ def run(arguments: argparse.Namespace) -> int:
         from smc_bridge.models.facts import facts_of
     defaults["lookahead"] = lookahead_of(pair_name(arguments))
     sizes = {name: int(defaults[name] if value is None else value) for name, value in given.items()}
-    report = Report(pair.name, {"dlm": facts_of(pair.dlm), "ar": facts_of(pair.ar)}, sizes, probes_of(pair))
+    facts = {"dlm": facts_of(pair.dlm, diffusion=True), "ar": facts_of(pair.ar, diffusion=False)}
+    report = Report(pair.name, facts, sizes, probes_of(pair))
     if report.good:
         _decode(report, pair, arguments)
 

@@ -30,7 +30,9 @@ def render_report(console: Console, report: Report, tokenizer: Any) -> None:
     if decoded is None:
         console.print("nothing was decoded")
         return
-    console.print(Text.assemble((decoded["prompt"], "dim"), (str(decoded["text"] or ""), "bold")), soft_wrap=True)
+    console.print(Text(f"prompt  {decoded['prompt']}"), soft_wrap=True)
+    text = "none: every weight is zero" if decoded["text"] is None else decoded["text"]
+    console.print(Text.assemble("text    ", (text, "bold")), soft_wrap=True)
     speed = f"{decoded['tokens_per_dlm_forward']:.2f} per DLM forward"
     console.print(f"{decoded['tokens']:.1f} tokens in {decoded['seconds']:.2f} s, {speed}")
 
