@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from smc_bridge.commands.doctor import KINDS, Report
+from smc_bridge.commands.doctor_report import KINDS, Report
 from smc_bridge.display import PrintedTable
 from smc_bridge.models.facts import Facts
 from smc_bridge.tables import print_table
