@@ -34,6 +34,7 @@ from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.canvas import Fresh, lay_out, seen_by_block
 from smc_bridge.models.huggingface.chunks import RowChunks
 from smc_bridge.models.huggingface.masked_cache import CachePolicy, PrefixCache
+from smc_bridge.models.huggingface.probes import check_masked
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.rows import Rows, append_ragged
 
@@ -100,6 +101,7 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         self.cache = self._resolved(cache)
         #: Cuts batches into row chunks; remembers what fitted into memory.
         self.chunks = RowChunks(max_logit_bytes)
+        check_masked(self)
 
     def _implicit(self) -> str:
         return f"needs a causal backbone that takes position_ids, which {type(self.model).__name__} is not"
