@@ -131,7 +131,6 @@ def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:
     if max_logit_bytes is None:
         return pair
     from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
-    from smc_bridge.models.huggingface.chunks import RowChunks
 
     for model in (pair.dlm, pair.ar):
         if not isinstance(model, HuggingFaceCausalLM | HuggingFaceMaskedLM):
@@ -139,7 +138,7 @@ def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:
                 f"max_logit_bytes = {max_logit_bytes}: {type(model).__name__} of {pair.name!r} has no forwards "
                 "to cut; leave it out"
             )
-        model.chunks = RowChunks(max_logit_bytes)
+        model.cap(max_logit_bytes)
     return pair
 
 

@@ -18,6 +18,8 @@ from transformers import modeling_utils
 
 from smc_bridge.models.checks import refuse
 from smc_bridge.models.host import listed, places, sent
+from smc_bridge.models.huggingface.chunks import RowChunks
+from smc_bridge.models.huggingface.head import in_pieces, kept, plain_head, bypassed
 from smc_bridge.models.huggingface.lean import Lean, lean
 
 #: Attention implementations of transformers that add a 4-D float mask to the scores as it stands, the quickest first.
@@ -116,10 +118,12 @@ class HuggingFaceAdapter:
         eos_id: token that ends a sequence, or None.
         banned_ids: ids that are not text, to be removed from both laws by the caller.
         vocab_size: alphabet size A; logits past it are cut off. Default: all output columns.
+        max_logit_bytes: see `cap`.
     """
 
     def __init__(
-        self, model: Any, *, eos_id: int | None, banned_ids: Sequence[int] = (), vocab_size: int | None = None
+        self, model: Any, *, eos_id: int | None, banned_ids: Sequence[int] = (), vocab_size: int | None = None,
+        max_logit_bytes: int | None = None,
     ) -> None:
         columns = output_size(model)
         size = columns if vocab_size is None else vocab_size
@@ -150,6 +154,47 @@ class HuggingFaceAdapter:
         self._input_size = int(weight.shape[0])
         self._accepts = frozenset(inspect.signature(model.forward).parameters)
         self._lean: tuple[Any, Lean | None] = None, None
+        self._head: tuple[Any, torch.nn.Module | None] = None, None
+        self.cap(max_logit_bytes)
+
+    def cap(self, max_logit_bytes: int | None) -> None:
+        """Let the head compute at most so many bytes of logits at once, as float32 or wider; None for no cap.
+
+        The body of a model is run for all rows, and its head on a few positions at a time (`plain_head`). Where the
+        model changes its head's outputs, the forward is run anew for each few positions; where it does not let the
+        wanted ones be named either, in row chunks, and then a single row may exceed the cap.
+
+        Raises:
+            ValueError: it is below what one position takes.
+        """
+        chunks = RowChunks(max_logit_bytes, self._row_bytes)
+        if max_logit_bytes is not None and max_logit_bytes < self.position_bytes:
+            raise ValueError(
+                f"max_logit_bytes = {max_logit_bytes}: one position of {self.columns} output columns takes "
+                f"{self.position_bytes}; give at least that, or None for no cap"
+            )
+        #: Cuts batches into row chunks; remembers what fitted into memory.
+        self.chunks = chunks
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one position's logits, at the type of the scores."""
+        return self.columns * self.score_dtype.itemsize
+
+    @property
+    def positions_at_once(self) -> int | None:
+        """Positions whose logits the head may compute at once, or None if there is no cap."""
+        cap = self.chunks.max_logit_bytes
+        return None if cap is None else max(1, cap // self.position_bytes)
+
+    def _row_bytes(self, tokens: int, logits: int) -> int:
+        """Bytes of logits that a row of a forward under the cap takes at least, as of `RowChunks`."""
+        if self.plain_head is not None:
+            return 0
+        if "logits_to_keep" not in self._accepts:
+            return tokens * self.position_bytes
+        # Where columns cannot be named by row, those of one row can.
+        return logits // self.vocab_size * self.position_bytes if KEEPS_BY_ROW else self.chunks.max_logit_bytes or 0
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
@@ -170,11 +215,24 @@ class HuggingFaceAdapter:
     @property
     def lean(self) -> Lean | None:
         """The model's forward in fewer operations, or None if it is not known to be the same (`lean`)."""
-        weight = self.model.get_input_embeddings().weight
-        of = self.model, weight.dtype, weight.device
+        of = self._version()
         if self._lean[0] != of:
             self._lean = of, lean(self.model)
         return self._lean[1]
+
+    @property
+    def plain_head(self) -> torch.nn.Module | None:
+        """The model's head if it can be run in pieces, else None (`plain_head`)."""
+        of = self._version()
+        if self._head[0] != of:
+            with torch.no_grad():
+                self._head = of, plain_head(self.model, self._run, positions=self.positions_at_once or 1)
+        return self._head[1]
+
+    def _version(self) -> tuple[Any, ...]:
+        """What is found out about a model holds while this is the same."""
+        weight = self.model.get_input_embeddings().weight
+        return self.model, weight.dtype, weight.device
 
     def network(
         self, ids: Tensor, *, mask: Tensor | dict[str, Tensor], position: Tensor | None = None, cache: Any = None,
@@ -189,20 +247,60 @@ class HuggingFaceAdapter:
             cache: a transformers `Cache` with what stands before, or None.
             keep: how many of the last columns are wanted (0: all), or which, `[C]` or `[B, C]`.
         Returns:
-            `[B, C, columns]`; `[B, F, columns]` of a model that knows no `logits_to_keep`.
+            `[B, C, columns]`; `[B, F, columns]` of a model that knows no `logits_to_keep`. Under a cap scores `[B, C, A]`
+            of `score_dtype`, whatever the model.
         """
+        at_once = self.positions_at_once
         with torch.no_grad():  # not inference_mode: a caller may change the scores in place
+            quick = None
             if position is not None and (isinstance(mask, dict) or mask.dim() == 4):
                 quick = self.lean
-                if quick is not None and quick.fits(mask):
-                    return quick(ids, mask, position, cache, keep)
-            options: dict[str, Any] = {"use_cache": cache is not None, "logits_to_keep": keep}
-            if cache is not None:
-                options["past_key_values"] = cache
-            if position is not None:
-                options["position_ids"] = position
-            options = {name: value for name, value in options.items() if name in self._accepts}
-            out: Tensor = self.model(input_ids=ids, attention_mask=mask, **options).logits
+                if quick is not None and not quick.fits(mask):
+                    quick = None
+            if at_once is None:
+                run = self._run if quick is None else quick
+                return run(ids, mask, position, cache, keep)
+            if quick is not None:
+                states = quick.states(ids, mask, position, cache, keep)
+                return in_pieces(quick.head, states, self.empty(*states.shape[:2]), at_once)
+            head = self.plain_head
+            if head is None:
+                return self._in_few_columns(ids, mask, position, cache, keep, at_once)
+            with bypassed(head) as seen:
+                states = kept(self._run(ids, mask, position, cache), keep).to(seen[0])
+            return in_pieces(head, states, self.empty(*states.shape[:2]), at_once)
+
+    def _run(
+        self, ids: Tensor, mask: Tensor | dict[str, Tensor], position: Tensor | None = None, cache: Any = None,
+        keep: int | Tensor = 0,
+    ) -> Tensor:
+        """Outputs of the model's own forward; arguments as of `network`."""
+        late = None
+        if isinstance(keep, Tensor) and keep.dim() == 2 and not KEEPS_BY_ROW:
+            late, keep = keep, 0  # all columns
+        options: dict[str, Any] = {"use_cache": cache is not None, "logits_to_keep": keep}
+        if cache is not None:
+            options["past_key_values"] = cache
+        if position is not None:
+            options["position_ids"] = position
+        options = {name: value for name, value in options.items() if name in self._accepts}
+        out: Tensor = self.model(input_ids=ids, attention_mask=mask, **options).logits
+        return out if late is None else kept(out, late)
+
+    def _in_few_columns(
+        self, ids: Tensor, mask: Tensor | dict[str, Tensor], position: Tensor | None, cache: Any, keep: int | Tensor,
+        at_once: int,
+    ) -> Tensor:
+        """Scores `[B, C, A]`, by a forward for each few of the C columns if the model lets them be named."""
+        if "logits_to_keep" not in self._accepts:
+            return kept(self.scores(self._run(ids, mask, position, cache)), keep)
+        column = kept(places(ids.shape[1], ids.device)[None], keep)[0] if isinstance(keep, int) else keep
+        if column.dim() == 2 and len(column) == 1:
+            column = column[0]
+        out, each = self.empty(len(ids), column.shape[-1]), max(1, at_once // len(ids))
+        for start in range(0, column.shape[-1], each):
+            some = column[..., start : start + each]
+            out[:, start : start + each] = self.scores(self._run(ids, mask, position, cache, some))
         return out
 
     def logits(self, ids: Tensor, wanted: Tensor, *, attention_mask: Tensor, position_ids: Tensor | None) -> Tensor:
@@ -219,6 +317,8 @@ class HuggingFaceAdapter:
             ValueError: if an id or a position is outside of what the model knows.
         """
         self.check_inputs(np.array(listed(ids)[0]), ids.shape[1])
+        if self.positions_at_once is not None:
+            return self.network(ids, mask=attention_mask, position=position_ids, keep=wanted)
         keep = ids.shape[1] - int(wanted.min())
         out = self.scores(self.network(ids, mask=attention_mask, position=position_ids, keep=keep))
         column = wanted - (ids.shape[1] - out.shape[1])  # the width tells whether the model knows `logits_to_keep`
@@ -247,13 +347,10 @@ class HuggingFaceAdapter:
         """
         device = self.device
         self.check_inputs(ids, int(position.max()) + 1)
-        late, some = None, keep if isinstance(keep, int) else sent(keep[0] if len(keep) == 1 else keep, device)
-        if isinstance(some, Tensor) and some.dim() == 2 and not KEEPS_BY_ROW:
-            late, some = some, 0  # all columns
-        out = self.scores(self.network(
+        some = keep if isinstance(keep, int) else sent(keep[0] if len(keep) == 1 else keep, device)
+        return self.scores(self.network(
             sent(ids, device), mask=mask, position=sent(position, device), cache=cache, keep=some
         ))
-        return out if late is None else out.take_along_dim(late[..., None], dim=1)
 
     def scores(self, out: Tensor) -> Tensor:
         """Outputs of the model, `[B, C, columns]`, as scores `[B, C, A]` of `score_dtype`, on the adapter's device."""

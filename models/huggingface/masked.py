@@ -27,7 +27,6 @@ from smc_bridge.models.host import listed, places, sent
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask, open_mask
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.canvas import Fresh, lay_out
-from smc_bridge.models.huggingface.chunks import RowChunks
 from smc_bridge.models.huggingface.masked_cache import PrefixCache
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.rows import Rows, append_ragged
@@ -55,7 +54,7 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         window: tokens; with cache="window" only.
         sinks: tokens; read with cache="window" only. Attention gathers at the first few (Xiao et al. 2023, arXiv
             2309.17453), but a draft that does not see the prompt is seldom accepted: let them cover it.
-        max_logit_bytes: bytes of float32 logits that one forward may make; larger batches are cut into row chunks.
+        max_logit_bytes: cap on the bytes of logits that the head computes at once, or None (`HuggingFaceAdapter.cap`).
     Raises:
         ValueError: an argument out of range, or one that does not fit the model.
     """
@@ -75,7 +74,9 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         sinks: int = 64,
         max_logit_bytes: int | None = None,
     ) -> None:
-        super().__init__(model, eos_id=eos_id, banned_ids=banned_ids, vocab_size=vocab_size)
+        super().__init__(
+            model, eos_id=eos_id, banned_ids=banned_ids, vocab_size=vocab_size, max_logit_bytes=max_logit_bytes
+        )
         if not 0 <= mask_id < self._input_size:
             raise ValueError(f"mask_id = {mask_id}: give an id from 0 to {self._input_size - 1}")
         self.mask_id = mask_id
@@ -90,8 +91,6 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
             )
         self.cache, self.window, self.sinks = cache, window, sinks
         self._check_cache()
-        #: Cuts batches into row chunks; remembers what fitted into memory.
-        self.chunks = RowChunks(max_logit_bytes)
 
     def _check_cache(self) -> None:
         if self.cache not in get_args(CacheMode):
