@@ -95,8 +95,8 @@ def load_pair(
             one, else the text.
         dlm_cache: "prefix" keeps the diffusion model's keys and values of committed tokens: cheaper drafts that are a
             little worse, and no other law of what is sampled (`HuggingFaceMaskedLM`).
-        max_logit_bytes: cap on the bytes of float32 logits that one forward of either model makes; larger batches are
-            scored in row chunks. A single row may exceed it. Default: no cap.
+        max_logit_bytes: cap on the bytes of logits that the head of either model computes at once, at least those of
+            one position; scores differ by round-off. Default: no cap.
     Raises:
         ValueError: a name or value that is not known, tokenizers that differ, code that is not trusted, or a checkpoint
             that cannot be loaded. FileNotFoundError: a checkpoint or a part of it is missing.

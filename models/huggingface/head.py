@@ -79,9 +79,10 @@ def plain_head(model: Any, run: Callable[[Tensor, Tensor], Tensor], *, positions
         return None  # a table that is also read from cannot be bypassed
     if getattr(model, "_compiled_call_impl", None) is not None:
         return None
-    count = torch.arange(min(PROBED, positions), device=model.device)[None]
-    ids = (7919 * count + 3) % model.get_input_embeddings().weight.shape[0]
-    for mask in (torch.ones_like(ids), torch.zeros(1, 1, *count.shape[1:], count.numel(), dtype=model.dtype).to(ids.device)):
+    count = torch.arange(min(PROBED, positions), device=model.device)
+    ids = (7919 * count + 3)[None] % model.get_input_embeddings().weight.shape[0]
+    additive = torch.zeros(1, 1, len(count), len(count), dtype=model.dtype, device=model.device)
+    for mask in (torch.ones_like(ids), additive):
         try:
             expected = run(ids, mask)
             with bypassed(head) as seen:
