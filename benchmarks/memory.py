@@ -110,7 +110,7 @@ def step_memory(sampler: Any, start: Callable[[], Any]) -> StepMemory:
     return StepMemory(peak, scores, max(peak - scores, *(each - size for each, size in sizes)))
 
 
-class LargestLogits(TorchDispatchMode):
+class LargestLogits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Watches, as a context, every product of matrices for outputs as wide as a head's.
 
     Args:
@@ -121,7 +121,7 @@ class LargestLogits(TorchDispatchMode):
     """
 
     def __init__(self, columns: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.columns, self.bytes, self.positions = columns, 0, 0
 
     def __torch_dispatch__(
