@@ -105,8 +105,8 @@ def load_pair(
             little worse (of a block-causal model the same), and no other law of what is sampled
             (`HuggingFaceMaskedLM`); "none" computes them anew. "auto": "prefix" where there is one, and "none" for a
             pair that ships, whose published figures are those without.
-        max_logit_bytes: cap on the bytes of float32 logits that one forward of either model makes; larger batches are
-            scored in row chunks. A single row may exceed it. Default: no cap.
+        max_logit_bytes: cap on the bytes of logits that the head of either model computes at once, at least those of
+            one position; scores differ by round-off. Default: no cap.
     Raises:
         ValueError: a name or value that is not known, tokenizers that differ, code that is not trusted, or a checkpoint
             that cannot be loaded. FileNotFoundError: a checkpoint or a part of it is missing.
@@ -171,7 +171,6 @@ def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:
     if max_logit_bytes is None:
         return pair
     from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
-    from smc_bridge.models.huggingface.chunks import RowChunks
 
     for model in (pair.dlm, pair.ar):
         if not isinstance(model, HuggingFaceCausalLM | HuggingFaceMaskedLM):
@@ -179,7 +178,7 @@ def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:
                 f"max_logit_bytes = {max_logit_bytes}: {type(model).__name__} of {pair.name!r} has no forwards "
                 "to cut; leave it out"
             )
-        model.chunks = RowChunks(max_logit_bytes)
+        model.cap(max_logit_bytes)
     return pair
 
 
