@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from smc_bridge.commands.base import UsageError, importing, one_of, whole
-from smc_bridge.models.conventions import OVERRIDES
+from smc_bridge.models.conventions import ATTENTIONS, OVERRIDES
 
 if TYPE_CHECKING:
     from smc_bridge.models.pairs import Pair
@@ -23,7 +23,10 @@ CACHES = ("auto", "none", "prefix")
 #: Options that decide where and how much at once is computed, and not what.
 PLACE = ("device", "max_logit_bytes")
 #: Options that are about the user's own checkpoints.
-OWN = ("trust_remote_code", "dlm_convention", "mask_id", "eos_id", "dlm_tokenizer", "reduce", "plain", "system")
+OWN = (
+    "trust_remote_code", "dlm_convention", "attention", "block_size", "attn_implementation", "revision", "mask_id",
+    "eos_id", "dlm_tokenizer", "reduce", "plain", "system",
+)
 #: All options of `add_model_arguments`.
 MODEL_OPTIONS = ("pair", "dlm", "ar", "dtype", "dlm_cache", *PLACE, *OWN)
 
@@ -41,6 +44,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--dlm-convention", type=one_of(OVERRIDES), metavar="NAME",
         help=f"which place an output of the diffusion model is about: {', '.join(OVERRIDES)} (default: by its type)",
     )
+    group.add_argument(
+        "--attention", type=one_of(ATTENTIONS), metavar="KIND",
+        help=f"what a place of the diffusion model sees: {', '.join(ATTENTIONS)} (default: by its type)",
+    )
+    group.add_argument("--block-size", type=whole(1), metavar="B", help="tokens of a block of that attention")
+    group.add_argument("--attn-implementation", metavar="NAME", help="as in transformers: sdpa, eager, ...")
+    group.add_argument("--revision", metavar="NAME", help="of both models on the hub: a branch, tag or commit")
     group.add_argument("--mask-id", type=whole(0), metavar="ID", help="of the diffusion model's mask token")
     group.add_argument("--eos-id", type=_ids, metavar="IDS", help="of the tokens that end a sequence, as 7 or 7,2")
     group.add_argument("--dlm-tokenizer", metavar="NAME", help="checkpoint with the diffusion model's tokenizer")
