@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 #: Pair, and each model, unless it is named.
 EMBEDDED = "arithmetic"
 #: What the diffusion model may keep of a prefix.
-CACHES = ("none", "prefix")
+CACHES = ("auto", "none", "prefix")
 #: Options that decide where and how much at once is computed, and not what.
 PLACE = ("device", "max_logit_bytes")
 #: Options that are about the user's own checkpoints.
-OWN = ("trust_remote_code", "dlm_convention", "mask_id", "eos_id", "dlm_tokenizer", "reduce")
+OWN = ("trust_remote_code", "dlm_convention", "mask_id", "eos_id", "dlm_tokenizer", "reduce", "plain", "system")
 #: All options of `add_model_arguments`.
 MODEL_OPTIONS = ("pair", "dlm", "ar", "dtype", "dlm_cache", *PLACE, *OWN)
 
@@ -45,8 +45,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eos-id", type=_ids, metavar="IDS", help="of the tokens that end a sequence, as 7 or 7,2")
     group.add_argument("--dlm-tokenizer", metavar="NAME", help="checkpoint with the diffusion model's tokenizer")
     group.add_argument(
-        "--dlm-cache", type=one_of(CACHES), default="none", metavar="MODE",
-        help="prefix: keep keys and values of committed tokens; cheaper drafts, a little worse (default: none)",
+        "--dlm-cache", type=one_of(CACHES), default="auto", metavar="MODE",
+        help="prefix: keep keys and values of committed tokens; cheaper drafts, a little worse (default, auto: prefix "
+        "where a model of your own can, else none)",
     )
     group.add_argument(
         "--max-logit-bytes", type=whole(1), metavar="B", help="cap on the logits of one forward (default: none)"
@@ -54,6 +55,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--reduce", action="store_true", help="where tokenizers differ, sample from the ids that both share"
     )
+    group.add_argument(
+        "--plain", action="store_true", help="prompt with the text as it is (default: by the target's chat template)"
+    )
+    group.add_argument("--system", metavar="TEXT", help="of a system turn, in the target's chat template")
 
 
 def _ids(text: str) -> int | tuple[int, ...]:
@@ -66,8 +71,8 @@ def _ids(text: str) -> int | tuple[int, ...]:
 
 
 def is_given(value: Any) -> bool:
-    """Whether an option of a model says anything: not None, nor False, nor the cache that is none."""
-    return value is not None and value is not False and value != "none"
+    """Whether an option of a model says anything: not None, nor False, nor what is found out."""
+    return value is not None and value is not False and value != "auto"
 
 
 def pair_name(arguments: argparse.Namespace, default: str = EMBEDDED) -> str:
@@ -107,7 +112,9 @@ class Models:
         """Names and options that a result's figures may depend on, besides the weights; empty for a pair as it
         ships."""
         said = [
-            f"{name}={value}" for name, value in sorted(self.options.items()) if is_given(value) and name not in PLACE
+            f"{name}={value!r}" if name == "system" else f"{name}={value}"  # it may have several lines
+            for name, value in sorted(self.options.items())
+            if (is_given(value) or name == "chat") and name not in PLACE
         ]
         return ", ".join([*self.names, *said] if said or len(self.names) > 1 else [])
 
@@ -142,4 +149,6 @@ def models_of(arguments: argparse.Namespace, default: str = EMBEDDED) -> Models:
         raise UsageError(
             f"--dlm = {arguments.dlm} without --ar: give the autoregressive model of your pair too, with --ar NAME"
         )
+    if own.pop("plain"):
+        own["chat"] = False
     return Models((arguments.dlm or EMBEDDED, arguments.ar), {**place, **own})

@@ -17,9 +17,10 @@ from transformers import DynamicCache
 
 from smc_bridge.models.conventions import CONVENTIONS
 from smc_bridge.models.huggingface import HuggingFaceMaskedLM
-from smc_bridge.models.huggingface.adapter import KEEPS_BY_ROW, additive_mask
+from smc_bridge.models.huggingface.adapter import additive_mask
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.dit import DiT, DiTConfig
+from smc_bridge.models.huggingface.forwards import KEEPS_BY_ROW
 from smc_bridge.models.protocols import ABSENT, MASKED
 from tests.models import dit_reference
 from tests.models.dit_checkpoints import HEADS, MASK_ID, SIZE, save_bd3lm, save_mdlm
@@ -187,6 +188,14 @@ def test_every_weight_of_a_checkpoint_is_accounted_for(checkpoint: tuple[Path, d
     new = [each for name in weights for each in rename(name)]
     assert sorted(new) == sorted(load(folder).state_dict())
     assert not [name for name in new if rename(name)]
+
+
+def test_from_pretrained_reads_a_checkpoint_through_the_key_map(checkpoint: tuple[Path, dict[str, Tensor]]) -> None:
+    folder, weights = checkpoint
+    config, ids = load(folder).config, some_ids(2, 7)
+    model, found = DiT.from_pretrained(folder, config=config, key_mapping=KEYS, output_loading_info=True)
+    assert not any(found.values()), found
+    close(model(ids).logits, expected(weights, ids), 1e-4)
 
 
 def test_a_saved_model_comes_back_whole(checkpoint: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
