@@ -123,6 +123,7 @@ def pair_from_models(
     eos_id: int | None = None,
     reduce: bool = False,
     causal_backbone: bool | None = None,
+    block_size: int | None = None,
     format_prompt: PromptFormat = plain_prompt,
     name: str = "custom",
 ) -> Pair:
@@ -140,6 +141,8 @@ def pair_from_models(
         reduce: restrict both laws to the ids that the tokenizers share rather than refuse a pair that differs.
         causal_backbone: whether the diffusion model sees the whole row only by a 4-D mask. Default: whether
             transformers can generate with it.
+        block_size: tokens of a block of a block-causal diffusion model (BD3LM, SDAR, Fast-dLLM v2), None where every
+            place sees all others.
         format_prompt: form of a prompt. Default: the text as the tokenizer encodes it.
         name: of the pair, for messages.
     Raises:
@@ -160,6 +163,7 @@ def pair_from_models(
     dlm = HuggingFaceMaskedLM(
         dlm_model, mask_id=mask_id, shift=shift,
         eos_id=shared.eos_id, banned_ids=shared.banned_ids, vocab_size=shared.size, causal_backbone=causal_backbone,
+        block_size=block_size,
     )
     ar = HuggingFaceCausalLM(
         ar_model, eos_id=shared.eos_id, banned_ids=shared.banned_ids, vocab_size=shared.size

@@ -33,7 +33,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
     from transformers.utils.hub import cached_file
 
-    name, options = checkpoint.name, {"local_files_only": checkpoint.offline}
+    name, options = checkpoint.name, checkpoint.options
     with quiet(progress=not checkpoint.offline), one_line(checkpoint, "tokenizer"):
         settings = get_tokenizer_config(name, **options)
         kind, own = settings.get("tokenizer_class"), bool(settings.get("auto_map"))

@@ -69,7 +69,7 @@ def save(folder: Path, written: Tokenizer | None, settings: dict[str, Any], mode
 
 
 def load(folder: Path, *, trust: bool = False) -> Any:
-    found = find_checkpoint("ar", folder, trust_remote_code=trust, weights=False)
+    found = find_checkpoint("ar", folder, weights=False)
     return load_tokenizer(found, trust_remote_code=trust)
 
 
