@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,6 @@ class DiT(PreTrainedModel):  # type: ignore[misc]
     config_class = DiTConfig
     _supports_sdpa = True
     _no_split_modules = ("DiTBlock",)
-    _keys_to_ignore_on_load_unexpected: ClassVar = list(UNUSED_KEYS)  # transformers 4.57 adds a list to it
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)

@@ -190,14 +190,6 @@ def test_every_weight_of_a_checkpoint_is_accounted_for(checkpoint: tuple[Path, d
     assert not [name for name in new if rename(name)]
 
 
-def test_from_pretrained_reads_a_checkpoint_through_the_key_map(checkpoint: tuple[Path, dict[str, Tensor]]) -> None:
-    folder, weights = checkpoint
-    config, ids = load(folder).config, some_ids(2, 7)
-    model, found = DiT.from_pretrained(folder, config=config, key_mapping=KEYS, output_loading_info=True)
-    assert not any(found.values()), found
-    close(model(ids).logits, expected(weights, ids), 1e-4)
-
-
 def test_a_saved_model_comes_back_whole(checkpoint: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     folder, _ = checkpoint
     model, ids = load(folder, torch.float32), some_ids(2, 7)
