@@ -1,8 +1,8 @@
 """What a checkpoint is made of, looked at before anything of it is loaded or run.
 
 A checkpoint is a local folder, or a name of the Hugging Face hub (`owner/name`). It must hold a configuration, weights
-in safetensors (no pickle: reading one can run code) and a tokenizer. Code of its own is refused unless the user trusts
-it. Every fault is one line that names the argument, the checkpoint and the remedy.
+in safetensors (no pickle: reading one can run code) and a tokenizer. Every fault is one line that names the argument,
+the checkpoint and the remedy.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+#: Configuration of a PEFT adapter.
+ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 TOKENIZERS = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
@@ -36,17 +38,32 @@ class Checkpoint:
         name: local folder, or name on the hub.
         config: contents of `config.json`.
         offline: the hub cannot be reached, or need not be: only local files are read.
+        hub: `revision` and `token`, as far as they are given.
     """
 
     argument: str
     name: str
     config: Mapping[str, Any]
     offline: bool
+    hub: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def said(self) -> str:
         """The argument and its value, `argument = value`, with which messages start."""
         return f"{self.argument} = {self.name!r}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments with which transformers finds its files."""
+        return {"local_files_only": self.offline, **self.hub}
+
+    def refuse_code(self) -> None:
+        """Raise ValueError: it cannot be loaded without code of its own, which the user does not trust."""
+        first = next(iter(self.config["auto_map"].values()))
+        raise ValueError(
+            f"{self.said}: brings code of its own (auto_map in {CONFIG}: {first}), which is not run: read it, then "
+            "set trust_remote_code = True"
+        )
 
 
 def hub_answers() -> bool:
@@ -111,6 +128,8 @@ def _local(argument: str, folder: Path, *, weights: bool, tokenizer: bool) -> Ch
     if not folder.is_dir():
         raise ValueError(f"{said}: is a file; give the folder of a checkpoint")
     if not (folder / CONFIG).is_file():
+        if (folder / ADAPTER).is_file():
+            raise ValueError(_adapter(said))
         raise FileNotFoundError(f"{said}: has no {CONFIG}, so it is no checkpoint; give the folder that holds it")
     config = _json(folder / CONFIG, said)
     if weights:
@@ -123,6 +142,14 @@ def _local(argument: str, folder: Path, *, weights: bool, tokenizer: bool) -> Ch
     return Checkpoint(argument, str(folder), config, offline=True)
 
 
+def _adapter(said: str) -> str:
+    """What is said of the folder of a PEFT adapter."""
+    return (
+        f"{said}: holds a PEFT adapter ({ADAPTER}) and no model; merge it into its base model (merge_and_unload), save "
+        "that, and give its folder"
+    )
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a local folder holds a tokenizer, or names code that makes one."""
     if any((folder / name).is_file() for name in TOKENIZERS):
@@ -131,22 +158,38 @@ def has_tokenizer(folder: Path) -> bool:
     return settings.is_file() and "auto_map" in _json(settings, str(folder))
 
 
-def _from_hub(argument: str, name: str) -> Checkpoint:
+def _from_hub(argument: str, name: str, hub: Mapping[str, Any]) -> Checkpoint:
+    from huggingface_hub import constants
     from transformers import PretrainedConfig
+    from transformers.utils.hub import cached_file
 
     said = f"{argument} = {name!r}"
+
+    def found(*, offline: bool) -> Checkpoint:
+        """With its configuration."""
+        config = PretrainedConfig.get_config_dict(name, local_files_only=offline, **hub)[0]
+        return Checkpoint(argument, name, config, offline, hub)
+
     try:
-        return Checkpoint(argument, name, PretrainedConfig.get_config_dict(name, local_files_only=True)[0], True)
+        return found(offline=True)
     except (OSError, ValueError):
         pass  # not in the cache
+    if constants.HF_HUB_OFFLINE:
+        raise FileNotFoundError(
+            f"{said}: is no local folder and not in the hub's local cache, and HF_HUB_OFFLINE is set; give a folder "
+            "with a checkpoint, or unset it"
+        )
     if not hub_answers():
         raise FileNotFoundError(
             f"{said}: is no local folder, not in the hub's local cache, and the hub cannot be reached; give a folder "
             "with a checkpoint, or connect"
         )
     try:
-        return Checkpoint(argument, name, PretrainedConfig.get_config_dict(name)[0], False)
+        return found(offline=False)
     except (OSError, ValueError) as error:
+        if cached_file(name, ADAPTER, _raise_exceptions_for_missing_entries=False,
+                       _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False, **hub):
+            raise ValueError(_adapter(said)) from error
         raise FileNotFoundError(
             f"{said}: is no local folder, and the hub gives no {CONFIG} ({reason(error)}); check the name, or log in "
             "if it is gated"
@@ -157,20 +200,20 @@ def find_checkpoint(
     argument: str,
     name: str | os.PathLike[str],
     *,
-    trust_remote_code: bool,
     weights: bool = True,
     tokenizer: bool = True,
+    hub: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Find a checkpoint and refuse one that is not whole or asks for code of its own to be run.
+    """Find a checkpoint and refuse one that is not whole.
 
     Args:
         argument: which argument names it, for messages.
         name: local folder, or name on the hub.
-        trust_remote_code: whether the user lets the checkpoint's own code run.
         weights, tokenizer: whether it must have them.
+        hub: `revision` and `token` for the hub; a folder has neither.
     Raises:
-        ValueError: foreign or unreadable files, pickle only, or code that is not trusted. FileNotFoundError: something
-            is missing, or the hub has no such checkpoint or cannot be reached.
+        ValueError: foreign or unreadable files, or pickle only. FileNotFoundError: something is missing, or the hub has
+            no such checkpoint or cannot be reached.
     """
     text = os.fspath(name)
     if not text.strip():
@@ -182,7 +225,7 @@ def find_checkpoint(
             raise FileNotFoundError(f"{argument} = {text!r}: there is no such home folder; give a path") from error
         found = _local(argument, folder, weights=weights, tokenizer=tokenizer)
     else:
-        found = _from_hub(argument, text)
+        found = _from_hub(argument, text, hub or {})
     if not isinstance(found.config.get("model_type"), str):
         raise ValueError(f"{found.said}: {CONFIG} has no model_type, so it is none of transformers'; give another")
     code = found.config.get("auto_map")
@@ -190,13 +233,39 @@ def find_checkpoint(
         raise ValueError(
             f"{found.said}: auto_map in {CONFIG} is {code!r}, no JSON object from classes to code: copy {CONFIG} anew"
         )
-    if code and not trust_remote_code:
-        first = next(iter(code.values()))
-        raise ValueError(
-            f"{found.said}: brings code of its own (auto_map in {CONFIG}: {first}), which is not run: read it, then "
-            "set trust_remote_code = True"
-        )
     return found
+
+
+def generation_ends(checkpoint: Checkpoint) -> list[int]:
+    """Ids at which a checkpoint's own generation stops (`eos_token_id` of `generation_config.json`), if it says so.
+
+    Raises:
+        ValueError: the file cannot be read, or its entry is no id and no list of ids.
+    """
+    if is_path(checkpoint.name):
+        path = Path(checkpoint.name).expanduser() / GENERATION
+        found = path if path.is_file() else None
+    else:
+        found = _file_of_hub(checkpoint, GENERATION)
+    stated = None if found is None else _json(found, checkpoint.said).get("eos_token_id")
+    listed = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in listed):
+        raise ValueError(f"{checkpoint.said}: eos_token_id = {stated!r} in {GENERATION} is no id: give eos_id")
+    return listed
+
+
+def _file_of_hub(checkpoint: Checkpoint, name: str) -> Path | None:
+    """A file of a checkpoint of the hub, or None if it has none or that is not known offline."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            checkpoint.name, name, local_files_only=checkpoint.offline, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError):
+        return None
+    return None if found is None else Path(found)
 
 
 def reason(error: BaseException) -> str:

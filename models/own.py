@@ -15,25 +15,24 @@ from typing import Any
 import torch
 
 from smc_bridge.models.arguments import ids_of, said, whole_number
-from smc_bridge.models.checkpoints import Checkpoint, find_checkpoint
-from smc_bridge.models.conventions import Convention, Override, convention_of, mask_id_of
+from smc_bridge.models.checkpoints import Checkpoint, find_checkpoint, generation_ends
+from smc_bridge.models.conventions import CONVENTIONS, LENGTH_KEY, Attention, Convention, Override
+from smc_bridge.models.ends import Ends, EosId, ends_of
 from smc_bridge.models.gguf import dequantised, packaged_gguf
-from smc_bridge.models.huggingface.adapter import output_size
+from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, output_size
 from smc_bridge.models.huggingface.unpadded import Unpadded
-from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, special_ids
-from smc_bridge.models.loading import (
-    Placement,
-    fit_adapter,
-    is_wrapped,
-    load_model,
-    load_tokenizer,
-    weight_shapes,
-)
+from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, shared_ends, special_ids
+from smc_bridge.models.loading import load_model, load_native, load_tokenizer, weight_shapes
+from smc_bridge.models.native import Shapes, account, network_config, skeleton
 from smc_bridge.models.pair import Pair, pair_from_models
+from smc_bridge.models.placement import Placement, options_of
 from smc_bridge.models.prompts import PromptFormat, default_prompt
 from smc_bridge.models.protocols import CausalLM
+from smc_bridge.models.recognise import convention_of, has_language_model, is_wrapped, mask_id_of
 
 Name = str | os.PathLike[str]
+#: How one model is loaded (`smc_bridge.models.placement.options_of`).
+Options = tuple[Placement, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def _embedded(argument: str, placement: Placement) -> Source:
     from smc_bridge.models.arithmetic import architecture
     from smc_bridge.models.arithmetic import tokenizer as arithmetic_tokenizer
 
-    checkpoint = find_checkpoint(argument, architecture.WEIGHTS / argument, trust_remote_code=False, tokenizer=False)
+    checkpoint = find_checkpoint(argument, architecture.WEIGHTS / argument, tokenizer=False)
     dtype = placement.dtype or torch.float32
     return Source(
         checkpoint, arithmetic_tokenizer.load_tokenizer(), arithmetic_tokenizer.format_prompt,
@@ -67,8 +66,9 @@ def _embedded(argument: str, placement: Placement) -> Source:
 
 
 def _source(
-    argument: str, name: Name, placement: Placement, *, trust_remote_code: bool, tokenizer: Name | None = None
+    argument: str, name: Name, options: Options, *, trust_remote_code: bool, tokenizer: Name | None = None
 ) -> Source:
+    placement, hub = options
     for what, value in ((argument, name), (f"{argument}_tokenizer", tokenizer)):
         if not isinstance(value, str | os.PathLike) and (value is not None or what == argument):
             raise ValueError(f"{what} = {said(value)}: give a folder or a name of the hub")
@@ -78,10 +78,8 @@ def _source(
         if argument != "ar":
             raise ValueError(f"{argument} = 'smollm2': is an autoregressive model; give it as ar")
         name = dequantised(packaged_gguf())
-    found = find_checkpoint(argument, name, trust_remote_code=trust_remote_code, tokenizer=tokenizer is None)
-    home = found if tokenizer is None else find_checkpoint(
-        f"{argument}_tokenizer", tokenizer, trust_remote_code=trust_remote_code, weights=False
-    )
+    found = find_checkpoint(argument, name, tokenizer=tokenizer is None, hub=hub)
+    home = found if tokenizer is None else find_checkpoint(f"{argument}_tokenizer", tokenizer, weights=False, hub=hub)
     loaded = load_tokenizer(home, trust_remote_code=trust_remote_code)
     return Source(found, loaded, default_prompt(loaded), placement)
 
@@ -104,25 +102,36 @@ def load_causal(
     ar: Name,
     *,
     dtype: torch.dtype | str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
-    eos_id: int | None = None,
+    eos_id: EosId = None,
     device_map: str | Mapping[str, Any] | None = None,
     tp_plan: str | Mapping[str, str] | None = None,
+    attn_implementation: str | None = None,
+    quantization_config: Any = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
 ) -> Causal:
     """Load an autoregressive model without a diffusion model; arguments and errors are those of `load_pair`."""
     from smc_bridge.models.huggingface import HuggingFaceCausalLM
 
-    check_id("eos_id", eos_id)
-    placement = Placement.of(dtype, device, device_map, tp_plan)
-    source = _source("ar", ar, placement, trust_remote_code=trust_remote_code)
-    eos_id = end_of_sequence(source, eos_id)
-    model = _load_ar(source, trust=trust_remote_code)
-    warn_of_other_ends(source, model, eos_id)
+    ends = ends_of(eos_id)
+    options = options_of({
+        "dtype": dtype, "torch_dtype": torch_dtype, "device": device, "device_map": device_map, "tp_plan": tp_plan,
+        "attn_implementation": attn_implementation, "quantization_config": quantization_config, "revision": revision,
+        "token": token,
+    })  # fmt: skip
+    source = _target(ar, options, trust_remote_code)
     tokenizer = source.tokenizer
+    if eos_id is None:
+        ends = ends_of_target(source)
+    model = _load_ar(source, trust=trust_remote_code)
     size = output_size(model)
-    banned = (special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))) - {eos_id}
-    adapter = HuggingFaceCausalLM(model, eos_id=eos_id, banned_ids=[i for i in banned if i < size])
+    if eos_id is None:
+        ends = shared_ends(ends, tokenizer, tokenizer, size=size)
+    banned = (special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))).difference(ends)
+    adapter = HuggingFaceCausalLM(model, eos_id=ends, banned_ids=[i for i in banned if i < size])
     return Causal(adapter, tokenizer, source.format_prompt)
 
 
@@ -132,23 +141,20 @@ def check_id(name: str, value: object) -> None:
         whole_number(name, value, least=0, remedy="give an id, a number from 0")
 
 
-def end_of_sequence(source: Source, eos_id: int | None) -> int | None:
-    """Id that ends a sequence of the target: the one given, else the tokenizer's, else the configuration's first."""
-    known = [] if eos_id is None else [eos_id]
-    ids = [*known, *ids_of(source.tokenizer.eos_token_id), *ids_of(source.checkpoint.config.get("eos_token_id"))]
-    return ids[0] if ids else None
+def ends_of_target(source: Source) -> Ends:
+    """Ids that end a sequence of a target that nobody names others for: those of its generation configuration, of its
+    configuration and of its tokenizer."""
+    config, tokenizer = source.checkpoint.config, source.tokenizer
+    return ends_of([
+        *generation_ends(source.checkpoint), *ids_of(config.get("eos_token_id")), *ids_of(tokenizer.eos_token_id),
+    ])  # fmt: skip
 
 
-def warn_of_other_ends(source: Source, model: Any, eos_id: int | None) -> None:
-    """Tell of ids at which the model's own `generate` may stop besides `eos_id`: a law here has one end."""
-    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    others = sorted({*ids_of(stated), *ids_of(source.checkpoint.config.get("eos_token_id"))} - {eos_id})
-    if others:
-        warnings.warn(
-            f"{source.checkpoint.said}: its configuration ends sequences at ids {others} too; here only "
-            f"eos_id = {eos_id} does: give another eos_id if that is not what is wanted",
-            stacklevel=4,
-        )
+def _target(ar: Name, options: Options, trust: bool) -> Source:
+    """An autoregressive model that may be run."""
+    source = _source("ar", ar, options, trust_remote_code=trust)
+    _check_code(source.checkpoint, trust, "AutoModelForCausalLM")
+    return source
 
 
 def _load_ar(source: Source, *, trust: bool) -> Any:
@@ -158,24 +164,77 @@ def _load_ar(source: Source, *, trust: bool) -> Any:
     )
 
 
-def _load_dlm(source: Source, convention: Convention, shapes: dict[str, tuple[int, ...]], *, trust: bool) -> Any:
-    four_d = convention.attention == "mask-4d"
-    model = load_model(
-        source.checkpoint, convention.auto_class, source.placement, trust_remote_code=trust, shapes=shapes,
-        additive=four_d, configuration=convention.configuration,
-    )
-    return Unpadded(model, convention.inputs) if convention.attention == "unpadded" else model
+def _check_code(checkpoint: Checkpoint, trust: bool, *auto_classes: str) -> None:
+    """Refuse a checkpoint that nothing but code of its own can run, unless that is trusted."""
+    if checkpoint.config.get("auto_map") and not trust:
+        model_type = str(checkpoint.config["model_type"])
+        if not any(has_language_model(model_type, auto_class) for auto_class in auto_classes):
+            checkpoint.refuse_code()
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """A diffusion model of which everything was looked at but its weights.
+
+    Attributes:
+        source: where it is.
+        convention: how it is run.
+        config, empty: of a native network, its configuration and the network without numbers; None of another.
+    """
+
+    source: Source
+    convention: Convention
+    trust: bool
+    config: Any = None
+    empty: Any = None
+
+    @classmethod
+    def of(cls, source: Source, convention: Convention, shapes: Shapes, *, trust: bool) -> Diffusion:
+        """Look at it.
+
+        Raises:
+            ValueError: its code is not trusted, its weights are not those of its network, or an attention is asked for
+                that takes no mask.
+        """
+        checkpoint, native, wanted = source.checkpoint, convention.native, source.placement.attn_implementation
+        if convention.masking == "mask-4d" and wanted is not None and wanted not in ADDITIVE_ATTENTION:
+            raise ValueError(
+                f"attn_implementation = {wanted!r} of {checkpoint.said}: takes no mask of which places are seen; give "
+                f"one of {', '.join(ADDITIVE_ATTENTION)}, or leave it out"
+            )
+        if native is None:
+            _check_code(checkpoint, trust, convention.auto_class)
+            return cls(source, convention, trust)
+        config = network_config(checkpoint, native, shapes)
+        empty = skeleton(native, config)
+        if not checkpoint.config.get("quantization_config"):  # those have other weights
+            account(checkpoint, native, empty, shapes)
+        return cls(source, convention, trust, config, empty)
+
+    def load(self, shapes: Shapes) -> Any:
+        """Read its weights."""
+        checkpoint, convention, placement = self.source.checkpoint, self.convention, self.source.placement
+        if convention.native is not None:
+            return load_native(checkpoint, convention.native, self.config, self.empty, placement)
+        model = load_model(
+            checkpoint, convention.auto_class, placement, trust_remote_code=self.trust, shapes=shapes,
+            additive=convention.masking == "mask-4d", configuration=convention.configuration,
+        )
+        return Unpadded(model, convention.inputs) if convention.masking == "unpadded" else model
 
 
 def load_two(
     dlm: Name,
     ar: Name,
-    placement: Placement,
     *,
+    dlm_options: Options,
+    ar_options: Options,
     trust_remote_code: bool,
     dlm_convention: Override | None,
+    attention: Attention | None,
+    block_size: int | None,
     mask_id: int | None,
-    eos_id: int | None,
+    eos_id: EosId,
     dlm_tokenizer: Name | None,
     reduce: bool,
     format_prompt: PromptFormat | None,
@@ -187,27 +246,55 @@ def load_two(
     """
     trust = trust_remote_code
     check_id("mask_id", mask_id)
-    check_id("eos_id", eos_id)
-    left = _source("dlm", dlm, placement, trust_remote_code=trust, tokenizer=dlm_tokenizer)
+    ends = ends_of(eos_id)
+    left = _source("dlm", dlm, dlm_options, trust_remote_code=trust, tokenizer=dlm_tokenizer)
     config = left.checkpoint.config
+    if str(config["model_type"]) not in CONVENTIONS:
+        _check_code(left.checkpoint, trust, "AutoModelForMaskedLM", "AutoModelForCausalLM")
     shapes = weight_shapes(left.checkpoint)
     convention = convention_of(
-        config, name=left.checkpoint.name, override=dlm_convention, wrapped=is_wrapped(shapes)
+        config, name=left.checkpoint.name, override=dlm_convention, attention=attention, block_size=block_size,
+        wrapped=is_wrapped(shapes), trusted=trust,
     )
+    diffusion = Diffusion.of(left, convention, shapes, trust=trust)
     if mask_id is None:
         mask_id = mask_id_of(config, left.tokenizer, convention, name=left.checkpoint.name)
-    right = _source("ar", ar, placement, trust_remote_code=trust)
-    eos_id = end_of_sequence(right, eos_id)
+    right = _target(ar, ar_options, trust)
+    if eos_id is None:
+        ends = shared_ends(ends_of_target(right), left.tokenizer, right.tokenizer, mask_id=mask_id)
     if not reduce:
-        ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, eos_id=eos_id)
+        ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, ends=ends)
         check_shared_vocabulary(left.tokenizer, right.tokenizer, ignore=ignore)
+    if convention.either:
+        warnings.warn(
+            f"{left.checkpoint.said}: models of its type are trained with full attention or block by block, and its "
+            "configuration does not tell; it is read with full attention: give attention = 'block' and block_size "
+            "if it was trained by blocks (BD3LM), attention = 'full' to say that it was not",
+            stacklevel=4,
+        )
     ar_model = _load_ar(right, trust=trust)
-    warn_of_other_ends(right, ar_model, eos_id)
-    dlm_model = _load_dlm(left, convention, shapes, trust=trust)
+    dlm_model = diffusion.load(shapes)
+    if eos_id is None:
+        size = min(output_size(dlm_model), output_size(ar_model))
+        ends = shared_ends(ends, left.tokenizer, right.tokenizer, mask_id=mask_id, size=size)
     pair = pair_from_models(
         dlm_model, ar_model, right.tokenizer, shift=convention.shift, dlm_tokenizer=left.tokenizer, mask_id=mask_id,
-        eos_id=eos_id, reduce=reduce, causal_backbone=convention.attention == "mask-4d",
+        eos_id=ends, reduce=reduce, causal_backbone=convention.masking == "mask-4d",
         format_prompt=format_prompt or right.format_prompt, name=f"{os.fspath(dlm)} + {os.fspath(ar)}",
+        block_size=convention.block_size,
     )
+    if pair.dlm.device != pair.ar.device:
+        raise ValueError(
+            f"dlm is on {pair.dlm.device} and ar on {pair.ar.device}: scores of both meet on one device; give one "
+            "device, or the same device_map"
+        )
     fit_adapter(pair.dlm, config, convention)
     return pair
+
+
+def fit_adapter(adapter: Any, config: Mapping[str, Any], convention: Convention) -> None:
+    """Tell an adapter how it was loaded, and the positions that the model was built for, where its configuration says
+    them differently."""
+    adapter.convention = convention
+    if convention.length_key != LENGTH_KEY and convention.length_key in config:
+        adapter.max_length, adapter.limited_by = int(config[convention.length_key]), convention.length_key

@@ -12,9 +12,11 @@ from typing import Any, Literal
 import torch
 
 from smc_bridge.models.arguments import check_callable, said, true_or_false, whole_number
-from smc_bridge.models.conventions import Override
-from smc_bridge.models.loading import Placement, quiet
+from smc_bridge.models.conventions import Attention, Override
+from smc_bridge.models.ends import EosId
+from smc_bridge.models.loading import quiet
 from smc_bridge.models.pair import Pair, pair_from_models
+from smc_bridge.models.placement import options_of
 from smc_bridge.models.prompts import PromptFormat
 
 __all__ = ["PAIRS", "Pair", "load_pair", "pair_from_models"]
@@ -43,13 +45,22 @@ def load_pair(
     ar: str | os.PathLike[str] | None = None,
     *,
     dtype: torch.dtype | str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
     dlm_convention: Override | None = None,
+    attention: Attention | None = None,
+    block_size: int | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     tp_plan: str | Mapping[str, str] | None = None,
+    attn_implementation: str | None = None,
+    quantization_config: Any = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    dlm_kwargs: Mapping[str, Any] | None = None,
+    ar_kwargs: Mapping[str, Any] | None = None,
     mask_id: int | None = None,
-    eos_id: int | None = None,
+    eos_id: EosId = None,
     dlm_tokenizer: str | os.PathLike[str] | None = None,
     reduce: bool = False,
     format_prompt: PromptFormat | None = None,
@@ -64,14 +75,21 @@ def load_pair(
         ar: autoregressive model: a folder, a name of the hub, "arithmetic", or "smollm2" (extra `smollm2`).
         dtype: of the weights, also by name. Default: that of each checkpoint; float32 for the embedded models. Scores
             are float32 at least.
+        torch_dtype: another name of `dtype`.
         device: where both models run. Default: a CUDA device if there is one, else the CPU.
-        trust_remote_code: let the checkpoints' own code run.
+        trust_remote_code: let the checkpoints' own code run, where they bring any. The families of
+            `smc_bridge.models.conventions` need none: without it they are read into networks that are known here.
         dlm_convention: "shifted" or "unshifted", against or in want of what `smc_bridge.models.conventions` says.
+        attention: what a place of the diffusion model sees, "full" or "block" (its block and those before), likewise.
+        block_size: tokens of a block, likewise.
         device_map: spread the layers of both over devices, as in transformers (needs accelerate).
         tp_plan: split every layer of both over the processes of `torchrun`, as in transformers.
+        attn_implementation, quantization_config, revision, token: as in transformers.
+        dlm_kwargs, ar_kwargs: those of `dtype`, `torch_dtype`, `device`, `device_map`, `tp_plan` and the four above
+            that are different for the one model.
         mask_id: id of the diffusion model's mask token. Default: configuration, tokenizer, or convention.
-        eos_id: the one id that ends a sequence. Default: that of the autoregressive model's tokenizer, else of its
-            configuration.
+        eos_id: id that ends a sequence, or several that each do, and no other. Default: all that the autoregressive
+            model's generation configuration, configuration and tokenizer name.
         dlm_tokenizer: checkpoint that the diffusion model's tokenizer is read from. Default: `dlm`.
         reduce: restrict both laws to the ids that the tokenizers share rather than refuse a pair that differs.
         format_prompt: form of a prompt. Default: the chat template of the autoregressive model's tokenizer if it has
@@ -96,7 +114,13 @@ def load_pair(
     trust_remote_code = true_or_false("trust_remote_code", trust_remote_code)
     reduce = true_or_false("reduce", reduce)
     check_callable("format_prompt", format_prompt, "a function of the tokenizer and the text")
-    placement = Placement.of(dtype, device, device_map, tp_plan)
+    common = {
+        "dtype": dtype, "torch_dtype": torch_dtype, "device": device, "device_map": device_map, "tp_plan": tp_plan,
+        "attn_implementation": attn_implementation, "quantization_config": quantization_config, "revision": revision,
+        "token": token,
+    }  # fmt: skip
+    dlm_options = options_of(common, dlm_kwargs)
+    ar_options = options_of(common, ar_kwargs, argument="ar_kwargs")
     if ar is None:
         if not isinstance(dlm, str | os.PathLike):
             raise ValueError(f"pair = {said(dlm)}: use one of {sorted(PAIRS)}, or name two models (dlm and ar)")
@@ -105,23 +129,28 @@ def load_pair(
                 f"pair = {os.fspath(dlm)!r} is unknown: use one of {sorted(PAIRS)}, or name two models (dlm and ar)"
             )
         given = {
-            "trust_remote_code": trust_remote_code or None, "dlm_convention": dlm_convention, "mask_id": mask_id,
-            "eos_id": eos_id, "dlm_tokenizer": dlm_tokenizer, "reduce": reduce or None, "format_prompt": format_prompt,
+            "trust_remote_code": trust_remote_code or None, "dlm_convention": dlm_convention, "attention": attention,
+            "block_size": block_size, "attn_implementation": attn_implementation,
+            "quantization_config": quantization_config, "revision": revision, "token": token, "dlm_kwargs": dlm_kwargs,
+            "ar_kwargs": ar_kwargs, "mask_id": mask_id, "eos_id": eos_id, "dlm_tokenizer": dlm_tokenizer,
+            "reduce": reduce or None, "format_prompt": format_prompt,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
                 raise ValueError(
                     f"{name} = {said(value)} is for two models of your own: leave it out with the pair {dlm!r}"
                 )
-        if not placement.spread:
+        placement = ar_options[0]
+        if device_map is None and tp_plan is None:
             pair = PAIRS[os.fspath(dlm)](placement.device, placement.dtype or torch.float32)
             return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
         ar = dlm
     from smc_bridge.models.own import load_two
 
     pair = load_two(
-        dlm, ar, placement, trust_remote_code=trust_remote_code, dlm_convention=dlm_convention, mask_id=mask_id,
-        eos_id=eos_id, dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt,
+        dlm, ar, dlm_options=dlm_options, ar_options=ar_options, trust_remote_code=trust_remote_code,
+        dlm_convention=dlm_convention, attention=attention, block_size=block_size, mask_id=mask_id, eos_id=eos_id,
+        dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt,
     )
     return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
 

@@ -16,6 +16,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from smc_bridge.models.ends import EosId
+
 #: Entry of a canvas that is still masked.
 MASKED = -1
 #: Entry of a canvas where there is no position: rows of one call may draft different numbers of tokens.
@@ -100,8 +102,8 @@ class LanguageModel(Protocol):
         ...
 
     @property
-    def eos_id(self) -> int | None:
-        """Token that ends a sequence, or None if sequences end at the length limit only."""
+    def eos_id(self) -> EosId:
+        """Token that ends a sequence, several of which each does, or None if only the length limit ends them."""
         ...
 
     @property

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number, whole_numbers
+from smc_bridge.models.ends import EosId, as_eos_id, ends_of
 from smc_bridge.models.rows import Rows
 
 #: Continuations that an enumeration may list.
@@ -41,7 +42,7 @@ class TabularAR:
     Args:
         tables: for each depth d = 0 .. depth-1 the conditionals, `[A**d, A]` with rows in base-A order of the prefix,
             or `[A, .., A]` with an axis for each token; tensors, arrays, or nested lists.
-        eos_id: token that ends a sequence, or None.
+        eos_id: token that ends a sequence, several of them, or None.
         banned_ids: ids to remove from both laws.
     Raises:
         ValueError: a table of another shape or with rows that are no probabilities, or an id outside of the alphabet.
@@ -51,7 +52,7 @@ class TabularAR:
     min_length = 0
 
     def __init__(
-        self, tables: Sequence[Any] | Tensor, *, eos_id: int | None = None, banned_ids: Sequence[int] = (),
+        self, tables: Sequence[Any] | Tensor, *, eos_id: EosId = None, banned_ids: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ) -> None:
         if not is_list(tables):
@@ -66,7 +67,7 @@ class TabularAR:
                 raise ValueError(f"tables[{d}] is over {table.shape[1]} tokens: give {size}, as in tables[0]")
         self.depth = len(self.tables)
         self.vocab_size = size
-        self.eos_id = None if eos_id is None else _ids("eos_id", [eos_id], size)[0]
+        self.eos_id = as_eos_id(ends_of(eos_id, size))
         self.banned_ids = _ids("banned_ids", banned_ids, size)
         self.device = torch.device(device)
         uniform = torch.full((1, size), 1.0 / size, dtype=torch.float64, device=self.device)
@@ -78,7 +79,7 @@ class TabularAR:
 
     @classmethod
     def random(
-        cls, vocab_size: int, depth: int, *, seed: int, concentration: float = 0.7, eos_id: int | None = None,
+        cls, vocab_size: int, depth: int, *, seed: int, concentration: float = 0.7, eos_id: EosId = None,
         banned_ids: Sequence[int] = (), device: torch.device | str = "cpu",
     ) -> TabularAR:
         """Seeded Dirichlet tables, asymmetric: token a has concentration `concentration * (a + 1)`."""

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 
-def unmatched(
-    model: Any, names: Iterable[str], mapping: Mapping[str, str] | None = None
-) -> tuple[list[str], list[str]]:
+def unmatched(model: Any, names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Compare a loaded model's parameters with the names in its checkpoint.
 
     Names are compared as transformers loads them: with or without the prefix of the model's body, after the renaming
-    that the model or the caller asks for. A parameter that is tied to one that is there is there too.
+    that the model asks for. A parameter that is tied to one that is there is there too.
 
     Args:
         model: a transformers model.
         names: of the weights in the checkpoint.
-        mapping: pattern -> replacement, applied to `names`.
     Returns:
         parameters that the checkpoint lacks, and weights that the model has no place for, each sorted.
     """
-    renaming = dict(mapping or {}) | dict(getattr(model, "_checkpoint_conversion_mapping", None) or {})
+    renaming = dict(getattr(model, "_checkpoint_conversion_mapping", None) or {})
     renaming |= {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}
     prefix = f"{model.base_model_prefix}." if getattr(model, "base_model_prefix", "") else ""
 

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.host import sent
+from smc_bridge.models.huggingface import dit
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, additive_mask
 
 #: Model types whose layers share one mask, which slides if `sliding_window` is set.
 ONE_MASK = frozenset(
     {
         "biogpt", "cohere", "ernie4_5", "falcon", "gemma", "glm", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "granite",
-        "helium", "llama", "mistral", "mixtral", "olmo", "olmo2", "opt", "phi", "phi3", "qwen3_moe", "stablelm",
-        "starcoder2", "xglm",
+        "helium", "llama", "mistral", "mixtral", "olmo", "olmo2", "opt", "phi", "phi3", "qwen3_moe", dit.MODEL_TYPE,
+        "stablelm", "starcoder2", "xglm",
     }
 )
 

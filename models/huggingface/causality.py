@@ -16,6 +16,7 @@ from torch import Tensor
 
 from smc_bridge.models.arguments import ids_of
 from smc_bridge.models.checkpoints import reason
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter
 from smc_bridge.models.huggingface.chunks import is_out_of_memory
 from smc_bridge.models.huggingface.initialised import unsound
@@ -135,7 +136,7 @@ def ordinary_ids(adapter: HuggingFaceAdapter, count: int) -> list[int]:
     overlooked."""
     config: Any = adapter.model.config.get_text_config()
     named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep", "mask")]
-    special = {i for value in named for i in ids_of(value)} | set(adapter.banned_ids)
+    special = {i for value in named for i in ids_of(value)} | {*adapter.banned_ids, *ends_of(adapter.eos_id)}
     size = min(adapter.vocab_size, adapter._input_size)
     ordinary = [i for i in range(size - 1, -1, -1) if i not in special]
     return ordinary[:count] if len(ordinary) > 1 else (ordinary + [i for i in range(size) if i in special])[:2]

@@ -8,10 +8,13 @@ of all M positions. Two conventions say which output is about which position:
 - `shift=False`: the output at place i predicts place i (LLaDA, Nie et al. 2025, arXiv 2502.09992; MDLM, Sahoo et al.
   2024, arXiv 2406.07524; every BERT).
 
-The cost of a forward grows with the prefix. As a proposal may be approximate (its density is that of the very logits it
-was drawn from), two options bound it at the price of acceptance: `cache="prefix"` keeps the keys and values of
-committed tokens (`smc_bridge.models.huggingface.masked_cache`), `cache="window"` leaves out all but the first and
-last of them.
+Two kinds say what a place sees: all others, or, of a *block-causal* model (BD3LM, Arriola et al. 2025, arXiv
+2503.09573; Fast-dLLM v2, Wu et al. 2025, arXiv 2509.26328), its own block and those before (`block_size`).
+
+The cost of a forward grows with the prefix. `cache="prefix"` keeps the keys and values of committed tokens
+(`smc_bridge.models.huggingface.masked_cache`): exactly those of the finished blocks of a block-causal model, else
+approximately, at the price of acceptance. A proposal may be approximate: its density is that of the very logits it was
+drawn from.
 """
 
 from __future__ import annotations
@@ -23,18 +26,20 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
+from smc_bridge.models.arguments import whole_number
+from smc_bridge.models.ends import EosId
 from smc_bridge.models.host import listed, places, sent
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask, open_mask
 from smc_bridge.models.huggingface.attention import attention_of
-from smc_bridge.models.huggingface.canvas import Fresh, lay_out
+from smc_bridge.models.huggingface.canvas import Fresh, lay_out, seen_by_block
 from smc_bridge.models.huggingface.chunks import RowChunks
-from smc_bridge.models.huggingface.masked_cache import PrefixCache
+from smc_bridge.models.huggingface.masked_cache import CachePolicy, PrefixCache
 from smc_bridge.models.huggingface.probes import check_masked
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.rows import Rows, append_ragged
 
-#: What a session spares itself: nothing, recomputing committed tokens, or looking at distant ones.
-CacheMode = Literal["none", "prefix", "window"]
+#: What a session spares itself: nothing, recomputing committed tokens, or the latter where it can.
+CacheMode = Literal["auto", "none", "prefix"]
 
 
 class HuggingFaceMaskedLM(HuggingFaceAdapter):
@@ -44,18 +49,18 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         model: a transformers model with a language-modelling head; it is put into evaluation mode.
         mask_id: id that stands for a masked position in the model's input; it may lie past `vocab_size`.
         shift: whether the output at place i - 1 predicts place i.
-        eos_id: token that ends a sequence, or None.
+        eos_id: token that ends a sequence, several of them, or None.
         banned_ids: ids that are not text (mask, padding, unused rows).
         vocab_size: alphabet size A; logits past it are cut off. Default: all output columns.
         causal_backbone: the architecture is that of a causal model, made bidirectional by a 4-D attention mask; if
             False it is bidirectional by itself and gets a 2-D mask. Default: whether transformers can generate with it.
-        cache: "none" scores what the model scores. "prefix" keeps keys and values of a committed token as the forward
-            that first saw it committed computed them, so that a forward is over new tokens and the canvas (after
-            Fast-dLLM, Wu et al. 2025, arXiv 2505.22618). "window" shows only the first `sinks` and the last `window`
-            tokens of a prefix. Both need a causal backbone.
-        window: tokens; with cache="window" only.
-        sinks: tokens; read with cache="window" only. Attention gathers at the first few (Xiao et al. 2023, arXiv
-            2309.17453), but a draft that does not see the prompt is seldom accepted: let them cover it.
+        block_size: tokens of a block of a block-causal model, which sees whole blocks, its own and those before it,
+            counted from position 0 of prompt and continuation. None: every place sees all others. It needs a causal
+            backbone that takes `position_ids`.
+        cache: "prefix" keeps keys and values of committed tokens, so that a forward is over new tokens and the canvas;
+            it needs a causal backbone whose attention is known. "none" computes everything anew. "auto": "prefix" where
+            there is one. Without a block size kept values are approximate, so here scores are the network's own
+            unless something else is asked for; `load_pair` asks for "auto".
         max_logit_bytes: bytes of float32 logits that one forward may make; larger batches are cut into row chunks.
     Raises:
         ValueError: an argument out of range, or one that does not fit the model.
@@ -67,13 +72,12 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         *,
         mask_id: int,
         shift: bool,
-        eos_id: int | None,
+        eos_id: EosId,
         banned_ids: Sequence[int] = (),
         vocab_size: int | None = None,
         causal_backbone: bool | None = None,
+        block_size: int | None = None,
         cache: CacheMode = "none",
-        window: int | None = None,
-        sinks: int = 64,
         max_logit_bytes: int | None = None,
     ) -> None:
         super().__init__(model, eos_id=eos_id, banned_ids=banned_ids, vocab_size=vocab_size)
@@ -89,45 +93,51 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
                 f"attn_implementation = {attention!r} of a causal backbone takes no bidirectional mask: load the model "
                 f"with one of {ADDITIVE_ATTENTION}"
             )
-        self.cache, self.window, self.sinks = cache, window, sinks
-        self._check_cache()
+        remedy = "give a block's tokens, a whole number, or None where every place sees all others"
+        #: Tokens of a block, or None where every place sees all others.
+        self.block_size = None if block_size is None else whole_number("block_size", block_size, remedy=remedy)
+        if self.block_size is not None and not self.explicit:
+            raise ValueError(f"block_size = {block_size} {self._implicit()}: leave it out")
+        self.cache = self._resolved(cache)
         #: Cuts batches into row chunks; remembers what fitted into memory.
         self.chunks = RowChunks(max_logit_bytes)
         check_masked(self)
 
-    def _check_cache(self) -> None:
-        if self.cache not in get_args(CacheMode):
-            raise ValueError(f"cache = {self.cache!r}: give one of {', '.join(get_args(CacheMode))}")
-        if (self.cache == "window") != (self.window is not None) or (self.window is not None and self.window < 1):
-            raise ValueError(
-                f"window = {self.window} with cache = {self.cache!r}: give at least 1 token with cache = 'window', and "
-                "None otherwise"
-            )
-        if self.sinks < 0:
-            raise ValueError(f"sinks = {self.sinks}: give 0 tokens or more")
-        if self.cache == "none":
-            return
+    def _implicit(self) -> str:
+        return f"needs a causal backbone that takes position_ids, which {type(self.model).__name__} is not"
+
+    def _resolved(self, cache: CacheMode) -> Literal["none", "prefix"]:
+        """The cache that is meant, for "auto" the best that there is; ValueError if the model cannot have it."""
+        if cache not in get_args(CacheMode):
+            raise ValueError(f"cache = {cache!r}: give one of {', '.join(get_args(CacheMode))}")
+        if cache == "none":
+            return "none"
+        lacks = None
         if not self.explicit:
-            raise ValueError(
-                f"cache = {self.cache!r} needs a causal backbone that takes position_ids, which "
-                f"{type(self.model).__name__} is not: use cache = 'none'"
+            lacks = f"cache = {cache!r} {self._implicit()}: use cache = 'none'"
+        elif attention_of(self.model) is None:
+            lacks = (
+                f"cache = {cache!r}: it is not known how a model of type {self.model.config.model_type!r} keeps keys "
+                "and values: use cache = 'none'"
             )
-        if self.cache == "prefix" and attention_of(self.model) is None:
-            raise ValueError(
-                f"cache = 'prefix': it is not known how a model of type {self.model.config.model_type!r} keeps keys "
-                "and values: use cache = 'window' or 'none'"
-            )
+        if lacks is not None and cache == "prefix":
+            raise ValueError(lacks)
+        return "prefix" if lacks is None else "none"
+
+    @property
+    def policy(self) -> CachePolicy | None:
+        """What its sessions keep; None for nothing."""
+        return CachePolicy(self.block_size) if self.cache == "prefix" else None
 
     @property
     def explicit(self) -> bool:
         """Whether a token's position and what it sees are said to the model, so that its column does not matter."""
         return self.causal_backbone and "position_ids" in self._accepts
 
-    def with_cache(self, cache: CacheMode, *, window: int | None = None, sinks: int = 64) -> HuggingFaceMaskedLM:
-        """The same model with another cache in its sessions; arguments and errors are those of the class."""
+    def with_cache(self, cache: CacheMode) -> HuggingFaceMaskedLM:
+        """The same model with another cache in its sessions; errors are those of the class."""
         other = copy.copy(self)
-        other.cache, other.window, other.sinks = cache, window, sinks
-        other._check_cache()
+        other.cache = other._resolved(cache)
         return other
 
     def session(self, tokens: Tensor, length: Tensor) -> HuggingFaceDiffusionSession:
@@ -138,17 +148,21 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         """Logits `[B, M, A]` of the last `lookahead` places of `fresh`, one bidirectional forward of a causal backbone.
 
         Args:
-            fresh: the tokens to run, of which all real ones and all cached ones see each other.
+            fresh: the tokens to run. All real ones and all cached ones see each other, or, of a block-causal model,
+                those of their own block and before.
             lookahead: M.
             cache: a transformers `Cache` with what stands before, or None.
         """
         self.check_inputs(fresh.ids, int(fresh.position.max()) + 1)
-        (batch, width), seen, device = fresh.ids.shape, fresh.seen, self.device
+        (batch, width), device = fresh.ids.shape, self.device
+        held = 0 if cache is None else cache.get_seq_length()
+        seen = None if fresh.seen is None else fresh.seen[:, None]
+        if self.block_size is not None:
+            seen = seen_by_block(fresh, held, self.block_size)
         if seen is None:
-            held = 0 if cache is None else cache.get_seq_length()
             mask = open_mask(self.model.dtype, device).expand(batch, 1, width, held + width)
         else:
-            mask = additive_mask(sent(seen[:, None], device), self.model.dtype).expand(-1, -1, width, -1)
+            mask = additive_mask(sent(seen, device), self.model.dtype).expand(batch, -1, width, -1)
         keep = lookahead + int(self.shift)
         out = self.network(
             sent(fresh.ids, device), mask=mask, position=sent(fresh.position, device), cache=cache, keep=keep
@@ -163,9 +177,10 @@ class HuggingFaceDiffusionSession(Rows):
     def __init__(self, model: HuggingFaceMaskedLM, tokens: Tensor, length: Tensor) -> None:
         super().__init__(tokens.to(model.device), length.to(model.device))
         self.model = model
-        self._cache = PrefixCache(len(length)) if model.cache == "prefix" else None
+        policy = model.policy
+        self._cache = None if policy is None else PrefixCache(len(length), policy)
         #: Whether a row's scores depend on the forwards before, and not on its tokens alone.
-        self.has_history = self._cache is not None
+        self.has_history = policy is not None and not policy.exact
 
     def _follow(self, source: list[int]) -> None:
         """Let the cache follow."""
@@ -206,19 +221,17 @@ class HuggingFaceDiffusionSession(Rows):
         return self.model.chunks(forward, batch, tokens=width, logits=kept)
 
     def _recomputed(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
-        """Forwards over prefixes, or what is left of them, and canvases."""
+        """Forwards over prefixes and canvases."""
         model = self.model
 
         def forward(part: slice) -> Tensor:
             """Logits of the canvases of these of the rows."""
             fresh = lay_out(
-                self.texts, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
-                window=model.window, sinks=model.sinks,
+                self.texts, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift
             )
             return model.forward(fresh, canvas.shape[1])
 
-        seen = max(lengths) if model.window is None else min(max(lengths), model.sinks + model.window)
-        return self._chunked(forward, canvas, seen + canvas.shape[1])
+        return self._chunked(forward, canvas, max(lengths) + canvas.shape[1])
 
     def _cached(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
         """Forwards over tokens that are not kept, and canvases; a row that is given again comes after the first."""

@@ -1,9 +1,15 @@
-"""Keys and values of committed tokens, kept for a diffusion model: an approximation that makes its forwards short.
+"""Keys and values of committed tokens, kept for a diffusion model, so that its forwards are short.
 
-The keys and values of a token are those of the forward that first saw it *committed*; a forward is then over newly
-committed tokens and the canvas (after Fast-dLLM's prefix cache, Wu et al. 2025, arXiv 2505.22618, which refreshes them
-at every block). They are approximate because a bidirectional model would compute others once later tokens are known.
-A proposal may be: its draws and its density come from the same logits.
+A forward is over committed tokens that are not kept yet, and the canvas; how much of a row is kept then is the policy's
+(`CachePolicy`).
+
+- *Every token sees all others.* All of a row is kept, as the forward that first saw a token *committed* computed it
+  (after Fast-dLLM's prefix cache, Wu et al. 2025, arXiv 2505.22618, which refreshes it at every block). That is
+  approximate, because a bidirectional model would compute others once later tokens are known. A proposal may be: its
+  draws and its density come from the same logits.
+- *A block-causal model.* Blocks whose tokens are all committed are kept: nothing that comes later changes them, so that
+  this is exact (BD3LM, Arriola et al. 2025, arXiv 2503.09573). A token of an unfinished block is computed anew in every
+  forward, since its keys and values depend on the masks beside it.
 
 What a row's scores are depends on its own commits and scores alone, and not on which of several equal rows the caller
 had scored: rows that are equal in tokens and in what is kept (*twins*) stay so when one of them is scored.
@@ -12,6 +18,7 @@ had scored: rows that are equal in tokens and in what is kept (*twins*) stay so 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,14 +28,36 @@ from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
 from smc_bridge.models.huggingface.canvas import Fresh
 
 
+@dataclass(frozen=True)
+class CachePolicy:
+    """How much of a row is kept (module docstring).
+
+    Attributes:
+        block_size: tokens of a block of a block-causal model, None where all tokens see each other.
+    """
+
+    block_size: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether scores are those of recomputation: a function of a row's tokens, and not of earlier forwards."""
+        return self.block_size is not None
+
+    def kept(self, length: int) -> int:
+        """How many tokens of a row of `length` tokens are kept once it was scored."""
+        return length if self.block_size is None else length - length % self.block_size
+
+
 class PrefixCache:
     """What is kept for R ragged rows.
 
     Attributes:
+        policy: how much that is.
         keys_values: the buffers, one row for each of R; a token's column is its position.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, policy: CachePolicy) -> None:
+        self.policy = policy
         self.keys_values = KeyValues(rows)
         # Of each row: which forward computed the tokens up to where, `((end, forward), ...)`.
         self._parts: list[tuple[tuple[int, int], ...]] = [()] * rows
@@ -49,7 +78,7 @@ class PrefixCache:
         self, rows: Sequence[int], fresh: Fresh, *, start: Sequence[int], lengths: Sequence[int], shift: bool,
         device: torch.device,
     ) -> None:
-        """After the forward: put the keys and values of committed tokens into their own columns.
+        """After the forward: put the keys and values of committed tokens that are kept into their own columns.
 
         Args:
             rows, fresh: as in `open`.
@@ -62,7 +91,9 @@ class PrefixCache:
         base, width = max(start), fresh.head + int(shift)
         count = np.array(lengths) - np.array(start) - int(shift)
         column, own = np.arange(width), fresh.position[:, :width]
-        entry, place = (((column < count[:, None]) | (column >= fresh.head)) & (own != base + column)).nonzero()
+        kept = own < np.array([[self.policy.kept(n)] for n in lengths])
+        real = (column < count[:, None]) | (column >= fresh.head)
+        entry, place = (real & kept & (own != base + column)).nonzero()
         if len(entry):
             moved = np.stack([np.array(rows)[entry], own[entry, place], base + place])
             row, to, origin = sent(moved, device).unbind()
@@ -71,7 +102,7 @@ class PrefixCache:
     def mark(
         self, rows: Sequence[int], start: Sequence[int], texts: np.ndarray, lengths: Sequence[int], device: torch.device
     ) -> None:
-        """Note that all tokens of these distinct rows are kept, and give their twins the same.
+        """Note what is kept of these distinct rows after a forward, and give their twins the same.
 
         Args:
             start: tokens of each of `rows` that were read from the cache.
@@ -88,10 +119,12 @@ class PrefixCache:
         if source:
             twins, like = list(source), [rows[b] for b in source.values()]
             at, of = sent([twins, like], device)
-            self.keys_values.move(at, of, min(start[b] for b in source.values()), max(lengths[r] for r in twins))
+            end = max(self.policy.kept(lengths[r]) for r in twins)
+            self.keys_values.move(at, of, min(start[b] for b in source.values()), end)
         for r, n in zip(rows, start, strict=True):
             self._forwards += 1
-            self._parts[r] = (*_first(self._parts[r], n), (lengths[r], self._forwards))
+            if (end := self.policy.kept(lengths[r])) > n:
+                self._parts[r] = (*_first(self._parts[r], n), (end, self._forwards))
         for r, b in source.items():
             self._parts[r] = self._parts[rows[b]]
 
@@ -107,8 +140,8 @@ class PrefixCache:
         self._parts = [self._parts[a] for a in source]
 
     def crop(self, lengths: Sequence[int]) -> None:
-        """Forget everything past the first `lengths[r]` tokens of row r."""
-        self._parts = [_first(parts, n) for parts, n in zip(self._parts, lengths, strict=True)]
+        """Forget everything past the first `lengths[r]` tokens of row r, and a block that is unfinished then."""
+        self._parts = [_first(parts, self.policy.kept(n)) for parts, n in zip(self._parts, lengths, strict=True)]
 
 
 def _nearest(rows: Sequence[int], others: Sequence[int], key: Mapping[int, object]) -> dict[int, int]:

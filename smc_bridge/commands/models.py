@@ -42,7 +42,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"which place an output of the diffusion model is about: {', '.join(OVERRIDES)} (default: by its type)",
     )
     group.add_argument("--mask-id", type=whole(0), metavar="ID", help="of the diffusion model's mask token")
-    group.add_argument("--eos-id", type=whole(0), metavar="ID", help="of the token that ends a sequence")
+    group.add_argument("--eos-id", type=_ids, metavar="IDS", help="of the tokens that end a sequence, as 7 or 7,2")
     group.add_argument("--dlm-tokenizer", metavar="NAME", help="checkpoint with the diffusion model's tokenizer")
     group.add_argument(
         "--dlm-cache", type=one_of(CACHES), default="none", metavar="MODE",
@@ -54,6 +54,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--reduce", action="store_true", help="where tokenizers differ, sample from the ids that both share"
     )
+
+
+def _ids(text: str) -> int | tuple[int, ...]:
+    """Argument type: an id, or several with commas between them."""
+    try:
+        first, *others = (whole(0)(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"= {text}: give an id, or several with commas between them") from None
+    return (first, *others) if others else first
 
 
 def is_given(value: Any) -> bool:

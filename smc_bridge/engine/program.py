@@ -21,6 +21,7 @@ from smc_bridge.distributions.intermediate import (
     ProductOfExperts,
     dominates,
     is_target,
+    keeps_points,
     log_ratio_bound,
     per_lane,
 )
@@ -99,7 +100,7 @@ class Program:
             if not value.proper
         ]
         faults += [("intermediate", reason) for reason in self.probed()]
-        if not self.proposal.covers and not dominates(self.intermediate):
+        if not (self.proposal.covers or dominates(self.intermediate) or self.keeps_target):
             reason = "the proposal leaves out tokens that the target may draw"
             faults.append(("proposal", f"{reason}: wrap the intermediate in Defensive"))
         return faults
@@ -107,7 +108,7 @@ class Program:
     def notes(self) -> list[str]:
         """What is true of a proper program and easily overlooked, one line each; results carry it in their settings."""
         bound = log_ratio_bound(self.intermediate)
-        if not VISIBLE < bound < math.inf:
+        if self.keeps_target or not VISIBLE < bound < math.inf:
             return []
         return [
             f"p / pi is bounded, but by e^{bound:.3g} at each token: so large a weight may be missing from all runs, "
@@ -127,7 +128,13 @@ class Program:
         """
         # A user's rule may weigh otherwise. The balance heuristic's lanes have one law here, which cancels.
         plain = self.weight.proper and not foreign(self.weight) and self.target.potential is None
-        return plain and is_target(self.intermediate) and self.proper
+        return plain and self.keeps_target and self.proper
+
+    @property
+    def keeps_target(self) -> bool:
+        """Whether `pi = p` by construction: an intermediate that is the target, or one that keeps point masses where
+        the target is nothing else (temperature 0)."""
+        return keeps_points(self.intermediate) if self.target.shaping.is_point else is_target(self.intermediate)
 
     def probed(self) -> list[str]:
         """Reasons found in the intermediate by `impurities`, told as a warning when they are found: once for each

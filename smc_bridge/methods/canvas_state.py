@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.decode import Seat
+from smc_bridge.models.ends import Ends, is_end
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession
 from smc_bridge.requests import Request
 
@@ -55,14 +56,14 @@ def open_places(canvas: Tensor, lookahead: int, span: int | None) -> tuple[Tenso
     return torch.where(visible, canvas[:, :width], ABSENT), masked[:, :width] & visible & (place < reach[:, None])
 
 
-def ends(canvas: Tensor, eos_id: int | None) -> tuple[Tensor, Tensor]:
-    """How many tokens of each continuation of `canvas: [R, T]` are filled without a gap, up to the end of sequence,
-    and whether that is all of it."""
+def extent(canvas: Tensor, ends: Ends) -> tuple[Tensor, Tensor]:
+    """How many tokens of each continuation of `canvas: [R, T]` are filled without a gap, up to the first end of
+    sequence, and whether that is all of it."""
     columns = canvas.shape[1]
     gap = torch.where((canvas == MASKED).any(1), (canvas == MASKED).to(torch.uint8).argmax(1), columns)
-    if eos_id is None:
+    if not ends:
         return gap, gap == columns
-    ended = canvas == eos_id
+    ended = is_end(canvas, ends)
     stop = torch.where(ended.any(1), ended.to(torch.uint8).argmax(1) + 1, columns)
     return torch.minimum(gap, stop), gap >= stop
 
@@ -78,7 +79,7 @@ def score(state: CanvasState, rows: Tensor, shown: Tensor) -> Tensor:
 
 def keep(state: CanvasState, rows: Tensor) -> CanvasState:
     """Let the session hold all that is filled without a gap in these rows."""
-    gap, _ = ends(state.canvas, None)
+    gap, _ = extent(state.canvas, ())
     count = torch.zeros_like(gap).index_copy(0, rows, (gap - state.kept)[rows])
     place = state.kept[:, None] + torch.arange(int(count.max()), device=rows.device)
     state.session.commit(state.canvas.gather(1, place.clamp_max(state.canvas.shape[1] - 1)).clamp_min(0), count)

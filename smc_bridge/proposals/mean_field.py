@@ -64,9 +64,9 @@ class DLMProposal:
 
     Args:
         model: gives the logits (`MaskedDiffusionLM`).
-        temperature: one for all lanes, or one per lane.
-        top_p: truncation of the proposal. It breaks domination (condition C3) unless the intermediate puts mass
-            wherever the target does: combine with `Defensive`.
+        temperature: one for all lanes, or one per lane; 0 drafts the likeliest tokens.
+        top_p: truncation of the proposal. It breaks domination (condition C3), as a temperature of 0 does, unless the
+            intermediate puts mass wherever the target does: combine with `Defensive`.
         banned_ids: tokens of probability zero besides those that the model itself bans.
         lookahead: M, masked positions per forward (fewer where the length limit is nearer).
     Raises:
@@ -111,8 +111,8 @@ class DLMProposal:
 
     @property
     def covers(self) -> bool:
-        """Whether nothing is cut off by top-p."""
-        return not self.shaping.truncates
+        """Whether nothing is cut off, by top-p or by a temperature of 0."""
+        return not (self.shaping.truncates or 0.0 in (self.lane_temperatures or (self.shaping.temperature,)))
 
     def settings(self) -> dict[str, Any]:
         """What shapes its draws, as plain data for saved results."""
@@ -217,10 +217,12 @@ class DLMProposal:
             assert self.lane_temperatures is not None
             self.check(lanes)
             distinct = sorted(set(self.lane_temperatures))
-            temperature = sent(np.tile(np.array(distinct), len(source)), logits.device)
+            each_own = np.tile(np.array(distinct), len(source))
+            temperature = sent(each_own, logits.device)
+            greedy = sent((each_own == 0.0).nonzero()[0], logits.device) if distinct[0] == 0.0 else None
             base = model_law(
                 logits, sent(source.repeat(len(distinct), 0), logits.device), self.shaping, temperature=temperature,
-                chunks=chunks, lowest=True, width=width,
+                greedy=greedy, chunks=chunks, lowest=True, width=width,
             )
             of_lane = np.array([distinct.index(t) for t in self.lane_temperatures])
             each = (owner[:, None] * len(distinct) + of_lane).ravel()
@@ -244,5 +246,5 @@ class DLMProposal:
             log_q = self.shaping.log_probs(logits)[:, None]
             return log_q.expand(-1, lanes, -1, -1)
         self.check(lanes)
-        temperature = torch.tensor(self.lane_temperatures, dtype=torch.float64, device=logits.device)[:, None, None]
+        temperature = sent(np.array(self.lane_temperatures)[:, None, None], logits.device)
         return self.shaping.log_probs(logits[:, None].expand(-1, lanes, -1, -1), temperature)

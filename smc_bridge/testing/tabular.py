@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.prefix import Prefix
 from smc_bridge.testing.frontier import SequenceLaw
@@ -52,6 +53,7 @@ def exact_law(target: ARTarget, limit: int) -> SequenceLaw:
     """
     model = target.model
     assert isinstance(model, TabularAR)
+    ends = ends_of(model.eos_id)
     whole: SequenceLaw = {}
     growing: SequenceLaw = {(): 1.0}
     while growing:
@@ -60,7 +62,7 @@ def exact_law(target: ARTarget, limit: int) -> SequenceLaw:
         after: SequenceLaw = {}
         for (sequence, mass), row in zip(growing.items(), conditionals, strict=True):
             for token, share in enumerate(row):
-                ended = token == model.eos_id or len(sequence) + 1 == limit
+                ended = token in ends or len(sequence) + 1 == limit
                 (whole if ended else after)[(*sequence, token)] = mass * share
         growing = {s: mass for s, mass in after.items() if mass > 0.0}
     if target.potential is None:

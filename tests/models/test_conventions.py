@@ -4,35 +4,88 @@ from types import SimpleNamespace
 
 import pytest
 
-from smc_bridge.models.conventions import convention_of, mask_id_of
+from smc_bridge.models.recognise import convention_of, mask_id_of
 
 NO_MASK = SimpleNamespace(mask_token_id=None)
 
+#: Shift, attention and size of a block, masking, and the network of the native route.
 FAMILIES = {
-    "Dream": (True, "mask-4d", "AutoModel"),
-    "llada": (False, "unpadded", "AutoModel"),
-    "a2d-qwen2": (False, "mask-2d", "AutoModelForMaskedLM"),
-    "a2d-qwen3": (False, "mask-2d", "AutoModelForMaskedLM"),
-    "mdlm": (False, "unpadded", "AutoModelForMaskedLM"),
-    "bd3lm": (False, "unpadded", "AutoModelForMaskedLM"),
-    "bert": (False, "mask-2d", "AutoModelForMaskedLM"),
-    "roberta": (False, "mask-2d", "AutoModelForMaskedLM"),
-    "modernbert": (False, "mask-2d", "AutoModelForMaskedLM"),
-    "fnet": (False, "unpadded", "AutoModelForMaskedLM"),
+    "Dream": (True, "full", None, "mask-4d", "Qwen2ForCausalLM"),
+    "llada": (False, "full", None, "mask-4d", "LlamaForCausalLM"),
+    "a2d-qwen2": (False, "full", None, "mask-4d", "Qwen2ForCausalLM"),
+    "a2d-qwen3": (False, "full", None, "mask-4d", "Qwen3ForCausalLM"),
+    "a2d-llama": (False, "full", None, "mask-4d", "LlamaForCausalLM"),
+    "Fast_dLLM_Qwen": (True, "block", 32, "mask-4d", "Qwen2ForCausalLM"),
+    "sdar": (False, "block", 4, "mask-4d", "Qwen3ForCausalLM"),
+    "bert": (False, "full", None, "mask-2d", None),
+    "roberta": (False, "full", None, "mask-2d", None),
+    "modernbert": (False, "full", None, "mask-2d", None),
+    "fnet": (False, "full", None, "unpadded", None),
 }
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_published_family_needs_no_override(model_type):
     found = convention_of({"model_type": model_type}, name="x")
-    assert (found.shift, found.attention, found.auto_class) == FAMILIES[model_type]
+    network = found.native.architecture if found.native else None
+    assert (found.shift, found.attention, found.block_size, found.masking, network) == FAMILIES[model_type]
+
+
+#: Entry of the configuration, arguments, and what comes of them.
+BLOCKS = {
+    "of the family": ({"model_type": "sdar"}, {}, ("block", 4)),
+    "of the configuration": ({"model_type": "sdar", "block_size": 16}, {}, ("block", 16)),
+    "of Fast-dLLM's own entry": ({"model_type": "Fast_dLLM_Qwen", "bd_size": 8}, {}, ("block", 8)),
+    "of the diffusion entry": (
+        {"model_type": "qwen2", "diffusion": {"shift": False, "attention": "block", "block_size": 5}}, {}, ("block", 5),
+    ),
+    "given": ({"model_type": "sdar", "block_size": 16}, {"block_size": 2}, ("block", 2)),
+    "given against the family": ({"model_type": "sdar"}, {"attention": "full"}, ("full", None)),
+    "given for A2D": ({"model_type": "a2d-qwen3"}, {"attention": "block", "block_size": 32}, ("block", 32)),
+}
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+def test_blocks_are_those_that_are_given_or_of_the_configuration_or_of_the_family(case):
+    config, given, expected = BLOCKS[case]
+    found = convention_of(config, name="x", **given)
+    assert (found.attention, found.block_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "message"),
+    [
+        ({"model_type": "Dream"}, {"attention": "causal"}, r"attention = 'causal' of dlm = 'x': give 'full' or "),
+        ({"model_type": "Dream"}, {"attention": "block"}, r"does not say how many tokens a block has; give block_size"),
+        ({"model_type": "Dream"}, {"block_size": 4}, r"block_size = 4 with full attention: give attention = "),
+        ({"model_type": "sdar"}, {"block_size": 0}, r"block_size = 0: give a whole number of at least 1"),
+        ({"model_type": "sdar", "block_size": "4"}, {}, r"block_size = '4': give a whole number of at least 1"),
+    ],
+)
+def test_blocks_that_cannot_be_are_refused_in_one_line(config, given, message):
+    with pytest.raises(ValueError, match=message):
+        convention_of(config, name="x", **given)
+
+
+@pytest.mark.parametrize("given", [None, "full", "block"])
+def test_only_where_nothing_tells_the_attention_is_it_open(given):
+    size = 4 if given == "block" else None
+    found = convention_of({"model_type": "a2d-llama"}, name="x", attention=given, block_size=size)
+    assert found.either is (given is None)
+
+
+def test_trusted_code_goes_before_the_native_network():
+    config = {"model_type": "a2d-qwen3", "auto_map": {"AutoModelForMaskedLM": "modeling.Model"}}
+    found = convention_of(config, name="x", trusted=True)
+    assert (found.native, found.masking, found.auto_class) == (None, "mask-2d", "AutoModelForMaskedLM")
+    assert convention_of(config, name="x").native is not None
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "llama", "gpt2"])
 @pytest.mark.parametrize("override", ["shifted", "unshifted"])
 def test_a_causal_backbone_is_run_as_the_override_says(model_type, override):
     found = convention_of({"model_type": model_type}, name="x", override=override)
-    assert (found.shift, found.attention) == (override == "shifted", "mask-4d")
+    assert (found.shift, found.masking) == (override == "shifted", "mask-4d")
 
 
 @pytest.mark.parametrize("shift", [True, False])
@@ -44,7 +97,7 @@ def test_a_diffusion_entry_of_the_configuration_states_the_convention(shift):
 @pytest.mark.parametrize("shift", [True, False])
 def test_a_configuration_that_carries_the_trainers_option_is_believed(shift):
     found = convention_of({"model_type": "a2d-qwen3", "right_shift_logits": shift}, name="x")
-    assert (found.shift, found.attention) == (shift, "mask-2d")
+    assert (found.shift, found.masking) == (shift, "mask-4d")
     with pytest.raises(ValueError, match="right_shift_logits = 'yes'"):
         convention_of({"model_type": "a2d-qwen3", "right_shift_logits": "yes"}, name="x")
 
@@ -53,7 +106,7 @@ def test_the_override_goes_before_entry_and_table():
     entry = {"model_type": "qwen2", "diffusion": {"shift": True}}
     assert not convention_of(entry, name="x", override="unshifted").shift
     dream = convention_of({"model_type": "Dream"}, name="x", override="unshifted")
-    assert (dream.shift, dream.attention) == (False, "mask-4d")  # the architecture stays what it is
+    assert (dream.shift, dream.masking) == (False, "mask-4d")  # the architecture stays what it is
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])

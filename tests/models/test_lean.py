@@ -161,7 +161,7 @@ def masked_scores(adapter: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("shift", [True, False])
-@pytest.mark.parametrize("options", [{}, {"cache": "prefix"}, {"cache": "window", "window": 3, "sinks": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"cache": "prefix"}, {"block_size": 3, "cache": "prefix"}], ids=str)
 def test_sessions_of_the_diffusion_model(
     monkeypatch: pytest.MonkeyPatch, shift: bool, options: dict[str, Any]
 ) -> None:

@@ -27,7 +27,8 @@ A = 23
 MASK_ID = 3
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 CACHES: dict[str, dict[str, Any]] = {
-    "none": {}, "prefix": {"cache": "prefix"}, "window": {"cache": "window", "window": 3, "sinks": 2},
+    "none": {}, "prefix": {"cache": "prefix"}, "blocks": {"block_size": 3},
+    "prefix of blocks": {"block_size": 3, "cache": "prefix"},
 }
 
 
@@ -75,29 +76,12 @@ def test_without_a_cache_scores_are_transformers_own(tiny_model, prefixes, devic
 
 
 @pytest.mark.parametrize("shift", [True, False])
-@pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
-@pytest.mark.parametrize("sinks", [0, 4])
-def test_a_window_shows_first_and_last_tokens_where_they_stand(tiny_model, device, kind, shift, sinks):
-    model = tiny_model(kind)
-    tokens, length = ids(3, 20, seed=1, device=device), torch.tensor([20, 6, 13], device=device)
-    session = masked(model, shift, cache="window", window=5, sinks=sinks).session(tokens, length)
-    scores = session.score(everything(tokens), blank(3, 4, device))
-    for r, n in enumerate(length.tolist()):
-        place = [i for i in range(n) if i < sinks or i >= n - 5] + list(range(n, n + 4))
-        position = torch.tensor(place, device=device)
-        shown = torch.cat([tokens[r], torch.full((4,), MASK_ID, device=device)])
-        shown = torch.cat([tokens[r, position[position < n]], shown[20:]])
-        torch.testing.assert_close(scores[r], plain(model, shift, shown, position, 4), **CLOSE)
-
-
-@pytest.mark.parametrize("shift", [True, False])
-@pytest.mark.parametrize("options", [{"cache": "prefix"}, {"cache": "window", "window": 9, "sinks": 0}], ids=str)
-def test_a_cache_that_leaves_nothing_out_is_no_approximation(tiny_model, prefixes, device, shift, options):
+def test_a_cache_that_leaves_nothing_out_is_no_approximation(tiny_model, prefixes, device, shift):
     model = tiny_model("qwen2")
     tokens, length = prefixes
     rows, canvas = everything(tokens), blank(4, 5, device)
     exact = masked(model, shift).session(tokens, length).score(rows, canvas)
-    session = masked(model, shift, **options).session(tokens, length)
+    session = masked(model, shift, cache="prefix").session(tokens, length)
     for _ in range(2):  # nothing is committed in between
         torch.testing.assert_close(session.score(rows, canvas), exact, **CLOSE)
 
@@ -309,24 +293,21 @@ def test_a_row_given_twice_in_a_call_is_scored_for_each_canvas(tiny_model, prefi
     rows = torch.tensor([2, 0, 2], device=device)
     scores = model.session(tokens, length).score(rows, blank(3, 4, device))
     torch.testing.assert_close(scores[0], scores[2], **CLOSE)
-    exact = masked(tiny_model("qwen2"), True).session(tokens, length).score(rows, blank(3, 4, device))
-    if "window" not in options:
-        torch.testing.assert_close(scores, exact, **CLOSE)
+    recomputed = masked(tiny_model("qwen2"), True, **{**options, "cache": "none"})
+    exact = recomputed.session(tokens, length).score(rows, blank(3, 4, device))
+    torch.testing.assert_close(scores, exact, **CLOSE)
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
         ("bert", {"cache": "prefix"}, "cache = 'prefix' needs a causal backbone .* BertForMaskedLM is not"),
-        ("modernbert", {"cache": "window", "window": 4}, "cache = 'window' needs a causal backbone"),
-        ("qwen2", {"cache": "window"}, "window = None with cache = 'window': give at least 1 token"),
-        ("qwen2", {"cache": "window", "window": 0}, "window = 0 with cache = 'window'"),
-        ("qwen2", {"cache": "window", "window": 4, "sinks": -1}, "sinks = -1: give 0 tokens or more"),
-        ("qwen2", {"window": 8}, "window = 8 with cache = 'none': .* None otherwise"),
-        ("qwen2", {"cache": "dual"}, "cache = 'dual': give one of none, prefix, window"),
+        ("bert", {"block_size": 4}, "block_size = 4 needs a causal backbone .* BertForMaskedLM is not: leave it out"),
+        ("qwen2", {"block_size": 0}, "block_size = 0: give a block's tokens, a whole number, or None"),
+        ("qwen2", {"cache": "dual"}, "cache = 'dual': give one of auto, none, prefix"),
     ],
 )
-def test_a_cache_that_the_model_cannot_have_is_refused(tiny_model, kind, options, message):
+def test_a_cache_or_a_mask_that_the_model_cannot_have_is_refused(tiny_model, kind, options, message):
     with pytest.raises(ValueError, match=message):
         masked(tiny_model(kind), False, **options)
 
@@ -336,6 +317,15 @@ def test_a_backbone_whose_caching_is_not_known_is_refused(tiny_model):
     model.config.model_type = "unheard_of"
     with pytest.raises(ValueError, match="not known how a model of type 'unheard_of' keeps keys and values"):
         masked(model, True, cache="prefix")
+    assert masked(model, True, cache="auto").cache == "none"
+
+
+def test_the_cache_is_the_one_that_there_is_where_it_is_left_to_the_model(tiny_model):
+    causal, bidirectional = tiny_model("qwen2"), tiny_model("bert")
+    assert [masked(causal, True, cache="auto").cache, masked(bidirectional, False, cache="auto").cache] == [
+        "prefix", "none"]
+    assert masked(causal, True).cache == "none", "the adapter approximates nothing unasked"
+    assert masked(causal, True).with_cache("auto").cache == "prefix"
 
 
 PROMPT, LIMIT, RUNS = [1, 4, 5, 5, 4, 4, 5], 4, 300
