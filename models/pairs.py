@@ -7,14 +7,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
 from smc_bridge.models.arguments import check_callable, said, true_or_false, whole_number
 from smc_bridge.models.conventions import Override
 from smc_bridge.models.loading import Placement, quiet
-from smc_bridge.models.pair import Pair, pair_from_models
+from smc_bridge.models.pair import DlmCache, Pair, pair_from_models
 from smc_bridge.models.prompts import PromptFormat
 
 __all__ = ["PAIRS", "Pair", "load_pair", "pair_from_models"]
@@ -34,8 +34,6 @@ def _arithmetic(device: torch.device, dtype: torch.dtype) -> Pair:
     )
 
 
-#: What the diffusion model's sessions keep of a prefix.
-DlmCache = Literal["auto", "none", "prefix"]
 #: Pairs that ship with the package.
 PAIRS: dict[str, Callable[[torch.device, torch.dtype], Pair]] = {"arithmetic": _arithmetic}
 
