@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from smc_bridge.models.ends import Ends, EosId, ends_of
 from smc_bridge.models.prompts import PromptFormat, formatted, plain_prompt
 from smc_bridge.models.protocols import CausalLM, MaskedDiffusionLM
 from smc_bridge.models.texts import anchor_of, continuation_text
+
+#: What a diffusion model's sessions keep of a prefix.
+DlmCache = Literal["auto", "none", "prefix"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,6 +128,7 @@ def pair_from_models(
     reduce: bool = False,
     causal_backbone: bool | None = None,
     block_size: int | None = None,
+    dlm_cache: DlmCache = "none",
     format_prompt: PromptFormat = plain_prompt,
     name: str = "custom",
 ) -> Pair:
@@ -145,6 +149,8 @@ def pair_from_models(
             transformers can generate with it.
         block_size: tokens of a block of a block-causal diffusion model (BD3LM, SDAR, Fast-dLLM v2), None where every
             place sees all others.
+        dlm_cache: whether keys and values of committed tokens are kept ("prefix", or "auto" where they can be). That is
+            exact with a block size and approximate without: who brings a network gets its own scores unless they ask.
         format_prompt: form of a prompt. Default: the text as the tokenizer encodes it.
         name: of the pair, for messages.
     Raises:
@@ -171,7 +177,7 @@ def pair_from_models(
     dlm = HuggingFaceMaskedLM(
         dlm_model, mask_id=mask_id, shift=shift,
         eos_id=shared.ends, banned_ids=shared.banned_ids, vocab_size=shared.size, causal_backbone=causal_backbone,
-        block_size=block_size,
+        block_size=block_size, cache=dlm_cache,
     )
     ar = HuggingFaceCausalLM(
         ar_model, eos_id=shared.ends, banned_ids=shared.banned_ids, vocab_size=shared.size

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -15,7 +15,7 @@ from smc_bridge.models.arguments import said, true_or_false, whole_number
 from smc_bridge.models.conventions import Attention, Override
 from smc_bridge.models.ends import EosId
 from smc_bridge.models.loading import quiet
-from smc_bridge.models.pair import Pair, pair_from_models
+from smc_bridge.models.pair import DlmCache, Pair, pair_from_models
 from smc_bridge.models.placement import options_of
 from smc_bridge.models.prompts import Chat, PromptFormat, check_form
 
@@ -36,8 +36,6 @@ def _arithmetic(device: torch.device, dtype: torch.dtype) -> Pair:
     )
 
 
-#: What the diffusion model's sessions keep of a prefix.
-DlmCache = Literal["auto", "none", "prefix"]
 #: Pairs that ship with the package.
 PAIRS: dict[str, Callable[[torch.device, torch.dtype], Pair]] = {"arithmetic": _arithmetic}
 

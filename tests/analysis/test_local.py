@@ -16,6 +16,7 @@ from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.testing import tabular_pair
 
 
 class Tables:
@@ -43,6 +44,19 @@ def test_local_ratios_add_up_to_what_the_blocks_earned(options: dict[str, object
         assert len(local.chi2) == len(result.sequences[0])
         reused += sum(b.forward < b.start for b in blocks_of(sampler, result))
     assert (reused > 0) == (lookahead > 2), f"{reused} blocks shared a forward"
+
+
+def test_blocks_of_a_block_causal_model_are_read_where_they_were_drafted() -> None:
+    """Drafts end with the model's block, so that the next has another forward."""
+    pair = tabular_pair(3, 6, seed=5, block_size=3)
+    sampler = presets.smc(pair, 1, w=0.5, window=1, lookahead=6, trigger=never)
+    starts = set()
+    for result in sampler.run([[0]] * 40, seed=list(range(40)), max_new_tokens=5):
+        local_divergences(sampler, result, max_new_tokens=5)  # raises unless they give the weights that were earned
+        blocks = blocks_of(sampler, result)
+        starts |= {(1 + b.forward, 1 + b.start) for b in blocks}
+        assert all((1 + b.forward) // 3 == (1 + b.start) // 3 for b in blocks)
+    assert any(start > forward for forward, start in starts), "no draft was used up in two blocks"
 
 
 def test_every_particle_of_a_resampled_run_has_its_own_blocks() -> None:

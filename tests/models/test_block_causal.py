@@ -15,7 +15,9 @@ from torch import Tensor
 
 from smc_bridge.models.huggingface import HuggingFaceMaskedLM
 from smc_bridge.models.huggingface.masked_cache import CachePolicy
+from smc_bridge.models.pair import pair_from_models
 from smc_bridge.models.protocols import ABSENT, MASKED
+from tests.models.checkpoints import make_tokenizer
 
 A = 23
 MASK_ID = 3
@@ -185,3 +187,11 @@ def test_a_forward_is_over_the_unfinished_block_and_the_canvas(tiny_model, devic
         session.score(row, torch.full((1, 4 - after % 4), MASKED, device=device))
     last = int(shift)
     assert widths == [12, 4, 8, 4 + last, 4]
+
+
+def test_a_pair_of_models_that_are_loaded_has_the_blocks_and_the_cache_that_it_is_given(tiny_model):
+    two = tiny_model("qwen2", vocab_size=22), tiny_model("llama", vocab_size=22), make_tokenizer()
+    plain: Any = pair_from_models(*two, shift=False)
+    assert (plain.dlm.block_size, plain.dlm.cache) == (None, "none")
+    block: Any = pair_from_models(*two, shift=False, block_size=4, dlm_cache="auto")
+    assert (block.dlm.block_size, block.dlm.cache) == (4, "prefix")

@@ -38,6 +38,7 @@ from smc_bridge.proposals import mean_field
 from smc_bridge.proposals.chain import PrefixFilled
 from smc_bridge.proposals.path import MostLikelyPath
 from smc_bridge.proposals.protocol import Asked
+from smc_bridge.pyro_program.program import BridgeProgram
 from smc_bridge.randomness import PromptSource
 from smc_bridge.testing import TabularPair, assert_proper, outcomes, tabular_pair
 from tests.smc_bridge.programs import target_law, worst
@@ -104,6 +105,28 @@ def test_a_draft_past_the_block_is_worse_and_not_wrong(monkeypatch: pytest.Monke
     monkeypatch.setattr(mean_field, "within_block", past)
     assert_proper(program("marginals"))
     assert max(seen) == 3, "nothing was drafted past the block"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_retained_sequence_is_drafted_along_its_own_laws(form: str) -> None:
+    """Conditional SMC with an exact retained draw: `E[1 / Z_hat] = 1`, and particle Gibbs keeps the target."""
+    sampler = program(form)
+    law = target_law(sampler, 3)
+    found = enumerate_program(sampler, 3, retained=law)
+    assert abs(found.inverse_evidence - 1.0) < 1e-12
+    gap, where = worst(found.output, law)
+    assert gap < 1e-12, where
+
+
+def test_the_program_in_pyro_drafts_to_the_end_of_the_block() -> None:
+    for prompt, width in (([], 2), ([1], 1)):
+        written = BridgeProgram(smc(PAIR, 2, w=0.5, window=2, lookahead=3), prompt, max_new_tokens=2)
+        assert written._refresh(written.start(2)).width.tolist() == [width, width]
+
+
+def test_a_pace_reckons_with_drafts_of_a_block_at_most() -> None:
+    assert smc(PAIR, 1, window="auto", lookahead="auto").sizes.lookahead == 2
+    assert smc(tabular_pair(2, 3), 1, window="auto", lookahead="auto").sizes.lookahead > 2
 
 
 # The decoder of the diffusion model alone
