@@ -1,6 +1,9 @@
 """What a model's configuration does not say plainly: what padding leaks into, where positions start and end, and which
 token ends a sequence."""
 
+import json
+import warnings
+
 import pytest
 import torch
 import transformers
@@ -36,6 +39,11 @@ LEAKY = {
     },
     "big_bird": {"attention_type": "block_sparse", "block_size": 2, "num_random_blocks": 1},
 }
+
+
+def edit_generation(**changes):
+    """Write the generation configuration of a folder."""
+    return lambda folder: (folder / "generation_config.json").write_text(json.dumps(changes))
 
 
 @pytest.mark.parametrize("kind", LEAKY)
@@ -105,17 +113,38 @@ def test_a_decoder_that_counts_positions_from_past_its_padding_scores_what_trans
         torch.testing.assert_close(scores[r], own, **CLOSE)
 
 
-def test_the_end_of_a_sequence_is_the_one_given_else_the_tokenizers_else_the_configurations(tmp_path):
+def test_the_ends_of_a_sequence_are_those_given_else_all_that_the_checkpoint_names(tmp_path):
     save_checkpoint(tmp_path / "dlm", "qwen2", seed=1, entry={"shift": True, "mask_token_id": MASK_ID})
     save_checkpoint(tmp_path / "ar", "llama", seed=2)
     two = tmp_path / "dlm", tmp_path / "ar"
     assert load_pair(*two, device="cpu").ar.eos_id == 2
-    with pytest.warns(UserWarning, match=r"ends sequences at ids \[2\] too; here only eos_id = 7 does"):
+    with pytest.warns(UserWarning, match=r"2 \('<eos>'\), 7 \('w3'\); a sequence ends with the latter"):
         pair = load_pair(*two, device="cpu", eos_id=7)
     assert (pair.ar.eos_id, pair.dlm.eos_id) == (7, 7)
     edit_config(eos_token_id=[7, 2])(tmp_path / "ar")
-    with pytest.warns(UserWarning, match=r"ends sequences at ids \[7\] too; here only eos_id = 2 does"):
-        assert load_causal(tmp_path / "ar", device="cpu").model.eos_id == 2
+    assert load_causal(tmp_path / "ar", device="cpu").model.eos_id == (2, 7)
+    edit_generation(eos_token_id=[9, 7, 0])(tmp_path / "ar")  # 0 is the padding too, as in Qwen's chat models
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*end")
+        pair, causal = load_pair(*two, device="cpu"), load_causal(tmp_path / "ar", device="cpu")
+    for model in (pair.ar, pair.dlm, causal.model):
+        assert (model.eos_id, tuple(model.banned_ids)[:2]) == ((0, 2, 7, 9), (1, 3))
+    assert pair.decode([4, 7, 0, 5, 9, 2]) == pair.decode([4, 5])
+    assert load_causal(tmp_path / "ar", device="cpu", eos_id=[7, 9]).model.eos_id == (7, 9)
+    assert load_pair(*two, device="cpu", eos_id=[2, 9]).dlm.eos_id == (2, 9)
+    edit_generation(eos_token_id=[9, 3, SIZE])(tmp_path / "ar")  # the mask, and an id that no model has
+    with pytest.warns(UserWarning, match=rf"eos_id = {SIZE} is no token .*, so it ends no .*; eos_id = \(2, 3, 7, 9\)"):
+        assert load_causal(tmp_path / "ar", device="cpu").model.eos_id == (2, 3, 7, 9)
+    with pytest.warns(UserWarning, match=r"mask_id = 3 is eos_id too: .* so it ends no sequence here; eos_id = \(2, 7"):
+        assert load_pair(*two, device="cpu").ar.eos_id == (2, 7, 9)
+    with pytest.raises(ValueError, match=rf"eos_id = {SIZE} is no token that the models and their tokenizers share"):
+        load_pair(*two, device="cpu", eos_id=[2, SIZE])
+    for wrong in ([2, "x"], -1, {"a": 1}):
+        edit_generation(eos_token_id=wrong)(tmp_path / "ar")
+        with pytest.raises(ValueError, match=r"ar = .*: eos_token_id = .* in generation_config.json is no id"):
+            load_causal(tmp_path / "ar", device="cpu")
+        assert load_causal(tmp_path / "ar", device="cpu", eos_id=2).model.eos_id == 2
+    (tmp_path / "ar/generation_config.json").unlink()
     edit_config(eos_token_id=2)(tmp_path / "ar")
     make_tokenizer(eos_token=None).save_pretrained(tmp_path / "ar")
     assert load_causal(tmp_path / "ar", device="cpu").model.eos_id == 2

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -139,6 +140,34 @@ def test_the_end_of_sequence_is_never_banned_even_where_it_is_also_padding(tiny_
     model, tokenizer = tiny_model("qwen2", vocab_size=20), make_tokenizer(pad_token="<eos>")
     pair = pair_from_models(model, model, tokenizer, shift=True)
     assert (pair.ar.eos_id, tuple(pair.ar.banned_ids)) == (2, (1, 3))
+
+
+def test_a_loaded_models_own_generation_names_ends_and_a_configurations_class_does_not(tiny_model):
+    model, tokenizer = tiny_model("qwen2", vocab_size=20), make_tokenizer()
+    model.generation_config = transformers.GenerationConfig(eos_token_id=[0, 5])
+    pair = pair_from_models(model, model, tokenizer, shift=True)
+    assert (pair.ar.eos_id, pair.dlm.eos_id, pair.ar.banned_ids) == ((0, 2, 5), (0, 2, 5), (1, 3))
+    assert pair_from_models(model, model, tokenizer, shift=True, eos_id=[5]).ar.eos_id == 5
+    assert pair_from_models(model, model, tokenizer, shift=True, eos_id=[]).ar.eos_id is None
+    model.config.eos_token_id = 9
+    model.generation_config = transformers.GenerationConfig.from_model_config(model.config)
+    assert pair_from_models(model, model, tokenizer, shift=True).ar.eos_id == 2
+
+
+def test_an_end_that_the_models_do_not_share_is_left_out_unless_it_is_asked_for_or_the_only_one(tiny_model):
+    """The diffusion model has another token where the target has its padding, one of its ends."""
+    model, other = tiny_model("qwen2", vocab_size=20), make_tokenizer(special=["<mask>", "<bos>", "<eos>", "<pad>"])
+    ar = tiny_model("qwen2", vocab_size=20)
+    ar.generation_config = transformers.GenerationConfig(eos_token_id=[0, 2])
+    options = {"dlm_tokenizer": other, "mask_id": 3, "shift": True}
+    with pytest.warns(UserWarning, match=r"eos_id = 0 is not the same token .*, '<mask>' .*; eos_id = 2 does"):
+        pair = pair_from_models(model, ar, make_tokenizer(), **options)
+    assert (pair.ar.eos_id, pair.ar.banned_ids) == (2, (0, 1, 3))
+    for given in (0, [0, 2]):
+        with pytest.raises(ValueError, match="tokenizers differ in 1 ids"):
+            pair_from_models(model, ar, make_tokenizer(), **options, eos_id=given)
+    with pytest.raises(ValueError, match="eos_id = 0 is not the same token in both"):
+        pair_from_models(model, ar, make_tokenizer(), **options, eos_id=[0, 2], reduce=True)
 
 
 def test_reduce_bans_the_ids_that_differ(tiny_model):

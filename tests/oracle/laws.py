@@ -26,7 +26,7 @@ class Toy(NamedTuple):
     q: np.ndarray
     pi: dict[Block, np.ndarray]
     window: int
-    eos: int | tuple[int, ...] | None
+    eos: int | Block | None
 
     @property
     def size(self) -> int:
@@ -50,7 +50,7 @@ class Toy(NamedTuple):
 
 
 def random_toy(
-    size: int, window: int, *, seed: int, allowed: int | None = None, eos: int | tuple[int, ...] | None = None,
+    size: int, window: int, *, seed: int, allowed: int | None = None, eos: int | Block | None = None,
     zeros: bool = False, flat: bool = False,
 ) -> Toy:
     """Asymmetric Dirichlet laws that depend on the past.

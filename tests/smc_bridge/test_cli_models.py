@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from smc_bridge.cli import main
+from smc_bridge.commands.base import LineParser
+from smc_bridge.commands.models import add_model_arguments, models_of
 from smc_bridge.models import gguf
 from smc_bridge.models.pairs import Pair, load_pair
 from tests.models.checkpoints import WORDS, make_tokenizer, save_checkpoint
@@ -50,6 +52,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "pair as well": (["--pair", "arithmetic"], "--pair = arithmetic with --dlm or --ar: give either"),
     "no such type": (["--dlm-convention", "shifted", "--dtype", "int4"], "--dtype = 'int4': use one of float32"),
     "no such device": (["--dlm-convention", "shifted", "--device", "nowhere"], "--device = 'nowhere': is not there"),
+    "end out of range": (["--dlm-convention", "shifted", "--eos-id", "2,99"], "--eos-id = 99 is no token that the"),
+    "no end": (["--dlm-convention", "shifted", "--eos-id", "2,x"], "--eos-id = 2,x: give an id, or several with commas"),
     "mask out of range": (["--dlm-convention", "shifted", "--mask-id", "99"], "--mask-id = 99"),
 }
 
@@ -60,6 +64,16 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(run: Run, models: list[str],
     code, out, err = run(*models, *argv)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert words in err
+
+
+@pytest.mark.parametrize(("text", "ends"), [("2", 2), ("7,2", (2, 7))])
+def test_several_ends_of_a_sequence_are_given_with_commas(run: Run, models: list[str], text: str, ends: object) -> None:
+    argv = [*models, "--dlm-convention", "shifted", "--eos-id", text]
+    assert run(*argv)[::2] == (0, "")
+    parser = LineParser()
+    add_model_arguments(parser)
+    pair = models_of(parser.parse_args([*argv, "--device", "cpu"])).load()
+    assert (pair.ar.eos_id, pair.dlm.eos_id) == (ends, ends)
 
 
 def test_tokenizers_that_differ_are_refused_reduced_or_replaced(run: Run, tmp_path: Path) -> None:
