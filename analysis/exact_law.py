@@ -78,5 +78,5 @@ def oracle(
         log_weights = log_weights + target.log_potential(finished).cpu()
     return Result(
         prompt=prompt, sequences=sequences, log_weights=(log_weights + math.log(len(sequences))).tolist(),
-        texts=texts_of(detokenize, sequences), method="oracle", has_potential=target.potential is not None,
+        texts=texts_of(detokenize, sequences, prompt), method="oracle", has_potential=target.potential is not None,
     )

@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work, from the allocator's own record.
+"""Peak memory of a piece of work, from the allocator's own record; of a step of a program; and the largest logits made.
 
 On a CPU the profiler writes down every allocation and every release of a tensor, also those of buffers inside of an
 operation. Counted is what is held beyond what was in use at the start of the work. On a CUDA device it is the
@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any, NamedTuple, TypeVar
+from unittest.mock import patch
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 T = TypeVar("T")
 _MARK = "work begins"
@@ -58,3 +62,74 @@ def _cpu_peak(work: Callable[[T], Any], prepare: Callable[[], T]) -> int:
             held += change
             peak = max(peak, held)
     return int(peak)
+
+
+class StepMemory(NamedTuple):
+    """Memory of one step of a program.
+
+    Attributes:
+        peak: greatest number of bytes over those in use before the step, weights and caches among them.
+        scores: bytes of what the models' sessions return in the step.
+        extra: greatest number of bytes over those in use before the step and the scores: of the step as a whole, or of
+            one call of a session.
+    """
+
+    peak: int
+    scores: int
+    extra: int
+
+
+def step_memory(sampler: Any, start: Callable[[], Any]) -> StepMemory:
+    """Memory of the first step of a program that proposes from marginals, which is made twice.
+
+    Args:
+        sampler: a `Sampler`.
+        start: its state before the step, made anew at each call.
+    """
+    sizes: list[tuple[int, int]] = []  # of every call: its peak, and its scores
+
+    def measured(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*arguments: Tensor) -> Tensor:
+            kept: list[Tensor] = []
+            peak = peak_bytes(lambda _: kept.append(score(*arguments)), prepare=lambda: None)
+            sizes.append((peak, kept[0].numel() * kept[0].element_size()))
+            return kept[0]
+
+        return call
+
+    with torch.inference_mode(), ExitStack() as patched:
+        state = start()
+        for session in (state.drafts.session, state.ar):
+            for name in ("score", "score_tree"):
+                if hasattr(session, name):
+                    patched.enter_context(patch.object(session, name, measured(getattr(session, name))))
+        sampler.step(state)
+    with torch.inference_mode():
+        peak = peak_bytes(sampler.step, prepare=start)
+    scores = sum(size for _, size in sizes)
+    return StepMemory(peak, scores, max(peak - scores, *(each - size for each, size in sizes)))
+
+
+class LargestLogits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches, as a context, every product of matrices for outputs as wide as a head's.
+
+    Args:
+        columns: of the heads' outputs.
+    Attributes:
+        bytes: of the largest one.
+        positions: rows of it.
+    """
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.columns, self.bytes, self.positions = columns, 0, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        product = any(name in func.name() for name in ("mm", "matmul", "linear"))
+        if product and out.dim() and out.shape[-1] == self.columns:
+            self.bytes = max(self.bytes, out.numel() * out.element_size())
+            self.positions = max(self.positions, out.numel() // self.columns)
+        return out

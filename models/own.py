@@ -22,13 +22,14 @@ from smc_bridge.models.gguf import dequantised, packaged_gguf
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, output_size
 from smc_bridge.models.huggingface.unpadded import Unpadded
 from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, shared_ends, special_ids
-from smc_bridge.models.loading import load_model, load_native, load_tokenizer, weight_shapes
+from smc_bridge.models.loading import load_model, load_native, weight_shapes
 from smc_bridge.models.native import Shapes, account, network_config, skeleton
 from smc_bridge.models.pair import Pair, pair_from_models
 from smc_bridge.models.placement import Placement, options_of
-from smc_bridge.models.prompts import PromptFormat, default_prompt
+from smc_bridge.models.prompts import Chat, PromptFormat, check_form, prompt_format
 from smc_bridge.models.protocols import CausalLM
 from smc_bridge.models.recognise import convention_of, has_language_model, is_wrapped, mask_id_of
+from smc_bridge.models.tokenizers import load_tokenizer
 
 Name = str | os.PathLike[str]
 #: How one model is loaded (`smc_bridge.models.placement.options_of`).
@@ -42,7 +43,7 @@ class Source:
     Attributes:
         checkpoint: where its weights are.
         tokenizer: the one that belongs to it.
-        format_prompt: gives the ids that it is prompted with.
+        format_prompt: gives the ids that it is prompted with, unless the user wants another form.
         placement: type and place of its weights.
     """
 
@@ -81,7 +82,12 @@ def _source(
     found = find_checkpoint(argument, name, tokenizer=tokenizer is None, hub=hub)
     home = found if tokenizer is None else find_checkpoint(f"{argument}_tokenizer", tokenizer, weights=False, hub=hub)
     loaded = load_tokenizer(home, trust_remote_code=trust_remote_code)
-    return Source(found, loaded, default_prompt(loaded), placement)
+    return Source(found, loaded, prompt_format(loaded), placement)
+
+
+def _form(source: Source, chat: Chat, system: str | None) -> PromptFormat:
+    """The form of prompts that is asked for; the source's own unless anything is."""
+    return source.format_prompt if chat == "auto" and system is None else prompt_format(source.tokenizer, chat, system)
 
 
 @dataclass(frozen=True)
@@ -112,17 +118,21 @@ def load_causal(
     quantization_config: Any = None,
     revision: str | None = None,
     token: str | bool | None = None,
+    chat: Chat = "auto",
+    system: str | None = None,
 ) -> Causal:
     """Load an autoregressive model without a diffusion model; arguments and errors are those of `load_pair`."""
     from smc_bridge.models.huggingface import HuggingFaceCausalLM
 
     ends = ends_of(eos_id)
+    check_form(chat, system)
     options = options_of({
         "dtype": dtype, "torch_dtype": torch_dtype, "device": device, "device_map": device_map, "tp_plan": tp_plan,
         "attn_implementation": attn_implementation, "quantization_config": quantization_config, "revision": revision,
         "token": token,
     })  # fmt: skip
     source = _target(ar, options, trust_remote_code)
+    form = _form(source, chat, system)
     tokenizer = source.tokenizer
     if eos_id is None:
         ends = ends_of_target(source)
@@ -132,7 +142,7 @@ def load_causal(
         ends = shared_ends(ends, tokenizer, tokenizer, size=size)
     banned = (special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))).difference(ends)
     adapter = HuggingFaceCausalLM(model, eos_id=ends, banned_ids=[i for i in banned if i < size])
-    return Causal(adapter, tokenizer, source.format_prompt)
+    return Causal(adapter, tokenizer, form)
 
 
 def check_id(name: str, value: object) -> None:
@@ -238,6 +248,8 @@ def load_two(
     dlm_tokenizer: Name | None,
     reduce: bool,
     format_prompt: PromptFormat | None,
+    chat: Chat,
+    system: str | None,
 ) -> Pair:
     """Load two checkpoints as a pair; the arguments are those of `smc_bridge.models.pairs.load_pair`, which calls this.
 
@@ -260,6 +272,7 @@ def load_two(
     if mask_id is None:
         mask_id = mask_id_of(config, left.tokenizer, convention, name=left.checkpoint.name)
     right = _target(ar, ar_options, trust)
+    format_prompt = format_prompt or _form(right, chat, system)
     if eos_id is None:
         ends = shared_ends(ends_of_target(right), left.tokenizer, right.tokenizer, mask_id=mask_id)
     if not reduce:
@@ -280,8 +293,7 @@ def load_two(
     pair = pair_from_models(
         dlm_model, ar_model, right.tokenizer, shift=convention.shift, dlm_tokenizer=left.tokenizer, mask_id=mask_id,
         eos_id=ends, reduce=reduce, causal_backbone=convention.masking == "mask-4d",
-        format_prompt=format_prompt or right.format_prompt, name=f"{os.fspath(dlm)} + {os.fspath(ar)}",
-        block_size=convention.block_size,
+        format_prompt=format_prompt, name=f"{os.fspath(dlm)} + {os.fspath(ar)}", block_size=convention.block_size,
     )
     if pair.dlm.device != pair.ar.device:
         raise ValueError(

@@ -101,11 +101,16 @@ class Pair:
     def _anchor(self) -> tuple[int, str] | None:
         return anchor_of(self.tokenizer)
 
-    def decode(self, ids: Tensor | Iterable[int]) -> str:
-        """Text that the continuation `ids: [S]` adds to what stands before it (`smc_bridge.models.texts`), its
-        leading space with it; without the ends of a sequence and without banned ids."""
+    def decode(self, ids: Tensor | Iterable[int], prompt: Tensor | Iterable[int] | None = None) -> str:
+        """Text that the continuation `ids: [S]` adds to that of the `prompt: [S]`, its leading space with it.
+
+        It is without the ends of a sequence and without banned ids. If the prompt is not given, it is some text
+        (`smc_bridge.models.texts`).
+        """
         silent = {*ends_of(self.ar.eos_id), *self.ar.banned_ids}
-        return continuation_text(self.tokenizer, [i for i in map(int, ids) if i not in silent], self._anchor)
+        shown = [i for i in map(int, ids) if i not in silent]
+        before = None if prompt is None else list(map(int, prompt))
+        return continuation_text(self.tokenizer, shown, self._anchor, before) if shown else ""
 
 
 def pair_from_models(

@@ -28,7 +28,8 @@ ENUMERABLE = 65536
 SEEDS = 2**32
 
 
-def _generator(seed: int) -> torch.Generator:
+def generator_of(seed: int) -> torch.Generator:
+    """The generator of a seed of 32 bits; ValueError if it is none."""
     remedy = f"tables are made from 32 bits, give a whole number from 0 to {SEEDS - 1}"
     found = whole_number("seed", seed, least=0, most=None, remedy=remedy)
     if found >= SEEDS:
@@ -84,7 +85,7 @@ class TabularAR:
     ) -> TabularAR:
         """Seeded Dirichlet tables, asymmetric: token a has concentration `concentration * (a + 1)`."""
         vocab_size, depth = whole_number("vocab_size", vocab_size), whole_number("depth", depth)
-        generator = _generator(seed)
+        generator = generator_of(seed)
         positive = "give a positive number up to 1e6"
         concentration = real_between("concentration", concentration, 0.0, 1e6, remedy=positive, strictly=True)
         alpha = concentration * torch.arange(1, vocab_size + 1, dtype=torch.float64)
@@ -213,7 +214,7 @@ class TabularDLM:
         for d in range(depth):
             start = int(ar._offset[d])
             flat[start : start + size**d, : depth - d] = marginal[d]
-        generator = _generator(seed)
+        generator = generator_of(seed)
         shift = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(self.device)
         self._noise = noise * shift
         self._flat = flat.log() + self._noise
@@ -249,7 +250,15 @@ class TabularDiffusionSession(Rows):
         return out
 
     def _condition(self, rows: Tensor, canvas: Tensor) -> Tensor:
-        """Marginals given the revealed tokens of `canvas: [B, M]`, by listing all `A**M` continuations."""
+        """Marginals given the revealed tokens of `canvas: [B, M]`, perturbed where there is none."""
+        marginal, lookahead = self.marginals(rows, canvas), canvas.shape[1]
+        noise = self.model._noise[self.model.ar.row(self.tokens[rows], self.length[rows])][:, :lookahead]
+        noise = torch.nn.functional.pad(noise, (0, 0, 0, lookahead - noise.shape[1]))
+        return torch.where((canvas < 0)[..., None], marginal + noise, marginal)
+
+    def marginals(self, rows: Tensor, canvas: Tensor) -> Tensor:
+        """Exact log-marginals given the revealed tokens of `canvas: [B, M]`, `[B, M, A]`, by listing all `A**M`
+        continuations."""
         batch, lookahead = canvas.shape
         size = self.model.vocab_size
         if size**lookahead > ENUMERABLE:
@@ -271,7 +280,4 @@ class TabularDiffusionSession(Rows):
             raise ValueError(f"canvas {canvas[row].tolist()} has probability 0: reveal tokens that the table allows")
         joint = joint - total
         one_hot = torch.nn.functional.one_hot(every, size).to(joint.dtype)  # [C, M, A]
-        marginal = torch.einsum("bc,cma->bma", joint.exp(), one_hot).log()
-        noise = self.model._noise[self.model.ar.row(self.tokens[rows], self.length[rows])][:, :lookahead]
-        noise = torch.nn.functional.pad(noise, (0, 0, 0, lookahead - noise.shape[1]))
-        return torch.where((canvas < 0)[..., None], marginal + noise, marginal)
+        return torch.einsum("bc,cma->bma", joint.exp(), one_hot).log()

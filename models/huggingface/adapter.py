@@ -6,7 +6,6 @@ alone. Only the columns that some row needs are turned into logits (`logits_to_k
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,18 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import modeling_utils
 
 from smc_bridge.models.checks import refuse
 from smc_bridge.models.ends import EosId, as_eos_id, ends_of
 from smc_bridge.models.host import listed, places, sent
-from smc_bridge.models.huggingface.lean import Lean, lean
+from smc_bridge.models.huggingface.forwards import Forwards
 
 #: Attention implementations of transformers that add a 4-D float mask to the scores as it stands, the quickest first.
 ADDITIVE_ATTENTION = ("sdpa", "eager")
-
-#: Whether this transformers lets `logits_to_keep` name other columns for each row.
-KEEPS_BY_ROW = hasattr(modeling_utils, "slice_logits_to_keep")
 
 
 def output_size(model: Any) -> int:
@@ -103,13 +98,7 @@ def check_prefixes(rows: Sequence[int], lengths: Sequence[int]) -> None:
         )
 
 
-@lru_cache(maxsize=16)
-def score_type(dtype: torch.dtype) -> torch.dtype:
-    """Type of the scores of a model of type `dtype`: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-class HuggingFaceAdapter:
+class HuggingFaceAdapter(Forwards):
     """A transformers model with an output head, seen as a map from ragged rows of ids to logits.
 
     Args:
@@ -117,10 +106,12 @@ class HuggingFaceAdapter:
         eos_id: token that ends a sequence, several of them, or None.
         banned_ids: ids that are not text, to be removed from both laws by the caller.
         vocab_size: alphabet size A; logits past it are cut off. Default: all output columns.
+        max_logit_bytes: see `cap`.
     """
 
     def __init__(
-        self, model: Any, *, eos_id: EosId, banned_ids: Sequence[int] = (), vocab_size: int | None = None
+        self, model: Any, *, eos_id: EosId, banned_ids: Sequence[int] = (), vocab_size: int | None = None,
+        max_logit_bytes: int | None = None,
     ) -> None:
         columns = output_size(model)
         size = columns if vocab_size is None else vocab_size
@@ -137,10 +128,7 @@ class HuggingFaceAdapter:
             )
         if len(set(banned_ids)) == size:
             raise ValueError(f"banned_ids holds all {size} ids: leave at least one")
-        self.model = model.eval()
-        self.vocab_size = size
-        #: Output columns of the model, of which the first `vocab_size` are the alphabet.
-        self.columns = columns
+        super().__init__(model.eval(), columns, size)
         self.eos_id = as_eos_id(ends)
         self.banned_ids = tuple(sorted(set(banned_ids)))
         #: Positions that the model is read at, or None if it has no limit; and what of its configuration says so.
@@ -151,62 +139,13 @@ class HuggingFaceAdapter:
         if weight is None:
             raise ValueError(f"{type(model).__name__} has no table of input embeddings: give a model that reads ids")
         self._input_size = int(weight.shape[0])
-        self._accepts = frozenset(inspect.signature(model.forward).parameters)
-        self._lean: tuple[Any, Lean | None] = None, None
+        self.cap(max_logit_bytes)
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
         size = f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
         kind, dtype = type(self.model).__name__, str(self.model.dtype).removeprefix("torch.")
         return f"{type(self).__name__}({kind}, {size} parameters, {dtype}, {self.vocab_size} ids, {self.device})"
-
-    @property
-    def device(self) -> torch.device:
-        """Where scores live: the device of the model's first parameters."""
-        return torch.device(self.model.device)
-
-    @property
-    def score_dtype(self) -> torch.dtype:
-        """Type of the scores: that of the model, but float32 at least."""
-        return score_type(self.model.dtype)
-
-    @property
-    def lean(self) -> Lean | None:
-        """The model's forward in fewer operations, or None if it is not known to be the same (`lean`)."""
-        weight = self.model.get_input_embeddings().weight
-        of = self.model, weight.dtype, weight.device
-        if self._lean[0] != of:
-            self._lean = of, lean(self.model)
-        return self._lean[1]
-
-    def network(
-        self, ids: Tensor, *, mask: Tensor | dict[str, Tensor], position: Tensor | None = None, cache: Any = None,
-        keep: int | Tensor = 0,
-    ) -> Tensor:
-        """Outputs of one forward of the network, without gradient; all forwards of the adapter are made here.
-
-        Args:
-            ids: token ids, `[B, F]`.
-            mask: `[B, F]` (1 for real tokens), additive `[B or 1, 1, F, K]`, or one for each kind of layer.
-            position: of the tokens, `[B or 1, F]`, or None for the model's own.
-            cache: a transformers `Cache` with what stands before, or None.
-            keep: how many of the last columns are wanted (0: all), or which, `[C]` or `[B, C]`.
-        Returns:
-            `[B, C, columns]`; `[B, F, columns]` of a model that knows no `logits_to_keep`.
-        """
-        with torch.no_grad():  # not inference_mode: a caller may change the scores in place
-            if position is not None and (isinstance(mask, dict) or mask.dim() == 4):
-                quick = self.lean
-                if quick is not None and quick.fits(mask):
-                    return quick(ids, mask, position, cache, keep)
-            options: dict[str, Any] = {"use_cache": cache is not None, "logits_to_keep": keep}
-            if cache is not None:
-                options["past_key_values"] = cache
-            if position is not None:
-                options["position_ids"] = position
-            options = {name: value for name, value in options.items() if name in self._accepts}
-            out: Tensor = self.model(input_ids=ids, attention_mask=mask, **options).logits
-        return out
 
     def logits(self, ids: Tensor, wanted: Tensor, *, attention_mask: Tensor, position_ids: Tensor | None) -> Tensor:
         """Logits at the wanted columns of each row, from one forward without gradient.
@@ -222,6 +161,8 @@ class HuggingFaceAdapter:
             ValueError: if an id or a position is outside of what the model knows.
         """
         self.check_inputs(np.array(listed(ids)[0]), ids.shape[1])
+        if self.positions_at_once is not None:
+            return self.network(ids, mask=attention_mask, position=position_ids, keep=wanted)
         keep = ids.shape[1] - int(wanted.min())
         out = self.scores(self.network(ids, mask=attention_mask, position=position_ids, keep=keep))
         column = wanted - (ids.shape[1] - out.shape[1])  # the width tells whether the model knows `logits_to_keep`
@@ -250,24 +191,10 @@ class HuggingFaceAdapter:
         """
         device = self.device
         self.check_inputs(ids, int(position.max()) + 1)
-        late, some = None, keep if isinstance(keep, int) else sent(keep[0] if len(keep) == 1 else keep, device)
-        if isinstance(some, Tensor) and some.dim() == 2 and not KEEPS_BY_ROW:
-            late, some = some, 0  # all columns
-        out = self.scores(self.network(
+        some = keep if isinstance(keep, int) else sent(keep[0] if len(keep) == 1 else keep, device)
+        return self.scores(self.network(
             sent(ids, device), mask=mask, position=sent(position, device), cache=cache, keep=some
         ))
-        return out if late is None else out.take_along_dim(late[..., None], dim=1)
-
-    def scores(self, out: Tensor) -> Tensor:
-        """Outputs of the model, `[B, C, columns]`, as scores `[B, C, A]` of `score_dtype`, on the adapter's device."""
-        if out.shape[-1] > self.vocab_size:
-            out = out[..., : self.vocab_size]
-        dtype, device = score_type(out.dtype), self.device
-        return out if (out.dtype, out.device) == (dtype, device) else out.to(device=device, dtype=dtype)
-
-    def empty(self, batch: int, count: int) -> Tensor:
-        """Scores of no positions or no rows, `[batch, count, A]`."""
-        return torch.empty(batch, count, self.vocab_size, dtype=self.score_dtype, device=self.device)
 
     def check_logits(self, logits: Tensor, place: Callable[[int, int], tuple[int, int]]) -> Tensor:
         """Return `logits: [B, C, A]` if every position has a law: no NaN, no `+inf`, not `-inf` throughout.

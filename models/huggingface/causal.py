@@ -21,7 +21,6 @@ from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_pref
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.cached import CachedCausalSession
 from smc_bridge.models.huggingface.causality import check_causal
-from smc_bridge.models.huggingface.chunks import RowChunks
 from smc_bridge.models.huggingface.trees import check_trees, leaf_paths
 from smc_bridge.models.rows import Rows, append_ragged
 
@@ -40,7 +39,7 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
             `attention`.
         lanes: how a cached session scores lanes of one prefix: "packed" into one row, or each in a row of its own with
             a copy of the cache ("copied", for comparison).
-        max_logit_bytes: cap on the bytes of one forward's logits, or None; larger batches are scored in row chunks.
+        max_logit_bytes: cap on the bytes of logits that the head computes at once, or None (`HuggingFaceAdapter.cap`).
 
     Attributes:
         attention: how a cached session masks the model, or None if sessions recompute.
@@ -59,14 +58,15 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
         lanes: Literal["packed", "copied"] = "packed",
         max_logit_bytes: int | None = None,
     ) -> None:
-        super().__init__(model, eos_id=eos_id, banned_ids=banned_ids, vocab_size=vocab_size)
+        super().__init__(
+            model, eos_id=eos_id, banned_ids=banned_ids, vocab_size=vocab_size, max_logit_bytes=max_logit_bytes
+        )
         if lanes not in ("packed", "copied"):
             raise ValueError(f"lanes = {lanes!r}: give 'packed' or 'copied'")
         self.lanes = lanes
         #: Whether positions are left to the model, because it does not count them from 0.
         self.counts_itself = counts_past_padding(model)
         self.attention = attention_of(model) if cache and "logits_to_keep" in self._accepts else None
-        self.chunks = RowChunks(max_logit_bytes)
         check_causal(self)
         if cache and self.attention is None:
             warnings.warn(

@@ -1,8 +1,9 @@
 """A forward over many rows as forwards over few: under a cap on the logits' bytes, and smaller where memory runs out.
 
 Rows of a batch do not see each other, so a batch may be cut anywhere without a change of its scores beyond round-off.
-The cap is known beforehand (`[chunk, C, A]` float32 logits are the largest tensor of a forward with a large alphabet);
-what else a forward needs is not, so where memory runs out the chunk is halved and the smaller size is remembered.
+The cap is known beforehand, and what of a row its head computes at once (nothing to speak of where the head runs in
+pieces: `smc_bridge.models.huggingface.head`); what else a forward needs is not, so where memory runs out the chunk is
+halved and the smaller size is remembered.
 """
 
 from __future__ import annotations
@@ -44,25 +45,35 @@ def told_as(what: str) -> Iterator[None]:
         raise MemoryError(f"out of memory for {what}") from error
 
 
+def wanted_bytes(tokens: int, logits: int) -> int:
+    """Bytes of a row's float32 logits, if no others than the wanted ones are computed."""
+    return LOGIT_BYTES * logits
+
+
 class RowChunks:
     """Runs forwards over row chunks; one object per model, since it remembers what fitted.
 
+    Args:
+        max_logit_bytes: cap on the bytes that the head computes of one chunk at once, or None. A single row is not cut.
+        row_bytes: bytes that the head computes of one row at once, from the row's tokens and wanted logits.
+
     Attributes:
-        max_logit_bytes: bytes of one chunk's float32 logits, or None for no cap. A single row may exceed it.
         max_tokens: tokens of the largest chunk that is tried, or None while memory never ran out.
     """
 
-    def __init__(self, max_logit_bytes: int | None = None) -> None:
+    def __init__(
+        self, max_logit_bytes: int | None = None, row_bytes: Callable[[int, int], int] = wanted_bytes
+    ) -> None:
         if max_logit_bytes is not None and max_logit_bytes < 1:
             raise ValueError(f"max_logit_bytes = {max_logit_bytes}: give at least 1 byte, or None for no cap")
-        self.max_logit_bytes = max_logit_bytes
+        self.max_logit_bytes, self.row_bytes = max_logit_bytes, row_bytes
         self.max_tokens: int | None = None
 
     def size(self, rows: int, *, tokens: int, logits: int) -> int:
         """Rows of the next chunk out of `rows`, at least 1; arguments as in a call."""
         size = rows
         if self.max_logit_bytes is not None:
-            size = min(size, self.max_logit_bytes // max(1, LOGIT_BYTES * logits))
+            size = min(size, self.max_logit_bytes // max(1, self.row_bytes(tokens, logits)))
         if self.max_tokens is not None:
             size = min(size, self.max_tokens // max(1, tokens))
         return max(1, size)

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
+from smc_bridge.models.huggingface.head import kept
+
 #: Models of this shape, and what the names of their parts begin with.
 SHAPES = {"Qwen2ForCausalLM": "Qwen2", "Qwen3ForCausalLM": "Qwen3", "LlamaForCausalLM": "Llama"}
 
@@ -93,7 +95,18 @@ class Lean:
         self, ids: Tensor, mask: Tensor | dict[str, Tensor], position: Tensor, cache: Any = None,
         keep: int | Tensor = 0,
     ) -> Tensor:
-        """Logits of one forward without gradient.
+        """Logits of one forward without gradient, `[B, C, columns]`; arguments as of `states`."""
+        return self.head(self.states(ids, mask, position, cache, keep))
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits `[..., columns]` of `states: [..., hidden]`."""
+        return _linear(self.model._modules["lm_head"], states)
+
+    def states(
+        self, ids: Tensor, mask: Tensor | dict[str, Tensor], position: Tensor, cache: Any = None,
+        keep: int | Tensor = 0,
+    ) -> Tensor:
+        """What the head reads, of one forward without gradient.
 
         Args:
             ids: token ids, `[B, F]`.
@@ -102,7 +115,7 @@ class Lean:
             cache: a transformers `Cache`, or None.
             keep: how many of the last places are wanted (0: all), or which, `[C]` or `[B, C]`.
         Returns:
-            `[B, C, columns]`.
+            `[B, C, hidden]`.
         """
         parts, (batch, width) = self._parts, ids.shape
         if isinstance(mask, dict):
@@ -117,9 +130,9 @@ class Lean:
             value = _linear(inner["v_proj"], normed).view(batch, width, -1, size).transpose(1, 2)
             key = _turned(key if self._plain else _norm(inner["k_norm"], key), cos, sin).transpose(1, 2)
             if index == last and _narrows(keep, width):
-                hidden, normed = (_kept(x.view(batch, width, -1), keep).flatten(0, 1) for x in (hidden, normed))
-                cos, sin = (_kept(x.expand(batch, -1, -1, -1), keep) for x in (cos, sin))
-                mask = _kept(mask.expand(batch, -1, -1, -1).transpose(1, 2), keep).transpose(1, 2)
+                hidden, normed = (kept(x.view(batch, width, -1), keep).flatten(0, 1) for x in (hidden, normed))
+                cos, sin = (kept(x.expand(batch, -1, -1, -1), keep) for x in (cos, sin))
+                mask = kept(mask.expand(batch, -1, -1, -1).transpose(1, 2), keep).transpose(1, 2)
                 keep, queries = 0, cos.shape[1]
             query = _linear(inner["q_proj"], normed).view(batch, queries, -1, size)
             query = _turned(query if self._plain else _norm(inner["q_norm"], query), cos, sin).transpose(1, 2)
@@ -130,8 +143,7 @@ class Lean:
             normed = _norm(second, hidden)
             gate = functional.silu(_linear(mlp["gate_proj"], normed), inplace=True)
             hidden = hidden + _linear(mlp["down_proj"], gate.mul_(_linear(mlp["up_proj"], normed)))
-        hidden = _kept(_norm(parts["norm"], hidden).view(batch, queries, -1), keep)
-        return _linear(self.model._modules["lm_head"], hidden)
+        return kept(_norm(parts["norm"], hidden).view(batch, queries, -1), keep)
 
 
 def _linear(module: Any, states: Tensor) -> Tensor:
@@ -182,15 +194,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: fl
 def _narrows(keep: int | Tensor, width: int) -> bool:
     """Whether fewer than all F = `width` places are wanted."""
     return 0 < keep < width if isinstance(keep, int) else keep.dtype != torch.bool and keep.shape[-1] < width
-
-
-def _kept(states: Tensor, keep: int | Tensor) -> Tensor:
-    """The wanted places of `[B, F, ...]`, `[B, C, ...]`; `keep` as in transformers."""
-    if isinstance(keep, int):
-        return states[:, -keep:] if keep else states
-    if keep.dim() == 1 or keep.dtype == torch.bool:
-        return states[:, keep] if keep.dim() == 1 else states[keep]
-    return states[torch.arange(len(keep), device=keep.device)[:, None], keep]
 
 
 def unusual(model: Any) -> str | None:

@@ -32,7 +32,6 @@ from smc_bridge.models.host import listed, places, sent
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask, open_mask
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.canvas import Fresh, lay_out, seen_by_block
-from smc_bridge.models.huggingface.chunks import RowChunks
 from smc_bridge.models.huggingface.masked_cache import CachePolicy, PrefixCache
 from smc_bridge.models.huggingface.probes import check_masked
 from smc_bridge.models.protocols import ABSENT, MASKED
@@ -61,7 +60,7 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
             it needs a causal backbone whose attention is known. "none" computes everything anew. "auto": "prefix" where
             there is one. Without a block size kept values are approximate, so here scores are the network's own
             unless something else is asked for; `load_pair` asks for "auto".
-        max_logit_bytes: bytes of float32 logits that one forward may make; larger batches are cut into row chunks.
+        max_logit_bytes: cap on the bytes of logits that the head computes at once, or None (`HuggingFaceAdapter.cap`).
     Raises:
         ValueError: an argument out of range, or one that does not fit the model.
     """
@@ -80,7 +79,9 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         cache: CacheMode = "none",
         max_logit_bytes: int | None = None,
     ) -> None:
-        super().__init__(model, eos_id=eos_id, banned_ids=banned_ids, vocab_size=vocab_size)
+        super().__init__(
+            model, eos_id=eos_id, banned_ids=banned_ids, vocab_size=vocab_size, max_logit_bytes=max_logit_bytes
+        )
         if not 0 <= mask_id < self._input_size:
             raise ValueError(f"mask_id = {mask_id}: give an id from 0 to {self._input_size - 1}")
         self.mask_id = mask_id
@@ -99,8 +100,6 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         if self.block_size is not None and not self.explicit:
             raise ValueError(f"block_size = {block_size} {self._implicit()}: leave it out")
         self.cache = self._resolved(cache)
-        #: Cuts batches into row chunks; remembers what fitted into memory.
-        self.chunks = RowChunks(max_logit_bytes)
         check_masked(self)
 
     def _implicit(self) -> str:

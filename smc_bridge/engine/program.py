@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from smc_bridge.describe import describe, name_of, number
@@ -33,7 +34,7 @@ from smc_bridge.engine.weights import EssBelow, Trigger
 from smc_bridge.kernels.importance import OwnWeights, WeightRule
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
-from smc_bridge.models.protocols import LanguageModel
+from smc_bridge.models.protocols import LanguageModel, within_block
 from smc_bridge.plugins import foreign
 from smc_bridge.proposals.protocol import Proposal
 from smc_bridge.warn import warn_caller
@@ -55,7 +56,8 @@ class Program:
         lanes: K, drafts of each particle.
         window: V, tokens verified at once.
         name: for tables.
-        tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text.
+        tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text; `detokenize` is given
+            the ids before them too if it has an argument `prompt`.
         max_logit_bytes: cap of the AR model's logits of one call (K * V scores of A tokens per particle, or one per
             tree node): particles are scored in parts, at least one at a time, and each part is a forward of its own.
             None for no cap. The draws do not depend on it. The DLM's logits are not capped here: give its adapter
@@ -162,7 +164,8 @@ class Program:
         """What a pace reckons with."""
         lanes, proposal = self.particles * self.lanes, self.proposal
         rows = lanes // self.walks if self.kernel.reads_marginals else lanes
-        return Sizes(self.particles, lanes, rows, self.window, proposal.lookahead, proposal.factorised)
+        block = within_block(proposal.model, np.array(0), np.array(proposal.lookahead))  # no draft is longer
+        return Sizes(self.particles, lanes, rows, self.window, int(block), proposal.factorised)
 
     @property
     def chunks(self) -> Chunks:

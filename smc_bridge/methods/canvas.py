@@ -109,9 +109,15 @@ class Canvas:
             )
         rows = torch.tensor([place for place, _ in seated], device=device)
         before = state.canvas[rows]
-        shown, eligible = open_places(before, self.proposal.lookahead, self.span)
-        # A session with a cache is given what is filled without a gap, unless the rule looks at it again.
-        keeps = state.session.has_history and isinstance(self.rule, Ordered)
+        model, prompt = self.proposal.model, [len(seat.request.prompt) for _, seat in seated]
+        shown, eligible = open_places(
+            before, self.proposal.lookahead, self.span, model=model, prompt=torch.tensor(prompt, device=device)
+        )
+        # A session that caches, or may do so exactly, is given what is filled without a gap, unless the rule looks at
+        # it again.
+        keeps = isinstance(self.rule, Ordered) and (
+            state.session.has_history or getattr(model, "block_size", None) is not None
+        )
         logits = score(state, rows, shown) if keeps else state.session.score(rows, shown)
         log_q = self.proposal.log_probs(logits, self.proposal.lanes)[:, 0]
         generators = [own for place, _ in seated if (own := state.generators[place]) is not None]

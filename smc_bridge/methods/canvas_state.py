@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smc_bridge.decode import Seat
 from smc_bridge.models.ends import Ends, is_end
-from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession
+from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM, within_block
 from smc_bridge.requests import Request
 
 
@@ -45,14 +45,25 @@ def with_prompts(state: CanvasState, places: Iterable[int], requests: Sequence[R
     return state._replace(seats=tuple(seats), generators=tuple(generators))
 
 
-def open_places(canvas: Tensor, lookahead: int, span: int | None) -> tuple[Tensor, Tensor]:
-    """What the model is shown of `canvas: [R, T]`, and where tokens may be filled in, both `[R, width]`."""
+def open_places(
+    canvas: Tensor, lookahead: int, span: int | None, *, model: MaskedDiffusionLM, prompt: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the model is shown of `canvas: [R, T]`, and where tokens may be filled in, both `[R, width]`.
+
+    A block-causal model is shown no more than the block that the first gap stands in.
+
+    Args:
+        lookahead: masks behind what is filled without a gap, at most.
+        span: consecutive places that are open at a time; None for all that are shown.
+        prompt: tokens before each canvas, `[R]`.
+    """
     masked = canvas == MASKED
     first = masked.to(torch.uint8).argmax(1)  # filled without a gap, [R]
-    width = int((first + lookahead).clamp_max(canvas.shape[1]).max())
+    end = first + within_block(model, prompt + first, (canvas.shape[1] - first).clamp_max(lookahead))
+    width = int(end.max())
     place = torch.arange(width, device=canvas.device)
-    visible = place < (first + lookahead)[:, None]
-    reach = first + lookahead if span is None else first // span * span + span
+    visible = place < end[:, None]
+    reach = end if span is None else first // span * span + span
     return torch.where(visible, canvas[:, :width], ABSENT), masked[:, :width] & visible & (place < reach[:, None])
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.models.ends import ends_of, is_end
-from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession
+from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, within_block
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.form import Form
@@ -164,6 +164,7 @@ class PrefixFilled(Form):
         """Of every lane: its particle, places of its canvas, and places of its draft, `[B * K]` each."""
         total = asked.rows.repeat_interleave(asked.lanes)
         canvas = asked.reach[total].clamp_max(self.lookahead)
+        canvas = within_block(self.model, asked.prefix.length[total], canvas)
         return total, canvas, torch.minimum(canvas, asked.room[total]).clamp_max(asked.window)
 
     def _law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:

@@ -21,7 +21,7 @@ from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.shaping import Shaping, as_ids, check_model, check_temperature, check_top_p
 from smc_bridge.models.arguments import is_list, whole_number
 from smc_bridge.models.host import Index, known, sent
-from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM
+from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM, within_block
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.proposals.marginals import Marginals
@@ -68,7 +68,8 @@ class DLMProposal:
         top_p: truncation of the proposal. It breaks domination (condition C3), as a temperature of 0 does, unless the
             intermediate puts mass wherever the target does: combine with `Defensive`.
         banned_ids: tokens of probability zero besides those that the model itself bans.
-        lookahead: M, masked positions per forward (fewer where the length limit is nearer).
+        lookahead: M, masked positions per forward (fewer where the length limit is nearer, or the end of the block of a
+            block-causal model).
     Raises:
         ValueError: an argument out of range.
     """
@@ -173,7 +174,7 @@ class DLMProposal:
             seat = np.arange(apart.size) // state.particles
             apart = apart * (seat[-1] + 1) + seat
         scored, group = prefix.unique(needy, apart=apart)
-        width = reach[scored].clip(max=self.lookahead)
+        width = within_block(self.model, known(prefix.length)[scored], reach[scored].clip(max=self.lookahead))
         marginals.add(needy, group, state.session.score(sent(scored, device), sent(_masked(width), device)), width)
         # Pairs (prompt, group) as single numbers, which are sorted much faster.
         served = np.unique(needy // state.particles * scored.size + group) // scored.size

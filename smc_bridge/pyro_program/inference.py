@@ -131,7 +131,7 @@ def _result(
     reasons = [*sampler.why_improper(), *reasons]
     return Result(
         prompt=prompt, sequences=sequences, log_weights=log_weights,
-        texts=texts_of(sampler.detokenize, sequences),
+        texts=texts_of(sampler.detokenize, sequences, prompt),
         method=sampler.name, proper=not reasons, reasons=reasons,
         has_potential=sampler.target.potential is not None, forwards=forwards, seconds=seconds,
         trace=trace, settings={} if seed is None else {"seed": seed, "stream": Role.PYRO.value},

@@ -23,7 +23,7 @@ from smc_bridge.kernels.importance import BalanceHeuristic, OwnWeights
 from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.models.ends import Ends, ends_of
 from smc_bridge.models.host import known
-from smc_bridge.models.protocols import ABSENT, MASKED
+from smc_bridge.models.protocols import ABSENT, MASKED, within_block
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.pyro_program.block import Block, LastCall, intermediate_block, proposal_block
@@ -165,6 +165,7 @@ class BridgeProgram:
             return state
         scored, group = (torch.from_numpy(x).to(needy.device) for x in state.prefix.unique(known(needy)))
         width = (self.limit - state.length[scored]).clamp_max(self.proposal.lookahead)
+        width = within_block(self.proposal.model, state.length[scored], width)
         column = torch.arange(int(width.max()), device=width.device)
         canvas = torch.where(column < width[:, None], MASKED, ABSENT)
         session = self.proposal.model.session(state.tokens[scored].clamp_min(0), state.length[scored])

@@ -9,6 +9,7 @@ import torch
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.models.ends import ends_of
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.models.tabular_blocks import TabularBlockDLM
 from smc_bridge.prefix import Prefix
 from smc_bridge.testing.frontier import SequenceLaw
 
@@ -25,7 +26,10 @@ class TabularPair(NamedTuple):
     ar: TabularAR
 
 
-def tabular_pair(size: int = 2, depth: int = 3, *, seed: int = 0, noise: float = 0.9, eos: bool = True) -> TabularPair:
+def tabular_pair(
+    size: int = 2, depth: int = 3, *, seed: int = 0, noise: float = 0.9, eos: bool = True,
+    block_size: int | None = None,
+) -> TabularPair:
     """Random asymmetric tables, with a proposal that is blurred (mean field) and perturbed.
 
     Args:
@@ -34,8 +38,11 @@ def tabular_pair(size: int = 2, depth: int = 3, *, seed: int = 0, noise: float =
         seed: of the tables.
         noise: of the proposal's log-probabilities, nats.
         eos: whether the last token ends a sequence.
+        block_size: tokens of a block of a block-causal diffusion model, None for one that sees everything.
     """
     ar = TabularAR.random(size, depth, seed=seed, concentration=1.5, eos_id=size - 1 if eos else None)
+    if block_size is not None:
+        return TabularPair(TabularBlockDLM(ar, block_size=block_size, noise=noise, seed=seed + 1), ar)
     return TabularPair(TabularDLM(ar, noise=noise, seed=seed + 1), ar)
 
 

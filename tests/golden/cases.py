@@ -63,7 +63,7 @@ TOKENS = 24
 @cache
 def embedded() -> Pair:
     """The embedded pair, loaded once a process."""
-    return load_pair("arithmetic")
+    return load_pair("arithmetic", dlm_cache="none")
 
 
 def likes_ones(prefix: Prefix) -> torch.Tensor:

@@ -17,9 +17,10 @@ from transformers import DynamicCache
 
 from smc_bridge.models.conventions import CONVENTIONS
 from smc_bridge.models.huggingface import HuggingFaceMaskedLM
-from smc_bridge.models.huggingface.adapter import KEEPS_BY_ROW, additive_mask
+from smc_bridge.models.huggingface.adapter import additive_mask
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.dit import DiT, DiTConfig
+from smc_bridge.models.huggingface.forwards import KEEPS_BY_ROW
 from smc_bridge.models.protocols import ABSENT, MASKED
 from tests.models import dit_reference
 from tests.models.dit_checkpoints import HEADS, MASK_ID, SIZE, save_bd3lm, save_mdlm

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge import smc
+from smc_bridge.decode import decode
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.protocols import ABSENT, MASKED
+from smc_bridge.registry import METHODS
 from tests.models.families import FAMILIES, Family, read_weights
-from tests.models.families.files import random_weights
+from tests.models.families.files import COLUMNS, random_weights
 
 PROMPT = [4, 9, 5, 12, 7, 10, 15, 6, 13, 8]
 
@@ -116,10 +117,14 @@ def test_with_a_cache_the_first_scores_are_exact_and_of_blocks_all(family, tmp_p
         check_scores(family, weights, session.score(rows, canvas), prefixes, canvas)
 
 
-def test_a_checkpoint_drafts(family, tmp_path):
+def test_a_checkpoint_is_decoded_by_every_kind_of_method(family, tmp_path):
     pair, _ = load(family, tmp_path)
-    [result] = smc(pair, particles=2, window=4, lookahead=8).run([PROMPT], seed=3, max_new_tokens=6)
-    assert math.isfinite(result.log_evidence)
+    for name in ("smc", "paper", "tree-walk", "dlm"):
+        results = decode(METHODS[name].make(pair), [PROMPT, PROMPT[:3]], seed=3, max_new_tokens=5)
+        for result in results:
+            assert name == "dlm" or math.isfinite(result.log_evidence), name
+            assert all(1 <= len(tokens) <= 5 for tokens in result.sequences), name
+            assert not {family.mask_id, COLUMNS - 1} & {i for tokens in result.sequences for i in tokens}, name
 
 
 @pytest.mark.parametrize(

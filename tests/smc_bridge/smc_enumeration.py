@@ -79,6 +79,9 @@ class Program:
         if self.real.pace is not None:
             plan = self.real.pace.plan(states.seen.reshape(states.states, 2, -1).numpy(), self.real.sizes)
             most, ahead = torch.tensor(plan)[..., None]
+        block = getattr(self.real.proposal.model, "block_size", None)
+        if block is not None:  # nothing is drafted past the end of a block
+            ahead = torch.minimum(ahead, block - states.length % block)
         left = torch.where(left > 0, left, torch.minimum(room, ahead))
         window = torch.where(states.done, 0, torch.minimum(torch.minimum(left, room), most))
         kinds = torch.stack([window, torch.where(states.done, 0, room)], -1)

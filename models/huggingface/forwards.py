@@ -1,0 +1,196 @@
+"""The forwards of a transformers model: the lean one where it is the same, else the model's own; under a cap if wanted.
+
+The logits of all wanted places are the largest tensor of a forward with a large alphabet, and what a model itself makes
+may be larger still: a head that runs on every column of a padded row, in a narrower type that is then converted. Under
+a cap the scores are made once, at their own type, and filled by heads that compute a few positions at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import modeling_utils
+
+from smc_bridge.models.host import places
+from smc_bridge.models.huggingface.chunks import RowChunks
+from smc_bridge.models.huggingface.head import bypassed, in_pieces, kept, plain_head
+from smc_bridge.models.huggingface.lean import Lean, lean
+
+#: Whether this transformers lets `logits_to_keep` name other columns for each row.
+KEEPS_BY_ROW = hasattr(modeling_utils, "slice_logits_to_keep")
+
+
+@lru_cache(maxsize=16)
+def score_type(dtype: torch.dtype) -> torch.dtype:
+    """Type of the scores of a model of type `dtype`: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class Forwards:
+    """A transformers model with an output head, as a map from ids of one width to logits.
+
+    Args:
+        model: in evaluation mode.
+        columns: of its outputs.
+        vocab_size: A, of which the first so many are the alphabet.
+    """
+
+    def __init__(self, model: Any, columns: int, vocab_size: int) -> None:
+        self.model, self.columns, self.vocab_size = model, columns, vocab_size
+        self._accepts = frozenset(inspect.signature(model.forward).parameters)
+        self._lean: tuple[Any, Lean | None] = None, None
+        self._head: tuple[Any, torch.nn.Module | None] = None, None
+
+    def cap(self, max_logit_bytes: int | None) -> None:
+        """Let the head compute at most so many bytes of logits at once, as float32 or wider; None for no cap.
+
+        The body of a model is run for all rows, and its head on a few positions at a time (`plain_head`). Where the
+        model changes its head's outputs, the forward is run anew for each few positions; where it does not let the
+        wanted ones be named either, in row chunks, and then a single row may exceed the cap.
+
+        Raises:
+            ValueError: it is below what one position takes.
+        """
+        chunks = RowChunks(max_logit_bytes, self._row_bytes)
+        if max_logit_bytes is not None and max_logit_bytes < self.position_bytes:
+            raise ValueError(
+                f"max_logit_bytes = {max_logit_bytes}: one position of {self.columns} output columns takes "
+                f"{self.position_bytes}; give at least that, or None for no cap"
+            )
+        #: Cuts batches into row chunks; remembers what fitted into memory.
+        self.chunks = chunks
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one position's logits, at the type of the scores."""
+        return self.columns * self.score_dtype.itemsize
+
+    @property
+    def positions_at_once(self) -> int | None:
+        """Positions whose logits the head may compute at once, or None if there is no cap."""
+        cap = self.chunks.max_logit_bytes
+        return None if cap is None else max(1, cap // self.position_bytes)
+
+    def _row_bytes(self, tokens: int, logits: int) -> int:
+        """Bytes of logits that a row of a forward under the cap takes at least, as of `RowChunks`."""
+        if self.plain_head is not None:
+            return 0
+        if "logits_to_keep" not in self._accepts:
+            return tokens * self.position_bytes
+        # Where columns cannot be named by row, those of one row can.
+        return logits // self.vocab_size * self.position_bytes if KEEPS_BY_ROW else self.chunks.max_logit_bytes or 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where scores live: the device of the model's first parameters."""
+        return torch.device(self.model.device)
+
+    @property
+    def score_dtype(self) -> torch.dtype:
+        """Type of the scores: that of the model, but float32 at least."""
+        return score_type(self.model.dtype)
+
+    @property
+    def lean(self) -> Lean | None:
+        """The model's forward in fewer operations, or None if it is not known to be the same (`lean`)."""
+        of = self._version()
+        if self._lean[0] != of:
+            self._lean = of, lean(self.model)
+        return self._lean[1]
+
+    @property
+    def plain_head(self) -> torch.nn.Module | None:
+        """The model's head if it can be run in pieces, else None (`smc_bridge.models.huggingface.head`)."""
+        compiled = getattr(self.model, "_compiled_call_impl", None)
+        of = (*self._version(), self.model.get_output_embeddings(), self.model.forward, compiled)
+        if self._head[0] != of:
+            with torch.no_grad():
+                self._head = of, plain_head(self.model, self._run, positions=self.positions_at_once or 1)
+        return self._head[1]
+
+    def _version(self) -> tuple[Any, ...]:
+        """What is found out about the model's forward holds while this is the same."""
+        weight = self.model.get_input_embeddings().weight
+        return self.model, weight.dtype, weight.device
+
+    def network(
+        self, ids: Tensor, *, mask: Tensor | dict[str, Tensor], position: Tensor | None = None, cache: Any = None,
+        keep: int | Tensor = 0,
+    ) -> Tensor:
+        """Outputs of one forward of the network, without gradient; all forwards of the adapter are made here.
+
+        Args:
+            ids: token ids, `[B, F]`.
+            mask: `[B, F]` (1 for real tokens), additive `[B or 1, 1, F, K]`, or one for each kind of layer.
+            position: of the tokens, `[B or 1, F]`, or None for the model's own.
+            cache: a transformers `Cache` with what stands before, or None.
+            keep: how many of the last columns are wanted (0: all), or which, `[C]` or `[B, C]`.
+        Returns:
+            `[B, C, columns]`; `[B, F, columns]` of a model that knows no `logits_to_keep`. Under a cap of any model
+            scores, `[B, C, A]` of `score_dtype`.
+        """
+        at_once, lean = self.positions_at_once, None
+        if position is not None and (isinstance(mask, dict) or mask.dim() == 4):
+            lean = self.lean
+        with torch.no_grad():  # not inference_mode: a caller may change the scores in place
+            if lean is not None and position is not None and lean.fits(mask):
+                if at_once is None:
+                    return lean(ids, mask, position, cache, keep)
+                head, states = lean.head, lean.states(ids, mask, position, cache, keep)
+            elif at_once is None:
+                return self._run(ids, mask, position, cache, keep)
+            elif self.plain_head is None:
+                return self._in_few_columns(ids, mask, position, cache, keep, at_once)
+            else:
+                head = self.plain_head
+                with bypassed(head) as seen:
+                    states = kept(self._run(ids, mask, position, cache), keep).to(seen[0])
+            return in_pieces(head, states, self.empty(*states.shape[:2]), at_once)
+
+    def _run(
+        self, ids: Tensor, mask: Tensor | dict[str, Tensor], position: Tensor | None = None, cache: Any = None,
+        keep: int | Tensor = 0,
+    ) -> Tensor:
+        """Outputs of the model's own forward; arguments as of `network`."""
+        late = None
+        if isinstance(keep, Tensor) and keep.dim() == 2 and not KEEPS_BY_ROW:
+            late, keep = keep, 0  # all columns
+        options: dict[str, Any] = {"use_cache": cache is not None, "logits_to_keep": keep}
+        if cache is not None:
+            options["past_key_values"] = cache
+        if position is not None:
+            options["position_ids"] = position
+        options = {name: value for name, value in options.items() if name in self._accepts}
+        out: Tensor = self.model(input_ids=ids, attention_mask=mask, **options).logits
+        return out if late is None else kept(out, late)
+
+    def _in_few_columns(
+        self, ids: Tensor, mask: Tensor | dict[str, Tensor], position: Tensor | None, cache: Any, keep: int | Tensor,
+        at_once: int,
+    ) -> Tensor:
+        """Scores `[B, C, A]`, by a forward for each few of the C columns if the model lets them be named."""
+        if "logits_to_keep" not in self._accepts:
+            return kept(self.scores(self._run(ids, mask, position, cache)), keep)
+        column = kept(places(ids.shape[1], ids.device)[None], keep)[0] if isinstance(keep, int) else keep
+        if column.dim() == 2 and len(column) == 1:
+            column = column[0]
+        out, each = self.empty(len(ids), column.shape[-1]), max(1, at_once // len(ids))
+        for start in range(0, column.shape[-1], each):
+            some = column[..., start : start + each]
+            out[:, start : start + each] = self.scores(self._run(ids, mask, position, cache, some))
+        return out
+
+    def scores(self, out: Tensor) -> Tensor:
+        """Outputs of the model, `[B, C, columns]`, as scores `[B, C, A]` of `score_dtype`, on the adapter's device."""
+        if out.shape[-1] > self.vocab_size:
+            out = out[..., : self.vocab_size]
+        dtype, device = score_type(out.dtype), self.device
+        return out if (out.dtype, out.device) == (dtype, device) else out.to(device=device, dtype=dtype)
+
+    def empty(self, batch: int, count: int) -> Tensor:
+        """Scores of no positions or no rows, `[batch, count, A]`."""
+        return torch.empty(batch, count, self.vocab_size, dtype=self.score_dtype, device=self.device)
