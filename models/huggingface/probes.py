@@ -186,9 +186,10 @@ def _mask_fault(rows: _Rows) -> str | None:
     if adapter.causal_backbone:
         mask = additive_mask(real[:, None], adapter.model.dtype).expand(-1, -1, width, -1)
     if adapter.explicit:
-        position = torch.arange(width, device=adapter.device)[None]
+        position = torch.arange(width, device=adapter.device).expand(3, -1)
+    wanted = torch.full((3, 1), shown - 1, device=adapter.device)
     try:
-        out = adapter.scores(adapter.network(ids, mask=mask, position=position))[:, shown - 1]
+        out = adapter.logits(ids, wanted, attention_mask=mask, position_ids=position)[:, 0]
     except Exception:  # what it raises is told of elsewhere
         return None
     hidden, visible = greatest(out[0] - out[1]), greatest(out[0] - out[2])

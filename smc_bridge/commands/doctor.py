@@ -17,6 +17,7 @@ from smc_bridge.commands.doctor_report import Report
 from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.files import write_text
+from smc_bridge.methods import DEFAULT
 from smc_bridge.models.verdicts import Verdict, unprobed
 from smc_bridge.registry import spelled
 from smc_bridge.tasks import lookahead_of
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from smc_bridge.models.pairs import Pair
 
-#: Method whose sizes are the defaults, and which decodes.
-METHOD = "smc"
 #: What is decoded unless it is given, and how many tokens of it.
 PROMPT, TOKENS = "Ann has 3 apples. Ann buys 4 more. How many apples does Ann have now?", 10
 #: Exit code where a probe found a fault.
@@ -37,7 +36,7 @@ FAULTY = 1
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `doctor`."""
     add_model_arguments(parser)
-    sizes = parser.add_argument_group("sizes", f"for which memory is reckoned; what is not given is that of {METHOD}")
+    sizes = parser.add_argument_group("sizes", f"for which memory is reckoned; what is not given is that of {DEFAULT}")
     sizes.add_argument("--particles", type=whole(1), metavar="N", help="particles that survive a step")
     sizes.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle")
     sizes.add_argument("--window", type=whole(1), metavar="V", help="tokens verified at once")
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--prompt = {arguments.prompt!r}: is empty; give a text")
     given = {name: getattr(arguments, name) for name in ("particles", "lanes", "window", "lookahead")}
     with importing():
-        method = spelled(METHOD)
+        method = spelled(DEFAULT)
         defaults = {option.name: option.default for option in method.method.options}
     use_free_cores()
     with unprobed():
@@ -106,7 +105,7 @@ def _decode(report: Report, pair: Pair, arguments: argparse.Namespace) -> None:
     """Decode a few tokens of the prompt; an error is a verdict on the pair."""
     name = f"decodes {TOKENS} tokens"
     try:
-        decoder: Any = spelled(METHOD).given(report.sizes).make(pair, max_new_tokens=TOKENS)
+        decoder: Any = spelled(DEFAULT).given(report.sizes).make(pair, max_new_tokens=TOKENS)
         begun = time.perf_counter()
         [result] = decoder.run([pair.encode(arguments.prompt).tolist()], seed=arguments.seed, max_new_tokens=TOKENS)
     except (ValueError, MemoryError, RuntimeError) as error:
