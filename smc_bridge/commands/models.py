@@ -49,7 +49,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="prefix: keep keys and values of committed tokens; cheaper drafts, a little worse (default: none)",
     )
     group.add_argument(
-        "--max-logit-bytes", type=whole(1), metavar="B", help="cap on the logits of one forward (default: none)"
+        "--max-logit-bytes", type=whole(1), metavar="B", help="bytes of logits that a head computes at once (default: no cap)"
     )
     group.add_argument(
         "--reduce", action="store_true", help="where tokenizers differ, sample from the ids that both share"
