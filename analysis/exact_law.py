@@ -14,6 +14,7 @@ import torch
 
 from smc_bridge.distributions.target import ARTarget, as_target
 from smc_bridge.models.arguments import check_callable
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.protocols import LanguageModel, ModelPair
 from smc_bridge.models.tabular import ENUMERABLE
 from smc_bridge.plugins import texts_of
@@ -46,6 +47,7 @@ def oracle(
     model, max_new_tokens = target.model, check_limit(max_new_tokens)
     models: dict[str, LanguageModel] = {"autoregressive": model}
     [prompt] = check_prompts([prompt], models, max_new_tokens=max_new_tokens, called=lambda _: "prompt")
+    ends = ends_of(model.eos_id)
     growing: list[tuple[list[int], float]] = [([], 0.0)]
     ended: list[tuple[list[int], float]] = []
     for depth in range(max_new_tokens):
@@ -63,7 +65,7 @@ def oracle(
         for (sequence, log_p), row in zip(growing, conditional.tolist(), strict=True):
             for token, step in enumerate(row):
                 if step > -math.inf:
-                    last = token == model.eos_id or depth + 1 == max_new_tokens
+                    last = token in ends or depth + 1 == max_new_tokens
                     (ended if last else longer).append(([*sequence, token], log_p + step))
         growing = longer
         if not growing:
@@ -76,5 +78,5 @@ def oracle(
         log_weights = log_weights + target.log_potential(finished).cpu()
     return Result(
         prompt=prompt, sequences=sequences, log_weights=(log_weights + math.log(len(sequences))).tolist(),
-        texts=texts_of(detokenize, sequences), method="oracle", has_potential=target.potential is not None,
+        texts=texts_of(detokenize, sequences, prompt), method="oracle", has_potential=target.potential is not None,
     )

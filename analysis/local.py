@@ -31,8 +31,9 @@ from smc_bridge.analysis.genealogy import ancestral_lines
 from smc_bridge.distributions.intermediate import checked_log_prob
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.importance import OwnWeights
-from smc_bridge.models.protocols import MASKED
+from smc_bridge.models.protocols import MASKED, within_block
 from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.proposals.protocol import Proposal
 from smc_bridge.requests import check_limit
 from smc_bridge.result import Result
 
@@ -123,8 +124,9 @@ def blocks_of(sampler: Sampler, result: Result, particle: int = 0) -> list[Block
         out.append(Block(lane, length, start, forward, record.log_increments[parent][lane]))
         start += length
         # Marginals outlive a block that was accepted to the end of its window, while some are left.
-        offered = min(sampler.window, sampler.proposal.lookahead - (out[-1].start - forward))
-        fresh = not (accepted == length == offered) or start - forward >= sampler.proposal.lookahead
+        drafted = _drafted(sampler.proposal, len(result.prompt) + forward, sampler.proposal.lookahead)
+        offered = min(sampler.window, drafted - (out[-1].start - forward))
+        fresh = not (accepted == length == offered) or start - forward >= drafted
     return out
 
 
@@ -177,7 +179,7 @@ def _block(sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, li
     row = torch.zeros(1, dtype=torch.long, device=device)
     seen = prompt + block.forward
     prefix = torch.tensor([whole[:seen]], dtype=torch.long, device=device).reshape(1, seen)
-    width = min(proposal.lookahead, limit - block.forward)
+    width = _drafted(proposal, seen, min(proposal.lookahead, limit - block.forward))
     canvas = torch.full((1, width), MASKED, dtype=torch.long, device=device)
     length = torch.tensor([seen], device=device)
     raw_q = proposal.model.session(prefix, length).score(row, canvas)
@@ -194,6 +196,11 @@ def _block(sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, li
     ratio = (p - pi).gather(-1, draft[0, :, None])[:, 0]
     columns = (kl(pi, q), kl(p, pi), torch.minimum(pi, q).exp().sum(-1), chi2(p, pi), log_variance(p, pi), ratio)
     return tuple(column.cpu().numpy() for column in columns)
+
+
+def _drafted(proposal: Proposal, length: int, places: int) -> int:
+    """How many of the places after a prefix of `length` tokens the proposal's model drafts by one forward."""
+    return int(within_block(proposal.model, np.array(length), np.array(places)))
 
 
 def kl(log_a: Tensor, log_b: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from smc_bridge.commands.base import whole
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.estimate import Estimate
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.huggingface import HuggingFaceCausalLM
 from smc_bridge.models.pairs import Pair
 from smc_bridge.models.protocols import CausalLM
@@ -86,7 +87,7 @@ def whole_run(pair: Pair, ar: CausalLM, prompt: list[int], *, lanes: int, tokens
     Callable[[], tuple[float, list[list[int]]]]
 ):
     """A function that decodes `tokens` tokens and gives its seconds and what it committed."""
-    banned = [] if ar.eos_id is None else [ar.eos_id]
+    banned = ends_of(ar.eos_id)
     sampler = Sampler(
         DLMProposal(pair.dlm, lookahead=LOOKAHEAD, banned_ids=banned), ARTarget(ar, banned_ids=banned), lanes=lanes,
         window=WINDOW,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from smc_bridge.decode import Seat
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.pairs import Pair
 from smc_bridge.models.protocols import LanguageModel
 from smc_bridge.registry import method
@@ -70,6 +71,7 @@ class Generate:
         seated = [(place, seat) for place, seat in enumerate(state.seats) if seat is not None and not seat.complete]
         prompts = [seat.request.prompt for _, seat in seated]
         ar: Any = self.pair.ar
+        ends = ends_of(ar.eos_id)
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=ar.device)
         real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=ar.device)
@@ -78,14 +80,14 @@ class Generate:
             torch.manual_seed(seed % 2**64)
             out = ar.model.generate(
                 input_ids=ids, attention_mask=real, do_sample=True, temperature=self.temperature, top_k=0, top_p=1.0,
-                max_new_tokens=state.limit, eos_token_id=ar.eos_id, pad_token_id=0,
+                max_new_tokens=state.limit, eos_token_id=list(ends) or None, pad_token_id=0,
                 suppress_tokens=list(ar.banned_ids) or None,
             )
         seats = list(state.seats)
         for (place, seat), row in zip(seated, out[:, width:].tolist(), strict=True):
             # It pads behind the end of sequence.
-            ended = ar.eos_id is not None and ar.eos_id in row
-            seats[place] = seat.after(row[: row.index(ar.eos_id) + 1] if ended else row, complete=True)
+            count = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+            seats[place] = seat.after(row[:count], complete=True)
         return state._replace(seats=tuple(seats))
 
     def finished(self, state: State) -> list[int]:

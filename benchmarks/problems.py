@@ -22,9 +22,9 @@ CACHED = "+prefix"
 
 
 def embedded(n: int) -> tuple[Pair, Task, list[list[int]]]:
-    """The embedded pair, its task, and the prompts of the first `n` problems."""
+    """The embedded pair without a cache in its diffusion model, its task, and the prompts of the first `n` problems."""
     task = TASKS["arithmetic"]
-    pair = load_pair(task.pair)
+    pair = load_pair(task.pair, dlm_cache="none")
     return pair, task, [pair.encode(item.prompt).tolist() for item in task.problems(n)]
 
 

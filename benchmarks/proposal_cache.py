@@ -1,7 +1,7 @@
 """Proposal cache: what an approximate cache of the diffusion model saves per forward, and costs in acceptance.
 
-    python -m benchmarks.proposal_cache [--caches none,prefix,window] [--window 32]
-        [--methods paper,smc-4,tree-32] [--temperature 0.2] [--blocks 4] [--block 16] [--batch 4] [--quick]
+    python -m benchmarks.proposal_cache [--caches none,prefix] [--methods paper,smc-4,tree-32]
+        [--temperature 0.2] [--blocks 4] [--block 16] [--batch 4] [--quick]
         [--threads N] [--seed 0] [--out runs] [--markdown]
 
 The proposal may come from stale states: the law that was sampled is the law that is scored (condition C4 of
@@ -26,13 +26,13 @@ from smc_bridge.commands.base import one_of, whole
 from smc_bridge.decode import decode
 from smc_bridge.models.pairs import Pair
 
-CACHES = ("none", "prefix", "window")
+CACHES = ("none", "prefix")
 
 
-def with_cache(pair: Pair, cache: Any, *, window: int) -> Pair:
-    """The pair with another cache in its DLM session; `window` is what "window" shows of a prefix, tokens."""
+def with_cache(pair: Pair, cache: Any) -> Pair:
+    """The pair with another cache in its DLM session."""
     dlm: Any = pair.dlm
-    return replace(pair, dlm=dlm.with_cache(cache, window=window if cache == "window" else None))
+    return replace(pair, dlm=dlm.with_cache(cache))
 
 
 class Run(NamedTuple):
@@ -61,7 +61,6 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
         "--methods", type=methods, default=TABLES["proposal_cache"]["quick" if quick else "methods"],
         metavar="a,b,..", help="such as draft with the diffusion model",
     )
-    parser.add_argument("--window", type=whole(1), default=32, help="tokens of a prefix that the cache 'window' shows")
     add_law_arguments(parser, 16 if quick else None)
     add_block_arguments(parser, quick, block=16)
     parser.add_argument("--batch", type=whole(1), default=4, help="prompts in work at a time")
@@ -71,7 +70,7 @@ def measure(options: argparse.Namespace) -> Report:
     """Every method with every cache on every block."""
     kinds = tuple(dict.fromkeys(("none", *options.caches)))
     pair, task, blocks = in_blocks(options)
-    pairs = {cache: with_cache(pair, cache, window=options.window) for cache in kinds}
+    pairs = {cache: with_cache(pair, cache) for cache in kinds}
 
     def run(method: str, cache: str, part: Sequence[Sequence[int]]) -> Run:
         tape = Tape(keep=False)

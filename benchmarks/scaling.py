@@ -35,6 +35,7 @@ from smc_bridge.engine.state import SMCState
 from smc_bridge.estimate import Estimate
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.pairs import Pair
 from smc_bridge.proposals.mean_field import DLMProposal
 
@@ -96,7 +97,7 @@ class Bench:
 
     def sampler(self, point: Point) -> Sampler:
         """The program with the sizes of a point."""
-        banned = [] if self.pair.ar.eos_id is None else [self.pair.ar.eos_id]
+        banned = ends_of(self.pair.ar.eos_id)
         return Sampler(
             proposal=DLMProposal(self.pair.dlm, lookahead=max(LOOKAHEAD, point.V), banned_ids=banned),
             target=ARTarget(self.pair.ar, banned_ids=banned), intermediate=ProductOfExperts(0.3),
@@ -127,7 +128,7 @@ class Bench:
         count = torch.full_like(state.prefix.length, point.S)
         sampler.proposal.commit(state.drafts, None, given, count, torch.zeros_like(state.prefix.done))
         state.ar.commit(given, count)
-        state.prefix = state.prefix.extend(given, count, eos_id=None, limit=state.limit)
+        state.prefix = state.prefix.extend(given, count, ends=(), limit=state.limit)
         return sampler.step(state)
 
     @torch.inference_mode()

@@ -34,6 +34,7 @@ from smc_bridge.analysis.plots import (
     plot_trace_grid,
 )
 from smc_bridge.models.arithmetic.problems import held_out
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 
@@ -120,8 +121,9 @@ def trace(*, steps: int = 4) -> Any:
 
 
 def _shown(pair: Pair) -> Callable[[list[int]], str]:
-    """Text of tokens, with a sign for the end of the sequence."""
-    return lambda ids: "end" if ids == [pair.ar.eos_id] else pair.decode(ids)
+    """Text of tokens, with a sign for the end of a sequence."""
+    ends = ends_of(pair.ar.eos_id)
+    return lambda ids: "end" if ids and ids[0] in ends else pair.decode(ids)
 
 
 PICTURES: dict[str, Callable[[], Any]] = {

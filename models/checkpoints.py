@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 #: Configuration of a PEFT adapter.
 ADAPTER = "adapter_config.json"
@@ -234,6 +234,38 @@ def find_checkpoint(
             f"{found.said}: auto_map in {CONFIG} is {code!r}, no JSON object from classes to code: copy {CONFIG} anew"
         )
     return found
+
+
+def generation_ends(checkpoint: Checkpoint) -> list[int]:
+    """Ids at which a checkpoint's own generation stops (`eos_token_id` of `generation_config.json`), if it says so.
+
+    Raises:
+        ValueError: the file cannot be read, or its entry is no id and no list of ids.
+    """
+    if is_path(checkpoint.name):
+        path = Path(checkpoint.name).expanduser() / GENERATION
+        found = path if path.is_file() else None
+    else:
+        found = _file_of_hub(checkpoint, GENERATION)
+    stated = None if found is None else _json(found, checkpoint.said).get("eos_token_id")
+    listed = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in listed):
+        raise ValueError(f"{checkpoint.said}: eos_token_id = {stated!r} in {GENERATION} is no id: give eos_id")
+    return listed
+
+
+def _file_of_hub(checkpoint: Checkpoint, name: str) -> Path | None:
+    """A file of a checkpoint of the hub, or None if it has none or that is not known offline."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            checkpoint.name, name, local_files_only=checkpoint.offline, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError):
+        return None
+    return None if found is None else Path(found)
 
 
 def reason(error: BaseException) -> str:

@@ -83,7 +83,7 @@ class Convention:
         block_switch: entry of the configuration without which, if it is false, attention is full.
         native: the network that the weights belong in, or None if an automatic class finds it.
         native_of: which one that is for a configuration, where a family has several.
-        mask_id: of the mask token, where neither configuration nor tokenizer tells.
+        mask_token: text of the mask token, where neither configuration nor tokenizer tells which token it is.
         last_is_mask: the mask token is the last id of the vocabulary, and no tokenizer knows it.
         length_key: entry of the configuration with the longest input, tokens.
         masking: see `Masking`.
@@ -102,7 +102,7 @@ class Convention:
     block_switch: str | None = None
     native: Native | None = None
     native_of: Callable[[Mapping[str, Any]], Native] | None = None
-    mask_id: int | None = None
+    mask_token: str | None = None
     last_is_mask: bool = False
     length_key: str = LENGTH_KEY
     auto_class: str = "AutoModelForMaskedLM"
@@ -224,12 +224,12 @@ CONVENTIONS: dict[str, Convention] = {
     "a2d-qwen2": _a2d("Qwen2ForCausalLM"),
     "a2d-qwen3": _a2d("Qwen3ForCausalLM"),
     "Fast_dLLM_Qwen": Convention(
-        "Fast-dLLM v2", True, "mask-4d", "block", block_size=32, block_keys=("bd_size", "block_size"), mask_id=151665,
-        native=Native("Qwen2ForCausalLM"),
+        "Fast-dLLM v2", True, "mask-4d", "block", block_size=32, block_keys=("bd_size", "block_size"),
+        mask_token="|<MASK>|", native=Native("Qwen2ForCausalLM"),
     ),
     "sdar": Convention(
-        "SDAR", False, "mask-4d", "block", block_size=4, block_keys=("block_size", "block_length"), mask_id=151669,
-        native=Native("Qwen3ForCausalLM"),
+        "SDAR", False, "mask-4d", "block", block_size=4, block_keys=("block_size", "block_length"),
+        mask_token="<|MASK|>", native=Native("Qwen3ForCausalLM"),
     ),
     "mdlm": Convention(
         "MDLM", False, "mask-4d", native=_DIT, last_is_mask=True, length_key="model_length",

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.arguments import is_list, real_between, said, whole_numbers
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.gguf import cache_folder
 from smc_bridge.models.protocols import MASKED, CausalLM, LanguageModel, MaskedDiffusionLM
 
@@ -205,7 +206,7 @@ def _table(model: LanguageModel, forward: Callable[[int, Tensor, int], Callable[
 
 def place_of(*models: LanguageModel) -> tuple[int, int]:
     """Tokens of the prefix that models are timed on, with room after it as far as they have any, and a token for it."""
-    banned = {i for model in models for i in (*model.banned_ids, model.eos_id)}
+    banned = {i for model in models for i in (*model.banned_ids, *ends_of(model.eos_id))}
     token = next((i for i in range(models[0].vocab_size) if i not in banned), 0)
     room = min([PREFIX, *(m.max_length - max(POSITIONS) for m in models if m.max_length is not None)])
     return max(1, room, *(model.min_length for model in models)), token

@@ -1,4 +1,4 @@
-"""Loading one model of transformers and its tokenizer from a checkpoint, wherever its weights are put."""
+"""Loading one model of transformers from a checkpoint, wherever its weights are put."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from smc_bridge.models.conventions import Native
 from smc_bridge.models.native import network_class, placed, renames
 from smc_bridge.models.placement import SPREAD, Placement
 from smc_bridge.models.weights import unmatched
-
-#: Tokenizer classes that add nothing to what `tokenizer.json` says.
-GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 @contextmanager
@@ -44,7 +41,7 @@ def quiet(*, progress: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
+def one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
     """Turn what transformers raises on a checkpoint into one line."""
     try:
         yield
@@ -55,7 +52,7 @@ def _one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
             raise MemoryError(
                 f"{checkpoint.said}: out of memory while loading its {what}; give a narrower dtype, or a device_map"
             ) from error
-        if "ignore_mismatched_sizes" in str(error):  # transformers lists them in a warning, which is silenced
+        if any(word in str(error) for word in ("ignore_mismatched_sizes", "size mismatch")):  # listed in a warning
             raise ValueError(
                 f"{checkpoint.said}: its {what} cannot be loaded: they have other shapes than its {CONFIG} says; copy "
                 "both from one checkpoint"
@@ -77,41 +74,6 @@ def _writer(checkpoint: Checkpoint) -> str:
         f": it was written with transformers {written}, this is {transformers.__version__}; its own code may need that "
         "one (leave trust_remote_code out if its family is known here)"
     )
-
-
-def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
-    """The tokenizer of a checkpoint.
-
-    One whose class is generic is all in its `tokenizer.json`. It is read as it stands: transformers' automatic choice
-    goes by the model's type and would put that family's rules in the place of the file's.
-
-    Raises:
-        ValueError: it cannot be loaded, brings code that is not trusted, or has no tokens.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-    options = checkpoint.options
-    with quiet(progress=not checkpoint.offline), _one_line(checkpoint, "tokenizer"):
-        settings = get_tokenizer_config(checkpoint.name, **options)
-        own = settings.get("auto_map")
-        generic = settings.get("tokenizer_class") in GENERIC_TOKENIZERS and not own
-        if generic:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint.name, **options)
-        elif trust_remote_code or not own:
-            tokenizer = AutoTokenizer.from_pretrained(
-                checkpoint.name, trust_remote_code=trust_remote_code, **options
-            )
-        else:
-            tokenizer = None
-    if tokenizer is None:
-        raise ValueError(
-            f"{checkpoint.said}: its tokenizer brings code of its own, which is not run: read it, then set "
-            "trust_remote_code = True"
-        )
-    if not tokenizer.get_vocab():
-        raise ValueError(f"{checkpoint.said}: its tokenizer has no tokens; copy the tokenizer's files too")
-    return tokenizer
 
 
 def _weight_files(checkpoint: Checkpoint) -> list[str]:
@@ -206,7 +168,7 @@ def load_native(checkpoint: Checkpoint, native: Native, config: Any, empty: Any,
     given: dict[str, Any] = {**checkpoint.options, "use_safetensors": True}
     name: str | None = checkpoint.name
     if renames(native):
-        with _one_line(checkpoint, "weights"):
+        with one_line(checkpoint, "weights"):
             given = {"state_dict": placed(native, empty, _read(checkpoint))}
         name = None
     load = network_class(native).from_pretrained
@@ -219,7 +181,7 @@ def _load(
 ) -> Any:
     """What `from_pretrained` returns, its model in evaluation mode and where it belongs."""
     options = placement.options(checkpoint)
-    with quiet(progress=not checkpoint.offline), _one_line(checkpoint, "weights"):
+    with quiet(progress=not checkpoint.offline), one_line(checkpoint, "weights"):
         load = partial(load, name, **given, **options)
         loaded = _with_attention(placement.attn_implementation, load, additive=additive)
         model = loaded[0] if isinstance(loaded, tuple) else loaded

@@ -15,19 +15,21 @@ from typing import Any
 import torch
 
 from smc_bridge.models.arguments import ids_of, said, whole_number
-from smc_bridge.models.checkpoints import Checkpoint, find_checkpoint
+from smc_bridge.models.checkpoints import Checkpoint, find_checkpoint, generation_ends
 from smc_bridge.models.conventions import CONVENTIONS, LENGTH_KEY, Attention, Convention, Override
+from smc_bridge.models.ends import Ends, EosId, ends_of
 from smc_bridge.models.gguf import dequantised, packaged_gguf
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, output_size
 from smc_bridge.models.huggingface.unpadded import Unpadded
-from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, special_ids
-from smc_bridge.models.loading import load_model, load_native, load_tokenizer, weight_shapes
+from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, shared_ends, special_ids
+from smc_bridge.models.loading import load_model, load_native, weight_shapes
 from smc_bridge.models.native import Shapes, account, network_config, skeleton
 from smc_bridge.models.pair import Pair, pair_from_models
 from smc_bridge.models.placement import Placement, options_of
-from smc_bridge.models.prompts import PromptFormat, default_prompt
+from smc_bridge.models.prompts import Chat, PromptFormat, check_form, prompt_format
 from smc_bridge.models.protocols import CausalLM
 from smc_bridge.models.recognise import convention_of, has_language_model, is_wrapped, mask_id_of
+from smc_bridge.models.tokenizers import load_tokenizer
 
 Name = str | os.PathLike[str]
 #: How one model is loaded (`smc_bridge.models.placement.options_of`).
@@ -41,7 +43,7 @@ class Source:
     Attributes:
         checkpoint: where its weights are.
         tokenizer: the one that belongs to it.
-        format_prompt: gives the ids that it is prompted with.
+        format_prompt: gives the ids that it is prompted with, unless the user wants another form.
         placement: type and place of its weights.
     """
 
@@ -80,7 +82,12 @@ def _source(
     found = find_checkpoint(argument, name, tokenizer=tokenizer is None, hub=hub)
     home = found if tokenizer is None else find_checkpoint(f"{argument}_tokenizer", tokenizer, weights=False, hub=hub)
     loaded = load_tokenizer(home, trust_remote_code=trust_remote_code)
-    return Source(found, loaded, default_prompt(loaded), placement)
+    return Source(found, loaded, prompt_format(loaded), placement)
+
+
+def _form(source: Source, chat: Chat, system: str | None) -> PromptFormat:
+    """The form of prompts that is asked for; the source's own unless anything is."""
+    return source.format_prompt if chat == "auto" and system is None else prompt_format(source.tokenizer, chat, system)
 
 
 @dataclass(frozen=True)
@@ -104,32 +111,38 @@ def load_causal(
     torch_dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
-    eos_id: int | None = None,
+    eos_id: EosId = None,
     device_map: str | Mapping[str, Any] | None = None,
     tp_plan: str | Mapping[str, str] | None = None,
     attn_implementation: str | None = None,
     quantization_config: Any = None,
     revision: str | None = None,
     token: str | bool | None = None,
+    chat: Chat = "auto",
+    system: str | None = None,
 ) -> Causal:
     """Load an autoregressive model without a diffusion model; arguments and errors are those of `load_pair`."""
     from smc_bridge.models.huggingface import HuggingFaceCausalLM
 
-    check_id("eos_id", eos_id)
+    ends = ends_of(eos_id)
+    check_form(chat, system)
     options = options_of({
         "dtype": dtype, "torch_dtype": torch_dtype, "device": device, "device_map": device_map, "tp_plan": tp_plan,
         "attn_implementation": attn_implementation, "quantization_config": quantization_config, "revision": revision,
         "token": token,
     })  # fmt: skip
     source = _target(ar, options, trust_remote_code)
-    eos_id = end_of_sequence(source, eos_id)
-    model = _load_ar(source, trust=trust_remote_code)
-    warn_of_other_ends(source, model, eos_id)
+    form = _form(source, chat, system)
     tokenizer = source.tokenizer
+    if eos_id is None:
+        ends = ends_of_target(source)
+    model = _load_ar(source, trust=trust_remote_code)
     size = output_size(model)
-    banned = (special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))) - {eos_id}
-    adapter = HuggingFaceCausalLM(model, eos_id=eos_id, banned_ids=[i for i in banned if i < size])
-    return Causal(adapter, tokenizer, source.format_prompt)
+    if eos_id is None:
+        ends = shared_ends(ends, tokenizer, tokenizer, size=size)
+    banned = (special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))).difference(ends)
+    adapter = HuggingFaceCausalLM(model, eos_id=ends, banned_ids=[i for i in banned if i < size])
+    return Causal(adapter, tokenizer, form)
 
 
 def check_id(name: str, value: object) -> None:
@@ -138,23 +151,13 @@ def check_id(name: str, value: object) -> None:
         whole_number(name, value, least=0, remedy="give an id, a number from 0")
 
 
-def end_of_sequence(source: Source, eos_id: int | None) -> int | None:
-    """Id that ends a sequence of the target: the one given, else the tokenizer's, else the configuration's first."""
-    known = [] if eos_id is None else [eos_id]
-    ids = [*known, *ids_of(source.tokenizer.eos_token_id), *ids_of(source.checkpoint.config.get("eos_token_id"))]
-    return ids[0] if ids else None
-
-
-def warn_of_other_ends(source: Source, model: Any, eos_id: int | None) -> None:
-    """Tell of ids at which the model's own `generate` may stop besides `eos_id`: a law here has one end."""
-    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    others = sorted({*ids_of(stated), *ids_of(source.checkpoint.config.get("eos_token_id"))} - {eos_id})
-    if others:
-        warnings.warn(
-            f"{source.checkpoint.said}: its configuration ends sequences at ids {others} too; here only "
-            f"eos_id = {eos_id} does: give another eos_id if that is not what is wanted",
-            stacklevel=4,
-        )
+def ends_of_target(source: Source) -> Ends:
+    """Ids that end a sequence of a target that nobody names others for: those of its generation configuration, of its
+    configuration and of its tokenizer."""
+    config, tokenizer = source.checkpoint.config, source.tokenizer
+    return ends_of([
+        *generation_ends(source.checkpoint), *ids_of(config.get("eos_token_id")), *ids_of(tokenizer.eos_token_id),
+    ])  # fmt: skip
 
 
 def _target(ar: Name, options: Options, trust: bool) -> Source:
@@ -241,10 +244,12 @@ def load_two(
     attention: Attention | None,
     block_size: int | None,
     mask_id: int | None,
-    eos_id: int | None,
+    eos_id: EosId,
     dlm_tokenizer: Name | None,
     reduce: bool,
     format_prompt: PromptFormat | None,
+    chat: Chat,
+    system: str | None,
 ) -> Pair:
     """Load two checkpoints as a pair; the arguments are those of `smc_bridge.models.pairs.load_pair`, which calls this.
 
@@ -253,7 +258,7 @@ def load_two(
     """
     trust = trust_remote_code
     check_id("mask_id", mask_id)
-    check_id("eos_id", eos_id)
+    ends = ends_of(eos_id)
     left = _source("dlm", dlm, dlm_options, trust_remote_code=trust, tokenizer=dlm_tokenizer)
     config = left.checkpoint.config
     if str(config["model_type"]) not in CONVENTIONS:
@@ -267,9 +272,11 @@ def load_two(
     if mask_id is None:
         mask_id = mask_id_of(config, left.tokenizer, convention, name=left.checkpoint.name)
     right = _target(ar, ar_options, trust)
-    eos_id = end_of_sequence(right, eos_id)
+    format_prompt = format_prompt or _form(right, chat, system)
+    if eos_id is None:
+        ends = shared_ends(ends_of_target(right), left.tokenizer, right.tokenizer, mask_id=mask_id)
     if not reduce:
-        ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, eos_id=eos_id)
+        ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, ends=ends)
         check_shared_vocabulary(left.tokenizer, right.tokenizer, ignore=ignore)
     if convention.either:
         warnings.warn(
@@ -279,13 +286,14 @@ def load_two(
             stacklevel=4,
         )
     ar_model = _load_ar(right, trust=trust)
-    warn_of_other_ends(right, ar_model, eos_id)
     dlm_model = diffusion.load(shapes)
+    if eos_id is None:
+        size = min(output_size(dlm_model), output_size(ar_model))
+        ends = shared_ends(ends, left.tokenizer, right.tokenizer, mask_id=mask_id, size=size)
     pair = pair_from_models(
         dlm_model, ar_model, right.tokenizer, shift=convention.shift, dlm_tokenizer=left.tokenizer, mask_id=mask_id,
-        eos_id=eos_id, reduce=reduce, causal_backbone=convention.masking == "mask-4d",
-        format_prompt=format_prompt or right.format_prompt, name=f"{os.fspath(dlm)} + {os.fspath(ar)}",
-        block_size=convention.block_size,
+        eos_id=ends, reduce=reduce, causal_backbone=convention.masking == "mask-4d",
+        format_prompt=format_prompt, name=f"{os.fspath(dlm)} + {os.fspath(ar)}", block_size=convention.block_size,
     )
     if pair.dlm.device != pair.ar.device:
         raise ValueError(

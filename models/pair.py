@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smc_bridge.models.arguments import said
+from smc_bridge.models.arguments import ids_of, said
+from smc_bridge.models.ends import Ends, EosId, ends_of
 from smc_bridge.models.prompts import PromptFormat, formatted, plain_prompt
 from smc_bridge.models.protocols import CausalLM, MaskedDiffusionLM
 from smc_bridge.models.texts import anchor_of, continuation_text
@@ -100,11 +101,16 @@ class Pair:
     def _anchor(self) -> tuple[int, str] | None:
         return anchor_of(self.tokenizer)
 
-    def decode(self, ids: Tensor | Iterable[int]) -> str:
-        """Text that the continuation `ids: [S]` adds to what stands before it (`smc_bridge.models.texts`), its
-        leading space with it; without the end of the sequence and without banned ids."""
-        silent = {self.ar.eos_id, *self.ar.banned_ids}
-        return continuation_text(self.tokenizer, [i for i in map(int, ids) if i not in silent], self._anchor)
+    def decode(self, ids: Tensor | Iterable[int], prompt: Tensor | Iterable[int] | None = None) -> str:
+        """Text that the continuation `ids: [S]` adds to that of the `prompt: [S]`, its leading space with it.
+
+        It is without the ends of a sequence and without banned ids. If the prompt is not given, it is some text
+        (`smc_bridge.models.texts`).
+        """
+        silent = {*ends_of(self.ar.eos_id), *self.ar.banned_ids}
+        shown = [i for i in map(int, ids) if i not in silent]
+        before = None if prompt is None else list(map(int, prompt))
+        return continuation_text(self.tokenizer, shown, self._anchor, before) if shown else ""
 
 
 def pair_from_models(
@@ -115,7 +121,7 @@ def pair_from_models(
     shift: bool,
     dlm_tokenizer: Any = None,
     mask_id: int | None = None,
-    eos_id: int | None = None,
+    eos_id: EosId = None,
     reduce: bool = False,
     causal_backbone: bool | None = None,
     block_size: int | None = None,
@@ -132,7 +138,8 @@ def pair_from_models(
             place i does (LLaDA, MDLM, BERT).
         dlm_tokenizer: that of `dlm_model`. Default: `tokenizer`.
         mask_id: id of the diffusion model's mask token. Default: the one of its tokenizer.
-        eos_id: id that ends a sequence. Default: the one of `tokenizer`.
+        eos_id: id that ends a sequence, or several that each do. Default: that of `tokenizer`, and those that the
+            generation configuration of `ar_model` names.
         reduce: restrict both laws to the ids that the tokenizers share rather than refuse a pair that differs.
         causal_backbone: whether the diffusion model sees the whole row only by a 4-D mask. Default: whether
             transformers can generate with it.
@@ -144,23 +151,36 @@ def pair_from_models(
         ValueError: if the vocabularies differ or no mask token is known.
     """
     from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM, shared_vocabulary
+    from smc_bridge.models.huggingface.adapter import output_size
+    from smc_bridge.models.huggingface.vocabulary import shared_ends
 
     dlm_tokenizer = tokenizer if dlm_tokenizer is None else dlm_tokenizer
     mask_id = dlm_tokenizer.mask_token_id if mask_id is None else mask_id
-    eos_id = tokenizer.eos_token_id if eos_id is None else eos_id
     if mask_id is None:
         raise ValueError("mask_id = None and the tokenizer has no mask token: give the diffusion model's mask_id")
-    if mask_id == eos_id:
+    if eos_id is None:
+        size = min(output_size(model) for model in (dlm_model, ar_model))
+        ends = shared_ends(_own_ends(ar_model, tokenizer), dlm_tokenizer, tokenizer, mask_id=mask_id, size=size)
+    else:
+        ends = ends_of(eos_id)
+    if mask_id in ends:
         raise ValueError(f"mask_id = {mask_id} is eos_id too: a position cannot be unknown and the end; give another")
     shared = shared_vocabulary(
-        dlm_model, ar_model, dlm_tokenizer, tokenizer, mask_id=mask_id, eos_id=eos_id, reduce=reduce
+        dlm_model, ar_model, dlm_tokenizer, tokenizer, mask_id=mask_id, eos_id=ends, reduce=reduce
     )
     dlm = HuggingFaceMaskedLM(
         dlm_model, mask_id=mask_id, shift=shift,
-        eos_id=shared.eos_id, banned_ids=shared.banned_ids, vocab_size=shared.size, causal_backbone=causal_backbone,
+        eos_id=shared.ends, banned_ids=shared.banned_ids, vocab_size=shared.size, causal_backbone=causal_backbone,
         block_size=block_size,
     )
     ar = HuggingFaceCausalLM(
-        ar_model, eos_id=shared.eos_id, banned_ids=shared.banned_ids, vocab_size=shared.size
+        ar_model, eos_id=shared.ends, banned_ids=shared.banned_ids, vocab_size=shared.size
     )
     return Pair(name, dlm, ar, tokenizer, format_prompt)
+
+
+def _own_ends(ar_model: Any, tokenizer: Any) -> Ends:
+    """Ids at which the model's own `generate` stops, and the tokenizer's end; not what a configuration's class sets."""
+    generation: Any = getattr(ar_model, "generation_config", None)
+    stated = None if getattr(generation, "_from_model_config", True) else generation.eos_token_id
+    return ends_of([*ids_of(tokenizer.eos_token_id), *ids_of(stated)])

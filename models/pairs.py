@@ -7,16 +7,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from smc_bridge.models.arguments import check_callable, said, true_or_false, whole_number
+from smc_bridge.models.arguments import said, true_or_false, whole_number
 from smc_bridge.models.conventions import Attention, Override
+from smc_bridge.models.ends import EosId
 from smc_bridge.models.loading import quiet
 from smc_bridge.models.pair import Pair, pair_from_models
 from smc_bridge.models.placement import options_of
-from smc_bridge.models.prompts import PromptFormat
+from smc_bridge.models.prompts import Chat, PromptFormat, check_form
 
 __all__ = ["PAIRS", "Pair", "load_pair", "pair_from_models"]
 
@@ -35,6 +36,8 @@ def _arithmetic(device: torch.device, dtype: torch.dtype) -> Pair:
     )
 
 
+#: What the diffusion model's sessions keep of a prefix.
+DlmCache = Literal["auto", "none", "prefix"]
 #: Pairs that ship with the package.
 PAIRS: dict[str, Callable[[torch.device, torch.dtype], Pair]] = {"arithmetic": _arithmetic}
 
@@ -59,11 +62,13 @@ def load_pair(
     dlm_kwargs: Mapping[str, Any] | None = None,
     ar_kwargs: Mapping[str, Any] | None = None,
     mask_id: int | None = None,
-    eos_id: int | None = None,
+    eos_id: EosId = None,
     dlm_tokenizer: str | os.PathLike[str] | None = None,
     reduce: bool = False,
     format_prompt: PromptFormat | None = None,
-    dlm_cache: Literal["none", "prefix"] = "none",
+    chat: Chat = "auto",
+    system: str | None = None,
+    dlm_cache: DlmCache = "auto",
     max_logit_bytes: int | None = None,
 ) -> Pair:
     """Load a pair that ships with the package by its name, or two checkpoints that share a vocabulary.
@@ -87,14 +92,19 @@ def load_pair(
         dlm_kwargs, ar_kwargs: those of `dtype`, `torch_dtype`, `device`, `device_map`, `tp_plan` and the four above
             that are different for the one model.
         mask_id: id of the diffusion model's mask token. Default: configuration, tokenizer, or convention.
-        eos_id: the one id that ends a sequence. Default: that of the autoregressive model's tokenizer, else of its
-            configuration.
+        eos_id: id that ends a sequence, or several that each do, and no other. Default: all that the autoregressive
+            model's generation configuration, configuration and tokenizer name.
         dlm_tokenizer: checkpoint that the diffusion model's tokenizer is read from. Default: `dlm`.
         reduce: restrict both laws to the ids that the tokenizers share rather than refuse a pair that differs.
-        format_prompt: form of a prompt. Default: the chat template of the autoregressive model's tokenizer if it has
-            one, else the text.
+        format_prompt: form of a prompt, in the place of `chat` and `system`: `format_prompt(tokenizer, text)` returns
+            ids.
+        chat: whether a prompt is the first turn of a conversation, written by the chat template of the autoregressive
+            model's tokenizer (True), or the text as it is (False). "auto": the template if there is one.
+        system: text of a system turn before it. Default: what the template writes by itself, if anything.
         dlm_cache: "prefix" keeps the diffusion model's keys and values of committed tokens: cheaper drafts that are a
-            little worse, and no other law of what is sampled (`HuggingFaceMaskedLM`).
+            little worse (of a block-causal model the same), and no other law of what is sampled
+            (`HuggingFaceMaskedLM`); "none" computes them anew. "auto": "prefix" where there is one, and "none" for a
+            pair that ships, whose published figures are those without.
         max_logit_bytes: cap on the bytes of logits that the head of either model computes at once, at least those of
             one position; scores differ by round-off. Default: no cap.
     Raises:
@@ -105,14 +115,14 @@ def load_pair(
         >>> pair.max_length, pair.ar.vocab_size
         (1024, 640)
     """
-    if dlm_cache not in ("none", "prefix"):
-        raise ValueError(f"dlm_cache = {said(dlm_cache)}: give 'none' or 'prefix'")
+    if dlm_cache not in get_args(DlmCache):
+        raise ValueError(f"dlm_cache = {said(dlm_cache)}: give one of {', '.join(get_args(DlmCache))}")
     if max_logit_bytes is not None:
         remedy = "give at least 1 byte, or None for no cap"
         max_logit_bytes = whole_number("max_logit_bytes", max_logit_bytes, remedy=remedy)
     trust_remote_code = true_or_false("trust_remote_code", trust_remote_code)
     reduce = true_or_false("reduce", reduce)
-    check_callable("format_prompt", format_prompt, "a function of the tokenizer and the text")
+    check_form(chat, system, format_prompt)
     common = {
         "dtype": dtype, "torch_dtype": torch_dtype, "device": device, "device_map": device_map, "tp_plan": tp_plan,
         "attn_implementation": attn_implementation, "quantization_config": quantization_config, "revision": revision,
@@ -132,7 +142,8 @@ def load_pair(
             "block_size": block_size, "attn_implementation": attn_implementation,
             "quantization_config": quantization_config, "revision": revision, "token": token, "dlm_kwargs": dlm_kwargs,
             "ar_kwargs": ar_kwargs, "mask_id": mask_id, "eos_id": eos_id, "dlm_tokenizer": dlm_tokenizer,
-            "reduce": reduce or None, "format_prompt": format_prompt,
+            "reduce": reduce or None, "format_prompt": format_prompt, "chat": None if chat == "auto" else chat,
+            "system": system,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
@@ -140,6 +151,7 @@ def load_pair(
                     f"{name} = {said(value)} is for two models of your own: leave it out with the pair {dlm!r}"
                 )
         placement = ar_options[0]
+        dlm_cache = "none" if dlm_cache == "auto" else dlm_cache
         if device_map is None and tp_plan is None:
             pair = PAIRS[os.fspath(dlm)](placement.device, placement.dtype or torch.float32)
             return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
@@ -149,7 +161,7 @@ def load_pair(
     pair = load_two(
         dlm, ar, dlm_options=dlm_options, ar_options=ar_options, trust_remote_code=trust_remote_code,
         dlm_convention=dlm_convention, attention=attention, block_size=block_size, mask_id=mask_id, eos_id=eos_id,
-        dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt,
+        dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt, chat=chat, system=system,
     )
     return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
 
@@ -170,12 +182,14 @@ def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:
     return pair
 
 
-def _with_cache(pair: Pair, cache: Literal["none", "prefix"]) -> Pair:
-    """The pair with that cache in the sessions of its diffusion model."""
+def _with_cache(pair: Pair, cache: DlmCache) -> Pair:
+    """The pair with that cache in the sessions of its diffusion model, for "auto" the one that there is."""
     if cache == "none":
         return pair
     from smc_bridge.models.huggingface import HuggingFaceMaskedLM
 
     if not isinstance(pair.dlm, HuggingFaceMaskedLM):
+        if cache == "auto":
+            return pair
         raise ValueError(f"dlm_cache = {cache!r}: the diffusion model of the pair {pair.name!r} has no cache")
     return replace(pair, dlm=pair.dlm.with_cache(cache))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from smc_bridge.models.arguments import called, said, whole_numbers
+from smc_bridge.models.arguments import called, check_callable, is_bool, said, whole_numbers
 
 #: Turns a tokenizer and a user's text into the ids that a model is prompted with: a list of whole numbers, or what a
 #: tokenizer of transformers returns (`ids_of_prompt`).
 PromptFormat = Callable[[Any, str], Any]
+#: Whether a prompt is a turn of a conversation; "auto": where the tokenizer has a chat template.
+Chat = bool | Literal["auto"]
 
 
 def ids_of_prompt(found: Any, source: str) -> list[int]:
@@ -35,50 +37,122 @@ def ids_of_prompt(found: Any, source: str) -> list[int]:
 def plain_prompt(tokenizer: Any, text: str) -> list[int]:
     """Ids of `text` with the special tokens that the tokenizer puts before it.
 
-    What it puts behind (an end of sequence, a separator) closes a text, and a prompt is open: it is left out.
+    What it puts behind (an end of sequence, a separator that stands for one) closes a text, and a prompt is open: it is
+    left out. What the user wrote stays.
     """
     ids = ids_of_prompt(tokenizer.encode(text), "the tokenizer")
-    special = set(getattr(tokenizer, "all_special_ids", ()))
-    if ids and ids[-1] in special:
-        own = ids_of_prompt(tokenizer.encode(text, add_special_tokens=False), "the tokenizer")
-        ids = ids[: len(ids) - (_closing(ids, special) - _closing(own, special))]
-    return ids
+    return ids[: len(ids) - _closing(tokenizer, text)] if hasattr(tokenizer, "all_special_ids") else ids
 
 
-def _closing(ids: list[int], special: set[int]) -> int:
-    """How many special tokens stand at the end."""
-    return next((count for count, token in enumerate(reversed(ids)) if token not in special), len(ids))
+def _closing(tokenizer: Any, text: str) -> int:
+    """How many tokens a tokenizer of transformers puts behind a text.
+
+    That is the same for every text, so a letter tells, which is no special token as `text` may be; and `text` does if
+    the vocabulary lacks the letter.
+    """
+    for sample in ("a", text):
+        own = ids_of_prompt(tokenizer.encode(sample, add_special_tokens=False), "the tokenizer")
+        if own:
+            closed = ids_of_prompt(tokenizer.encode(sample), "the tokenizer")
+            ends = range(len(own), len(closed) + 1)
+            return next((len(closed) - end for end in ends if closed[end - len(own) : end] == own), 0)
+    return 0
 
 
-def chat_prompt(tokenizer: Any, text: str) -> list[int]:
+def chat_prompt(tokenizer: Any, text: str, system: str | None = None) -> list[int]:
     """Ids of a conversation of which `text` is the user's first turn and the model's answer is next.
 
-    The turn's content is the text, or, for a template that wants one, a list with the text as its only part.
+    A turn's content is its text, or, for a template that wants one, a list with the text as its only part. The
+    template writes all special tokens by itself: none is added to them, and none taken away.
 
+    Args:
+        system: text of a system turn before the user's; None for none but what the template writes by itself.
     Raises:
-        ValueError: the template fails on both, or leaves the text out.
+        ValueError: the template fails on both forms, or leaves a turn out.
     """
-    why = "leaves the prompt's text out"
-    for content in (text, [{"type": "text", "text": text}]):
-        turn = [{"role": "user", "content": content}]
+    texts = {"user": text} if system is None else {"system": system, "user": text}
+    why, other = "", "give system" if system is None else "leave system out"
+    remedy = f"{other}, or format_prompt, a function of the tokenizer and the text that returns ids, or chat = False"
+    for as_parts in (False, True):
         try:
-            written = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+            lost = next((role for role in texts if _without(tokenizer, texts, role, as_parts=as_parts)), None)
         except Exception as error:  # anything: a template is a program, and says by any error what it does not take
-            if content is text:
-                why = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+            why = why or f"raised {type(error).__name__}: {' '.join(str(error).split())}"
             continue
-        if "".join(text.split()) in "".join(str(written).split()):
-            ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=False)
+        if lost is None:
+            turns = _turns(texts, as_parts=as_parts)
+            ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
             return ids_of_prompt(ids, "the chat template")
-    raise ValueError(
-        f"the tokenizer's chat template {why}; give format_prompt, a function of the tokenizer and the text that "
-        "returns ids"
+        why = why or f"leaves the text of the {lost} turn out"
+    raise ValueError(f"the tokenizer's chat template {why}; {remedy}")
+
+
+def _turns(texts: Mapping[str, str], *, as_parts: bool) -> list[dict[str, Any]]:
+    """Turns of a conversation, role -> text, each a text or a list of one part."""
+    return [
+        {"role": role, "content": [{"type": "text", "text": text}] if as_parts else text}
+        for role, text in texts.items()
+    ]
+
+
+def _without(tokenizer: Any, texts: dict[str, str], role: str, *, as_parts: bool) -> bool:
+    """Whether the template writes the same for another text, as long, in the turn of that role.
+
+    The text itself is not looked for: a template may quote, trim or escape it.
+    """
+    other = {**texts, role: ("x" if set(texts[role]) != {"x"} else "y") * len(texts[role])}
+    one, two = (
+        tokenizer.apply_chat_template(_turns(each, as_parts=as_parts), add_generation_prompt=True, tokenize=False)
+        for each in (texts, other)
     )
+    return bool(one == two)
 
 
-def default_prompt(tokenizer: Any) -> PromptFormat:
-    """The chat template where the tokenizer has one, else the text as it is encoded."""
-    return chat_prompt if getattr(tokenizer, "chat_template", None) else plain_prompt
+def prompt_format(tokenizer: Any, chat: Chat = "auto", system: str | None = None) -> PromptFormat:
+    """How a user's text becomes a prompt of a model that is loaded with its tokenizer.
+
+    Args:
+        chat: True for the tokenizer's chat template, False for the text as it is, "auto" for the template where the
+            tokenizer has one.
+        system: text of a system turn, which needs the template.
+    Raises:
+        ValueError: `chat` is none of these, there is no template, or `system` is no text or has no turn.
+    """
+    check_form(chat, system)
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if chat != "auto" and chat and not has_template:
+        raise ValueError(
+            "chat = True: the target's tokenizer has no chat template; leave chat out, or give format_prompt"
+        )
+    if not chat or not has_template:
+        if system is not None:
+            raise ValueError(
+                f"system = {said(system)}: the target's tokenizer has no chat template to put it in; write it into the "
+                "prompt, or give format_prompt"
+            )
+        return plain_prompt
+    if system is None:
+        return chat_prompt
+
+    def with_system(tokenizer: Any, text: str) -> list[int]:
+        return chat_prompt(tokenizer, text, system)
+
+    return with_system
+
+
+def check_form(chat: Any, system: Any, format_prompt: PromptFormat | None = None) -> None:
+    """Raise ValueError unless these arguments of `load_pair` say one form of a prompt; no tokenizer is needed."""
+    automatic = isinstance(chat, str) and chat == "auto"
+    if not automatic and (not is_bool(chat) or getattr(chat, "ndim", 0) > 0):
+        raise ValueError(f"chat = {said(chat)}: give True, False or 'auto'")
+    check_callable("format_prompt", format_prompt, "a function of the tokenizer and the text")
+    if system is not None and (not isinstance(system, str) or not system.strip()):
+        raise ValueError(f"system = {said(system)}: give the text of a system turn, or None")
+    if format_prompt is not None and (system is not None or not automatic):
+        given = f"chat = {chat}" if system is None else f"system = {said(system)}"
+        raise ValueError(f"{given} with format_prompt: that makes the whole prompt; give one of them")
+    if system is not None and not chat:
+        raise ValueError(f"system = {said(system)} with chat = False: a text as it is has no turns; give one of them")
 
 
 def formatted(format_prompt: PromptFormat, tokenizer: Any, text: str) -> list[int]:

@@ -11,10 +11,14 @@ Shapes: R rows of the session, B rows of one call, M lookahead, V window, T tree
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from smc_bridge.models.ends import EosId
 
 #: Entry of a canvas that is still masked.
 MASKED = -1
@@ -100,8 +104,8 @@ class LanguageModel(Protocol):
         ...
 
     @property
-    def eos_id(self) -> int | None:
-        """Token that ends a sequence, or None if sequences end at the length limit only."""
+    def eos_id(self) -> EosId:
+        """Token that ends a sequence, several of which each does, or None if only the length limit ends them."""
         ...
 
     @property
@@ -127,7 +131,13 @@ class LanguageModel(Protocol):
 
 @runtime_checkable
 class MaskedDiffusionLM(LanguageModel, Protocol):
-    """Gives independent marginals of the next M positions of ragged prefixes."""
+    """Gives independent marginals of the next M positions of ragged prefixes.
+
+    A *block-causal* model says so by an attribute `block_size`, the tokens of a block (None, or no attribute: a place
+    sees all others). Blocks are counted from the first token of the prompt, place i sees place j iff
+    `j // block_size <= i // block_size`, and nothing is drafted past the block that the first masked place stands in
+    (`within_block`).
+    """
 
     def session(self, tokens: Tensor, length: Tensor) -> DiffusionSession:
         """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count."""
@@ -155,3 +165,23 @@ class ModelPair(Protocol):
     def ar(self) -> CausalLM:
         """The autoregressive model, which gives the target."""
         ...
+
+
+_Numbers = TypeVar("_Numbers", npt.NDArray[np.int64], Tensor)
+
+
+def within_block(model: Any, length: _Numbers, places: _Numbers) -> _Numbers:
+    """How many of the `places` after prefixes of `length` tokens stand in the block of the first of them.
+
+    What a block-causal model says of a later block, while this one is masked, is noise: it was trained on finished
+    blocks before it.
+
+    Args:
+        model: of whatever kind; all of the places count if it has no `block_size`.
+        length, places: integers of one shape, arrays or tensors.
+    """
+    size = getattr(model, "block_size", None)
+    if size is None:
+        return places
+    inside: _Numbers = places - (places - (size - length % size)).clip(min=0)
+    return inside

@@ -171,16 +171,17 @@ def _with_attention(
 
 
 def mask_id_of(config: Mapping[str, Any], tokenizer: Any, convention: Convention, *, name: str) -> int:
-    """Id of the mask token: the configuration's, else the tokenizer's, else the convention's.
+    """Id of the mask token: the configuration's, else the tokenizer's, else that of the convention's token.
 
     Raises:
         ValueError: nothing tells, or what does is no id.
     """
     size = config.get("vocab_size")
     last = size - 1 if convention.last_is_mask and isinstance(size, int) else None
+    named = None if convention.mask_token is None else tokenizer.get_vocab().get(convention.mask_token)
     found = (
-        _stated(config, name).get("mask_token_id"), config.get("mask_token_id"), tokenizer.mask_token_id,
-        convention.mask_id, last,
+        _stated(config, name).get("mask_token_id"), config.get("mask_token_id"), tokenizer.mask_token_id, named,
+        last,
     )
     known = next((i for i in found if i is not None), None)
     if known is None:

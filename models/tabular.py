@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number, whole_numbers
+from smc_bridge.models.ends import EosId, as_eos_id, ends_of
 from smc_bridge.models.rows import Rows
 
 #: Continuations that an enumeration may list.
@@ -27,7 +28,8 @@ ENUMERABLE = 65536
 SEEDS = 2**32
 
 
-def _generator(seed: int) -> torch.Generator:
+def generator_of(seed: int) -> torch.Generator:
+    """The generator of a seed of 32 bits; ValueError if it is none."""
     remedy = f"tables are made from 32 bits, give a whole number from 0 to {SEEDS - 1}"
     found = whole_number("seed", seed, least=0, most=None, remedy=remedy)
     if found >= SEEDS:
@@ -41,7 +43,7 @@ class TabularAR:
     Args:
         tables: for each depth d = 0 .. depth-1 the conditionals, `[A**d, A]` with rows in base-A order of the prefix,
             or `[A, .., A]` with an axis for each token; tensors, arrays, or nested lists.
-        eos_id: token that ends a sequence, or None.
+        eos_id: token that ends a sequence, several of them, or None.
         banned_ids: ids to remove from both laws.
     Raises:
         ValueError: a table of another shape or with rows that are no probabilities, or an id outside of the alphabet.
@@ -51,7 +53,7 @@ class TabularAR:
     min_length = 0
 
     def __init__(
-        self, tables: Sequence[Any] | Tensor, *, eos_id: int | None = None, banned_ids: Sequence[int] = (),
+        self, tables: Sequence[Any] | Tensor, *, eos_id: EosId = None, banned_ids: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ) -> None:
         if not is_list(tables):
@@ -66,7 +68,7 @@ class TabularAR:
                 raise ValueError(f"tables[{d}] is over {table.shape[1]} tokens: give {size}, as in tables[0]")
         self.depth = len(self.tables)
         self.vocab_size = size
-        self.eos_id = None if eos_id is None else _ids("eos_id", [eos_id], size)[0]
+        self.eos_id = as_eos_id(ends_of(eos_id, size))
         self.banned_ids = _ids("banned_ids", banned_ids, size)
         self.device = torch.device(device)
         uniform = torch.full((1, size), 1.0 / size, dtype=torch.float64, device=self.device)
@@ -78,12 +80,12 @@ class TabularAR:
 
     @classmethod
     def random(
-        cls, vocab_size: int, depth: int, *, seed: int, concentration: float = 0.7, eos_id: int | None = None,
+        cls, vocab_size: int, depth: int, *, seed: int, concentration: float = 0.7, eos_id: EosId = None,
         banned_ids: Sequence[int] = (), device: torch.device | str = "cpu",
     ) -> TabularAR:
         """Seeded Dirichlet tables, asymmetric: token a has concentration `concentration * (a + 1)`."""
         vocab_size, depth = whole_number("vocab_size", vocab_size), whole_number("depth", depth)
-        generator = _generator(seed)
+        generator = generator_of(seed)
         positive = "give a positive number up to 1e6"
         concentration = real_between("concentration", concentration, 0.0, 1e6, remedy=positive, strictly=True)
         alpha = concentration * torch.arange(1, vocab_size + 1, dtype=torch.float64)
@@ -212,7 +214,7 @@ class TabularDLM:
         for d in range(depth):
             start = int(ar._offset[d])
             flat[start : start + size**d, : depth - d] = marginal[d]
-        generator = _generator(seed)
+        generator = generator_of(seed)
         shift = torch.randn(flat.shape, generator=generator, dtype=torch.float64).to(self.device)
         self._noise = noise * shift
         self._flat = flat.log() + self._noise
@@ -248,7 +250,15 @@ class TabularDiffusionSession(Rows):
         return out
 
     def _condition(self, rows: Tensor, canvas: Tensor) -> Tensor:
-        """Marginals given the revealed tokens of `canvas: [B, M]`, by listing all `A**M` continuations."""
+        """Marginals given the revealed tokens of `canvas: [B, M]`, perturbed where there is none."""
+        marginal, lookahead = self.marginals(rows, canvas), canvas.shape[1]
+        noise = self.model._noise[self.model.ar.row(self.tokens[rows], self.length[rows])][:, :lookahead]
+        noise = torch.nn.functional.pad(noise, (0, 0, 0, lookahead - noise.shape[1]))
+        return torch.where((canvas < 0)[..., None], marginal + noise, marginal)
+
+    def marginals(self, rows: Tensor, canvas: Tensor) -> Tensor:
+        """Exact log-marginals given the revealed tokens of `canvas: [B, M]`, `[B, M, A]`, by listing all `A**M`
+        continuations."""
         batch, lookahead = canvas.shape
         size = self.model.vocab_size
         if size**lookahead > ENUMERABLE:
@@ -270,7 +280,4 @@ class TabularDiffusionSession(Rows):
             raise ValueError(f"canvas {canvas[row].tolist()} has probability 0: reveal tokens that the table allows")
         joint = joint - total
         one_hot = torch.nn.functional.one_hot(every, size).to(joint.dtype)  # [C, M, A]
-        marginal = torch.einsum("bc,cma->bma", joint.exp(), one_hot).log()
-        noise = self.model._noise[self.model.ar.row(self.tokens[rows], self.length[rows])][:, :lookahead]
-        noise = torch.nn.functional.pad(noise, (0, 0, 0, lookahead - noise.shape[1]))
-        return torch.where((canvas < 0)[..., None], marginal + noise, marginal)
+        return torch.einsum("bc,cma->bma", joint.exp(), one_hot).log()

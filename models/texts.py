@@ -2,9 +2,9 @@
 
 A decoder that joins words, or that strips the space in front of a text (SentencePiece: Kudo & Richardson 2018), gives
 another text for tokens by themselves than for the same tokens behind others: `decode(prompt + continuation)` is not
-`decode(prompt) + decode(continuation)`. So a continuation is decoded behind one word that is always there, whose text
-is then taken off. What that word is does not matter: a decoder that looks further back than a word would give tokens
-that are committed another text with every token that comes.
+`decode(prompt) + decode(continuation)`. So a continuation is decoded behind its prompt, whose text is then taken off;
+behind one word that is always there if the prompt is not known, or if its text changes with what follows (it ends
+within a character, or with a blank that the decoder takes away before a full stop).
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ def anchor_of(tokenizer: Any) -> tuple[int, str] | None:
     return letter
 
 
-def continuation_text(tokenizer: Any, ids: list[int], anchor: tuple[int, str] | None) -> str:
-    """Text that `ids` add behind other text; behind `anchor`, which is that of `anchor_of`."""
-    if anchor is not None and ids:
-        token, before = anchor
-        whole = str(tokenizer.decode([token, *ids]))
-        if whole.startswith(before):
-            return whole[len(before) :]
+def continuation_text(
+    tokenizer: Any, ids: list[int], anchor: tuple[int, str] | None, prompt: list[int] | None = None
+) -> str:
+    """Text that `ids` add behind the ids of `prompt`, or else behind `anchor`, which is that of `anchor_of`."""
+    before = [] if prompt is None else [(prompt, str(tokenizer.decode(prompt)))]
+    before += [] if anchor is None else [([anchor[0]], anchor[1])]
+    for others, text in before:
+        whole = str(tokenizer.decode([*others, *ids]))
+        if whole.startswith(text):
+            return whole[len(text) :]
     return str(tokenizer.decode(ids))

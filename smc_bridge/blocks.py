@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from smc_bridge.models.ends import Ends, is_end
 from smc_bridge.models.host import places
 from smc_bridge.prefix import PAD
 
@@ -34,32 +35,32 @@ class Horizon(NamedTuple):
 
     Attributes:
         window: LongTensor `[R]`, greatest length of each row's block, between 1 and V.
-        eos_id: token after which nothing follows, or None.
+        ends: tokens after which nothing follows (`smc_bridge.models.ends`).
     """
 
     window: Tensor
-    eos_id: int | None
+    ends: Ends
 
     def end(self, block: Tensor) -> Tensor:
         """Length at which each row of `block: [R, V]` must end at the latest: window, or the first end of sequence."""
-        if self.eos_id is None:
+        if not self.ends:
             return self.window
         width = block.shape[-1]
-        ends = torch.where(block == self.eos_id, places(width + 1, block.device)[1:], width)
-        return torch.minimum(self.window, ends.amin(-1))
+        first = torch.where(is_end(block, self.ends), places(width + 1, block.device)[1:], width)
+        return torch.minimum(self.window, first.amin(-1))
 
     def of_lanes(self, lanes: int) -> Horizon:
         """The horizon of the R * K lanes of R particles: each particle's window, K times in a row."""
-        return Horizon(self.window.repeat_interleave(lanes, output_size=lanes * self.window.numel()), self.eos_id)
+        return Horizon(self.window.repeat_interleave(lanes, output_size=lanes * self.window.numel()), self.ends)
 
     def of_rows(self, rows: Tensor) -> Horizon:
         """The horizon of the rows that an index `[R']` or a mask `[R]` picks."""
-        return Horizon(self.window[rows], self.eos_id)
+        return Horizon(self.window[rows], self.ends)
 
 
 def full_horizon(rows: int, window: int, *, device: torch.device | str = "cpu") -> Horizon:
     """The horizon without an end of sequence where every row may commit V tokens."""
-    return Horizon(torch.full((rows,), window, device=device), None)
+    return Horizon(torch.full((rows,), window, device=device), ())
 
 
 def prefix_sum(log_terms: Tensor, length: Tensor) -> Tensor:

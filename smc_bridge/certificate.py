@@ -227,8 +227,8 @@ def terms_interval(
         worst = float(np.abs(np.asarray(spread_of)).max())
         if worst > EXACT:
             raise ValueError(
-                f"exact = True with log Z = {worst:.3g} nats off 0: weights are not one, whatever the intermediate's "
-                "log_ratio_bound says"
+                f"exact = True with log Z = {worst:.3g} nats off 0: weights are not one, whatever the intermediate "
+                "says of itself"
             )
         return 0.0, 0.0
     none = (-math.inf if signed else 0.0), math.inf

@@ -276,7 +276,8 @@ class Seat(NamedTuple):
         """
         tokens = list(self.tokens)
         return Result(
-            prompt=self.request.prompt, sequences=[tokens], log_weights=[0.0], texts=texts_of(detokenize, [tokens]),
+            prompt=self.request.prompt, sequences=[tokens], log_weights=[0.0],
+            texts=texts_of(detokenize, [tokens], self.request.prompt),
             method=settings["method"], proper=not reasons, reasons=list(reasons), forwards=forwards,
             seconds=time.perf_counter() - self.entered, complete=self.complete,
             settings={**settings, **self.request.settings()},

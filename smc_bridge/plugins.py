@@ -7,7 +7,8 @@ the questions are gathered (`smc_bridge.models.checks`), and asked only of parts
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -46,16 +47,28 @@ def check_tensor(found: Any, source: str, shape: tuple[int, ...], kind: Kind, de
     return found
 
 
-def texts_of(detokenize: Callable[[list[int]], str] | None, sequences: list[list[int]]) -> list[str] | None:
-    """Texts of continuations, None without a function that makes them.
+def texts_of(
+    detokenize: Callable[..., str] | None, sequences: list[list[int]], prompt: Sequence[int]
+) -> list[str] | None:
+    """Texts of continuations of `prompt`, None without a function that makes them.
 
+    Args:
+        detokenize: a function of a list of ids, and of the prompt's ids if it has an argument `prompt`.
     Raises:
         ValueError: the function returned no text.
     """
     if detokenize is None:
         return None
-    texts = [detokenize(list(ids)) for ids in sequences]
+    behind = {"prompt": list(prompt)} if _takes_prompt(detokenize) else {}
+    texts = [detokenize(list(ids), **behind) for ids in sequences]
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"detokenize {called(detokenize)} returned {said(text)}: return a text")
     return texts
+
+
+def _takes_prompt(function: Callable[..., str]) -> bool:
+    try:
+        return "prompt" in signature(function).parameters
+    except (ValueError, TypeError):  # of the built-in ones, which do not tell
+        return False

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from smc_bridge.models.ends import Ends, is_end
 from smc_bridge.models.host import Index, known, remembered, sent
 from smc_bridge.models.rows import append_ragged
 
@@ -74,13 +75,13 @@ class Prefix(NamedTuple):
         tokens[row, length[row] + place] = block[row, place]
         return Prefix.sent(tokens, longer, known(self.done) | ended, device=self.length.device)
 
-    def extend(self, block: Tensor, count: Tensor, *, eos_id: int | None, limit: Tensor) -> Prefix:
+    def extend(self, block: Tensor, count: Tensor, *, ends: Ends, limit: Tensor) -> Prefix:
         """Append the first `count[r]` tokens of `block[r]`, and mark rows that ended.
 
         Args:
             block: `[R, L]`.
             count: `[R]`, 0 for rows that are done.
-            eos_id: token that ends a sequence, or None.
+            ends: tokens that end a sequence.
             limit: `[R]`, greatest length of each row.
         Raises:
             ValueError: a done row would grow, or a row would pass its limit.
@@ -90,7 +91,7 @@ class Prefix(NamedTuple):
         tokens, length = append_ragged(self.tokens, self.length, block, count, fill=PAD)
         if bool((length > limit).any()):
             raise ValueError(f"lengths {length.tolist()} pass the limit {limit.tolist()}: shorten the block")
-        return Prefix(tokens, length, self.done | ends(self.length, block, count, eos_id=eos_id, limit=limit))
+        return Prefix(tokens, length, self.done | has_ended(self.length, block, count, ends=ends, limit=limit))
 
     def put(self, rows: Tensor, other: Prefix) -> Prefix:
         """The same batch with other sequences in `rows: [B]`, those of the B rows of `other`."""
@@ -129,15 +130,15 @@ class Prefix(NamedTuple):
         return [row[:n] for row, n in zip(known(self.tokens).tolist(), known(self.length).tolist(), strict=True)]
 
 
-def ends(length: Tensor, block: Tensor, count: Tensor, *, eos_id: int | None, limit: Tensor) -> Tensor:
+def has_ended(length: Tensor, block: Tensor, count: Tensor, *, ends: Ends, limit: Tensor) -> Tensor:
     """Whether rows of `length: [...]` tokens end with the first `count: [...]` tokens of `block: [..., L]`.
 
     Args:
-        eos_id: token that ends a sequence, or None.
+        ends: tokens that end a sequence.
         limit: greatest length of each row, `[...]`.
     """
     over = length + count >= limit
-    if eos_id is None or block.shape[-1] == 0:
+    if not ends or block.shape[-1] == 0:
         return over
     last = block.gather(-1, (count - 1).clamp_min(0)[..., None])[..., 0]
-    return over | ((last == eos_id) & (count > 0))
+    return over | (is_end(last, ends) & (count > 0))

@@ -12,7 +12,7 @@ from smc_bridge.commands.base import (
     add_w_argument,
     destination,
     importing,
-    positive,
+    not_negative,
     tell,
     whole,
 )
@@ -42,8 +42,8 @@ def add_experiment_arguments(
     add_task_arguments(parser, n=n, least=least)
     add_model_arguments(parser)
     parser.add_argument(
-        "--temperature", type=positive, default=temperature, metavar="T",
-        help=f"of the target (default: {temperature:g})",
+        "--temperature", type=not_negative, default=temperature, metavar="T",
+        help=f"of the target, 0 is greedy (default: {temperature:g})",
     )
     add_w_argument(parser, "exponent of the DLM in the product of experts (default: 0.3)", default=0.3)
     parser.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")

@@ -32,7 +32,7 @@ class Numerals:
 class Numbered(Pair):
     """A pair whose text keeps the end of a sequence, so that texts and sequences are one to one."""
 
-    def decode(self, ids: Any) -> str:
+    def decode(self, ids: Any, prompt: Any = None) -> str:
         """Text of `ids: [S]`, the end of sequence included."""
         text: str = self.tokenizer.decode(map(int, ids))
         return text

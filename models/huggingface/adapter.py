@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.checks import refuse
+from smc_bridge.models.ends import EosId, as_eos_id, ends_of
 from smc_bridge.models.host import listed, places, sent
 from smc_bridge.models.huggingface.forwards import Forwards
 
@@ -103,31 +104,33 @@ class HuggingFaceAdapter(Forwards):
 
     Args:
         model: the transformers model; it is put into evaluation mode.
-        eos_id: token that ends a sequence, or None.
+        eos_id: token that ends a sequence, several of them, or None.
         banned_ids: ids that are not text, to be removed from both laws by the caller.
         vocab_size: alphabet size A; logits past it are cut off. Default: all output columns.
         max_logit_bytes: see `cap`.
     """
 
     def __init__(
-        self, model: Any, *, eos_id: int | None, banned_ids: Sequence[int] = (), vocab_size: int | None = None,
+        self, model: Any, *, eos_id: EosId, banned_ids: Sequence[int] = (), vocab_size: int | None = None,
         max_logit_bytes: int | None = None,
     ) -> None:
         columns = output_size(model)
         size = columns if vocab_size is None else vocab_size
         if not 1 <= size <= columns:
             raise ValueError(f"vocab_size = {size}: give a number from 1 to the model's {columns} output columns")
-        if eos_id is not None and not 0 <= eos_id < size:
-            raise ValueError(f"eos_id = {eos_id}: give an id from 0 to {size - 1}, or None")
+        ends = ends_of(eos_id, size)
         outside = [i for i in banned_ids if not 0 <= i < size]
         if outside:
             raise ValueError(f"banned_ids contains {outside[0]}: give ids from 0 to {size - 1}")
-        if eos_id in banned_ids:
-            raise ValueError(f"banned_ids contains eos_id = {eos_id}: no sequence could end; remove it from banned_ids")
+        banned_end = next((i for i in ends if i in banned_ids), None)
+        if banned_end is not None:
+            raise ValueError(
+                f"banned_ids contains eos_id = {banned_end}: no sequence could end with it; remove it from banned_ids"
+            )
         if len(set(banned_ids)) == size:
             raise ValueError(f"banned_ids holds all {size} ids: leave at least one")
         super().__init__(model.eval(), columns, size)
-        self.eos_id = eos_id
+        self.eos_id = as_eos_id(ends)
         self.banned_ids = tuple(sorted(set(banned_ids)))
         #: Positions that the model is read at, or None if it has no limit; and what of its configuration says so.
         self.max_length, self.limited_by = position_limit(model)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.models.ends import EosId
 from smc_bridge.models.host import listed, places, sent
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_prefixes, counts_past_padding
 from smc_bridge.models.huggingface.attention import attention_of
@@ -29,7 +30,7 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
 
     Args:
         model: a transformers model for causal language modelling; it is put into evaluation mode.
-        eos_id: token that ends a sequence, or None.
+        eos_id: token that ends a sequence, several of them, or None.
         banned_ids: ids that are not text (mask, padding, unused rows).
         vocab_size: alphabet size A; logits past it are cut off. Default: all output columns.
         cache: keep keys and values of what was read. A model that is not known to take masks and positions of our own
@@ -50,7 +51,7 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
         self,
         model: Any,
         *,
-        eos_id: int | None,
+        eos_id: EosId,
         banned_ids: Sequence[int] = (),
         vocab_size: int | None = None,
         cache: bool = True,

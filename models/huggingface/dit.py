@@ -163,19 +163,18 @@ class DiT(PreTrainedModel):  # type: ignore[misc]
         if attention_mask is not None and attention_mask.dim() == 2:
             attention_mask = additive_mask(attention_mask[:, None] != 0, hidden.dtype)
         cos, sin = self._rotation(position_ids, hidden.dtype)
-        condition = self._condition()
+        condition = self._condition(hidden)
         for block in self.blocks:
             hidden = block(hidden, condition, cos, sin, attention_mask, past_key_values)
         shift, scale = _changes(self.modulation, condition, (0.0, 0.0))
         normed = self.norm(kept(hidden, logits_to_keep)) * (1 + scale) + shift
         return CausalLMOutputWithPast(logits=self.head(normed), past_key_values=past_key_values)
 
-    def _condition(self) -> Tensor | None:
-        """The vector `c` at `sigma = 0`, `[1, condition_size]`."""
+    def _condition(self, like: Tensor) -> Tensor | None:
+        """The vector `c` at `sigma = 0`, `[1, condition_size]`, of the type and device of `like`."""
         if self.time is None:
             return None
-        first = next(self.time.parameters())
-        features = torch.zeros(1, TIME_SIZE, dtype=first.dtype, device=first.device)
+        features = like.new_zeros(1, TIME_SIZE)
         features[:, : TIME_SIZE // 2] = 1
         return functional.silu(self.time(features))
 

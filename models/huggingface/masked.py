@@ -27,11 +27,13 @@ import numpy as np
 from torch import Tensor
 
 from smc_bridge.models.arguments import whole_number
+from smc_bridge.models.ends import EosId
 from smc_bridge.models.host import listed, places, sent
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask, open_mask
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.canvas import Fresh, lay_out, seen_by_block
 from smc_bridge.models.huggingface.masked_cache import CachePolicy, PrefixCache
+from smc_bridge.models.huggingface.probes import check_masked
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.rows import Rows, append_ragged
 
@@ -46,7 +48,7 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         model: a transformers model with a language-modelling head; it is put into evaluation mode.
         mask_id: id that stands for a masked position in the model's input; it may lie past `vocab_size`.
         shift: whether the output at place i - 1 predicts place i.
-        eos_id: token that ends a sequence, or None.
+        eos_id: token that ends a sequence, several of them, or None.
         banned_ids: ids that are not text (mask, padding, unused rows).
         vocab_size: alphabet size A; logits past it are cut off. Default: all output columns.
         causal_backbone: the architecture is that of a causal model, made bidirectional by a 4-D attention mask; if
@@ -69,7 +71,7 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         *,
         mask_id: int,
         shift: bool,
-        eos_id: int | None,
+        eos_id: EosId,
         banned_ids: Sequence[int] = (),
         vocab_size: int | None = None,
         causal_backbone: bool | None = None,
@@ -98,6 +100,7 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         if self.block_size is not None and not self.explicit:
             raise ValueError(f"block_size = {block_size} {self._implicit()}: leave it out")
         self.cache = self._resolved(cache)
+        check_masked(self)
 
     def _implicit(self) -> str:
         return f"needs a causal backbone that takes position_ids, which {type(self.model).__name__} is not"

@@ -124,6 +124,11 @@ def positive(text: str) -> float:
     return _number(text, lambda x: math.isfinite(x) and x > 0, "a positive number")
 
 
+def not_negative(text: str) -> float:
+    """Argument type: a finite number of at least 0."""
+    return _number(text, lambda x: math.isfinite(x) and x >= 0, "0 for greedy decoding, or a positive number")
+
+
 def share(text: str) -> float:
     """Argument type: a number in [0, 1]."""
     return _number(text, lambda x: 0 <= x <= 1, "a number in [0, 1]")
@@ -139,12 +144,12 @@ def level(text: str) -> float:
     return _number(text, lambda x: 0 < x < 1, "a confidence between 0 and 1, such as 0.95")
 
 
-def positives(text: str) -> tuple[float, ...]:
-    """Argument type: positive numbers with commas between them."""
+def not_negatives(text: str) -> tuple[float, ...]:
+    """Argument type: numbers of at least 0 with commas between them."""
     try:
-        return tuple(positive(part) for part in text.split(","))
+        return tuple(not_negative(part) for part in text.split(","))
     except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"= {text}: give positive numbers with commas between them") from None
+        raise argparse.ArgumentTypeError(f"= {text}: give 0 or positive numbers with commas between them") from None
 
 
 def add_w_argument(group: Any, text: str, *, default: float | None = None) -> None:

@@ -13,13 +13,14 @@ from io import TextIOWrapper
 from smc_bridge import __version__
 from smc_bridge.commands.base import INTERRUPTED, PROGRAM, Command, LineParser, UsageError, importing, printing, tell
 from smc_bridge.commands.decode import command as decode
+from smc_bridge.commands.doctor import command as doctor
 from smc_bridge.commands.methods import command as methods
 from smc_bridge.commands.plugins import discover, given
 from smc_bridge.commands.words import in_flags
 from smc_bridge.models.extras import MissingExtraError
 
 #: Commands that are always there.
-OWN = (decode, methods)
+OWN = (decode, doctor, methods)
 #: Exit codes besides 0 and that of an interruption.
 FAILURE, BAD_INPUT = 1, 2
 #: How a stream may treat text that its encoding lacks, if it is not to replace it.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from smc_bridge.commands.base import UsageError, importing, one_of, whole
-from smc_bridge.models.conventions import OVERRIDES
+from smc_bridge.models.conventions import ATTENTIONS, OVERRIDES
 
 if TYPE_CHECKING:
     from smc_bridge.models.pairs import Pair
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 #: Pair, and each model, unless it is named.
 EMBEDDED = "arithmetic"
 #: What the diffusion model may keep of a prefix.
-CACHES = ("none", "prefix")
+CACHES = ("auto", "none", "prefix")
 #: Options that decide where and how much at once is computed, and not what.
 PLACE = ("device", "max_logit_bytes")
 #: Options that are about the user's own checkpoints.
-OWN = ("trust_remote_code", "dlm_convention", "mask_id", "eos_id", "dlm_tokenizer", "reduce")
+OWN = (
+    "trust_remote_code", "dlm_convention", "attention", "block_size", "attn_implementation", "revision", "mask_id",
+    "eos_id", "dlm_tokenizer", "reduce", "plain", "system",
+)
 #: All options of `add_model_arguments`.
 MODEL_OPTIONS = ("pair", "dlm", "ar", "dtype", "dlm_cache", *PLACE, *OWN)
 
@@ -41,24 +44,46 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--dlm-convention", type=one_of(OVERRIDES), metavar="NAME",
         help=f"which place an output of the diffusion model is about: {', '.join(OVERRIDES)} (default: by its type)",
     )
+    group.add_argument(
+        "--attention", type=one_of(ATTENTIONS), metavar="KIND",
+        help=f"what a place of the diffusion model sees: {', '.join(ATTENTIONS)} (default: by its type)",
+    )
+    group.add_argument("--block-size", type=whole(1), metavar="B", help="tokens of a block of that attention")
+    group.add_argument("--attn-implementation", metavar="NAME", help="as in transformers: sdpa, eager, ...")
+    group.add_argument("--revision", metavar="NAME", help="of both models on the hub: a branch, tag or commit")
     group.add_argument("--mask-id", type=whole(0), metavar="ID", help="of the diffusion model's mask token")
-    group.add_argument("--eos-id", type=whole(0), metavar="ID", help="of the token that ends a sequence")
+    group.add_argument("--eos-id", type=_ids, metavar="IDS", help="of the tokens that end a sequence, as 7 or 7,2")
     group.add_argument("--dlm-tokenizer", metavar="NAME", help="checkpoint with the diffusion model's tokenizer")
     group.add_argument(
-        "--dlm-cache", type=one_of(CACHES), default="none", metavar="MODE",
-        help="prefix: keep keys and values of committed tokens; cheaper drafts, a little worse (default: none)",
+        "--dlm-cache", type=one_of(CACHES), default="auto", metavar="MODE",
+        help="prefix: keep keys and values of committed tokens; cheaper drafts, a little worse (default, auto: prefix "
+        "where a model of your own can, else none)",
     )
     group.add_argument(
-        "--max-logit-bytes", type=whole(1), metavar="B", help="bytes of logits that a head computes at once (default: no cap)"
+        "--max-logit-bytes", type=whole(1), metavar="B",
+        help="bytes of logits that a head computes at once (default: no cap)",
     )
     group.add_argument(
         "--reduce", action="store_true", help="where tokenizers differ, sample from the ids that both share"
     )
+    group.add_argument(
+        "--plain", action="store_true", help="prompt with the text as it is (default: by the target's chat template)"
+    )
+    group.add_argument("--system", metavar="TEXT", help="of a system turn, in the target's chat template")
+
+
+def _ids(text: str) -> int | tuple[int, ...]:
+    """Argument type: an id, or several with commas between them."""
+    try:
+        first, *others = (whole(0)(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"= {text}: give an id, or several with commas between them") from None
+    return (first, *others) if others else first
 
 
 def is_given(value: Any) -> bool:
-    """Whether an option of a model says anything: not None, nor False, nor the cache that is none."""
-    return value is not None and value is not False and value != "none"
+    """Whether an option of a model says anything: not None, nor False, nor what is found out."""
+    return value is not None and value is not False and value != "auto"
 
 
 def pair_name(arguments: argparse.Namespace, default: str = EMBEDDED) -> str:
@@ -98,7 +123,9 @@ class Models:
         """Names and options that a result's figures may depend on, besides the weights; empty for a pair as it
         ships."""
         said = [
-            f"{name}={value}" for name, value in sorted(self.options.items()) if is_given(value) and name not in PLACE
+            f"{name}={value!r}" if name == "system" else f"{name}={value}"  # it may have several lines
+            for name, value in sorted(self.options.items())
+            if (is_given(value) or name == "chat") and name not in PLACE
         ]
         return ", ".join([*self.names, *said] if said or len(self.names) > 1 else [])
 
@@ -133,4 +160,6 @@ def models_of(arguments: argparse.Namespace, default: str = EMBEDDED) -> Models:
         raise UsageError(
             f"--dlm = {arguments.dlm} without --ar: give the autoregressive model of your pair too, with --ar NAME"
         )
+    if own.pop("plain"):
+        own["chat"] = False
     return Models((arguments.dlm or EMBEDDED, arguments.ar), {**place, **own})

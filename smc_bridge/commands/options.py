@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from smc_bridge.commands.base import add_w_argument, mass, one_of, positive, positives, whole, whole_or_auto
+from smc_bridge.commands.base import add_w_argument, mass, not_negative, not_negatives, one_of, whole, whole_or_auto
 from smc_bridge.methods import DEFAULT
 from smc_bridge.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.registry import Spelled, spelled
@@ -43,8 +43,10 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     named("--intermediate", list(INTERMEDIATES), "law between proposal and target")
     named("--resampler", list(RESAMPLERS), "how survivors are drawn")
     named("--trigger", list(TRIGGERS), "when particles are resampled")
-    group.add_argument("--temperature", type=positive, metavar="T", help="of the target (default: 1)")
-    group.add_argument("--lane-temperatures", type=positives, metavar="a,b,..", help="of the proposal, one per lane")
+    group.add_argument("--temperature", type=not_negative, metavar="T", help="of the target, 0 is greedy (default: 1)")
+    group.add_argument(
+        "--lane-temperatures", type=not_negatives, metavar="a,b,..", help="of the proposal, one per lane"
+    )
     group.add_argument("--balance", action="store_true", help="weigh lanes by the balance heuristic")
     group.add_argument("--nodes", type=whole_or_auto, metavar="B", help="of the tree, or auto (default: 128)")
     group.add_argument("--top-p", type=mass, metavar="P", help="see `smc-bridge methods NAME`, in (0, 1]")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
+from smc_bridge.models.ends import Ends, EosId, ends_of
 from smc_bridge.result import Result
 from smc_bridge.trace import StepRecord
 
@@ -23,13 +24,13 @@ SHOWN = 12
 Decode = Callable[[list[int]], str]
 
 
-def render_trace(console: Console, result: Result, *, decode: Decode, eos_id: int | None) -> None:
+def render_trace(console: Console, result: Result, *, decode: Decode, eos_id: EosId) -> None:
     """Print every step of a result.
 
     Args:
         result: of a run with `keep_drafts`.
-        decode: turns ids into text; it may leave out the end of sequence, which is shown as `<eos>`.
-        eos_id: token that ends a sequence.
+        decode: turns ids into text; it may leave out an end of sequence, which is shown as `<eos>`.
+        eos_id: token that ends a sequence, several of them, or None.
     Raises:
         ValueError: the run did not keep its drafts.
     """
@@ -39,21 +40,22 @@ def render_trace(console: Console, result: Result, *, decode: Decode, eos_id: in
     legend.append(" [-refused-]", REFUSED)
     legend.append("; * survives; W is a lane's share of the step's weight")
     console.print(legend)
-    carried = [0.0] * len(result.sequences)
+    carried, show = [0.0] * len(result.sequences), _Show(decode, ends_of(eos_id))
     for number, record in enumerate(result.trace, start=1):
-        _render_step(console, number, record, carried, show=_Show(decode, eos_id), weighted=result.proper)
+        _render_step(console, number, record, carried, show=show, weighted=result.proper)
         carried = record.log_weights
     console.print()
 
 
-def token_texts(result: Result, *, decode: Decode, eos_id: int | None) -> dict[str, str]:
+def token_texts(result: Result, *, decode: Decode, eos_id: EosId) -> dict[str, str]:
     """Text of every token of a trace by its id, which JSON wants as a string; arguments as `render_trace`.
 
     A result that is saved with them (`settings["tokens"]`) shows its tokens where its tokenizer is not at hand.
     """
     rows = [row for record in result.trace for lanes in (record.blocks, record.drafts) for row in lanes or []]
+    ends = ends_of(eos_id)
     every = {token for row in rows for lane in row for token in lane}
-    return {str(token): "<eos>" if token == eos_id else decode([token]) for token in sorted(every)}
+    return {str(token): "<eos>" if token in ends else decode([token]) for token in sorted(every)}
 
 
 def lane_shares(record: StepRecord, carried: list[float]) -> list[list[float]]:
@@ -74,13 +76,13 @@ def lane_shares(record: StepRecord, carried: list[float]) -> list[list[float]]:
 class _Show:
     """Token ids as text on one line."""
 
-    def __init__(self, decode: Decode, eos_id: int | None) -> None:
-        self.decode, self.eos_id = decode, eos_id
+    def __init__(self, decode: Decode, ends: Ends) -> None:
+        self.decode, self.ends = decode, ends
 
     def __call__(self, ids: list[int]) -> str:
         pieces, run = "", list[int]()
         for token in ids:
-            if token == self.eos_id:
+            if token in self.ends:
                 pieces, run = pieces + (self.decode(run) if run else "") + "<eos>", []
             else:
                 run.append(token)

@@ -10,7 +10,7 @@ OTHER_NAMES = {"proposal_temperature": ("lane_temperatures",), "path": ("json", 
 #: Where a message turns to the options of a method, which keep their names, for they are written in its spelling.
 OF_METHODS = re.compile(r"\w+ is no option of |; it has ")
 #: What a switch stands for in the library's words.
-SWITCHES = {"balance": "weight = balance"}
+SWITCHES = {"balance": "weight = balance", "plain": "chat = False"}
 
 
 def in_flags(text: str, parser: argparse.ArgumentParser) -> str:

@@ -4,7 +4,8 @@ Anything of the form `(log q_i, log p_i) -> log pi_i` is legal, normalised and a
 (docs/theory, section 1). A new one is a class with one method; see `Intermediate`.
 
 Where a product has no support at all (q and p disjoint at a position), it falls back to p: the choice depends on
-`q_i, p_i` only, so the weights stay right.
+`q_i, p_i` only, so the weights stay right. So a product with a target that is a point mass (temperature 0) is that
+target, whatever q is.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Intermediate(Protocol):
 
     An intermediate may also say `dominates = True`: it has mass wherever the target has, whatever the support of the
     proposal (condition C3). Without the attribute it is taken not to. How much mass is another matter: it may say
-    `log_ratio_bound`, the greatest value of `log p - log pi` at a token, nats; 0 says that it is the target itself. A
+    `log_ratio_bound`, the greatest value of `log p - log pi` at a token, nats; 0 says that it is the target itself. It
+    may say `keeps_points = True`: where the target is a point mass, as at temperature 0, it is the target itself. A
     class derived from another that gives a `log_prob` of its own says these things anew.
 
     It may say `per_lane = True`: lanes of one particle have laws of their own, even if they share q and p. And it may
@@ -79,6 +81,11 @@ def log_ratio_bound(intermediate: Intermediate) -> float:
 def is_target(intermediate: Intermediate) -> bool:
     """Whether `pi = p` by construction, so that its own weights are all one: nowhere is `p / pi` above 1."""
     return log_ratio_bound(intermediate) == 0.0
+
+
+def keeps_points(intermediate: Intermediate) -> bool:
+    """Whether `pi = p` wherever p is a point mass, whatever q is."""
+    return is_target(intermediate) or bool(_said(intermediate, "keeps_points", False))
 
 
 def positionwise(intermediate: Intermediate) -> bool:
@@ -199,6 +206,11 @@ class ProductOfExperts:
         return self.w == 0.0
 
     @property
+    def keeps_points(self) -> bool:
+        """Whether no token that the target leaves out has mass: unless the target has exponent 0."""
+        return bool((self.exponents > 0).all())
+
+    @property
     def log_ratio_bound(self) -> float:
         """0 for the target itself, else infinite: `p / pi` grows with `(p / q)^w`, which has no bound."""
         if self.w != 0.0:
@@ -277,6 +289,11 @@ class PowerMean:
         return self.w == 0.0 or (self.alpha > 0 and self.w < 1.0)
 
     @property
+    def keeps_points(self) -> bool:
+        """Whether a token needs both experts: alpha <= 0 and w < 1."""
+        return self.w == 0.0 or (self.alpha <= 0 and self.w < 1.0)
+
+    @property
     def log_ratio_bound(self) -> float:
         """`-log(1 - w) / alpha`, and for alpha > 1 the log of the normaliser's bound `w^(1/alpha) + (1-w)^(1/alpha)`.
 
@@ -312,6 +329,7 @@ class Chernoff:
     """
 
     iterations: int = 40
+    keeps_points: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         iterations = whole_number("iterations", self.iterations, remedy="bisect at least once, a whole number")
@@ -359,6 +377,11 @@ class Defensive:
         """Bound of `log p - log pi` at a token, `-log eps` nats; less where the base has a bound b: `-log(eps + (1 -
         eps) e^-b)`."""
         return -math.log(self.eps + (1.0 - self.eps) * math.exp(-log_ratio_bound(self.base)))
+
+    @property
+    def keeps_points(self) -> bool:
+        """Whether the base does."""
+        return keeps_points(self.base)
 
     @property
     def per_lane(self) -> bool:

@@ -163,6 +163,12 @@ class Law(ABC):
             self._dense = known.reshape(self.shape)
         return self._dense
 
+    @property
+    def ranking(self) -> Law:
+        """The law by which likely continuations are found, of the same rows: itself, unless it ranks nothing
+        (`GreedyLaw`)."""
+        return self
+
     def of_rows(self, index: Tensor) -> Law:
         """The law of rows `index: [R']`, shape `[R', V, A]`; what it computes is kept for all."""
         return Selected(self, index)
@@ -262,6 +268,12 @@ class Selected(Law):
     def held(self) -> bool:
         """Whether the base is (`Law.held`)."""
         return self.base.held
+
+    @property
+    def ranking(self) -> Law:
+        """These rows of the law by which the base ranks (`Law.ranking`)."""
+        ranking = self.base.ranking
+        return self if ranking is self.base else Selected(ranking, self.chosen, tuple(self.shape[:-2]))
 
     def _rows(self, rows: Tensor) -> Tensor:
         return rows if self.chosen is None else self.chosen[rows]

@@ -7,7 +7,7 @@ boundary of top-k and top-p besides.
 from __future__ import annotations
 
 import math
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from torch import Tensor
 from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.law import Law, Selected
 from smc_bridge.distributions.normaliser import Normaliser
+from smc_bridge.distributions.point import GreedyLaw
 from smc_bridge.distributions.shaping import Shaping, inverse_temperature, kept_boundary, within_boundary
 from smc_bridge.distributions.table import Table, is_small, settled
+from smc_bridge.distributions.views import Patched
 from smc_bridge.models.checks import refuse
 from smc_bridge.models.host import places
 from smc_bridge.sampling import Scores, compiled_softmax, is_one, softmax
@@ -261,13 +263,14 @@ def truncated(base: Law, shaping: Shaping, *, width: int | None = None) -> Law:
 
 def model_law(
     logits: Tensor, source: Tensor | None, shaping: Shaping, *, temperature: Tensor | None = None,
-    chunks: Chunks | None = None, lowest: bool = False, width: int | None = None,
+    greedy: Tensor | None = None, chunks: Chunks | None = None, lowest: bool = False, width: int | None = None,
 ) -> Law:
     """The law `shaping.log_probs` of logits, computed where it is read, or at once if it is small.
 
     Args:
         logits, source, lowest: see `LogitLaw`.
         temperature: overrides the shaping's own, one per row `[R]`.
+        greedy: which of these are 0, rows `[Q]`, in order; None for none.
         width: V, if the source has but the first W positions: the last one then stands for those after it.
     """
     rows, given = logits.shape[:2] if source is None else source.shape
@@ -276,8 +279,16 @@ def model_law(
     if width is not None and given < width and not is_small((rows, given, logits.shape[-1]), size, chunks):
         own = torch.arange(rows * given, device=logits.device).view(rows, given) if source is None else source
         source = own.index_select(1, places(width, logits.device).clamp_max(given - 1))
-    plain = LogitLaw(
-        logits, source, temperature=shaping.temperature if temperature is None else temperature,
-        banned_ids=shaping.banned_ids, chunks=chunks, lowest=lowest,
-    )
-    return settled(truncated(plain, shaping, width=width), width=width)
+
+    plain = partial(LogitLaw, logits, banned_ids=shaping.banned_ids, chunks=chunks)
+    if temperature is None and shaping.temperature == 0.0:  # nothing is left to cut
+        return settled(GreedyLaw(plain(source)), width=width)
+    if temperature is None or greedy is None:
+        warm = plain(source, temperature=shaping.temperature if temperature is None else temperature, lowest=lowest)
+        return settled(truncated(warm, shaping, width=width), width=width)
+    own = torch.arange(rows * given, device=logits.device).view(rows, given) if source is None else source
+    cold = GreedyLaw(plain(own[greedy]))
+    if greedy.numel() == rows:
+        return settled(cold, width=width)
+    warm = plain(source, temperature=temperature.index_fill(0, greedy, 1.0), lowest=lowest)
+    return settled(Patched(truncated(warm, shaping), greedy, cold), width=width)

@@ -2,7 +2,8 @@
 
 Temperature, top-k, top-p and banned ids are part of the law (docs/theory, sections 1 and 6, condition C4): they are
 applied here and nowhere else, in this order: banned ids, temperature, top-k, top-p. Probabilities are float32 or better
-whatever the model's dtype.
+whatever the model's dtype. At temperature 0 the law is the point mass at the greatest logit, the smallest id of equal
+ones: the limit of small temperatures where one logit is the greatest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smc_bridge.models.arguments import real_between, said, whole_number, whole_numbers
+from smc_bridge.models.arguments import real_between, real_number, said, whole_number, whole_numbers
+from smc_bridge.models.ends import ends_of
+from smc_bridge.models.host import known
 from smc_bridge.sampling import Scores, softmax
 
 
@@ -36,7 +39,7 @@ class Shaping:
     """From logits to a law: temperature and truncation of a model's conditionals.
 
     Attributes:
-        temperature: divides the logits; positive.
+        temperature: divides the logits; 0 leaves the likeliest token alone (greedy).
         top_p: keep the smallest set of likeliest tokens with at least this mass, in (0, 1], up to round-off
             (`ROUND_OFF`); 1 keeps all.
         top_k: keep this many likeliest tokens; None keeps all.
@@ -60,6 +63,11 @@ class Shaping:
         """Whether tokens that the model gives mass to can have probability zero."""
         return self.top_p < 1.0 or self.top_k is not None
 
+    @property
+    def is_point(self) -> bool:
+        """Whether every law is a point mass: temperature 0, or a top-k of 1."""
+        return self.temperature == 0.0 or self.top_k == 1
+
     def settings(self) -> dict[str, Any]:
         """Temperature and truncation as plain data, for saved results."""
         return {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
@@ -77,9 +85,15 @@ class Shaping:
         if self.banned_ids:
             index = torch.tensor(self.banned_ids, device=scores.device)
             scores = scores.index_fill(-1, index, -math.inf)
-        factor: float | Tensor = 1.0 / self.temperature
+        greedy = None
         if temperature is not None:
-            factor = inverse_temperature(temperature, scores.dtype)
+            greedy = temperature == 0.0 if bool((known(temperature) == 0.0).any()) else None
+            warm = temperature if greedy is None else temperature.masked_fill(greedy, 1.0)
+            factor: float | Tensor = inverse_temperature(warm, scores.dtype)
+        elif self.temperature == 0.0:
+            return point_mass(scores)
+        else:
+            factor = 1.0 / self.temperature
         _, peak, log_total = softmax(scores, factor)
         log_probs = Scores(scores, factor, peak, log_total).log_probs()
         check_no_nan(log_probs, "log_probs")
@@ -87,12 +101,24 @@ class Shaping:
             value, last, log_mass = kept_boundary(scores, log_probs, top_p=self.top_p, top_k=self.top_k)
             kept = within_boundary(scores, torch.arange(scores.shape[-1], device=scores.device), value, last)
             log_probs = torch.where(kept, log_probs - log_mass, -math.inf)
-        return log_probs
+        return log_probs if greedy is None else torch.where(greedy, point_mass(scores), log_probs)
 
 
 def inverse_temperature(temperature: Tensor, dtype: torch.dtype) -> Tensor:
     """The factor of the scores, `1 / temperature` rounded once to their dtype: `[...]` -> `[...]`."""
     return temperature.double().reciprocal().to(dtype)
+
+
+def point_mass(scores: Tensor) -> Tensor:
+    """Log-probabilities of the first token of greatest score alone, `[..., A]` -> `[..., A]`.
+
+    Raises:
+        ValueError: NaN, +inf, or no token left.
+    """
+    peak, token = scores.max(-1, keepdim=True)
+    law = torch.full_like(scores, -math.inf).scatter_(-1, token, 0.0)
+    check_no_nan(law.masked_fill_(~peak.isfinite(), math.nan), "log_probs")
+    return law
 
 
 #: Likeliest tokens among which the boundary of top-p is sought before all of them are sorted.
@@ -162,14 +188,18 @@ def within_boundary(scores: Tensor, token: Tensor, value: Tensor, last: Tensor) 
     return (scores > value) | ((scores == value) & (token <= last))
 
 
-#: Temperatures between which 1 / temperature is a normal number in float32 (1.2e-38 to 3.4e38).
+#: Positive temperatures between which 1 / temperature is a normal number in float32 (1.2e-38 to 3.4e38).
 COLDEST, HOTTEST = 3e-39, 8e37
 
 
 def check_temperature(temperature: Any, *, name: str = "temperature") -> float:
-    """The temperature as a number; ValueError unless it is positive and float32 holds its inverse."""
-    remedy = f"give a positive number between {COLDEST:g} and {HOTTEST:g}, so that float32 holds 1 / temperature"
-    return real_between(name, temperature, COLDEST, HOTTEST, remedy=remedy)
+    """The temperature as a number; ValueError unless it is 0 or float32 holds its inverse."""
+    remedy = (
+        f"give 0 for the likeliest token alone, or a number between {COLDEST:g} and {HOTTEST:g}, so that float32 holds "
+        "1 / temperature"
+    )
+    found = real_number(name, temperature, remedy=remedy)
+    return abs(found) if found == 0 else real_between(name, temperature, COLDEST, HOTTEST, remedy=remedy)
 
 
 def check_top_p(top_p: Any, *, name: str = "top_p") -> float:
@@ -185,6 +215,7 @@ def check_model(model: Any, kind: str) -> None:
     for name in ("vocab_size", "eos_id", "banned_ids", "device", "max_length", "min_length", "session"):
         if not hasattr(model, name):
             raise ValueError(f"model = {said(model)} has no {name}: give the {kind} model of a pair")
+    ends_of(model.eos_id, model.vocab_size)
 
 
 def as_ids(banned_ids: Iterable[int], vocab_size: int, *, also: Iterable[int] = ()) -> tuple[int, ...]:

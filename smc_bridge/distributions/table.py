@@ -72,6 +72,12 @@ class Table(Dense):
         if width is not None:
             self.shape = torch.Size((*tensor.shape[:-2], width, tensor.shape[-1]))
 
+    @property
+    def ranking(self) -> Law:
+        """The table itself, or what the law that it comes from ranks by (`Law.ranking`)."""
+        ranking = self.law.ranking
+        return self if ranking is self.law else ranking
+
     def _column(self, positions: Tensor) -> Tensor:
         """Which of the W positions stand for these."""
         return positions if self.columns == self.shape[-2] else positions.clamp_max(self.columns - 1)

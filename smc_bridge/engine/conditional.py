@@ -9,7 +9,8 @@ target, so `KL(p || r) <= E[log Z_hat]` for the law r of the unconditional progr
 
 A retained sequence must be possible under the very laws that the run reads (`check_possible`). An exact sample that was
 drawn by other forwards need not be: where a model's logits depend on the forward in their last bits, a token at the
-edge of top-k or top-p is in the law of one forward and not in that of the next.
+edge of top-k or top-p, or at temperature 0 one of two whose logits are all but equal, is in the law of one forward and
+not in that of the next.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.engine.state import SMCState
 from smc_bridge.kernels.pinned import Pinned
+from smc_bridge.models.ends import Ends
 from smc_bridge.randomness import Source
 
 
@@ -50,13 +53,13 @@ def pin(
     return Pinned(place * lanes + lane[alive], tokens, draws[:, 1:]), lane
 
 
-def check_possible(state: SMCState, rows: Tensor, pinned: Pinned, increments: Tensor, *, truncates: bool) -> None:
+def check_possible(state: SMCState, rows: Tensor, pinned: Pinned, increments: Tensor, *, law: Shaping) -> None:
     """Check that no retained sequence has lost its weight in this step.
 
     Args:
         rows: the particles that grow, `[B]`.
         increments: log-weight increments of their lanes without those of a potential, `[B, K]`.
-        truncates: whether the target's law is cut by top-k or top-p.
+        law: of the target.
     Raises:
         ValueError: the target gives a retained token probability 0; says which sequence, and what to do.
     """
@@ -68,10 +71,11 @@ def check_possible(state: SMCState, rows: Tensor, pinned: Pinned, increments: Te
     request, done = state.requests[seat], int(state.prefix.length[row] - state.prompt_length[seat])
     assert request is not None
     remedy = "retain a sequence that the target can draw"
-    if truncates:
+    if law.truncates or law.is_point:
         remedy = (
             "an exact sample gets there where a model's logits differ in the last bits from forward to forward and "
-            "top_k or top_p cuts at one of them; load the models in float32, or do not truncate the target"
+            "top_k, top_p or temperature 0 cuts at one of them; load the models in float32, or do not truncate the "
+            "target"
         )
     raise ValueError(
         f"retained[{request.place}] has probability 0 in the step that verifies it from token {done} on, so the run "
@@ -79,14 +83,14 @@ def check_possible(state: SMCState, rows: Tensor, pinned: Pinned, increments: Te
     )
 
 
-def check_whole(retained: Sequence[Sequence[int]], *, eos_id: int | None, max_new_tokens: int) -> None:
-    """Raise ValueError unless every sequence is a whole continuation: it ends at EOS or at the length limit."""
+def check_whole(retained: Sequence[Sequence[int]], *, ends: Ends, max_new_tokens: int) -> None:
+    """Raise ValueError unless every sequence is whole: it ends at an end of sequence or at the length limit."""
     for i, sequence in enumerate(retained):
-        ended = len(sequence) > 0 and sequence[-1] == eos_id
+        ended = len(sequence) > 0 and sequence[-1] in ends
         if len(sequence) == 0 or len(sequence) > max_new_tokens or (len(sequence) < max_new_tokens and not ended):
             raise ValueError(
                 f"retained[{i}] has {len(sequence)} tokens: give a whole one, up to the end of sequence or "
                 f"to max_new_tokens = {max_new_tokens}"
             )
-        if eos_id is not None and eos_id in sequence[:-1]:
+        if any(token in ends for token in sequence[:-1]):
             raise ValueError(f"retained[{i}] goes on after the end of sequence: cut it there")

@@ -19,6 +19,7 @@ from smc_bridge.engine.weights import EssBelow
 from smc_bridge.kernels.importance import OwnWeights
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.models.costs import Costs, Step, costs_of, measure, place_of, wait
+from smc_bridge.models.ends import ends_of
 from smc_bridge.proposals.mean_field import DLMProposal
 
 #: Lanes of each prompt, prompts of the two runs that are timed, steps of each, and V = M.
@@ -63,7 +64,7 @@ def _least(plain: Any, prompts: int, clock: list[float]) -> float:
     model, best = plain.target.model, [0.0]
     room, token = place_of(plain.proposal.model, model)
     ids = [(token + i) % model.vocab_size for i in range(prompts)]  # other prompts: equal ones would share a row
-    banned = {*model.banned_ids, model.eos_id}
+    banned = {*model.banned_ids, *ends_of(model.eos_id)}
     starts = [[token if i in banned else i] * room for i in ids]
     for seed in range(STEPS):
         state = plain.start(starts, seed=[seed * prompts + i for i in range(prompts)], max_new_tokens=WINDOW)

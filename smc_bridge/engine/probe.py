@@ -4,7 +4,8 @@ The weights are right for every `pi_i(. | c, x_<i)` that is a function of the pa
 whole windows and all lanes, `[R, K, V, A]`, and nothing stops it from reading p beyond position i (which was computed
 along the draft, so that it tells what was drafted at i), p along another lane's draft, or another particle; or from
 returning something else when it is asked again. Each of these is tried: what must not matter is replaced by other
-random laws, and the result must stay the same. Nor may `log p - log pi` exceed the bound that it says it has.
+random laws, and the result must stay the same. Nor may `log p - log pi` exceed the bound that it says it has, nor may
+it be anything but a target that is a point mass if it says that it keeps those.
 
 It may read p before i and q everywhere: the marginals are known before a token is drafted. A probe can find a fault and
 cannot prove that there is none: what it reads only now and then, or far away, is for `smc_bridge.check`.
@@ -20,11 +21,13 @@ from torch import Tensor
 from smc_bridge.distributions.intermediate import (
     Intermediate,
     checked_log_prob,
+    keeps_points,
     log_ratio_bound,
     of_package,
     per_lane,
     positionwise,
 )
+from smc_bridge.distributions.shaping import point_mass
 
 #: Greatest difference of log-probabilities, nats, that is put down to round-off, at tokens within `DEEP` of the peak.
 ROUND_OFF, DEEP = 1e-3, 12.0
@@ -80,6 +83,11 @@ class _Trial:
         bound, ratio = log_ratio_bound(self.intermediate), float((p - plain).max())
         if ratio > bound + ROUND_OFF:
             return [f"says log_ratio_bound = {bound:g}, but log p - log pi is {ratio:.3g} at a token"]
+        if keeps_points(self.intermediate):
+            point = point_mass(p)
+            elsewhere = torch.log_softmax(torch.where(point == 0.0, -math.inf, q), -1)
+            if any(differ(point, self.call(law, point)) for law in (q, elsewhere)):
+                return ["says keeps_points = True, but it is not the target where that is a point mass"]
         if self.single:
             one = (-1, 1, 1, size)
             if differ(plain.reshape(one), self.call(q.reshape(one), p.reshape(one))):

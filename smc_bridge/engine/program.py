@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from smc_bridge.describe import describe, name_of, number
@@ -21,6 +22,7 @@ from smc_bridge.distributions.intermediate import (
     ProductOfExperts,
     dominates,
     is_target,
+    keeps_points,
     log_ratio_bound,
     per_lane,
 )
@@ -32,7 +34,7 @@ from smc_bridge.engine.weights import EssBelow, Trigger
 from smc_bridge.kernels.importance import OwnWeights, WeightRule
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
-from smc_bridge.models.protocols import LanguageModel
+from smc_bridge.models.protocols import LanguageModel, within_block
 from smc_bridge.plugins import foreign
 from smc_bridge.proposals.protocol import Proposal
 from smc_bridge.warn import warn_caller
@@ -54,7 +56,8 @@ class Program:
         lanes: K, drafts of each particle.
         window: V, tokens verified at once.
         name: for tables.
-        tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text.
+        tokenize, detokenize: between a prompt's text and ids, and a continuation's ids and text; `detokenize` is given
+            the ids before them too if it has an argument `prompt`.
         max_logit_bytes: cap of the AR model's logits of one call (K * V scores of A tokens per particle, or one per
             tree node): particles are scored in parts, at least one at a time, and each part is a forward of its own.
             None for no cap. The draws do not depend on it. The DLM's logits are not capped here: give its adapter
@@ -99,7 +102,7 @@ class Program:
             if not value.proper
         ]
         faults += [("intermediate", reason) for reason in self.probed()]
-        if not self.proposal.covers and not dominates(self.intermediate):
+        if not (self.proposal.covers or dominates(self.intermediate) or self.keeps_target):
             reason = "the proposal leaves out tokens that the target may draw"
             faults.append(("proposal", f"{reason}: wrap the intermediate in Defensive"))
         return faults
@@ -107,7 +110,7 @@ class Program:
     def notes(self) -> list[str]:
         """What is true of a proper program and easily overlooked, one line each; results carry it in their settings."""
         bound = log_ratio_bound(self.intermediate)
-        if not VISIBLE < bound < math.inf:
+        if self.keeps_target or not VISIBLE < bound < math.inf:
             return []
         return [
             f"p / pi is bounded, but by e^{bound:.3g} at each token: so large a weight may be missing from all runs, "
@@ -127,7 +130,13 @@ class Program:
         """
         # A user's rule may weigh otherwise. The balance heuristic's lanes have one law here, which cancels.
         plain = self.weight.proper and not foreign(self.weight) and self.target.potential is None
-        return plain and is_target(self.intermediate) and self.proper
+        return plain and self.keeps_target and self.proper
+
+    @property
+    def keeps_target(self) -> bool:
+        """Whether `pi = p` by construction: an intermediate that is the target, or one that keeps point masses where
+        the target is nothing else (temperature 0)."""
+        return keeps_points(self.intermediate) if self.target.shaping.is_point else is_target(self.intermediate)
 
     def probed(self) -> list[str]:
         """Reasons found in the intermediate by `impurities`, told as a warning when they are found: once for each
@@ -155,7 +164,8 @@ class Program:
         """What a pace reckons with."""
         lanes, proposal = self.particles * self.lanes, self.proposal
         rows = lanes // self.walks if self.kernel.reads_marginals else lanes
-        return Sizes(self.particles, lanes, rows, self.window, proposal.lookahead, proposal.factorised)
+        block = within_block(proposal.model, np.array(0), np.array(proposal.lookahead))  # no draft is longer
+        return Sizes(self.particles, lanes, rows, self.window, int(block), proposal.factorised)
 
     @property
     def chunks(self) -> Chunks:

@@ -116,7 +116,7 @@ def result_of(program: Program, state: SMCState, seat: int, settings: dict[str, 
     parts = [step.forwards[seat] for step in steps]
     return Result(
         prompt=request.prompt, sequences=sequences, log_weights=known(state.log_weights)[seat].tolist(),
-        texts=texts_of(program.detokenize, sequences),
+        texts=texts_of(program.detokenize, sequences, request.prompt),
         method=program.name, proper=not reasons, reasons=reasons,
         has_potential=program.target.potential is not None, forwards=Forwards.total(parts),
         seconds=time.perf_counter() - state.entered[seat],

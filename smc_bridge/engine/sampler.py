@@ -37,6 +37,7 @@ from smc_bridge.engine.validation import check_program, make_requests
 from smc_bridge.engine.watch import may_leave_out
 from smc_bridge.models.arguments import said
 from smc_bridge.models.checks import Checks, gathered
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.host import known, sent
 from smc_bridge.models.prompts import ids_of_prompt
 from smc_bridge.prefix import Prefix
@@ -237,7 +238,7 @@ class Sampler(Program):
         draft = steps.draft_lanes(self, state, asked, source=source, pinned=pinned)
         moved = steps.move_lanes(self, state, rows, draft, source=source, pinned=pinned)
         if pinned is not None:
-            check_possible(state, rows, pinned, moved.increments, truncates=self.target.shaping.truncates)
+            check_possible(state, rows, pinned, moved.increments, law=self.target.shaping)
         log_potential, gain = self._potential(state, rows, moved.move)
         if gain is not None:
             moved = moved._replace(increments=moved.increments + gain)
@@ -289,7 +290,7 @@ class Sampler(Program):
             return None, None
         owner = sent(known(rows).repeat(move.length.shape[1]), rows.device)
         extended = state.prefix.select(owner).extend(
-            move.block.reshape(owner.numel(), -1), move.length.reshape(-1), eos_id=self.target.model.eos_id,
+            move.block.reshape(owner.numel(), -1), move.length.reshape(-1), ends=ends_of(self.target.model.eos_id),
             limit=state.limit[owner],
         )
         log_phi = self.target.log_potential(extended).reshape(move.length.shape)

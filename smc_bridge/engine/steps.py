@@ -27,6 +27,7 @@ from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.tree_build import Tree
 from smc_bridge.models.arguments import called
 from smc_bridge.models.checks import gathered
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.host import Index, known, places, sent
 from smc_bridge.proposals.protocol import Asked, Draft, check_draft, check_law
 from smc_bridge.randomness import Source
@@ -155,7 +156,7 @@ def _move_part(
 ) -> Moved:
     """Of some particles; what their laws were computed from can be forgotten afterwards."""
     count, lanes = rows.numel(), program.lanes
-    horizon = Horizon(draft.width, program.target.model.eos_id)
+    horizon = Horizon(draft.width, ends_of(program.target.model.eos_id))
     width = known(draft.width).reshape(count, lanes)
     window = width.max(1)
     verifier = Scorer(program, state, rows, draft.q, window)
@@ -165,7 +166,7 @@ def _move_part(
     )
     q, p, pi = (law.shaped(count, lanes) for law in (draft.q, p, pi))
     each = draft.width if lanes == 1 else sent(window, rows.device)
-    moved = Lanes(q, p, pi, shaped, Horizon(each, horizon.eos_id))
+    moved = Lanes(q, p, pi, shaped, Horizon(each, horizon.ends))
     watch(program, state, rows, moved)
     increments = checked_increments(
         program.weight, moved, kernel=program.kernel, intermediate=program.intermediate

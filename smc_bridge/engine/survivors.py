@@ -24,6 +24,7 @@ from smc_bridge.engine.state import SMCState
 from smc_bridge.engine.steps import Moved
 from smc_bridge.engine.weights import EssBelow, Trigger, check_trigger, log_mean
 from smc_bridge.models.checks import Checks
+from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.host import Index, known, local, sent
 from smc_bridge.prefix import PAD
 from smc_bridge.randomness import Source
@@ -69,9 +70,9 @@ def look(program: Program, state: SMCState, rows: Tensor, moved: Moved, checks: 
     at = known(rows)
     before, limit = known(state.prefix.length)[at, None], known(state.limit)[at, None]
     ended = before + length >= limit
-    if program.target.model.eos_id is not None:
+    if ends := ends_of(program.target.model.eos_id):
         last = np.take_along_axis(block, (length - 1).clip(min=0)[..., None], -1)[..., 0]
-        ended |= (last == program.target.model.eos_id) & (length > 0)
+        ended |= is_end(last, ends) & (length > 0)
     return Seen(block, length, accepted, scored, increments, moved.width, ended)
 
 

@@ -15,6 +15,7 @@ from smc_bridge.engine.program import Program
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import check_callable, check_text, said, true_or_false, whole_number
+from smc_bridge.models.ends import ends_of
 from smc_bridge.names import named
 from smc_bridge.proposals.protocol import Proposal
 from smc_bridge.requests import Request, check_limit, check_tokens, requests_of
@@ -25,7 +26,7 @@ def check_program(program: Program) -> None:
     """Raise ValueError unless the parts of the program fit together."""
     _check_parts(program)
     q, p = program.proposal, program.target
-    if q.model.vocab_size != p.model.vocab_size or q.model.eos_id != p.model.eos_id:
+    if q.model.vocab_size != p.model.vocab_size or ends_of(q.model.eos_id) != ends_of(p.model.eos_id):
         raise ValueError(
             f"the models' alphabets differ: {q.model.vocab_size} tokens ending with {q.model.eos_id} against "
             f"{p.model.vocab_size} ending with {p.model.eos_id}; use a pair that shares its tokenizer"
@@ -120,7 +121,7 @@ def make_requests(
     kept = check_tokens(retained, model.vocab_size, "retained[{}]".format)
     if len(kept) != len(requests):
         raise ValueError(f"retained has {len(kept)} sequences for {len(requests)} prompts: give one per prompt")
-    check_whole(kept, eos_id=model.eos_id, max_new_tokens=check_limit(max_new_tokens))
+    check_whole(kept, ends=ends_of(model.eos_id), max_new_tokens=check_limit(max_new_tokens))
     return [
         request._replace(retained=own, keep_drafts=keep_drafts) for request, own in zip(requests, kept, strict=True)
     ]

@@ -83,7 +83,8 @@ def may_leave_out(program: Program) -> bool:
     Where it is bounded, a token that counts cannot come down to zero. A user's own bound may be wrong.
     """
     known = isinstance(program.intermediate, Defensive) or of_package(program.intermediate)
-    return not (known and log_ratio_bound(program.intermediate) < LOG_RARE - LOG_ZERO) and program.proper
+    bounded = program.keeps_target or log_ratio_bound(program.intermediate) < LOG_RARE - LOG_ZERO
+    return not (known and bounded) and program.proper
 
 
 def tell(program: Program, place: int) -> None:

@@ -36,6 +36,7 @@ from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.protocol import StoppingKernel, Verified, Verifier, check_move
 from smc_bridge.kernels.tree_build import Tree, best_first
 from smc_bridge.models.arguments import real_between, whole_number
+from smc_bridge.models.ends import is_end
 from smc_bridge.models.host import Index, known, places, sent
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
@@ -138,7 +139,7 @@ class TreeWalk(StoppingKernel):
         q, each, own = draft.q, horizon, sent(np.arange(0, total, walks), device)
         if walks > 1:
             width = sent(known(horizon.window)[::walks], device)
-            q, each = q.of_rows(own), Horizon(width, horizon.eos_id)
+            q, each = q.of_rows(own), Horizon(width, horizon.ends)
         tree = self.tree(q, horizon=each)
         p, pi = verifier.at_nodes(tree, q)
         forced = None if pinned is None else pinned.forced(total, window)
@@ -189,13 +190,13 @@ class TreeWalk(StoppingKernel):
             if given is not None:
                 token = np.where(given[going, i] >= 0, given[going, i], token)
             after = edges.follow(row, node, token)
-            ends = limit[row] == i + 1
+            filled = limit[row] == i + 1
             block[going, i], before[going, i], length[going] = token, node, i + 1
             # A token that fills the window is the draft's own wherever it leads: nothing would be drawn after it.
-            accepted[going] = i + ((after >= 0) | ends)
-            stays = (after >= 0) & ~ends
-            if horizon.eos_id is not None:
-                stays &= token != horizon.eos_id
+            accepted[going] = i + ((after >= 0) | filled)
+            stays = (after >= 0) & ~filled
+            if horizon.ends:
+                stays &= ~is_end(token, horizon.ends)
             going, row, node = going[stays], row[stays], after[stays]
             if not going.size:
                 break

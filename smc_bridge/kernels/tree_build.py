@@ -17,6 +17,7 @@ Ties go to the smaller depth, then to the smaller id: the tree is a function of 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon
 from smc_bridge.distributions.law import Law, Selected
+from smc_bridge.models.ends import Ends, is_end
 from smc_bridge.models.host import Index, known, places, sent
 from smc_bridge.sampling import softmax
 
@@ -60,11 +62,12 @@ def best_first(
 ) -> Tree:
     """The `nodes` likeliest non-empty continuations under the product law of the normalised powers `q^exponent`.
 
-    A continuation's probability never exceeds its parent's, so the likeliest ones form a tree. Continuations of the end
+    A continuation's probability never exceeds its parent's, so the likeliest ones form a tree. Continuations of an end
     of sequence, those as long as the window (nothing is drawn after them) and those of probability zero are left out.
 
     Args:
-        law: the marginals q, `[R, V, A]`.
+        law: the marginals q, `[R, V, A]`; where they are point masses at the likeliest tokens of others, the others
+            are ranked (`Law.ranking`).
         nodes: B, budget per row.
         horizon: see `Horizon`.
         min_probability: continuations less likely than this are left out.
@@ -76,13 +79,14 @@ def best_first(
     Returns:
         Trees of at most `nodes` real nodes; T is the number of nodes of the largest.
     """
+    law = law.ranking
     if isinstance(law, Selected) and law.chosen is not None:  # rows that share a law and a window share a tree
         window = law.shape[-2]
         kinds, group = np.unique(known(law.chosen) * (window + 1) + known(horizon.window), return_inverse=True)
         if kinds.size < group.size:
             own, width = (sent(x, law.device) for x in np.divmod(kinds, window + 1))
             tree = best_first(
-                law.base.of_rows(own), nodes, Horizon(width, horizon.eos_id), min_probability=min_probability,
+                law.base.of_rows(own), nodes, Horizon(width, horizon.ends), min_probability=min_probability,
                 exponent=exponent, worth=worth,
             )
             return Tree(*(sent(known(x)[group], law.device) for x in tree))
@@ -145,7 +149,7 @@ def _candidates(
         best = np.full((rows, place.size, chunks), -math.inf)
         for span in law.spans(row.size):
             r, i = row[span], column[span]
-            best[r, i] = _chunk_maxima(law, r, i + first, scale, exponent=exponent, eos_id=horizon.eos_id)
+            best[r, i] = _chunk_maxima(law, r, i + first, scale, exponent=exponent, ends=horizon.ends)
         deepest = np.concatenate([before[:, -1:], best.max(-1)], axis=1).cumsum(1)
         value = np.concatenate([value, (deepest[:, :-1, None] + best).reshape(rows, -1)], axis=1)
         before = np.concatenate([before, deepest[:, 1:]], axis=1)
@@ -164,16 +168,16 @@ def _candidates(
     log_prob = scale((row, place), known(scores.reshape(token.shape).double()))
     deviation = before[row, place][:, None] + log_prob
     possible = (deviation >= bar[row]) & (deviation > -math.inf) & (token < size)
-    if horizon.eos_id is not None:
-        possible &= token != horizon.eos_id
+    if horizon.ends:
+        possible &= ~is_end(token, horizon.ends)
     owner, column = possible.nonzero()
     return row[owner], place[owner], token[owner, column], log_prob[owner, column]
 
 
 def _chunk_maxima(
-    law: Law, row: Index, place: Index, scale: Scale, *, exponent: float, eos_id: int | None
+    law: Law, row: Index, place: Index, scale: Scale, *, exponent: float, ends: Ends
 ) -> Floats:
-    """Greatest log-probability of each chunk of n cells, the end of sequence left out, `[n, chunks]`; fills `scale`."""
+    """Greatest log-probability of each chunk of n cells, ends of sequence left out, `[n, chunks]`; fills `scale`."""
     rows, at = sent(row, law.device), sent(place, law.device)
     scores, factor, _, _ = law.scores(rows, at)
     count, size = scores.shape
@@ -189,11 +193,11 @@ def _chunk_maxima(
     else:
         _, peak, log_total = softmax(scores, exponent * factor)
         top = -log_total
-    if eos_id is not None:
-        first = eos_id // CHUNK * CHUNK
-        others = scores[:, first : first + CHUNK].clone()
-        others[:, eos_id - first] = -math.inf
-        best[:, eos_id // CHUNK] = others.amax(-1)
+    for part, own in itertools.groupby(ends, lambda end: end // CHUNK):
+        others = scores[:, part * CHUNK : (part + 1) * CHUNK].clone()
+        for end in own:
+            others[:, end % CHUNK] = -math.inf
+        best[:, part] = others.amax(-1)
     power = exponent * factor
     found = [best, peak, top, *([power] if isinstance(power, Tensor) else [])]
     read = known(torch.cat(found, dim=1).double())  # at once: to read is to wait

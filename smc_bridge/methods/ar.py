@@ -17,6 +17,7 @@ from smc_bridge.describe import name_of
 from smc_bridge.distributions.target import ARTarget, as_target
 from smc_bridge.methods.poe_bridge import check_pair
 from smc_bridge.models.arguments import check_callable, check_text
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.protocols import CausalSession, LanguageModel, ModelPair
 from smc_bridge.models.rows import reseat
 from smc_bridge.registry import method
@@ -87,10 +88,10 @@ class ARSampling:
         law = self.target.log_probs(state.session.score(rows, blank[rows])[:, 0])
         token = inverse_cdf(law, state.uniforms[places, used].to(model.device))
         state.session.commit(blank.index_copy(0, rows, token[:, None]), blank[:, 0].index_fill(0, rows, 1))
-        seats = list(state.seats)
+        seats, ends = list(state.seats), ends_of(model.eos_id)
         for (place, seat), drawn in zip(seated, token.tolist(), strict=True):
             tokens = (*seat.tokens, drawn)
-            seats[place] = seat.after(tokens, complete=drawn == model.eos_id or len(tokens) == limit)
+            seats[place] = seat.after(tokens, complete=drawn in ends or len(tokens) == limit)
         return state._replace(seats=tuple(seats))
 
     def finished(self, state: ARState) -> list[int]:
@@ -133,7 +134,7 @@ def ar(pair: ModelPair, *, temperature: float = 1.0, top_p: float = 1.0, top_k: 
 
     Args:
         pair: the models, of which the autoregressive model decodes.
-        temperature: of the target.
+        temperature: of the target; 0 is greedy.
         top_p: of the target.
         top_k: of the target, none keeps all tokens.
     """

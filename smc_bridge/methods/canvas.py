@@ -20,10 +20,11 @@ from torch import Tensor
 from smc_bridge.decode import OnResult, decode
 from smc_bridge.describe import describe, name_of
 from smc_bridge.distributions.shaping import Shaping
-from smc_bridge.methods.canvas_state import CanvasState, ends, keep, open_places, score, with_prompts
+from smc_bridge.methods.canvas_state import CanvasState, extent, keep, open_places, score, with_prompts
 from smc_bridge.methods.poe_bridge import check_pair
 from smc_bridge.methods.rules import AllAtOnce, CommitRule, Look, Order, Ordered, Reconsider, check_rule, checked
 from smc_bridge.models.arguments import check_callable, check_text, said, whole_number
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.protocols import MASKED, LanguageModel, ModelPair
 from smc_bridge.models.rows import reseat
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -70,6 +71,13 @@ class Canvas:
         if self.span is not None:
             self.span = whole_number("span", self.span, remedy="open at least 1 place, a whole number, or None for all")
         check_rule("rule", self.rule)
+        order = self.rule.rule if isinstance(self.rule, Reconsider) else self.rule
+        drawn = isinstance(order, Ordered) and order.tempered and order.order != "left_to_right"
+        if drawn and self.proposal.shaping.temperature == 0:
+            raise ValueError(
+                "tempered = True with temperature = 0: point masses rank no places; leave tempered out, so that the "
+                "model's own law ranks them"
+            )
 
     @property
     def stream(self) -> Role:
@@ -101,9 +109,15 @@ class Canvas:
             )
         rows = torch.tensor([place for place, _ in seated], device=device)
         before = state.canvas[rows]
-        shown, eligible = open_places(before, self.proposal.lookahead, self.span)
-        # A session with a cache is given what is filled without a gap, unless the rule looks at it again.
-        keeps = state.session.has_history and isinstance(self.rule, Ordered)
+        model, prompt = self.proposal.model, [len(seat.request.prompt) for _, seat in seated]
+        shown, eligible = open_places(
+            before, self.proposal.lookahead, self.span, model=model, prompt=torch.tensor(prompt, device=device)
+        )
+        # A session that caches, or may do so exactly, is given what is filled without a gap, unless the rule looks at
+        # it again.
+        keeps = isinstance(self.rule, Ordered) and (
+            state.session.has_history or getattr(model, "block_size", None) is not None
+        )
         logits = score(state, rows, shown) if keeps else state.session.score(rows, shown)
         log_q = self.proposal.log_probs(logits, self.proposal.lanes)[:, 0]
         generators = [own for place, _ in seated if (own := state.generators[place]) is not None]
@@ -118,7 +132,7 @@ class Canvas:
         if commit.remask is not None:
             part[commit.remask] = MASKED
         part[commit.places] = drawn
-        end, whole = ends(after, self.proposal.model.eos_id)
+        end, whole = extent(after, ends_of(self.proposal.model.eos_id))
         seats = list(state.seats)
         found = zip(after.tolist(), end.tolist(), whole.tolist(), strict=True)
         for (place, seat), (row, count, complete) in zip(seated, found, strict=True):
@@ -188,7 +202,7 @@ def as_proposal(proposal: DLMProposal | ModelPair) -> DLMProposal:
 )
 def dlm(
     pair: ModelPair, *, tokens: int | None = 1, order: Order = "left_to_right", span: int | None = None,
-    lookahead: int | None = 256, temperature: float = 1.0, top_p: float = 1.0, tempered: bool = True,
+    lookahead: int | None = 256, temperature: float = 1.0, top_p: float = 1.0, tempered: bool = False,
     remask: int = 0,
 ) -> Canvas:
     """The diffusion model alone: some masked places are filled per forward.
@@ -199,13 +213,13 @@ def dlm(
         order: which places come first, by place, least entropy or greatest top probability.
         span: consecutive places that are open at a time, as many as lookahead unless it is given.
         lookahead: masked places per forward, none for the whole continuation.
-        temperature: of the law that tokens are drawn from.
+        temperature: of the law that tokens are drawn from; 0 is greedy.
         top_p: of that law.
         tempered: whether the order reads that law, or the model's own, at temperature 1 and without truncation.
         remask: least sure tokens that are masked again in each of the first 8 forwards.
     Raises:
         ValueError: an argument out of range, an order or remasking where all places are filled at once, or
-            `tempered = False` for an order by place.
+            `tempered = True` for an order by place or at temperature 0.
     """
     check_pair(pair)
     if tokens is None and order != "left_to_right":
@@ -213,7 +227,7 @@ def dlm(
     remask = whole_number("remask", remask, least=0, remedy="mask none again, or a whole number")
     if tokens is None and remask:
         raise ValueError(f"remask = {said(remask)} with tokens = None: nothing is left to fill; leave it out")
-    if not tempered and order == "left_to_right":
+    if tempered and order == "left_to_right":
         raise ValueError(f"tempered = {said(tempered)} with order = {order}, which reads no law: leave it out")
     proposal = DLMProposal(
         pair.dlm, temperature=temperature, top_p=top_p, lookahead=WHOLE if lookahead is None else lookahead
@@ -227,9 +241,9 @@ def dlm(
 
 def diffusion(
     proposal: DLMProposal | ModelPair, prompts: Sequence[Sequence[int]], *, tokens_per_forward: int | None = 1,
-    order: Order = "left_to_right", window: int = 32, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,
-    batch: int | None = None, on_result: OnResult | None = None, detokenize: Callable[[list[int]], str] | None = None,
-    name: str = "DLM",
+    order: Order = "left_to_right", tempered: bool = False, window: int = 32, seed: int | Sequence[int] = 0,
+    max_new_tokens: int = 256, batch: int | None = None, on_result: OnResult | None = None,
+    detokenize: Callable[[list[int]], str] | None = None, name: str = "DLM",
 ) -> list[Result]:
     """The diffusion model's standard decoder: per forward, draw some masked positions and keep them.
 
@@ -241,6 +255,8 @@ def diffusion(
             models, whose diffusion model at temperature 1 is it (and whose `decode` makes texts).
         tokens_per_forward: positions committed per forward; None commits all `lookahead` positions at once.
         order: which positions come first within the span.
+        tempered: whether the order reads the proposal's law, or the model's own, at temperature 1 and without
+            truncation.
         window: span, positions that are open at a time (all of them if `tokens_per_forward` is None).
         seed, batch, on_result: as for `Sampler.run`; under one seed it is independent of other methods.
     Raises:
@@ -252,7 +268,7 @@ def diffusion(
         tokens_per_forward = whole_number("tokens_per_forward", tokens_per_forward, remedy=remedy)
     window = whole_number("window", window, remedy="open at least 1 position, a whole number")
     texts = getattr(proposal, "decode", None) if detokenize is None else detokenize
-    rule = Ordered(order, 1 if tokens_per_forward is None else tokens_per_forward)
+    rule = Ordered(order, 1 if tokens_per_forward is None else tokens_per_forward, tempered)
     decoder = Canvas(as_proposal(proposal), rule, window, name, texts)
     if tokens_per_forward is None:
         decoder = replace(decoder, rule=AllAtOnce(), span=None)

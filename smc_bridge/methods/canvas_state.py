@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from smc_bridge.decode import Seat
-from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession
+from smc_bridge.models.ends import Ends, is_end
+from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM, within_block
 from smc_bridge.requests import Request
 
 
@@ -44,25 +45,36 @@ def with_prompts(state: CanvasState, places: Iterable[int], requests: Sequence[R
     return state._replace(seats=tuple(seats), generators=tuple(generators))
 
 
-def open_places(canvas: Tensor, lookahead: int, span: int | None) -> tuple[Tensor, Tensor]:
-    """What the model is shown of `canvas: [R, T]`, and where tokens may be filled in, both `[R, width]`."""
+def open_places(
+    canvas: Tensor, lookahead: int, span: int | None, *, model: MaskedDiffusionLM, prompt: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the model is shown of `canvas: [R, T]`, and where tokens may be filled in, both `[R, width]`.
+
+    A block-causal model is shown no more than the block that the first gap stands in.
+
+    Args:
+        lookahead: masks behind what is filled without a gap, at most.
+        span: consecutive places that are open at a time; None for all that are shown.
+        prompt: tokens before each canvas, `[R]`.
+    """
     masked = canvas == MASKED
     first = masked.to(torch.uint8).argmax(1)  # filled without a gap, [R]
-    width = int((first + lookahead).clamp_max(canvas.shape[1]).max())
+    end = first + within_block(model, prompt + first, (canvas.shape[1] - first).clamp_max(lookahead))
+    width = int(end.max())
     place = torch.arange(width, device=canvas.device)
-    visible = place < (first + lookahead)[:, None]
-    reach = first + lookahead if span is None else first // span * span + span
+    visible = place < end[:, None]
+    reach = end if span is None else first // span * span + span
     return torch.where(visible, canvas[:, :width], ABSENT), masked[:, :width] & visible & (place < reach[:, None])
 
 
-def ends(canvas: Tensor, eos_id: int | None) -> tuple[Tensor, Tensor]:
-    """How many tokens of each continuation of `canvas: [R, T]` are filled without a gap, up to the end of sequence,
-    and whether that is all of it."""
+def extent(canvas: Tensor, ends: Ends) -> tuple[Tensor, Tensor]:
+    """How many tokens of each continuation of `canvas: [R, T]` are filled without a gap, up to the first end of
+    sequence, and whether that is all of it."""
     columns = canvas.shape[1]
     gap = torch.where((canvas == MASKED).any(1), (canvas == MASKED).to(torch.uint8).argmax(1), columns)
-    if eos_id is None:
+    if not ends:
         return gap, gap == columns
-    ended = canvas == eos_id
+    ended = is_end(canvas, ends)
     stop = torch.where(ended.any(1), ended.to(torch.uint8).argmax(1) + 1, columns)
     return torch.minimum(gap, stop), gap >= stop
 
@@ -78,7 +90,7 @@ def score(state: CanvasState, rows: Tensor, shown: Tensor) -> Tensor:
 
 def keep(state: CanvasState, rows: Tensor) -> CanvasState:
     """Let the session hold all that is filled without a gap in these rows."""
-    gap, _ = ends(state.canvas, None)
+    gap, _ = extent(state.canvas, ())
     count = torch.zeros_like(gap).index_copy(0, rows, (gap - state.kept)[rows])
     place = state.kept[:, None] + torch.arange(int(count.max()), device=rows.device)
     state.session.commit(state.canvas.gather(1, place.clamp_max(state.canvas.shape[1] - 1)).clamp_min(0), count)

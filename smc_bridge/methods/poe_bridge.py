@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, check_w
-from smc_bridge.distributions.shaping import check_temperature
+from smc_bridge.distributions.shaping import COLDEST, HOTTEST, check_temperature
 from smc_bridge.distributions.target import ARTarget, Potential
 from smc_bridge.engine.pace import Pace
 from smc_bridge.engine.resampling import Resampler
@@ -21,7 +21,7 @@ from smc_bridge.engine.weights import Trigger
 from smc_bridge.kernels.importance import WeightRule
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.models.arguments import is_list, said, whole_number
+from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.costs import Costs
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.names import DEFAULT_W, PROPOSALS, check_fit, named
@@ -40,8 +40,12 @@ def lane_temperatures(lanes: int) -> list[float]:
 
 
 def lane_exponents(w: float, temperature: float, own: Sequence[float]) -> torch.Tensor:
-    """Exponents of the target under which a lane's temperature is that of the whole product, `[K]`."""
-    return (1 - check_w(w)) * check_temperature(temperature) / torch.tensor(own, dtype=torch.float64)
+    """Exponents of the target under which a lane's temperature is that of the whole product, `[K]`.
+
+    Of a target at temperature 0 every power is the same point mass: there they are `1 - w`.
+    """
+    lanes = torch.tensor(own, dtype=torch.float64)
+    return (1 - check_w(w)) * (check_temperature(temperature) / lanes if temperature else torch.ones_like(lanes))
 
 
 def check_pair(pair: ModelPair) -> None:
@@ -69,10 +73,13 @@ def tree_kernel(
 
     Args:
         nodes, min_probability: see `TreeWalk`.
-        proposal_temperature: of the marginals that the kernel will be given.
+        proposal_temperature: of the marginals that the kernel will be given; at 0 those at temperature 1 are ranked.
         ranking_temperature: of the DLM in the ranking.
     """
-    exponent = check_temperature(proposal_temperature) / check_temperature(ranking_temperature)
+    exponent = (check_temperature(proposal_temperature) or 1.0) / real_between(
+        "ranking_temperature", ranking_temperature, COLDEST, HOTTEST,
+        remedy=f"give a positive number between {COLDEST:g} and {HOTTEST:g}",
+    )
     return TreeWalk(nodes, min_probability=min_probability, exponent=exponent)
 
 
@@ -139,8 +146,8 @@ def smc(
         w: exponent (or share) of the DLM in the intermediate, 0.3 unless it is given.
         window: V, tokens verified at once; auto: in each step what pays, up to 32.
         lookahead: M, masked positions per forward of the DLM; auto: in each step what pays, up to 256.
-        temperature: of the target, and of the proposal unless that has its own.
-        proposal_temperature: of the proposal, one or one per lane.
+        temperature: of the target, and of the proposal unless that has its own; 0 is greedy.
+        proposal_temperature: of the proposal, one or one per lane; 0 needs the intermediate defensive to stay proper.
         intermediate: law between proposal and target, poe unless it is given.
         kernel: how a draft becomes a block of the intermediate.
         nodes: budget of the kernel tree, 128 unless it is given; auto: as many as pay, up to 128.

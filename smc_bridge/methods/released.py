@@ -27,6 +27,7 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import accepted_tokens, commit_residual
 from smc_bridge.methods.poe_bridge import check_pair, codec, lane_exponents, lane_temperatures
 from smc_bridge.models.arguments import whole_number
+from smc_bridge.models.ends import is_end
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.proposals.protocol import Draft
@@ -69,9 +70,9 @@ class ReleasedRejection(Kernel):
         q, tokens = draft.q, draft.tokens
         source, end = as_source(source, q.rows, device=q.device), horizon.end(tokens)
         forced: Tensor | None = None
-        if horizon.eos_id is not None:
+        if horizon.ends:
             inside = torch.arange(tokens.shape[1], device=tokens.device) < horizon.window[:, None]
-            drafted = ((tokens == horizon.eos_id) & inside).any(-1).reshape(-1, self.lanes).any(-1)
+            drafted = (is_end(tokens, horizon.ends) & inside).any(-1).reshape(-1, self.lanes).any(-1)
             forced = drafted.repeat_interleave(self.lanes)
         accepted = accepted_tokens(q, pi, tokens, end=end, source=source, forced=forced)
         return commit_residual(q, pi, tokens, accepted, end, source=source)

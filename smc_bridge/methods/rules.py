@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor
 
-from smc_bridge.models.arguments import said, whole_number
+from smc_bridge.models.arguments import said, true_or_false, whole_number
 from smc_bridge.models.checks import refuse
 from smc_bridge.plugins import check_tensor, foreign
 
@@ -92,7 +92,7 @@ class Ordered:
 
     order: Order = "left_to_right"
     tokens: int = 1
-    tempered: bool = True
+    tempered: bool = False
     before_sampling: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -100,10 +100,11 @@ class Ordered:
             raise ValueError(f"order = {said(self.order)}: give one of {', '.join(get_args(Order))}")
         tokens = whole_number("tokens", self.tokens, remedy="commit at least 1, a whole number")
         object.__setattr__(self, "tokens", tokens)  # the class is frozen
+        object.__setattr__(self, "tempered", true_or_false("tempered", self.tempered))
 
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
-        log_q = look.log_q if self.tempered else look.log_q_plain
+        log_q = look.log_q if self.tempered or self.order == "left_to_right" else look.log_q_plain
         eager = self.eagerness(log_q).masked_fill(~look.open, -torch.inf)
         first = eager.topk(min(look.open.shape[1], self.tokens))
         return Commit(torch.zeros_like(look.open).scatter(1, first.indices, first.values > -torch.inf))

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
-from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession
+from smc_bridge.models.ends import ends_of, is_end
+from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, within_block
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.form import Form
@@ -87,7 +88,7 @@ class PrefixFilled(Form):
 
     @property
     def covers(self) -> bool:
-        """Whether nothing is cut off by top-p (`Proposal.covers`)."""
+        """Whether nothing is cut off, by top-p or by a temperature of 0 (`Proposal.covers`)."""
         return self.base.covers
 
     @property
@@ -130,8 +131,8 @@ class PrefixFilled(Form):
             law = self._law(scores[going, i : i + 1], asked, going)
             tokens[going, i] = draw(law, going).flatten()
             scored.append(total[first] // state.particles)
-            if self.model.eos_id is not None:
-                going = going[tokens[going, i] != self.model.eos_id]
+            if ends := ends_of(self.model.eos_id):
+                going = going[~is_end(tokens[going, i], ends)]
         assert scores is not None
         everyone = torch.arange(total.numel(), device=device)
         cost = Cost(torch.cat(scored), torch.cat([torch.full_like(p, i) for i, p in enumerate(scored)]))
@@ -163,16 +164,19 @@ class PrefixFilled(Form):
         """Of every lane: its particle, places of its canvas, and places of its draft, `[B * K]` each."""
         total = asked.rows.repeat_interleave(asked.lanes)
         canvas = asked.reach[total].clamp_max(self.lookahead)
+        canvas = within_block(self.model, asked.prefix.length[total], canvas)
         return total, canvas, torch.minimum(canvas, asked.room[total]).clamp_max(asked.window)
 
     def _law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:
         """The law of logits `[n, V, A]` of lanes `[n]`."""
         count, width, _ = scores.shape
         place = torch.arange(count * width, device=scores.device).reshape(count, width)
-        temperature = None
+        temperature = greedy = None
         if self.base.lane_temperatures is not None:
             own = torch.tensor(self.base.lane_temperatures, dtype=torch.float64, device=scores.device)
             temperature = own[lane % asked.lanes]
+            if 0.0 in self.base.lane_temperatures:
+                greedy = (temperature == 0.0).nonzero().flatten()
         return model_law(
-            scores, place, self.base.shaping, temperature=temperature, chunks=asked.chunks, lowest=True
+            scores, place, self.base.shaping, temperature=temperature, greedy=greedy, chunks=asked.chunks, lowest=True
         )

@@ -21,7 +21,7 @@ from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.shaping import Shaping, as_ids, check_model, check_temperature, check_top_p
 from smc_bridge.models.arguments import is_list, whole_number
 from smc_bridge.models.host import Index, known, sent
-from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM
+from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM, within_block
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.proposals.marginals import Marginals
@@ -64,11 +64,12 @@ class DLMProposal:
 
     Args:
         model: gives the logits (`MaskedDiffusionLM`).
-        temperature: one for all lanes, or one per lane.
-        top_p: truncation of the proposal. It breaks domination (condition C3) unless the intermediate puts mass
-            wherever the target does: combine with `Defensive`.
+        temperature: one for all lanes, or one per lane; 0 drafts the likeliest tokens.
+        top_p: truncation of the proposal. It breaks domination (condition C3), as a temperature of 0 does, unless the
+            intermediate puts mass wherever the target does: combine with `Defensive`.
         banned_ids: tokens of probability zero besides those that the model itself bans.
-        lookahead: M, masked positions per forward (fewer where the length limit is nearer).
+        lookahead: M, masked positions per forward (fewer where the length limit is nearer, or the end of the block of a
+            block-causal model).
     Raises:
         ValueError: an argument out of range.
     """
@@ -111,8 +112,8 @@ class DLMProposal:
 
     @property
     def covers(self) -> bool:
-        """Whether nothing is cut off by top-p."""
-        return not self.shaping.truncates
+        """Whether nothing is cut off, by top-p or by a temperature of 0."""
+        return not (self.shaping.truncates or 0.0 in (self.lane_temperatures or (self.shaping.temperature,)))
 
     def settings(self) -> dict[str, Any]:
         """What shapes its draws, as plain data for saved results."""
@@ -173,7 +174,7 @@ class DLMProposal:
             seat = np.arange(apart.size) // state.particles
             apart = apart * (seat[-1] + 1) + seat
         scored, group = prefix.unique(needy, apart=apart)
-        width = reach[scored].clip(max=self.lookahead)
+        width = within_block(self.model, known(prefix.length)[scored], reach[scored].clip(max=self.lookahead))
         marginals.add(needy, group, state.session.score(sent(scored, device), sent(_masked(width), device)), width)
         # Pairs (prompt, group) as single numbers, which are sorted much faster.
         served = np.unique(needy // state.particles * scored.size + group) // scored.size
@@ -217,10 +218,12 @@ class DLMProposal:
             assert self.lane_temperatures is not None
             self.check(lanes)
             distinct = sorted(set(self.lane_temperatures))
-            temperature = sent(np.tile(np.array(distinct), len(source)), logits.device)
+            each_own = np.tile(np.array(distinct), len(source))
+            temperature = sent(each_own, logits.device)
+            greedy = sent((each_own == 0.0).nonzero()[0], logits.device) if distinct[0] == 0.0 else None
             base = model_law(
                 logits, sent(source.repeat(len(distinct), 0), logits.device), self.shaping, temperature=temperature,
-                chunks=chunks, lowest=True, width=width,
+                greedy=greedy, chunks=chunks, lowest=True, width=width,
             )
             of_lane = np.array([distinct.index(t) for t in self.lane_temperatures])
             each = (owner[:, None] * len(distinct) + of_lane).ravel()
@@ -244,5 +247,5 @@ class DLMProposal:
             log_q = self.shaping.log_probs(logits)[:, None]
             return log_q.expand(-1, lanes, -1, -1)
         self.check(lanes)
-        temperature = torch.tensor(self.lane_temperatures, dtype=torch.float64, device=logits.device)[:, None, None]
+        temperature = sent(np.array(self.lane_temperatures)[:, None, None], logits.device)
         return self.shaping.log_probs(logits[:, None].expand(-1, lanes, -1, -1), temperature)

@@ -10,39 +10,18 @@ Shapes: R rows, V places, A alphabet.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.point import PointLaw
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.form import Form
 from smc_bridge.proposals.mean_field import MeanFieldState
 from smc_bridge.proposals.protocol import Asked, Draft
 from smc_bridge.randomness import Source
-
-
-class PointLaw(Law):
-    """A point mass at each place, `[R, V, A]`; no mass at all where there is no token.
-
-    Args:
-        tokens: `[R, V]`, `PAD` for none.
-        size: A.
-        like: gives dtype and device.
-    """
-
-    def __init__(self, tokens: Tensor, size: int, like: Law, chunks: Chunks | None = None) -> None:
-        super().__init__((*tokens.shape, size), like, chunks)
-        self.tokens = tokens
-
-    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """0 at the path's token and -inf elsewhere: `[n, A]`, or `[n, 1]` at one token each (`Law.log_probs`)."""
-        asked = torch.arange(self.shape[-1], device=self.device) if tokens is None else tokens[:, None]
-        hit = asked == self.tokens[rows, positions][:, None]
-        return torch.where(hit, 0.0, -math.inf).to(self.dtype)
 
 
 @dataclass(frozen=True)

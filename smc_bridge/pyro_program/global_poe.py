@@ -8,6 +8,8 @@ prefix c**: an importance weight against the unnormalised product `q^w p^(1-w)` 
 between particles as soon as their prefixes do, and is therefore not proper. With `Z(c)` it is; but `Z(c)` is a sum over
 all blocks, and the conditionals `pi(x_i | c, x_<i)` look ahead to the end of the block, so no kernel that goes from
 left to right can use them on a real model. This law is for study on models small enough to enumerate.
+
+After a prefix where q and p share no block, as they may after a truncation or at temperature 0, it is p.
 """
 
 from __future__ import annotations
@@ -47,11 +49,13 @@ class GlobalProductOfExperts(Block):
 
     @property
     def log_normaliser(self) -> Tensor:
-        """`log Z(c)` of every prefix, shape `batch_shape`, nats; at most 0 (Hölder's inequality)."""
+        """`log Z(c)` of every prefix, shape `batch_shape`, nats; at most 0 (Hölder's inequality), and 0 where p stands
+        in for a product without mass."""
         return self._unnormalised().logsumexp(-1)[self.rows]
 
     def _unnormalised(self) -> Tensor:
-        """`w log q + (1 - w) log p` of every block in base-A order, `[R, A**V]` float64, computed once."""
+        """`w log q + (1 - w) log p` of every block in base-A order, or `log p` where that has no mass, `[R, A**V]`
+        float64, computed once."""
         if "joint" in self._tables:
             return self._tables["joint"]
         if self.vocab_size**self.window > ENUMERABLE:
@@ -70,12 +74,10 @@ class GlobalProductOfExperts(Block):
             )
             # 0 * -inf = 0: an expert of exponent zero excludes nothing.
             parts = [weight * law for weight, law in ((self.w, log_q), (1.0 - self.w, log_p)) if weight > 0]
-            joint.append(torch.stack(parts).sum(0))
-        table = torch.stack(joint)
-        if bool((table.logsumexp(-1) == -torch.inf).any()):
-            raise ValueError("proposal and target share no block: their product has no mass; use a smaller truncation")
-        self._tables["joint"] = table
-        return table
+            product = torch.stack(parts).sum(0)
+            joint.append(torch.where((product == -torch.inf).all(), log_p, product))
+        self._tables["joint"] = torch.stack(joint)
+        return self._tables["joint"]
 
     def _conditional(self, rows: Tensor, block: Tensor) -> Tensor:
         """Conditionals of the joint table (see `block.Conditional`); uniform after a prefix of probability zero."""

@@ -19,6 +19,7 @@ from smc_bridge.engine.watch import first_uncovered, may_leave_out, tell, uncove
 from smc_bridge.engine.weights import log_mean
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
 from smc_bridge.models.arguments import whole_number
+from smc_bridge.models.ends import ends_of
 from smc_bridge.plugins import texts_of
 from smc_bridge.prefix import Prefix
 from smc_bridge.pyro_program.block import target_block
@@ -130,7 +131,7 @@ def _result(
     reasons = [*sampler.why_improper(), *reasons]
     return Result(
         prompt=prompt, sequences=sequences, log_weights=log_weights,
-        texts=texts_of(sampler.detokenize, sequences),
+        texts=texts_of(sampler.detokenize, sequences, prompt),
         method=sampler.name, proper=not reasons, reasons=reasons,
         has_potential=sampler.target.potential is not None, forwards=forwards, seconds=seconds,
         trace=trace, settings={} if seed is None else {"seed": seed, "stream": Role.PYRO.value},
@@ -160,7 +161,8 @@ def score(sampler: Sampler, prompt: Sequence[int], continuation: Sequence[int]) 
     [prompt] = check_prompts(
         [prompt], {"autoregressive": model}, max_new_tokens=len(text), called=lambda _: "prompt"
     )
-    if model.eos_id is not None and model.eos_id in text[:-1]:
+    ends = ends_of(model.eos_id)
+    if any(token in ends for token in text[:-1]):
         raise ValueError("continuation goes on after the end of sequence: cut it there")
     prefix = Prefix.of([prompt], device=model.device)
     value = torch.tensor([text], device=model.device)
@@ -172,7 +174,7 @@ def score(sampler: Sampler, prompt: Sequence[int], continuation: Sequence[int]) 
             rows = torch.zeros_like(prefix.length)
             block = pyro.sample("text", target_block(session, rows, target, window=len(text)))
             if target.potential is not None:
-                ended = prefix.extend(block, count, eos_id=model.eos_id, limit=prefix.length + count)
+                ended = prefix.extend(block, count, ends=ends, limit=prefix.length + count)
                 pyro.factor("potential", target.log_potential(ended))
 
     conditioned = poutine.condition(whole_text, data={"text": value})

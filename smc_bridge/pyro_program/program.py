@@ -21,8 +21,9 @@ from smc_bridge.blocks import Horizon, log1mexp
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.importance import BalanceHeuristic, OwnWeights
 from smc_bridge.kernels.protocol import StoppingKernel
+from smc_bridge.models.ends import Ends, ends_of
 from smc_bridge.models.host import known
-from smc_bridge.models.protocols import ABSENT, MASKED
+from smc_bridge.models.protocols import ABSENT, MASKED, within_block
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.pyro_program.block import Block, LastCall, intermediate_block, proposal_block
@@ -114,9 +115,9 @@ class BridgeProgram:
         self._laws: dict[int, tuple[ProgramState, Laws]] = {}
 
     @property
-    def eos_id(self) -> int | None:
-        """Token that ends a sequence, or None."""
-        return self.sampler.target.model.eos_id
+    def ends(self) -> Ends:
+        """Tokens that end a sequence."""
+        return ends_of(self.sampler.target.model.eos_id)
 
     def start(self, particles: int) -> ProgramState:
         """N copies of the prompt, without marginals."""
@@ -155,7 +156,7 @@ class BridgeProgram:
 
         p = Block(LastCall(conditional), rows, window=q.window, vocab_size=q.vocab_size)
         pi = intermediate_block(self.sampler.intermediate, q, p)
-        return Laws(q, pi, p, Horizon(window, self.eos_id), state.logits, state.width, state.offset)
+        return Laws(q, pi, p, Horizon(window, self.ends), state.logits, state.width, state.offset)
 
     def _refresh(self, state: ProgramState) -> ProgramState:
         """Give marginals to the growing particles that have none left: one forward on their unique prefixes."""
@@ -164,6 +165,7 @@ class BridgeProgram:
             return state
         scored, group = (torch.from_numpy(x).to(needy.device) for x in state.prefix.unique(known(needy)))
         width = (self.limit - state.length[scored]).clamp_max(self.proposal.lookahead)
+        width = within_block(self.proposal.model, state.length[scored], width)
         column = torch.arange(int(width.max()), device=width.device)
         canvas = torch.where(column < width[:, None], MASKED, ABSENT)
         session = self.proposal.model.session(state.tokens[scored].clamp_min(0), state.length[scored])
@@ -190,7 +192,7 @@ class BridgeProgram:
     def advance(self, state: ProgramState, laws: Laws, block: Tensor, accepted: Tensor) -> tuple[ProgramState, Tensor]:
         """The state after the blocks are committed, and what the potential adds to each log weight, `[N]` nats."""
         length = stopped_length(block)
-        prefix = state.prefix.extend(block, length, eos_id=self.eos_id, limit=self.limit.expand(length.shape))
+        prefix = state.prefix.extend(block, length, ends=self.ends, limit=self.limit.expand(length.shape))
         # Marginals past a block serve on if all of its window was the draft's own.
         whole = (accepted > 0) & (length == laws.horizon.window)
         log_potential = self._potential(state, prefix)

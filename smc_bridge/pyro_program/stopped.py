@@ -34,6 +34,7 @@ from torch.distributions import constraints
 from smc_bridge.blocks import Horizon, prefix_sum, truncate
 from smc_bridge.distributions.table import Dense
 from smc_bridge.kernels.protocol import StoppingKernel, going_on
+from smc_bridge.models.ends import is_end
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.pyro_program.block import Block, all_blocks, at_tokens, broadcast, check_same_shape
@@ -41,7 +42,7 @@ from smc_bridge.randomness import as_source
 
 
 class StoppedPrefixes(constraints.Constraint):
-    """Non-empty token sequences up to the window and nothing after the end of sequence, padded; empty at window 0."""
+    """Non-empty token sequences up to the window and nothing after an end of sequence, padded; empty at window 0."""
 
     is_discrete = True
     event_dim = 1
@@ -57,8 +58,8 @@ class StoppedPrefixes(constraints.Constraint):
         position = torch.arange(value.shape[-1], device=value.device)
         inside = position < length[..., None]
         legal = torch.where(inside, (value >= 0) & (value < self.vocab_size), value == PAD).all(-1)
-        if self.horizon.eos_id is not None:
-            legal = legal & ~((value == self.horizon.eos_id) & (position < length[..., None] - 1)).any(-1)
+        if self.horizon.ends:
+            legal = legal & ~(is_end(value, self.horizon.ends) & (position < length[..., None] - 1)).any(-1)
         return legal & (length <= self.horizon.window) & (length >= self.horizon.window.clamp_max(1))
 
 
@@ -117,7 +118,7 @@ class StoppedPrefix(TorchDistribution):  # type: ignore[misc]
         new.proposal = self.proposal.expand(shape)
         # The kernel may be run only where base and intermediate are one object; see `sample`.
         new.intermediate = new.base if self.base is self.intermediate else self.intermediate.expand(shape)
-        new.horizon = Horizon(self.horizon.window.expand(shape), self.horizon.eos_id)
+        new.horizon = Horizon(self.horizon.window.expand(shape), self.horizon.ends)
         new._batch_shape = shape
         return new
 
@@ -146,7 +147,7 @@ class StoppedPrefix(TorchDistribution):  # type: ignore[misc]
             block, count = flat[live].clamp_min(0), length[live]
             log_q, log_pi = self._laws(place[live], block)
             stop = self.kernel.log_stop(
-                log_q, log_pi, block, count, horizon=Horizon(window[live], self.horizon.eos_id)
+                log_q, log_pi, block, count, horizon=Horizon(window[live], self.horizon.ends)
             )
             own = self.base is self.intermediate
             log_base = log_pi if own else self.base.select(place[live]).along(block)
@@ -168,7 +169,7 @@ class StoppedPrefix(TorchDistribution):  # type: ignore[misc]
         out = torch.full((flat.shape[0],), -torch.inf, dtype=torch.float64, device=flat.device)
         live = (window > 0).nonzero().flatten()
         if live.numel():
-            horizon = Horizon(window[live], self.horizon.eos_id)
+            horizon = Horizon(window[live], self.horizon.ends)
             block, count = flat[live].clamp_min(0), length[live]
             log_c = going_on(self.kernel, *self._laws(place[live], block), block, horizon=horizon)
             last = log_c.gather(1, (count - 1).clamp_min(0)[:, None])[:, 0]
@@ -189,7 +190,7 @@ class StoppedPrefix(TorchDistribution):  # type: ignore[misc]
         out = torch.full((place.numel(), self.base.window), PAD, dtype=torch.long, device=place.device)
         live = (window > 0).nonzero().flatten()
         if live.numel():
-            out[live] = self._stop(place[live], Horizon(window[live], self.horizon.eos_id))
+            out[live] = self._stop(place[live], Horizon(window[live], self.horizon.ends))
         return out.reshape(*shape, self.base.window)
 
     def _stop(self, place: Tensor, horizon: Horizon) -> Tensor:
@@ -222,8 +223,8 @@ class StoppedPrefix(TorchDistribution):  # type: ignore[misc]
         values = [torch.full((int(window == 0), self.base.window), PAD, device=device)]
         for length in range(1, window + 1):
             whole = all_blocks(size, length, device=device)
-            if self.horizon.eos_id is not None:
-                whole = whole[~(whole[:, :-1] == self.horizon.eos_id).any(-1)]
+            if self.horizon.ends:
+                whole = whole[~is_end(whole[:, :-1], self.horizon.ends).any(-1)]
             values.append(torch.nn.functional.pad(whole, (0, self.base.window - length), value=PAD))
         listed = torch.cat(values).reshape(-1, *(1,) * len(self.batch_shape), self.base.window)
         return listed.expand(-1, *self.batch_shape, -1) if expand else listed

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon
+from smc_bridge.models.ends import EosId, ends_of
 
 #: Tokens of one block.
 Block = tuple[int, ...]
@@ -25,18 +26,18 @@ class KernelTable:
         log_q: `[V, A]`, nats.
         log_pi: after every prefix of n tokens, `[A**n, A]`, for n = 0 .. V - 1; prefixes are numbers in base A.
         window: greatest length of a block, at most V.
-        eos_id: token after which nothing follows, or None.
+        eos_id: token after which nothing follows, several of them, or None.
     """
 
     name: str
     log_q: Tensor
     log_pi: list[Tensor]
     window: int
-    eos_id: int | None = None
+    eos_id: EosId = None
 
     @classmethod
     def of_laws(
-        cls, log_q: Tensor, along: Callable[[Tensor], Tensor], *, eos_id: int | None = None, name: str = "table"
+        cls, log_q: Tensor, along: Callable[[Tensor], Tensor], *, eos_id: EosId = None, name: str = "table"
     ) -> KernelTable:
         """Tabulate laws that are given as functions, such as those of one step of a program.
 
@@ -72,7 +73,7 @@ class KernelTable:
 
     def horizon(self, rows: int) -> Horizon:
         """Where the blocks of `rows` rows must end."""
-        return Horizon(torch.full((rows,), self.window), self.eos_id)
+        return Horizon(torch.full((rows,), self.window), ends_of(self.eos_id))
 
     def mass(self, block: Block) -> float:
         """Probability `pi(block)` of a block's tokens under the intermediate."""
@@ -90,7 +91,7 @@ class KernelTable:
 
     def ends(self, block: Block) -> bool:
         """Whether nothing may follow the block."""
-        return len(block) == self.window or block[-1] == self.eos_id
+        return len(block) == self.window or block[-1] in ends_of(self.eos_id)
 
     def paths(self) -> list[Block]:
         """All blocks at which the sequence must end, as tuples of token ids."""
@@ -103,7 +104,7 @@ class KernelTable:
 
 
 def kernel_table(
-    size: int = 3, width: int = 2, *, seed: int = 0, window: int | None = None, eos_id: int | None = None,
+    size: int = 3, width: int = 2, *, seed: int = 0, window: int | None = None, eos_id: EosId = None,
     zeros: bool = False,
 ) -> KernelTable:
     """Random laws that favour the last tokens under q and the first under pi, so that a mix-up is seen.
@@ -113,7 +114,7 @@ def kernel_table(
         width: positions V that are drafted.
         seed: of the laws.
         window: greatest length of a block, by default V.
-        eos_id: token that ends a sequence.
+        eos_id: token that ends a sequence, or several.
         zeros: take a token away from q and another from pi, a different one at every position and prefix.
     """
     rng = np.random.default_rng(seed)
@@ -125,16 +126,17 @@ def kernel_table(
             row = np.arange(len(law))
             law[row, (row + shift) % size] = 0.0
             law /= law.sum(-1, keepdims=True)
-    parts = [f"A{size}V{width}", f"W{window}" if window else "", "eos" if eos_id is not None else "",
+    parts = [f"A{size}V{width}", f"W{window}" if window else "", *["eos"] * len(ends_of(eos_id)),
              "zeros" if zeros else ""]
     tables = [torch.from_numpy(law).log() for law in (q, *pi)]
     return KernelTable("-".join(filter(None, parts)), tables[0], tables[1:], window or width, eos_id)
 
 
-#: The problems on which kernels are tried: with and without an end of sequence, with zeros, with a short window.
+#: The problems on which kernels are tried: with no end of sequence, one and two, with zeros, with a short window.
 TABLES = (
     kernel_table(3, 2, seed=0, eos_id=2), kernel_table(2, 3, seed=1), kernel_table(3, 2, seed=2, zeros=True),
     kernel_table(2, 3, seed=3, window=2, eos_id=0), kernel_table(2, 1, seed=4),
+    kernel_table(3, 3, seed=6, eos_id=(0, 2)),
 )
 #: Where two rows at a time are enumerated: a token that may be refused does not end the sequence, as another row may.
 PAIRED = kernel_table(2, 2, seed=5, eos_id=0)

@@ -25,6 +25,7 @@ from smc_bridge.engine.weights import normalised
 from smc_bridge.kernels.importance import Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.models.ends import is_end
 from smc_bridge.proposals.chain import ChainState, PrefixFilled
 from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
 from smc_bridge.proposals.path import MostLikelyPath
@@ -126,7 +127,7 @@ class EndInAnyLane(EditedRejection):
 
     def forced(self, draft: Tensor, horizon: Horizon) -> Tensor:
         """All rows, if any drafted an end of sequence, BoolTensor `[R]` (the fault)."""
-        return (draft == (-1 if horizon.eos_id is None else horizon.eos_id)).any().expand(draft.shape[0])
+        return is_end(draft, horizon.ends).any().expand(draft.shape[0])
 
 
 class LengthNormalised(OwnWeights):

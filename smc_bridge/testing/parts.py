@@ -15,6 +15,7 @@ from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.models.arguments import called
+from smc_bridge.models.ends import ends_of
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.protocol import Asked, Proposal
 from smc_bridge.randomness import PromptSource
@@ -60,7 +61,7 @@ def proposal_fault(proposal: Proposal, *, lanes: int, limit: int) -> str | None:
     draft = proposal.draft(state, asked, source=source)
     along = proposal.along(state, asked, torch.arange(ALONG * lanes), draft.tokens)
     # What follows the end of a sequence has no law.
-    end = Horizon(draft.width, proposal.model.eos_id).end(draft.tokens)
+    end = Horizon(draft.width, ends_of(proposal.model.eos_id)).end(draft.tokens)
     inside = torch.arange(draft.tokens.shape[1]) < end[:, None]
     difference = (draft.q.dense().exp() - along.dense().exp()).abs().amax(-1)
     gap = float(torch.where(inside, difference, 0.0).max())

@@ -14,6 +14,7 @@ from smc_bridge.engine.weights import EssBelow, always
 from smc_bridge.kernels.importance import AcceptAll, OwnWeights
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.models.arguments import called, said
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.proposals.protocol import Proposal as Proposes
@@ -68,7 +69,7 @@ def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seate
         ValueError: its models are no tables, and its proposal is one that nobody but its author can put on others.
     """
     own = own_pair(sampler)
-    pair = own or tabular_pair(world.size, world.limit, eos=sampler.target.model.eos_id is not None)
+    pair = own or tabular_pair(world.size, world.limit, eos=bool(ends_of(sampler.target.model.eos_id)))
     limit = min(world.limit, pair.ar.depth)
     target = copy.copy(sampler.target)
     target.model = pair.ar
@@ -165,15 +166,16 @@ def trusted(seated: Seated) -> Iterator[tuple[str, Seated]]:
 
 
 def _marginals(proposal: Any) -> DLMProposal:
-    """All of the marginals of a proposal's model, at its temperatures as far as they are known."""
+    """All of the marginals of a proposal's model, at its temperatures as far as they are known and positive."""
     base = proposal
     while hasattr(base, "base"):
         base = base.base
     if not isinstance(base, DLMProposal):
         return DLMProposal(proposal.model, banned_ids=proposal.banned_ids, lookahead=proposal.lookahead)
+    own = base.lane_temperatures
     return DLMProposal(
-        base.model, temperature=base.lane_temperatures or base.shaping.temperature, banned_ids=base.banned_ids,
-        lookahead=base.lookahead,
+        base.model, temperature=base.shaping.temperature or 1.0 if own is None else [one or 1.0 for one in own],
+        banned_ids=base.banned_ids, lookahead=base.lookahead,
     )
 
 

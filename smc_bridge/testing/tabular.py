@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.models.tabular_blocks import TabularBlockDLM
 from smc_bridge.prefix import Prefix
 from smc_bridge.testing.frontier import SequenceLaw
 
@@ -24,7 +26,10 @@ class TabularPair(NamedTuple):
     ar: TabularAR
 
 
-def tabular_pair(size: int = 2, depth: int = 3, *, seed: int = 0, noise: float = 0.9, eos: bool = True) -> TabularPair:
+def tabular_pair(
+    size: int = 2, depth: int = 3, *, seed: int = 0, noise: float = 0.9, eos: bool = True,
+    block_size: int | None = None,
+) -> TabularPair:
     """Random asymmetric tables, with a proposal that is blurred (mean field) and perturbed.
 
     Args:
@@ -33,8 +38,11 @@ def tabular_pair(size: int = 2, depth: int = 3, *, seed: int = 0, noise: float =
         seed: of the tables.
         noise: of the proposal's log-probabilities, nats.
         eos: whether the last token ends a sequence.
+        block_size: tokens of a block of a block-causal diffusion model, None for one that sees everything.
     """
     ar = TabularAR.random(size, depth, seed=seed, concentration=1.5, eos_id=size - 1 if eos else None)
+    if block_size is not None:
+        return TabularPair(TabularBlockDLM(ar, block_size=block_size, noise=noise, seed=seed + 1), ar)
     return TabularPair(TabularDLM(ar, noise=noise, seed=seed + 1), ar)
 
 
@@ -52,6 +60,7 @@ def exact_law(target: ARTarget, limit: int) -> SequenceLaw:
     """
     model = target.model
     assert isinstance(model, TabularAR)
+    ends = ends_of(model.eos_id)
     whole: SequenceLaw = {}
     growing: SequenceLaw = {(): 1.0}
     while growing:
@@ -60,7 +69,7 @@ def exact_law(target: ARTarget, limit: int) -> SequenceLaw:
         after: SequenceLaw = {}
         for (sequence, mass), row in zip(growing.items(), conditionals, strict=True):
             for token, share in enumerate(row):
-                ended = token == model.eos_id or len(sequence) + 1 == limit
+                ended = token in ends or len(sequence) + 1 == limit
                 (whole if ended else after)[(*sequence, token)] = mass * share
         growing = {s: mass for s, mass in after.items() if mass > 0.0}
     if target.potential is None:

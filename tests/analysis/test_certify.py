@@ -92,7 +92,7 @@ def test_the_title_tells_flags_only_where_the_spelling_leaves_them_open(
          "its reverse bound is about; leave out resampler=ssp"),
         (["--n", "1"], "--n = 1"),
         (["--level", "1"], "--level = 1"),
-        (["--temperature", "0"], "--temperature = 0"),
+        (["--temperature", "-1"], "--temperature = -1"),
         (["--json", "/"], "--json = /"),
     ],
 )

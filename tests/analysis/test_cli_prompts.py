@@ -18,6 +18,7 @@ from smc_bridge.analysis.commands.plot import command as plot_command
 from smc_bridge.analysis.commands.study import command as study_command
 from smc_bridge.analysis.study import load_study
 from smc_bridge.cli import main
+from smc_bridge.commands.models import Models
 from smc_bridge.models import pairs
 from smc_bridge.models.pairs import Pair
 from tests.models.checkpoints import save_checkpoint
@@ -147,6 +148,12 @@ def test_models_of_ones_own_are_run_continued_and_told_apart(
     assert "pair = " in err
     assert f"{other[0].removeprefix('--').replace('-', '_')}={other[1]}" in err
     assert (tmp_path / "c.json").read_bytes() == kept
+
+
+def test_the_form_of_prompts_is_part_of_what_results_are_told_apart_by() -> None:
+    own = Models(("a", "b"), {"mask_id": None, "chat": False, "system": "two\nlines", "device": "cpu"})
+    assert own.identity == r"a, b, chat=False, system='two\nlines'"
+    assert Models(("a", "b"), {"mask_id": None, "system": None}).identity == "a, b"
 
 
 def test_a_task_is_run_with_models_of_ones_own_and_other_limits(run: Run) -> None:

@@ -270,7 +270,7 @@ BAD_ARGUMENTS = {
     "n = 0": (["--n", "0"], "--n = 0"),
     "n beyond the task": (["--n", "7"], "--n = 7"),
     "batch = 0": (["--batch", "0"], "--batch = 0"),
-    "temperature 0": (["--temperature", "0"], "--temperature = 0"),
+    "temperature below 0": (["--temperature", "-1"], "--temperature = -1"),
     "w above 1": (["--w", "2"], "--w = 2"),
     "folder as file": (["--json", "."], "--json = ."),
     "missing folder": (["--json", "/no-such-folder/c.json"], "--json = /no-such-folder/c.json"),

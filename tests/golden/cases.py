@@ -63,7 +63,7 @@ TOKENS = 24
 @cache
 def embedded() -> Pair:
     """The embedded pair, loaded once a process."""
-    return load_pair("arithmetic")
+    return load_pair("arithmetic", dlm_cache="none")
 
 
 def likes_ones(prefix: Prefix) -> torch.Tensor:
@@ -129,7 +129,7 @@ def cases() -> dict[str, Run]:
             add(
                 f"tabular/dlm/{order}/{count}",
                 lambda order=order, count=count: diffusion(
-                    proposal, prompts, order=order, tokens_per_forward=count, window=3, seed=seeds,
+                    proposal, prompts, order=order, tempered=True, tokens_per_forward=count, window=3, seed=seeds,
                     max_new_tokens=LIMIT, batch=3,
                 ),
             )
@@ -152,7 +152,7 @@ def cases() -> dict[str, Run]:
             f"embedded/dlm/{order}",
             lambda order=order: diffusion(
                 DLMProposal(embedded().dlm, temperature=0.2, lookahead=32), **_problems(), order=order,
-                tokens_per_forward=4,
+                tempered=True, tokens_per_forward=4,
             ),
         )
     return found

@@ -14,8 +14,12 @@ def model_law(
     """Probabilities after banned ids, temperature, top-k and top-p, in this order.
 
     Tokens are ranked by their logits, and a mass counts as top-p if it falls short by 1e-5 top_p (1 - top_p) or less.
+    At temperature 0 the first of the greatest logits has all the mass.
     """
     allowed = np.array([i not in banned and logits[i] > -np.inf for i in range(len(logits))])
+    if temperature == 0.0:
+        best = max((i for i in range(len(logits)) if allowed[i]), key=lambda i: (logits[i], -i))
+        return np.eye(len(logits))[best]
     prob = np.where(allowed, np.exp((logits - logits[allowed].max()) / temperature), 0.0)
     prob /= prob.sum()
     order = np.argsort(-np.where(allowed, logits, -np.inf), kind="stable")

@@ -20,13 +20,13 @@ Law = dict[tuple[Block, int], float]
 
 
 class Toy(NamedTuple):
-    """Marginals `q: [V, A]`, the law after every prefix of fewer than V tokens, the window (at most V), the EOS id."""
+    """Marginals `q: [V, A]`, the law after every prefix of fewer than V tokens, the window (at most V), the EOS ids."""
 
     name: str
     q: np.ndarray
     pi: dict[Block, np.ndarray]
     window: int
-    eos: int | None
+    eos: int | tuple[int, ...] | None
 
     @property
     def size(self) -> int:
@@ -35,7 +35,7 @@ class Toy(NamedTuple):
 
     def ends(self, block: Block) -> bool:
         """Whether nothing may follow `block`."""
-        return len(block) == self.window or (self.eos is not None and block[-1] == self.eos)
+        return len(block) == self.window or block[-1] in (self.eos if isinstance(self.eos, tuple) else (self.eos,))
 
     def paths(self) -> list[Block]:
         """Every block at which the sequence must end."""
@@ -50,8 +50,8 @@ class Toy(NamedTuple):
 
 
 def random_toy(
-    size: int, window: int, *, seed: int, allowed: int | None = None, eos: int | None = None, zeros: bool = False,
-    flat: bool = False,
+    size: int, window: int, *, seed: int, allowed: int | None = None, eos: int | tuple[int, ...] | None = None,
+    zeros: bool = False, flat: bool = False,
 ) -> Toy:
     """Asymmetric Dirichlet laws that depend on the past.
 
@@ -75,8 +75,9 @@ def random_toy(
         for j, (prefix, law) in enumerate(pi.items()):
             law[(j + len(prefix)) % size] = 0.0
             pi[prefix] = law / law.sum()
-    parts = [f"A{size}V{window}", f"W{allowed}" if allowed else "", "eos" if eos is not None else "",
-             "zeros" if zeros else "", "flat" if flat else ""]
+    end = "two-eos" if isinstance(eos, tuple) else "" if eos is None else "eos"
+    parts = [f"A{size}V{window}", f"W{allowed}" if allowed else "", end, "zeros" if zeros else "",
+             "flat" if flat else ""]
     return Toy("-".join(filter(None, parts)), q, pi, allowed or window, eos)
 
 
@@ -94,6 +95,7 @@ def toys() -> list[Toy]:
         random_toy(2, 3, seed=9, allowed=2),
         random_toy(3, 3, seed=10, allowed=2, eos=1),
         random_toy(3, 3, seed=11, zeros=True, eos=1),
+        random_toy(3, 3, seed=12, eos=(0, 2)),
         random_toy(2, 3, seed=12, flat=True),
     ]
 

@@ -18,17 +18,22 @@ Sequence = tuple[int, ...]
 Law = dict[Sequence, float]
 
 
-def sequence_law(tables: list[np.ndarray], limit: int, eos: int | None, *, temperature: float = 1.0) -> Law:
-    """Probability of every complete sequence, cut at `limit` tokens or at EOS; `tables[d]: [A**d, A]`."""
+def sequence_law(
+    tables: list[np.ndarray], limit: int, eos: int | Sequence | None, *, temperature: float = 1.0
+) -> Law:
+    """Probability of every complete sequence, cut at `limit` tokens or at an EOS; `tables[d]: [A**d, A]`."""
     size = tables[0].shape[1]
     law: Law = {}
+    last = eos if isinstance(eos, tuple) else (eos,)
 
     def grow(prefix: Sequence, row: int, mass: float) -> None:
-        if len(prefix) == limit or (prefix and prefix[-1] == eos):
+        if len(prefix) == limit or (prefix and prefix[-1] in last):
             law[prefix] = mass
             return
-        conditional = tables[len(prefix)][row] ** (1.0 / temperature)
-        conditional = conditional / conditional.sum()
+        conditional = tables[len(prefix)][row]
+        # At temperature 0 the first of the likeliest tokens.
+        power = conditional ** (1.0 / temperature) if temperature else np.eye(size)[conditional.argmax()]
+        conditional = power / power.sum()
         for token in range(size):
             grow((*prefix, token), row * size + token, mass * conditional[token])
 

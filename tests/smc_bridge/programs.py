@@ -17,6 +17,7 @@ from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.ends import EosId
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -64,13 +65,13 @@ class TablePotential:
         return float(self.log_phi[self._code(Prefix.of([sequence]))].exp())
 
 
-def table_model(eos: int | None, *, tables: list[np.ndarray] | None = None) -> TabularAR:
+def table_model(eos: EosId, *, tables: list[np.ndarray] | None = None) -> TabularAR:
     """The tables as a model."""
     return TabularAR([torch.from_numpy(t) for t in tables or TABLES], eos_id=eos)
 
 
 def program(
-    kernel: Kernel, *, eos: int | None = 1, lanes: int = 1, particles: int = 2, potential: Potential | None = None,
+    kernel: Kernel, *, eos: EosId = 1, lanes: int = 1, particles: int = 2, potential: Potential | None = None,
     lookahead: int = 3, noise: float = 0.9, intermediate: Intermediate | None = None, window: int = 2,
     ar: TabularAR | None = None, noise_seed: int = 2, w: float = 0.5,
     temperature: float | list[float] | None = None,

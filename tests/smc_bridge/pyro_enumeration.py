@@ -49,7 +49,7 @@ class Prescribe(Messenger):  # type: ignore[misc]
         place = torch.tensor([n])
         single = StoppedPrefix(
             law.base.select(place), law.kernel, law.proposal.select(place), law.intermediate.select(place),
-            Horizon(law.horizon.window[place], law.horizon.eos_id),
+            Horizon(law.horizon.window[place], law.horizon.ends),
         )
         every = single.enumerate_support()
         chosen: Tensor = every[self.source.choose(single.log_prob(every)[:, 0].exp().tolist()), 0]

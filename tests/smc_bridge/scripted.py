@@ -182,7 +182,7 @@ class ScriptedTreeWalk(TreeWalk):
             tree, pi, walks=walks, source=source, window=window, horizon=horizon, forced=prescribed,
         )
         owner = torch.arange(pi.rows).repeat_interleave(walks)[:, None].expand_as(before)
-        lane_horizon = Horizon(horizon.window.repeat_interleave(walks), horizon.eos_id)
+        lane_horizon = Horizon(horizon.window.repeat_interleave(walks), horizon.ends)
         source.record(self.real, self.q.of_rows(owner[:, 0]), Placed(pi, owner, before), lane_horizon)
         # A prescribed length at which the walk does not stop has probability zero; a retained lane has its own tokens.
         obeyed = ((script.block == prescribed) | (script.block < 0)).all(1)

@@ -51,7 +51,8 @@ class Program:
         self.sampler.resampler = Recorded(self.resampler)
         self.tree = isinstance(sampler.kernel, TreeWalk)
         self.lanes = sampler.particles * sampler.lanes
-        self.eos = sampler.target.model.eos_id
+        eos = sampler.target.model.eos_id
+        self.ends = eos if isinstance(eos, tuple) else (eos,)
         self.size = sampler.target.model.vocab_size
         self.retained = None
         if retained is not None:
@@ -78,6 +79,9 @@ class Program:
         if self.real.pace is not None:
             plan = self.real.pace.plan(states.seen.reshape(states.states, 2, -1).numpy(), self.real.sizes)
             most, ahead = torch.tensor(plan)[..., None]
+        block = getattr(self.real.proposal.model, "block_size", None)
+        if block is not None:  # nothing is drafted past the end of a block
+            ahead = torch.minimum(ahead, block - states.length % block)
         left = torch.where(left > 0, left, torch.minimum(room, ahead))
         window = torch.where(states.done, 0, torch.minimum(torch.minimum(left, room), most))
         kinds = torch.stack([window, torch.where(states.done, 0, room)], -1)
@@ -98,10 +102,10 @@ class Program:
             yield (0,) * self.real.window, 0, 0, 0  # done: nothing to draw
         for length in range(1, window + 1):
             for tokens in itertools.product(range(self.size), repeat=length):
-                if self.eos is not None and self.eos in tokens[:-1]:
+                if any(token in self.ends for token in tokens[:-1]):
                     continue
                 block = tokens + (PAD,) * (self.real.window - length)
-                ended = tokens[-1] == self.eos or length == room
+                ended = tokens[-1] in self.ends or length == room
                 if self.tree or ended:
                     yield block, length, length, 0
                 elif length == window:

@@ -61,8 +61,8 @@ def test_an_order_reads_the_law_that_is_drawn_from_or_the_models_own() -> None:
         [[0.9, 0.1], [0.8, 0.2]], [[0.6, 0.4], [0.7, 0.3]]))
     shown = torch.full((1, 2), MASKED)
     both = Look(tempered, lambda: plain, shown, shown == MASKED, torch.tensor([0]))
-    assert Ordered("confidence")(both).places.tolist() == [[True, False]]
-    assert Ordered("confidence", tempered=False)(both).places.tolist() == [[False, True]]
+    assert Ordered("confidence", tempered=True)(both).places.tolist() == [[True, False]]
+    assert Ordered("confidence")(both).places.tolist() == [[False, True]]
 
 
 def test_the_least_sure_tokens_are_masked_again_while_a_row_is_young() -> None:
@@ -152,7 +152,7 @@ def test_bad_arguments_of_reconsider_are_refused(arguments: dict[str, Any], says
         Reconsider(**arguments)
 
 
-def test_the_method_takes_tokens_back_and_orders_by_the_models_own_law_by_name() -> None:
+def test_the_method_takes_tokens_back_and_orders_by_either_law_by_name() -> None:
     def made(text: str) -> CommitRule:
         decoder = spelled(text).make(toy_pair())
         assert isinstance(decoder, Canvas)
@@ -161,11 +161,17 @@ def test_the_method_takes_tokens_back_and_orders_by_the_models_own_law_by_name()
         return decoder.rule
 
     assert made("dlm,tokens=2,order=confidence,remask=1") == Reconsider(Ordered("confidence", 2), 1)
-    assert made("dlm,order=entropy,tempered=false") == Ordered("entropy", tempered=False)
+    assert made("dlm,order=entropy,tempered=true") == Ordered("entropy", tempered=True)
+    assert made("dlm,order=entropy") == Ordered("entropy", tempered=False)
     for text, says in (
         ("dlm-all,remask=1", "remask = 1 with tokens = None: nothing is left to fill"),
         ("dlm,remask=-1", "remask = -1: mask none again, or a whole number"),
-        ("dlm,tempered=false", "tempered = False with order = left_to_right, which reads no law"),
+        ("dlm,tempered=true", "tempered = True with order = left_to_right, which reads no law"),
+        ("dlm,order=entropy,tempered=true,temperature=0", "tempered = True with temperature = 0: point masses rank no"),
+        (
+            "dlm,order=entropy,tempered=true,remask=1,temperature=0",
+            "tempered = True with temperature = 0: point masses rank no",
+        ),
     ):
         with pytest.raises(ValueError, match="^" + re.escape(says)):
             spelled(text).make(toy_pair())

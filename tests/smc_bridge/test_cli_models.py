@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,24 +87,44 @@ def test_memory_options_reach_the_models(run: Run, models: list[str], monkeypatc
 
     monkeypatch.setattr("smc_bridge.models.pairs.load_pair", load)
     two = [*models, "--dlm-convention", "shifted", "--dtype", "float64"]
-    for argv in ([], ["--dlm-cache", "prefix"], ["--max-logit-bytes", "700"]):
+    for argv in ([], ["--dlm-cache", "none"], ["--dlm-cache", "prefix"], ["--max-logit-bytes", "700"]):
         code, out, err = run(*two, *argv)
         assert (code, err) == (0, ""), err
         assert "w" in out
     adapters: list[Any] = [(pair.dlm, pair.ar) for pair in loaded]
-    assert [dlm.cache for dlm, _ in adapters] == ["none", "prefix", "none"]
+    assert [dlm.cache for dlm, _ in adapters] == ["prefix", "none", "prefix", "prefix"]
     assert [(dlm.chunks.max_logit_bytes, ar.chunks.max_logit_bytes) for dlm, ar in adapters] == [
-        (None, None), (None, None), (700, 700),
+        (None, None), (None, None), (None, None), (700, 700),
     ]
     for option in ("--dlm-cache", "--max-logit-bytes"):
         assert run(*two, option, "nonsense")[0] == 2
 
 
-@pytest.mark.parametrize("argv", [["--trust-remote-code"], ["--dlm-convention", "shifted"], ["--mask-id", "3"]])
+@pytest.mark.parametrize("argv", [
+    ["--trust-remote-code"], ["--dlm-convention", "shifted"], ["--mask-id", "3"], ["--plain"], ["--system", "w1"],
+])
 def test_options_of_own_models_without_any_are_refused(run: Run, argv: list[str]) -> None:
     code, _, err = run(*argv)
     assert (code, err.count("\n")) == (2, 1)
     assert f"{argv[0]} is for models of your own: give --dlm and --ar too" in err
+
+
+def test_prompts_are_plain_or_have_a_system_turn(run: Run, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} w9 {% endfor %}"
+    save_checkpoint(tmp_path / "dlm", "bert", seed=1)
+    save_checkpoint(tmp_path / "ar", "llama", seed=2, tokenizer=tokenizer)
+    two = ["--dlm", str(tmp_path / "dlm"), "--ar", str(tmp_path / "ar"), "--json"]
+    prompts = {"a": [], "b": ["--plain"], "c": ["--system", "w3"]}
+    for name, argv in prompts.items():
+        assert run(*two, str(tmp_path / f"{name}.json"), *argv)[::2] == (0, "")
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text())["prompt"] for name in prompts}
+    assert found == {"a": [5, 6, 13], "b": [5, 6], "c": [7, 13, 5, 6, 13]}
+    code, out, err = run(*two, "-", "--plain", "--system", "w3")
+    assert (code, out) == (2, "")
+    assert err == (
+        "smc-bridge: error: --system = 'w3' with --plain: a text as it is has no turns; give one of them\n"
+    )
 
 
 def test_one_model_alone_is_paired_with_the_embedded_one_and_compared(run: Run, models: list[str]) -> None:

@@ -66,7 +66,7 @@ def test_conditionals_are_normalised_and_shapes_follow() -> None:
 def test_a_kernel_can_be_run_towards_it() -> None:
     q, p = laws()["proposal"], laws()["target"]
     pi = GlobalProductOfExperts(q, p, W)
-    stopped = StoppedPrefix(pi, Rejection(), q, pi, Horizon(torch.tensor([2, 2]), None))
+    stopped = StoppedPrefix(pi, Rejection(), q, pi, Horizon(torch.tensor([2, 2]), ()))
     total = stopped.log_prob(stopped.enumerate_support()).exp().sum(0)
     assert (total - 1).abs().max() < 1e-12, total
 
@@ -81,11 +81,18 @@ def test_log_prob_names_the_local_one_where_blocks_cannot_be_listed() -> None:
         law.log_prob(torch.zeros(1, 20, dtype=torch.long))
 
 
-def test_experts_without_a_common_block_are_refused() -> None:
-    log_q = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]] * 2).double().log()
-    log_p = log_q.flip(-1)
+def test_where_experts_have_no_common_block_the_target_stands_in() -> None:
+    """Of two prefixes the first has experts without a common block, the second a common first token."""
+    log_q = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.5, 0.5]]], dtype=torch.float64).log()
+    log_p = torch.tensor([[[0.0, 1.0], [0.2, 0.8]], [[0.5, 0.5], [0.2, 0.8]]], dtype=torch.float64).log()
     law = GlobalProductOfExperts(proposal_block(log_q), proposal_block(log_p), W)
-    with pytest.raises(ValueError, match="share no block"):
-        law.log_prob(torch.zeros(2, 2, dtype=torch.long))
+    found = law.log_prob(law.enumerate_support()).exp()  # [4, 2]: blocks 00, 01, 10, 11
+    halves = torch.tensor([0.2, 0.8], dtype=torch.float64) ** (1 - W)
+    second = [*(halves / halves.sum()).tolist(), 0.0, 0.0]
+    assert torch.allclose(found, torch.tensor([[0.0, 0.0, 0.2, 0.8], second], dtype=torch.float64).T, atol=1e-12), found
+    assert abs(float(law.log_normaliser[0])) < 1e-12
+
+
+def test_an_exponent_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"w = 1\.5"):
         GlobalProductOfExperts(proposal_block(LOG_Q), proposal_block(LOG_Q), 1.5)

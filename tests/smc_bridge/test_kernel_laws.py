@@ -21,6 +21,7 @@ from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.ends import ends_of
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import PromptSource, UniformSource
 from smc_bridge.testing import kernel_outcomes
@@ -274,7 +275,7 @@ def test_real_draws_follow_the_oracles_law(kernel: str, name: str, device: str) 
     toy, (build, oracle), rows = toy_for(kernel, name), KERNELS[kernel], 40_000
     built, source = build(), PromptSource([torch.Generator().manual_seed(5)], rows, device=device)
     q = Dense(log_q_of(toy, rows).to(device))
-    horizon = Horizon(torch.full((rows,), toy.window, device=device), toy.eos)
+    horizon = Horizon(torch.full((rows,), toy.window, device=device), ends_of(toy.eos))
     if isinstance(built, TreeWalk):
         tree = built.tree(q, horizon=horizon)
         first = torch.zeros(1, dtype=torch.long, device=device)
@@ -351,7 +352,7 @@ def test_gumbel_noise_made_a_few_positions_at_a_time_commits_the_same_blocks(mon
     q, pi = (torch.randn(rows, window, size, generator=generator).double().log_softmax(-1) for _ in range(2))
     tokens = torch.distributions.Categorical(logits=q).sample()
     table = torch.rand(rows, window, size, generator=generator, dtype=torch.float64)
-    horizon = Horizon(torch.randint(1, window + 1, (rows,), generator=generator), 2)
+    horizon = Horizon(torch.randint(1, window + 1, (rows,), generator=generator), (2,))
     moves = []
     for positions, calls in ((window, 1), (2, 3), (1, 5)):
         monkeypatch.setattr("smc_bridge.kernels.gumbel.NOISE", positions * size)

@@ -110,7 +110,7 @@ def test_truncation_is_told() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Shaping(0.0), "temperature = 0.0"),
+        (lambda: Shaping(1e-39), "temperature = 1e-39: give 0 for the likeliest token alone, or a number between"),
         (lambda: Shaping(-1.0), "temperature = -1.0"),
         (lambda: Shaping(math.nan), "temperature = nan"),
         (lambda: Shaping(math.inf), "temperature = inf"),
@@ -154,7 +154,7 @@ def test_one_temperature_is_shared_by_all_lanes() -> None:
     ("options", "says"),
     [
         ({"temperature": []}, "temperature of the proposal is an empty list"),
-        ({"temperature": [1.0, 0.0]}, "temperature of the proposal = 0.0"),
+        ({"temperature": [1.0, -0.5]}, "temperature of the proposal = -0.5"),
         ({"temperature": -2.0}, "temperature of the proposal = -2.0"),
         ({"lookahead": 0}, "lookahead = 0"),
         ({"top_p": 0.0}, "top_p of the proposal = 0.0"),

@@ -43,6 +43,7 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.released import Argmax, ReleasedProposal, ReleasedRejection, ReleasedScore
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.protocols import CausalSession, Session
 from smc_bridge.models.rows import Rows
 from smc_bridge.models.tabular import TabularAR, TabularDLM
@@ -285,7 +286,7 @@ KERNELS: dict[str, tuple[Kernel, Shaping]] = {
 def test_kernels_have_one_law_whatever_the_chunks(kernel: str, toy: laws.Toy) -> None:
     """By enumeration: looking at one position after the other changes nothing."""
     rule, shaping = KERNELS[kernel]
-    horizon = Horizon(torch.full((1,), toy.window), toy.eos)
+    horizon = Horizon(torch.full((1,), toy.window), ends_of(toy.eos))
 
     def law_in(chunks: Chunks) -> dict[Any, float]:
         def move(source: Any) -> Any:
@@ -316,7 +317,7 @@ def test_kernels_move_alike_on_laws_of_models_and_of_tensors(kernel: Any, chunks
     pi = bridge_law(ProductOfExperts(0.3), q, p, lanes=K)
     dense_q = Dense(log_q.reshape(-1, V, A))
     dense_pi = Dense(ProductOfExperts(0.3).log_prob(log_q, log_p).reshape(-1, V, A))
-    horizon = Horizon(torch.tensor([4, 4, 2, 3, 4, 1]), 2)
+    horizon = Horizon(torch.tensor([4, 4, 2, 3, 4, 1]), (2,))
     for seed in range(20):
         sources = [PromptSource([torch.Generator().manual_seed(seed)], B * K) for _ in range(2)]
         moves = []

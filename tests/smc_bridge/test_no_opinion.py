@@ -19,6 +19,7 @@ from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import StoppingKernel
 from smc_bridge.kernels.rejection import Rejection
+from smc_bridge.models.ends import ends_of
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
 from smc_bridge.proposals.protocol import Asked, Draft
@@ -48,7 +49,7 @@ def expected_law(kernel: str, toy: Toy, gap: int) -> Law:
         short = KERNELS[kernel][1](toy._replace(q=toy.q[:gap], window=gap))
     law: Law = defaultdict(float)
     for (block, accepted), probability in short.items():
-        if accepted == gap and not (block and block[-1] == toy.eos):
+        if accepted == gap and not (block and block[-1] in ends_of(toy.eos)):
             for token, mass in enumerate(toy.pi[block]):
                 law[(*block, token), accepted] += probability * float(mass)
         else:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from smc_bridge.models.ends import EosId, ends_of
 from smc_bridge.prefix import PAD, Prefix
 
 
@@ -13,11 +14,11 @@ def three() -> Prefix:
     return Prefix.of([[3, 1], [], [2, 2, 0, 1]])
 
 
-def extend(prefix: Prefix, block: list[list[int]], count: list[int], *, eos: int | None = None, limit: int = 9) -> (
+def extend(prefix: Prefix, block: list[list[int]], count: list[int], *, eos: EosId = None, limit: int = 9) -> (
     Prefix
 ):
     return prefix.extend(
-        torch.tensor(block), torch.tensor(count), eos_id=eos, limit=torch.full_like(prefix.length, limit)
+        torch.tensor(block), torch.tensor(count), ends=ends_of(eos), limit=torch.full_like(prefix.length, limit)
     )
 
 

@@ -15,6 +15,7 @@ from smc_bridge.distributions.target import ARTarget
 from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import Kernel, StoppingKernel
 from smc_bridge.kernels.tree import TreeWalk
+from smc_bridge.models.ends import ends_of
 from smc_bridge.pyro_program.block import Block, at_tokens, intermediate_block, proposal_block, target_block
 from smc_bridge.pyro_program.stopped import StoppedPrefix, stopped_length
 from smc_bridge.randomness import PromptSource
@@ -43,7 +44,7 @@ def sides(
     p = target_block(session, torch.arange(2), ARTarget(model, temperature=TEMPERATURE), window=WINDOW)
     intermediate: Intermediate = Proposal() if isinstance(kernel, AcceptAll) else ProductOfExperts(0.4)
     pi = intermediate_block(intermediate, q, p)
-    horizon = Horizon(torch.tensor(window), eos)
+    horizon = Horizon(torch.tensor(window), ends_of(eos))
     return StoppedPrefix(pi, kernel, q, pi, horizon), StoppedPrefix(p, kernel, q, pi, horizon)
 
 
@@ -75,7 +76,7 @@ def test_the_guides_site_is_the_kernels_own_law(name: str, eos: int | None) -> N
         pi = guide.base.select(torch.full((value.shape[0],), row)).along(value.clamp_min(0))
         expected = kernel.log_density(
             LOG_Q[row].expand_as(pi), pi, value, stopped_length(value), horizon=Horizon(
-                torch.full((value.shape[0],), WINDOW), eos))
+                torch.full((value.shape[0],), WINDOW), ends_of(eos)))
         assert (guide.log_prob(every)[:, row].exp() - expected.exp()).abs().max() < 1e-12
 
 
@@ -104,7 +105,7 @@ def test_samples_have_the_law(name: str, side: str) -> None:
         place = torch.tensor([row])
         single = StoppedPrefix(
             law.base.select(place), law.kernel, law.proposal.select(place), law.intermediate.select(place),
-            Horizon(law.horizon.window[place], 1))
+            Horizon(law.horizon.window[place], (1,)))
         every = single.enumerate_support()
         counts.append((drawn[:, row, None] == every[:, 0]).all(-1).sum(0))
         probabilities.append(single.log_prob(every)[:, 0].exp() / 2)
@@ -177,9 +178,9 @@ def test_what_cannot_be_stopped_is_refused() -> None:
     with pytest.raises(ValueError, match="different shapes"):
         StoppedPrefix(p, guide.kernel, proposal_block(LOG_Q[:, :2]), pi, horizon)
     with pytest.raises(ValueError, match=r"horizon.window has shape \(1,\)"):
-        StoppedPrefix(p, guide.kernel, q, pi, Horizon(torch.tensor([2]), None))
+        StoppedPrefix(p, guide.kernel, q, pi, Horizon(torch.tensor([2]), ()))
     with pytest.raises(ValueError, match=r"horizon.window = \[4, 2\]"):
-        StoppedPrefix(p, guide.kernel, q, pi, Horizon(torch.tensor([4, 2]), None))
+        StoppedPrefix(p, guide.kernel, q, pi, Horizon(torch.tensor([4, 2]), ()))
     mixed, _ = sides(KERNELS["rejection"], window=(1, 2))
     with pytest.raises(ValueError, match="split the batch"):
         mixed.enumerate_support()
@@ -211,7 +212,7 @@ def test_the_last_token_is_the_drafts_own_as_often_as_the_kernel_says(name: str)
     source = PromptSource([torch.Generator().manual_seed(5)], runs)
     draft = drafted(log_q, source)
     pi = Dense(guide.base.select(torch.zeros(runs, dtype=torch.long)).along(draft.tokens))
-    move = kernel(draft, pi, source=source, horizon=Horizon(torch.full((runs,), WINDOW), 1))
+    move = kernel(draft, pi, source=source, horizon=Horizon(torch.full((runs,), WINDOW), (1,)))
     every = guide.enumerate_support(expand=False)
     last, log_g = guide.log_last_accepted(every)[:, 0].exp(), guide.log_prob(every)[:, 0]
     expected = torch.cat([log_g.exp() * last, log_g.exp() * (1 - last)])

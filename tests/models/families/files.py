@@ -1,4 +1,4 @@
-"""A family of diffusion models as the tests see it, and the files of a checkpoint folder as published ones have them."""
+"""A family of diffusion models as the tests see it, and the files of a checkpoint as published ones have them."""
 
 from __future__ import annotations
 

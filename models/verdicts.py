@@ -1,0 +1,57 @@
+"""What a probe of a model found: refused or warned of where the model is loaded, shown by `smc-bridge doctor`.
+
+A probe is a generator of verdicts, each of which may cost a tiny forward, so that loading stops at the first fault.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what holds of a good model.
+        fault: what is wrong and the remedy, for a line that begins with the model's name; None if it holds.
+        fatal: whether a model with this fault is refused, or only warned of.
+    """
+
+    name: str
+    fault: str | None = None
+    fatal: bool = True
+
+
+_UNPROBED: ContextVar[bool] = ContextVar("unprobed", default=False)
+
+
+@contextmanager
+def unprobed() -> Iterator[None]:
+    """Models that are made in the block are not probed: for who probes them by hand, or knows better."""
+    token = _UNPROBED.set(True)
+    try:
+        yield
+    finally:
+        _UNPROBED.reset(token)
+
+
+def settle(subject: str, verdicts: Iterable[Verdict]) -> None:
+    """Refuse a model at its first fatal fault, and warn of others; nothing within `unprobed`.
+
+    Args:
+        subject: argument and class, as `dlm_model = ClassName`.
+    Raises:
+        ValueError: a fault.
+    """
+    if _UNPROBED.get():
+        return
+    for verdict in verdicts:
+        if verdict.fault is not None and verdict.fatal:
+            raise ValueError(f"{subject}: {verdict.fault}")
+        if verdict.fault is not None:
+            warnings.warn(f"{subject}: {verdict.fault}", stacklevel=4)
