@@ -165,7 +165,7 @@ def load_pair(
 
 
 def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:
-    """The pair, freshly made, with that cap on the logits of one forward of each of its models."""
+    """The pair, freshly made, with that cap on the logits that the heads of its models compute at once."""
     if max_logit_bytes is None:
         return pair
     from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM

@@ -1,7 +1,8 @@
 """What both Hugging Face adapters share: the alphabet, one ragged forward, and the checks on what comes out of it.
 
 Rows of different length are right-padded: then a real token has the same position and sees the same tokens as it would
-alone. Only the columns that some row needs are turned into logits (`logits_to_keep`), and each row's own are gathered.
+alone. Only the columns that some row needs are turned into logits (`logits_to_keep`), and each row's own are gathered;
+under a cap on logits each row's own alone are computed (`smc_bridge.models.huggingface.forwards`).
 """
 
 from __future__ import annotations

@@ -133,14 +133,14 @@ class Forwards:
             `[B, C, columns]`; `[B, F, columns]` of a model that knows no `logits_to_keep`. Under a cap of any model
             scores, `[B, C, A]` of `score_dtype`.
         """
-        at_once, lean = self.positions_at_once, None
+        at_once, quick = self.positions_at_once, None
         if position is not None and (isinstance(mask, dict) or mask.dim() == 4):
-            lean = self.lean
+            quick = self.lean
         with torch.no_grad():  # not inference_mode: a caller may change the scores in place
-            if lean is not None and position is not None and lean.fits(mask):
+            if quick is not None and position is not None and quick.fits(mask):
                 if at_once is None:
-                    return lean(ids, mask, position, cache, keep)
-                head, states = lean.head, lean.states(ids, mask, position, cache, keep)
+                    return quick(ids, mask, position, cache, keep)
+                head, states = quick.head, quick.states(ids, mask, position, cache, keep)
             elif at_once is None:
                 return self._run(ids, mask, position, cache, keep)
             elif self.plain_head is None:

@@ -60,7 +60,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "where a model of your own can, else none)",
     )
     group.add_argument(
-        "--max-logit-bytes", type=whole(1), metavar="B", help="cap on the logits of one forward (default: none)"
+        "--max-logit-bytes", type=whole(1), metavar="B",
+        help="bytes of logits that a head computes at once (default: no cap)",
     )
     group.add_argument(
         "--reduce", action="store_true", help="where tokenizers differ, sample from the ids that both share"

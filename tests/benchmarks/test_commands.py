@@ -18,6 +18,7 @@ COMMANDS = {
     "overhead": ((), "run / networks"),
     "operations": (("--where", "3"), "what waits"),
     "scaling": (("--factors", "N"), "exponent"),
+    "heads": ((), "extra memory"),
     "cache": ((), "same tokens"),
     "proposal_cache": ((), "ms / DLM forward"),
     "tree_nodes": ((), "tokens / AR node"),
