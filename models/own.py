@@ -189,6 +189,7 @@ class Diffusion:
     Attributes:
         source: where it is.
         convention: how it is run.
+        trust: whether code of its own may run.
         config, empty: of a native network, its configuration and the network without numbers; None of another.
     """
 
@@ -222,7 +223,7 @@ class Diffusion:
         return cls(source, convention, trust, config, empty)
 
     def load(self, shapes: Shapes) -> Any:
-        """Read its weights."""
+        """The network with its weights, which are read now."""
         checkpoint, convention, placement = self.source.checkpoint, self.convention, self.source.placement
         if convention.native is not None:
             return load_native(checkpoint, convention.native, self.config, self.empty, placement)
