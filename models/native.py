@@ -75,6 +75,18 @@ def skeleton(native: Native, config: Any) -> Any:
     return model
 
 
+def automatic(checkpoint: Checkpoint, auto_class: str, configuration: Mapping[str, Any]) -> Any | None:
+    """The network that transformers has for a checkpoint, without numbers; None if it cannot be made so."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(checkpoint.name, **checkpoint.options, **configuration)
+        with torch.device("meta"):
+            return getattr(transformers, auto_class).from_config(config)
+    except Exception:  # whatever is wrong is told of when it is loaded
+        return None
+
+
 def account(checkpoint: Checkpoint, native: Native, empty: Any, shapes: Shapes) -> None:
     """Refuse a checkpoint whose weights are not exactly those of the network `empty` (of `skeleton`).
 

@@ -1,7 +1,8 @@
 """A pair of two checkpoints that the user names: found, compared, and only then loaded.
 
 What can be refused from a few small files is refused before gigabytes are read: configuration, convention, code that is
-not trusted, and tokenizers, which are compared id by id.
+not trusted, and tokenizers, which are compared id by id. Then the pair is made of networks without numbers, which
+refuses every argument that does not fit them, and at last of those with.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, output_siz
 from smc_bridge.models.huggingface.unpadded import Unpadded
 from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, shared_ends, special_ids
 from smc_bridge.models.loading import load_model, load_native, weight_shapes
-from smc_bridge.models.native import Shapes, account, network_config, skeleton
-from smc_bridge.models.pair import Pair, pair_from_models
+from smc_bridge.models.native import Shapes, account, automatic, network_config, skeleton
+from smc_bridge.models.pair import DlmCache, Pair, pair_from_models
 from smc_bridge.models.placement import Placement, options_of
 from smc_bridge.models.prompts import Chat, PromptFormat, check_form, prompt_format
 from smc_bridge.models.protocols import CausalLM
@@ -190,7 +191,8 @@ class Diffusion:
         source: where it is.
         convention: how it is run.
         trust: whether code of its own may run.
-        config, empty: of a native network, its configuration and the network without numbers; None of another.
+        config: of a native network, or None.
+        empty: the network without numbers, or None if it cannot be had.
     """
 
     source: Source
@@ -215,7 +217,10 @@ class Diffusion:
             )
         if native is None:
             _check_code(checkpoint, trust, convention.auto_class)
-            return cls(source, convention, trust)
+            empty = None if trust else automatic(checkpoint, convention.auto_class, convention.configuration)
+            if empty is not None and convention.masking == "unpadded":
+                empty = Unpadded(empty, convention.inputs)
+            return cls(source, convention, trust, None, empty)
         config = network_config(checkpoint, native, shapes)
         empty = skeleton(native, config)
         if not checkpoint.config.get("quantization_config"):  # those have other weights
@@ -251,6 +256,8 @@ def load_two(
     format_prompt: PromptFormat | None,
     chat: Chat,
     system: str | None,
+    dlm_cache: DlmCache,
+    max_logit_bytes: int | None,
 ) -> Pair:
     """Load two checkpoints as a pair; the arguments are those of `smc_bridge.models.pairs.load_pair`, which calls this.
 
@@ -273,7 +280,6 @@ def load_two(
     if mask_id is None:
         mask_id = mask_id_of(config, left.tokenizer, convention, name=left.checkpoint.name)
     right = _target(ar, ar_options, trust)
-    format_prompt = format_prompt or _form(right, chat, system)
     if eos_id is None:
         ends = shared_ends(ends_of_target(right), left.tokenizer, right.tokenizer, mask_id=mask_id)
     if not reduce:
@@ -286,22 +292,33 @@ def load_two(
             "if it was trained by blocks (BD3LM), attention = 'full' to say that it was not",
             stacklevel=4,
         )
+
+    def pair_of(dlm_model: Any, ar_model: Any) -> Pair:
+        """The pair of these two networks."""
+        own = ends
+        if eos_id is None:
+            size = min(output_size(dlm_model), output_size(ar_model))
+            own = shared_ends(ends, left.tokenizer, right.tokenizer, mask_id=mask_id, size=size)
+        pair = pair_from_models(
+            dlm_model, ar_model, right.tokenizer, shift=convention.shift, dlm_tokenizer=left.tokenizer,
+            mask_id=mask_id, eos_id=own, reduce=reduce, causal_backbone=convention.masking == "mask-4d",
+            block_size=convention.block_size, dlm_cache=dlm_cache, max_logit_bytes=max_logit_bytes,
+            format_prompt=format_prompt or _form(right, chat, system), name=f"{os.fspath(dlm)} + {os.fspath(ar)}",
+        )
+        fit_adapter(pair.dlm, config, convention)
+        return pair
+
+    ar_empty = None if trust else automatic(right.checkpoint, "AutoModelForCausalLM", {})
+    if diffusion.empty is not None and ar_empty is not None:
+        with warnings.catch_warnings(action="ignore"):  # they come with the real one
+            pair_of(diffusion.empty, ar_empty)
     ar_model = _load_ar(right, trust=trust)
-    dlm_model = diffusion.load(shapes)
-    if eos_id is None:
-        size = min(output_size(dlm_model), output_size(ar_model))
-        ends = shared_ends(ends, left.tokenizer, right.tokenizer, mask_id=mask_id, size=size)
-    pair = pair_from_models(
-        dlm_model, ar_model, right.tokenizer, shift=convention.shift, dlm_tokenizer=left.tokenizer, mask_id=mask_id,
-        eos_id=ends, reduce=reduce, causal_backbone=convention.masking == "mask-4d",
-        format_prompt=format_prompt, name=f"{os.fspath(dlm)} + {os.fspath(ar)}", block_size=convention.block_size,
-    )
+    pair = pair_of(diffusion.load(shapes), ar_model)
     if pair.dlm.device != pair.ar.device:
         raise ValueError(
             f"dlm is on {pair.dlm.device} and ar on {pair.ar.device}: scores of both meet on one device; give one "
             "device, or the same device_map"
         )
-    fit_adapter(pair.dlm, config, convention)
     return pair
 
 

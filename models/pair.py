@@ -129,6 +129,7 @@ def pair_from_models(
     causal_backbone: bool | None = None,
     block_size: int | None = None,
     dlm_cache: DlmCache = "none",
+    max_logit_bytes: int | None = None,
     format_prompt: PromptFormat = plain_prompt,
     name: str = "custom",
 ) -> Pair:
@@ -151,6 +152,7 @@ def pair_from_models(
             place sees all others.
         dlm_cache: whether keys and values of committed tokens are kept ("prefix", or "auto" where they can be). That is
             exact with a block size and approximate without: who brings a network gets its own scores unless they ask.
+        max_logit_bytes: cap on the bytes of logits that the head of either model computes at once, None for no cap.
         format_prompt: form of a prompt. Default: the text as the tokenizer encodes it.
         name: of the pair, for messages.
     Raises:
@@ -177,10 +179,11 @@ def pair_from_models(
     dlm = HuggingFaceMaskedLM(
         dlm_model, mask_id=mask_id, shift=shift,
         eos_id=shared.ends, banned_ids=shared.banned_ids, vocab_size=shared.size, causal_backbone=causal_backbone,
-        block_size=block_size, cache=dlm_cache,
+        block_size=block_size, cache=dlm_cache, max_logit_bytes=max_logit_bytes,
     )
     ar = HuggingFaceCausalLM(
-        ar_model, eos_id=shared.ends, banned_ids=shared.banned_ids, vocab_size=shared.size
+        ar_model, eos_id=shared.ends, banned_ids=shared.banned_ids, vocab_size=shared.size,
+        max_logit_bytes=max_logit_bytes,
     )
     return Pair(name, dlm, ar, tokenizer, format_prompt)
 

@@ -156,12 +156,12 @@ def load_pair(
         ar = dlm
     from smc_bridge.models.own import load_two
 
-    pair = load_two(
+    return load_two(
         dlm, ar, dlm_options=dlm_options, ar_options=ar_options, trust_remote_code=trust_remote_code,
         dlm_convention=dlm_convention, attention=attention, block_size=block_size, mask_id=mask_id, eos_id=eos_id,
         dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt, chat=chat, system=system,
+        dlm_cache=dlm_cache, max_logit_bytes=max_logit_bytes,
     )
-    return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
 
 
 def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:

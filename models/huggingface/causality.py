@@ -39,6 +39,8 @@ def check_causal(adapter: HuggingFaceAdapter) -> None:
     Raises:
         ValueError: the model looks ahead, or cannot be run. MemoryError: two rows of a few tokens do not fit.
     """
+    if adapter.device.type == "meta":  # a network without numbers, whose arguments are looked at
+        return
     settle(f"ar_model = {type(adapter.model).__name__}", probe_causal(adapter))
 
 
