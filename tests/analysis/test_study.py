@@ -361,7 +361,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"lanes": [1.5]}, "lanes = 1.5: give whole numbers"),
     ({"w": [1.5]}, "w = 1.5"),
     ({"w": ["x"]}, "w = 'x'"),
-    ({"temperatures": [0.0]}, "temperatures = 0.0"),
+    ({"temperatures": [-0.5]}, "temperatures = -0.5"),
     ({"intermediates": ["pow"]}, r"intermediates = 'pow': did you mean poe\? choose from poe"),
     ({"tabular": {}, "task": {}}, "give one source"),
     ({"tabular": {"alphabets": 40}}, "more than 65536"),
