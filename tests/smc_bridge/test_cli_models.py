@@ -52,7 +52,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no such type": (["--dlm-convention", "shifted", "--dtype", "int4"], "--dtype = 'int4': use one of float32"),
     "no such device": (["--dlm-convention", "shifted", "--device", "nowhere"], "--device = 'nowhere': is not there"),
     "end out of range": (["--dlm-convention", "shifted", "--eos-id", "2,99"], "--eos-id = 99 is no token that the"),
-    "no end": (["--dlm-convention", "shifted", "--eos-id", "2,x"], "--eos-id = 2,x: give an id, or several with commas"),
+    "no end": (["--dlm-convention", "shifted", "--eos-id", "2,x"], "--eos-id = 2,x: give an id, or several with"),
     "mask out of range": (["--dlm-convention", "shifted", "--mask-id", "99"], "--mask-id = 99"),
 }
 
