@@ -67,7 +67,7 @@ def facts_of(model: LanguageModel, *, diffusion: bool) -> Facts:
     held = [] if network is None else [*network.parameters(), *network.buffers()]
     return Facts(
         family=getattr(given, "family", None) or getattr(config, "model_type", None),
-        route=getattr(given, "route", None) or _route(inner),
+        route=_route(inner),
         kind=type(model if inner is None else inner).__name__,
         attention=None if network is None else _attention(given, network, config, diffusion),
         output="the next place" if not diffusion or getattr(given, "shift", False) else "its own place",

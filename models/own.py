@@ -325,6 +325,6 @@ def load_two(
 def fit_adapter(adapter: Any, config: Mapping[str, Any], convention: Convention) -> None:
     """Tell an adapter how it was loaded, and the positions that the model was built for, where its configuration says
     them differently."""
-    adapter.convention = convention
+    adapter.family = convention.family
     if convention.length_key != LENGTH_KEY and convention.length_key in config:
         adapter.max_length, adapter.limited_by = int(config[convention.length_key]), convention.length_key

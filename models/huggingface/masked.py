@@ -65,6 +65,9 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         ValueError: an argument out of range, or one that does not fit the model.
     """
 
+    #: Of models that it is run like (`smc_bridge.models.conventions`), if loading it found that out.
+    family: str | None = None
+
     def __init__(
         self,
         model: Any,

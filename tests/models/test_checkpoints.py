@@ -163,6 +163,24 @@ def test_a_name_of_the_hub_without_a_connection_is_one_line_at_once(ar, monkeypa
         load_pair("nobody/no-such-model", ar, device="cpu")
 
 
+def test_the_ends_that_a_name_of_the_hub_generates_to_are_read_from_the_local_cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(checkpoints, "hub_answers", lambda: False)
+    home = tmp_path / "models--nobody--chat"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs/main").write_text("0" * 40)
+    snapshot = home / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text('{"model_type": "qwen2", "eos_token_id": 5}')
+    found = checkpoints.find_checkpoint("ar", "nobody/chat", trust_remote_code=False)
+    assert checkpoints.generation_ends(found) == []
+    for text, ends in (("[7, 5]", [7, 5]), ("7", [7]), ("null", [])):
+        (snapshot / "generation_config.json").write_text(f'{{"eos_token_id": {text}}}')
+        assert checkpoints.generation_ends(found) == ends
+
+
 def test_an_unreachable_hub_is_seen_without_asking_for_files(monkeypatch):
     from huggingface_hub import constants
 

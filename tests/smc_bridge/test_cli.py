@@ -22,7 +22,7 @@ from smc_bridge.commands.dispatch import build_parser
 from smc_bridge.commands.options import method_of
 from smc_bridge.commands.plugins import GROUP
 from smc_bridge.commands.rendering import accepted_lengths, render_result
-from smc_bridge.commands.trace_rendering import lane_shares, lane_text, render_trace
+from smc_bridge.commands.trace_rendering import lane_shares, lane_text, render_trace, token_texts
 from smc_bridge.entry_points import declared
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods import poe_bridge as presets
@@ -301,6 +301,17 @@ def test_trace_is_coloured_on_a_terminal() -> None:
     render_trace(console, result, decode=toy_pair().decode, eos_id=EOS)
     for code in ("\x1b[32m", "\x1b[33m", "\x1b[31m"):
         assert code in stream.getvalue()
+
+
+def test_a_trace_shows_every_end_of_sequence() -> None:
+    """Of two ends, though a pair's `decode` leaves both out."""
+    stream, result, other = io.StringIO(), kept_trace(), (EOS + 1) % 3
+    texts = token_texts(result, decode=lambda ids: "word", eos_id=[EOS, other])
+    assert texts == {token: "<eos>" if int(token) in (EOS, other) else "word" for token in texts}
+    assert {str(EOS), str(other)} <= set(texts)
+    render_trace(Console(file=stream, width=200), result, decode=lambda ids: "word" * len(ids), eos_id=[EOS, other])
+    blocks = [token for record in result.trace for row in record.blocks or [] for lane in row for token in lane]
+    assert stream.getvalue().count("<eos>") >= blocks.count(EOS) + blocks.count(other)
 
 
 def test_trace_refuses_a_run_without_drafts() -> None:

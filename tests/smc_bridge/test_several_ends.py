@@ -103,6 +103,19 @@ def test_the_models_say_all_of_their_ends() -> None:
     assert (AR.eos_id, PAIR.dlm.eos_id, TabularAR(AR.tables, eos_id=[2, 2]).eos_id) == (ENDS, ENDS, 2)
 
 
+def test_a_users_model_may_list_its_ends_in_any_order_and_must_list_ids() -> None:
+    ar = TabularAR(AR.tables)
+    ar.eos_id = [2, 0]  # type: ignore[assignment]
+    same = smc(TabularPair(PAIR.dlm, ar), 2, w=0.5, window=2).run([[]], seed=1, max_new_tokens=LIMIT)
+    assert same[0].sequences == smc(PAIR, 2, w=0.5, window=2).run([[]], seed=1, max_new_tokens=LIMIT)[0].sequences
+    ar.eos_id = (0, 1)
+    with pytest.raises(ValueError, match=r"alphabets differ: 3 tokens ending with \(0, 2\) against 3 ending with \(0, 1"):
+        smc(TabularPair(PAIR.dlm, ar))
+    ar.eos_id = [0, 3]  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"^eos_id = \[0, 3\]: give an id from 0 to 2"):
+        ARTarget(ar)
+
+
 class WhenEnded:
     """A potential that is 1 until a sequence ends, and then depends on its last token and length."""
 
