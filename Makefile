@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a worker: two test workers on two cores, and small models gain nothing from more.
 test notebooks: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test docs notebooks types lint train clean
+.PHONY: demo test test-compat docs notebooks types lint train clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +23,20 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --durations 8
+
+# The same with an older transformers, in a second environment: loading of models, their networks and their tokenizers.
+OLDER := 4.57.6
+COMPAT := .venv-compat
+COMPAT_TESTS := $(addprefix tests/models/test_,families.py native.py dit.py tokenizers.py prompts.py probes.py block_causal.py checkpoints.py loading.py head.py)
+
+$(COMPAT)/.installed: pyproject.toml constraints.txt
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	grep -vE '^(transformers|huggingface_hub|tokenizers|hf-xet)==' constraints.txt > $(COMPAT)/constraints.txt
+	$(COMPAT)/bin/python -m pip install --quiet --disable-pip-version-check -c $(COMPAT)/constraints.txt "transformers==$(OLDER)" -e ".[dev]"
+	touch $@
+
+test-compat: $(COMPAT)/.installed
+	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -n 2 $(COMPAT_TESTS)
 
 # The site, in docs/_build/html/index.html: without a network, and a warning is an error.
 docs: $(VENV)/.dev
@@ -46,4 +60,4 @@ train: $(VENV)/.runtime
 	OMP_NUM_THREADS=2 $(BIN)/python -m smc_bridge.models.arithmetic.train
 
 clean:
-	rm -rf $(VENV) .types runs build docs/_build docs/reference *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(COMPAT) .types runs build docs/_build docs/reference *.egg-info .mypy_cache .ruff_cache .pytest_cache

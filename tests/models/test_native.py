@@ -1,0 +1,251 @@
+"""Families are loaded without their code: every weight is accounted for, and every argument looked at before any is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import smc_bridge.models.loading as loading
+from smc_bridge.models.own import load_causal
+from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.protocols import MASKED
+from tests.models.checkpoints import MASK_ID, edit_config, make_tokenizer, save_checkpoint
+from tests.models.dit_checkpoints import save_bd3lm, save_mdlm
+from tests.models.families import FAMILIES
+
+Weights = dict[str, torch.Tensor]
+
+
+def rewrite(change: Callable[[Weights], Mapping[str, torch.Tensor]]) -> Callable[[Path], None]:
+    """Change the weights of a folder with a single file."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        save_file({k: v.contiguous() for k, v in change(load_file(file)).items()}, file, metadata={"format": "pt"})
+
+    return spoil
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return rewrite(lambda weights: {k: v for k, v in weights.items() if k != name})
+
+
+def with_more(name: str) -> Callable[[Path], None]:
+    return rewrite(lambda weights: weights | {name: torch.ones(3)})
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return rewrite(lambda weights: weights | {name: weights[name][:-1]})
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Whose weights have been read so far; nothing is, of networks that are made without."""
+    seen: list[str] = []
+    original = loading._load
+
+    def noted(checkpoint: Any, *rest: Any, **given: Any) -> Any:
+        seen.append(checkpoint.argument)
+        return original(checkpoint, *rest, **given)
+
+    monkeypatch.setattr(loading, "_load", noted)
+    return seen
+
+
+def save_dream(folder: Path) -> None:
+    save_checkpoint(folder, "qwen2", seed=1)
+    edit_config(model_type="Dream", architectures=["DreamModel"], mask_token_id=MASK_ID)(folder)
+
+
+def save_llada(folder: Path) -> None:
+    FAMILIES["llada tied, grouped"].save(folder, 0)
+
+
+#: Writer of a checkpoint, what is done to it, and the one line that comes of it.
+_HEAD = "copy weights and config.json from one checkpoint$"
+LOST: dict[str, tuple[Callable[[Path], Any], Callable[[Path], None], str]] = {
+    "missing": (
+        save_dream, without("model.norm.weight"), rf"1 weights of Qwen2.* not in it \(first model\.norm\.w.*{_HEAD}",
+    ),
+    "no head": (
+        save_dream, without("lm_head.weight"), rf"1 weights of Qwen2.* not in it \(first lm_head\.weight\).*{_HEAD}",
+    ),
+    "left over": (
+        save_dream, with_more("model.extra"), rf"1 weights have no place in Qwen2.* \(first model\.extra\).*{_HEAD}",
+    ),
+    "misshapen": (
+        save_dream, cut("model.layers.1.mlp.up_proj.weight"),
+        rf"1 weights have another shape than Qwen2.* \(first model\.layers\.1\.mlp\.up_proj\.weight: .*{_HEAD}",
+    ),
+    "a family with names of its own": (
+        save_mdlm, without("backbone.blocks.1.attn_qkv.weight"), r"1 weights of DiT .* \(first blocks\.1\.qkv\.",
+    ),
+    "left over there": (save_bd3lm, with_more("backbone.extra"), r"1 weights have no place in DiT \(first backbone\."),
+    "misshapen there": (save_mdlm, cut("backbone.output_layer.linear.bias"), r"another shape than DiT .*head\.bias: "),
+    "another architecture": (save_dream, edit_config(architectures=["X"]), r"is a X, and only DreamModel .* is known"),
+    "an entry that is missing": (save_llada, edit_config(d_model=None), r"config\.json has no 'd_model'; copy"),
+    "an entry that is unlike": (save_llada, edit_config(alibi=True), r"alibi = True in its configuration is not known h"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_a_weight_or_an_entry_that_is_amiss_is_one_line_before_weights_are_read(tmp_path, case, read):
+    save, spoil, message = LOST[case]
+    save(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    files = sorted((tmp_path / "dlm").glob("*.safetensors"))
+    assert len(files) == 1
+    spoil(tmp_path / "dlm")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu", reduce=True)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"dlm = {str(tmp_path / 'dlm')!r}")
+    assert not read
+
+
+def test_what_old_checkpoints_hold_besides_is_left(tmp_path):
+    save_dream(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    with_more("model.layers.0.self_attn.rotary_emb.inv_freq")(tmp_path / "dlm")
+    assert load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu").dlm.shift
+
+
+#: Arguments that cannot be, and what is said of them.
+ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "mask": ({"mask_id": 99}, "mask_id = 99: give an id from 0 to 21"),
+    "mask that ends": ({"mask_id": 2}, "mask_id = 2 is eos_id too"),
+    "end": ({"eos_id": 99}, "eos_id = 99"),
+    "cap": ({"max_logit_bytes": 8}, "max_logit_bytes = 8: one position of 22 output columns takes 88"),
+    "attention": ({"attention": "block"}, "give block_size"),
+    "block": ({"block_size": 2}, "block_size = 2 with full attention"),
+    "implementation": ({"attn_implementation": "flash_attention_2"}, "takes no mask of which places are seen; give one"),
+    "of the other model": ({"dlm_kwargs": {"atn": 1}}, r"dlm_kwargs has 'atn': use any of dtype, torch_dtype, device"),
+    "no mapping": ({"ar_kwargs": "bfloat16"}, "ar_kwargs = 'bfloat16': give a mapping"),
+    "two names": ({"dtype": "float32", "torch_dtype": "bfloat16"}, "torch_dtype = 'bfloat16' with dtype: they are one"),
+    "revision": ({"revision": 3}, "revision = 3: give a text"),
+    "token": ({"token": 3.5}, "token: give a text, or True"),
+    "quantisation": ({"quantization_config": 8}, "quantization_config = 8: give one of transformers'"),
+    "two places": ({"device": "cpu", "ar_kwargs": {"device_map": "auto", "device": "cpu"}}, "with device_map"),
+    "chat": ({"chat": True}, "has no chat template"),
+}
+
+
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_every_argument_is_looked_at_before_weights_are_read(tmp_path, case, read):
+    save_dream(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    given, message = ARGUMENTS[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pair(tmp_path / "dlm", tmp_path / "ar", **{"device": "cpu"} | given)
+    assert "\n" not in str(caught.value)
+    assert not read
+    load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+    assert read == ["ar", "dlm"]  # the witness works
+
+
+def test_a_cache_that_there_is_not_is_refused_before_weights_are_read(tmp_path, read):
+    save_checkpoint(tmp_path / "dlm", "bert")
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    with pytest.raises(ValueError, match="cache = 'prefix' needs a causal backbone .*: use cache = 'none'"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu", dlm_cache="prefix")
+    assert not read
+
+
+def test_options_of_one_model_go_before_those_of_both(tmp_path):
+    save_dream(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    pair: Any = load_pair(
+        tmp_path / "dlm", tmp_path / "ar", device="cpu", dtype="float64", ar_kwargs={"torch_dtype": "bfloat16"},
+        dlm_kwargs={"attn_implementation": "eager"},
+    )
+    assert (pair.dlm.model.dtype, pair.ar.model.dtype) == (torch.float64, torch.bfloat16)
+    kinds = (pair.dlm.model.config._attn_implementation, pair.ar.model.config._attn_implementation)
+    assert kinds == ("eager", "sdpa")
+    assert load_causal(tmp_path / "ar", torch_dtype="bfloat16", device="cpu").model.model.dtype == torch.bfloat16
+
+
+def test_a_family_is_read_with_either_attention_and_the_default_is_told(tmp_path):
+    family = FAMILIES["a2d-llama-bd3lm"]
+    family.save(tmp_path / "dlm", 0)
+    family.save_target(tmp_path / "ar")
+    with pytest.warns(UserWarning, match="is read with full attention: give attention = 'block' and block_size"):
+        whole = load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+    blocks = load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu", attention="block", block_size=4)
+    ids, row, canvas = torch.tensor([[4, 9, 5]]), torch.tensor([0]), torch.full((1, 6), MASKED)
+    one, other = (pair.dlm.session(ids, torch.tensor([3])).score(row, canvas)[0, 0] for pair in (whole, blocks))
+    assert (one - other).abs().max() > 1e-3
+
+
+def test_a_configuration_may_name_blocks_of_any_backbone(tmp_path):
+    entry = {"shift": False, "mask_token_id": MASK_ID, "attention": "block", "block_size": 3}
+    save_checkpoint(tmp_path / "dlm", "llama", seed=1, entry=entry)
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    dlm: Any = load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu").dlm
+    assert (dlm.block_size, dlm.shift, dlm.cache) == (3, False, "prefix")
+
+
+def test_code_that_fails_names_the_version_that_it_was_written_for(tmp_path, monkeypatch):
+    import transformers
+
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    save_dream(tmp_path / "dlm")
+    head = "from transformers import PretrainedConfig"
+    code = f"{head}\nclass C(PretrainedConfig):\n    model_type = 'Dream'\nraise KeyError('x')"
+    (tmp_path / "dlm" / "own.py").write_text(code)
+    edit_config(auto_map={"AutoConfig": "own.C", "AutoModel": "own.M"}, transformers_version="4.46.2")(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    with pytest.raises(ValueError, match=r"written with transformers 4\.46\.2, this is .*leave trust_remote_code out"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu", trust_remote_code=True)
+    assert load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu").dlm.shift  # none of it is run
+
+
+def test_a_target_that_transformers_has_is_read_without_the_code_beside_it(tmp_path):
+    save_dream(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    edit_config(auto_map={"AutoModelForCausalLM": "absent.Model"})(tmp_path / "ar")
+    assert load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu").ar.vocab_size == 22
+
+
+def test_an_adapter_of_peft_is_to_be_merged(tmp_path):
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(ValueError, match=r"ar = .*holds a PEFT adapter .*merge it into its base model"):
+        load_pair(tmp_path / "ar", tmp_path / "adapter", dlm_convention="shifted", mask_id=3)
+
+
+def test_a_hub_name_without_the_hub_says_so(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="dlm = 'nobody/nothing': .*HF_HUB_OFFLINE is set; give a folder"):
+        load_pair("nobody/nothing", tmp_path / "ar")
+
+
+def test_models_of_one_pair_are_on_one_device(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a second device")
+    save_dream(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    with pytest.raises(ValueError, match="dlm is on cpu and ar on cuda"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", dlm_kwargs={"device": "cpu"}, ar_kwargs={"device": "cuda"})
+
+
+def test_a_tokenizer_from_elsewhere_serves_a_family_that_publishes_none(tmp_path):
+    save_mdlm(tmp_path / "dlm")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "dlm" / name).unlink()
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    with pytest.raises(FileNotFoundError, match="has no tokenizer .*name another checkpoint's with dlm_tokenizer"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+    make_tokenizer(mask_token=None).save_pretrained(tmp_path / "words")
+    (tmp_path / "words" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    pair = load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu", dlm_tokenizer=tmp_path / "words", reduce=True)
+    assert 20 in pair.dlm.banned_ids  # the mask: the last id, which no tokenizer has
