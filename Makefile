@@ -36,7 +36,7 @@ $(COMPAT)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 test-compat: $(COMPAT)/.installed
-	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -n 2 $(COMPAT_TESTS)
+	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(COMPAT_TESTS)
 
 # The site, in docs/_build/html/index.html: without a network, and a warning is an error.
 docs: $(VENV)/.dev

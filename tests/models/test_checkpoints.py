@@ -174,7 +174,7 @@ def test_the_ends_that_a_name_of_the_hub_generates_to_are_read_from_the_local_ca
     snapshot = home / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text('{"model_type": "qwen2", "eos_token_id": 5}')
-    found = checkpoints.find_checkpoint("ar", "nobody/chat", trust_remote_code=False)
+    found = checkpoints.find_checkpoint("ar", "nobody/chat")
     assert checkpoints.generation_ends(found) == []
     for text, ends in (("[7, 5]", [7, 5]), ("7", [7]), ("null", [])):
         (snapshot / "generation_config.json").write_text(f'{{"eos_token_id": {text}}}')

@@ -229,7 +229,7 @@ def test_a_pair_is_loaded_with_a_cap_of_at_least_one_position() -> None:
         load_pair("arithmetic", max_logit_bytes=2559)
 
 
-@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize("by_row", [True, False] if forwards.KEEPS_BY_ROW else [False])
 def test_a_transformers_that_keeps_the_same_places_of_all_rows_gives_the_same_scores(
     monkeypatch: pytest.MonkeyPatch, by_row: bool
 ) -> None:

@@ -90,7 +90,7 @@ LOST: dict[str, tuple[Callable[[Path], Any], Callable[[Path], None], str]] = {
     "misshapen there": (save_mdlm, cut("backbone.output_layer.linear.bias"), r"another shape than DiT .*head\.bias: "),
     "another architecture": (save_dream, edit_config(architectures=["X"]), r"is a X, and only DreamModel .* is known"),
     "an entry that is missing": (save_llada, edit_config(d_model=None), r"config\.json has no 'd_model'; copy"),
-    "an entry that is unlike": (save_llada, edit_config(alibi=True), r"alibi = True in its configuration is not known h"),
+    "an entry that is unlike": (save_llada, edit_config(alibi=True), r"alibi = True in its configuration is not known"),
 }  # fmt: skip
 
 
@@ -124,7 +124,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "cap": ({"max_logit_bytes": 8}, "max_logit_bytes = 8: one position of 22 output columns takes 88"),
     "attention": ({"attention": "block"}, "give block_size"),
     "block": ({"block_size": 2}, "block_size = 2 with full attention"),
-    "implementation": ({"attn_implementation": "flash_attention_2"}, "takes no mask of which places are seen; give one"),
+    "implementation": ({"attn_implementation": "flash_attention_2"}, "takes no mask of which places are seen; give"),
     "of the other model": ({"dlm_kwargs": {"atn": 1}}, r"dlm_kwargs has 'atn': use any of dtype, torch_dtype, device"),
     "no mapping": ({"ar_kwargs": "bfloat16"}, "ar_kwargs = 'bfloat16': give a mapping"),
     "two names": ({"dtype": "float32", "torch_dtype": "bfloat16"}, "torch_dtype = 'bfloat16' with dtype: they are one"),
@@ -152,7 +152,7 @@ def test_every_argument_is_looked_at_before_weights_are_read(tmp_path, case, rea
 def test_a_cache_that_there_is_not_is_refused_before_weights_are_read(tmp_path, read):
     save_checkpoint(tmp_path / "dlm", "bert")
     save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
-    with pytest.raises(ValueError, match="cache = 'prefix' needs a causal backbone .*: use cache = 'none'"):
+    with pytest.raises(ValueError, match=r"cache = 'prefix' needs a causal backbone .*: use cache = 'none'"):
         load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu", dlm_cache="prefix")
     assert not read
 
@@ -225,7 +225,7 @@ def test_a_hub_name_without_the_hub_says_so(tmp_path, monkeypatch):
 
     save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="dlm = 'nobody/nothing': .*HF_HUB_OFFLINE is set; give a folder"):
+    with pytest.raises(FileNotFoundError, match=r"dlm = 'nobody/nothing': .*HF_HUB_OFFLINE is set; give a folder"):
         load_pair("nobody/nothing", tmp_path / "ar")
 
 
@@ -243,7 +243,7 @@ def test_a_tokenizer_from_elsewhere_serves_a_family_that_publishes_none(tmp_path
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "dlm" / name).unlink()
     save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
-    with pytest.raises(FileNotFoundError, match="has no tokenizer .*name another checkpoint's with dlm_tokenizer"):
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer .*name another checkpoint's with dlm_tokenizer"):
         load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
     make_tokenizer(mask_token=None).save_pretrained(tmp_path / "words")
     (tmp_path / "words" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
