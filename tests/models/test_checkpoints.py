@@ -167,6 +167,7 @@ def test_the_ends_that_a_name_of_the_hub_generates_to_are_read_from_the_local_ca
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path), raising=False)  # of version 4
     monkeypatch.setattr(checkpoints, "hub_answers", lambda: False)
     home = tmp_path / "models--nobody--chat"
     (home / "refs").mkdir(parents=True)
