@@ -149,7 +149,7 @@ def test_the_residual_of_point_masses_is_what_the_other_leaves() -> None:
 @pytest.mark.parametrize("chunks", [None, LAZY], ids=["at once", "lazy"])
 def test_a_tree_of_greedy_marginals_ranks_by_the_models_own_law(chunks: Chunks | None) -> None:
     raw = torch.randn(ROWS, WIDTH, 20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    horizon = Horizon(torch.tensor([4, 3, 4, 4]), None)
+    horizon = Horizon(torch.tensor([4, 3, 4, 4]), ())
     shared = torch.tensor([0, 2, 1, 0])
     cold, plain = (
         model_law(raw, PLACES, Shaping(temperature, top_p=top_p), chunks=chunks).of_rows(shared)
