@@ -125,8 +125,9 @@ def _family(
             )
         return UNWRAPPED[model_type]
     own = _own_class(config)
-    if found is not None and trusted and own is not None:
-        return replace(found, native=None, auto_class=own, masking=OWN_MASKING.get(model_type, "unpadded"))
+    if found is not None and trusted and own is not None:  # which masks blocks by itself, if any
+        masking = OWN_MASKING.get(model_type, "unpadded")
+        return replace(found, native=None, auto_class=own, masking=masking, attention="full", either=False)
     if found is not None:
         return found if found.native_of is None else replace(found, native=found.native_of(config))
     if has_language_model(model_type, "AutoModelForMaskedLM") and not config.get("is_encoder_decoder"):

@@ -79,6 +79,9 @@ def test_trusted_code_goes_before_the_native_network():
     found = convention_of(config, name="x", trusted=True)
     assert (found.native, found.masking, found.auto_class) == (None, "mask-2d", "AutoModelForMaskedLM")
     assert convention_of(config, name="x").native is not None
+    blocks = {"model_type": "sdar", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
+    found = convention_of(blocks, name="x", trusted=True)  # its own code makes the mask of blocks
+    assert (found.native, found.masking, found.attention, found.block_size) == (None, "unpadded", "full", None)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "llama", "gpt2"])
