@@ -56,9 +56,9 @@ def size(full, reduced):
 # ## Any pair
 #
 # `load_pair(dlm, ar)` takes two folders or two names of the Hugging Face hub, such as
-# `load_pair("Dream-org/Dream-v0-Instruct-7B", "Qwen/Qwen2.5-7B-Instruct", trust_remote_code=True)`. They must share a
-# vocabulary; what differs is refused, id by id, before gigabytes are read. Here are two random ones, a few thousand
-# weights each, over seven words.
+# `load_pair("Dream-org/Dream-v0-Instruct-7B", "Qwen/Qwen2.5-7B-Instruct")`: no code of theirs is run, the family is
+# known. They must share a vocabulary; what differs is refused, id by id, before gigabytes are read. Here are two random
+# ones, a few thousand weights each, over seven words.
 
 # %%
 words = ["the", "a", "cat", "dog", "sees", "sleeps", "."]
