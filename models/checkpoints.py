@@ -260,7 +260,7 @@ def _file_of_hub(checkpoint: Checkpoint, name: str) -> Path | None:
 
     try:
         found = cached_file(
-            checkpoint.name, name, local_files_only=checkpoint.offline, _raise_exceptions_for_missing_entries=False,
+            checkpoint.name, name, **checkpoint.options, _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
     except (OSError, ValueError):

@@ -147,13 +147,18 @@ def load_model(
         missing, unknown = sorted(report.get("missing_keys", ())), sorted(report.get("unexpected_keys", ()))
     else:
         missing, unknown = unmatched(model, shapes)
+    _refuse_missing(checkpoint, model, missing, unknown)
+    return model
+
+
+def _refuse_missing(checkpoint: Checkpoint, model: Any, missing: list[str], unknown: list[str]) -> None:
+    """Raise ValueError if weights of a model that was loaded are `missing`; `unknown` are those that have no place."""
     if missing:
         others = f"; {len(unknown)} others have no place in it, first {unknown[0]}" if unknown else ""
         raise ValueError(
             f"{checkpoint.said}: {len(missing)} weights of {type(model).__name__} are not in it (first {missing[0]}"
             f"{others}) and would be random; give a checkpoint that was saved with its language-modelling head"
         )
-    return model
 
 
 def load_native(checkpoint: Checkpoint, native: Native, config: Any, empty: Any, placement: Placement) -> Any:
@@ -172,7 +177,12 @@ def load_native(checkpoint: Checkpoint, native: Native, config: Any, empty: Any,
             given = {"state_dict": placed(native, empty, _read(checkpoint))}
         name = None
     load = network_class(native).from_pretrained
-    return _load(checkpoint, load, placement, name, additive=True, config=config, **given)
+    model, report = _load(
+        checkpoint, load, placement, name, additive=True, config=config, output_loading_info=True, **given
+    )
+    missing, unknown = (sorted(report.get(name, ())) for name in ("missing_keys", "unexpected_keys"))
+    _refuse_missing(checkpoint, model, missing, unknown)
+    return model
 
 
 def _load(

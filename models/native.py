@@ -52,6 +52,11 @@ def network_config(checkpoint: Checkpoint, native: Native, shapes: Shapes) -> An
             f"{checkpoint.said}: is a {published[0]}, and only {native.published} of its type is known here; set "
             "trust_remote_code = True to run its own code"
         )
+    if renames(native) and checkpoint.config.get("quantization_config"):
+        raise ValueError(
+            f"{checkpoint.said}: its weights are quantised under names of their own, which are not known here; give "
+            "the checkpoint that it was made of, with quantization_config"
+        )
     try:
         found = native.entries(checkpoint.config)
         if not isinstance(found, Mapping):
@@ -99,6 +104,11 @@ def account(checkpoint: Checkpoint, native: Native, empty: Any, shapes: Shapes) 
         places = _places(native, name)
         rows = [wanted[place][0] for place in places if wanted.get(place)]
         whole = len(places) == 1 or (len(rows) == len(places) and sum(rows) == shape[0])
+        twice = sorted(held.keys() & set(places))
+        if twice:
+            raise ValueError(
+                f"{checkpoint.said}: holds {twice[0]} twice, under two names (one is {name}); copy it anew"
+            )
         held |= {p: shape if len(places) == 1 or not whole else wanted[p][:1] + shape[1:] for p in places}
     own = type(empty).__name__
     tied = _tied(empty)

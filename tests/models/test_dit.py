@@ -15,14 +15,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DynamicCache
 
+from smc_bridge.decode import decode
 from smc_bridge.models.conventions import CONVENTIONS
 from smc_bridge.models.huggingface import HuggingFaceMaskedLM
 from smc_bridge.models.huggingface.adapter import additive_mask
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.dit import DiT, DiTConfig
 from smc_bridge.models.huggingface.forwards import KEEPS_BY_ROW
+from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.protocols import ABSENT, MASKED
+from smc_bridge.registry import METHODS
 from tests.models import dit_reference
+from tests.models.checkpoints import make_tokenizer, save_checkpoint
 from tests.models.dit_checkpoints import HEADS, MASK_ID, SIZE, save_bd3lm, save_mdlm
 
 NATIVE = CONVENTIONS["mdlm"].native
@@ -285,3 +289,26 @@ def test_a_wrong_configuration_is_one_line(changes: dict[str, Any], message: str
     with pytest.raises(ValueError, match=message) as caught:
         DiTConfig.from_checkpoint(CONFIG | changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+@pytest.mark.parametrize("kind", SAVE)
+def test_a_checkpoint_is_loaded_by_name_scored_by_the_formulas_and_decoded(
+    tmp_path: Path, kind: str, cache: Any
+) -> None:
+    weights = SAVE[kind](tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "llama", seed=2, tokenizer=make_tokenizer(mask_token=None))
+    size = None if kind == "mdlm" else 4
+    pair: Any = load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu", dlm_cache=cache)
+    assert (pair.dlm.shift, pair.dlm.block_size, pair.dlm.mask_id) == (False, size, MASK_ID)
+    tokens, length = some_ids(2, 6, seed=1).clamp_max(19), torch.tensor([6, 3])
+    canvas = torch.tensor([[MASKED, 4, MASKED], [MASKED, MASKED, MASKED]])
+    got = pair.dlm.session(tokens, length).score(torch.arange(2), canvas)
+    for row, n in enumerate(length.tolist()):
+        ids = torch.cat([tokens[row, :n], torch.where(canvas[row] == MASKED, MASK_ID, canvas[row])])[None]
+        seen = None if size is None else by_block(ids.shape[1], size)
+        wanted = expected(weights, ids, seen=seen)[0, n:]
+        close(got[row], wanted[:, : pair.dlm.vocab_size], 1e-4)
+    for name in ("smc", "paper", "tree-walk", "dlm"):
+        for result in decode(METHODS[name].make(pair), [tokens[0].tolist()], seed=3, max_new_tokens=5):
+            assert all(1 <= len(each) <= 5 and MASK_ID not in each for each in result.sequences), name

@@ -249,3 +249,44 @@ def test_a_tokenizer_from_elsewhere_serves_a_family_that_publishes_none(tmp_path
     (tmp_path / "words" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     pair = load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu", dlm_tokenizer=tmp_path / "words", reduce=True)
     assert 20 in pair.dlm.banned_ids  # the mask: the last id, which no tokenizer has
+
+
+def quantised(folder: Path) -> None:
+    edit_config(quantization_config={"quant_method": "fp8"})(folder)
+
+
+@pytest.mark.parametrize(
+    ("save", "spoil", "message"),
+    [
+        (save_dream, without("model.layers.1.mlp.up_proj.weight"), r"1 weights of Qwen2.* are not in it .*up_proj"),
+        (save_llada, lambda folder: None, "its weights are quantised under names of their own"),
+    ],
+)
+def test_a_quantised_checkpoint_is_never_filled_with_random_or_raw_numbers(tmp_path, save, spoil, message):
+    save(tmp_path / "dlm")
+    spoil(tmp_path / "dlm")
+    quantised(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    with pytest.raises(ValueError, match=message):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+
+
+def test_a_weight_under_two_names_is_refused(tmp_path, read):
+    FAMILIES["llada tied, grouped"].save(tmp_path / "dlm", 0)
+    rewrite(lambda w: w | {"transformer.ln_f.weight": 5 * w["model.transformer.ln_f.weight"]})(tmp_path / "dlm")
+    FAMILIES["llada tied, grouped"].save_target(tmp_path / "ar")
+    with pytest.raises(ValueError, match=r"holds model\.norm\.weight twice"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+    assert not read
+
+
+def test_ends_of_the_hub_are_those_of_the_revision_and_token(monkeypatch):
+    import transformers.utils
+
+    from smc_bridge.models.checkpoints import Checkpoint, generation_ends
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(transformers.utils, "cached_file", lambda *_, **options: asked.append(options))
+    hub = {"revision": "v1.0", "token": "secret"}
+    assert generation_ends(Checkpoint("ar", "owner/name", {}, False, hub)) == []
+    assert asked[0].items() >= hub.items()
