@@ -74,7 +74,7 @@ class Convention:
     """How one family of diffusion models is run.
 
     Attributes:
-        family: its name.
+        family: its name, or None of what transformers has many of.
         shift: whether the output at place i - 1 predicts place i.
         attention: see `Attention`.
         either: models of this type are trained with either attention, and no configuration tells which.
@@ -92,7 +92,7 @@ class Convention:
         configuration: entries of the configuration that are set when it is loaded.
     """
 
-    family: str
+    family: str | None
     shift: bool
     masking: Masking
     attention: Attention = "full"
@@ -211,7 +211,7 @@ def _a2d(architecture: str) -> Convention:
 
 
 #: Masked LMs of transformers that take a mask of the real tokens and let padding through all the same.
-_BLIND = Convention("masked LM", False, "unpadded")
+_BLIND = Convention(None, False, "unpadded")
 #: Conventions by `config.model_type`. Masked LMs of transformers need no entry: they are `NATIVE_MASKED`.
 CONVENTIONS: dict[str, Convention] = {
     "Dream": Convention(
@@ -247,10 +247,10 @@ CONVENTIONS: dict[str, Convention] = {
     "reformer": _BLIND,
     "yoso": _BLIND,
     # Its sparse attention reads padding, and gives way to the full one for good at the first short row.
-    "big_bird": Convention("masked LM", False, "mask-2d", configuration={"attention_type": "original_full"}),
+    "big_bird": Convention(None, False, "mask-2d", configuration={"attention_type": "original_full"}),
 }
-NATIVE_MASKED = Convention("masked LM", False, "mask-2d")
-CAUSAL_BACKBONE = Convention("causal backbone", True, "mask-4d", auto_class="AutoModelForCausalLM")
+NATIVE_MASKED = Convention(None, False, "mask-2d")
+CAUSAL_BACKBONE = Convention(None, True, "mask-4d", auto_class="AutoModelForCausalLM")
 #: Prefix of the weights that DiffuLLaMA's and DiffuGPT's trainer writes round a backbone of transformers.
 WRAPPED = "denoise_model."
 #: Conventions of such weights, by the model type of the backbone.

@@ -27,6 +27,7 @@ class Facts:
         route: whose code it is: "native" or "remote code".
         kind: its class.
         attention: what a place sees.
+        block_size: tokens of a block, of block-causal models.
         output: which place an output is about.
         mask_id: id that stands for a masked position.
         eos_ids: ids that end a sequence.
@@ -44,6 +45,7 @@ class Facts:
     route: str | None
     kind: str
     attention: str | None
+    block_size: int | None
     output: str
     mask_id: int | None
     eos_ids: tuple[int, ...]
@@ -70,6 +72,7 @@ def facts_of(model: LanguageModel, *, diffusion: bool) -> Facts:
         route=_route(inner),
         kind=type(model if inner is None else inner).__name__,
         attention=None if network is None else _attention(given, network, config, diffusion),
+        block_size=getattr(given, "block_size", None),
         output="the next place" if not diffusion or getattr(given, "shift", False) else "its own place",
         mask_id=getattr(given, "mask_id", None),
         eos_ids=tuple(ids_of(model.eos_id)),

@@ -41,8 +41,8 @@ def quiet(*, progress: bool) -> Iterator[None]:
 
 
 @contextmanager
-def one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
-    """Turn what transformers raises on a checkpoint into one line."""
+def one_line(checkpoint: Checkpoint, what: str, *, own_code: bool = False) -> Iterator[None]:
+    """Turn what transformers raises on a checkpoint, or its `own_code`, into one line."""
     try:
         yield
     except Exception as error:  # anything: the checkpoint's own code may run in here
@@ -57,16 +57,37 @@ def one_line(checkpoint: Checkpoint, what: str) -> Iterator[None]:
                 f"{checkpoint.said}: its {what} cannot be loaded: they have other shapes than its {CONFIG} says; copy "
                 "both from one checkpoint"
             ) from error
+        writer = _writer(checkpoint) if own_code else ""
         raise ValueError(
             f"{checkpoint.said}: its {what} cannot be loaded ({type(error).__name__}: {reason(error)}); check that the "
-            f"checkpoint is whole and that this version of transformers reads it{_writer(checkpoint)}"
+            f"checkpoint is whole and that this version of transformers reads it{writer}"
         ) from error
+
+
+def check_quantisation(checkpoint: Checkpoint, placement: Placement) -> None:
+    """Refuse a quantisation, asked for or of the checkpoint, that cannot be had here, before weights are read.
+
+    Raises:
+        ValueError: it is unknown, needs a package that is not installed, or another place for the weights.
+    """
+    given = placement.quantization_config or checkpoint.config.get("quantization_config")
+    if not given:
+        return
+    from transformers.quantizers import AutoHfQuantizer, AutoQuantizationConfig
+
+    options = placement.options(checkpoint)
+    with one_line(checkpoint, "quantised weights"):
+        config = AutoQuantizationConfig.from_dict(dict(given)) if isinstance(given, Mapping) else given
+        quantizer = AutoHfQuantizer.from_config(config, pre_quantized=placement.quantization_config is None)
+        quantizer.validate_environment(
+            dtype=placement.dtype or torch.float32, device_map=options.get("device_map"), weights_only=True
+        )
 
 
 def _writer(checkpoint: Checkpoint) -> str:
     """Which version of transformers a checkpoint with code of its own was written for, for a message."""
     written = checkpoint.config.get("transformers_version")
-    if written is None or "auto_map" not in checkpoint.config:
+    if written is None:
         return ""
     import transformers
 
@@ -122,6 +143,7 @@ def load_model(
     shapes: Mapping[str, tuple[int, ...]],
     additive: bool = False,
     configuration: Mapping[str, Any] | None = None,
+    strict: bool = False,
 ) -> Any:
     """The model of a checkpoint, in evaluation mode, from its safetensors.
 
@@ -130,6 +152,7 @@ def load_model(
         shapes: of the weights (`weight_shapes`).
         additive: ask for an attention that takes an additive mask as it stands.
         configuration: entries of the configuration to set.
+        strict: refuse weights that have no place in the model, too, unless its own code is run.
     Raises:
         ValueError: it cannot be loaded, or weights are missing, which would then be random.
     """
@@ -139,8 +162,8 @@ def load_model(
     reports = "auto_map" not in checkpoint.config
     loaded = _load(
         checkpoint, getattr(transformers, auto_class).from_pretrained, placement, checkpoint.name, additive=additive,
-        use_safetensors=True, trust_remote_code=trust_remote_code, output_loading_info=reports, **checkpoint.options,
-        **(configuration or {}),
+        own_code=trust_remote_code and not reports, use_safetensors=True, trust_remote_code=trust_remote_code,
+        output_loading_info=reports, **checkpoint.options, **(configuration or {}),
     )
     model, report = loaded if reports else (loaded, {})
     if reports:
@@ -148,6 +171,11 @@ def load_model(
     else:
         missing, unknown = unmatched(model, shapes)
     _refuse_missing(checkpoint, model, missing, unknown)
+    if strict and reports and unknown:
+        raise ValueError(
+            f"{checkpoint.said}: {len(unknown)} weights have no place in {type(model).__name__} (first {unknown[0]}); "
+            f"copy weights and {CONFIG} from one checkpoint"
+        )
     return model
 
 
@@ -187,11 +215,11 @@ def load_native(checkpoint: Checkpoint, native: Native, config: Any, empty: Any,
 
 def _load(
     checkpoint: Checkpoint, load: Callable[..., Any], placement: Placement, name: str | None, *, additive: bool,
-    **given: Any,
+    own_code: bool = False, **given: Any,
 ) -> Any:
     """What `from_pretrained` returns, its model in evaluation mode and where it belongs."""
     options = placement.options(checkpoint)
-    with quiet(progress=not checkpoint.offline), one_line(checkpoint, "weights"):
+    with quiet(progress=not checkpoint.offline), one_line(checkpoint, "weights", own_code=own_code):
         load = partial(load, name, **given, **options)
         loaded = _with_attention(placement.attn_implementation, load, additive=additive)
         model = loaded[0] if isinstance(loaded, tuple) else loaded

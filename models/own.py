@@ -10,177 +10,22 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from smc_bridge.models.arguments import ids_of, said, whole_number
-from smc_bridge.models.checkpoints import Checkpoint, find_checkpoint, generation_ends
+from smc_bridge.models.arguments import whole_number
 from smc_bridge.models.conventions import CONVENTIONS, LENGTH_KEY, Attention, Convention, Override
-from smc_bridge.models.ends import Ends, EosId, ends_of
-from smc_bridge.models.gguf import dequantised, packaged_gguf
+from smc_bridge.models.ends import EosId, ends_of
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, output_size
 from smc_bridge.models.huggingface.unpadded import Unpadded
-from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, shared_ends, special_ids
-from smc_bridge.models.loading import load_model, load_native, weight_shapes
+from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, shared_ends
+from smc_bridge.models.loading import check_quantisation, load_model, load_native, weight_shapes
 from smc_bridge.models.native import Shapes, account, automatic, network_config, skeleton
 from smc_bridge.models.pair import DlmCache, Pair, pair_from_models
-from smc_bridge.models.placement import Placement, options_of
-from smc_bridge.models.prompts import Chat, PromptFormat, check_form, prompt_format
-from smc_bridge.models.protocols import CausalLM
-from smc_bridge.models.recognise import convention_of, has_language_model, is_wrapped, mask_id_of
-from smc_bridge.models.tokenizers import load_tokenizer
-
-Name = str | os.PathLike[str]
-#: How one model is loaded (`smc_bridge.models.placement.options_of`).
-Options = tuple[Placement, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One model of a pair before it is loaded.
-
-    Attributes:
-        checkpoint: where its weights are.
-        tokenizer: the one that belongs to it.
-        format_prompt: gives the ids that it is prompted with, unless the user wants another form.
-        placement: type and place of its weights.
-    """
-
-    checkpoint: Checkpoint
-    tokenizer: Any
-    format_prompt: PromptFormat
-    placement: Placement
-
-
-def _embedded(argument: str, placement: Placement) -> Source:
-    """A model of the embedded pair by itself; its file holds float16, which is widened."""
-    from smc_bridge.models.arithmetic import architecture
-    from smc_bridge.models.arithmetic import tokenizer as arithmetic_tokenizer
-
-    checkpoint = find_checkpoint(argument, architecture.WEIGHTS / argument, tokenizer=False)
-    dtype = placement.dtype or torch.float32
-    return Source(
-        checkpoint, arithmetic_tokenizer.load_tokenizer(), arithmetic_tokenizer.format_prompt,
-        replace(placement, dtype=dtype),
-    )  # fmt: skip
-
-
-def _source(
-    argument: str, name: Name, options: Options, *, trust_remote_code: bool, tokenizer: Name | None = None
-) -> Source:
-    placement, hub = options
-    for what, value in ((argument, name), (f"{argument}_tokenizer", tokenizer)):
-        if not isinstance(value, str | os.PathLike) and (value is not None or what == argument):
-            raise ValueError(f"{what} = {said(value)}: give a folder or a name of the hub")
-    if name == "arithmetic":
-        return _embedded(argument, placement)
-    if name == "smollm2":
-        if argument != "ar":
-            raise ValueError(f"{argument} = 'smollm2': is an autoregressive model; give it as ar")
-        name = dequantised(packaged_gguf())
-    found = find_checkpoint(argument, name, tokenizer=tokenizer is None, hub=hub)
-    home = found if tokenizer is None else find_checkpoint(f"{argument}_tokenizer", tokenizer, weights=False, hub=hub)
-    loaded = load_tokenizer(home, trust_remote_code=trust_remote_code)
-    return Source(found, loaded, prompt_format(loaded), placement)
-
-
-def _form(source: Source, chat: Chat, system: str | None) -> PromptFormat:
-    """The form of prompts that is asked for; the source's own unless anything is."""
-    return source.format_prompt if chat == "auto" and system is None else prompt_format(source.tokenizer, chat, system)
-
-
-@dataclass(frozen=True)
-class Causal:
-    """An autoregressive model by itself: a target that no diffusion model drafts for.
-
-    Attributes:
-        model: the adapter; mask, padding, begin of sequence and outputs without a token are banned, as in a pair.
-        tokenizer, format_prompt: `format_prompt(tokenizer, text)` gives the ids that the model is prompted with.
-    """
-
-    model: CausalLM
-    tokenizer: Any
-    format_prompt: PromptFormat
-
-
-def load_causal(
-    ar: Name,
-    *,
-    dtype: torch.dtype | str | None = None,
-    torch_dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
-    trust_remote_code: bool = False,
-    eos_id: EosId = None,
-    device_map: str | Mapping[str, Any] | None = None,
-    tp_plan: str | Mapping[str, str] | None = None,
-    attn_implementation: str | None = None,
-    quantization_config: Any = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    chat: Chat = "auto",
-    system: str | None = None,
-) -> Causal:
-    """Load an autoregressive model without a diffusion model; arguments and errors are those of `load_pair`."""
-    from smc_bridge.models.huggingface import HuggingFaceCausalLM
-
-    ends = ends_of(eos_id)
-    check_form(chat, system)
-    options = options_of({
-        "dtype": dtype, "torch_dtype": torch_dtype, "device": device, "device_map": device_map, "tp_plan": tp_plan,
-        "attn_implementation": attn_implementation, "quantization_config": quantization_config, "revision": revision,
-        "token": token,
-    })  # fmt: skip
-    source = _target(ar, options, trust_remote_code)
-    form = _form(source, chat, system)
-    tokenizer = source.tokenizer
-    if eos_id is None:
-        ends = ends_of_target(source)
-    model = _load_ar(source, trust=trust_remote_code)
-    size = output_size(model)
-    if eos_id is None:
-        ends = shared_ends(ends, tokenizer, tokenizer, size=size)
-    banned = (special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))).difference(ends)
-    adapter = HuggingFaceCausalLM(model, eos_id=ends, banned_ids=[i for i in banned if i < size])
-    return Causal(adapter, tokenizer, form)
-
-
-def check_id(name: str, value: object) -> None:
-    """Raise ValueError unless the argument `name` is None or a number from 0."""
-    if value is not None:
-        whole_number(name, value, least=0, remedy="give an id, a number from 0")
-
-
-def ends_of_target(source: Source) -> Ends:
-    """Ids that end a sequence of a target that nobody names others for: those of its generation configuration, of its
-    configuration and of its tokenizer."""
-    config, tokenizer = source.checkpoint.config, source.tokenizer
-    return ends_of([
-        *generation_ends(source.checkpoint), *ids_of(config.get("eos_token_id")), *ids_of(tokenizer.eos_token_id),
-    ])  # fmt: skip
-
-
-def _target(ar: Name, options: Options, trust: bool) -> Source:
-    """An autoregressive model that may be run."""
-    source = _source("ar", ar, options, trust_remote_code=trust)
-    _check_code(source.checkpoint, trust, "AutoModelForCausalLM")
-    return source
-
-
-def _load_ar(source: Source, *, trust: bool) -> Any:
-    shapes = weight_shapes(source.checkpoint)
-    return load_model(
-        source.checkpoint, "AutoModelForCausalLM", source.placement, trust_remote_code=trust, shapes=shapes
-    )
-
-
-def _check_code(checkpoint: Checkpoint, trust: bool, *auto_classes: str) -> None:
-    """Refuse a checkpoint that nothing but code of its own can run, unless that is trusted."""
-    if checkpoint.config.get("auto_map") and not trust:
-        model_type = str(checkpoint.config["model_type"])
-        if not any(has_language_model(model_type, auto_class) for auto_class in auto_classes):
-            checkpoint.refuse_code()
+from smc_bridge.models.prompts import Chat, PromptFormat
+from smc_bridge.models.recognise import convention_of, is_wrapped, mask_id_of
+from smc_bridge.models.source import Name, Options, Source, check_code, form_of, runs_own_code, source_of
+from smc_bridge.models.target import ends_of_target, load_target, target_of
 
 
 @dataclass(frozen=True)
@@ -216,8 +61,9 @@ class Diffusion:
                 f"one of {', '.join(ADDITIVE_ATTENTION)}, or leave it out"
             )
         if native is None:
-            _check_code(checkpoint, trust, convention.auto_class)
-            empty = None if trust else automatic(checkpoint, convention.auto_class, convention.configuration)
+            check_code(checkpoint, trust, convention.auto_class)
+            own = runs_own_code(checkpoint, trust, convention.auto_class)
+            empty = None if own else automatic(checkpoint, convention.auto_class, convention.configuration)
             if empty is not None and convention.masking == "unpadded":
                 empty = Unpadded(empty, convention.inputs)
             return cls(source, convention, trust, None, empty)
@@ -234,7 +80,7 @@ class Diffusion:
             return load_native(checkpoint, convention.native, self.config, self.empty, placement)
         model = load_model(
             checkpoint, convention.auto_class, placement, trust_remote_code=self.trust, shapes=shapes,
-            additive=convention.masking == "mask-4d", configuration=convention.configuration,
+            additive=convention.masking == "mask-4d", configuration=convention.configuration, strict=True,
         )
         return Unpadded(model, convention.inputs) if convention.masking == "unpadded" else model
 
@@ -265,12 +111,13 @@ def load_two(
         ValueError, FileNotFoundError: as `load_pair`.
     """
     trust = trust_remote_code
-    check_id("mask_id", mask_id)
+    if mask_id is not None:
+        mask_id = whole_number("mask_id", mask_id, least=0, remedy="give an id, a number from 0")
     ends = ends_of(eos_id)
-    left = _source("dlm", dlm, dlm_options, trust_remote_code=trust, tokenizer=dlm_tokenizer)
+    left = source_of("dlm", dlm, dlm_options, trust_remote_code=trust, tokenizer=dlm_tokenizer)
     config = left.checkpoint.config
     if str(config["model_type"]) not in CONVENTIONS:
-        _check_code(left.checkpoint, trust, "AutoModelForMaskedLM", "AutoModelForCausalLM")
+        check_code(left.checkpoint, trust, "AutoModelForMaskedLM", "AutoModelForCausalLM")
     shapes = weight_shapes(left.checkpoint)
     convention = convention_of(
         config, name=left.checkpoint.name, override=dlm_convention, attention=attention, block_size=block_size,
@@ -279,12 +126,15 @@ def load_two(
     diffusion = Diffusion.of(left, convention, shapes, trust=trust)
     if mask_id is None:
         mask_id = mask_id_of(config, left.tokenizer, convention, name=left.checkpoint.name)
-    right = _target(ar, ar_options, trust)
+    right = target_of(ar, ar_options, trust)
     if eos_id is None:
         ends = shared_ends(ends_of_target(right), left.tokenizer, right.tokenizer, mask_id=mask_id)
     if not reduce:
         ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, ends=ends)
         check_shared_vocabulary(left.tokenizer, right.tokenizer, ignore=ignore)
+    form = format_prompt or form_of(right, chat, system)
+    for source in (left, right):
+        check_quantisation(source.checkpoint, source.placement)
     if convention.either:
         warnings.warn(
             f"{left.checkpoint.said}: models of its type are trained with full attention or block by block, and its "
@@ -295,24 +145,25 @@ def load_two(
 
     def pair_of(dlm_model: Any, ar_model: Any) -> Pair:
         """The pair of these two networks."""
-        own = ends
+        shared = ends
         if eos_id is None:
             size = min(output_size(dlm_model), output_size(ar_model))
-            own = shared_ends(ends, left.tokenizer, right.tokenizer, mask_id=mask_id, size=size)
+            shared = shared_ends(ends, left.tokenizer, right.tokenizer, mask_id=mask_id, size=size)
         pair = pair_from_models(
             dlm_model, ar_model, right.tokenizer, shift=convention.shift, dlm_tokenizer=left.tokenizer,
-            mask_id=mask_id, eos_id=own, reduce=reduce, causal_backbone=convention.masking == "mask-4d",
+            mask_id=mask_id, eos_id=shared, reduce=reduce, causal_backbone=convention.masking == "mask-4d",
             block_size=convention.block_size, dlm_cache=dlm_cache, max_logit_bytes=max_logit_bytes,
-            format_prompt=format_prompt or _form(right, chat, system), name=f"{os.fspath(dlm)} + {os.fspath(ar)}",
+            format_prompt=form, name=f"{os.fspath(dlm)} + {os.fspath(ar)}",
         )
         fit_adapter(pair.dlm, config, convention)
         return pair
 
-    ar_empty = None if trust else automatic(right.checkpoint, "AutoModelForCausalLM", {})
+    own = runs_own_code(right.checkpoint, trust, "AutoModelForCausalLM")
+    ar_empty = None if own else automatic(right.checkpoint, "AutoModelForCausalLM", {})
     if diffusion.empty is not None and ar_empty is not None:
         with warnings.catch_warnings(action="ignore"):  # they come with the real one
             pair_of(diffusion.empty, ar_empty)
-    ar_model = _load_ar(right, trust=trust)
+    ar_model = load_target(right, trust=trust)
     pair = pair_of(diffusion.load(shapes), ar_model)
     if pair.dlm.device != pair.ar.device:
         raise ValueError(

@@ -108,7 +108,13 @@ def convention_of(
     found = _family(config, name, shift=stated, wrapped=wrapped, trusted=trusted)
     if stated is not None:
         found = replace(found, shift=bool(stated))
-    return _with_attention(found, config, name, attention, block_size)
+    found = _with_attention(found, config, name, attention, block_size)
+    if found.attention == "block" and found.masking != "mask-4d":
+        raise ValueError(
+            f"attention = 'block' of dlm = {str(name)!r}: its own code cannot be told of blocks from here; leave "
+            "trust_remote_code out, so that it is loaded natively, or give attention = 'full'"
+        )
+    return found
 
 
 def _family(
@@ -125,9 +131,8 @@ def _family(
             )
         return UNWRAPPED[model_type]
     own = _own_class(config)
-    if found is not None and trusted and own is not None:  # which masks blocks by itself, if any
-        masking = OWN_MASKING.get(model_type, "unpadded")
-        return replace(found, native=None, auto_class=own, masking=masking, attention="full", either=False)
+    if found is not None and trusted and own is not None:
+        return replace(found, native=None, auto_class=own, masking=OWN_MASKING.get(model_type, "unpadded"))
     if found is not None:
         return found if found.native_of is None else replace(found, native=found.native_of(config))
     if has_language_model(model_type, "AutoModelForMaskedLM") and not config.get("is_encoder_decoder"):
@@ -138,7 +143,7 @@ def _family(
             "to 'shifted' (the output at place i - 1 predicts place i, as in Dream) or 'unshifted' (as in LLaDA)"
         )
     if own is not None and (trusted or not has_language_model(model_type, "AutoModelForCausalLM")):
-        return Convention("own code", shift, "unpadded", auto_class=own)
+        return Convention(None, shift, "unpadded", auto_class=own)
     if has_language_model(model_type, "AutoModelForCausalLM"):
         return CAUSAL_BACKBONE
     raise ValueError(

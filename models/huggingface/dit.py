@@ -54,8 +54,6 @@ class DiTConfig(PretrainedConfig):  # type: ignore[misc]
         hidden_size, num_hidden_layers, num_attention_heads: of the blocks.
         condition_size: numbers of the time vector `c`; None: no adaptive layer norm.
         max_position_embeddings: the longest input that it was trained on, tokens.
-        block_size: tokens of a block of a block-causal model, or None if all tokens see each other. The network does
-            not read it: the mask is the caller's.
     """
 
     model_type = MODEL_TYPE
@@ -63,20 +61,19 @@ class DiTConfig(PretrainedConfig):  # type: ignore[misc]
     def __init__(
         self, vocab_size: int = 50_258, hidden_size: int = 768, num_hidden_layers: int = 12,
         num_attention_heads: int = 12, condition_size: int | None = 128, max_position_embeddings: int = 1024,
-        block_size: int | None = None, **rest: Any,
+        **rest: Any,
     ) -> None:
         self.vocab_size = vocab_size
         self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
         self.num_attention_heads, self.condition_size = num_attention_heads, condition_size
-        self.max_position_embeddings, self.block_size = max_position_embeddings, block_size
+        self.max_position_embeddings = max_position_embeddings
         super().__init__(**rest | {"tie_word_embeddings": False})  # transformers ties by default
 
     @classmethod
     def from_checkpoint(cls, config: Mapping[str, Any]) -> DiTConfig:
         """The configuration of a checkpoint of MDLM or BD3LM, from the contents of its `config.json`.
 
-        Absent switches of BD3LM are as in its code: adaptive layer norm, block-causal, not autoregressive. Blocks as
-        long as the input are none.
+        Absent switches of BD3LM are as in its code: adaptive layer norm, not autoregressive.
 
         Raises:
             ValueError: a size is absent or no size, heads do not divide the hidden size into even parts, or the model
@@ -86,7 +83,6 @@ class DiTConfig(PretrainedConfig):  # type: ignore[misc]
             raise ValueError(
                 "causal = True in the checkpoint's configuration: it is autoregressive; give a diffusion model"
             )
-        blocks = config.get("model_type") == "bd3lm" and config.get("cross_attn", True)
         adaptive = config.get("adaln", True)
         names = _SIZES if adaptive else {own: name for own, name in _SIZES.items() if own != "condition_size"}
         sizes: dict[str, Any] = {own: _size(config, name) for own, name in names.items()}
@@ -95,9 +91,7 @@ class DiTConfig(PretrainedConfig):  # type: ignore[misc]
                 f"n_heads = {sizes['num_attention_heads']} in the checkpoint's configuration: hidden_dim = "
                 f"{sizes['hidden_size']} does not split into so many heads of even size; check its config.json"
             )
-        block = _size(config, "block_size") if blocks else None
-        whole = block is None or block >= sizes["max_position_embeddings"]
-        return cls(**{"condition_size": None} | sizes, block_size=None if whole else block)
+        return cls(**{"condition_size": None} | sizes)
 
 
 def _size(config: Mapping[str, Any], name: str) -> int:

@@ -45,6 +45,7 @@ class Report:
     def memory(self) -> list[tuple[str, str, int | None]]:
         """What takes memory, how it comes about, and bytes; None where the model does not tell."""
         n, k, v, m = (self.sizes[name] for name in ("particles", "lanes", "window", "lookahead"))
+        m = min(m, self.models["dlm"].block_size or m)  # drafts end with the block
         parts: list[tuple[str, str, int | None]] = []
         for kind, facts in self.models.items():
             parts.append((f"weights of the {KINDS[kind]}", f"{facts.dtype}", facts.weight_bytes))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from smc_bridge.models import checkpoints
-from smc_bridge.models.own import load_causal
 from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.target import load_causal
 from tests.models.checkpoints import MASK_ID, SIZE, edit_config, make_tokenizer, save_checkpoint
 
 Spoil = Callable[[Path], object]

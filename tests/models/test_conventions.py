@@ -80,8 +80,25 @@ def test_trusted_code_goes_before_the_native_network():
     assert (found.native, found.masking, found.auto_class) == (None, "mask-2d", "AutoModelForMaskedLM")
     assert convention_of(config, name="x").native is not None
     blocks = {"model_type": "sdar", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
-    found = convention_of(blocks, name="x", trusted=True)  # its own code makes the mask of blocks
-    assert (found.native, found.masking, found.attention, found.block_size) == (None, "unpadded", "full", None)
+    with pytest.raises(ValueError, match="its own code cannot be told of blocks from here; leave trust"):
+        convention_of(blocks, name="x", trusted=True)
+    assert convention_of(blocks, name="x", trusted=True, attention="full").masking == "unpadded"
+
+
+#: Auto class of the code of its own, and how that is masked.
+TRUSTED = {
+    "Dream": ("AutoModel", "mask-4d", {}), "llada": ("AutoModel", "unpadded", {}),
+    "a2d-llama": ("AutoModelForMaskedLM", "mask-2d", {}),
+    "mdlm": ("AutoModelForMaskedLM", "unpadded", {"timesteps": "zeros"}),
+}
+
+
+@pytest.mark.parametrize("model_type", TRUSTED)
+def test_code_of_its_own_is_masked_as_it_takes_masks(model_type):
+    auto_class, masking, inputs = TRUSTED[model_type]
+    config = {"model_type": model_type, "auto_map": {auto_class: "own.Model"}}
+    found = convention_of(config, name="x", trusted=True)
+    assert (found.native, found.auto_class, found.masking, found.inputs) == (None, auto_class, masking, inputs)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "llama", "gpt2"])

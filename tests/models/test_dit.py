@@ -200,7 +200,6 @@ def test_a_saved_model_comes_back_whole(checkpoint: tuple[Path, dict[str, Tensor
     model.save_pretrained(tmp_path / "own")
     again = DiT.from_pretrained(tmp_path / "own").eval()
     assert again.config.condition_size == model.config.condition_size
-    assert again.config.block_size == model.config.block_size
     close(again(ids).logits, model(ids).logits.detach().double(), 1e-5)
     assert not list(again.buffers())
 
@@ -265,12 +264,10 @@ CONFIG = {
 def test_sizes_are_read_from_either_family() -> None:
     found = DiTConfig.from_checkpoint(CONFIG)
     assert (found.vocab_size, found.max_position_embeddings, found.hidden_size, found.condition_size) == (21, 64, 16, 6)
-    assert (found.num_hidden_layers, found.num_attention_heads, found.block_size) == (2, 2, 4)
+    assert (found.num_hidden_layers, found.num_attention_heads) == (2, 2)
     assert not found.tie_word_embeddings
     assert DiTConfig.from_checkpoint(CONFIG | {"tie_word_embeddings": True}).tie_word_embeddings is False
     assert DiTConfig.from_checkpoint(CONFIG | {"adaln": False, "cond_dim": None}).condition_size is None
-    for changes in ({"model_type": "mdlm"}, {"cross_attn": False}, {"block_size": 64}):
-        assert DiTConfig.from_checkpoint(CONFIG | changes).block_size is None, changes
 
 
 @pytest.mark.parametrize(
@@ -279,7 +276,6 @@ def test_sizes_are_read_from_either_family() -> None:
         ({"hidden_dim": None}, r"^hidden_dim = None in the checkpoint's configuration is no number from 1"),
         ({"cond_dim": 0}, r"^cond_dim = 0 in"),
         ({"n_blocks": True}, r"^n_blocks = True in"),
-        ({"block_size": "4"}, r"^block_size = '4' in"),
         ({"n_heads": 3}, r"^n_heads = 3 in .* hidden_dim = 16 does not split"),
         ({"n_heads": 16}, r"^n_heads = 16 in .* even size"),
         ({"causal": True}, r"^causal = True in .* autoregressive"),

@@ -12,8 +12,8 @@ import torch
 
 from smc_bridge import ARTarget
 from smc_bridge.models import gguf
-from smc_bridge.models.own import Causal, load_causal
 from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.target import Causal, load_causal
 
 MISSING = gguf.missing_packages()
 installed = pytest.mark.skipif(bool(MISSING), reason=f"extra smollm2 is not installed: {', '.join(MISSING)}")

@@ -10,9 +10,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from smc_bridge import smc
-from smc_bridge.models.own import load_causal
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.protocols import MASKED
+from smc_bridge.models.target import load_causal
 from smc_bridge.models.weights import unmatched
 from tests.models.checkpoints import MASK_ID, make_tokenizer, save_checkpoint, save_with_own_code
 
@@ -220,7 +220,7 @@ def test_options_for_own_models_are_refused_with_a_named_pair():
 def test_tokenizers_that_differ_are_refused_before_weights_are_read(tmp_path, monkeypatch):
     save_checkpoint(tmp_path / "dlm", "bert")
     save_checkpoint(tmp_path / "ar", "qwen2", tokenizer=make_tokenizer([f"v{i}" for i in range(16)]))
-    monkeypatch.setattr("smc_bridge.models.own.load_model", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("smc_bridge.models.loading._load", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(ValueError, match=r"tokenizers differ in 16 ids \(4: 'w0' against 'v0', .*\.\.\.\)"):
         load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
 

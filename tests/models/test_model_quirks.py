@@ -8,9 +8,9 @@ import pytest
 import torch
 import transformers
 
-from smc_bridge.models.own import load_causal
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.protocols import MASKED
+from smc_bridge.models.target import load_causal
 from tests.models.checkpoints import (
     CONFIGURATIONS,
     MASK_ID,

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import smc_bridge.models.loading as loading
-from smc_bridge.models.own import load_causal
+from smc_bridge.models.checkpoints import Checkpoint
 from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.placement import options_of
 from smc_bridge.models.protocols import MASKED
+from smc_bridge.models.target import load_causal
 from tests.models.checkpoints import MASK_ID, edit_config, make_tokenizer, save_checkpoint
 from tests.models.dit_checkpoints import save_bd3lm, save_mdlm
 from tests.models.families import FAMILIES
@@ -133,6 +135,11 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "quantisation": ({"quantization_config": 8}, "quantization_config = 8: give one of transformers'"),
     "two places": ({"device": "cpu", "ar_kwargs": {"device_map": "auto", "device": "cpu"}}, "with device_map"),
     "chat": ({"chat": True}, "has no chat template"),
+    "unknown quantisation": (
+        {"dlm_kwargs": {"quantization_config": {"quant_method": "nonsense"}}}, "its quantised weights cannot be loaded",
+    ),
+    "mask, though code may run": ({"mask_id": 99, "trust_remote_code": True}, "mask_id = 99: give an id from 0 to 21"),
+    "cap, though code may run": ({"max_logit_bytes": 8, "trust_remote_code": True}, "takes 88"),
 }
 
 
@@ -271,6 +278,56 @@ def test_a_quantised_checkpoint_is_never_filled_with_random_or_raw_numbers(tmp_p
         load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
 
 
+def test_what_quantises_a_model_goes_to_transformers_which_then_places_it():
+    given = {"quant_method": "fp8"}
+    fresh = Checkpoint("ar", "x", {}, offline=True)
+    saved = Checkpoint("ar", "x", {"quantization_config": given}, offline=True)
+    asked, _ = options_of({"device": "cpu", "quantization_config": given})
+    plain, _ = options_of({"device": "cpu"})
+    place = {"": torch.device("cpu")}
+    assert asked.options(fresh) == {"dtype": "auto", "quantization_config": given, "device_map": place}
+    assert plain.options(saved) == {"dtype": "auto", "device_map": place}  # what is quantised is not moved afterwards
+    assert plain.options(fresh) == {"dtype": "auto"}
+
+
+def test_revision_and_token_find_every_file_of_their_model(monkeypatch):
+    found: dict[str, Any] = {}
+
+    def stop(argument: str, name: str, **options: Any) -> Any:
+        found[argument] = options["hub"]
+        if argument == "ar":
+            raise FileNotFoundError("far enough")
+        config = {"model_type": "Dream", "architectures": ["DreamModel"]}
+        return Checkpoint(argument, name, config, True, options["hub"])
+
+    shapes: list[Mapping[str, Any]] = []
+    monkeypatch.setattr("smc_bridge.models.source.find_checkpoint", stop)
+    monkeypatch.setattr("smc_bridge.models.source.load_tokenizer", lambda *_, **__: make_tokenizer())
+    monkeypatch.setattr("smc_bridge.models.own.weight_shapes", lambda given: shapes.append(given.options) or {})
+    monkeypatch.setattr("smc_bridge.models.own.account", lambda *_: None)
+    with pytest.raises(FileNotFoundError, match="far enough"):
+        load_pair("a/b", "c/d", revision="v1", token="secret", dlm_kwargs={"revision": "v2"})
+    assert found == {"dlm": {"revision": "v2", "token": "secret"}, "ar": {"revision": "v1", "token": "secret"}}
+    assert shapes == [{"local_files_only": True, "revision": "v2", "token": "secret"}]
+
+
+def test_a_weight_without_a_place_is_refused_of_any_diffusion_model(tmp_path):
+    save_checkpoint(tmp_path / "dlm", "llama", seed=1)  # as DiffuLLaMA is published
+    with_more("model.extra")(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    with pytest.raises(ValueError, match=r"1 weights have no place in LlamaForCausalLM \(first model\.extra\); copy"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu", dlm_convention="shifted")
+
+
+def test_a_fault_of_the_native_route_does_not_blame_code_that_was_not_run(tmp_path):
+    save_dream(tmp_path / "dlm")
+    edit_config(auto_map={"AutoModel": "own.M"}, transformers_version="4.46.2")(tmp_path / "dlm")
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    with pytest.raises(ValueError, match="cannot be loaded") as caught:
+        load_pair(tmp_path / "dlm", tmp_path / "ar", dlm_kwargs={"quantization_config": {"quant_method": "nonsense"}})
+    assert "4.46.2" not in str(caught.value)
+
+
 def test_a_weight_under_two_names_is_refused(tmp_path, read):
     FAMILIES["llada tied, grouped"].save(tmp_path / "dlm", 0)
     rewrite(lambda w: w | {"transformer.ln_f.weight": 5 * w["model.transformer.ln_f.weight"]})(tmp_path / "dlm")
@@ -283,7 +340,7 @@ def test_a_weight_under_two_names_is_refused(tmp_path, read):
 def test_ends_of_the_hub_are_those_of_the_revision_and_token(monkeypatch):
     import transformers.utils
 
-    from smc_bridge.models.checkpoints import Checkpoint, generation_ends
+    from smc_bridge.models.checkpoints import generation_ends
 
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(transformers.utils, "cached_file", lambda *_, **options: asked.append(options))

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from smc_bridge import ar_sampling, smc
 from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.models.arithmetic.tokenizer import load_tokenizer
-from smc_bridge.models.own import load_causal
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.prompts import chat_prompt, ids_of_prompt, plain_prompt, prompt_format
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.models.target import load_causal
 from smc_bridge.models.texts import anchor_of
 from tests.models.checkpoints import make_tokenizer, save_checkpoint
 

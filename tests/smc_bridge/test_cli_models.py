@@ -154,7 +154,7 @@ def test_smollm2_is_refused_where_no_diffusion_model_shares_its_tokenizer(
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setenv(gguf.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(gguf, "missing_packages", list)
-    monkeypatch.setattr("smc_bridge.models.own.packaged_gguf", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr("smc_bridge.models.source.packaged_gguf", lambda: tmp_path / "model.gguf")
     monkeypatch.setattr(gguf, "_convert", lambda _, folder: save_checkpoint(folder, "llama"))
     code, out, err = run("--ar", "smollm2")
     assert (code, out, err.count("smc-bridge: ")) == (2, "", 1)
