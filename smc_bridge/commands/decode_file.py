@@ -79,7 +79,8 @@ def run_file(arguments: argparse.Namespace, method: Spelled) -> int:
             out.print(Text(str(item.id), style="bold"))
             if arguments.trace:
                 render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
-            out.print(Text(str(drawn(result, seed=arguments.seed) or "none: every weight is zero")))
+            text = drawn(result, seed=arguments.seed)
+            out.print(Text("none: every weight is zero" if text is None else str(text)))
             out.print(Text(figures(result)))
             out.print()
         out.print(Text(summary(results, task)))

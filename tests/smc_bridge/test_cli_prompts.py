@@ -130,6 +130,13 @@ def test_options_of_a_file_without_one_are_refused(run: Run, argv: list[str]) ->
     assert f"{argv[0]} = {argv[1]} is for a file of prompts: give --prompts too" in err
 
 
+def test_an_empty_text_is_no_text_without_weight(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Result, "sample", lambda self, count=None, *, seed=None: "")
+    code, out, _ = run(*BASE)
+    assert code == 0
+    assert "every weight is zero" not in out
+
+
 def test_a_prompt_that_is_too_long_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = toy_pair()
     pair.ar.max_length = 5  # type: ignore[attr-defined]
