@@ -247,10 +247,23 @@ def generation_ends(checkpoint: Checkpoint) -> list[int]:
         found = path if path.is_file() else None
     else:
         found = _file_of_hub(checkpoint, GENERATION)
-    stated = None if found is None else _json(found, checkpoint.said).get("eos_token_id")
+    return [] if found is None else _ends_in(_json(found, checkpoint.said), checkpoint, GENERATION)
+
+
+def configured_ends(checkpoint: Checkpoint) -> list[int]:
+    """Ids that end a sequence by a checkpoint's configuration; errors as of `generation_ends`."""
+    return _ends_in(checkpoint.config, checkpoint, CONFIG)
+
+
+def _ends_in(content: Mapping[str, Any], checkpoint: Checkpoint, file: str) -> list[int]:
+    """The ids of the entry `eos_token_id` of a file."""
+    stated = content.get("eos_token_id")
     listed = stated if isinstance(stated, list) else [] if stated is None else [stated]
     if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in listed):
-        raise ValueError(f"{checkpoint.said}: eos_token_id = {stated!r} in {GENERATION} is no id: give eos_id")
+        raise ValueError(
+            f"{checkpoint.said}: eos_token_id = {stated!r} in {file} is no id and no list of ids: copy it anew, or "
+            "mend it there"
+        )
     return listed
 
 

@@ -112,15 +112,17 @@ class Convention:
 
 def _llada(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration of LLaDA as one of Llama."""
-    fused = config.get("block_type") == "sequential"
+    fused = config.get("block_type", "sequential") == "sequential"
     alike = {
         "block_type": "sequential" if fused else "llama", "activation_type": "swiglu" if fused else "silu",
-        "layer_norm_type": "rms", "layer_norm_with_affine": True, "rope": True, "alibi": False,
+        "layer_norm_type": "rms", "layer_norm_with_affine": True, "rope": True, "rope_scaling": None, "alibi": False,
         "attention_layer_norm": False, "scale_logits": False, "input_emb_norm": False, "block_group_size": 1,
     }  # fmt: skip
+    usual = alike | {"activation_type": "swiglu", "layer_norm_type": "default", "rope": False}  # where nothing is said
     for name, wanted in alike.items():
-        if config.get(name, wanted) != wanted:
-            raise ValueError(f"{name} = {said(config[name])} in its configuration is not known here, only {wanted!r}")
+        found = config.get(name, usual[name])
+        if found != wanted:
+            raise ValueError(f"{name} = {said(found)} in its configuration is not known here, only {wanted!r}")
     size, heads = config["d_model"], config["n_heads"]
     inner = config.get("mlp_hidden_size") or config.get("mlp_ratio", 4) * size
     one = 1 if config.get("multi_query_attention") else heads
@@ -161,7 +163,7 @@ def _llada_network(config: Mapping[str, Any]) -> Native:
     found = _LLADA
     if config.get("include_qkv_bias") and not config.get("include_bias"):
         found = replace(found, architecture="Qwen2ForCausalLM")
-    if config.get("block_type") == "sequential":
+    if config.get("block_type", "sequential") == "sequential":
         parts = tuple(rf"model.layers.\1.self_attn.{x}_proj." for x in "qkv")
         gated = (r"model.layers.\1.mlp.up_proj.", r"model.layers.\1.mlp.gate_proj.")
         found = replace(found, fused={_LAYER + r"att_proj\.": parts, _LAYER + r"ff_proj\.": gated})
@@ -251,6 +253,12 @@ CONVENTIONS: dict[str, Convention] = {
 }
 NATIVE_MASKED = Convention(None, False, "mask-2d")
 CAUSAL_BACKBONE = Convention(None, True, "mask-4d", auto_class="AutoModelForCausalLM")
+#: Diffusion models that are known not to be run by any convention here, by `config.model_type`, and why.
+UNKNOWN: dict[str, str] = {
+    "nemotron_labs_diffusion": "what it has finished sees only what stands before it, and the open block everything",
+    "sdar_moe": "it is a mixture of experts",
+    "llada2_moe": "it is a mixture of experts",
+}
 #: Prefix of the weights that DiffuLLaMA's and DiffuGPT's trainer writes round a backbone of transformers.
 WRAPPED = "denoise_model."
 #: Conventions of such weights, by the model type of the backbone.

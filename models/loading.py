@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,12 @@ import torch
 
 from smc_bridge.models.checkpoints import CONFIG, WEIGHTS, WEIGHTS_INDEX, Checkpoint, reason
 from smc_bridge.models.conventions import Native
-from smc_bridge.models.native import network_class, placed, renames
+from smc_bridge.models.native import network_class, placed, renames, tied
 from smc_bridge.models.placement import SPREAD, Placement
 from smc_bridge.models.weights import unmatched
+
+#: What types of 8-bit numbers begin with in headers of safetensors.
+NARROW = ("I8", "U8", "F8")
 
 
 @contextmanager
@@ -51,6 +54,11 @@ def one_line(checkpoint: Checkpoint, what: str, *, own_code: bool = False) -> It
         if is_out_of_memory(error):
             raise MemoryError(
                 f"{checkpoint.said}: out of memory while loading its {what}; give a narrower dtype, or a device_map"
+            ) from error
+        if isinstance(error, ImportError):
+            raise ValueError(
+                f"{checkpoint.said}: its {what} cannot be loaded here ({reason(error)}); install what it names, or "
+                "leave out what asks for it"
             ) from error
         if any(word in str(error) for word in ("ignore_mismatched_sizes", "size mismatch")):  # listed in a warning
             raise ValueError(
@@ -111,22 +119,40 @@ def _weight_files(checkpoint: Checkpoint) -> list[str]:
     return [whole]
 
 
-def _read(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, mapped into memory."""
-    from safetensors.torch import load_file
+def _read(checkpoint: Checkpoint, wanted: Container[str] | None = None) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, or those that are wanted, mapped into memory."""
+    from safetensors import safe_open
 
-    return {name: value for file in _weight_files(checkpoint) for name, value in load_file(file).items()}
+    held: dict[str, torch.Tensor] = {}
+    for file in _weight_files(checkpoint):
+        with safe_open(file, framework="pt") as opened:
+            names = [name for name in opened.keys() if wanted is None or name in wanted]  # noqa: SIM118
+            held |= {name: opened.get_tensor(name) for name in names}
+    return held
 
 
 def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights in a checkpoint's safetensors, from their headers; empty if there are none."""
+    """Names and shapes of the weights in a checkpoint's safetensors, from their headers; empty if there are none.
+
+    Raises:
+        ValueError: a file is none, or holds weights of 8 bits that no configuration of quantisation explains.
+    """
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
+    quantised = bool(checkpoint.config.get("quantization_config"))
     for file in _weight_files(checkpoint):
         try:
             with safe_open(file, framework="pt") as opened:
-                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                for name in opened.keys():  # noqa: SIM118
+                    part = opened.get_slice(name)
+                    shapes[name] = tuple(part.get_shape())
+                    kind = str(part.get_dtype())
+                    if not quantised and kind.startswith(NARROW) and name.endswith("weight"):
+                        raise ValueError(
+                            f"{checkpoint.said}: {name} holds numbers of type {kind}, and its {CONFIG} has no "
+                            "quantization_config that explains them; copy it anew"
+                        )
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"{checkpoint.said}: {Path(file).name} is no safetensors file ({reason(error)}); copy it anew"
@@ -171,12 +197,18 @@ def load_model(
     else:
         missing, unknown = unmatched(model, shapes)
     _refuse_missing(checkpoint, model, missing, unknown)
-    if strict and reports and unknown:
+    if strict and reports:
+        _refuse_unknown(checkpoint, model, unknown)
+    return model
+
+
+def _refuse_unknown(checkpoint: Checkpoint, model: Any, unknown: list[str]) -> None:
+    """Raise ValueError if there are weights that have no place in a model that was loaded."""
+    if unknown:
         raise ValueError(
             f"{checkpoint.said}: {len(unknown)} weights have no place in {type(model).__name__} (first {unknown[0]}); "
             f"copy weights and {CONFIG} from one checkpoint"
         )
-    return model
 
 
 def _refuse_missing(checkpoint: Checkpoint, model: Any, missing: list[str], unknown: list[str]) -> None:
@@ -185,7 +217,8 @@ def _refuse_missing(checkpoint: Checkpoint, model: Any, missing: list[str], unkn
         others = f"; {len(unknown)} others have no place in it, first {unknown[0]}" if unknown else ""
         raise ValueError(
             f"{checkpoint.said}: {len(missing)} weights of {type(model).__name__} are not in it (first {missing[0]}"
-            f"{others}) and would be random; give a checkpoint that was saved with its language-modelling head"
+            f"{others}) and would be random; copy weights and {CONFIG} from one checkpoint, saved with its "
+            "language-modelling head"
         )
 
 
@@ -204,13 +237,29 @@ def load_native(checkpoint: Checkpoint, native: Native, config: Any, empty: Any,
         with one_line(checkpoint, "weights"):
             given = {"state_dict": placed(native, empty, _read(checkpoint))}
         name = None
+    _refuse_other_head(checkpoint, native, empty)
     load = network_class(native).from_pretrained
     model, report = _load(
         checkpoint, load, placement, name, additive=True, config=config, output_loading_info=True, **given
     )
+    # The headers told of all but quantised weights.
     missing, unknown = (sorted(report.get(name, ())) for name in ("missing_keys", "unexpected_keys"))
     _refuse_missing(checkpoint, model, missing, unknown)
+    if checkpoint.config.get("quantization_config"):
+        _refuse_unknown(checkpoint, model, unknown)
     return model
+
+
+def _refuse_other_head(checkpoint: Checkpoint, native: Native, empty: Any) -> None:
+    """Raise ValueError if weights that are tied by the configuration are two different ones in the checkpoint, of which
+    versions of transformers choose differently."""
+    for one, other in tied(native, empty, weight_shapes(checkpoint)):
+        held = _read(checkpoint, {one, other})
+        if not torch.equal(held[one], held[other]):
+            raise ValueError(
+                f"{checkpoint.said}: {one} and {other} are tied by its {CONFIG} and differ; copy weights and {CONFIG} "
+                "from one checkpoint"
+            )
 
 
 def _load(

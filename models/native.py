@@ -10,13 +10,14 @@ Every weight is accounted for from the headers of the files, before any is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from smc_bridge.models.checkpoints import CONFIG, Checkpoint
+from smc_bridge.models.arguments import said
+from smc_bridge.models.checkpoints import CONFIG, Checkpoint, reason
 from smc_bridge.models.conventions import Native
 
 #: Entries of a configuration that are about the code that it was written for.
@@ -47,6 +48,10 @@ def network_config(checkpoint: Checkpoint, native: Native, shapes: Shapes) -> An
         ValueError: an entry is missing, or says something that the network is not.
     """
     published = checkpoint.config.get("architectures") or [native.published]
+    if not isinstance(published, list):
+        raise ValueError(
+            f"{checkpoint.said}: architectures = {said(published)} in {CONFIG} is no list of names; copy it anew"
+        )
     if native.published is not None and native.published not in published:
         raise ValueError(
             f"{checkpoint.said}: is a {published[0]}, and only {native.published} of its type is known here; set "
@@ -72,11 +77,21 @@ def network_config(checkpoint: Checkpoint, native: Native, shapes: Shapes) -> An
         raise ValueError(f"{checkpoint.said}: {' '.join(str(error).split())}") from error
 
 
-def skeleton(native: Native, config: Any) -> Any:
-    """The network without numbers."""
-    with torch.device("meta"):
-        model = network_class(native)(config)
-    model.tie_weights()
+def skeleton(checkpoint: Checkpoint, native: Native, config: Any) -> Any:
+    """The network without numbers.
+
+    Raises:
+        ValueError: no network can be made by this configuration.
+    """
+    try:
+        with torch.device("meta"):
+            model = network_class(native)(config)
+        model.tie_weights()
+    except Exception as error:  # anything: an entry is used first where a layer is made
+        raise ValueError(
+            f"{checkpoint.said}: no {native.architecture} can be made by its {CONFIG} ({type(error).__name__}: "
+            f"{reason(error)}); copy the checkpoint anew"
+        ) from error
     return model
 
 
@@ -111,8 +126,8 @@ def account(checkpoint: Checkpoint, native: Native, empty: Any, shapes: Shapes) 
             )
         held |= {p: shape if len(places) == 1 or not whole else wanted[p][:1] + shape[1:] for p in places}
     own = type(empty).__name__
-    tied = _tied(empty)
-    missing = sorted(name for name in wanted.keys() - held.keys() if not tied.get(name, set()) & held.keys())
+    same = _tied(empty)
+    missing = sorted(name for name in wanted.keys() - held.keys() if not same.get(name, set()) & held.keys())
     unused = [COMPUTED, *map(re.compile, native.unused)]
     unknown = sorted(name for name in held.keys() - wanted.keys() if not any(x.search(name) for x in unused))
     other = sorted(name for name in held.keys() & wanted.keys() if held[name] != wanted[name])
@@ -142,6 +157,17 @@ def placed(native: Native, empty: Any, weights: Mapping[str, Tensor]) -> dict[st
         parts = [value] if len(places) == 1 else torch.split(value, [wanted[place].shape[0] for place in places])
         out |= {place: part for place, part in zip(places, parts, strict=True) if place in wanted}
     return out
+
+
+def tied(native: Native, empty: Any, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of weights of a checkpoint that are one parameter of the network `empty`, and so must be equal."""
+    places = {_places(native, name)[0]: name for name in names}
+    same = _tied(empty)
+    return [
+        (places[one], places[other])
+        for one in sorted(same) for other in sorted(same[one])
+        if one < other and one in places and other in places
+    ]
 
 
 def renames(native: Native) -> bool:

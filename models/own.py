@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smc_bridge.models.arguments import whole_number
-from smc_bridge.models.conventions import CONVENTIONS, LENGTH_KEY, Attention, Convention, Override
+from smc_bridge.models.conventions import CONVENTIONS, LENGTH_KEY, UNKNOWN, Attention, Convention, Override
 from smc_bridge.models.ends import EosId, ends_of
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, output_size
 from smc_bridge.models.huggingface.unpadded import Unpadded
@@ -22,7 +22,7 @@ from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ig
 from smc_bridge.models.loading import check_quantisation, load_model, load_native, weight_shapes
 from smc_bridge.models.native import Shapes, account, automatic, network_config, skeleton
 from smc_bridge.models.pair import DlmCache, Pair, pair_from_models
-from smc_bridge.models.prompts import Chat, PromptFormat
+from smc_bridge.models.prompts import Chat, PromptFormat, formatted
 from smc_bridge.models.recognise import convention_of, is_wrapped, mask_id_of
 from smc_bridge.models.source import Name, Options, Source, check_code, form_of, runs_own_code, source_of
 from smc_bridge.models.target import ends_of_target, load_target, target_of
@@ -68,7 +68,7 @@ class Diffusion:
                 empty = Unpadded(empty, convention.inputs)
             return cls(source, convention, trust, None, empty)
         config = network_config(checkpoint, native, shapes)
-        empty = skeleton(native, config)
+        empty = skeleton(checkpoint, native, config)
         if not checkpoint.config.get("quantization_config"):  # those have other weights
             account(checkpoint, native, empty, shapes)
         return cls(source, convention, trust, config, empty)
@@ -116,7 +116,7 @@ def load_two(
     ends = ends_of(eos_id)
     left = source_of("dlm", dlm, dlm_options, trust_remote_code=trust, tokenizer=dlm_tokenizer)
     config = left.checkpoint.config
-    if str(config["model_type"]) not in CONVENTIONS:
+    if str(config["model_type"]) not in {*CONVENTIONS, *UNKNOWN}:
         check_code(left.checkpoint, trust, "AutoModelForMaskedLM", "AutoModelForCausalLM")
     shapes = weight_shapes(left.checkpoint)
     convention = convention_of(
@@ -133,6 +133,8 @@ def load_two(
         ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, ends=ends)
         check_shared_vocabulary(left.tokenizer, right.tokenizer, ignore=ignore)
     form = format_prompt or form_of(right, chat, system)
+    if format_prompt is None:
+        formatted(form, right.tokenizer, "text")  # a chat template is a program, and may fail
     for source in (left, right):
         check_quantisation(source.checkpoint, source.placement)
     if convention.either:
@@ -177,5 +179,6 @@ def fit_adapter(adapter: Any, config: Mapping[str, Any], convention: Convention)
     """Tell an adapter how it was loaded, and the positions that the model was built for, where its configuration says
     them differently."""
     adapter.family = convention.family
-    if convention.length_key != LENGTH_KEY and convention.length_key in config:
-        adapter.max_length, adapter.limited_by = int(config[convention.length_key]), convention.length_key
+    if convention.length_key != LENGTH_KEY and config.get(convention.length_key) is not None:
+        limit = whole_number(f"{convention.length_key} in the configuration of dlm", config[convention.length_key])
+        adapter.max_length, adapter.limited_by = limit, convention.length_key

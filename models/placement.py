@@ -24,6 +24,8 @@ DTYPES = {
     for name in (str(dtype).removeprefix("torch."), dtype)
 }
 
+#: Device maps by name.
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 #: Options of `Placement.options` with which transformers places the weights.
 SPREAD = ("device_map", "distributed_config", "tp_plan")
 
@@ -86,6 +88,8 @@ class Placement:
         """Refuse what excludes each other or cannot run here."""
         if self.device_map is not None and self.tp_plan is not None:
             raise ValueError("device_map and tp_plan exclude each other: give one of them")
+        if isinstance(self.device_map, str) and self.device_map not in MAPS:
+            as_device(self.device_map)  # all of it there
         if self.device_map is not None and util.find_spec("accelerate") is None:
             raise ValueError(f"device_map = {self.device_map!r}: needs the package accelerate; {install('devices')}")
         if self.attn_implementation is not None:

@@ -17,6 +17,7 @@ from smc_bridge.models.conventions import (
     NATIVE_MASKED,
     OVERRIDES,
     OWN_MASKING,
+    UNKNOWN,
     UNWRAPPED,
     WRAPPED,
     Attention,
@@ -130,6 +131,11 @@ def _family(
                 f"{' and '.join(sorted(UNWRAPPED))} are known: save the backbone itself"
             )
         return UNWRAPPED[model_type]
+    if model_type in UNKNOWN and not trusted:
+        raise ValueError(
+            f"dlm = {str(name)!r} has the model type {model_type!r}, which is not known here: {UNKNOWN[model_type]}; "
+            "give another diffusion model"
+        )
     own = _own_class(config)
     if found is not None and trusted and own is not None:
         return replace(found, native=None, auto_class=own, masking=OWN_MASKING.get(model_type, "unpadded"))

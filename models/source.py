@@ -55,6 +55,11 @@ def _embedded(argument: str, placement: Placement) -> Source:
 def source_of(
     argument: str, name: Name, options: Options, *, trust_remote_code: bool, tokenizer: Name | None = None
 ) -> Source:
+    """Find what an argument names, and its tokenizer, that of another checkpoint if one is given.
+
+    Raises:
+        ValueError, FileNotFoundError: there is none, or it is not whole.
+    """
     placement, hub = options
     for what, value in ((argument, name), (f"{argument}_tokenizer", tokenizer)):
         if not isinstance(value, str | os.PathLike) and (value is not None or what == argument):

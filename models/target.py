@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from smc_bridge.models.arguments import ids_of
-from smc_bridge.models.checkpoints import generation_ends
+from smc_bridge.models.checkpoints import configured_ends, generation_ends
+from smc_bridge.models.conventions import CONVENTIONS
 from smc_bridge.models.ends import Ends, EosId, ends_of
 from smc_bridge.models.huggingface.adapter import output_size
 from smc_bridge.models.huggingface.vocabulary import shared_ends, special_ids
@@ -17,6 +18,7 @@ from smc_bridge.models.loading import load_model, weight_shapes
 from smc_bridge.models.placement import options_of
 from smc_bridge.models.prompts import Chat, PromptFormat, check_form
 from smc_bridge.models.protocols import CausalLM
+from smc_bridge.models.recognise import has_language_model
 from smc_bridge.models.source import Name, Options, Source, check_code, form_of, source_of
 
 
@@ -78,20 +80,32 @@ def load_causal(
 def ends_of_target(source: Source) -> Ends:
     """Ids that end a sequence of a target that nobody names others for: those of its generation configuration, of its
     configuration and of its tokenizer."""
-    config, tokenizer = source.checkpoint.config, source.tokenizer
-    return ends_of([
-        *generation_ends(source.checkpoint), *ids_of(config.get("eos_token_id")), *ids_of(tokenizer.eos_token_id),
-    ])  # fmt: skip
+    checkpoint = source.checkpoint
+    own = ids_of(source.tokenizer.eos_token_id)
+    return ends_of([*generation_ends(checkpoint), *configured_ends(checkpoint), *own])
 
 
 def target_of(ar: Name, options: Options, trust: bool) -> Source:
     """An autoregressive model that may be run."""
     source = source_of("ar", ar, options, trust_remote_code=trust)
+    found = CONVENTIONS.get(str(source.checkpoint.config["model_type"]))
+    if found is not None and found.native is not None:
+        raise ValueError(
+            f"{source.checkpoint.said}: is a diffusion model ({found.family}), and a target must be autoregressive; "
+            "give it as dlm"
+        )
     check_code(source.checkpoint, trust, "AutoModelForCausalLM")
+    model_type = str(source.checkpoint.config["model_type"])
+    if not (has_language_model(model_type, "AutoModelForCausalLM") or source.checkpoint.config.get("auto_map")):
+        raise ValueError(
+            f"{source.checkpoint.said}: has the model type {model_type!r}, of which this version of transformers has "
+            "no causal language model; give another"
+        )
     return source
 
 
 def load_target(source: Source, *, trust: bool) -> Any:
+    """The network of a target, with its weights."""
     shapes = weight_shapes(source.checkpoint)
     return load_model(
         source.checkpoint, "AutoModelForCausalLM", source.placement, trust_remote_code=trust, shapes=shapes

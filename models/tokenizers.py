@@ -43,7 +43,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
         elif file is not None:
             by_class = None if own or kind in GENERIC else _by_class(name, options)
             tokenizer = _as_written(name, file, settings, by_class, options)
-        elif not own:
+        elif not own and not (kind in NATIVE and not hasattr(transformers, kind)):
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
         elif kind in NATIVE:
             tokenizer = getattr(transformers, NATIVE[kind]).from_pretrained(name, **options)

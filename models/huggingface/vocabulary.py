@@ -94,19 +94,24 @@ def shared_ends(
     """The ends of a sequence that a target's configuration lists, without those that the two models cannot share.
 
     A warning tells of each that is left out: one that is not the same token in both tokenizers, the mask, or past the
-    alphabet. If none is good, all are returned: `shared_vocabulary` refuses the pair, and says why.
+    alphabet.
 
     Args:
         ends: of the target.
         dlm_tokenizer, ar_tokenizer: which may be the same object.
         mask_id: of the diffusion model.
         size: alphabet size A, as far as it is known.
+    Raises:
+        ValueError: none is left.
     """
     room = max(ends, default=0) + 1 if size is None else size
     faults = _faults(ends, dlm_tokenizer, ar_tokenizer, mask_id=mask_id, size=room)
     good = tuple(end for end in ends if end not in faults)
-    if not good:
-        return ends
+    if ends and not good:
+        raise ValueError(
+            f"the target ends sequences with eos_id = {as_eos_id(ends)}, and none is left: {faults[ends[0]]}; give two "
+            "models with one vocabulary, or an eos_id that both share"
+        )
     for fault in faults.values():
         warnings.warn(f"{fault}, so it ends no sequence here; eos_id = {as_eos_id(good)} does", stacklevel=4)
     return good

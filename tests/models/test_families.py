@@ -135,3 +135,9 @@ def test_another_network_under_the_same_model_type_is_refused(name, other, tmp_p
     family = FAMILIES[name]
     with pytest.raises(ValueError, match=other):
         load(replace(family, config=dict(family.config) | {"architectures": [other]}), tmp_path)
+
+
+def test_a_diffusion_model_is_no_target(tmp_path: Path) -> None:
+    FAMILIES["sdar"].save(tmp_path / "dlm")
+    with pytest.raises(ValueError, match=r"^ar = .*: is a diffusion model \(SDAR\), .* give it as dlm$"):
+        load_pair(tmp_path / "dlm", tmp_path / "dlm")

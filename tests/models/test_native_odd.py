@@ -1,0 +1,114 @@
+"""Checkpoints that cannot be, or would be read wrongly in silence, are one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from smc_bridge.models.pairs import load_pair
+from tests.models.families import FAMILIES
+
+#: Family, changes of its configuration, and what is said.
+ODD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no heads": ("dream", {"num_attention_heads": 0}, "no Qwen2ForCausalLM can be made by its config.json"),
+    "an activation": ("dream", {"hidden_act": "bogus"}, "bogus"),
+    "a rotary embedding": ("dream", {"rope_scaling": {"rope_type": "bogus"}}, "bogus"),
+    "a number in text": ("dream", {"rope_theta": "500"}, "copy the checkpoint anew"),
+    "padding past the rows": ("dream", {"pad_token_id": 500}, "no Qwen2ForCausalLM can be made"),
+    "architectures": ("dream", {"architectures": 3}, "architectures = 3 in config.json is no list of names"),
+    "no longest input": ("llada", {"max_sequence_length": 0}, "max_sequence_length in the configuration of dlm = 0"),
+    "quantised under names of its own": (
+        "llada", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised under names of their own",
+    ),
+    "norms that are not said": ("llada", {"layer_norm_type": None}, "layer_norm_type = None .* only 'rms'"),
+    "a rotary embedding that LLaDA has not": ("llada", {"rope_scaling": {"factor": 2.0}}, "rope_scaling = {'factor'"),
+    "Nemotron": ("any block model", {"model_type": "nemotron_labs_diffusion"}, "not known here: what it has finished"),
+}  # fmt: skip
+
+
+def save(name: str, folder: Path, **changes: Any) -> None:
+    FAMILIES[name].save(folder / "dlm", 3)
+    FAMILIES[name].save_target(folder / "ar")
+    edit(folder / "dlm", **changes)
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_a_configuration_that_cannot_be_is_one_line(tmp_path, case):
+    name, changes, message = ODD[case]
+    save(name, tmp_path, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_longest_input_at_all_is_no_error(tmp_path):
+    save("llada", tmp_path, max_sequence_length=None)
+    assert load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu").dlm.mask_id == 3
+
+
+def rewrite(folder: Path, name: str, value: torch.Tensor) -> None:
+    """Put a weight into the first file of a checkpoint."""
+    file = sorted(folder.glob("*.safetensors"))[0]
+    save_file(load_file(file) | {name: value}, file, metadata={"format": "pt"})
+
+
+def test_two_heads_where_the_configuration_ties_them_are_refused(tmp_path):
+    save("llada tied, grouped", tmp_path)
+    held = load_file(tmp_path / "dlm" / "model.safetensors")["model.transformer.wte.weight"]
+    rewrite(tmp_path / "dlm", "model.transformer.ff_out.weight", held.clone())
+    load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")  # a copy is none
+    rewrite(tmp_path / "dlm", "model.transformer.ff_out.weight", held + 1)
+    with pytest.raises(ValueError, match=r"ff_out\.weight and .*wte\.weight are tied .* and differ|wte.* and .*ff_out"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_narrow_numbers_that_nothing_explains_are_refused(tmp_path, dtype):
+    save("llada tied, grouped", tmp_path)
+    file, name = tmp_path / "dlm" / "model.safetensors", "model.transformer.blocks.0.q_proj.weight"
+    rewrite(tmp_path / "dlm", name, load_file(file)[name].to(dtype))
+    with pytest.raises(ValueError, match=r"q_proj\.weight holds numbers of type .8.*, and its config\.json has no "):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+
+
+@pytest.mark.parametrize("stated", [[16, None], "16", [-1], True])
+def test_ends_of_a_configuration_that_are_none_are_told_with_their_file(tmp_path, stated):
+    save("dream", tmp_path)
+    (tmp_path / "ar" / "generation_config.json").unlink(missing_ok=True)
+    edit(tmp_path / "ar", eos_token_id=stated)
+    with pytest.raises(ValueError, match=r"^ar = .*: eos_token_id = .* in config\.json is no id and no list of ids"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+
+
+def test_a_target_of_another_kind_is_told_its_type(tmp_path):
+    save("dream", tmp_path)
+    edit(tmp_path / "ar", model_type="t5")
+    with pytest.raises(ValueError, match="has the model type 't5', of which this version of transformers has no"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+
+
+def test_no_shared_end_is_told_with_a_remedy_that_helps(tmp_path):
+    save("dream", tmp_path)
+    FAMILIES["llada"].save_target(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"the target ends sequences with eos_id = .* none is left: .*; give two"):
+        load_pair(tmp_path / "dlm", tmp_path / "other", device="cpu", reduce=True)
+
+
+def test_a_template_that_fails_is_told_before_weights_are_read(tmp_path, monkeypatch):
+    save("dream", tmp_path)
+    monkeypatch.setattr("smc_bridge.models.loading._load", lambda *_, **__: pytest.fail("weights were read"))
+    file = tmp_path / "ar" / "tokenizer_config.json"
+    settings = json.loads(file.read_text()) | {"chat_template": "{{ raise_exception('no') }}"}
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="chat template"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
