@@ -115,7 +115,7 @@ def test_a_fault_of_the_target_names_the_other_argument(tmp_path, ar):
 
 def test_a_masked_model_is_no_target(tmp_path):
     save_checkpoint(tmp_path / "dlm", "modernbert")
-    with pytest.raises(ValueError, match="^ar = .*has the model type 'modernbert', of which this version"):
+    with pytest.raises(ValueError, match=r"^ar = .*has the model type 'modernbert', of which this version"):
         load_pair(tmp_path / "dlm", tmp_path / "dlm", device="cpu")
 
 
