@@ -265,7 +265,10 @@ def quantised(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("save", "spoil", "message"),
     [
-        (save_dream, without("model.layers.1.mlp.up_proj.weight"), r"1 weights of Qwen2.* are not in it .*up_proj|quantised weights cannot be"),
+        (
+            save_dream, without("model.layers.1.mlp.up_proj.weight"),
+            r"1 weights of Qwen2.* are not in it .*up_proj|quantised weights cannot be",  # without a GPU for them
+        ),
         (save_llada, lambda folder: None, "its weights are quantised under names of their own"),
     ],
 )
