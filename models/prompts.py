@@ -71,8 +71,8 @@ def chat_prompt(tokenizer: Any, text: str, system: str | None = None) -> list[in
         ValueError: the template fails on both forms, or leaves a turn out.
     """
     texts = {"user": text} if system is None else {"system": system, "user": text}
-    why, other = "", "give system" if system is None else "leave system out"
-    remedy = f"{other}, or format_prompt, a function of the tokenizer and the text that returns ids, or chat = False"
+    why, other = "", "give system, or set chat = False" if system is None else "leave system out"
+    remedy = f"{other}, or give format_prompt, a function of the tokenizer and the text that returns ids"
     for as_parts in (False, True):
         try:
             lost = next((role for role in texts if _without(tokenizer, texts, role, as_parts=as_parts)), None)

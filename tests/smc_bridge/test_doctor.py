@@ -124,7 +124,7 @@ def test_a_fault_is_a_row_and_exit_code_1_where_decoding_is_refused(run: Run, tw
     outcome = run(*two, "--json", "-")
     bad = [each for each in report(outcome)["probes"] if each["fault"] is not None]
     assert (outcome[0], bad[0]["model"], bad[0]["fatal"]) == (1, which, True)
-    with pytest.raises(ValueError, match=f"{which}_model = .*: its parameter model.norm.weight holds NaN"):
+    with pytest.raises(ValueError, match=f"^{which} = .*{which}': its parameter model.norm.weight holds NaN"):
         load_pair(two[1], two[3], device="cpu")
 
 
