@@ -366,3 +366,14 @@ def test_an_id_that_no_tokenizer_has_is_named_by_its_number(token: int) -> None:
 def test_ids_of_several_prompts_are_not_those_of_one() -> None:
     with pytest.raises(ValueError, match=r"^it returned"):
         ids_of_prompt(torch.zeros(2, 3, dtype=torch.long), "it")
+
+
+def test_a_prompt_longer_than_the_tokenizer_says_is_told_by_the_pair_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """transformers' own line would stand beside the program's, or where there is nothing wrong."""
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 2
+    assert plain_prompt(tokenizer, "w1 w2 w3") == [5, 6, 7]
+    assert "longer than the specified maximum" in caplog.text
+    caplog.clear()
+    assert pair_of(tokenizer).encode("w1 w2 w3").tolist() == [5, 6, 7]
+    assert caplog.text == ""
