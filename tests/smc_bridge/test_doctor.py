@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.normalizers import Replace
 from transformers import DynamicCache
 
 from smc_bridge.cli import main
@@ -128,10 +129,32 @@ def test_a_fault_is_a_row_and_exit_code_1_where_decoding_is_refused(run: Run, tw
         load_pair(two[1], two[3], device="cpu")
 
 
-def test_a_pair_that_does_not_decode_says_so(run: Run, two: list[str]) -> None:
-    code, out, _ = run(*two[:-1], "w1 " * 70)
+def test_a_pair_that_does_not_decode_says_so_in_the_words_of_flags(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no luck: set trust_remote_code = True")
+
+    monkeypatch.setattr("smc_bridge.engine.sampler.Sampler.run", fail)
+    code, out, _ = run("--device", "cpu")
     assert code == 1
-    assert "NO: prompt has 70 tokens but the pair" in out
+    assert "NO: no luck: set --trust-remote-code" in out
+    assert "nothing was decoded" in out
+
+
+@pytest.mark.parametrize(("prompt", "line"), [
+    ("~", "--prompt = '~' gives no token: give another text"),
+    ("w1 " * 70, "prompt has 70 tokens but the pair"),
+    ("w1 " * 60, "--prompt has 60 tokens, with max_new_tokens = 10 more than the 64 positions"),
+])
+def test_a_prompt_that_cannot_be_decoded_is_no_fault_of_the_pair(
+    run: Run, two: list[str], prompt: str, line: str
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = Replace("~", " ")
+    for folder in (two[1], two[3]):
+        tokenizer.save_pretrained(folder)
+    code, out, err = run(*two[:-1], prompt)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert line in err
 
 
 def test_a_warning_is_a_row_and_no_fault(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
