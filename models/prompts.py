@@ -143,6 +143,17 @@ def prompt_format(tokenizer: Any, chat: Chat = "auto", system: str | None = None
     return with_system
 
 
+def form_said(format_prompt: PromptFormat) -> str:
+    """What makes a prompt of a text, in a few words."""
+    if format_prompt is plain_prompt:
+        return "the text as it is"
+    if format_prompt is chat_prompt:
+        return "by the chat template"
+    name = str(getattr(format_prompt, "__qualname__", ""))
+    with_system = name.startswith(f"{prompt_format.__qualname__}.")
+    return "by the chat template, with a system turn" if with_system else f"by {called(format_prompt)}"
+
+
 def check_form(chat: Any, system: Any, format_prompt: PromptFormat | None = None) -> None:
     """Raise ValueError unless these arguments of `load_pair` say one form of a prompt; no tokenizer is needed."""
     automatic = isinstance(chat, str) and chat == "auto"

@@ -20,6 +20,7 @@ from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.commands.words import in_flags
 from smc_bridge.files import write_text
 from smc_bridge.methods import DEFAULT
+from smc_bridge.models.prompts import form_said
 from smc_bridge.models.verdicts import Verdict, unprobed
 from smc_bridge.registry import spelled
 from smc_bridge.tasks import lookahead_of
@@ -37,14 +38,22 @@ FAULTY = 1
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `doctor`."""
+    parser.epilog = f"Exit code: 0 if all is well, {FAULTY} if a probe finds a fault, 2 if the pair cannot be loaded."
     add_model_arguments(parser)
     sizes = parser.add_argument_group("sizes", f"for which memory is reckoned; what is not given is that of {DEFAULT}")
-    sizes.add_argument("--particles", type=whole(1), metavar="N", help="particles that survive a step")
-    sizes.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle")
-    sizes.add_argument("--window", type=whole(1), metavar="V", help="tokens verified at once")
-    sizes.add_argument("--lookahead", type=whole(1), metavar="M", help="masked positions per forward of the DLM")
+    sizes.add_argument(
+        "--particles", type=whole(1), metavar="N", help="particles that survive a step (default: 4)"
+    )
+    sizes.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle (default: 1)")
+    sizes.add_argument("--window", type=whole(1), metavar="V", help="tokens verified at once (default: 32)")
+    sizes.add_argument(
+        "--lookahead", type=whole(1), metavar="M",
+        help="masked positions per forward of the DLM (default: 256; of the embedded pair 32)",
+    )
     run = parser.add_argument_group("run")
-    run.add_argument("--prompt", metavar="TEXT", default=PROMPT, help=f"of which {TOKENS} tokens are decoded")
+    run.add_argument(
+        "--prompt", metavar="TEXT", default=PROMPT, help=f"{TOKENS} tokens behind it are decoded (default: {PROMPT})"
+    )
     run.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     run.add_argument(
         "--json", type=destination, metavar="FILE",
@@ -77,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     defaults["lookahead"] = lookahead_of(pair_name(arguments))
     sizes = {name: int(defaults[name] if value is None else value) for name, value in given.items()}
     facts = {"dlm": facts_of(pair.dlm, diffusion=True), "ar": facts_of(pair.ar, diffusion=False)}
-    report = Report(pair.name, facts, sizes, probes_of(pair))
+    report = Report(pair.name, facts, sizes, form_said(pair.format_prompt), probes_of(pair))
     if report.good:
         _decode(report, pair, prompt, arguments)
     report.probes = [
