@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from smc_bridge.commands.base import UsageError, importing, one_of, whole
+from smc_bridge.commands.waiting import waiting
 from smc_bridge.models.conventions import ATTENTIONS, OVERRIDES
 
 if TYPE_CHECKING:
@@ -136,7 +137,13 @@ def load_models(arguments: argparse.Namespace) -> Pair:
     Raises:
         UsageError: arguments contradict each other. ValueError, FileNotFoundError: as `load_pair`.
     """
-    return models_of(arguments).load()
+    return load_shown(models_of(arguments))
+
+
+def load_shown(models: Models) -> Pair:
+    """Load models, and tell a terminal that this is what it waits for."""
+    with waiting(f"loading {' and '.join(models.names)}"):
+        return models.load()
 
 
 def models_of(arguments: argparse.Namespace, default: str = EMBEDDED) -> Models:
