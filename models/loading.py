@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -268,7 +269,8 @@ def _load(
 ) -> Any:
     """What `from_pretrained` returns, its model in evaluation mode and where it belongs."""
     options = placement.options(checkpoint)
-    with quiet(progress=not checkpoint.offline), one_line(checkpoint, "weights", own_code=own_code):
+    shown = not checkpoint.offline or sys.stderr.isatty()  # gigabytes of a folder take minutes too
+    with quiet(progress=shown), one_line(checkpoint, "weights", own_code=own_code):
         load = partial(load, name, **given, **options)
         loaded = _with_attention(placement.attn_implementation, load, additive=additive)
         model = loaded[0] if isinstance(loaded, tuple) else loaded

@@ -18,6 +18,7 @@ from smc_bridge.models.loading import quiet
 from smc_bridge.models.pair import DlmCache, Pair, pair_from_models
 from smc_bridge.models.placement import options_of
 from smc_bridge.models.prompts import Chat, PromptFormat, check_form
+from smc_bridge.models.verdicts import by_name
 
 __all__ = ["PAIRS", "Pair", "load_pair", "pair_from_models"]
 
@@ -116,7 +117,7 @@ def load_pair(
     if dlm_cache not in get_args(DlmCache):
         raise ValueError(f"dlm_cache = {said(dlm_cache)}: give one of {', '.join(get_args(DlmCache))}")
     if max_logit_bytes is not None:
-        remedy = "give at least 1 byte, or None for no cap"
+        remedy = "give a whole number of bytes, at least 1, or leave it out, for no cap"
         max_logit_bytes = whole_number("max_logit_bytes", max_logit_bytes, remedy=remedy)
     trust_remote_code = true_or_false("trust_remote_code", trust_remote_code)
     reduce = true_or_false("reduce", reduce)
@@ -156,12 +157,13 @@ def load_pair(
         ar = dlm
     from smc_bridge.models.own import load_two
 
-    return load_two(
-        dlm, ar, dlm_options=dlm_options, ar_options=ar_options, trust_remote_code=trust_remote_code,
-        dlm_convention=dlm_convention, attention=attention, block_size=block_size, mask_id=mask_id, eos_id=eos_id,
-        dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt, chat=chat, system=system,
-        dlm_cache=dlm_cache, max_logit_bytes=max_logit_bytes,
-    )
+    with by_name({"dlm_model": f"dlm = {said(dlm)}", "ar_model": f"ar = {said(ar)}"}):
+        return load_two(
+            dlm, ar, dlm_options=dlm_options, ar_options=ar_options, trust_remote_code=trust_remote_code,
+            dlm_convention=dlm_convention, attention=attention, block_size=block_size, mask_id=mask_id, eos_id=eos_id,
+            dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt, chat=chat, system=system,
+            dlm_cache=dlm_cache, max_logit_bytes=max_logit_bytes,
+        )
 
 
 def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:

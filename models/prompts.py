@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 from smc_bridge.models.arguments import called, check_callable, is_bool, said, whole_numbers
+from smc_bridge.models.loading import quiet
 
 #: Turns a tokenizer and a user's text into the ids that a model is prompted with: a list of whole numbers, or what a
 #: tokenizer of transformers returns (`ids_of_prompt`).
@@ -71,8 +74,8 @@ def chat_prompt(tokenizer: Any, text: str, system: str | None = None) -> list[in
         ValueError: the template fails on both forms, or leaves a turn out.
     """
     texts = {"user": text} if system is None else {"system": system, "user": text}
-    why, other = "", "give system" if system is None else "leave system out"
-    remedy = f"{other}, or format_prompt, a function of the tokenizer and the text that returns ids, or chat = False"
+    why, other = "", "give system, or set chat = False" if system is None else "leave system out"
+    remedy = f"{other}, or give format_prompt, a function of the tokenizer and the text that returns ids"
     for as_parts in (False, True):
         try:
             lost = next((role for role in texts if _without(tokenizer, texts, role, as_parts=as_parts)), None)
@@ -140,6 +143,17 @@ def prompt_format(tokenizer: Any, chat: Chat = "auto", system: str | None = None
     return with_system
 
 
+def form_said(format_prompt: PromptFormat) -> str:
+    """What makes a prompt of a text, in a few words."""
+    if format_prompt is plain_prompt:
+        return "the text as it is"
+    if format_prompt is chat_prompt:
+        return "by the chat template"
+    name = str(getattr(format_prompt, "__qualname__", ""))
+    with_system = name.startswith(f"{prompt_format.__qualname__}.")
+    return "by the chat template, with a system turn" if with_system else f"by {called(format_prompt)}"
+
+
 def check_form(chat: Any, system: Any, format_prompt: PromptFormat | None = None) -> None:
     """Raise ValueError unless these arguments of `load_pair` say one form of a prompt; no tokenizer is needed."""
     automatic = isinstance(chat, str) and chat == "auto"
@@ -163,8 +177,11 @@ def formatted(format_prompt: PromptFormat, tokenizer: Any, text: str) -> list[in
     """
     own = str(getattr(format_prompt, "__module__", "")).split(".")[0] == __name__.split(".")[0]
     name = f"format_prompt = {called(format_prompt)}"
+    # transformers would warn of a prompt that is longer than its tokenizer says; who reads it says so (`Pair.encode`).
+    silence = quiet(progress=True) if "transformers" in sys.modules else nullcontext()
     try:
-        found = format_prompt(tokenizer, text)
+        with silence:
+            found = format_prompt(tokenizer, text)
     except Exception as error:  # anything: it is the user's own function
         if own and isinstance(error, ValueError):  # says what is wrong by itself
             raise

@@ -6,7 +6,7 @@ A probe is a generator of verdicts, each of which may cost a tiny forward, so th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ class Verdict:
 
 
 _UNPROBED: ContextVar[bool] = ContextVar("unprobed", default=False)
+_NAMES: ContextVar[Mapping[str, str]] = ContextVar("names", default={})  # noqa: B039 -- it is never written to
 
 
 @contextmanager
@@ -40,16 +41,28 @@ def unprobed() -> Iterator[None]:
         _UNPROBED.reset(token)
 
 
+@contextmanager
+def by_name(names: Mapping[str, str]) -> Iterator[None]:
+    """Models that are made in the block are known to the user by other arguments, `argument = value` for each of
+    `dlm_model` and `ar_model`."""
+    token = _NAMES.set(names)
+    try:
+        yield
+    finally:
+        _NAMES.reset(token)
+
+
 def settle(subject: str, verdicts: Iterable[Verdict]) -> None:
     """Refuse a model at its first fatal fault, and warn of others; nothing within `unprobed`.
 
     Args:
-        subject: argument and class, as `dlm_model = ClassName`.
+        subject: argument and class, as `dlm_model = ClassName`, which stands aside for a name (`by_name`).
     Raises:
         ValueError: a fault.
     """
     if _UNPROBED.get():
         return
+    subject = _NAMES.get().get(subject.partition(" = ")[0], subject)
     for verdict in verdicts:
         if verdict.fault is not None and verdict.fatal:
             raise ValueError(f"{subject}: {verdict.fault}")

@@ -66,8 +66,8 @@ def check_tokens(
     """
     name = called(0).split("[")[0]
     if not is_list(sequences) or not hasattr(sequences, "__len__"):
-        raise ValueError(f"{name} = {said(sequences)}: give a list with the token ids of each")
-    remedy = "give token ids, whole numbers, as the pair's tokenizer does"
+        raise ValueError(f"{name} = {said(sequences)}: give a list with the token ids of each, [pair.encode(text)]")
+    remedy = "give token ids, whole numbers, as pair.encode(text) does"
     found = [whole_numbers(called(i), sequence, remedy=remedy) for i, sequence in enumerate(sequences)]
     for i, ids in enumerate(found):
         outside = next((token for token in ids if not 0 <= token < vocab_size), None)

@@ -89,7 +89,8 @@ def test_the_memory_of_the_papers_pair_is_what_the_doctor_counts() -> None:
         "dlm": facts_of(drafts, diffusion=True),
         "ar": facts_of(HuggingFaceCausalLM(ar, eos_id=None), diffusion=False),
     }
-    memory = Report("paper", facts, {"particles": 1, "lanes": 4, "window": 32, "lookahead": 256}).memory
+    report = Report("paper", facts, {"particles": 1, "lanes": 4, "window": 32, "lookahead": 256}, prompts="")
+    memory = report.memory
     sizes = [size for _, _, size in memory if size is not None]
     assert len(sizes) == len(memory) == 8
     # Per model: weights, scores, a token's keys and values, those of 1,000 tokens. Both models are of one shape.
@@ -104,4 +105,5 @@ def test_the_memory_of_the_papers_pair_is_what_the_doctor_counts() -> None:
     }
     text = MODELS.read_text(encoding="utf-8")
     assert f"{facts['ar'].parameters:,} numbers" in text
-    assert f"Together {amount(sum(weights) + scores_dlm + scores_ar + 2 * row)};" in text
+    assert report.total == sum(weights) + scores_dlm + scores_ar + 2 * row
+    assert f"Together {amount(report.total)};" in text

@@ -52,7 +52,10 @@ def probe_causal(adapter: HuggingFaceAdapter) -> Iterator[Verdict]:
     Raises:
         MemoryError: two rows of a few tokens do not fit.
     """
-    yield Verdict("parameters and buffers are numbers", unsound(adapter.model))
+    weights = Verdict("parameters and buffers are numbers", unsound(adapter.model))
+    yield weights
+    if weights.fault is not None:  # what else fails would only follow from it
+        return
     width = min(WIDTH, WIDTH if adapter.max_length is None else adapter.max_length)
     tokens = ordinary_ids(adapter, VARIETY)
     if width < 2 or len(tokens) < 2:

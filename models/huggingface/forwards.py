@@ -59,7 +59,7 @@ class Forwards:
         if max_logit_bytes is not None and max_logit_bytes < self.position_bytes:
             raise ValueError(
                 f"max_logit_bytes = {max_logit_bytes}: one position of {self.columns} output columns takes "
-                f"{self.position_bytes}; give at least that, or None for no cap"
+                f"{self.position_bytes}; give at least that, or leave it out, for no cap"
             )
         #: Cuts batches into row chunks; remembers what fitted into memory.
         self.chunks = chunks

@@ -70,7 +70,10 @@ def probe_masked(adapter: Any) -> Iterator[Verdict]:
     Raises:
         MemoryError: a few rows of a few tokens do not fit.
     """
-    yield Verdict(WEIGHTS, unsound(adapter.model))
+    weights = Verdict(WEIGHTS, unsound(adapter.model))
+    yield weights
+    if weights.fault is not None:  # what else fails would only follow from it
+        return
     plan = _plan(adapter)
     ids = [i for i in ordinary_ids(adapter, VARIETY) if i != adapter.mask_id]
     if plan is None or len(ids) < 2:

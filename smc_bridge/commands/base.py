@@ -14,7 +14,7 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,26 @@ class LineParser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **({"formatter_class": WholeWords} | options))
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The arguments; what is left of them is told in the words of the command that was given, not of its parser's.
+
+        Raises:
+            UsageError: an argument that cannot be used.
+        """
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            getattr(found, "parser", self)._refuse(unknown)
+        return found
+
+    def _refuse(self, unknown: Sequence[str]) -> NoReturn:
+        name = next((word for word in unknown if word.startswith("--")), "").partition("=")[0]
+        shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
+        flags = [flag for action in shown for flag in action.option_strings if flag.startswith("--")]
+        hint = (meant(name, flags) if name else "") or "leave it out, "
+        raise UsageError(
+            f"{' '.join(unknown)} is not an argument of `{self.prog}`: {hint}see `{self.prog} --help`"
+        )
+
     def error(self, message: str) -> NoReturn:
         """Raise the error in the form `argument = value: remedy`.
 
@@ -81,8 +101,6 @@ class LineParser(argparse.ArgumentParser):
             raise UsageError(f"{match[1]} = {match[2]}: choose from {match[3].replace(chr(39), '')}")
         if match := re.fullmatch(r"the following arguments are required: (.*)", message):
             raise UsageError(f"{match[1]} is missing: give it, {where}")
-        if match := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
-            raise UsageError(f"{match[1]} is not an argument of `{self.prog}`: leave it out, {where}")
         raise UsageError(f"{message.removeprefix('argument ')}: {where}")
 
 

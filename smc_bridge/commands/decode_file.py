@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from smc_bridge.commands.base import INTERRUPTED, PROGRAM, UsageError, check_writable, deliver, importing, tell
-from smc_bridge.commands.models import models_of, pair_name
+from smc_bridge.commands.models import load_shown, models_of, pair_name
 from smc_bridge.commands.prompts import count_of, described, task_of
 from smc_bridge.commands.threads import use_free_cores
+from smc_bridge.commands.waiting import Counted, waiting
 from smc_bridge.files import is_stream, shown, write_text
 from smc_bridge.tasks import Item, Task, encode_prompts, lookahead_of
 
@@ -47,7 +48,7 @@ def run_file(arguments: argparse.Namespace, method: Spelled) -> int:
     if path is not None:
         refuse_other(path, lambda file: Result.from_dict(json.loads(file.open(encoding="utf-8").readline())))
     use_free_cores()
-    pair = models.load()
+    pair = load_shown(models)
     decoder = method.make(pair, lookahead=lookahead_of(name), max_new_tokens=arguments.max_new_tokens)
     prompts = encode_prompts(pair, task, items)
 
@@ -100,12 +101,18 @@ def run_decoder(
     from smc_bridge.decode import decode
     from smc_bridge.engine.sampler import Sampler
 
-    options: dict[str, Any] = {"seed": arguments.seed, "max_new_tokens": arguments.max_new_tokens, "batch": batch}
-    if isinstance(decoder, Sampler):
-        return decoder.run(prompts, **options, keep_drafts=arguments.trace)
-    if arguments.trace:
+    if arguments.trace and not isinstance(decoder, Sampler):
         raise UsageError(f"--trace with --method = {decoder.name}, which has no lanes to show: leave it out")
-    return decode(decoder, prompts, **options)
+    limit = arguments.max_new_tokens
+    options: dict[str, Any] = {"seed": arguments.seed, "max_new_tokens": limit, "batch": batch}
+    with waiting("decoding") as say:
+        if say is not None and len(prompts) == 1 and not arguments.trace:
+            return decode(Counted(decoder, limit, say), prompts, **options)
+        if say is not None:
+            options["progress"] = lambda done: say(f"decoding: {done} of {len(prompts)} prompts")
+        if isinstance(decoder, Sampler):
+            return decoder.run(prompts, **options, keep_drafts=arguments.trace)
+        return decode(decoder, prompts, **options)
 
 
 def drawn(result: Result, *, seed: int) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ from smc_bridge.commands.decode_file import refuse_other
 from smc_bridge.commands.doctor_report import Report
 from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
 from smc_bridge.commands.threads import use_free_cores
+from smc_bridge.commands.words import in_flags
 from smc_bridge.files import write_text
 from smc_bridge.methods import DEFAULT
+from smc_bridge.models.prompts import form_said
 from smc_bridge.models.verdicts import Verdict, unprobed
 from smc_bridge.registry import spelled
 from smc_bridge.tasks import lookahead_of
@@ -35,14 +38,22 @@ FAULTY = 1
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `doctor`."""
+    parser.epilog = f"Exit code: 0 if all is well, {FAULTY} if a probe finds a fault, 2 if the pair cannot be loaded."
     add_model_arguments(parser)
     sizes = parser.add_argument_group("sizes", f"for which memory is reckoned; what is not given is that of {DEFAULT}")
-    sizes.add_argument("--particles", type=whole(1), metavar="N", help="particles that survive a step")
-    sizes.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle")
-    sizes.add_argument("--window", type=whole(1), metavar="V", help="tokens verified at once")
-    sizes.add_argument("--lookahead", type=whole(1), metavar="M", help="masked positions per forward of the DLM")
+    sizes.add_argument(
+        "--particles", type=whole(1), metavar="N", help="particles that survive a step (default: 4)"
+    )
+    sizes.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle (default: 1)")
+    sizes.add_argument("--window", type=whole(1), metavar="V", help="tokens verified at once (default: 32)")
+    sizes.add_argument(
+        "--lookahead", type=whole(1), metavar="M",
+        help="masked positions per forward of the DLM (default: 256; of the embedded pair 32)",
+    )
     run = parser.add_argument_group("run")
-    run.add_argument("--prompt", metavar="TEXT", default=PROMPT, help=f"of which {TOKENS} tokens are decoded")
+    run.add_argument(
+        "--prompt", metavar="TEXT", default=PROMPT, help=f"{TOKENS} tokens behind it are decoded (default: {PROMPT})"
+    )
     run.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     run.add_argument(
         "--json", type=destination, metavar="FILE",
@@ -62,17 +73,26 @@ def run(arguments: argparse.Namespace) -> int:
     with importing():
         method = spelled(DEFAULT)
         defaults = {option.name: option.default for option in method.method.options}
+    with importing():
+        from smc_bridge.models.facts import facts_of
+        from smc_bridge.requests import check_prompts
     use_free_cores()
     with unprobed():
         pair = load_models(arguments)
-    with importing():
-        from smc_bridge.models.facts import facts_of
+    [prompt] = check_prompts(
+        [pair.encode(arguments.prompt).tolist()], {"diffusion": pair.dlm, "autoregressive": pair.ar},
+        max_new_tokens=TOKENS, called=lambda _: "--prompt",
+    )
     defaults["lookahead"] = lookahead_of(pair_name(arguments))
     sizes = {name: int(defaults[name] if value is None else value) for name, value in given.items()}
     facts = {"dlm": facts_of(pair.dlm, diffusion=True), "ar": facts_of(pair.ar, diffusion=False)}
-    report = Report(pair.name, facts, sizes, probes_of(pair))
+    report = Report(pair.name, facts, sizes, form_said(pair.format_prompt), probes_of(pair))
     if report.good:
-        _decode(report, pair, arguments)
+        _decode(report, pair, prompt, arguments)
+    report.probes = [
+        (kind, verdict if verdict.fault is None else replace(verdict, fault=in_flags(verdict.fault, arguments.parser)))
+        for kind, verdict in report.probes
+    ]
 
     def save() -> None:
         assert path is not None
@@ -101,13 +121,13 @@ def probes_of(pair: Pair) -> list[tuple[str, Verdict]]:
     return found
 
 
-def _decode(report: Report, pair: Pair, arguments: argparse.Namespace) -> None:
-    """Decode a few tokens of the prompt; an error is a verdict on the pair."""
+def _decode(report: Report, pair: Pair, prompt: list[int], arguments: argparse.Namespace) -> None:
+    """Decode a few tokens of the prompt, given as ids too; an error is a verdict on the pair."""
     name = f"decodes {TOKENS} tokens"
     try:
         decoder: Any = spelled(DEFAULT).given(report.sizes).make(pair, max_new_tokens=TOKENS)
         begun = time.perf_counter()
-        [result] = decoder.run([pair.encode(arguments.prompt).tolist()], seed=arguments.seed, max_new_tokens=TOKENS)
+        [result] = decoder.run([prompt], seed=arguments.seed, max_new_tokens=TOKENS)
     except (ValueError, MemoryError, RuntimeError) as error:
         report.probes.append(("pair", Verdict(name, " ".join(str(error).split()) or type(error).__name__)))
         return

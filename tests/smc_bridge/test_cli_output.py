@@ -137,6 +137,9 @@ MESSAGES = {
         "--method = 'x': max_tokens is no option of smc: did you mean proposal_temperature? it has w, max_new_tokens",
     "w = 2 with method = ar, which has none: leave it out; it has proposal_temperature, top_p":
         "--w = 2 with --method = ar, which has none: leave it out; it has proposal_temperature, top_p",
+    "it fails; give system, or set chat = False, or give format_prompt, f": "it fails; give --system, or set --plain",
+    "no template; leave system out, or give format_prompt": "no template; leave --system out",
+    "give window, or leave seed out; give tokens": "give --window, or leave --seed out; give tokens",
     "a window of 3 tokens, max_new_tokens(x), a.max_new_tokens": "a window of 3 tokens, max_new_tokens(x), "
     "a.max_new_tokens",
 }
@@ -146,6 +149,22 @@ MESSAGES = {
 def test_messages_are_in_the_words_of_flags(message: str) -> None:
     parser = build_parser([decode]).parse_args(["decode", "x"]).parser
     assert words.in_flags(message, parser) == MESSAGES[message]
+
+
+@pytest.mark.parametrize(("argv", "unknown", "remedy"), [
+    (["--dml", "X"], "--dml X", "did you mean --dlm? "),
+    (["--sead=3"], "--sead=3", "did you mean --seed? "),
+    (["--weigh", "1"], "--weigh 1", "did you mean --w? "),
+    (["y"], "y", "leave it out, "),
+])
+def test_what_a_command_does_not_know_is_told_with_the_nearest_flag(
+    run: Run, argv: list[str], unknown: str, remedy: str
+) -> None:
+    code, err = run("decode", "x", *argv, out=io.StringIO())
+    assert (code, err) == (2, (
+        f"smc-bridge: error: {unknown} is not an argument of `smc-bridge decode`: {remedy}see `smc-bridge decode "
+        "--help`\n"
+    ))
 
 
 def test_dlm_without_ar_says_so(run: Run) -> None:

@@ -10,14 +10,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.normalizers import Replace
 from transformers import DynamicCache
 
 from smc_bridge.cli import main
+from smc_bridge.commands.base import LineParser
+from smc_bridge.commands.doctor import configure
+from smc_bridge.commands.doctor_tables import amount
+from smc_bridge.methods import DEFAULT
 from smc_bridge.models import pairs
 from smc_bridge.models.facts import facts_of
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.verdicts import Verdict
-from tests.models.checkpoints import MASK_ID, SIZE, make_tokenizer, save_checkpoint
+from smc_bridge.registry import spelled
+from smc_bridge.tasks import lookahead_of
+from tests.models.checkpoints import MASK_ID, SIZE, WORDS, make_tokenizer, save_checkpoint
 from tests.toys import toy_pair
 
 Run = Callable[..., tuple[int, str, str]]
@@ -59,7 +66,7 @@ def test_the_embedded_pair_is_well_and_decodes(run: Run) -> None:
     ):
         assert line in lines, f"{line!r} is not in\n{out}"
     assert "text    Ann " in out
-    assert "10.0 tokens in " in out
+    assert "\n10 tokens in " in out
 
 
 def test_memory_is_that_of_the_sizes_asked_for(run: Run, tmp_path: Path) -> None:
@@ -71,6 +78,9 @@ def test_memory_is_that_of_the_sizes_asked_for(run: Run, tmp_path: Path) -> None
     assert amounts["scores of the AR model", "[N * K, V, A] = [6, 5, 640]"] == 6 * 5 * 640 * 4
     of_a_token = amounts["keys and values of the AR model", "of a token"]
     assert amounts["keys and values of the AR model", "of N rows of 1,000 tokens"] == 2_000 * of_a_token
+    assert found["memory_total_bytes"] == sum(amounts.values()) - of_a_token
+    _, out, _ = run(*sizes, "--device", "cpu")
+    assert f"{amount(found['memory_total_bytes'])} │\n" in out.split("together")[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -111,6 +121,47 @@ def test_two_checkpoints_are_told_apart(run: Run, two: list[str]) -> None:
     assert (other["models"]["dlm"]["output"], other["models"]["dlm"]["cache"]) == ("its own place", "prefix")
 
 
+def test_the_form_of_prompts_is_told(run: Run, two: list[str]) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} w9 {% endfor %}"
+    told = {
+        (): "by the chat template", ("--plain",): "the text as it is",
+        ("--system", "w3"): "by the chat template, with a system turn",
+    }
+    assert report(run(*two, "--json", "-"))["prompts"] == "the text as it is"
+    tokenizer.save_pretrained(two[3])
+    assert {argv: report(run(*two, *argv, "--json", "-"))["prompts"] for argv in told} == told
+    assert "│ by the chat template │" in " ".join(run(*two)[1].split())
+
+
+def test_ids_that_are_drawn_are_those_that_the_tokenizers_share(run: Run, two: list[str]) -> None:
+    make_tokenizer([*WORDS[:-2], "else", "other"]).save_pretrained(two[1])
+    with pytest.warns(UserWarning, match="restricted to 15 of 22 ids"):
+        _, out, _ = run(*two, "--reduce")
+    assert "drawn │ 15 of 22 ids │ 15 of 22 ids" in " ".join(out.split())
+
+
+def test_no_word_of_the_models_is_cut_in_a_narrow_terminal(
+    run: Run, two: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = run(*two)[1]
+    for word in ("Qwen2ForCausalLM", "LlamaForCausalLM", "'<eos>'"):
+        assert word in out
+    assert max(map(len, out.partition("memory with")[0].splitlines())) <= 80
+
+
+def test_help_says_the_sizes_that_are_taken() -> None:
+    parser = LineParser()
+    configure(parser)
+    text = " ".join(parser.format_help().split())
+    defaults = {option.name: option.default for option in spelled(DEFAULT).method.options}
+    for name in ("particles", "lanes", "window"):
+        assert f"(default: {defaults[name]})" in text.split(f"--{name} ")[-1].split("--")[0]
+    assert f"(default: {lookahead_of('')}; of the embedded pair {lookahead_of('arithmetic')})" in text
+    assert "1 if a probe finds a fault" in text
+
+
 @pytest.mark.parametrize("which", ["dlm", "ar"])
 def test_a_fault_is_a_row_and_exit_code_1_where_decoding_is_refused(run: Run, two: list[str], which: str) -> None:
     file = Path(two[1 if which == "dlm" else 3]) / "model.safetensors"
@@ -123,15 +174,38 @@ def test_a_fault_is_a_row_and_exit_code_1_where_decoding_is_refused(run: Run, tw
     assert "nothing was decoded" in out
     outcome = run(*two, "--json", "-")
     bad = [each for each in report(outcome)["probes"] if each["fault"] is not None]
-    assert (outcome[0], bad[0]["model"], bad[0]["fatal"]) == (1, which, True)
-    with pytest.raises(ValueError, match=f"{which}_model = .*: its parameter model.norm.weight holds NaN"):
+    assert [(each["model"], each["fatal"]) for each in bad] == [(which, True)], "nothing is told that follows from it"
+    assert outcome[0] == 1
+    with pytest.raises(ValueError, match=f"^{which} = .*{which}': its parameter model.norm.weight holds NaN"):
         load_pair(two[1], two[3], device="cpu")
 
 
-def test_a_pair_that_does_not_decode_says_so(run: Run, two: list[str]) -> None:
-    code, out, _ = run(*two[:-1], "w1 " * 70)
+def test_a_pair_that_does_not_decode_says_so_in_the_words_of_flags(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no luck: set trust_remote_code = True")
+
+    monkeypatch.setattr("smc_bridge.engine.sampler.Sampler.run", fail)
+    code, out, _ = run("--device", "cpu")
     assert code == 1
-    assert "NO: prompt has 70 tokens but the pair" in out
+    assert "NO: no luck: set --trust-remote-code" in out
+    assert "nothing was decoded" in out
+
+
+@pytest.mark.parametrize(("prompt", "line"), [
+    ("~", "--prompt = '~' gives no token: give another text"),
+    ("w1 " * 70, "prompt has 70 tokens but the pair"),
+    ("w1 " * 60, "--prompt has 60 tokens, with max_new_tokens = 10 more than the 64 positions"),
+])
+def test_a_prompt_that_cannot_be_decoded_is_no_fault_of_the_pair(
+    run: Run, two: list[str], prompt: str, line: str
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = Replace("~", " ")
+    for folder in (two[1], two[3]):
+        tokenizer.save_pretrained(folder)
+    code, out, err = run(*two[:-1], prompt)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert line in err
 
 
 def test_a_warning_is_a_row_and_no_fault(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
