@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def unprobed() -> Iterator[None]:
 
 @contextmanager
 def by_name(names: Mapping[str, str]) -> Iterator[None]:
-    """Models that are made in the block are known to the user by other arguments, `argument = value` for each of
+    """Messages of models that are made in the block name them by what the user said, `argument = value` for each of
     `dlm_model` and `ar_model`."""
     token = _NAMES.set(names)
     try:
@@ -52,17 +53,21 @@ def by_name(names: Mapping[str, str]) -> Iterator[None]:
         _NAMES.reset(token)
 
 
+def subject_of(argument: str, model: Any) -> str:
+    """What a message about a model begins with: `argument = ClassName`, or what the user said (`by_name`)."""
+    return _NAMES.get().get(argument, f"{argument} = {type(model).__name__}")
+
+
 def settle(subject: str, verdicts: Iterable[Verdict]) -> None:
     """Refuse a model at its first fatal fault, and warn of others; nothing within `unprobed`.
 
     Args:
-        subject: argument and class, as `dlm_model = ClassName`, which stands aside for a name (`by_name`).
+        subject: of the message (`subject_of`).
     Raises:
         ValueError: a fault.
     """
     if _UNPROBED.get():
         return
-    subject = _NAMES.get().get(subject.partition(" = ")[0], subject)
     for verdict in verdicts:
         if verdict.fault is not None and verdict.fatal:
             raise ValueError(f"{subject}: {verdict.fault}")

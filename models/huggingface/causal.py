@@ -23,6 +23,7 @@ from smc_bridge.models.huggingface.cached import CachedCausalSession
 from smc_bridge.models.huggingface.causality import check_causal
 from smc_bridge.models.huggingface.trees import check_trees, leaf_paths
 from smc_bridge.models.rows import Rows, append_ragged
+from smc_bridge.models.verdicts import subject_of
 
 
 class HuggingFaceCausalLM(HuggingFaceAdapter):
@@ -70,7 +71,7 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
         check_causal(self)
         if cache and self.attention is None:
             warnings.warn(
-                f"ar_model = {type(model).__name__}: it is not known how to mask a cache of its type "
+                f"{subject_of('ar_model', model)}: it is not known how to mask a cache of its type "
                 f"{model.config.model_type!r} with attention {model.config._attn_implementation!r}, so every score "
                 "reads the prefix again; results are the same, and slower",
                 stacklevel=2,

@@ -20,7 +20,7 @@ from smc_bridge.models.ends import ends_of
 from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter
 from smc_bridge.models.huggingface.chunks import is_out_of_memory
 from smc_bridge.models.huggingface.initialised import unsound
-from smc_bridge.models.verdicts import Verdict, settle
+from smc_bridge.models.verdicts import Verdict, settle, subject_of
 
 #: Tokens of the two rows, which differ in the second half.
 WIDTH = 8
@@ -41,7 +41,7 @@ def check_causal(adapter: HuggingFaceAdapter) -> None:
     """
     if adapter.device.type == "meta":  # a network without numbers, whose arguments are looked at
         return
-    settle(f"ar_model = {type(adapter.model).__name__}", probe_causal(adapter))
+    settle(subject_of("ar_model", adapter.model), probe_causal(adapter))
 
 
 def probe_causal(adapter: HuggingFaceAdapter) -> Iterator[Verdict]:

@@ -25,7 +25,7 @@ from smc_bridge.models.huggingface.causality import greatest, neighbours, not_ru
 from smc_bridge.models.huggingface.initialised import unsound
 from smc_bridge.models.huggingface.unpadded import Unpadded
 from smc_bridge.models.protocols import MASKED
-from smc_bridge.models.verdicts import Verdict, settle
+from smc_bridge.models.verdicts import Verdict, settle, subject_of
 
 #: Tokens of the short prefix, what a long one has more, and place of the canvas that is changed.
 SHORT, MORE, CHANGED = 3, 8, 2
@@ -59,7 +59,7 @@ def check_masked(adapter: Any) -> None:
         return
     model = adapter.model
     named = model.model if isinstance(model, Unpadded) else model  # as its user knows it
-    settle(f"dlm_model = {type(named).__name__}", probe_masked(adapter))
+    settle(subject_of("dlm_model", named), probe_masked(adapter))
 
 
 def probe_masked(adapter: Any) -> Iterator[Verdict]:

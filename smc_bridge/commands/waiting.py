@@ -50,7 +50,7 @@ class Counted:
         return getattr(self._decoder, name)
 
     def step(self, state: Any) -> Any:
-        """See `Decoder.step`."""
+        """See `Decoder.step`; the count is told after it."""
         state = self._decoder.step(state)
         result: Result = self._decoder.result(state, 0)
         longest = max(map(len, result.sequences), default=0)
