@@ -20,6 +20,7 @@ from smc_bridge.models.prompts import Chat, PromptFormat, check_form
 from smc_bridge.models.protocols import CausalLM
 from smc_bridge.models.recognise import has_language_model
 from smc_bridge.models.source import Name, Options, Source, check_code, form_of, source_of
+from smc_bridge.models.verdicts import by_name
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def load_causal(
     if eos_id is None:
         ends = shared_ends(ends, tokenizer, tokenizer, size=size)
     banned = (special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))).difference(ends)
-    adapter = HuggingFaceCausalLM(model, eos_id=ends, banned_ids=[i for i in banned if i < size])
+    with by_name({"ar_model": source.checkpoint.said}):
+        adapter = HuggingFaceCausalLM(model, eos_id=ends, banned_ids=[i for i in banned if i < size])
     return Causal(adapter, tokenizer, form)
 
 
