@@ -117,8 +117,9 @@ def test_with_a_cache_the_first_scores_are_exact_and_of_blocks_all(family, tmp_p
         check_scores(family, weights, session.score(rows, canvas), prefixes, canvas)
 
 
-def test_a_checkpoint_is_decoded_by_every_kind_of_method(family, tmp_path):
-    pair, _ = load(family, tmp_path)
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+def test_a_checkpoint_is_decoded_by_every_kind_of_method(family, cache, tmp_path):
+    pair, _ = load(family, tmp_path, dlm_cache=cache)
     for name in ("smc", "paper", "tree-walk", "dlm"):
         results = decode(METHODS[name].make(pair), [PROMPT, PROMPT[:3]], seed=3, max_new_tokens=5)
         for result in results:
