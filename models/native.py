@@ -22,6 +22,8 @@ from smc_bridge.models.conventions import Native
 
 #: Entries of a configuration that are about the code that it was written for.
 FOREIGN = ("auto_map", "architectures", "model_type", "transformers_version", "attn_implementation", "use_cache")
+#: Entries that change every logit, so that none of a class's defaults may stand for them.
+NEEDED = ("rms_norm_eps", "rope_theta")
 #: Weights that old checkpoints hold and that are computed: rotary frequencies, and causal masks of GPT-2.
 COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
 #: The table of input embeddings.
@@ -66,6 +68,9 @@ def network_config(checkpoint: Checkpoint, native: Native, shapes: Shapes) -> An
         found = native.entries(checkpoint.config)
         if not isinstance(found, Mapping):
             return found
+        empty = next((name for name in NEEDED if name in found and found[name] is None), None)
+        if empty is not None:
+            raise ValueError(f"{empty} = null in {CONFIG}: the network's own may be another; copy the checkpoint anew")
         entries = {name: value for name, value in found.items() if name not in FOREIGN and value is not None}
         if native.resized:
             rows = [shape[0] for name, shape in shapes.items() if EMBEDDING.search(_places(native, name)[0])]

@@ -163,7 +163,12 @@ def _with_attention(
 ) -> Convention:
     """The convention with the attention and block size that are given, or that the configuration says."""
     entry = _stated(config, name)
-    usual = "full" if found.block_switch and config.get(found.block_switch) is False else found.attention
+    switch = True if found.block_switch is None else config.get(found.block_switch, True)
+    if not isinstance(switch, bool):
+        raise ValueError(
+            f"dlm = {str(name)!r}: {found.block_switch} = {switch!r} in its configuration: give true or false"
+        )
+    usual = found.attention if switch else "full"
     kind = entry.get("attention", usual) if attention is None else attention
     if kind not in ATTENTIONS:
         raise ValueError(f"attention = {said(kind)} of dlm = {str(name)!r}: give 'full' or 'block'")

@@ -41,6 +41,8 @@ BLOCKS = {
     ),
     "given": ({"model_type": "sdar", "block_size": 16}, {"block_size": 2}, ("block", 2)),
     "given against the family": ({"model_type": "sdar"}, {"attention": "full"}, ("full", None)),
+    "of BD3LM without blocks": ({"model_type": "bd3lm", "block_size": 4, "cross_attn": False}, {}, ("full", None)),
+    "of BD3LM": ({"model_type": "bd3lm", "block_size": 4}, {}, ("block", 4)),
     "given for A2D": ({"model_type": "a2d-qwen3"}, {"attention": "block", "block_size": 32}, ("block", 32)),
 }
 
@@ -58,6 +60,7 @@ def test_blocks_are_those_that_are_given_or_of_the_configuration_or_of_the_famil
         ({"model_type": "Dream"}, {"attention": "causal"}, r"attention = 'causal' of dlm = 'x': give 'full' or "),
         ({"model_type": "Dream"}, {"attention": "block"}, r"does not say how many tokens a block has; give block_size"),
         ({"model_type": "Dream"}, {"block_size": 4}, r"block_size = 4 with full attention: give attention = "),
+        ({"model_type": "bd3lm", "cross_attn": "no"}, {}, r"cross_attn = 'no' in its configuration: give true"),
         ({"model_type": "sdar"}, {"block_size": 0}, r"block_size = 0: give a whole number of at least 1"),
         ({"model_type": "sdar", "block_size": "4"}, {}, r"block_size = '4': give a whole number of at least 1"),
     ],

@@ -27,6 +27,8 @@ ODD: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "norms that are not said": ("llada", {"layer_norm_type": None}, "layer_norm_type = None .* only 'rms'"),
     "a rotary embedding that LLaDA has not": ("llada", {"rope_scaling": {"factor": 2.0}}, "rope_scaling = {'factor'"),
+    "an epsilon of norms": ("dream", {"rms_norm_eps": None}, "rms_norm_eps = null in config.json"),
+    "a base of rotary embeddings": ("llada", {"rope_theta": None}, "rope_theta = null in config.json"),
     "Nemotron": ("any block model", {"model_type": "nemotron_labs_diffusion"}, "not known here: what it has finished"),
 }  # fmt: skip
 
