@@ -18,8 +18,8 @@ from smc_bridge.models.native import network_class, placed, renames, tied
 from smc_bridge.models.placement import SPREAD, Placement
 from smc_bridge.models.weights import unmatched
 
-#: What types of 8-bit numbers begin with in headers of safetensors.
-NARROW = ("I8", "U8", "F8")
+#: What types of whole numbers, and of 8-bit ones, begin with in headers of safetensors.
+NARROW = ("I", "U", "F8")
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def check_quantisation(checkpoint: Checkpoint, placement: Placement) -> None:
     from transformers.quantizers import AutoHfQuantizer, AutoQuantizationConfig
 
     options = placement.options(checkpoint)
-    with one_line(checkpoint, "quantised weights"):
+    with quiet(progress=True), one_line(checkpoint, "quantised weights"):
         config = AutoQuantizationConfig.from_dict(dict(given)) if isinstance(given, Mapping) else given
         quantizer = AutoHfQuantizer.from_config(config, pre_quantized=placement.quantization_config is None)
         quantizer.validate_environment(
@@ -136,7 +136,8 @@ def weight_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights in a checkpoint's safetensors, from their headers; empty if there are none.
 
     Raises:
-        ValueError: a file is none, or holds weights of 8 bits that no configuration of quantisation explains.
+        ValueError: a file is none, or holds weights of 8 bits, or whole numbers, and no configuration of quantisation
+            explains them.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -256,7 +257,7 @@ def _refuse_other_head(checkpoint: Checkpoint, native: Native, empty: Any) -> No
     versions of transformers choose differently."""
     for one, other in tied(native, empty, weight_shapes(checkpoint)):
         held = _read(checkpoint, {one, other})
-        if not torch.equal(held[one], held[other]):
+        if not torch.equal(held[one], held[other]) and not held[one].isnan().any():  # that is told of by a probe
             raise ValueError(
                 f"{checkpoint.said}: {one} and {other} are tied by its {CONFIG} and differ; copy weights and {CONFIG} "
                 "from one checkpoint"

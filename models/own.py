@@ -22,7 +22,7 @@ from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ig
 from smc_bridge.models.loading import check_quantisation, load_model, load_native, weight_shapes
 from smc_bridge.models.native import Shapes, account, automatic, network_config, skeleton
 from smc_bridge.models.pair import DlmCache, Pair, pair_from_models
-from smc_bridge.models.prompts import Chat, PromptFormat, formatted
+from smc_bridge.models.prompts import Chat, PromptFormat
 from smc_bridge.models.recognise import convention_of, is_wrapped, mask_id_of
 from smc_bridge.models.source import Name, Options, Source, check_code, form_of, runs_own_code, source_of
 from smc_bridge.models.target import ends_of_target, load_target, target_of
@@ -80,7 +80,8 @@ class Diffusion:
             return load_native(checkpoint, convention.native, self.config, self.empty, placement)
         model = load_model(
             checkpoint, convention.auto_class, placement, trust_remote_code=self.trust, shapes=shapes,
-            additive=convention.masking == "mask-4d", configuration=convention.configuration, strict=True,
+            additive=convention.masking == "mask-4d", configuration=convention.configuration,
+            strict=convention.auto_class == "AutoModelForCausalLM",  # masked LMs come with poolers and other heads
         )
         return Unpadded(model, convention.inputs) if convention.masking == "unpadded" else model
 
@@ -133,10 +134,7 @@ def load_two(
         ignore = ignorable_ids(left.tokenizer, right.tokenizer, mask_id=mask_id, ends=ends)
         check_shared_vocabulary(left.tokenizer, right.tokenizer, ignore=ignore)
     form = format_prompt or form_of(right, chat, system)
-    if format_prompt is None:
-        formatted(form, right.tokenizer, "text")  # a chat template is a program, and may fail
-    for source in (left, right):
-        check_quantisation(source.checkpoint, source.placement)
+    check_quantisation(left.checkpoint, left.placement)
     if convention.either:
         warnings.warn(
             f"{left.checkpoint.said}: models of its type are trained with full attention or block by block, and its "

@@ -157,13 +157,19 @@ def load_pair(
         ar = dlm
     from smc_bridge.models.own import load_two
 
-    with by_name({"dlm_model": f"dlm = {said(dlm)}", "ar_model": f"ar = {said(ar)}"}):
+    names = {"dlm_model": f"dlm = {_named(dlm)}", "ar_model": f"ar = {_named(ar)}"}
+    with by_name(names):
         return load_two(
             dlm, ar, dlm_options=dlm_options, ar_options=ar_options, trust_remote_code=trust_remote_code,
             dlm_convention=dlm_convention, attention=attention, block_size=block_size, mask_id=mask_id, eos_id=eos_id,
             dlm_tokenizer=dlm_tokenizer, reduce=reduce, format_prompt=format_prompt, chat=chat, system=system,
             dlm_cache=dlm_cache, max_logit_bytes=max_logit_bytes,
         )
+
+
+def _named(name: Any) -> str:
+    """A checkpoint as other messages say it: a path is a text."""
+    return said(os.fspath(name) if isinstance(name, os.PathLike) else name)
 
 
 def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:

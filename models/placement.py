@@ -44,8 +44,8 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return DTYPES[dtype]
 
 
-def as_device(device: torch.device | str | None) -> torch.device:
-    """A device by name; by default a CUDA device if there is one, else the CPU.
+def as_device(device: torch.device | str | None, argument: str = "device") -> torch.device:
+    """The device that an argument names; by default a CUDA device if there is one, else the CPU.
 
     Raises:
         ValueError: there is no such device.
@@ -57,10 +57,12 @@ def as_device(device: torch.device | str | None) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
-            f"device = {str(device)!r}: is not there ({reason(error)}); use 'cpu', or leave it out"
+            f"{argument} = {str(device)!r}: is not there ({reason(error)}); use 'cpu', or leave it out"
         ) from error
     if found.type == "meta":
-        raise ValueError("device = 'meta': holds no numbers, so nothing is scored there; use 'cpu', or leave it out")
+        raise ValueError(
+            f"{argument} = {str(device)!r}: holds no numbers, so nothing is scored there; use 'cpu', or leave it out"
+        )
     return found
 
 
@@ -89,7 +91,7 @@ class Placement:
         if self.device_map is not None and self.tp_plan is not None:
             raise ValueError("device_map and tp_plan exclude each other: give one of them")
         if isinstance(self.device_map, str) and self.device_map not in MAPS:
-            as_device(self.device_map)  # all of it there
+            as_device(self.device_map, "device_map")  # all of it there
         if self.device_map is not None and util.find_spec("accelerate") is None:
             raise ValueError(f"device_map = {self.device_map!r}: needs the package accelerate; {install('devices')}")
         if self.attn_implementation is not None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 from smc_bridge.models.arguments import called, check_callable, is_bool, said, whole_numbers
-from smc_bridge.models.loading import quiet
 
 #: Turns a tokenizer and a user's text into the ids that a model is prompted with: a list of whole numbers, or what a
 #: tokenizer of transformers returns (`ids_of_prompt`).
@@ -178,7 +177,11 @@ def formatted(format_prompt: PromptFormat, tokenizer: Any, text: str) -> list[in
     own = str(getattr(format_prompt, "__module__", "")).split(".")[0] == __name__.split(".")[0]
     name = f"format_prompt = {called(format_prompt)}"
     # transformers would warn of a prompt that is longer than its tokenizer says; who reads it says so (`Pair.encode`).
-    silence = quiet(progress=True) if "transformers" in sys.modules else nullcontext()
+    silence: AbstractContextManager[None] = nullcontext()
+    if "transformers" in sys.modules:
+        from smc_bridge.models.loading import quiet  # imports torch, which the command line's parsers do without
+
+        silence = quiet(progress=True)
     try:
         with silence:
             found = format_prompt(tokenizer, text)

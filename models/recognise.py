@@ -45,6 +45,14 @@ def has_language_model(model_type: str, auto_class: str) -> bool:
     return model_type in mapping[auto_class]
 
 
+def is_registered(model_type: str) -> bool:
+    """Whether transformers was told of a causal model of this type (`AutoModelForCausalLM.register`)."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
 def _own_class(config: Mapping[str, Any]) -> str | None:
     """Auto class of the checkpoint's own code, if it has any."""
     own = config.get("auto_map") or {}
@@ -111,9 +119,10 @@ def convention_of(
         found = replace(found, shift=bool(stated))
     found = _with_attention(found, config, name, attention, block_size)
     if found.attention == "block" and found.masking != "mask-4d":
+        native = trusted and str(config.get("model_type")) in CONVENTIONS
+        remedy = "leave trust_remote_code out, so that it is loaded natively" if native else "leave it out"
         raise ValueError(
-            f"attention = 'block' of dlm = {str(name)!r}: its own code cannot be told of blocks from here; leave "
-            "trust_remote_code out, so that it is loaded natively, or give attention = 'full'"
+            f"attention = 'block' of dlm = {str(name)!r}: the code that runs it cannot be told of blocks; {remedy}"
         )
     return found
 

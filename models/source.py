@@ -13,7 +13,7 @@ from smc_bridge.models.arguments import said
 from smc_bridge.models.checkpoints import Checkpoint, find_checkpoint
 from smc_bridge.models.gguf import dequantised, packaged_gguf
 from smc_bridge.models.placement import Placement
-from smc_bridge.models.prompts import Chat, PromptFormat, prompt_format
+from smc_bridge.models.prompts import Chat, PromptFormat, formatted, prompt_format
 from smc_bridge.models.recognise import has_language_model
 from smc_bridge.models.tokenizers import load_tokenizer
 
@@ -77,8 +77,15 @@ def source_of(
 
 
 def form_of(source: Source, chat: Chat, system: str | None) -> PromptFormat:
-    """The form of prompts that is asked for; the source's own unless anything is."""
-    return source.format_prompt if chat == "auto" and system is None else prompt_format(source.tokenizer, chat, system)
+    """The form of prompts that is asked for; the source's own unless anything is.
+
+    Raises:
+        ValueError: there is no such form, or it fails.
+    """
+    own = chat == "auto" and system is None
+    form = source.format_prompt if own else prompt_format(source.tokenizer, chat, system)
+    formatted(form, source.tokenizer, "text")  # a chat template is a program, and may fail
+    return form
 
 
 def runs_own_code(checkpoint: Checkpoint, trust: bool, auto_class: str) -> bool:

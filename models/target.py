@@ -14,11 +14,11 @@ from smc_bridge.models.conventions import CONVENTIONS
 from smc_bridge.models.ends import Ends, EosId, ends_of
 from smc_bridge.models.huggingface.adapter import output_size
 from smc_bridge.models.huggingface.vocabulary import shared_ends, special_ids
-from smc_bridge.models.loading import load_model, weight_shapes
+from smc_bridge.models.loading import check_quantisation, load_model, weight_shapes
 from smc_bridge.models.placement import options_of
 from smc_bridge.models.prompts import Chat, PromptFormat, check_form
 from smc_bridge.models.protocols import CausalLM
-from smc_bridge.models.recognise import has_language_model
+from smc_bridge.models.recognise import has_language_model, is_registered
 from smc_bridge.models.source import Name, Options, Source, check_code, form_of, source_of
 from smc_bridge.models.verdicts import by_name
 
@@ -98,11 +98,13 @@ def target_of(ar: Name, options: Options, trust: bool) -> Source:
         )
     check_code(source.checkpoint, trust, "AutoModelForCausalLM")
     model_type = str(source.checkpoint.config["model_type"])
-    if not (has_language_model(model_type, "AutoModelForCausalLM") or source.checkpoint.config.get("auto_map")):
+    known = has_language_model(model_type, "AutoModelForCausalLM") or is_registered(model_type)
+    if not (known or source.checkpoint.config.get("auto_map")):
         raise ValueError(
             f"{source.checkpoint.said}: has the model type {model_type!r}, of which this version of transformers has "
             "no causal language model; give another"
         )
+    check_quantisation(source.checkpoint, source.placement)
     return source
 
 

@@ -83,7 +83,7 @@ def test_trusted_code_goes_before_the_native_network():
     assert (found.native, found.masking, found.auto_class) == (None, "mask-2d", "AutoModelForMaskedLM")
     assert convention_of(config, name="x").native is not None
     blocks = {"model_type": "sdar", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
-    with pytest.raises(ValueError, match="its own code cannot be told of blocks from here; leave trust"):
+    with pytest.raises(ValueError, match="the code that runs it cannot be told of blocks; leave trust"):
         convention_of(blocks, name="x", trusted=True)
     assert convention_of(blocks, name="x", trusted=True, attention="full").masking == "unpadded"
 

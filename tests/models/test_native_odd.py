@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from smc_bridge.models.pairs import load_pair
+from tests.models.checkpoints import save_checkpoint
 from tests.models.families import FAMILIES
 
 #: Family, changes of its configuration, and what is said.
@@ -74,12 +76,12 @@ def test_two_heads_where_the_configuration_ties_them_are_refused(tmp_path):
         load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float8_e4m3fn])
 def test_narrow_numbers_that_nothing_explains_are_refused(tmp_path, dtype):
     save("llada tied, grouped", tmp_path)
     file, name = tmp_path / "dlm" / "model.safetensors", "model.transformer.blocks.0.q_proj.weight"
     rewrite(tmp_path / "dlm", name, load_file(file)[name].to(dtype))
-    with pytest.raises(ValueError, match=r"q_proj\.weight holds numbers of type .8.*, and its config\.json has no "):
+    with pytest.raises(ValueError, match=r"q_proj\.weight holds numbers of type .(8|32).*, and its config"):
         load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
 
 
@@ -113,4 +115,49 @@ def test_a_template_that_fails_is_told_before_weights_are_read(tmp_path, monkeyp
     settings = json.loads(file.read_text()) | {"chat_template": "{{ raise_exception('no') }}"}
     file.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="chat template"):
+        load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_masked_model_may_come_with_a_pooler_and_another_head(tmp_path, kind):
+    """As bert-base-uncased and roberta-base are published."""
+    save_checkpoint(tmp_path / "dlm", kind, seed=1)
+    for name in (f"{kind}.pooler.dense.weight", "cls.seq_relationship.weight"):
+        rewrite(tmp_path / "dlm", name, torch.ones(2, 32))
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+
+
+def test_an_architecture_that_a_package_registered_is_a_target(tmp_path, monkeypatch):
+    class OwnConfig(transformers.Qwen2Config):
+        model_type = "own_words"
+
+    class OwnForCausalLM(transformers.Qwen2ForCausalLM):
+        config_class = OwnConfig
+
+    for mapping in (transformers.CONFIG_MAPPING, transformers.MODEL_FOR_CAUSAL_LM_MAPPING):
+        monkeypatch.setattr(mapping, "_extra_content", dict(mapping._extra_content))
+    transformers.AutoConfig.register("own_words", OwnConfig)
+    transformers.AutoModelForCausalLM.register(OwnConfig, OwnForCausalLM)
+    save_checkpoint(tmp_path / "dlm", "bert", seed=1)
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
+    edit(tmp_path / "ar", model_type="own_words")
+    load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+
+
+def test_blocks_of_a_network_that_cannot_be_told_of_them_do_not_blame_code_of_its_own(tmp_path):
+    save_checkpoint(tmp_path / "dlm", "bert", seed=1)
+    with pytest.raises(ValueError, match="the code that runs it cannot be told of blocks; leave it out"):
+        load_pair(tmp_path / "dlm", tmp_path / "dlm", device="cpu", attention="block", block_size=4)
+
+
+def test_a_device_map_that_is_no_device_is_told_by_its_name():
+    with pytest.raises(ValueError, match=r"^device_map = 'autoo': is not there"):
+        load_pair("x", "y", device_map="autoo")
+
+
+def test_a_path_is_said_as_a_text_where_a_model_is_refused(tmp_path):
+    for name in ("dlm", "ar"):
+        save_checkpoint(tmp_path / name, "bert", seed=1)
+    with pytest.raises(ValueError, match=r"^ar = '.*ar': is not causal"):
         load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
