@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from smc_bridge.models.pairs import load_pair
-from tests.models.checkpoints import save_checkpoint
+from tests.models.checkpoints import MASK_ID, save_checkpoint
 from tests.models.families import FAMILIES
 
 #: Family, changes of its configuration, and what is said.
@@ -125,7 +125,7 @@ def test_a_masked_model_may_come_with_a_pooler_and_another_head(tmp_path, kind):
     for name in (f"{kind}.pooler.dense.weight", "cls.seq_relationship.weight"):
         rewrite(tmp_path / "dlm", name, torch.ones(2, 32))
     save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
-    load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+    assert load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu").dlm.mask_id == MASK_ID
 
 
 def test_an_architecture_that_a_package_registered_is_a_target(tmp_path, monkeypatch):
@@ -142,7 +142,8 @@ def test_an_architecture_that_a_package_registered_is_a_target(tmp_path, monkeyp
     save_checkpoint(tmp_path / "dlm", "bert", seed=1)
     save_checkpoint(tmp_path / "ar", "qwen2", seed=2)
     edit(tmp_path / "ar", model_type="own_words")
-    load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+    pair: Any = load_pair(tmp_path / "dlm", tmp_path / "ar", device="cpu")
+    assert type(pair.ar.model) is OwnForCausalLM
 
 
 def test_blocks_of_a_network_that_cannot_be_told_of_them_do_not_blame_code_of_its_own(tmp_path):
