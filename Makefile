@@ -27,7 +27,7 @@ test: $(VENV)/.dev
 # The same with an older transformers, in a second environment: loading of models, their networks and their tokenizers.
 OLDER := 4.57.6
 COMPAT := .venv-compat
-COMPAT_TESTS := $(addprefix tests/models/test_,families.py native.py dit.py tokenizers.py prompts.py probes.py block_causal.py checkpoints.py loading.py head.py)
+COMPAT_TESTS := $(addprefix tests/models/test_,families.py native.py native_odd.py conventions.py dit.py tokenizers.py prompts.py probes.py block_causal.py checkpoints.py loading.py head.py)
 
 $(COMPAT)/.installed: pyproject.toml constraints.txt
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
