@@ -108,9 +108,10 @@ def shared_ends(
     faults = _faults(ends, dlm_tokenizer, ar_tokenizer, mask_id=mask_id, size=room)
     good = tuple(end for end in ends if end not in faults)
     if ends and not good:
+        both = "give two models with one vocabulary, or an eos_id that both share"
         raise ValueError(
-            f"the target ends sequences with eos_id = {as_eos_id(ends)}, and none is left: {faults[ends[0]]}; give two "
-            "models with one vocabulary, or an eos_id that both share"
+            f"the target ends sequences with eos_id = {as_eos_id(ends)}, and none is left: {faults[ends[0]]}; "
+            f"{'give eos_id' if dlm_tokenizer is ar_tokenizer else both}"
         )
     for fault in faults.values():
         warnings.warn(f"{fault}, so it ends no sequence here; eos_id = {as_eos_id(good)} does", stacklevel=4)

@@ -12,7 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from smc_bridge.models.pairs import load_pair
-from tests.models.checkpoints import MASK_ID, save_checkpoint
+from smc_bridge.models.target import load_causal
+from tests.models.checkpoints import MASK_ID, make_tokenizer, save_checkpoint
 from tests.models.families import FAMILIES
 
 #: Family, changes of its configuration, and what is said.
@@ -106,6 +107,14 @@ def test_no_shared_end_is_told_with_a_remedy_that_helps(tmp_path):
     FAMILIES["llada"].save_target(tmp_path / "other")
     with pytest.raises(ValueError, match=r"the target ends sequences with eos_id = .* none is left: .*; give two"):
         load_pair(tmp_path / "dlm", tmp_path / "other", device="cpu", reduce=True)
+
+
+def test_an_end_that_a_target_alone_does_not_know_is_told_with_its_own_remedy(tmp_path):
+    save_checkpoint(tmp_path / "ar", "qwen2", seed=2, tokenizer=make_tokenizer(eos_token=None))
+    (tmp_path / "ar" / "generation_config.json").unlink()
+    edit(tmp_path / "ar", eos_token_id=21)  # a row of the embedding that no token has
+    with pytest.raises(ValueError, match=r"eos_id = 21, and none is left: .*; give eos_id$"):
+        load_causal(tmp_path / "ar", device="cpu")
 
 
 def test_a_template_that_fails_is_told_before_weights_are_read(tmp_path, monkeypatch):
