@@ -87,7 +87,7 @@ def probe_causal(adapter: HuggingFaceAdapter) -> Iterator[Verdict]:
     ahead = difference > round_off(adapter) * scale
     yield Verdict("later tokens change no earlier output", looks_ahead if ahead else None)
     # Of one shape both times, so that kernels round alike.
-    yield neighbours(greatest(first - beside), max(ROUND_OFF, _eps(adapter)) * scale)
+    yield neighbours(greatest(first - beside), max(ROUND_OFF, unit(adapter)) * scale)
 
 
 def neighbours(difference: float, room: float) -> Verdict:
@@ -121,10 +121,10 @@ def not_run(error: Exception, adapter: HuggingFaceAdapter, wanted: str) -> str:
 
 def round_off(adapter: HuggingFaceAdapter) -> float:
     """Difference of two logits of equal inputs, over the largest logit, that is round-off."""
-    return max(ROUND_OFF, UNITS * _eps(adapter))
+    return max(ROUND_OFF, UNITS * unit(adapter))
 
 
-def _eps(adapter: HuggingFaceAdapter) -> float:
+def unit(adapter: HuggingFaceAdapter) -> float:
     """Unit of the last place that products are made with."""
     eps = torch.finfo(adapter.model.dtype).eps
     tf32 = adapter.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.huggingface.adapter import additive_mask
-from smc_bridge.models.huggingface.causality import greatest, neighbours, not_run, ordinary_ids, round_off
+from smc_bridge.models.huggingface.causality import greatest, neighbours, not_run, ordinary_ids, round_off, unit
 from smc_bridge.models.huggingface.initialised import unsound
 from smc_bridge.models.huggingface.unpadded import Unpadded
 from smc_bridge.models.protocols import MASKED
@@ -37,7 +37,7 @@ VARIETY = 6
 NO_CHANGE = 1e-6
 #: Difference of logits, over the largest one, that forwards of other shapes may make; faults make far more.
 SHAPES = 1e-3
-#: How far above what neighbours alone change a difference is told from it.
+#: How far above what neighbours alone, or the last place of a number, change a difference is told from it.
 ABOVE_NOISE = 4
 
 #: Names of verdicts.
@@ -252,10 +252,13 @@ def _sight(rows: _Rows, change: Tensor) -> Iterator[Verdict]:
 
 
 def _earlier_seen(rows: _Rows) -> bool:
-    """Whether the last output depends on the first token of the prefix."""
+    """Whether the last output depends on the prefix by more than the type of the weights rounds away.
+
+    Where it does not, a later token may well have been rounded away before it, too: then nothing is told.
+    """
     short = rows.plan.short
     one, other = rows.score((short, 0), (short, 0), first=1)[:, -1]
-    return greatest(one - other) > 0.0
+    return greatest(one - other) > ABOVE_NOISE * unit(rows.adapter) * _scale(one)
 
 
 def _causal_remedy(adapter: Any) -> str:

@@ -236,6 +236,18 @@ def test_a_model_with_its_initial_weights_passes(tiny_model, kind, dtype):
         masked(model, False)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_model_whose_tokens_see_less_than_its_type_can_hold_is_not_called_causal(tiny_model, seed):
+    """Of a change that is rounded away nothing is told: not that it went one way alone."""
+    torch.manual_seed(seed)
+    model = type(tiny_model("bert"))(tiny_model("bert").config)
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.value.weight.data *= 0.03
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that nothing is told
+        assert masked(model.to(torch.bfloat16), False).mask_id == 3
+
+
 @pytest.mark.parametrize("limit", range(1, 16))
 def test_a_model_of_few_positions_passes(tiny_model, limit):
     masked(tiny_model("qwen2", max_position_embeddings=limit))
