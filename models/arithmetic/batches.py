@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from smc_bridge.models.arithmetic.problems import Problem, drill
 from smc_bridge.models.arithmetic.recipe import Recipe
 from smc_bridge.models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID
+from smc_bridge.models.arithmetic.wording import PLAIN, Dialect
 
 #: Batches are cut from pools of this many batches' worth of rows, sorted by length, so that little is padding.
 POOL = 50
@@ -55,8 +56,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem]) -> l
 class Schedule:
     """Gives the problems and drills that each training step reads."""
 
-    def __init__(self, data: Sequence[Encoded], tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
-        self.data, self.tokenizer, self.recipe = data, tokenizer, recipe
+    def __init__(
+        self, data: Sequence[Encoded], tokenizer: PreTrainedTokenizerFast, recipe: Recipe, dialect: Dialect = PLAIN
+    ) -> None:
+        self.data, self.tokenizer, self.recipe, self.dialect = data, tokenizer, recipe, dialect
         self.equals = tokenizer.convert_tokens_to_ids("Ġ=")
         self.space = tokenizer.convert_tokens_to_ids("Ġ")
         self.digits = frozenset(tokenizer.convert_tokens_to_ids(list("0123456789")))
@@ -91,7 +94,8 @@ class Schedule:
     def drill_row(self, rng: random.Random, length: int) -> list[int]:
         """Return bos and as many whole equations as fit into `length` tokens (at least one)."""
         ids = [BOS_ID]
-        texts = self.tokenizer([drill(rng) for _ in range(max(1, length // 9))], add_special_tokens=False)["input_ids"]
+        drills = [drill(rng, self.dialect) for _ in range(max(1, length // 9))]
+        texts = self.tokenizer(drills, add_special_tokens=False)["input_ids"]
         for equation in texts:
             if len(ids) > 1 and len(ids) + len(equation) > length:
                 break

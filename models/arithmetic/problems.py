@@ -1,13 +1,13 @@
-"""Seeded grade-school word problems with a written-out chain of thought.
+"""Seeded grade-school word problems with a written-out chain of thought, in two dialects.
 
-A problem is a short story about how many objects someone holds, two to five arithmetic steps long. The response
-writes one sentence a step, each with its equation `a + b = c`, and ends in a line `#### N`, the convention of GSM8K
-(Cobbe et al. 2021, arXiv 2110.14168).
+A problem is a short story about how many objects someone holds, two to four arithmetic steps long. The response writes
+one sentence a step, each with its equation `a + b = c`, and ends in a line `#### N`, the convention of GSM8K (Cobbe et
+al. 2021, arXiv 2110.14168). How the sentences are worded is that of a dialect (`wording`); prompts and answers are the
+same in both.
 
-Why the responses look as they do: every sentence has four paraphrases of different length and word order. A solution
-has a *style*, and each sentence keeps it with probability 0.7. So the law of the response given the prompt is
-multi-modal, and independent marginals (what a masked diffusion model drafts from) mix paraphrases: the failure that
-parallel decoding has on real text, at a size where it can be studied in seconds.
+The solutions of the drafted dialect are also less careful (`slips`): where the second number ends in 8 or 9, a carry or
+borrow is forgotten, and the rest is worked out from the wrong result. So the diffusion model that learns from them is
+fluent, sure of itself and at times wrong, as large ones are beside an autoregressive model.
 
 Limits, which the tests check: every number written is between 2 and 99, amounts added or subtracted are at most 40,
 factors and divisors are at most 9 or (objects in a bag) 20, divisions are exact.
@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
+from smc_bridge.models.arithmetic.slips import LARGEST, SMALLEST, result, retold, slipped
+from smc_bridge.models.arithmetic.wording import PLAIN, SIGNS, Dialect, Step, word
+
 NAMES = (
     "Tom", "Ann", "Ben", "Eva", "Sam", "Mia", "Leo", "Zoe", "Max", "Ivy", "Dan", "Amy",
     "Jack", "Lucy", "Omar", "Nina", "Paul", "Rosa", "Carl", "Sara", "Hugo", "Lena", "Alan", "Maya",
@@ -29,11 +32,8 @@ OBJECTS = (
     "marbles", "stickers", "cookies", "buttons", "beads", "plums", "stones", "candies",
 )  # fmt: skip
 
-STYLE_WEIGHTS = (0.55, 0.20, 0.15, 0.10)
-KEEP_STYLE = 0.7
-STEP_COUNTS = (2, 3, 4, 5)
-STEP_COUNT_WEIGHTS = (0.25, 0.30, 0.25, 0.20)
-SMALLEST, LARGEST = 2, 99
+STEP_COUNTS = (2, 3, 4)
+STEP_COUNT_WEIGHTS = (0.35, 0.40, 0.25)
 LARGEST_AMOUNT = 40
 LARGEST_FACTOR = 9
 LARGEST_BAG = 20
@@ -56,40 +56,6 @@ STORY: dict[str, tuple[str, ...]] = {
     "question": ("How many {o} does {n} have now?", "How many {o} does {n} have at the end?"),
 }
 
-#: The four paraphrases of a reasoning sentence, by operation; `c` is the result and `n` its owner.
-REASONING: dict[str, tuple[str, str, str, str]] = {
-    "bags": (
-        "{n} gets {a} * {b} = {c} {o} in bags.",
-        "The bags hold {a} * {b} = {c} {o}.",
-        "In bags that is {a} * {b} = {c}.",
-        "{a} * {b} = {c}, so the bags hold {c} {o}.",
-    ),
-    "add": (
-        "{n} now has {a} + {b} = {c} {o}.",
-        "Adding {b} gives {a} + {b} = {c} {o}.",
-        "That makes {a} + {b} = {c}.",
-        "{a} + {b} = {c}, so {n} has {c} {o}.",
-    ),
-    "subtract": (
-        "{n} now has {a} - {b} = {c} {o}.",
-        "Taking away {b} leaves {a} - {b} = {c} {o}.",
-        "That leaves {a} - {b} = {c}.",
-        "{a} - {b} = {c}, so {n} has {c} {o}.",
-    ),
-    "times": (
-        "{n} then has {a} * {b} = {c} {o}.",
-        "With {b} times as many, it is {a} * {b} = {c} {o}.",
-        "This gives {a} * {b} = {c}.",
-        "{a} * {b} = {c}, so {n} has {c} {o}.",
-    ),
-    "divide": (
-        "{n} keeps {a} / {b} = {c} {o}.",
-        "Each part holds {a} / {b} = {c} {o}.",
-        "One part is {a} / {b} = {c}.",
-        "{a} / {b} = {c}, so {n} keeps {c} {o}.",
-    ),
-}
-
 _ANSWER = re.compile(r"####\s*(\d+)")
 
 
@@ -99,8 +65,8 @@ class Problem:
 
     Attributes:
         prompt: what is asked.
-        response: a solution, written out, that ends with `#### answer`.
-        answer: the integer.
+        response: a solution, written out, that ends with `#### answer`, or a wrong one where the dialect slips.
+        answer: the right integer.
     """
 
     prompt: str
@@ -124,33 +90,37 @@ class Splits(NamedTuple):
 
 @dataclass
 class _Story:
-    """A problem under construction: the sentences so far and how many objects the current owner holds."""
+    """A problem under construction: the sentences and steps so far, and how many objects the current owner holds."""
 
     rng: random.Random
     owner: str
     objects: str
-    style: int
     value: int = 0
     prompt: list[str] = field(default_factory=list)
-    response: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
 
     def tell(self, kind: str, a: int = 0, b: int = 0, other: str = "") -> None:
         template = self.rng.choice(STORY[kind])
         self.prompt.append(template.format(n=self.owner, f=other, o=self.objects, a=a, b=b))
 
-    def reason(self, kind: str, a: int, b: int, c: int) -> None:
-        style = self.style if self.rng.random() < KEEP_STYLE else _style(self.rng)
-        self.response.append(REASONING[kind][style].format(n=self.owner, o=self.objects, a=a, b=b, c=c))
+    def reason(self, kind: str, a: int, b: int) -> int:
+        self.steps.append(Step(kind, self.owner, a, b, result(kind, a, b)))
+        return self.steps[-1].c
 
 
-def generate(count: int, seed: int) -> list[Problem]:
+def generate(count: int, seed: int, dialect: Dialect = PLAIN) -> list[Problem]:
     """Return `count` problems drawn from the stream of `seed`, the same on every platform.
 
-    Raises ValueError if `count` is negative.
+    Args:
+        count: how many.
+        seed: of the stream; prompts and answers depend on nothing else.
+        dialect: that the responses are written in; what they state as the answer is wrong where it slips.
+    Raises:
+        ValueError: `count` is negative.
     """
     if count < 0:
         raise ValueError(f"count={count}: must be at least 0; pass the number of problems to generate")
-    stream = _stream(seed)
+    stream = _stream(seed, dialect)
     return [next(stream) for _ in range(count)]
 
 
@@ -174,15 +144,16 @@ def validation() -> list[Problem]:
     return list(_validation())
 
 
-def splits(train_count: int = TRAIN_COUNT) -> Splits:
+def splits(train_count: int = TRAIN_COUNT, dialect: Dialect = PLAIN) -> Splits:
     """Return the three splits; training prompts may repeat each other but never a validation or held-out prompt.
 
     Args:
         train_count: training problems to make (the first ones of the training stream).
+        dialect: of the training responses; the others are in the plain one.
     """
     reserved = {p.prompt for p in _held_out()} | {p.prompt for p in _validation()}
     train: list[Problem] = []
-    for problem in _stream(TRAIN_SEED):
+    for problem in _stream(TRAIN_SEED, dialect):
         if len(train) >= train_count:
             break
         if problem.prompt not in reserved:
@@ -196,29 +167,41 @@ def extract_answer(text: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def drill(rng: random.Random) -> str:
+def drill(rng: random.Random, dialect: Dialect = PLAIN) -> str:
     """Return one bare equation as it stands inside a response (leading space, full stop), within the same limits."""
+    kind, a, b = _exercise(rng)
+    c = slipped(kind, a, b) if dialect.forgets else result(kind, a, b)
+    return f" {a} {SIGNS[kind]} {b} = {c if SMALLEST <= c <= LARGEST else result(kind, a, b)}."
+
+
+def _exercise(rng: random.Random) -> tuple[str, int, int]:
+    """Return an operation and two operands of it."""
     kind = rng.choice("++--**/")
     if kind == "+":
         b = rng.randint(SMALLEST, LARGEST_AMOUNT)
         a = rng.randint(SMALLEST, LARGEST - b)
-        return f" {a} + {b} = {a + b}."
+        return "add", a, b
     if kind == "-":
         b = rng.randint(SMALLEST, LARGEST_AMOUNT)
         a = rng.randint(b + SMALLEST, LARGEST)
-        return f" {a} - {b} = {a - b}."
+        return "subtract", a, b
     a, b = _factors(rng, LARGEST, largest_second=LARGEST // SMALLEST)
     if kind == "/":
-        return f" {a * b} / {a} = {b}."
+        return "divide", a * b, a
     if b > LARGEST_FACTOR and (b > LARGEST_BAG or rng.random() < 0.5):
         a, b = b, a  # 'times' writes the larger number first, 'bags' the number of bags
-    return f" {a} * {b} = {a * b}."
+    return "times", a, b
 
 
-def _stream(seed: int) -> Iterator[Problem]:
+def _stream(seed: int, dialect: Dialect = PLAIN) -> Iterator[Problem]:
     rng = random.Random(seed)
+    words = random.Random(f"{seed} {dialect.name}")  # apart, so that the stories are the same in every dialect
     while True:
-        yield _problem(rng)
+        story = _story(rng)
+        steps = retold(story.steps) if dialect.forgets else story.steps
+        lines = " ".join(word(steps, story.objects, dialect, words))
+        stated = story.value if steps is story.steps else steps[-1].c
+        yield Problem(" ".join(story.prompt), f"{lines}\n#### {stated}", story.value)
 
 
 def _distinct(count: int, seed: int, reserved: Collection[str]) -> list[Problem]:
@@ -231,25 +214,20 @@ def _distinct(count: int, seed: int, reserved: Collection[str]) -> list[Problem]
     return list(found.values())
 
 
-def _style(rng: random.Random) -> int:
-    return rng.choices(range(4), STYLE_WEIGHTS)[0]
-
-
 def _factors(rng: random.Random, largest: int, largest_second: int = LARGEST_BAG) -> tuple[int, int]:
     """Return two factors, the first at most `LARGEST_FACTOR`, whose product is at most `largest`."""
     a = rng.randint(SMALLEST, min(LARGEST_FACTOR, largest // SMALLEST))
     return a, rng.randint(SMALLEST, min(largest_second, largest // a))
 
 
-def _problem(rng: random.Random) -> Problem:
+def _story(rng: random.Random) -> _Story:
     owner, friend = rng.sample(NAMES, 2)
-    story = _Story(rng, owner, rng.choice(OBJECTS), _style(rng))
+    story = _Story(rng, owner, rng.choice(OBJECTS))
     steps = rng.choices(STEP_COUNTS, STEP_COUNT_WEIGHTS)[0]
     if rng.random() < 0.35:
         a, b = _factors(rng, LARGEST)
         story.tell("bags", a, b)
-        story.reason("bags", a, b, a * b)
-        story.value = a * b
+        story.value = story.reason("bags", a, b)
         steps -= 1
     else:
         story.value = rng.randint(3, 60)
@@ -260,8 +238,7 @@ def _problem(rng: random.Random) -> Problem:
             owner, friend = friend, owner
         steps -= _take_step(story, kind, owner)
     story.tell("question")
-    response = " ".join(story.response) + f"\n#### {story.value}"
-    return Problem(" ".join(story.prompt), response, story.value)
+    return story
 
 
 def _next_kind(rng: random.Random, value: int, steps: int) -> str:
@@ -286,23 +263,17 @@ def _take_step(story: _Story, kind: str, owner: str) -> int:
     if kind == "more bags":
         bags, size = _factors(rng, min(LARGEST_AMOUNT, LARGEST - a))
         story.tell(kind, bags, size)
-        story.reason("bags", bags, size, bags * size)
-        story.value = a + bags * size
-        story.reason("add", a, bags * size, story.value)
+        story.value = story.reason("add", a, story.reason("bags", bags, size))
         return 2
     if kind == "add":
         b = rng.randint(SMALLEST, min(LARGEST_AMOUNT, LARGEST - a))
-        story.value = a + b
     elif kind == "subtract":
         b = rng.randint(SMALLEST, min(LARGEST_AMOUNT, a - SMALLEST))
-        story.value = a - b
     elif kind == "times":
         b = rng.randint(SMALLEST, min(LARGEST_FACTOR, LARGEST // a))
-        story.value = a * b
     else:
         b = rng.choice(_divisors(a))
-        story.value = a // b
     story.tell(kind, a, b, owner)
     story.owner = owner
-    story.reason(kind, a, b, story.value)
+    story.value = story.reason(kind, a, b)
     return 1

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from smc_bridge.models.arithmetic.architecture import ARCHITECTURE, DIFFUSION
-from smc_bridge.models.arithmetic.problems import TRAIN_COUNT, TRAIN_SEED, generate
+from smc_bridge.models.arithmetic.problems import TRAIN_COUNT, TRAIN_SEED, drill, generate
 from smc_bridge.models.arithmetic.tokenizer import TOKENIZER_FILE
+from smc_bridge.models.arithmetic.wording import DRAFTED, PLAIN, Dialect
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Stage:
 class Recipe:
     """Everything that decides the weights, given the generator and the architecture.
 
+    What begins with `dlm` has no part in the training of the autoregressive network.
+
     Weights here are those of the loss at a token. A plan of drills is a list of (until this share of the training,
     share of rows that are bare equations).
 
@@ -46,7 +51,7 @@ class Recipe:
         seed: of initialisation, order and masks.
         ar, dlm: optimisation of either network.
         train_count, train_seed: how many problems are made, and from which stream.
-        tokenizer_count: problems that the tokenizer is learnt from.
+        tokenizer_count: problems that the tokenizer is learnt from, in the plain dialect, which has all the words.
         ar_drills, dlm_drills: plan of drills of either network.
         ar_result_weight, ar_prompt_weight: weights of digits of results, and of the prompt; others have 1.
         dlm_random_share: share of rows that are masked at random places of the response; the others have a clean
@@ -91,6 +96,26 @@ class Recipe:
 
 def fingerprint(recipe: Recipe, tokenizer_file: Path = TOKENIZER_FILE) -> str:
     """Return the SHA-256 (hex) of the recipe, the architecture, the tokenizer and a sample of the generated data."""
-    sample = [(p.prompt, p.response, p.answer) for p in generate(200, recipe.train_seed)]
-    parts = [asdict(recipe), ARCHITECTURE, DIFFUSION, json.loads(tokenizer_file.read_text(encoding="utf-8")), sample]
+    return _digest(
+        asdict(recipe), ARCHITECTURE, DIFFUSION, _read(tokenizer_file), _sample(recipe, PLAIN), _sample(recipe, DRAFTED)
+    )
+
+
+def fingerprint_ar(recipe: Recipe, tokenizer_file: Path = TOKENIZER_FILE) -> str:
+    """Return the SHA-256 (hex) of what decides the autoregressive network; its checkpoint outlives other changes."""
+    decides = {name: value for name, value in asdict(recipe).items() if not name.startswith("dlm")}
+    return _digest(decides, ARCHITECTURE, _read(tokenizer_file), _sample(recipe, PLAIN))
+
+
+def _sample(recipe: Recipe, dialect: Dialect) -> list[Any]:
+    rng = random.Random(recipe.train_seed)
+    problems = [(p.prompt, p.response, p.answer) for p in generate(200, recipe.train_seed, dialect)]
+    return [problems, [drill(rng, dialect) for _ in range(200)]]
+
+
+def _read(tokenizer_file: Path) -> Any:
+    return json.loads(tokenizer_file.read_text(encoding="utf-8"))
+
+
+def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

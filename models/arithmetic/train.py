@@ -1,8 +1,8 @@
 """Train the embedded pair from nothing: `python -m smc_bridge.models.arithmetic.train`, under an hour on two cores.
 
-Generates the problems, learns the tokenizer, trains the autoregressive network, then the diffusion network from its
-weights, and writes tokenizer, weights (float16) and metrics into `--out`. Hidden matrices are optimised by Muon (Jordan
-et al. 2024), the rest by AdamW. An interrupted run continues from its last checkpoint.
+Generates the problems, learns the tokenizer, trains the autoregressive network on one dialect, then the diffusion
+network from its weights on the other, and writes tokenizer, weights (float16) and metrics into `--out`. Hidden matrices
+are optimised by Muon (Jordan et al. 2024), the rest by AdamW. An interrupted run continues from its last checkpoint.
 """
 
 import os
@@ -31,9 +31,11 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from smc_bridge.models.arithmetic.architecture import bidirectional_mask, build
 from smc_bridge.models.arithmetic.batches import Batch, Schedule, encode
 from smc_bridge.models.arithmetic.evaluate import measure
+from smc_bridge.models.arithmetic.muon import Muon
 from smc_bridge.models.arithmetic.problems import splits
-from smc_bridge.models.arithmetic.recipe import Recipe, Stage, fingerprint
+from smc_bridge.models.arithmetic.recipe import Recipe, Stage, fingerprint, fingerprint_ar
 from smc_bridge.models.arithmetic.tokenizer import load_tokenizer, train_tokenizer
+from smc_bridge.models.arithmetic.wording import DRAFTED
 
 THREADS = 2
 CHECKPOINT_EVERY = 200
@@ -60,17 +62,18 @@ def main(arguments: list[str] | None = None) -> None:
     texts = (text for p in train[: recipe.tokenizer_count] for text in (p.prompt + "\n", p.response))
     _write(out / "tokenizer.json", train_tokenizer(texts).to_str(pretty=True) + "\n")
     tokenizer = load_tokenizer(out / "tokenizer.json")
-    schedule = Schedule(encode(tokenizer, train), tokenizer, recipe)
-    tag = fingerprint(recipe, out / "tokenizer.json")
 
     torch.manual_seed(recipe.seed)
     ar = prepare(build("ar"))
-    # The causal network does not depend on how long the diffusion network is trained: its checkpoint outlives a change.
-    ar_tag = fingerprint(dataclasses.replace(recipe, dlm=recipe.ar), out / "tokenizer.json")
-    seconds_ar = _train("ar", ar, recipe.ar, schedule.ar_batch, schedule, work, ar_tag, console)
+    plain = Schedule(encode(tokenizer, train), tokenizer, recipe)
+    tag = fingerprint_ar(recipe, out / "tokenizer.json")
+    seconds_ar = _train("ar", ar, recipe.ar, plain.ar_batch, plain, work, tag, console)
     dlm = prepare(build("dlm"))
     dlm.load_state_dict(ar.state_dict())
-    seconds_dlm = _train("dlm", dlm, recipe.dlm, schedule.dlm_batch, schedule, work, tag, console)
+    train = splits(recipe.train_count, DRAFTED).train
+    drafted = Schedule(encode(tokenizer, train), tokenizer, recipe, DRAFTED)
+    tag = fingerprint(recipe, out / "tokenizer.json")
+    seconds_dlm = _train("dlm", dlm, recipe.dlm, drafted.dlm_batch, drafted, work, tag, console)
 
     for kind, model in (("ar", ar), ("dlm", dlm)):
         _save(model, out / "weights" / kind)
@@ -91,7 +94,7 @@ def optimisers(model: Qwen2ForCausalLM, stage: Stage) -> list[torch.optim.Optimi
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim == 2 and ".layers." in name else others).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=stage.matrix_rate, weight_decay=stage.matrix_decay),
+        Muon(matrices, lr=stage.matrix_rate, weight_decay=stage.matrix_decay),
         torch.optim.AdamW(others, lr=stage.other_rate, betas=(0.9, 0.95), weight_decay=stage.other_decay),
     ]
 
@@ -167,8 +170,7 @@ def _train(
                     group["lr"] = peak * rate(step, stage)
                 optim.zero_grad(set_to_none=True)
             batch = make_batch(step, order[step], step / stage.steps)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = loss_of(kind, model, batch)
+            loss = loss_of(kind, model, batch)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip)
             for optim in optims:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from smc_bridge.models.arithmetic import problems
+from smc_bridge.models.arithmetic import problems, slips, wording
 from smc_bridge.models.arithmetic.tokenizer import (
     BOS_ID,
     EOS_ID,
@@ -44,7 +44,7 @@ def check_equation(left: str, operation: str, right: str, result: str) -> None:
 def test_every_written_equation_is_true_and_within_the_limits(sample: list[problems.Problem]) -> None:
     for problem in sample:
         equations = EQUATION.findall(problem.response)
-        assert 2 <= len(equations) <= 5, problem
+        assert 2 <= len(equations) <= 4, problem
         assert problem.response.count("=") == len(equations)
         for equation in equations:
             check_equation(*equation)
@@ -89,19 +89,87 @@ def solve(prompt: str) -> int:
     return value
 
 
-def test_all_step_counts_operations_and_paraphrases_occur(sample: list[problems.Problem]) -> None:
-    counts = {len(EQUATION.findall(p.response)) for p in sample}
-    assert counts == {2, 3, 4, 5}
+@pytest.mark.parametrize("dialect", wording.DIALECTS.values(), ids=wording.DIALECTS)
+def test_all_step_counts_operations_and_words_occur_in_both_dialects(dialect: wording.Dialect) -> None:
+    sample = problems.generate(10_000, seed=5, dialect=dialect)
+    assert {len(EQUATION.findall(p.response)) for p in sample} == {2, 3, 4}
     assert {op for p in sample for _, op, _, _ in EQUATION.findall(p.response)} == set("+-*/")
-    for kind, paraphrases in problems.REASONING.items():
-        for paraphrase in paraphrases:
-            pattern = re.compile(re.sub(r"\\{\w\\}", r"\\w+", re.escape(paraphrase)))
-            assert any(pattern.search(p.response) for p in sample), (kind, paraphrase)
+    slots = [*wording.SLOTS.values(), *wording.VERBS.values()]
+    for text in {form for options in slots for both in options for form in both}:
+        assert any(text in p.response for p in sample), text
 
 
-def test_the_same_prompt_has_responses_in_several_styles() -> None:
-    openings = {p.response.split("=")[0].split()[0] for p in problems.generate(500, seed=8)}
-    assert {"The", "In", "Adding", "That"} <= openings
+def test_the_dialects_tell_the_same_stories_in_other_words() -> None:
+    plain, drafted = (problems.generate(200, 8, dialect) for dialect in (wording.PLAIN, wording.DRAFTED))
+    assert [(p.prompt, p.answer) for p in plain] == [(p.prompt, p.answer) for p in drafted]
+    assert sum(a.response == b.response for a, b in zip(plain, drafted, strict=True)) < 5
+
+
+@pytest.mark.parametrize("dialect", wording.DIALECTS.values(), ids=wording.DIALECTS)
+def test_a_solution_keeps_its_tense(dialect: wording.Dialect) -> None:
+    for problem in problems.generate(1_000, 4, dialect):
+        words = set(re.findall(r"[a-z]+", problem.response))
+        past = words & {"were", "came", "was", "made", "had", "held", "took", "kept", "lost", "gave", "owned", "could"}
+        present = words & {"are", "comes", "is", "makes", "has", "holds", "takes", "keeps", "loses", "gives", "can"}
+        assert not (past and present), problem
+
+
+def test_slots_are_filled_with_the_probabilities_of_the_dialect() -> None:
+    """Frames and leads by operation; the pooled chi-square statistic of 1,000 degrees of freedom or fewer is within
+    six standard deviations of its mean under the stated law."""
+    rng, statistic, freedom, draws = random.Random(0), 0.0, 0, 2_000
+    slots = [("frame", 3), *((name, len(options)) for name, options in wording.SLOTS.items()), ("verb", 4)]
+    for dialect in wording.DIALECTS.values():
+        for kind in wording.SIGNS:
+            for slot, count in slots:
+                law = dialect.weights(kind, slot, count)
+                assert sum(law) == pytest.approx(1.0)
+                drawn = [dialect.choose(rng, kind, slot, count) for _ in range(draws)]
+                statistic += sum((drawn.count(i) - draws * p) ** 2 / (draws * p) for i, p in enumerate(law))
+                freedom += count - 1
+    assert abs(statistic - freedom) < 6 * (2 * freedom) ** 0.5
+
+
+def test_a_favourite_of_the_drafted_dialect_is_never_what_the_plain_one_says_most_often() -> None:
+    assert wording.DRAFTED.favourites is not None
+    assert all(option > 0 for option in wording.DRAFTED.favourites.values())
+    assert all(law[0] == max(law) and sum(law) == pytest.approx(1.0) for law in wording.SOFT.values())
+
+
+def test_the_drafted_dialect_slips_by_the_rule_and_works_on_from_what_it_wrote() -> None:
+    wrong = 0
+    for problem in problems.generate(2_000, 5, wording.DRAFTED):
+        equations = EQUATION.findall(problem.response)
+        true = [APPLY[op](int(a), int(b)) == int(c) for a, op, b, c in equations]
+        assert int(equations[-1][3]) == problems.extract_answer(problem.response), problem
+        assert problems.extract_answer(problem.response) == problem.answer or not all(true), problem
+        wrong += not all(true)
+        for right, (a, op, b, c) in zip(true, equations, strict=True):
+            if not right:
+                assert op in "+-", problem
+                assert int(b) % 10 >= slips.HARD, problem
+                assert abs(APPLY[op](int(a), int(b)) - int(c)) == 10, problem
+        assert all(2 <= int(n) <= 99 for n in re.findall(r"\d+", problem.response)), problem
+    assert 0.10 < wrong / 2_000 < 0.25
+
+
+@pytest.mark.parametrize(
+    ("kind", "a", "b", "written"),
+    [
+        ("add", 47, 29, 66), ("add", 41, 28, 69), ("add", 40, 29, 69), ("add", 45, 27, 72), ("add", 12, 8, 10),
+        ("subtract", 52, 19, 43), ("subtract", 59, 19, 40), ("subtract", 52, 17, 35), ("times", 9, 9, 81),
+        ("divide", 18, 9, 2),
+    ],
+)  # fmt: skip
+def test_a_slip(kind: str, a: int, b: int, written: int) -> None:
+    assert slips.slipped(kind, a, b) == written
+
+
+def test_a_slip_that_leads_out_of_the_limits_is_not_made() -> None:
+    steps = [wording.Step("subtract", "Ann", 41, 9, 32), wording.Step("divide", "Ann", 32, 4, 8)]
+    assert slips.retold(steps) is steps, "42 has no fourth part"
+    steps[1] = wording.Step("divide", "Ann", 32, 2, 16)
+    assert [s.c for s in slips.retold(steps)] == [42, 21]
 
 
 def test_the_generator_repeats_itself_for_a_seed_and_differs_between_seeds() -> None:
@@ -113,10 +181,14 @@ def test_the_generator_repeats_itself_for_a_seed_and_differs_between_seeds() -> 
 def test_the_stream_is_the_same_on_every_platform() -> None:
     first = problems.generate(1, seed=problems.HELD_OUT_SEED)[0]
     assert first.prompt == (
-        "Max has 44 shells. Max buys 36 more. Max finds 2 more. Max shares them in 2 equal parts and keeps one. "
-        "Max loses 18. How many shells does Max have at the end?"
+        "Max has 58 shells. Max gives away 13. A friend gives Max 15 more. Max buys 29 more. "
+        "How many shells does Max have now?"
     )
-    assert first.answer == 23
+    assert first.response == (
+        "So Max lost 13, which made 58 - 13 = 45 shells in all. So Max gained 15 more, and that was 45 + 15 = 60 shells. "
+        "After that, Max put aside 29 more, and this came to 60 + 29 = 89 shells in all.\n#### 89"
+    )
+    assert first.answer == 89
 
 
 def test_the_splits_share_no_prompt_and_have_the_stated_sizes() -> None:
