@@ -185,8 +185,8 @@ def test_the_stream_is_the_same_on_every_platform() -> None:
         "How many shells does Max have now?"
     )
     assert first.response == (
-        "So Max lost 13, which made 58 - 13 = 45 shells in all. So Max gained 15 more, and that was 45 + 15 = 60 shells. "
-        "After that, Max put aside 29 more, and this came to 60 + 29 = 89 shells in all.\n#### 89"
+        "So Max lost 13, which made 58 - 13 = 45 shells in all. So Max gained 15 more, and that was 45 + 15 = 60 "
+        "shells. After that, Max put aside 29 more, and this came to 60 + 29 = 89 shells in all.\n#### 89"
     )
     assert first.answer == 89
 

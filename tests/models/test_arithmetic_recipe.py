@@ -20,8 +20,9 @@ from smc_bridge.models.arithmetic.architecture import (
 )
 from smc_bridge.models.arithmetic.batches import Schedule, encode
 from smc_bridge.models.arithmetic.evaluate import SUBSET, ar_loss, decode_dlm, dlm_losses, figures, sample_ar
+from smc_bridge.models.arithmetic.muon import Muon, orthogonal
 from smc_bridge.models.arithmetic.problems import generate, held_out
-from smc_bridge.models.arithmetic.recipe import Recipe, fingerprint
+from smc_bridge.models.arithmetic.recipe import Recipe, fingerprint, fingerprint_ar
 from smc_bridge.models.arithmetic.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, format_prompt, load_tokenizer
 from smc_bridge.models.arithmetic.train import loss_of, prepare, rate
 
@@ -61,6 +62,13 @@ def test_any_change_of_the_recipe_changes_its_fingerprint() -> None:
         replace(recipe, ar_result_weight=1.0),
     ]
     assert len({fingerprint(r) for r in [recipe, *others]}) == 4
+
+
+def test_the_causal_network_does_not_depend_on_the_diffusion_stage() -> None:
+    recipe = Recipe()
+    same = [replace(recipe, dlm=replace(recipe.dlm, steps=1)), replace(recipe, dlm_random_share=0.0)]
+    other = [replace(recipe, seed=1), replace(recipe, ar_prompt_weight=0.0), replace(recipe, ar=recipe.dlm)]
+    assert [fingerprint_ar(r) == fingerprint_ar(recipe) for r in same + other] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("kind", ["ar", "dlm"])
@@ -198,6 +206,30 @@ def test_the_learning_rate_warms_up_and_decays_to_its_floor() -> None:
     assert rate(0, stage) == pytest.approx(1 / stage.warmup)
     assert rate(stage.warmup, stage) == pytest.approx(1.0)
     assert rate(stage.steps, stage) == pytest.approx(stage.final_rate)
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64), (64, 64)])
+def test_the_optimiser_of_matrices_is_that_of_torch_up_to_its_bfloat16(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    optims = [Muon([ours], lr=0.02, weight_decay=0.1), torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1)]
+    for _ in range(5):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        for optim in optims:
+            optim.step()
+    assert (ours - theirs).abs().max() < 0.01 * (ours - start).abs().max()
+
+
+def test_orthogonalised_matrices_keep_their_singular_vectors() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 20, 32)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    values = torch.diagonal(left.mT @ orthogonal(matrices) @ right.mT, dim1=1, dim2=2)
+    assert 0.6 < values.min() <= values.max() < 1.3
+    torch.testing.assert_close(left * values[:, None] @ right, orthogonal(matrices), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(orthogonal(matrices.mT), orthogonal(matrices).mT, rtol=1e-4, atol=1e-4)
 
 
 def test_the_attention_mask_hides_padding_keys_only() -> None:
