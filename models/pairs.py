@@ -102,8 +102,7 @@ def load_pair(
         system: text of a system turn before it. Default: what the template writes by itself, if anything.
         dlm_cache: "prefix" keeps the diffusion model's keys and values of committed tokens: cheaper drafts that are a
             little worse (of a block-causal model the same), and no other law of what is sampled
-            (`HuggingFaceMaskedLM`); "none" computes them anew. "auto": "prefix" where there is one, and "none" for a
-            pair that ships, whose published figures are those without.
+            (`HuggingFaceMaskedLM`); "none" computes them anew. "auto": "prefix" where there is one.
         max_logit_bytes: cap on the bytes of logits that the head of either model computes at once, at least those of
             one position; scores differ by round-off. Default: no cap.
     Raises:
@@ -150,7 +149,6 @@ def load_pair(
                     f"{name} = {said(value)} is for two models of your own: leave it out with the pair {dlm!r}"
                 )
         placement = ar_options[0]
-        dlm_cache = "none" if dlm_cache == "auto" else dlm_cache
         if device_map is None and tp_plan is None:
             pair = PAIRS[os.fspath(dlm)](placement.device, placement.dtype or torch.float32)
             return _with_cache(_capped(pair, max_logit_bytes), dlm_cache)
