@@ -30,8 +30,10 @@ def slope_of_bound(evidence: Mapping[int, Sequence[float]], *, seed: int = 0) ->
     """
     terms = {n: kl_terms(runs) for n, runs in evidence.items()}
     means = np.array([each.mean() for each in terms.values()])
+    if len(terms) < 2 or not np.isfinite(means).all():
+        return None
     errors = np.array([each.std() / np.sqrt(each.size) for each in terms.values()])
-    if len(terms) < 2 or not np.isfinite(means).all() or not ((means > 0) & (errors > 0)).all():
+    if not ((means > 0) & (errors > 0)).all():
         return None
     x, weights = np.log(list(terms)), (means / errors) ** 2
     rng = np.random.default_rng(seed)

@@ -144,8 +144,8 @@ def _draw(drawn: Sequence[tuple[Part, Sequence[Figures]]], figure: Any) -> None:
 
 
 def _ends(found: Estimate) -> tuple[float, float, float]:
-    """The value and its ends; an end that is not finite is NaN."""
-    return found.value, *(end if np.isfinite(end) else np.nan for end in (found.low, found.high))
+    """The value and its interval, which is NaN where there is none."""
+    return found.value, *((found.low, found.high) if found.has_interval else (np.nan, np.nan))
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:

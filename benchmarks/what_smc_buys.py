@@ -25,6 +25,7 @@ from benchmarks.harness import HERE
 from benchmarks.problems import TABLES
 from benchmarks.report import Report, Sheet, execute
 from smc_bridge.analysis.plots import plot_against_particles, plot_frontier
+from smc_bridge.estimate import Estimate
 
 NAME = "what_smc_buys"
 TABLE: dict[str, Any] = TABLES[NAME]
@@ -176,9 +177,10 @@ def _draw(made: Made, figure: Any) -> None:
 
 
 def _ends(counts: Sequence[float], line: Sequence[Figures], name: str) -> tuple[Sequence[float], ...]:
-    """Counts, bounds, and the ends of their intervals."""
-    found = [getattr(each.row, name) for each in line]
-    return (counts, *np.array([(bound.value, bound.low, bound.high) for bound in found]).T.tolist())
+    """Counts, bounds, and the ends of their intervals, NaN where there are none."""
+    found: list[Estimate] = [getattr(each.row, name) for each in line]
+    ends = [(bound.low, bound.high) if bound.has_interval else (np.nan, np.nan) for bound in found]
+    return (counts, [bound.value for bound in found], *map(list, zip(*ends, strict=True)))
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
