@@ -70,7 +70,7 @@ def _row(record: Record, cost: Cost) -> dict[str, Any]:
         None if record["log_evidences"] is None else [float(z) for z in record["log_evidences"]]
     )
     row.setdefault("accuracy", _share(record.get("correct")))
-    share = None if math.isnan(row["accuracy"]) else wilson(round(row["accuracy"] * row["runs"]), row["runs"])
+    share = None if math.isnan(row["accuracy"]) else wilson(round(row["accuracy"] * row["runs"]), int(row["runs"]))
     row |= {**columns("accuracy", share), "accuracy": row["accuracy"]}
     for name in DISTANCES:
         row |= columns(name, Estimate.normal(row[name], row[f"{name}_error"]))
