@@ -166,14 +166,14 @@ def _draw(made: Made, figure: Any) -> None:
         name: _ends([each.case.option("particles") for each in line], line, "nats")
         for name, line in lines_of(made.of(GRID)).items()
     }
-    plot_against_particles(grid, ax=left)  # type: ignore[arg-type]
+    plot_against_particles(grid, ax=left)
     left.set(ylabel="KL bound (nats per sequence)")
     bridges: Lines = {}
     for name, line in lines_of(made.of(BRIDGES)).items():
         counts, bounds, low, high = _ends([each.case.option("particles") for each in line], line, "nats_per_token")
         tokens = [each.row.tokens_per_dlm_forward for each in line]
         bridges[name] = (counts, bounds, [each.value for each in tokens if each is not None], low, high)
-    plot_frontier(bridges, right, along="N")  # type: ignore[arg-type]
+    plot_frontier(bridges, right, along="N")
 
 
 def _ends(counts: Sequence[float], line: Sequence[Figures], name: str) -> tuple[Sequence[float], ...]:
