@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from rich import box
 
-from benchmarks.harness import Machine, cores
+from benchmarks.harness import HERE, Machine, cores
+from benchmarks.pages import check_page, fill, save_svg
 from smc_bridge.commands.base import LineParser, check_writable, console, whole
 from smc_bridge.display import PrintedTable
 from smc_bridge.estimate import Estimate, plain
@@ -117,6 +118,8 @@ class Report:
         draw: draws the figures on an empty `matplotlib.figure.Figure`.
         size: of the picture, inches.
         verdicts: wanted figures beside those seen.
+        spread: what the figures' intervals are.
+        picture: what the picture shows, for a page.
     """
 
     sheets: Sequence[Sheet]
@@ -124,6 +127,8 @@ class Report:
     draw: Callable[[Any], None]
     size: tuple[float, float] = (7.2, 4.2)
     verdicts: Sequence[Verdict] = field(default_factory=list)
+    spread: str = "median [least, greatest] of the repetitions"
+    picture: str = ""
 
 
 def bars(ax: Any, places: Sequence[str], groups: Mapping[str, Sequence[Estimate]]) -> None:
@@ -139,10 +144,13 @@ def bars(ax: Any, places: Sequence[str], groups: Mapping[str, Sequence[Estimate]
 
 def execute(
     name: str, doc: str | None, configure: Configure, measure: Callable[[argparse.Namespace], Report],
-    arguments: Sequence[str] | None = None,
+    arguments: Sequence[str] | None = None, *, page: Path | None = None,
 ) -> None:
     """Run a benchmark as a command: options, measurement, tables, `NAME.json` and `NAME.png`.
 
+    Args:
+        page: of the docs that the command fills too, with the picture beside it (`benchmarks.pages`); a smoke test
+            fills none unless it is told to.
     Raises:
         SystemExit: with code 2 and one line, if an argument cannot be used.
     """
@@ -155,8 +163,16 @@ def execute(
     parser.add_argument("--threads", type=whole(1), default=cores(), help="of torch (default: every core)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
+    if page is not None:
+        parser.add_argument(
+            "--page", type=Path, default=None if "--quick" in given else page, metavar="FILE",
+            help=f"whose figures and picture are made anew (default: {page.relative_to(HERE)}, with --quick none)",
+        )
     try:
         options = parser.parse_args(given)
+        filled: Path | None = getattr(options, "page", None)
+        if filled is not None:
+            check_page(filled)
         files = _files(options.out, name)
         figure = _figure()
         before = torch.get_num_threads()
@@ -167,9 +183,17 @@ def execute(
         finally:
             torch.set_num_threads(before)
         _publish(name, options, machine, report, figure, *files)
+        if filled is not None:
+            told = "\n\n".join([_markdown(report), f"{report.spread}; {machine}"])
+            fill(filled, f"![{report.picture}]({filled.stem}.svg)\n\n{told}")
+            save_svg(filled.with_suffix(".svg"), report.draw, report.size)
     except (ValueError, OSError, ImportError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _markdown(report: Report) -> str:
+    return "\n\n".join(sheet.markdown() for sheet in report.sheets)
 
 
 def _files(folder: Path, name: str) -> list[Path]:
@@ -204,11 +228,11 @@ def _publish(
     figure.savefig(picture, format="png", dpi=150)
     write_bytes(png, picture.getvalue(), argument="--out")
     out = console(sys.stdout)
-    spread = "median [least, greatest] of the repetitions"
+    spread = report.spread
     if options.quick:
         spread += "; --quick: a smoke test, the figures say nothing"
     if options.markdown:
-        print("\n\n".join(sheet.markdown() for sheet in report.sheets))
+        print(_markdown(report))
         print(f"\n{spread}; {machine}")
     else:
         for sheet in report.sheets:

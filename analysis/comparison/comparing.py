@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: Version of the file's layout.
-FORMAT = 3
+FORMAT = 4
 KIND = "smc-bridge comparison"
 #: What every method is timed on before the first cell: problems, and tokens of each.
 PROBED, LENGTH = 2, 16

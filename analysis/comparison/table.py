@@ -1,6 +1,7 @@
 """From outcomes to the table of a comparison: one row a method.
 
-Accuracy carries Wilson's score interval; `-log Z` that of `smc_bridge.certificate`, also per token.
+Accuracy carries Wilson's score interval; `-log Z` that of `smc_bridge.certificate`, also per token; tokens per forward
+that of a ratio of means over problems (`smc_bridge.intervals`).
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from smc_bridge.analysis.bounds import ratio_per_token
 from smc_bridge.analysis.estimates import wilson
 from smc_bridge.analysis.store import Record
 from smc_bridge.certificate import certify
 from smc_bridge.display import PrintedTable
 from smc_bridge.estimate import Estimate, columns, plain
+from smc_bridge.intervals import NAME, ratio_interval
 
 LEVEL = 0.95
 #: Fields of a row that carry an interval.
-INTERVALS = ("accuracy", "nats", "nats_per_token")
+INTERVALS = ("accuracy", "tokens_per_dlm_forward", "nats", "nats_per_token")
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Row:
     n: int
     particles: int
     accuracy: Estimate | None
-    tokens_per_dlm_forward: float | None
+    tokens_per_dlm_forward: Estimate | None
     ar_forwards: float | None
     tokens_per_second: float
     ess: float | None
@@ -86,9 +90,16 @@ def summarise(method: str, records: Sequence[Record]) -> Row:
     return Row(
         method=method, n=len(tokens), particles=records[0]["sequences"],
         accuracy=wilson(sum(right), len(right)) if right else None,
-        tokens_per_dlm_forward=sum(tokens) / dlm if dlm else None, ar_forwards=ar / len(tokens) if ar else None,
+        tokens_per_dlm_forward=_per_forward(tokens, every("dlm_forwards")) if dlm else None,
+        ar_forwards=ar / len(tokens) if ar else None,
         tokens_per_second=sum(tokens) / seconds if seconds else math.inf, ess=ess, nats=whole, nats_per_token=each,
     )
+
+
+def _per_forward(tokens: Sequence[float], forwards: Sequence[float]) -> Estimate:
+    """Tokens of all problems by forwards of all, with its interval."""
+    above, below = np.asarray(tokens, dtype=np.float64), np.asarray(forwards, dtype=np.float64)
+    return Estimate(float(above.sum() / below.sum()), *ratio_interval(above, below, level=LEVEL), len(tokens), NAME)
 
 
 def render(rows: Sequence[Row], *, title: str = "") -> PrintedTable:
@@ -108,7 +119,7 @@ def render(rows: Sequence[Row], *, title: str = "") -> PrintedTable:
     for row in rows:
         table.add_row(
             row.method, *([_text(row.accuracy and row.accuracy.times(100), ".1f")] if graded else []),
-            _plain(row.tokens_per_dlm_forward, ".2f"), _plain(row.ar_forwards, ".1f"), f"{row.tokens_per_second:.1f}",
+            _text(row.tokens_per_dlm_forward, ".2f"), _plain(row.ar_forwards, ".1f"), f"{row.tokens_per_second:.1f}",
             _size(row), _text(row.nats), _text(row.nats_per_token),
         )
     return table

@@ -10,6 +10,7 @@ Columns: the sampler (`method`, `intermediate`, `particles`, `lanes`, `w`, `wind
     kl_per_token, _low, _high   the same by the mean length of a sequence drawn by weight, nats per token
     tv_low, tv_high, ..         95 % intervals of `tv`, `run_tv` and `bias`
     tokens_per_dlm_forward      by the sums of both
+    accuracy_low, _high         Wilson's 95 % interval of `accuracy`
     cost                        mean of a run (`smc_bridge.analysis.budget`)
 
 What does not exist for a method or a source is NaN.
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smc_bridge.analysis.bounds import ratio_per_token
+from smc_bridge.analysis.estimates import wilson
 from smc_bridge.analysis.prices import Cost
 from smc_bridge.analysis.store import Record
 from smc_bridge.analysis.study.config import Block, TabularPoint
@@ -68,6 +70,8 @@ def _row(record: Record, cost: Cost) -> dict[str, Any]:
         None if record["log_evidences"] is None else [float(z) for z in record["log_evidences"]]
     )
     row.setdefault("accuracy", _share(record.get("correct")))
+    share = None if math.isnan(row["accuracy"]) else wilson(round(row["accuracy"] * row["runs"]), int(row["runs"]))
+    row |= {**columns("accuracy", share), "accuracy": row["accuracy"]}
     for name in DISTANCES:
         row |= columns(name, Estimate.normal(row[name], row[f"{name}_error"]))
     dlm, ar = (("dlm_rows", "ar_rows") if cost.unit == "rows" else ("dlm_forwards", "ar_forwards"))

@@ -18,7 +18,8 @@ NAMES = {
 }
 #: Columns of figures, their headers and formats; those that a study does not have are left out.
 FIGURES = (
-    ("runs", "runs", "d"), ("kl_bound", "-log Z, nats", ".3g"), ("ess", "ESS", ".2f"), ("tv", "TV", ".3g"),
+    ("runs", "runs", "d"), ("kl_bound", "-log Z, nats", ".3g"), ("kl_per_token", "-log Z, nats / token", ".3g"),
+    ("ess", "ESS", ".2f"), ("tv", "TV", ".3g"),
     ("bias", "bias", ".2g"), ("accuracy", "accuracy", ".1%"), ("tokens", "tokens", ".1f"),
     ("acceptance", "accepted", ".0%"), ("tokens_per_dlm_forward", "tokens / DLM forward", ".2f"),
     ("cost", "cost", ".2f"),
@@ -71,5 +72,7 @@ def _figure(row: dict[str, Any], name: str, form: str) -> str:
     low, high = row.get(f"{name}_low", math.nan), row.get(f"{name}_high", math.nan)
     if not (_known(low) and _known(high)):
         return shown
+    if name == "accuracy":
+        return f"{shown} [{low:{form}}, {high:{form}}]"
     # That of a bound is skewed.
-    return f"{shown} [{low:.2g}, {high:.2g}]" if name == "kl_bound" else f"{shown} ± {(high - low) / 2:.2g}"
+    return f"{shown} [{low:.2g}, {high:.2g}]" if name.startswith("kl_") else f"{shown} ± {(high - low) / 2:.2g}"

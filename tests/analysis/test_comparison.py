@@ -13,6 +13,7 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ from smc_bridge.analysis.study.identity import of_models
 from smc_bridge.analysis.study.plan import Setting, make_decoder
 from smc_bridge.cli import main
 from smc_bridge.decode import decode
+from smc_bridge.intervals import ratio_interval
 from smc_bridge.models import pairs
 from smc_bridge.models.arithmetic import architecture
 from smc_bridge.models.arithmetic.tokenizer import load_tokenizer
@@ -431,3 +433,15 @@ def test_entry_point_names_the_command() -> None:
 
 def test_blanks_in_a_spelling_make_no_other_method() -> None:
     assert Settings("toy", 2, ("smc, w = 0.3",)).methods == ("smc,w=0.3",)
+
+
+def test_tokens_per_forward_are_a_ratio_of_sums_with_its_interval() -> None:
+    found = toy(dataclasses.replace(SETTINGS, methods=("smc-3",)))
+    tokens, forwards = (
+        np.array([x for cell in found.cells for x in cell[name]], dtype=float) for name in ("tokens", "dlm_forwards")
+    )
+    rate = found.rows[0].tokens_per_dlm_forward
+    assert rate is not None
+    assert rate.value == pytest.approx(tokens.sum() / forwards.sum())
+    assert (rate.low, rate.high) == ratio_interval(tokens, forwards)
+    assert rate.low < rate.value < rate.high, "five problems differ"

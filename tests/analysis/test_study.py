@@ -16,6 +16,7 @@ import torch
 
 from smc_bridge import registry
 from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
+from smc_bridge.analysis.estimates import wilson
 from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity, run_distance
 from smc_bridge.analysis.study import Axes, Config, Prompts, Tabular, load_study, pool, study
@@ -298,6 +299,8 @@ def test_task_gives_a_row_for_every_block_of_prompts() -> None:
     assert pooled.runs.tolist() == [10, 10, 10]
     part = frame[frame.method == "smc"]
     assert pooled.accuracy[0] == pytest.approx((part.accuracy * part.runs).sum() / 10), "prompts weigh alike"
+    share = wilson(round(pooled.accuracy[0] * 10), 10)
+    assert (pooled.accuracy_low[0], pooled.accuracy_high[0]) == (share.low, share.high)
     assert pooled.log_evidences[0] == [z for each in part.log_evidences for z in each]
     assert math.isnan(pooled.kl_bound[1])
 

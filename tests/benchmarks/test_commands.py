@@ -29,6 +29,8 @@ COMMANDS = {
     "equal_cost": ((), "KL bound"),
     "certificate_coverage": ((), "upper misses"),
     "bias_vs_particles": ((), "bias ~ N^-a"),
+    "what_smc_buys": (("--markdown",), "slope of log bound on log N"),
+    "paper": (("--markdown",), "HumanEval: tokens / DLM step"),
 }
 
 

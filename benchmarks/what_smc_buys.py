@@ -1,0 +1,195 @@
+"""What particles, lanes and bridges buy: KL bound, ESS, accuracy and speed on the embedded pair.
+
+    python -m benchmarks.what_smc_buys [--n 200] [--temperature 0.2] [--threads N] [--seed 0] [--fresh] [--quick]
+        [--page docs/benchmarks/what_smc_buys.md] [--out runs] [--markdown]
+
+Every row is a call of `smc-bridge compare`, whose arguments stand in its first column; rows with many drafts have
+fewer problems. The rows are those of `benchmarks/tables.toml`: a line there is a row here. Each is kept in a file under
+`OUT/what_smc_buys`, so that a second call goes on where the first one was. Processes of one thread share them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.comparisons import Case, Figures, add_arguments, make_rows, with_w
+from benchmarks.falling import slope_of_bound
+from benchmarks.harness import HERE
+from benchmarks.problems import TABLES
+from benchmarks.report import Report, Sheet, execute
+from smc_bridge.analysis.plots import plot_against_particles, plot_frontier
+from smc_bridge.estimate import Estimate
+
+NAME = "what_smc_buys"
+TABLE: dict[str, Any] = TABLES[NAME]
+GRID, BRIDGES = "Particles N and lanes K", "Bridges"
+#: The bridge that a method has unless it says another.
+POE = "poe"
+#: x, y, low, high; or N, x, y, low, high.
+Lines = dict[str, tuple[Sequence[float], ...]]
+
+
+class Made(NamedTuple):
+    """The rows of every table.
+
+    Attributes:
+        tables: by title.
+        figures: of every row.
+    """
+
+    tables: Mapping[str, Sequence[Case]]
+    figures: Mapping[Case, Figures]
+
+    def of(self, title: str) -> list[Figures]:
+        """The rows of a table."""
+        return [self.figures[case] for case in self.tables[title]]
+
+
+def tables(n: int, temperature: float, seed: int, *, quick: bool = False) -> dict[str, list[Case]]:
+    """The rows of every table, those with many drafts of fewer problems."""
+    grid, bridges = TABLE["grid"], TABLE["bridges"]
+    methods = {
+        GRID: [_smc(size, lanes) for lanes in grid["lanes"] for size in grid["particles"]], **TABLE["tables"],
+        BRIDGES: [
+            _smc(size) + ("" if law == POE else f",intermediate={law}")
+            for law in bridges["intermediates"] for size in bridges["particles"]
+        ],
+    }
+    ws = TABLE["w"][:1] if quick else TABLE["w"]
+    found = {}
+    for title, every in methods.items():
+        spellings = dict.fromkeys(with_w(method, w) for w in ws for method in every)
+        cases = [Case(text, n, temperature, seed) for text in spellings]
+        found[title] = [
+            Case(case.method, max(2, round(_share(case) * n)), temperature, seed) for case in cases
+            if not quick or _drafts(case) <= TABLE["quick"]
+        ]
+    return found
+
+
+def _smc(particles: int, lanes: int = 1) -> str:
+    return f"smc-{particles}" if lanes == 1 else f"smc-{particles}x{lanes}"
+
+
+def _drafts(case: Case) -> int:
+    """N K, the drafts of a problem in a step."""
+    return int(case.option("particles") * case.option("lanes"))
+
+
+def _share(case: Case) -> float:
+    """Share of the problems that a row has."""
+    return next(float(share) for most, share in TABLE["share"].items() if _drafts(case) <= int(most))
+
+
+def lines_of(figures: Sequence[Figures]) -> dict[str, list[Figures]]:
+    """Rows that differ in N alone, by what they have in common."""
+    found: dict[str, list[Figures]] = {}
+    for each in figures:
+        options, case = each.case.spelled.options, each.case
+        law = options.get("intermediate", POE)
+        parts = ["PoE" if law == POE else str(law)]
+        parts += [f"w = {options['w']:g}"] if "w" in options else []
+        parts += [f"K = {case.option('lanes')}"] if case.option("lanes") > 1 else []
+        found.setdefault(", ".join(parts), []).append(each)
+    return found
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """The tables, the slopes, and the pictures of the first and the last table."""
+    plan = tables(options.n, options.temperature, options.seed, quick=options.quick)
+    made = Made(plan, make_rows(
+        [case for cases in plan.values() for case in cases], options.out / NAME, processes=options.threads,
+        fresh=options.fresh,
+    ))
+    sheets = [_sheet(title, made.of(title)) for title in plan]
+    sheets.insert(1, _falling(lines_of(made.of(GRID))))
+    data = {"rows": [
+        {"command": f"smc-bridge compare {case.arguments}", **vars(found)} for case, found in made.figures.items()
+    ]}
+    return Report(
+        sheets, data, partial(_draw, made), size=(10.0, 4.4),
+        spread=f"target temperature {options.temperature:g}; in brackets 95 % intervals, of bounds those of "
+        "certificate.md; tokens/s: of one process of one thread beside as many others as there are threads",
+        picture="KL bound against particles; tokens per DLM forward against KL bound, over particles",
+    )
+
+
+def _sheet(title: str, figures: Sequence[Figures]) -> Sheet:
+    columns = (
+        "smc-bridge compare", "KL bound, nats / sequence", "nats / token", "ESS", "accuracy, %", "tokens / DLM forward",
+        "AR rows / token", "DLM rows / token", "tokens/s",
+    )
+    return Sheet(title, columns, [_cells(each) for each in figures])
+
+
+def _cells(each: Figures) -> list[str]:
+    row = each.row
+    ess = "-" if row.ess is None or row.particles == 1 else f"{row.ess:.2f} of {row.particles}"
+    return [
+        f"`{each.case.arguments}`", *("-" if bound is None else bound.text() for bound in (
+            row.nats, row.nats_per_token)), ess,
+        "-" if row.accuracy is None else row.accuracy.times(100).text(".1f"),
+        "-" if row.tokens_per_dlm_forward is None else row.tokens_per_dlm_forward.text(".2f"),
+        f"{each.ar_rows:.2f}", f"{each.dlm_rows:.2f}", f"{row.tokens_per_second:.0f}",
+    ]
+
+
+def _falling(lines: Mapping[str, Sequence[Figures]]) -> Sheet:
+    """Slopes of log bound on log N, and the ratio of bounds from each N to the next."""
+    counts = sorted({each.case.option("particles") for line in lines.values() for each in line})
+    steps = list(pairwise(counts))
+    rows = []
+    for name, line in lines.items():
+        bounds = {each.case.option("particles"): each.row.nats.value for each in line if each.row.nats is not None}
+        found = slope_of_bound({each.case.option("particles"): each.log_evidences or () for each in line})
+        rows.append([name, "-" if found is None else found.text(".2f"), *(
+            f"{bounds[b] / bounds[a]:.2f}" if bounds.get(a) and b in bounds else "-" for a, b in steps
+        )])
+    return Sheet(
+        "How fast the bound per sequence falls",
+        ("bridge", "slope of log bound on log N", *(f"N = {b} over N = {a}" for a, b in steps)), rows,
+        "Slope -1 is 1/N, as is a ratio of " + ", ".join(f"{a / b:g} (N = {b})" for a, b in steps)
+        + "; intervals by resampling of problems.",
+    )
+
+
+def _draw(made: Made, figure: Any) -> None:
+    left, right = figure.subplots(1, 2)
+    grid: Lines = {
+        name: _ends([each.case.option("particles") for each in line], line, "nats")
+        for name, line in lines_of(made.of(GRID)).items()
+    }
+    plot_against_particles(grid, ax=left)
+    left.set(ylabel="KL bound (nats per sequence)")
+    bridges: Lines = {}
+    for name, line in lines_of(made.of(BRIDGES)).items():
+        counts, bounds, low, high = _ends([each.case.option("particles") for each in line], line, "nats_per_token")
+        tokens = [each.row.tokens_per_dlm_forward for each in line]
+        bridges[name] = (counts, bounds, [each.value for each in tokens if each is not None], low, high)
+    plot_frontier(bridges, right, along="N")
+
+
+def _ends(counts: Sequence[float], line: Sequence[Figures], name: str) -> tuple[Sequence[float], ...]:
+    """Counts, bounds, and the ends of their intervals, NaN where there are none."""
+    found: list[Estimate] = [getattr(each.row, name) for each in line]
+    ends = [(bound.low, bound.high) if bound.has_interval else (np.nan, np.nan) for bound in found]
+    return (counts, [bound.value for bound in found], *map(list, zip(*ends, strict=True)))
+
+
+def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add this benchmark's arguments."""
+    add_arguments(parser, quick)
+
+
+PAGE: Path = HERE / "docs" / "benchmarks" / f"{NAME}.md"
+main = partial(execute, NAME, __doc__, configure, measure, page=PAGE)
+
+if __name__ == "__main__":
+    main()
