@@ -1,13 +1,14 @@
 """`beta_of`: the beta of `Clamp(beta)` under which a sequence costs a given KL divergence per token.
 
-What is estimated is `E[sum_{i<=T} KL(pi_i || p_i)] / E[T]` of one particle that `Clamp(beta)` bridges, averaged over
-prompts: by the chain rule the divergence of its sequence from the target is that sum (docs/theory, section 9), so it is
-what `kl_per_token` bounds for one particle, with the noise of the tokens taken out. More particles cost less.
+What is estimated is `E[sum_{i<=T} KL(pi_i || p_i)] / E[T]` of one particle under `Clamp(beta)`, T its tokens, averaged
+over prompts: by the chain rule (docs/theory, section 9) that sum bounds the divergence of its sequence from the target.
+It is what `kl_per_token` estimates for one particle, with the noise of the drawn tokens taken out. More particles cost
+less.
 
-A *round* runs the program at one beta and reads the laws q and p at every committed token. On these laws the cost of any
-other beta is known without a forward, and never falls as beta grows; where it is the wanted one is the beta of the next
-round. Paths depend on beta, so the rounds go on until a run's own cost, on its own path, is near enough. All rounds share
-their random numbers.
+A *round* runs the program at one beta and reads the laws q and p at every committed token. On these laws the cost of
+any other beta is known without a forward, and never falls as beta grows; where it is the wanted one is the beta of the
+next round. Paths depend on beta, so the rounds go on until a run's own cost, on its own path, is near enough. All
+rounds share their random numbers.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from smc_bridge.result import Result
 
 Array = npt.NDArray[np.float64]
 
-#: Betas that a round looks at, over its own; from one end to the other it moves at most.
-AROUND = 2.0 ** np.arange(-4, 5)
+#: Powers of a round's beta that it looks at; it moves no further than the outermost.
+POWERS = 2.0 ** np.arange(-2.0, 2.5, 0.5)
 #: Where the search begins, and the greatest beta that is tried.
 FIRST, MOST = 8.0, 1e6
 #: Options of `smc` that are not the caller's: what is asked for is one particle's cost.
@@ -87,8 +88,8 @@ def beta_of(
             beta up to 1e6 costs as much.
     Example:
         >>> from smc_bridge.testing import tabular_pair
-        >>> found = beta_of(tabular_pair(), [[]] * 100, kl=0.01, seed=range(100), max_new_tokens=3)
-        >>> found.reached, abs(found.kl.value - 0.01) < 0.0006
+        >>> found = beta_of(tabular_pair(), [[]] * 12, kl=0.008, seed=range(12), max_new_tokens=3)
+        >>> found.reached, abs(found.kl.value - 0.008) < 0.0005
         (True, True)
     """
     wanted = real_between("kl", kl, 0.0, 1e3, remedy="give nats per token, above 0", strictly=True)
@@ -102,7 +103,7 @@ def beta_of(
     for number in range(1, most + 1):
         sampler = smc(pair, 1, intermediate=Clamp(beta), **options)
         runs = sampler.run(prompts, seed=seed, max_new_tokens=max_new_tokens)
-        grid = np.unique(np.clip(beta * AROUND, 1.0, MOST))
+        grid = np.unique(np.minimum(beta**POWERS, MOST))
         costs = np.stack([_costs(sampler, run, grid, max_new_tokens) for run in runs])  # [prompts, grid]
         tokens = np.array([len(run.sequences[0]) for run in runs], dtype=np.float64)
         curve, own = costs.sum(0) / tokens.sum(), costs[:, int(np.flatnonzero(grid == beta)[0])]
@@ -117,10 +118,17 @@ def beta_of(
                 f"kl = {wanted:g}: no beta costs as much on these prompts, {MOST:g} costs {value:.3g} nats per token; "
                 "give less"
             )
-        inside = wanted < curve[-1]
-        beta = float(np.exp(np.interp(wanted, curve, np.log(grid))) if inside else grid[-1])
+        beta = _where(wanted, curve, grid)
     best = min(tried, key=lambda each: abs(math.log(max(each.kl.value, 1e-300) / wanted)))
     return Calibrated(best.beta, best.kl, best.reached, most)
+
+
+def _where(wanted: float, curve: Array, grid: Array) -> float:
+    """The beta of a cost between those of a grid, or the nearer end; near beta = 1 a cost is a square of `log beta`."""
+    if wanted >= curve[-1]:
+        return float(grid[-1])
+    logs = np.log(np.maximum(curve, 1e-300))
+    return float(np.exp(np.exp(np.interp(math.log(wanted), logs, np.log(np.log(grid))))))
 
 
 @torch.inference_mode()

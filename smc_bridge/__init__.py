@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "SSP", "ARTarget", "AcceptAll", "BalanceHeuristic", "BlockVerification", "Certificate", "Check", "Chernoff", "Clamp",
+    "SSP", "ARTarget", "AcceptAll", "BalanceHeuristic", "BlockVerification", "Certificate", "Check", "Chernoff",
+    "Clamp",
     "DLMProposal", "Decoder", "Defensive", "Dense", "Draft", "EssBelow", "Estimate", "GumbelCoupling", "Horizon",
     "Intermediate", "Interrupted", "Kernel", "Law", "Mixture", "MostLikelyPath", "Move", "Multinomial", "OwnWeights",
     "Pair", "Potential", "PowerMean", "Prefix", "PrefixFilled", "ProductOfExperts", "Proposal", "Rejection", "Request",

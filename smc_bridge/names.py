@@ -137,7 +137,8 @@ def check_fit(
     if beta is not None and intermediate not in WITH_BETA:
         other = "poe" if intermediate is None else intermediate
         raise ValueError(
-            f"beta = {said(beta)} with intermediate = {other}, which has none: leave it out, or give intermediate = clamp"
+            f"beta = {said(beta)} with intermediate = {other}, which has none: leave it out, or give "
+            "intermediate = clamp"
         )
     if nodes is not None and kernel != "tree":
         one = "rejection" if kernel is None else kernel if isinstance(kernel, str) else said(kernel)

@@ -9,15 +9,24 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from smc_bridge.commands.base import add_w_argument, mass, not_negative, not_negatives, one_of, positive, whole, whole_or_auto
+from smc_bridge.commands.base import (
+    add_w_argument,
+    mass,
+    not_negative,
+    not_negatives,
+    one_of,
+    positive,
+    whole,
+    whole_or_auto,
+)
 from smc_bridge.methods import DEFAULT
 from smc_bridge.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.registry import Spelled, spelled
 
 #: Flags that are options by the same name.
 SAME = (
-    "particles", "lanes", "w", "beta", "window", "lookahead", "kernel", "intermediate", "resampler", "trigger", "temperature",
-    "nodes", "top_p",
+    "particles", "lanes", "w", "beta", "window", "lookahead", "kernel", "intermediate", "resampler", "trigger",
+    "temperature", "nodes", "top_p",
 )
 
 

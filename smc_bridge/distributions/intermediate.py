@@ -353,7 +353,7 @@ class Chernoff:
 
 @dataclass(frozen=True)
 class Clamp:
-    """The acceptance-optimal bridge `pi = clamp(q, c p, c beta p)`, c such that it sums to one, which lies in [1/beta, 1].
+    """The acceptance-optimal bridge `pi = clamp(q, c p, c beta p)`, c in [1/beta, 1] such that it sums to one.
 
     Of all laws it has the greatest `P(accept) - lambda KL(pi || p)` of a token-level test, `lambda = 1 / log beta`
     (docs/theory, section 9; at a budget of KL instead of a price: mentored decoding, Tran-Thien 2023). `p / pi` lies in
