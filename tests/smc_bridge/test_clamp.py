@@ -22,7 +22,7 @@ from smc_bridge.distributions.clamp import clamp_scale
 from smc_bridge.distributions.intermediate import checked_log_prob, positionwise
 from smc_bridge.distributions.table import Dense
 from smc_bridge.engine.weights import EssBelow, always
-from smc_bridge.testing import tabular_pair
+from smc_bridge.testing import assert_biased, assert_proper, tabular_pair
 from tests.oracle import intermediates as oracle
 from tests.oracle import laws
 from tests.smc_bridge.enumeration import enumerated_law, log
@@ -229,6 +229,15 @@ def test_the_program_is_properly_weighted(kernel: str, options: dict[str, object
     gap, message = worst(found.proper, target_law(sampler, 3))
     assert gap < ROUND_OFF, message
     assert abs(found.evidence - 1) < ROUND_OFF
+
+
+@pytest.mark.parametrize("beta", [2.0, 64.0])
+def test_a_truncated_proposal_needs_no_defence(beta: float) -> None:
+    sampler = smc(tabular_pair(), 2, intermediate=Clamp(beta), proposal_top_p=0.7, window=2)
+    assert sampler.proper
+    assert_proper(sampler)
+    lost = smc(tabular_pair(), 2, intermediate=ProductOfExperts(0.3), proposal_top_p=0.7, window=2)
+    assert_biased(lost)
 
 
 @pytest.mark.parametrize("beta", [1.0, 1.7, 8.0])
