@@ -173,6 +173,28 @@ def _require_earned(blocks: Sequence[Block], given: Sequence[float]) -> None:
 
 def _block(sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, limit: int) -> tuple[Array, ...]:
     """The six columns of one block, `[L]` each."""
+    log_q, log_p, draft = block_laws(sampler, whole, prompt, block, limit)
+    log_pi = checked_log_prob(sampler.intermediate, log_q, log_p)
+    q, pi, p = (law[0, block.lane] for law in (log_q, log_pi, log_p))
+    ratio = (p - pi).gather(-1, draft[:, None])[:, 0]
+    columns = (kl(pi, q), kl(p, pi), torch.minimum(pi, q).exp().sum(-1), chi2(p, pi), log_variance(p, pi), ratio)
+    return tuple(column.cpu().numpy() for column in columns)
+
+
+def block_laws(
+    sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, limit: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The laws q and p at the tokens of one block of a run, read by a forward of each model.
+
+    Args:
+        whole: prompt and sequence.
+        prompt: tokens of the prompt.
+        limit: the run's length limit.
+    Returns:
+        `log_q` and `log_p`, `[1, K, L, A]` float64, and the block's tokens, `[L]`.
+    Raises:
+        ValueError: the sampler's proposal is no `DLMProposal`.
+    """
     device, proposal = sampler.target.model.device, sampler.proposal
     if not isinstance(proposal, DLMProposal):
         raise ValueError(f"sampler has a {type(proposal).__name__}: local divergences are those of a DLMProposal")
@@ -191,11 +213,7 @@ def _block(sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, li
     raw_p = sampler.target.model.session(before, torch.tensor([begin], device=device)).score(row, draft)
     log_q = proposal.log_probs(raw_q, sampler.lanes).double()  # [1, K, L, A]
     log_p = sampler.target.log_probs(raw_p)[:, None].double().expand_as(log_q)
-    log_pi = checked_log_prob(sampler.intermediate, log_q, log_p)
-    q, pi, p = (law[0, block.lane] for law in (log_q, log_pi, log_p))
-    ratio = (p - pi).gather(-1, draft[0, :, None])[:, 0]
-    columns = (kl(pi, q), kl(p, pi), torch.minimum(pi, q).exp().sum(-1), chi2(p, pi), log_variance(p, pi), ratio)
-    return tuple(column.cpu().numpy() for column in columns)
+    return log_q, log_p, draft[0]
 
 
 def _drafted(proposal: Proposal, length: int, places: int) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from smc_bridge.decode import Decoder, Interrupted
     from smc_bridge.distributions.intermediate import (
         Chernoff,
+        Clamp,
         Defensive,
         Intermediate,
         Mixture,
@@ -57,6 +58,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SSP", "ARTarget", "AcceptAll", "BalanceHeuristic", "BlockVerification", "Certificate", "Check", "Chernoff",
+    "Clamp",
     "DLMProposal", "Decoder", "Defensive", "Dense", "Draft", "EssBelow", "Estimate", "GumbelCoupling", "Horizon",
     "Intermediate", "Interrupted", "Kernel", "Law", "Mixture", "MostLikelyPath", "Move", "Multinomial", "OwnWeights",
     "Pair", "Potential", "PowerMean", "Prefix", "PrefixFilled", "ProductOfExperts", "Proposal", "Rejection", "Request",

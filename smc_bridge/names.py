@@ -1,7 +1,7 @@
 """Parts of a sampler by name: the one table that samplers, methods and the command line read.
 
 A name stands for a class, or for the part itself, which is imported when it is asked for, so that the names can be
-shown without it. An intermediate by name is made with w, which not every one reads.
+shown without it. An intermediate by name is made with w and beta, which not every one reads.
 """
 
 from __future__ import annotations
@@ -50,20 +50,21 @@ PROPOSALS = {
 #: Proposals whose laws depend on what they drafted, and kernels that ask for laws off the draft.
 CHAINS = ("chain",)
 NEED_MARGINALS = ("tree",)
-#: From w to the intermediate.
-INTERMEDIATES: dict[str, Callable[[float], Any]] = {
-    "poe": lambda w: _law("ProductOfExperts")(w),
-    "mixture": lambda w: _law("Mixture")(w),
-    "power-mean": lambda w: _law("PowerMean")(w=w),
-    "chernoff": lambda w: _law("Chernoff")(),
-    "defensive": lambda w: _law("Defensive")(_law("ProductOfExperts")(w)),
-    "proposal": lambda w: _law("Proposal")(),
-    "target": lambda w: _law("Target")(),
+#: From w and beta to the intermediate.
+INTERMEDIATES: dict[str, Callable[[float, float], Any]] = {
+    "poe": lambda w, beta: _law("ProductOfExperts")(w),
+    "mixture": lambda w, beta: _law("Mixture")(w),
+    "power-mean": lambda w, beta: _law("PowerMean")(w=w),
+    "chernoff": lambda w, beta: _law("Chernoff")(),
+    "clamp": lambda w, beta: _law("Clamp")(beta),
+    "defensive": lambda w, beta: _law("Defensive")(_law("ProductOfExperts")(w)),
+    "proposal": lambda w, beta: _law("Proposal")(),
+    "target": lambda w, beta: _law("Target")(),
 }
-#: Intermediates that do not read w.
-WITHOUT_W = ("chernoff", "proposal", "target")
-#: The paper's w.
-DEFAULT_W = 0.3
+#: Intermediates that do not read w, and those that read beta.
+WITHOUT_W, WITH_BETA = ("chernoff", "clamp", "proposal", "target"), ("clamp",)
+#: The paper's w, and the ratio that p and the intermediate clamp stay within.
+DEFAULT_W, DEFAULT_BETA = 0.3, 8.0
 
 #: Names of each kind of part.
 NAMED: dict[str, Collection[str]] = {
@@ -84,11 +85,11 @@ def meant(text: str, names: Collection[str]) -> str:
     return "" if close is None else f"did you mean {close}? "
 
 
-def named(kind: str, value: Any, *, w: float = DEFAULT_W, base: Any = None) -> Any:
+def named(kind: str, value: Any, *, w: float = DEFAULT_W, beta: float = DEFAULT_BETA, base: Any = None) -> Any:
     """The part of that kind that a name stands for; anything but a name is passed through.
 
     Args:
-        w: of an intermediate.
+        w, beta: of an intermediate.
         base: marginals that a proposal is made of.
     Raises:
         ValueError: no part of that kind has the name; the message names the nearest, and all.
@@ -99,7 +100,7 @@ def named(kind: str, value: Any, *, w: float = DEFAULT_W, base: Any = None) -> A
         hint = meant(value, NAMED[kind])
         raise ValueError(f"{kind} = {value!r}: {hint}give one of {', '.join(NAMED[kind])}, or an object")
     if kind == "intermediate":
-        return INTERMEDIATES[value](w)
+        return INTERMEDIATES[value](w, beta)
     if kind == "proposal":
         return resolve_name(PROPOSALS[value])(base)
     part = resolve_name(_HOMES[kind][value])
@@ -114,7 +115,7 @@ def idle(kernel: Any = None, intermediate: Any = None) -> tuple[str, ...]:
 
 def check_fit(
     *, lanes: int, w: float | None = None, kernel: Any = None, intermediate: Any = None, nodes: int | None = None,
-    weight: Any = None, resampler: Any = None, trigger: Any = None, proposal: Any = None,
+    weight: Any = None, resampler: Any = None, trigger: Any = None, proposal: Any = None, beta: float | None = None,
 ) -> None:
     """Refuse options that contradict each other, as far as they are given by name; None is not given.
 
@@ -131,6 +132,14 @@ def check_fit(
     if w is not None and "w" in idle(kernel, intermediate):
         other = f"kernel = {kernel}" if intermediate is None else f"intermediate = {intermediate}"
         raise ValueError(f"w = {said(w)} with {other}, which has none: leave it out, or give intermediate = poe")
+    if beta is not None and not (intermediate is None or isinstance(intermediate, str)):
+        raise ValueError(f"beta = {said(beta)} with intermediate = {said(intermediate)}: give one of them")
+    if beta is not None and intermediate not in WITH_BETA:
+        other = "poe" if intermediate is None else intermediate
+        raise ValueError(
+            f"beta = {said(beta)} with intermediate = {other}, which has none: leave it out, or give "
+            "intermediate = clamp"
+        )
     if nodes is not None and kernel != "tree":
         one = "rejection" if kernel is None else kernel if isinstance(kernel, str) else said(kernel)
         raise ValueError(f"nodes = {said(nodes)} with kernel = {one}, which has none: leave it out, or give tree")

@@ -9,15 +9,24 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from smc_bridge.commands.base import add_w_argument, mass, not_negative, not_negatives, one_of, whole, whole_or_auto
+from smc_bridge.commands.base import (
+    add_w_argument,
+    mass,
+    not_negative,
+    not_negatives,
+    one_of,
+    positive,
+    whole,
+    whole_or_auto,
+)
 from smc_bridge.methods import DEFAULT
 from smc_bridge.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.registry import Spelled, spelled
 
 #: Flags that are options by the same name.
 SAME = (
-    "particles", "lanes", "w", "window", "lookahead", "kernel", "intermediate", "resampler", "trigger", "temperature",
-    "nodes", "top_p",
+    "particles", "lanes", "w", "beta", "window", "lookahead", "kernel", "intermediate", "resampler", "trigger",
+    "temperature", "nodes", "top_p",
 )
 
 
@@ -35,6 +44,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--particles", type=whole(1), metavar="N", help="particles that survive a step")
     group.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle")
     add_w_argument(group, "exponent (or share) of the diffusion model in the intermediate, in [0, 1] (default: 0.3)")
+    group.add_argument("--beta", type=positive, metavar="b", help="of the intermediate clamp (default: 8)")
     group.add_argument("--window", type=whole_or_auto, metavar="V", help="tokens verified at once, or auto")
     group.add_argument(
         "--lookahead", type=whole_or_auto, metavar="M", help="masked positions per forward of the DLM, or auto"

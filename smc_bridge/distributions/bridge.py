@@ -4,6 +4,7 @@
 
     Proposal, Target         q or p itself
     ProductOfExperts         one fused normaliser per cell that is read
+    Clamp                    its scale per cell that is read
     Mixture, Defensive       token by token: no normaliser at all
     any other of this package, or one that says `positionwise = True`: its `log_prob` on cells that are read
     a user's own             its `log_prob` on whole windows of all lanes, `[R, K, V, A]`, some particles at a time
@@ -19,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.clamp import ClampLaw
 from smc_bridge.distributions.intermediate import (
+    Clamp,
     Defensive,
     Intermediate,
     Mixture,
@@ -30,7 +33,7 @@ from smc_bridge.distributions.intermediate import (
     per_lane,
     positionwise,
 )
-from smc_bridge.distributions.law import LOG_RARE, Law, Pointwise, leaves_out
+from smc_bridge.distributions.law import LOG_RARE, Law, Pointwise, leaves_out, reached
 from smc_bridge.distributions.normaliser import Normaliser
 from smc_bridge.distributions.table import Dense, settled
 from smc_bridge.models.host import known, sent
@@ -222,13 +225,6 @@ class CellwiseLaw(Law):
         return torch.where(self.missed[rows, positions], -math.inf, 0.0)
 
 
-def reached(*laws: Law, dtype: torch.dtype) -> list[Tensor]:
-    """Log-probabilities of laws at the positions that all of them hold, `[R, W, A]` each."""
-    found = [law.reached() for law in laws]
-    width = min(tensor.shape[1] for tensor in found)
-    return [tensor[:, :width].to(dtype) if tensor.shape[1] > width else tensor.to(dtype) for tensor in found]
-
-
 def bridge_law(intermediate: Intermediate, q: Law, p: Law, *, lanes: int) -> Law:
     """`intermediate.log_prob(log q, log p)`, computed where it is read (module docstring), or at once if it is small.
 
@@ -250,6 +246,8 @@ def _bridge(intermediate: Intermediate, q: Law, p: Law, lanes: int) -> Law:
         return p
     if isinstance(intermediate, ProductOfExperts) and kind is ProductOfExperts:
         return _product(intermediate, q, p, lanes)
+    if isinstance(intermediate, Clamp) and kind is Clamp:
+        return p if intermediate.beta == 1.0 else ClampLaw(q, p, intermediate.beta)
     if isinstance(intermediate, Mixture) and kind is Mixture:
         if intermediate.w in (0.0, 1.0):
             return q if intermediate.w == 1.0 else p

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.distributions.clamp import clamp_log_prob
 from smc_bridge.models.arguments import is_list, real_between, real_number, said, whole_number
 from smc_bridge.plugins import check_tensor
 
@@ -348,6 +349,40 @@ class Chernoff:
             slope = (pi * difference).sum(-1, keepdim=True)
             low, high = torch.where(slope < 0, w, low), torch.where(slope < 0, high, w)
         return _normalised(base + (low + high) / 2 * difference, log_p)
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """The acceptance-optimal bridge `pi = clamp(q, c p, c beta p)`, c in [1/beta, 1] such that it sums to one.
+
+    Of all laws it has the greatest `P(accept) - lambda KL(pi || p)` of a token-level test, `lambda = 1 / log beta`
+    (docs/theory, section 9; at a budget of KL instead of a price: mentored decoding, Tran-Thien 2023). `p / pi` lies in
+    [1/beta, beta]: it covers the target whatever the proposal leaves out, and what the target leaves out has no mass.
+
+    Attributes:
+        beta: 1 is the target; the greater, the nearer to the proposal where the target covers that; at most 1e30.
+    Example:
+        >>> q, p = torch.tensor([0.9, 0.1, 0.0]).log(), torch.tensor([0.1, 0.1, 0.8]).log()
+        >>> Clamp(4.0).log_prob(q, p).exp()
+        tensor([0.3000, 0.1000, 0.6000])
+    """
+
+    beta: float = 8.0
+    dominates: ClassVar[bool] = True
+    keeps_points: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        remedy = "give a number from 1, which is the target, to 1e30"
+        object.__setattr__(self, "beta", float(real_between("beta", self.beta, 1.0, 1e30, remedy=remedy)))
+
+    @property
+    def log_ratio_bound(self) -> float:
+        """Bound of `log p - log pi` at a token, and of its size: `log beta` nats."""
+        return math.log(self.beta)
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+        """`log clamp(q, c p, c beta p)`, `[..., A]`; see `Intermediate.log_prob`."""
+        return log_p if self.beta == 1.0 else clamp_log_prob(log_q, log_p, self.beta)
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,13 @@ def drawn_from(probs: Tensor, cell: Tensor | None, uniform: Tensor, *, row: Call
     return drawn.view(uniform.shape)
 
 
+def reached(*laws: Law, dtype: torch.dtype) -> list[Tensor]:
+    """Log-probabilities of laws at the positions that all of them hold, `[R, W, A]` each."""
+    found = [law.reached() for law in laws]
+    width = min(tensor.shape[1] for tensor in found)
+    return [tensor[:, :width].to(dtype) if tensor.shape[1] > width else tensor.to(dtype) for tensor in found]
+
+
 def along(laws: Sequence[Law], tokens: Tensor) -> list[Tensor]:
     """`law.at(tokens)` of several laws of one shape, `[..., V]` each; which cells are read is found out once."""
     flat = tokens.reshape(-1, tokens.shape[-1])

@@ -24,7 +24,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.costs import Costs
 from smc_bridge.models.protocols import ModelPair
-from smc_bridge.names import DEFAULT_W, PROPOSALS, check_fit, named
+from smc_bridge.names import DEFAULT_BETA, DEFAULT_W, PROPOSALS, check_fit, named
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
 
@@ -124,7 +124,7 @@ def _kernel(kernel: Kernel | str | None, nodes: int | None, temperature: float |
     aliases=("smc-<particles>", "smc-<particles>x<lanes>"), examples=("smc-1", "smc-4", "smc-8"),
 )
 def smc(
-    pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float | None = None,
+    pair: ModelPair, particles: int = 4, *, lanes: int = 1, w: float | None = None, beta: float | None = None,
     window: int | Literal["auto"] = WINDOW, lookahead: int | Literal["auto"] = LOOKAHEAD, temperature: float = 1.0,
     proposal_temperature: float | Sequence[float] | None = None,
     intermediate: Intermediate | str | None = None, kernel: Kernel | str | None = "rejection",
@@ -144,6 +144,7 @@ def smc(
         particles: N, that survive a step.
         lanes: K, drafts of each particle.
         w: exponent (or share) of the DLM in the intermediate, 0.3 unless it is given.
+        beta: ratio within which the target and the intermediate clamp stay, 8 unless it is given.
         window: V, tokens verified at once; auto: in each step what pays, up to 32.
         lookahead: M, masked positions per forward of the DLM; auto: in each step what pays, up to 256.
         temperature: of the target, and of the proposal unless that has its own; 0 is greedy.
@@ -178,7 +179,7 @@ def smc(
     # A tree walk that is given has a budget of its own: nodes = auto is then what of it is used.
     told = None if isinstance(kernel, TreeWalk) and nodes == AUTO else budget
     check_fit(
-        lanes=lanes, w=w, kernel=kernel, intermediate=intermediate, nodes=told, weight=weight,
+        lanes=lanes, w=w, beta=beta, kernel=kernel, intermediate=intermediate, nodes=told, weight=weight,
         resampler=resampler, trigger=trigger, proposal=proposal,
     )
     if is_list(own) and hasattr(own, "__len__") and len(own) != lanes:
@@ -197,7 +198,9 @@ def smc(
     return Sampler(
         proposal=named("proposal", proposal, base=base),
         target=target,
-        intermediate=named("intermediate", intermediate, w=DEFAULT_W if w is None else w),
+        intermediate=named(
+            "intermediate", intermediate, w=DEFAULT_W if w is None else w, beta=DEFAULT_BETA if beta is None else beta
+        ),
         kernel=_kernel(kernel, budget, own),
         weight=named("weight", "own" if weight is None else weight),
         resampler=named("resampler", "systematic" if resampler is None else resampler),
@@ -232,7 +235,7 @@ def paper(
 
 @method(
     "speculative", role="exact", targets="AR", proper=True, reference="arXiv 2211.17192, 2302.01318", rest=smc,
-    without=("w", "intermediate"),
+    without=("w", "beta", "intermediate"),
 )
 def speculative(pair: ModelPair, *, particles: int = 1, name: str = "speculative", **options: Any) -> Sampler:
     """`w = 0`: speculative decoding with a mean-field draft; every sample is an exact draw and every weight is one."""
@@ -241,7 +244,7 @@ def speculative(pair: ModelPair, *, particles: int = 1, name: str = "speculative
 
 @method(
     "plain-is", role="weighted", targets="AR", proper=True, reference="arXiv 2606.08048, w = 1", rest=smc,
-    without=("w", "intermediate", "kernel", "nodes"),
+    without=("w", "beta", "intermediate", "kernel", "nodes"),
 )
 def plain_is(
     pair: ModelPair, *, particles: int = 1, lanes: int = 4, name: str = "plain-is", **options: Any

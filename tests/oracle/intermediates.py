@@ -49,6 +49,16 @@ def power_mean(q: np.ndarray, p: np.ndarray, alpha: float, w: float) -> np.ndarr
     return weight / weight.sum() if weight.sum() > 0.0 else p
 
 
+def clamp(q: np.ndarray, p: np.ndarray, beta: float) -> np.ndarray:
+    """`max(c p, min(q, c beta p))`, c in [1 / beta, 1] by bisection of its logarithm such that it sums to one."""
+    low, high = -np.log(beta), 0.0
+    for _ in range(200):
+        c = np.exp((low + high) / 2)
+        pi = np.maximum(c * p, np.minimum(q, c * beta * p))
+        low, high = (low, np.log(c)) if pi.sum() > 1.0 else (np.log(c), high)
+    return pi / pi.sum()
+
+
 def kl(left: np.ndarray, right: np.ndarray) -> float:
     """`KL(left || right)`, nats."""
     inside = left > 0.0

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from smc_bridge.certificate import Certificate, certify, kl_terms
 from smc_bridge.distributions.intermediate import (
+    Clamp,
     Defensive,
     Intermediate,
     Mixture,
@@ -218,6 +219,7 @@ class Doubled(OwnWeights):
     [
         ({"intermediate": Target()}, True), ({"w": 0.0}, True), ({"intermediate": Mixture(0.0)}, True),
         ({"intermediate": PowerMean(0.5, 0.0)}, True), ({"intermediate": Mixture(0.1)}, False), ({"w": 1e-9}, False),
+        ({"intermediate": Clamp(1.0)}, True), ({"intermediate": Clamp(2.0)}, False),
         ({"intermediate": ProductOfExperts(0.0, 1.5)}, False), ({"intermediate": Target(), "lanes": 3}, True),
         ({"intermediate": Defensive(Target(), 0.3)}, True), ({"intermediate": Tilted()}, False),
         ({"intermediate": ProductOfExperts(0.0, [1.0, 1.0]), "lanes": 2}, True),

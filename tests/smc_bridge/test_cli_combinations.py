@@ -40,12 +40,13 @@ DRAWN: dict[str, list[list[str]]] = {
     "trigger": [[], *(["--trigger", name] for name in TRIGGERS)],
     "temperature": [[], ["--temperature", "0.7"], ["--temperature", "0.001"]],
     "top-p": [[], ["--top-p", "0.9"], ["--top-p", "1"]],
+    "beta": [[], [], [], ["--beta", "16"]],
     "nodes": [[], [], ["--nodes", "5"]],
     "window": [[], ["--window", "1"], ["--window", "3"]],
     "lookahead": [[], ["--lookahead", "2"]],
 }
 #: How many there are, and how many are decoded as well.
-COMBINATIONS, DECODED = 6 * 8 * 6 * 2 * 6, 60
+COMBINATIONS, DECODED = 6 * 9 * 6 * 2 * 6, 60
 
 
 def combinations() -> Iterator[list[str]]:

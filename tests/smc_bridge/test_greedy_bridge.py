@@ -16,6 +16,7 @@ from smc_bridge import (
     BalanceHeuristic,
     BlockVerification,
     Chernoff,
+    Clamp,
     Defensive,
     GumbelCoupling,
     Intermediate,
@@ -70,6 +71,9 @@ INTERMEDIATES: dict[str, tuple[Intermediate, Callable[[Law, Law], Law]]] = {
     "power mean at 0": (PowerMean(0.0, 0.3), lambda q, p: oracle.product_of_experts(q, p, 0.3, 0.7)),
     "power mean near 0": (PowerMean(-0.01, 0.3), lambda q, p: oracle.power_mean(q, p, -0.01, 0.3)),
     "chernoff": (Chernoff(), chernoff),
+    "clamp": (Clamp(3.0), lambda q, p: oracle.clamp(q, p, 3.0)),
+    "clamp, target": (Clamp(1.0), lambda q, p: p),
+    "defensive clamp": (Defensive(Clamp(3.0), 0.1), lambda q, p: 0.9 * oracle.clamp(q, p, 3.0) + 0.1 * p),
     "defensive": (
         Defensive(ProductOfExperts(0.6), 0.1), lambda q, p: 0.9 * oracle.product_of_experts(q, p, 0.6, 0.4) + 0.1 * p),
     "defensive chernoff": (Defensive(Chernoff(), 0.1), lambda q, p: 0.9 * chernoff(q, p) + 0.1 * p),
@@ -141,6 +145,9 @@ PROGRAMS: list[tuple[float, Any, Intermediate, bool, bool]] = [
     (1.0, 0.0, ProductOfExperts(0.3), False, False),
     (1.0, [0.5, 0.0], ProductOfExperts(0.3), False, False),
     (1.0, 0.0, Chernoff(), False, False),
+    (0.0, [0.0, 0.5], Clamp(8.0), True, True),
+    (1.0, 0.0, Clamp(8.0), True, False),
+    (1.0, 0.0, Clamp(1.0), True, True),
     (1.0, 0.0, Defensive(ProductOfExperts(0.3)), True, False),
     (1.0, 0.0, Target(), True, True),
 ]
@@ -174,6 +181,8 @@ PROPER: dict[str, dict[str, Any]] = {
     "both at 0": {"temperature": 0.0},
     "target at 0": {"temperature": 0.0, "proposal_temperature": 0.8},
     "proposal at 0": {"proposal_temperature": 0.0, "intermediate": Defensive(ProductOfExperts(0.4), 0.2)},
+    "proposal at 0, clamp": {"proposal_temperature": 0.0, "intermediate": Clamp(3.0)},
+    "target at 0, clamp": {"temperature": 0.0, "proposal_temperature": 0.8, "intermediate": Clamp(3.0)},
     "proposal at 0, mixture": {"proposal_temperature": 0.0, "intermediate": Mixture(0.4)},
     "target at 0, mixture": {"temperature": 0.0, "proposal_temperature": 0.8, "intermediate": Mixture(0.4)},
     "lanes at 0 and 0.5": {

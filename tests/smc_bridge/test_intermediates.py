@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smc_bridge.distributions.intermediate import (
     Chernoff,
+    Clamp,
     Defensive,
     Intermediate,
     Mixture,
@@ -37,6 +38,9 @@ EVERY: dict[str, Intermediate] = {
     "power(3)": PowerMean(3.0, 0.6),
     "power(0)": PowerMean(0.0, 0.4),
     "chernoff": Chernoff(),
+    "clamp(1)": Clamp(1.0),
+    "clamp(8)": Clamp(8.0),
+    "clamp(1e6)": Clamp(1e6),
     "defensive": Defensive(ProductOfExperts(0.7), 0.1),
     "proposal": Proposal(),
     "target": Target(),
@@ -99,6 +103,9 @@ ORACLE: dict[str, tuple[Intermediate, Callable[[np.ndarray, np.ndarray], np.ndar
     "power(.5)": (PowerMean(0.5, 0.3), lambda q, p: oracle.power_mean(q, p, 0.5, 0.3)),
     "power(-1)": (PowerMean(-1.0, 0.6), lambda q, p: oracle.power_mean(q, p, -1.0, 0.6)),
     "power(3)": (PowerMean(3.0, 0.6), lambda q, p: oracle.power_mean(q, p, 3.0, 0.6)),
+    "clamp(1.3)": (Clamp(1.3), lambda q, p: oracle.clamp(q, p, 1.3)),
+    "clamp(8)": (Clamp(8.0), lambda q, p: oracle.clamp(q, p, 8.0)),
+    "clamp(1000)": (Clamp(1000.0), lambda q, p: oracle.clamp(q, p, 1000.0)),
     "defensive": (
         Defensive(ProductOfExperts(0.7), 0.1),
         lambda q, p: 0.9 * oracle.product_of_experts(q, p, 0.7, 1.0 - 0.7) + 0.1 * p,
@@ -164,8 +171,9 @@ def test_defensive_bounds_the_weight(base: Intermediate, eps: float) -> None:
 
 @pytest.mark.parametrize(
     "intermediate",
-    [ProductOfExperts(0.3), ProductOfExperts(0.5, 0.5), PowerMean(-1.0, 0.5), PowerMean(0.0, 0.5), Chernoff()],
-    ids=["poe", "poe(.5,.5)", "power(-1)", "power(0)", "chernoff"],
+    [ProductOfExperts(0.3), ProductOfExperts(0.5, 0.5), PowerMean(-1.0, 0.5), PowerMean(0.0, 0.5), Chernoff(),
+     Clamp(8.0)],
+    ids=["poe", "poe(.5,.5)", "power(-1)", "power(0)", "chernoff", "clamp"],
 )
 def test_disjoint_experts_fall_back_to_the_target(intermediate: Intermediate) -> None:
     q, p = np.array([[0.3, 0.7, 0.0, 0.0]]), np.array([[0.0, 0.0, 0.6, 0.4]])
@@ -232,6 +240,9 @@ def test_arguments_are_left_alone(name: str) -> None:
         (lambda: PowerMean(math.inf, 0.5), "alpha = inf"),
         (lambda: PowerMean(0.5, -1.0), "w = -1.0"),
         (lambda: Chernoff(0), "iterations = 0"),
+        (lambda: Clamp(0.9), r"beta = 0.9.*from 1, which is the target"),
+        (lambda: Clamp(math.nan), "beta = nan"),
+        (lambda: Clamp(math.inf), "beta = inf"),
         (lambda: Defensive(Proposal(), 0.0), "eps = 0.0"),
         (lambda: Defensive(Proposal(), 1.0), "eps = 1.0"),
     ],

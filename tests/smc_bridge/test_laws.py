@@ -20,6 +20,7 @@ from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.intermediate import (
     Chernoff,
+    Clamp,
     Defensive,
     Intermediate,
     Mixture,
@@ -88,6 +89,7 @@ INTERMEDIATES: list[Intermediate] = [
     Proposal(), Target(), ProductOfExperts(0.3), ProductOfExperts(0.0), ProductOfExperts(1.0),
     ProductOfExperts(0.3, 0.5), ProductOfExperts(0.0, 0.5), ProductOfExperts(0.4, EXPONENTS), Mixture(0.3),
     Mixture(1.0), PowerMean(0.5, 0.3), Chernoff(), Defensive(ProductOfExperts(0.5), 0.1),
+    Clamp(1.0), Clamp(8.0), Clamp(1000.0), Defensive(Clamp(3.0), 0.1),
     Defensive(ProductOfExperts(0.4, EXPONENTS), 0.1), Defensive(Tilted(), 0.2), Tilted(), Halfway(),
 ]
 LAWS = [
@@ -162,7 +164,8 @@ def test_an_intermediate_is_the_dense_one(intermediate: Intermediate, chunks: Ch
 
 
 @pytest.mark.parametrize(
-    "intermediate", [*INTERMEDIATES[:5], PowerMean(0.5, 0.3), Chernoff(), Halfway()], ids=lambda pi: type(pi).__name__
+    "intermediate", [*INTERMEDIATES[:5], PowerMean(0.5, 0.3), Chernoff(), Clamp(8.0), Halfway()],
+    ids=lambda pi: type(pi).__name__,
 )
 def test_walks_on_one_cell_may_ask_for_different_tokens_of_it(intermediate: Intermediate) -> None:
     """As the lanes of a tree walk do, which share the tree's laws."""

@@ -16,6 +16,7 @@ import torch
 
 from smc_bridge import (
     ARTarget,
+    Clamp,
     DLMProposal,
     PowerMean,
     ProductOfExperts,
@@ -76,6 +77,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
        for name in ("particles", "lanes", "window", "lookahead")},
     "64 bits of a limit": (lambda v: run(max_new_tokens=v), 2**63, "max_new_tokens = 9223372036854775808: give a"),
     "a huge exponent": (lambda v: ProductOfExperts(0.3, v), HUGE, "target_exponent = 1000"),
+    "a huge ratio": (Clamp, HUGE, "beta = 1000"),
     "a huge power": (PowerMean, HUGE, "alpha = 1000"),
     "a proposal's temperature": (
         lambda v: sampler(proposal_temperature=v), -1, "temperature of the proposal = -1: give"),

@@ -14,6 +14,7 @@ from pyro import poutine
 
 from smc_bridge.distributions.intermediate import (
     Chernoff,
+    Clamp,
     Defensive,
     Intermediate,
     Mixture,
@@ -49,7 +50,7 @@ def test_every_execution_of_the_guide_gives_the_target_in_expectation(
     assert gap < 1e-12, line
 
 
-@pytest.mark.parametrize("intermediate", [Mixture(0.4), Chernoff(), ProductOfExperts(0.6, 0.8)], ids=repr)
+@pytest.mark.parametrize("intermediate", [Mixture(0.4), Chernoff(), Clamp(2.0), ProductOfExperts(0.6, 0.8)], ids=repr)
 def test_the_intermediate_is_pluggable(intermediate: Intermediate) -> None:
     sampler = program(REJECTION, intermediate=intermediate, lookahead=2, eos=None)
     gap, line = worst(enumerate_program(sampler, [], max_new_tokens=3), target_law(sampler, 3))

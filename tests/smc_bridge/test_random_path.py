@@ -16,6 +16,7 @@ from scipy import stats
 
 from smc_bridge.distributions.intermediate import (
     Chernoff,
+    Clamp,
     Defensive,
     Mixture,
     PowerMean,
@@ -85,6 +86,8 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "tree, balance": {"kernel": TreeWalk(2), "window": 3, "lanes": 2, "temperature": MIXED,
                       "weight": BalanceHeuristic()},
     "chernoff": {"intermediate": Chernoff(), "window": 3},
+    "clamp": {"intermediate": Clamp(3.0), "window": 3},
+    "clamp, truncated q": {"intermediate": Clamp(2.0), "top_p": 0.7, "window": 3},
     "power mean": {"intermediate": PowerMean(-1.0, 0.4), "window": 3},
     "defensive, truncated q": {"intermediate": Defensive(ProductOfExperts(0.5), 0.5), "top_p": 0.7, "window": 3},
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smc_bridge import (
     BlockVerification,
+    Clamp,
     Defensive,
     GumbelCoupling,
     Intermediate,
@@ -110,7 +111,8 @@ def test_a_token_that_is_left_out_is_told_once_and_marks_the_results(name: str, 
 @pytest.mark.parametrize(
     ("intermediate", "dlm"),
     [(ProductOfExperts(0.3), None), (Target(), holes()), (Mixture(0.3), holes()), (PowerMean(0.5, 0.3), holes()),
-     (Defensive(ProductOfExperts(0.3), 0.1), holes()), (Defensive(LikeliestTwo(), 0.1), None), (Proposal(), None)],
+     (Clamp(50.0), holes()), (Defensive(ProductOfExperts(0.3), 0.1), holes()),
+     (Defensive(LikeliestTwo(), 0.1), None), (Proposal(), None)],
     ids=str,
 )
 def test_a_law_that_covers_the_target_is_not_accused(
@@ -146,7 +148,8 @@ def test_a_retained_sequence_that_the_intermediate_excludes_is_refused() -> None
 
 BOUNDED = [
     Target(), Mixture(0.3), Mixture(0.97), PowerMean(0.05, 0.3), PowerMean(0.5, 0.9), PowerMean(1.0, 0.4),
-    PowerMean(3.0, 0.6), PowerMean(0.5, 0.0), Defensive(ProductOfExperts(0.9), 0.02), Defensive(Mixture(0.5), 0.5),
+    PowerMean(3.0, 0.6), PowerMean(0.5, 0.0), Clamp(1.0), Clamp(2.0), Clamp(50.0),
+    Defensive(ProductOfExperts(0.9), 0.02), Defensive(Mixture(0.5), 0.5),
 ]
 
 

@@ -1,0 +1,62 @@
+"""`beta_of` finds the beta of a wanted divergence, and tells the divergence that one particle has at it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from smc_bridge import Clamp, smc
+from smc_bridge.analysis import beta_of, kl_per_token
+from smc_bridge.testing import tabular_pair
+
+PAIR = tabular_pair()
+
+
+def found(**options: Any) -> Any:
+    prompts = [[]] * 30
+    return beta_of(PAIR, prompts, **{"kl": 0.008, "seed": range(30), "max_new_tokens": 3, **options})
+
+
+def test_what_it_finds_costs_what_was_wanted() -> None:
+    """Held against the certificate of one particle, on other draws."""
+    calibrated = found()
+    assert calibrated.reached
+    assert abs(calibrated.kl.value - 0.008) <= 0.05 * 0.008
+    assert calibrated.kl.low < calibrated.kl.value < calibrated.kl.high
+    sampler = smc(PAIR, 1, intermediate=Clamp(calibrated.beta))
+    bound = kl_per_token(sampler.run([[]] * 1500, seed=range(100, 1600), max_new_tokens=3), level=0.9999)
+    assert max(bound.low, calibrated.kl.low) < min(bound.high, calibrated.kl.high), f"{bound}, calibrated {calibrated}"
+
+
+def test_more_divergence_is_a_greater_beta_and_the_same_call_the_same_answer() -> None:
+    few, many = found(kl=0.002), found(kl=0.012)
+    assert 1 < few.beta < many.beta
+    assert found(kl=0.002) == few
+
+
+def test_few_rounds_tell_that_they_were_too_few() -> None:
+    calibrated = found(rounds=1, tolerance=1e-6)
+    assert (calibrated.reached, calibrated.rounds, calibrated.beta) == (False, 1, 8.0)
+    assert "not as near as the tolerance asks" in str(calibrated)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"kl": 0.0}, "kl = 0.0: give nats per token"), ({"kl": 5.0}, "kl = 5: no beta costs as much on these prompts"),
+        ({"tolerance": 1.0}, "tolerance = 1.0"), ({"rounds": 0}, "rounds = 0"),
+        ({"particles": 4}, "particles is an option: beta_of calibrates one particle"),
+        ({"beta": 2.0}, "beta is an option"), ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"proposal": "chain"}, "PrefixFilled: local divergences are those of a DLMProposal"),
+    ],
+)
+def test_bad_arguments_are_one_line(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        found(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_prompt_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="prompts has 1 entries"):
+        beta_of(PAIR, [[]], kl=0.01)
