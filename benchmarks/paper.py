@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace) -> Report:
     """All tables, and the sweep over w as a picture."""
     every = parts(options.n, options.seed, quick=options.quick)
     made = make_rows(
-        [case for part in every for case in part.cases], options.out / NAME, processes=options.threads,
+        [case for part in every for case in part.cases], options.out / "rows", processes=options.threads,
         fresh=options.fresh,
     )
     figures = [[made[case] for case in part.cases] for part in every]

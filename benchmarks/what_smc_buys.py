@@ -5,7 +5,7 @@
 
 Every row is a call of `smc-bridge compare`, whose arguments stand in its first column; rows with many drafts have
 fewer problems. The rows are those of `benchmarks/tables.toml`: a line there is a row here. Each is kept in a file under
-`OUT/what_smc_buys`, so that a second call goes on where the first one was. Processes of one thread share them.
+`OUT/rows`, so that a second call goes on where the first one was. Processes of one thread share them.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def lines_of(figures: Sequence[Figures]) -> dict[str, list[Figures]]:
         options, case = each.case.spelled.options, each.case
         law = options.get("intermediate", POE)
         parts = ["PoE" if law == POE else str(law)]
-        parts += [f"w = {options['w']:g}"] if "w" in options else []
+        parts += [f"{name} = {options[name]:g}" for name in ("w", "beta") if name in options]
         parts += [f"K = {case.option('lanes')}"] if case.option("lanes") > 1 else []
         found.setdefault(", ".join(parts), []).append(each)
     return found
@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace) -> Report:
     """The tables, the slopes, and the pictures of the first and the last table."""
     plan = tables(options.n, options.temperature, options.seed, quick=options.quick)
     made = Made(plan, make_rows(
-        [case for cases in plan.values() for case in cases], options.out / NAME, processes=options.threads,
+        [case for cases in plan.values() for case in cases], options.out / "rows", processes=options.threads,
         fresh=options.fresh,
     ))
     sheets = [_sheet(title, made.of(title)) for title in plan]

@@ -27,7 +27,7 @@ COMMANDS = {
     "proposals": ((), "tokens / draft"),
     "step_path": ((), "hops"),
     "equal_cost": ((), "KL bound"),
-    "frontier": ((), "Clamp, beta = 8"),
+    "frontier": (("--markdown",), "intermediate=clamp,beta=4"),
     "certificate_coverage": ((), "upper misses"),
     "bias_vs_particles": ((), "bias ~ N^-a"),
     "what_smc_buys": (("--markdown",), "slope of log bound on log N"),
@@ -67,8 +67,7 @@ def test_command_prints_tables_and_writes_json_and_png(
         ("versus", ["--other", str(HERE), "--methods", "paper|fastest"], "fastest"),
         ("operations", ["--caches", "window"], "--caches"),
         ("tree_nodes", ["--w", "2"], "2"),
-        ("frontier", ["--sizes", "4"], "--sizes"),
-        ("frontier", ["--betas", "0.5"], "--betas"),
+        ("frontier", ["--n", "1"], "--n"),
         ("tree_nodes", ["--speed"], "--speed"),
     ],
 )
@@ -88,22 +87,3 @@ def test_out_that_is_a_file_is_refused_before_any_work(tmp_path: Path, capsys: p
     with pytest.raises(SystemExit):
         run("scaling", "--quick", "--out", str(taken))
     assert "--out" in capsys.readouterr().err
-
-
-def test_the_frontier_goes_on_where_it_was_stopped_and_writes_its_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from benchmarks import frontier
-
-    page, given = tmp_path / "frontier.md", ["--quick", "--threads", "1", "--out", str(tmp_path), "--tokens", "4"]
-    run("frontier", *given)
-    first = (tmp_path / "frontier.json").read_text()
-    monkeypatch.setattr(frontier, "measured", None)  # nothing is left to measure
-    run("frontier", *given, "--page", str(page))
-    assert json.loads((tmp_path / "frontier.json").read_text())["cells"] == json.loads(first)["cells"]
-    assert "![Tokens per forward and accuracy against the KL bound](frontier.png)" in page.read_text()
-    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        run("frontier", *given, "--seed", "1")
-    assert "is of other options" in capsys.readouterr().err
