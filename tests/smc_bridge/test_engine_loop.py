@@ -62,7 +62,7 @@ def engine(settings: Settings, eos: int | None) -> Sampler:
     ar, dlm = models(eos)
     plain = settings.kernel == "accept-all"
     return Sampler(
-        DLMProposal(dlm, temperature=list(settings.temperatures), lookahead=settings.lookahead),
+        DLMProposal(dlm, temperature=list(settings.temperatures), lookahead=settings.lookahead, reuse=settings.reuse),
         ARTarget(ar, temperature=settings.target_temperature,
                  potential=None if settings.potential is None else batched_log_phi),
         Proposal() if plain else ProductOfExperts(settings.w),
