@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from smc_bridge.commands.base import add_w_argument, mass, not_negative, not_negatives, one_of, whole, whole_or_auto
+from smc_bridge.commands.base import add_w_argument, mass, not_negative, not_negatives, one_of, share, whole, whole_or_auto
 from smc_bridge.methods import DEFAULT
 from smc_bridge.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.registry import Spelled, spelled
@@ -17,7 +17,7 @@ from smc_bridge.registry import Spelled, spelled
 #: Flags that are options by the same name.
 SAME = (
     "particles", "lanes", "w", "window", "lookahead", "kernel", "intermediate", "resampler", "trigger", "temperature",
-    "nodes", "top_p",
+    "nodes", "top_p", "reuse",
 )
 
 
@@ -49,6 +49,10 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--balance", action="store_true", help="weigh lanes by the balance heuristic")
     group.add_argument("--nodes", type=whole_or_auto, metavar="B", help="of the tree, or auto (default: 128)")
+    group.add_argument(
+        "--reuse", type=share, metavar="P",
+        help="probability of the next likeliest tokens above which marginals outlive a refusal (default: 0, never)"
+    )
     group.add_argument("--top-p", type=mass, metavar="P", help="see `smc-bridge methods NAME`, in (0, 1]")
 
 
