@@ -147,8 +147,8 @@ def check_fit(
         )
     if reuse and proposal in CHAINS:
         raise ValueError(
-            f"reuse = {said(reuse)} with proposal = {proposal}, whose laws do not outlive a draft: leave it out, or give "
-            "proposal = marginals"
+            f"reuse = {said(reuse)} with proposal = {proposal}, whose laws do not outlive a draft: leave it out, or "
+            "give proposal = marginals"
         )
     if weight == "balance" and lanes == 1:
         raise ValueError("weight = balance with one lane has nothing to balance: leave it out, or give 2 lanes or more")

@@ -9,7 +9,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from smc_bridge.commands.base import add_w_argument, mass, not_negative, not_negatives, one_of, share, whole, whole_or_auto
+from smc_bridge.commands.base import (
+    add_w_argument,
+    mass,
+    not_negative,
+    not_negatives,
+    one_of,
+    share,
+    whole,
+    whole_or_auto,
+)
 from smc_bridge.methods import DEFAULT
 from smc_bridge.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.registry import Spelled, spelled

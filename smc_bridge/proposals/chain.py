@@ -91,8 +91,8 @@ class PrefixFilled(Form):
     def __post_init__(self) -> None:
         if self.base.reuse:
             raise ValueError(
-                f"reuse = {self.base.reuse:g} of a chain's base: its laws do not outlive a draft; leave it out, or draft "
-                "by the marginals"
+                f"reuse = {self.base.reuse:g} of a chain's base: its laws do not outlive a draft; leave it out, or "
+                "draft by the marginals"
             )
 
     @property

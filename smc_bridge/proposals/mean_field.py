@@ -4,11 +4,11 @@
 do not depend on what is drafted: they outlive a block that was accepted whole (`smc_bridge.proposals.marginals`), and
 equal prefixes share one row of a forward.
 
-*Reuse.* A refusal makes the rest of a forward stale: it was computed before the token that was committed in place of the
-refused one. It still is a law given the past, and where that token is but another wording it is still a good one. With
-`reuse` set, a particle goes on with its stale marginals, once before its next forward, if the likeliest tokens of the
-next few of them have a product of probabilities above `reuse`. That is decided by the logits of the forward, by how many
-of its places are used up and by whether a token was refused before: by the past, never by what is drafted next
+*Reuse.* A refusal makes the rest of a forward stale: it was computed before the token that was committed in place of
+the refused one. It still is a law given the past, and where that token is but another wording it is still a good one.
+With `reuse` set, a particle goes on with its stale marginals, once before its next forward, if the likeliest tokens of
+the next few of them have a product of probabilities above `reuse`. That is decided by the logits of the forward, by how
+many of its places are used up and by whether a token was refused before: by the past, never by what is drafted next
 (condition C1; docs/theory, section 3). So the draft is drawn from, accepted by and scored under one law, stale or not.
 """
 
@@ -200,7 +200,7 @@ class DLMProposal:
         columns = logits.shape[1]
         if not slot.size:
             return np.zeros(0, dtype=bool)
-        start, one, owner = np.unique(slot * columns + offset, return_index=True, return_inverse=True)
+        _, one, owner = np.unique(slot * columns + offset, return_index=True, return_inverse=True)
         end = width[one, None]
         place = offset[one, None] + np.arange(AHEAD)
         row, column = sent(slot[one], logits.device), sent(place.clip(max=end - 1), logits.device)

@@ -365,7 +365,7 @@ class Reference:
             lane, parent = lanes[c // k][c % k], particles[c // k]
             whole = lane.accepted == len(lane.block) == lane.window and not lane.done
             left = parent.logits[len(lane.block) :]
-            good = whole or not (lane.done or parent.refused) and self.reusable(left)
+            good = whole or (not (lane.done or parent.refused) and self.reusable(left))
             out.append(Particle(
                 parent.tokens + lane.block, weight, lane.done, lane.log_phi, left if good else [],
                 parent.refused or not whole))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,13 +156,14 @@ def test_filter_and_engine_have_one_law() -> None:
     for reuse in (ALWAYS, SOMETIMES):
         with decisions() as found:
             same_law(3, kernel=Rejection(), particles=1, window=1, eos=None, trigger=never, reuse=reuse)
-        assert any(found) and all(found) == (reuse == ALWAYS)
+        assert any(found)
+        assert all(found) == (reuse == ALWAYS)
 
 
 def sampler_of(reuse: float, **options: Any) -> Sampler:
     """One that is often refused, on sequences of up to six tokens."""
-    ar = TabularAR.random(3, 6, seed=4, eos_id=1)
-    pair = TabularPair(TabularDLM(ar, noise=0.6, seed=1), ar)
+    ar = TabularAR.random(3, 6, seed=4)
+    pair = TabularPair(TabularDLM(ar, noise=1.2, seed=1), ar)
     return smc(pair, window=3, lookahead=6, reuse=reuse, **options)
 
 
@@ -171,7 +173,7 @@ PROMPTS = [[], [0], [2], [0, 2], [2, 2], [2, 0]]
 @pytest.mark.parametrize("batch", [1, 2, None])
 def test_a_prompt_draws_the_same_whatever_its_neighbours(batch: int | None) -> None:
     """Also where a seat is taken by the next prompt while others hold stale marginals (C8)."""
-    sampler = sampler_of(0.3, particles=3, lanes=2, proposal_temperature=[0.7, 1.4])
+    sampler = sampler_of(0.75, particles=3, lanes=2, proposal_temperature=[0.7, 1.4])
     seeds = list(range(len(PROMPTS)))
     with decisions() as found:
         together = sampler.run(PROMPTS, seed=seeds, max_new_tokens=4, batch=batch)
@@ -179,8 +181,9 @@ def test_a_prompt_draws_the_same_whatever_its_neighbours(batch: int | None) -> N
     for one, other in zip(together, alone, strict=True):
         assert one.sequences == other.sequences
         assert np.allclose(one.log_weights, other.log_weights, rtol=0, atol=1e-12)
-        assert one.forwards == other.forwards and list(one.trace) == list(other.trace)
-    assert any(found) and not all(found), f"{sum(found)} of {len(found)} were reused"
+        assert one.forwards == other.forwards
+        assert [r.fresh for r in one.trace] == [r.fresh for r in other.trace]
+    assert 0 < sum(found) < len(found), f"{sum(found)} of {len(found)} were reused"
 
 
 def test_a_reused_draft_is_no_forward_of_the_diffusion_model() -> None:
@@ -190,18 +193,19 @@ def test_a_reused_draft_is_no_forward_of_the_diffusion_model() -> None:
         fresh = [record.fresh for record in run.trace]
         assert [record.dlm_rows for record in run.trace] == [int(mine) for (mine,) in fresh]  # type: ignore[misc]
         assert run.forwards.dlm_forwards == run.forwards.dlm_rows == sum(mine for (mine,) in fresh)  # type: ignore
-        steps = list(zip(run.trace, run.trace[1:], strict=False))
+        steps = list(itertools.pairwise(run.trace))
         refused = [r.accepted[0][0] < r.length[0][0] for r, _ in steps]
         stale = [no and later.fresh == [False] for no, (_, later) in zip(refused, steps, strict=True)]
         reused += sum(stale)
-        assert not any(a and b for a, b in zip(stale, stale[1:], strict=False)), "twice in a row"
+        assert not any(a and b for a, b in itertools.pairwise(stale)), "twice in a row"
     assert reused > 10, f"{reused} drafts were reused"
 
 
 def test_without_it_nothing_is_decided_and_nothing_told() -> None:
     with decisions() as found:
         run = sampler_of(0.0).run([[]], max_new_tokens=6)[0]
-    assert not found and all(record.fresh is None for record in run.trace)
+    assert not found
+    assert all(record.fresh is None for record in run.trace)
     assert "reuse" not in run.settings["proposal"]
     assert sampler_of(0.4).run([[]], max_new_tokens=2)[0].settings["proposal"]["reuse"] == 0.4
 
@@ -209,7 +213,7 @@ def test_without_it_nothing_is_decided_and_nothing_told() -> None:
 def test_local_divergences_read_a_reused_block_where_it_was_drafted() -> None:
     sampler = sampler_of(ALWAYS, particles=1, trigger=never)
     stale = 0
-    for seed in range(12):
+    for seed in range(20):
         run = sampler.run([[]], seed=seed, max_new_tokens=6)[0]
         found = local_divergences(sampler, run, max_new_tokens=6)
         assert abs(found.log_ratio.sum() - run.log_weights[0]) < 1e-9
@@ -255,22 +259,22 @@ def test_confidence_is_that_of_the_law_that_drafts() -> None:
 
 def test_a_bad_threshold_is_refused() -> None:
     for bad in (1.0, -0.1, 1.5, math.nan, "0.8", None):
-        with pytest.raises(ValueError, match="reuse = .*give a probability below 1, or 0"):
+        with pytest.raises(ValueError, match=r"reuse = .*give a probability below 1, or 0"):
             sampler_of(bad)  # type: ignore[arg-type]
 
 
 def test_what_has_no_stale_marginals_refuses_it() -> None:
     pair = tabular_pair(2, 3)
     base = DLMProposal(pair.dlm, reuse=0.5)
-    with pytest.raises(ValueError, match="reuse = 0.5 with proposal = chain"):
+    with pytest.raises(ValueError, match=r"reuse = 0\.5 with proposal = chain"):
         smc(pair, reuse=0.5, proposal="chain")
-    with pytest.raises(ValueError, match="reuse = 0.5 of a chain's base"):
+    with pytest.raises(ValueError, match=r"reuse = 0\.5 of a chain's base"):
         PrefixFilled(base)
-    with pytest.raises(ValueError, match="reuse = 0.5 with kernel = accept-all"):
+    with pytest.raises(ValueError, match=r"reuse = 0\.5 with kernel = accept-all"):
         smc(pair, reuse=0.5, kernel="accept-all")
-    with pytest.raises(ValueError, match="reuse = 0.5 with kernel = accept-all"):
+    with pytest.raises(ValueError, match=r"reuse = 0\.5 with kernel = accept-all"):
         plain_is(pair, reuse=0.5)
-    with pytest.raises(ValueError, match="reuse = 0.5 of the proposal"):
+    with pytest.raises(ValueError, match=r"reuse = 0\.5 of the proposal"):
         Canvas(base)
 
 
