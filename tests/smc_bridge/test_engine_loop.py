@@ -125,6 +125,15 @@ def test_many_seeds_agree(kernel: str) -> None:
         compare(settings, 1, seeds(1000 + 50 * start))
 
 
+@pytest.mark.parametrize("temperatures", [(0.9,), (0.6, 1.3)], ids=["one-lane", "two-lanes"])
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "accept-all"])
+def test_marginals_that_outlive_a_refusal_agree(kernel: str, temperatures: tuple[float, ...]) -> None:
+    for start, reuse in enumerate((1e-9, 0.3, 0.5)):
+        settings = Settings(
+            kernel, "systematic", 2.0, particles=2, temperatures=temperatures, window=2, lookahead=4, reuse=reuse)
+        compare(settings, None, seeds(3000 + 50 * start))
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_one_particle_agrees(kernel: str) -> None:
     for lanes in ((1.1,), (0.8, 1.2, 0.5)):
