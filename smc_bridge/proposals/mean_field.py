@@ -227,7 +227,7 @@ class DLMProposal:
         needy = rows[marginals.remaining()[rows] == 0]
         fresh = sent(needy, device) if self.reuse else None
         if not needy.size:
-            return Cost(*(sent(needy, device) for _ in range(2)), fresh)
+            return Cost(sent(needy, device), sent(needy, device), fresh)
         # A prefix with another length limit is drafted to another length: it needs a forward of its own. So does one of
         # another prompt if scores depend on which forwards came before, or the draws would depend on the batch.
         reach = known(asked.reach)

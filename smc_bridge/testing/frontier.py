@@ -121,8 +121,9 @@ class Frontier:
 
     def marginals(self) -> Marginals:
         """What the particles draw from, of arrays that may be written to."""
-        arrays = (x.flatten().numpy().copy() for x in (self.width, self.slot, self.offset, self.refusals))
-        return Marginals(self.logits, *arrays)
+        held = (self.width, self.slot, self.offset, self.refusals)
+        width, slot, offset, refusals = (x.flatten().numpy().copy() for x in held)
+        return Marginals(self.logits, width, slot, offset, refusals)
 
     def scaled(self, probability: Tensor) -> Frontier:
         """Every state with its measure times `probability: [F]`."""
