@@ -119,7 +119,7 @@ def blocks_of(sampler: Sampler, result: Result, particle: int = 0) -> list[Block
         length, accepted = record.length[parent][lane], record.accepted[parent][lane]
         if length == 0:
             continue
-        if fresh:
+        if fresh if record.fresh is None else record.fresh[parent]:
             forward = start
         out.append(Block(lane, length, start, forward, record.log_increments[parent][lane]))
         start += length

@@ -116,6 +116,7 @@ def idle(kernel: Any = None, intermediate: Any = None) -> tuple[str, ...]:
 def check_fit(
     *, lanes: int, w: float | None = None, kernel: Any = None, intermediate: Any = None, nodes: int | None = None,
     weight: Any = None, resampler: Any = None, trigger: Any = None, proposal: Any = None, beta: float | None = None,
+    reuse: float = 0.0,
 ) -> None:
     """Refuse options that contradict each other, as far as they are given by name; None is not given.
 
@@ -153,6 +154,11 @@ def check_fit(
         raise ValueError(
             f"proposal = {proposal} with weight = {weight}: it asks for laws along other lanes' drafts, and a chain's "
             "depend on the draft; give weight = own, or proposal = marginals"
+        )
+    if reuse and proposal in CHAINS:
+        raise ValueError(
+            f"reuse = {said(reuse)} with proposal = {proposal}, whose laws do not outlive a draft: leave it out, or "
+            "give proposal = marginals"
         )
     if weight == "balance" and lanes == 1:
         raise ValueError("weight = balance with one lane has nothing to balance: leave it out, or give 2 lanes or more")

@@ -25,6 +25,8 @@ class StepRecord:
         resampled: whether particles interacted.
         log_evidence: `log Z` after the step, nats.
         dlm_rows, ar_rows: rows of this prompt that each model scored in this step.
+        fresh: particles that were drafted by a forward of this very step, `[N]`; None where marginals do not outlive a
+            refusal, so that lengths tell.
         drafts, blocks: token ids, `[N][K][..]`; kept only if the run was asked for them. `drafts` is empty for kernels
             without a linear draft.
     """
@@ -40,6 +42,7 @@ class StepRecord:
     log_evidence: float
     dlm_rows: int
     ar_rows: int
+    fresh: list[bool] | None = None
     drafts: list[list[list[int]]] | None = None
     blocks: list[list[list[int]]] | None = None
 

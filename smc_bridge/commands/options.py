@@ -16,6 +16,7 @@ from smc_bridge.commands.base import (
     not_negatives,
     one_of,
     positive,
+    share,
     whole,
     whole_or_auto,
 )
@@ -26,7 +27,7 @@ from smc_bridge.registry import Spelled, spelled
 #: Flags that are options by the same name.
 SAME = (
     "particles", "lanes", "w", "beta", "window", "lookahead", "kernel", "intermediate", "resampler", "trigger",
-    "temperature", "nodes", "top_p",
+    "temperature", "nodes", "top_p", "reuse",
 )
 
 
@@ -59,6 +60,10 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--balance", action="store_true", help="weigh lanes by the balance heuristic")
     group.add_argument("--nodes", type=whole_or_auto, metavar="B", help="of the tree, or auto (default: 128)")
+    group.add_argument(
+        "--reuse", type=share, metavar="P",
+        help="probability of the next likeliest tokens above which marginals outlive a refusal (default: 0, never)"
+    )
     group.add_argument("--top-p", type=mass, metavar="P", help="see `smc-bridge methods NAME`, in (0, 1]")
 
 

@@ -72,16 +72,27 @@ class StepTensors:
         sizes, resampled = ess(reduced.before).tolist(), reduced.resampled.tolist()
         blocks = self._ragged(self.seen.block) if self.keep else None
         drafts = None if self.drafts is None else self._ragged(self.drafts)
+        fresh = self._fresh()
         return {
             seat: StepRecord(
                 ancestors=ancestors[i], lanes=chosen[i], length=length[i], accepted=accepted[i],
                 log_increments=earned[i], log_weights=log_weights[i], ess=sizes[i], resampled=resampled[i],
                 log_evidence=evidence[i], dlm_rows=self.forwards[seat].dlm_rows, ar_rows=self.forwards[seat].ar_rows,
+                fresh=None if fresh is None else fresh[i],
                 drafts=([] if drafts is None else drafts[i]) if self.keep else None,
                 blocks=None if blocks is None else blocks[i],
             )
             for i, seat in enumerate(self.seats)
         }
+
+    def _fresh(self) -> list[list[bool]] | None:
+        """Which particles were drafted by a forward of this step, `[P'][N]`, if the proposal says so."""
+        if self.cost is None or self.cost.fresh is None:
+            return None
+        particles = self.reduced.survivors.shape[1]
+        rows = np.array(self.seats)[:, None] * particles + np.arange(particles)
+        out: list[list[bool]] = np.isin(rows, known(self.cost.fresh)).tolist()
+        return out
 
     def _spread(self, values: Array) -> list[list[list[Any]]]:
         """Values `[B, K]` of the particles that took part as lists `[P'][N][K]`, 0 for the others."""

@@ -12,6 +12,7 @@ from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.conditional import check_whole
 from smc_bridge.engine.pace import Pace
 from smc_bridge.engine.program import Program
+from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import check_callable, check_text, said, true_or_false, whole_number
@@ -42,6 +43,9 @@ def check_program(program: Program) -> None:
     if not q.factorised:
         _refuse_chain("kernel", program.kernel, q, program.kernel.reads_marginals, "Rejection()")
         _refuse_chain("weight", program.weight, q, not program.weight.lanewise, "OwnWeights()")
+    reuse = getattr(getattr(q, "base", q), "reuse", 0.0)
+    if reuse and isinstance(program.kernel, AcceptAll):
+        raise ValueError(f"reuse = {reuse:g} with kernel = accept-all, which refuses nothing: leave it out")
     program.kernel.check(program.intermediate)
     program.probed()
 

@@ -66,6 +66,10 @@ class Canvas:
     def __post_init__(self) -> None:
         if not isinstance(self.proposal, DLMProposal):
             raise ValueError(f"proposal = {said(self.proposal)}: give a DLMProposal, whose marginals are drawn from")
+        if self.proposal.reuse:
+            raise ValueError(
+                f"reuse = {self.proposal.reuse:g} of the proposal: a canvas refuses nothing; leave it out"
+            )
         check_text("name", self.name)
         check_callable("detokenize", self.detokenize, "a function of a list of ids")
         if self.span is not None:

@@ -30,6 +30,8 @@ from smc_bridge.registry import method
 
 #: V, M and B unless they are given, and at most where they are chosen.
 WINDOW, LOOKAHEAD, NODES = 32, 256, 128
+#: Of marginals after a refusal, unless it is given.
+REUSE = 0.0
 #: A size that is chosen in each step.
 AUTO = "auto"
 
@@ -131,6 +133,7 @@ def smc(
     nodes: int | Literal["auto"] | None = None, weight: WeightRule | str | None = "own",
     resampler: Resampler | str | None = None,
     trigger: Trigger | str | None = "ess", potential: Potential | None = None, proposal: str = "marginals",
+    reuse: float = REUSE,
     proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
     max_logit_bytes: int | None = None, compile: bool = False, at_once: int = 1,
     costs: Costs | Mapping[str, Any] | None = None,
@@ -157,6 +160,7 @@ def smc(
         trigger: when particles are resampled, ess is an ESS below half.
         potential: of the target, an object.
         proposal: what the DLM drafts by: its marginals, its own chain rule, or their likeliest path.
+        reuse: probability of the next likeliest tokens above which marginals outlive a refusal, once; 0 for never.
         proposal_top_p: truncation of the proposal; needs the intermediate defensive to stay proper.
         top_p: truncation of the target.
         top_k: truncation of the target.
@@ -180,7 +184,7 @@ def smc(
     told = None if isinstance(kernel, TreeWalk) and nodes == AUTO else budget
     check_fit(
         lanes=lanes, w=w, beta=beta, kernel=kernel, intermediate=intermediate, nodes=told, weight=weight,
-        resampler=resampler, trigger=trigger, proposal=proposal,
+        resampler=resampler, trigger=trigger, proposal=proposal, reuse=reuse,
     )
     if is_list(own) and hasattr(own, "__len__") and len(own) != lanes:
         raise ValueError(
@@ -194,7 +198,7 @@ def smc(
             f"proposal = {said(proposal)}: give one of {', '.join(PROPOSALS)}; one of your own has options of its own, "
             "make Sampler(proposal, target, ...)"
         )
-    base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=m)
+    base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=m, reuse=reuse)
     return Sampler(
         proposal=named("proposal", proposal, base=base),
         target=target,
@@ -244,7 +248,7 @@ def speculative(pair: ModelPair, *, particles: int = 1, name: str = "speculative
 
 @method(
     "plain-is", role="weighted", targets="AR", proper=True, reference="arXiv 2606.08048, w = 1", rest=smc,
-    without=("w", "beta", "intermediate", "kernel", "nodes"),
+    without=("w", "beta", "intermediate", "kernel", "nodes", "reuse"),
 )
 def plain_is(
     pair: ModelPair, *, particles: int = 1, lanes: int = 4, name: str = "plain-is", **options: Any

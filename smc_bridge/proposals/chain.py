@@ -81,10 +81,19 @@ class PrefixFilled(Form):
 
     Attributes:
         base: gives model, temperatures, truncation and lookahead.
+    Raises:
+        ValueError: the base reuses marginals.
     """
 
     form = "prefix-filled chain"
     factorised = False
+
+    def __post_init__(self) -> None:
+        if self.base.reuse:
+            raise ValueError(
+                f"reuse = {self.base.reuse:g} of a chain's base: its laws do not outlive a draft; leave it out, or "
+                "draft by the marginals"
+            )
 
     @property
     def covers(self) -> bool:

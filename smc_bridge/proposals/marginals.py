@@ -1,21 +1,29 @@
 """Marginals that outlive a block: logits of a diffusion model's forward that particles still draw from.
 
 A forward gives marginals of M positions, a block uses up some of them, and where all of its window was accepted the
-rest is still good (elastic window). Particles of one prefix share them. Who reads which is the host's business: only
-the logits live on the device.
+rest is still good (elastic window). Where a token was refused the rest is *stale*: it was computed for another token
+there, and may be drawn from all the same (`DLMProposal`, reuse). Particles of one prefix share them. Who reads which is
+the host's business: only the logits live on the device.
 
 Shapes: R particles, U forwards' rows that are kept, M positions, A alphabet.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from smc_bridge.models.host import Index, sent
+
+#: Whether the next marginals of particles `[n]` are sure enough to be drawn from, though they are stale: bool `[n]`.
+Confident = Callable[[Index], npt.NDArray[np.bool_]]
+#: Refusals that marginals outlive at most, one after the other.
+IN_A_ROW = 1
 
 
 @dataclass
@@ -29,6 +37,7 @@ class Marginals:
         width: positions that count in each slot, `[U]`.
         slot: slot of each particle, `[R]`, -1 for none.
         offset: positions that a particle has used, `[R]`.
+        refusals: tokens that were refused since each particle's forward, `[R]`.
         own: whether `logits` was made here. A model's output may be its own buffer: it is never written to.
     """
 
@@ -36,13 +45,14 @@ class Marginals:
     width: Index
     slot: Index
     offset: Index
+    refusals: Index
     own: bool = False
 
     @classmethod
     def empty(cls, particles: int, size: int, *, device: torch.device) -> Marginals:
         """No slots yet for R particles over an alphabet of `size` tokens."""
         none = np.zeros(particles, dtype=np.int64)
-        return cls(torch.empty(0, 0, size, device=device), none[:0], none - 1, none.copy())
+        return cls(torch.empty(0, 0, size, device=device), none[:0], none - 1, none.copy(), none.copy())
 
     def remaining(self) -> Index:
         """Positions left for each particle, `[R]`."""
@@ -62,15 +72,26 @@ class Marginals:
             self.logits[sent(place, logits.device), : logits.shape[1]] = logits
             self.width[place] = width
         self.slot[rows] = place[group]
-        self.offset[rows] = 0
+        self.offset[rows] = self.refusals[rows] = 0
 
-    def follow(self, ancestors: Index | None, length: Index, whole: Index) -> None:
-        """Let particles be those they come from, `length: [R]` positions further; only after a draft that was
-        committed as a `whole` (bool `[R]`) the rest of the marginals is still good."""
+    def follow(
+        self, ancestors: Index | None, length: Index, whole: npt.NDArray[np.bool_], confident: Confident | None = None
+    ) -> None:
+        """Let particles be those they come from, `length: [R]` positions further.
+
+        After a draft that was committed as a `whole` (bool `[R]`) the rest of the marginals is still good. After
+        another it is drawn from only where it is `confident` (None: nowhere), at most `IN_A_ROW` times.
+        """
         if ancestors is not None:
-            self.slot, self.offset = self.slot[ancestors], self.offset[ancestors]
-        self.offset = self.offset + length
-        self.slot[~whole | (self.remaining() <= 0)] = -1
+            self.slot, self.offset, self.refusals = (x[ancestors] for x in (self.slot, self.offset, self.refusals))
+        self.offset, good = self.offset + length, whole
+        left = self.remaining() > 0
+        if confident is not None:
+            stale = (left & ~whole & (length > 0) & (self.refusals < IN_A_ROW)).nonzero()[0]
+            self.refusals = self.refusals + (~whole & (length > 0))
+            good = whole.copy()
+            good[stale] = confident(stale)
+        self.slot[~(good & left)] = -1
 
     def _used(self) -> Index:
         """Slots that particles point to, in increasing order."""

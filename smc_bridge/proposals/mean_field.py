@@ -3,15 +3,24 @@
 `q(x_{1:M} | c) = prod_i q_i(x_i | c)`. Lane k may have its own temperature; then it has its own `q^(k)`. The marginals
 do not depend on what is drafted: they outlive a block that was accepted whole (`smc_bridge.proposals.marginals`), and
 equal prefixes share one row of a forward.
+
+*Reuse.* A refusal makes the rest of a forward stale: it was computed before the token that was committed in place of
+the refused one. It still is a law given the past, and where that token is but another wording it is still a good one.
+With `reuse` set, a particle goes on with its stale marginals, once before its next forward, if the likeliest tokens of
+the next few of them have a product of probabilities above `reuse`. That is decided by the logits of the forward, by how
+many of its places are used up and by whether a token was refused before: by the past, never by what is drafted next
+(condition C1; docs/theory, section 3). So the draft is drawn from, accepted by and scored under one law, stale or not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,7 +28,7 @@ from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.shaping import Shaping, as_ids, check_model, check_temperature, check_top_p
-from smc_bridge.models.arguments import is_list, whole_number
+from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.host import Index, known, sent
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM, within_block
 from smc_bridge.models.rows import reseat
@@ -27,6 +36,9 @@ from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.proposals.marginals import Marginals
 from smc_bridge.proposals.protocol import Asked, Cost, Draft
 from smc_bridge.randomness import Source
+
+#: Next marginals whose likeliest tokens say whether they may be reused.
+AHEAD = 4
 
 
 def _several(temperature: Any) -> list[Any] | None:
@@ -37,6 +49,15 @@ def _several(temperature: Any) -> list[Any] | None:
 def _masked(width: Index) -> Index:
     """Canvases with so many masked places, `[U]` -> `[U, M]` with M the most of them."""
     return np.where(np.arange(width.max()) < width[:, None], MASKED, ABSENT)
+
+
+def check_reuse(reuse: Any) -> float:
+    """The threshold as a number; ValueError unless it is 0, for never, or a probability below 1."""
+    remedy = "give a probability below 1, or 0 to draw from no stale marginals"
+    found = float(real_between("reuse", reuse, 0.0, 1.0, remedy=remedy))
+    if found == 1.0:
+        raise ValueError(f"reuse = {said(reuse)}: {remedy}")
+    return found
 
 
 def as_it_is(base: DLMProposal) -> DLMProposal:
@@ -70,13 +91,16 @@ class DLMProposal:
         banned_ids: tokens of probability zero besides those that the model itself bans.
         lookahead: M, masked positions per forward (fewer where the length limit is nearer, or the end of the block of a
             block-causal model).
+        reuse: a probability below 1: marginals are used after a refusal, once before the next forward, if that of their
+            likeliest continuation is greater, 4 tokens of it or as many as are left; 0 for never. It is the mean over
+            lanes at their temperatures (at 0 that at temperature 1), without truncation: one decision for a particle.
     Raises:
         ValueError: an argument out of range.
     """
 
     def __init__(
         self, model: MaskedDiffusionLM, *, temperature: float | Sequence[float] = 1.0, top_p: float = 1.0,
-        banned_ids: Sequence[int] = (), lookahead: int = 256,
+        banned_ids: Sequence[int] = (), lookahead: int = 256, reuse: float = 0.0,
     ) -> None:
         check_model(model, "diffusion")
         self.model = model
@@ -92,6 +116,7 @@ class DLMProposal:
         banned = as_ids(banned_ids, model.vocab_size, also=model.banned_ids)
         self.shaping = Shaping(temperatures[0], top_p, None, banned)
         self.lookahead = whole_number("lookahead", lookahead, remedy="draft at least 1 position, a whole number")
+        self.reuse = check_reuse(reuse)
 
     @property
     def lanes(self) -> int:
@@ -118,7 +143,7 @@ class DLMProposal:
     def settings(self) -> dict[str, Any]:
         """What shapes its draws, as plain data for saved results."""
         lanes = {} if self.lane_temperatures is None else {"temperature": list(self.lane_temperatures)}
-        return {**self.shaping.settings(), **lanes}
+        return {**self.shaping.settings(), **lanes, **({"reuse": self.reuse} if self.reuse else {})}
 
     def open(self, prefix: Prefix, *, particles: int) -> MeanFieldState:
         """The state of R = P * N particles, without marginals yet (`Proposal.open`)."""
@@ -149,11 +174,47 @@ class DLMProposal:
         self, state: MeanFieldState, ancestors: Tensor | None, block: Tensor, length: Tensor, whole: Tensor
     ) -> None:
         """Let session and marginals follow the survivors (`Proposal.commit`); after a whole draft the marginals that
-        are left stay."""
+        are left stay, and after another if they may be reused."""
         if ancestors is not None:
             state.session.gather(ancestors)
         state.session.commit(block, length)
-        state.marginals.follow(None if ancestors is None else known(ancestors), known(length), known(whole))
+        kept = state.marginals
+
+        def confident(rows: Index) -> npt.NDArray[np.bool_]:
+            """Whether stale marginals of particles `rows` may be reused."""
+            return self.confident(kept.logits, kept.slot[rows], kept.offset[rows], kept.width[kept.slot[rows]])
+
+        kept.follow(
+            None if ancestors is None else known(ancestors), known(length), known(whole),
+            confident if self.reuse else None,
+        )
+
+    def confident(self, logits: Tensor, slot: Index, offset: Index, width: Index) -> npt.NDArray[np.bool_]:
+        """Whether the likeliest continuation by the next marginals has a probability above `reuse`, bool `[n]`.
+
+        Args:
+            logits: of forwards, `[U, M, A]`.
+            slot: which of the U, `[n]`.
+            offset, width: positions of it that are used up, and that count, `[n]`.
+        """
+        columns = logits.shape[1]
+        if not slot.size:
+            return np.zeros(0, dtype=bool)
+        _, one, owner = np.unique(slot * columns + offset, return_index=True, return_inverse=True)
+        end = width[one, None]
+        place = offset[one, None] + np.arange(AHEAD)
+        row, column = sent(slot[one], logits.device), sent(place.clip(max=end - 1), logits.device)
+        banned = torch.tensor(self.banned_ids, dtype=torch.long, device=logits.device)
+        own = [t or 1.0 for t in self.lane_temperatures or (self.shaping.temperature,)]
+        likeliest = []
+        for i in range(AHEAD):  # one place at a time: A may be large
+            scores = logits[row, column[:, i]].to(torch.promote_types(logits.dtype, torch.float32))
+            scores = scores.index_fill(-1, banned, -math.inf)
+            scores = scores - scores.amax(-1, keepdim=True)
+            likeliest.append(torch.stack([-(scores / t).logsumexp(-1) for t in own]))
+        log_top = np.where(place < end, known(torch.stack(likeliest, -1)), 0.0)  # [lanes, n, 4]
+        sure: npt.NDArray[np.bool_] = np.exp(log_top.sum(-1)).mean(0) > self.reuse  # NaN is not
+        return sure[owner]
 
     def reseat(self, state: MeanFieldState, length: Tensor, rows: Tensor, fresh: Prefix) -> None:
         """Let particles `rows: [B]` hold other prefixes, without marginals (`Proposal.reseat`)."""
@@ -164,8 +225,9 @@ class DLMProposal:
         """Give marginals to the particles that have none left."""
         rows, prefix, marginals, device = known(asked.rows), asked.prefix, state.marginals, asked.rows.device
         needy = rows[marginals.remaining()[rows] == 0]
+        fresh = sent(needy, device) if self.reuse else None
         if not needy.size:
-            return Cost(*(sent(needy, device) for _ in range(2)))
+            return Cost(sent(needy, device), sent(needy, device), fresh)
         # A prefix with another length limit is drafted to another length: it needs a forward of its own. So does one of
         # another prompt if scores depend on which forwards came before, or the draws would depend on the batch.
         reach = known(asked.reach)
@@ -178,7 +240,7 @@ class DLMProposal:
         marginals.add(needy, group, state.session.score(sent(scored, device), sent(_masked(width), device)), width)
         # Pairs (prompt, group) as single numbers, which are sorted much faster.
         served = np.unique(needy // state.particles * scored.size + group) // scored.size
-        return Cost(sent(served, device), sent(np.zeros_like(served), device))
+        return Cost(sent(served, device), sent(np.zeros_like(served), device), fresh)
 
     def _window(self, marginals: Marginals, asked: Asked) -> tuple[Law, Index]:
         """The next V marginals of every particle under every lane's temperature, `[B * K, V, A]`, and how many of them

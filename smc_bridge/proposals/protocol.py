@@ -37,10 +37,13 @@ class Cost(NamedTuple):
     Attributes:
         prompts: which prompt each scored row was for, `[U]`; a row that serves several prompts counts for each.
         forward: in which forward it was, `[U]`, counted from 0.
+        fresh: particles that draw from these forwards, indices in increasing order, where others may draw from an
+            earlier one after a refusal; None where lengths tell.
     """
 
     prompts: Tensor
     forward: Tensor
+    fresh: Tensor | None = None
 
     def per_prompt(self, prompts: int) -> tuple[list[int], list[int]]:
         """Forwards and rows of each of so many prompts; what one is charged with does not depend on the others."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import Categorical
@@ -25,6 +26,7 @@ from smc_bridge.models.ends import Ends, ends_of
 from smc_bridge.models.host import known
 from smc_bridge.models.protocols import ABSENT, MASKED, within_block
 from smc_bridge.prefix import Prefix
+from smc_bridge.proposals.marginals import IN_A_ROW
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.pyro_program.block import Block, LastCall, intermediate_block, proposal_block
 from smc_bridge.pyro_program.stopped import StoppedPrefix, stopped_length
@@ -39,6 +41,7 @@ class ProgramState(NamedTuple):
         log_potential: `log phi` so far, `[N]` float64.
         logits: DLM logits that particles still draw from, `[N, M, A]`.
         width, offset: positions that each has in all and has used, `[N]`.
+        refusals: of each since its forward, `[N]`.
     """
 
     tokens: Tensor
@@ -48,6 +51,7 @@ class ProgramState(NamedTuple):
     logits: Tensor
     width: Tensor
     offset: Tensor
+    refusals: Tensor
 
     @property
     def prefix(self) -> Prefix:
@@ -63,6 +67,7 @@ class Laws(NamedTuple):
         horizon: where blocks must end, `window: [N]`.
         logits: DLM logits behind q, `[N, M, A]`.
         width, offset: positions that each particle has in all and has used, `[N]`.
+        refusals: of each since its forward, `[N]`.
     """
 
     proposal: Block
@@ -72,6 +77,7 @@ class Laws(NamedTuple):
     logits: Tensor
     width: Tensor
     offset: Tensor
+    refusals: Tensor
 
 
 class BridgeProgram:
@@ -124,7 +130,7 @@ class BridgeProgram:
         zeros = torch.zeros(particles, dtype=torch.long, device=self.limit.device)
         prefix = self.prompt_prefix.select(zeros)
         logits = torch.zeros(particles, 0, self.sampler.target.model.vocab_size, device=zeros.device)
-        return ProgramState(*prefix, zeros.double(), logits, zeros, zeros)
+        return ProgramState(*prefix, zeros.double(), logits, zeros, zeros, zeros)
 
     def laws(self, state: ProgramState, step: int) -> Laws:
         """Laws of the next block; the guide and the model of one step share them."""
@@ -156,7 +162,7 @@ class BridgeProgram:
 
         p = Block(LastCall(conditional), rows, window=q.window, vocab_size=q.vocab_size)
         pi = intermediate_block(self.sampler.intermediate, q, p)
-        return Laws(q, pi, p, Horizon(window, self.ends), state.logits, state.width, state.offset)
+        return Laws(q, pi, p, Horizon(window, self.ends), state.logits, state.width, state.offset, state.refusals)
 
     def _refresh(self, state: ProgramState) -> ProgramState:
         """Give marginals to the growing particles that have none left: one forward on their unique prefixes."""
@@ -177,7 +183,7 @@ class BridgeProgram:
         )
         return state._replace(
             logits=old.index_copy(0, needy, fresh[group]), width=state.width.index_copy(0, needy, width[group]),
-            offset=state.offset.index_fill(0, needy, 0),
+            offset=state.offset.index_fill(0, needy, 0), refusals=state.refusals.index_fill(0, needy, 0),
         )
 
     def sites(self, laws: Laws, step: int, *, is_target: bool) -> tuple[Tensor, Tensor]:
@@ -198,8 +204,19 @@ class BridgeProgram:
         log_potential = self._potential(state, prefix)
         dead = state.log_potential == -torch.inf
         gain = torch.where(dead, -torch.inf, log_potential - torch.where(dead, 0.0, state.log_potential))
-        offset = torch.where(whole, laws.offset + length, laws.width)
-        return ProgramState(*prefix, log_potential, laws.logits, laws.width, offset), gain
+        used, refused = laws.offset + length, ~whole & ~prefix.done
+        good = whole | self._reused(laws, used, refused)
+        offset, refusals = torch.where(good, used, laws.width), laws.refusals + refused
+        return ProgramState(*prefix, log_potential, laws.logits, laws.width, offset, refusals), gain
+
+    def _reused(self, laws: Laws, used: Tensor, refused: Tensor) -> Tensor:
+        """Particles that were `refused` a token and go on with their stale marginals past `used` of them, `[N]`."""
+        if not self.proposal.reuse:
+            return torch.zeros_like(refused)
+        slot = known(refused & (laws.refusals < IN_A_ROW) & (used < laws.width)).nonzero()[0]
+        good = np.zeros(refused.numel(), dtype=bool)
+        good[slot] = self.proposal.confident(laws.logits, slot, known(used)[slot], known(laws.width)[slot])
+        return torch.from_numpy(good).to(refused.device)
 
     def _potential(self, state: ProgramState, prefix: Prefix) -> Tensor:
         """`log phi` after the step, `[N]`; particles that were done keep theirs."""

@@ -66,7 +66,8 @@ class Frontier:
         tokens: `[F, N, S]`, padded.
         length, done: of each particle, `[F, N]`.
         log_weights, log_potential: of each particle, `[F, N]` nats.
-        slot, offset: place in `logits`, and positions used of it, `[F, N]` (`smc_bridge.proposals.marginals`).
+        slot, offset, refusals: place in `logits`, positions used of it, and refusals since, `[F, N]`
+            (`smc_bridge.proposals.marginals`).
         logits: marginals of the proposal, `[U, M, A]`.
         width: positions of each slot, `[U]`.
         retained: index of the retained sequence, `[F]`, -1 for none.
@@ -75,12 +76,13 @@ class Frontier:
     """
 
     tokens: Tensor  # [F, N, S]
-    length: Tensor  # [F, N], as the next four
+    length: Tensor  # [F, N], as the next six
     done: Tensor
     log_weights: Tensor
     log_potential: Tensor
     slot: Tensor
     offset: Tensor
+    refusals: Tensor
     logits: Tensor  # [U, M, A]
     width: Tensor  # [U]
     retained: Tensor
@@ -99,7 +101,7 @@ class Frontier:
         follows = torch.arange(count) if retained else torch.full((count,), -1)
         return cls(
             torch.full((count, particles, limit), PAD), zeros, zeros.bool(), zeros.double(), zeros.double(), zeros - 1,
-            zeros, torch.empty(0, 0, size), zeros[:0, 0], follows, follows.new_zeros(count, 2 * places),
+            zeros, zeros, torch.empty(0, 0, size), zeros[:0, 0], follows, follows.new_zeros(count, 2 * places),
             measure.double(),
         )
 
@@ -119,8 +121,9 @@ class Frontier:
 
     def marginals(self) -> Marginals:
         """What the particles draw from, of arrays that may be written to."""
-        width, slot, offset = (x.flatten().numpy().copy() for x in (self.width, self.slot, self.offset))
-        return Marginals(self.logits, width, slot, offset)
+        held = (self.width, self.slot, self.offset, self.refusals)
+        width, slot, offset, refusals = (x.flatten().numpy().copy() for x in held)
+        return Marginals(self.logits, width, slot, offset, refusals)
 
     def scaled(self, probability: Tensor) -> Frontier:
         """Every state with its measure times `probability: [F]`."""
@@ -130,8 +133,10 @@ class Frontier:
     def merged(self) -> Frontier:
         """Equal states become one. Weights are rounded as a key only: what is merged differs by round-off."""
         states = self.states
-        kept = torch.where(self.remaining() > 0, self.offset + 1, 0)
-        digits = torch.cat([self.tokens.reshape(states, -1) + 1, kept, self.retained[:, None] + 1, self.seen], dim=1)
+        drawn_from = self.remaining() > 0
+        kept = [torch.where(drawn_from, x + 1, 0) for x in (self.offset, self.refusals)]
+        kept = kept if bool(self.refusals.any()) else kept[:1]
+        digits = torch.cat([self.tokens.reshape(states, -1) + 1, *kept, self.retained[:, None] + 1, self.seen], dim=1)
         base = int(digits.max()) + 1
         assert base ** digits.shape[1] < 2**62, "the states do not fit into one integer"
         code = np.zeros(states, dtype=np.int64)
@@ -187,7 +192,7 @@ def step(
     found = {
         "length": after.length, "done": after.done, "log_weights": state.log_weights,
         "log_potential": state.log_potential, "slot": torch.from_numpy(marginals.slot),
-        "offset": torch.from_numpy(marginals.offset),
+        "offset": torch.from_numpy(marginals.offset), "refusals": torch.from_numpy(marginals.refusals),
     }
     return replace(
         states, tokens=padded.reshape(states.states, particles, -1), logits=marginals.logits,

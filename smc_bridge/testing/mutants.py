@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from smc_bridge.kernels.importance import Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.models.ends import is_end
+from smc_bridge.models.host import known, sent
 from smc_bridge.proposals.chain import ChainState, PrefixFilled
 from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
 from smc_bridge.proposals.path import MostLikelyPath
@@ -282,6 +284,26 @@ class WidthOfTheDraft(PrefixFilled):
         return found._replace(width=torch.where((found.width > 1) & (last == 0), found.width - 1, found.width))
 
 
+class ReusesByTheDraft(DLMProposal):
+    """Goes on with stale marginals only where their draft begins with token 0: the decision looks ahead (C1)."""
+
+    def __init__(self) -> None:
+        super().__init__(_small().model, lookahead=3, reuse=1e-9)
+
+    def draft(self, state: MeanFieldState, asked: Asked, *, source: Source | None) -> Draft:
+        """The draft, and another by a forward of its own for a particle that did not like the first (the fault)."""
+        stale = known(asked.rows)[state.marginals.refusals[known(asked.rows)] > 0]
+        found = super().draft(state, asked, source=source)
+        first = known(found.tokens).reshape(-1, asked.lanes, asked.window)[:, 0, 0]
+        disliked = np.isin(known(asked.rows), stale) & (first != 0)
+        if not disliked.any():
+            return found
+        state.marginals.forget(known(asked.rows)[disliked])
+        again = super().draft(state, asked, source=source)
+        other = sent(disliked.repeat(asked.lanes), found.tokens.device)
+        return again._replace(tokens=torch.where(other[:, None], again.tokens, found.tokens))
+
+
 #: Without arguments each; `EndInAnyLane` couples rows only where a sequence can end.
 KERNELS = (
     SharpenedDraft, CorrectionFromTarget, LenientAcceptance, StopsByTheFuture, NothingOnRefusal, EndInAnyLane,
@@ -289,4 +311,4 @@ KERNELS = (
 WEIGHTS = (LengthNormalised, AgainstProposal, WithoutLastToken, AgainstFirstLane, BalanceWithoutStops)
 RESAMPLERS = (KeepsTheBest, Sharpened)
 INTERMEDIATES = (LeavesOut, LooksAhead)
-PROPOSALS = (FlattenedChain, DrawnPath, WidthOfTheDraft)
+PROPOSALS = (FlattenedChain, DrawnPath, WidthOfTheDraft, ReusesByTheDraft)

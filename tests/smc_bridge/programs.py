@@ -74,7 +74,7 @@ def program(
     kernel: Kernel, *, eos: EosId = 1, lanes: int = 1, particles: int = 2, potential: Potential | None = None,
     lookahead: int = 3, noise: float = 0.9, intermediate: Intermediate | None = None, window: int = 2,
     ar: TabularAR | None = None, noise_seed: int = 2, w: float = 0.5,
-    temperature: float | list[float] | None = None,
+    temperature: float | list[float] | None = None, reuse: float = 0.0,
     **parts: Any,
 ) -> Sampler:
     """A sampler with a blurred and perturbed proposal; two lanes have different temperatures."""
@@ -82,7 +82,9 @@ def program(
     temperature = temperature or ([0.7, 1.4, 1.0, 0.5][:lanes] if lanes > 1 else 1.2)
     plain = isinstance(kernel, AcceptAll)
     return Sampler(
-        DLMProposal(TabularDLM(ar, noise=noise, seed=noise_seed), temperature=temperature, lookahead=lookahead),
+        DLMProposal(
+            TabularDLM(ar, noise=noise, seed=noise_seed), temperature=temperature, lookahead=lookahead, reuse=reuse
+        ),
         ARTarget(ar, temperature=TEMPERATURE, potential=potential),
         intermediate or (Proposal() if plain else ProductOfExperts(w)), kernel, particles=particles, lanes=lanes,
         window=window, **parts,

@@ -39,6 +39,7 @@ class Settings:
     w: float = 0.5
     window: int = 2
     lookahead: int = 3
+    reuse: float = 0.0
     nodes: int = 2
     balance: bool = False
     potential: Callable[[Tokens], float] | None = None
@@ -51,6 +52,7 @@ class Particle:
     done: bool = False
     log_phi: float = 0.0
     logits: Laws = field(default_factory=list)  # marginals that are left
+    refused: bool = False  # whether a token was refused since they were computed
 
 
 @dataclass
@@ -294,6 +296,7 @@ class Reference:
                 continue
             if not particle.logits:
                 particle.logits = self.marginals(particle.tokens, min(limit - len(particle.tokens), s.lookahead))
+                particle.refused = False
             window = min(s.window, len(particle.logits), limit - len(particle.tokens))
             shown = particle.logits[: s.window]
             laws = [[normalise([x / t for x in row]) for row in shown] for t in s.temperatures]
@@ -361,7 +364,16 @@ class Reference:
         for c, weight in zip(chosen, kept, strict=True):
             lane, parent = lanes[c // k][c % k], particles[c // k]
             whole = lane.accepted == len(lane.block) == lane.window and not lane.done
+            left = parent.logits[len(lane.block) :]
+            good = whole or (not (lane.done or parent.refused) and self.reusable(left))
             out.append(Particle(
-                parent.tokens + lane.block, weight, lane.done, lane.log_phi,
-                parent.logits[len(lane.block) :] if whole else []))
+                parent.tokens + lane.block, weight, lane.done, lane.log_phi, left if good else [],
+                parent.refused or not whole))
         return out
+
+    def reusable(self, left: Laws) -> bool:
+        """Whether the likeliest next four tokens are likely enough, on average over the lanes."""
+        sure = [
+            math.prod(math.exp(max(normalise([x / t for x in row]))) for row in left[:4]) for t in self.s.temperatures
+        ]
+        return 0 < self.s.reuse < math.fsum(sure) / len(sure)

@@ -62,7 +62,7 @@ def engine(settings: Settings, eos: int | None) -> Sampler:
     ar, dlm = models(eos)
     plain = settings.kernel == "accept-all"
     return Sampler(
-        DLMProposal(dlm, temperature=list(settings.temperatures), lookahead=settings.lookahead),
+        DLMProposal(dlm, temperature=list(settings.temperatures), lookahead=settings.lookahead, reuse=settings.reuse),
         ARTarget(ar, temperature=settings.target_temperature,
                  potential=None if settings.potential is None else batched_log_phi),
         Proposal() if plain else ProductOfExperts(settings.w),
@@ -123,6 +123,15 @@ def test_many_seeds_agree(kernel: str) -> None:
         kernel, "systematic", 0.8, particles=2, temperatures=(0.6, 1.3), target_temperature=1.2, window=3, lookahead=4)
     for start in range(12):
         compare(settings, 1, seeds(1000 + 50 * start))
+
+
+@pytest.mark.parametrize("temperatures", [(0.9,), (0.6, 1.3)], ids=["one-lane", "two-lanes"])
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "accept-all"])
+def test_marginals_that_outlive_a_refusal_agree(kernel: str, temperatures: tuple[float, ...]) -> None:
+    for start, reuse in enumerate((1e-9, 0.3, 0.5)):
+        settings = Settings(
+            kernel, "systematic", 2.0, particles=2, temperatures=temperatures, window=2, lookahead=4, reuse=reuse)
+        compare(settings, None, seeds(3000 + 50 * start))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
