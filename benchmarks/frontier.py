@@ -84,7 +84,7 @@ def _ends(found: Figures) -> tuple[Estimate, Estimate, Estimate]:
 
 def draw(plan: Mapping[Panel, Rows], made: Mapping[Case, Figures], figure: Any) -> None:
     """Tokens per forward and accuracy over the bound, a row of both for each temperature, a column for each N."""
-    temperatures, counts = (list(dict.fromkeys(panel[i] for panel in plan)) for i in (0, 1))
+    temperatures, counts = (list(dict.fromkeys(every)) for every in zip(*plan, strict=True))
     rows = list(itertools.product(temperatures, ((1, "tokens / DLM forward"), (2, "accuracy, %"))))
     axes = figure.subplots(len(rows), len(counts), squeeze=False, sharey="row")
     for (row, (temperature, (place, label))), (column, count) in itertools.product(enumerate(rows), enumerate(counts)):

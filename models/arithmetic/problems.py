@@ -5,9 +5,9 @@ one sentence a step, each with its equation `a + b = c`, and ends in a line `###
 al. 2021, arXiv 2110.14168). How the sentences are worded is that of a dialect (`wording`); prompts and answers are the
 same in both.
 
-The solutions of the drafted dialect are also less careful (`slips`): where the second number ends in 8 or 9, a carry or
-borrow is forgotten, and the rest is worked out from the wrong result. So the diffusion model that learns from them is
-fluent, sure of itself and at times wrong, as large ones are beside an autoregressive model.
+The solutions of the drafted dialect are also less careful (`slips`): where the second number ends in 7, 8 or 9, a carry
+or borrow is forgotten, and the rest is worked out from the wrong result. So the diffusion model that learns from them
+is fluent, sure of itself and at times wrong, as large ones are beside an autoregressive model.
 
 Limits, which the tests check: every number written is between 2 and 99, amounts added or subtracted are at most 40,
 factors and divisors are at most 9 or (objects in a bag) 20, divisions are exact.

@@ -68,7 +68,7 @@ class Recipe:
 
     seed: int = 0
     ar: Stage = field(default_factory=lambda: Stage(steps=1_800, matrix_rate=0.02, other_rate=3e-3))
-    dlm: Stage = field(default_factory=lambda: Stage(steps=750, matrix_rate=0.012, other_rate=1.2e-3))
+    dlm: Stage = field(default_factory=lambda: Stage(steps=650, matrix_rate=0.012, other_rate=1.2e-3))
     train_count: int = TRAIN_COUNT
     train_seed: int = TRAIN_SEED
     tokenizer_count: int = 20_000

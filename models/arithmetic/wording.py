@@ -5,10 +5,10 @@ slots: how the sentence begins, the verb, what joins its halves, how it ends. Al
 that independent marginals (what a masked diffusion model drafts from) mix what belongs together.
 
 The autoregressive model of the pair learns the *plain* dialect: every slot is drawn from the soft weights `SOFT`. The
-diffusion model learns a dialect of its own (`DRAFTED`): every slot has a favourite, which depends on the operation and
-is never what the plain dialect says most often. So a draft often differs from what the autoregressive model would most
-likely write in wording alone, and a bridge between the two has something to accept that plain speculative decoding
-refuses. Real pairs of models differ likewise.
+diffusion model learns a dialect of its own (`DRAFTED`): every slot has a favourite, which depends on the operation and,
+but for how a sentence begins and for the tense, is never what the plain dialect says most often. So a draft often
+differs from what the autoregressive model would most likely write in wording alone, and a bridge between the two has
+something to accept that plain speculative decoding refuses. Real pairs of models differ likewise.
 """
 
 import random
@@ -104,13 +104,15 @@ class Dialect:
 
 
 _ORDER = ("frame", "lead", "verb", "link", "opener", "joint", "tail")
-#: Favourites of the drafted dialect, an option (never the first) for each slot of `_ORDER`.
+#: Slots whose favourite is what the plain dialect says most often as well.
+SHARED = ("lead", "tense")
+#: Favourites of the drafted dialect, an option for each slot of `_ORDER`: never the first but in shared slots.
 _FAVOURITES: dict[str, tuple[int, ...]] = {
-    "bags": (1, 3, 1, 2, 3, 1, 2),
-    "add": (1, 2, 3, 1, 2, 2, 1),
-    "subtract": (2, 1, 2, 3, 1, 3, 3),
-    "times": (1, 3, 2, 1, 2, 2, 1),
-    "divide": (2, 2, 3, 2, 3, 1, 2),
+    "bags": (1, 0, 1, 2, 3, 1, 2),
+    "add": (1, 0, 1, 1, 2, 2, 1),
+    "subtract": (2, 0, 2, 3, 1, 3, 3),
+    "times": (1, 0, 1, 1, 2, 2, 1),
+    "divide": (2, 0, 3, 2, 3, 1, 2),
 }
 PLAIN = Dialect("plain")
 DRAFTED = Dialect(
@@ -118,7 +120,7 @@ DRAFTED = Dialect(
     skew=0.88,
     favourites={
         **{(kind, slot): i for kind, row in _FAVOURITES.items() for slot, i in zip(_ORDER, row, strict=True)},
-        ("all", "tense"): 1,
+        ("all", "tense"): 0,
     },
     forgets=True,
 )

@@ -130,9 +130,10 @@ def test_slots_are_filled_with_the_probabilities_of_the_dialect() -> None:
     assert abs(statistic - freedom) < 6 * (2 * freedom) ** 0.5
 
 
-def test_a_favourite_of_the_drafted_dialect_is_never_what_the_plain_one_says_most_often() -> None:
+def test_favourites_are_not_what_the_plain_dialect_says_most_often_but_in_shared_slots() -> None:
     assert wording.DRAFTED.favourites is not None
-    assert all(option > 0 for option in wording.DRAFTED.favourites.values())
+    for (_, slot), option in wording.DRAFTED.favourites.items():
+        assert (option == 0) == (slot in wording.SHARED), slot
     assert all(law[0] == max(law) and sum(law) == pytest.approx(1.0) for law in wording.SOFT.values())
 
 
@@ -150,15 +151,15 @@ def test_the_drafted_dialect_slips_by_the_rule_and_works_on_from_what_it_wrote()
                 assert int(b) % 10 >= slips.HARD, problem
                 assert abs(APPLY[op](int(a), int(b)) - int(c)) == 10, problem
         assert all(2 <= int(n) <= 99 for n in re.findall(r"\d+", problem.response)), problem
-    assert 0.10 < wrong / 2_000 < 0.25
+    assert 0.15 < wrong / 2_000 < 0.35
 
 
 @pytest.mark.parametrize(
     ("kind", "a", "b", "written"),
     [
-        ("add", 47, 29, 66), ("add", 41, 28, 69), ("add", 40, 29, 69), ("add", 45, 27, 72), ("add", 12, 8, 10),
-        ("subtract", 52, 19, 43), ("subtract", 59, 19, 40), ("subtract", 52, 17, 35), ("times", 9, 9, 81),
-        ("divide", 18, 9, 2),
+        ("add", 47, 29, 66), ("add", 41, 28, 69), ("add", 40, 29, 69), ("add", 45, 27, 62), ("add", 45, 26, 71),
+        ("add", 12, 8, 10), ("subtract", 52, 19, 43), ("subtract", 59, 19, 40), ("subtract", 52, 17, 45),
+        ("subtract", 52, 16, 36), ("times", 9, 9, 81), ("divide", 18, 9, 2),
     ],
 )  # fmt: skip
 def test_a_slip(kind: str, a: int, b: int, written: int) -> None:
