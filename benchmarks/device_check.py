@@ -227,7 +227,8 @@ def check(options: argparse.Namespace, scale: Scale) -> dict[str, list[Record]]:
             else:
                 command = [
                     sys.executable, "-m", "benchmarks.device_check", "--part", part, "--device", str(options.device),
-                    "--seed", str(options.seed), "--out", str(options.out.resolve()), *(["--tiny"] if options.tiny else []),
+                    "--seed", str(options.seed), "--out", str(options.out.resolve()),
+                    *(["--tiny"] if options.tiny else []),
                 ]
                 records, end = watch_part(command, options.out, part, budget, tick)
                 missing = [{"cell": cell, "state": end or "not measured"} for cell in expected[len(records):]]
@@ -259,8 +260,8 @@ def sheets(found: Mapping[str, Sequence[Record]], scale: Scale) -> list[Sheet]:
                      ("prompts", "d"), ("tokens", "d")]
             note = (
                 "Scores: greatest difference from the CPU's for the same call, in places (eps of the type) of the "
-                "greatest logit. Log weights: given the same scores. Flips: prompts with other tokens where each device "
-                "has its own scores."
+                "greatest logit. Log weights: given the same scores. Flips: prompts with other tokens where each "
+                "device has its own scores."
             )
             out.append(Sheet("Draws beside the CPU's", columns, [_row(record, forms) for record in records], note))
         else:

@@ -30,7 +30,7 @@ WEIGHTS = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 1e-3}
 SCORES = ("score", "score_tree")
 
 
-class Apart(Exception):
+class ApartError(Exception):
     """The program on the CPU asked its models something else than the program on the device did."""
 
 
@@ -68,19 +68,20 @@ class Given(Tape):
         """The scores that were kept of this call.
 
         Raises:
-            Apart: it is another call.
+            ApartError: it is another call.
         """
         at, self.at = self.at, self.at + 1
         call = self.kept.calls[at] if at < len(self.kept.calls) else None
         if call is None or (call.model, call.session, call.name) != (model, session, name):
-            raise Apart(f"call {at} is {model}.{name}, and was {'none' if call is None else f'{call.model}.{call.name}'}")
+            was = "none" if call is None else f"{call.model}.{call.name}"
+            raise ApartError(f"call {at} is {model}.{name}, and was {was}")
         if not all(map(torch.equal, call.arguments, arguments)):
-            raise Apart(f"call {at}, {model}.{name}, has other arguments")
+            raise ApartError(f"call {at}, {model}.{name}, has other arguments")
         own, scores = work(*arguments), self.kept.scores[at]
         if scores is None:
             return own
         if scores.shape != own.shape or scores.dtype != own.dtype:
-            raise Apart(f"call {at}, {model}.{name}, gave {scores.dtype} {list(scores.shape)}")
+            raise ApartError(f"call {at}, {model}.{name}, gave {scores.dtype} {list(scores.shape)}")
         self.places = max(self.places, float((scores - own).abs().max() / own.abs().max()))
         return scores
 
@@ -129,7 +130,7 @@ def equality(
     given, apart, again = Given(kept), None, found
     try:
         again = decode(build(observe(here, given)), prompts, **limits)
-    except Apart as error:
+    except ApartError as error:
         apart = str(error).splitlines()[0]
     if apart is None and [run.sequences for run in again] != [run.sequences for run in found]:
         apart = "other tokens from the same calls"
@@ -144,5 +145,5 @@ def equality(
 
 def _difference(runs: Sequence[Result], others: Sequence[Result]) -> float:
     """Greatest difference of two log weights, nats; two of `-inf` do not differ."""
-    pairs = [(a, b) for x, y in zip(runs, others, strict=True) for a, b in zip(x.log_weights, y.log_weights, strict=True)]
-    return max((abs(a - b) for a, b in pairs if a != b), default=0.0)
+    weights, other = ([weight for run in of for weight in run.log_weights] for of in (runs, others))
+    return max((abs(a - b) for a, b in zip(weights, other, strict=True) if a != b), default=0.0)
