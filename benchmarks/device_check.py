@@ -9,8 +9,8 @@
   (`benchmarks.device_speed`), on the embedded pair and on random Qwen2-shaped pairs in bfloat16
   (`benchmarks.random_pair`).
 
-Every part runs in a process of its own, which is ended when its time is over: what it has not come to is told as *out of
-time*, what the device has no memory for as *out of memory*. All is in `device_check.json` and `device_check.md`. The
+Every part runs in a process of its own, which is ended when its time is over: what it has not come to is told as *out
+of time*, what the device has no memory for as *out of memory*. All is in `device_check.json` and `device_check.md`. The
 exit code is 1 unless every test passed and all draws were equal; without the device one line says so, and it is 0.
 """
 
@@ -246,6 +246,7 @@ def passed(found: Mapping[str, Sequence[Record]]) -> bool:
 def sheets(found: Mapping[str, Sequence[Record]], scale: Scale) -> list[Sheet]:
     """A table of every part."""
     out = []
+    columns: tuple[str, ...]
     for part, records in found.items():
         if part == "tests":
             columns = ("tests parametrised over devices", "state", "passed", "failed", "errors", "skipped")

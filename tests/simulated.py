@@ -143,9 +143,11 @@ def main(names: list[str]) -> None:
             run(there, name, [])
             waits.clear()
             runs = run(there, name, steps)
-        equal = all(
-            (a.sequences, a.log_weights) == (b.sequences, b.log_weights) for a, b in zip(runs, expected, strict=True)
-        )
+        apart = [
+            abs(w - v) for a, b in zip(runs, expected, strict=True)
+            for w, v in zip(a.log_weights, b.log_weights, strict=True) if w != v
+        ]  # attention has another form on another device
+        equal = [a.sequences for a in runs] == [b.sequences for b in expected] and max(apart, default=0.0) < 1e-3
         found[name] = {"equal": equal, "steps": len(steps), "waits": sum(waits.values())}
     print(json.dumps(found))
 
