@@ -33,11 +33,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.device_equal import equality
-from benchmarks.device_speed import GIVEN, TINY, Sizes, given_steps, speed, whole_runs
+from benchmarks.device_speed import TINY, Sizes, given_steps, speed, whole_runs
+from benchmarks.device_tables import Record, sheets
 from benchmarks.harness import HERE, Machine, cores
 from benchmarks.problems import decoder
 from benchmarks.random_pair import SHAPES, lacking, random_pair
-from benchmarks.report import Sheet, several
+from benchmarks.report import several
 from smc_bridge.commands.base import LineParser, check_writable, console, one_of, whole
 from smc_bridge.estimate import plain
 from smc_bridge.files import write_text
@@ -52,8 +53,6 @@ PROGRAMS = ("paper", "smc-4", "tree-32", "generate")
 TYPES = ("float64", "float32", "bfloat16")
 #: These have to be well for the check to pass.
 REQUIRED = ("tests", "equal")
-#: A record of one cell: what it is, its `state` ("ok", or what is wrong), and figures.
-Record = dict[str, Any]
 
 
 class Scale(NamedTuple):
@@ -243,53 +242,6 @@ def passed(found: Mapping[str, Sequence[Record]]) -> bool:
     return all(record["state"] == "ok" for part in REQUIRED for record in found.get(part, ()))
 
 
-def sheets(found: Mapping[str, Sequence[Record]], scale: Scale) -> list[Sheet]:
-    """A table of every part."""
-    out = []
-    columns: tuple[str, ...]
-    for part, records in found.items():
-        if part == "tests":
-            columns = ("tests parametrised over devices", "state", "passed", "failed", "errors", "skipped")
-            forms = [("passed", "d"), ("failed", "d"), ("error", "d"), ("skipped", "d")]
-            out.append(Sheet("Tests", columns, [_row(record, forms) for record in records]))
-        elif part == "equal":
-            columns = (
-                "program, weights", "state", "scores apart, places", "allowed", "log weights apart, nats", "allowed",
-                "flips", "prompts", "tokens",
-            )
-            forms = [("places", ".3g"), ("allowed", "d"), ("nats", ".2g"), ("allowed_nats", "g"), ("flips", "d"),
-                     ("prompts", "d"), ("tokens", "d")]
-            note = (
-                "Scores: greatest difference from the CPU's for the same call, in places (eps of the type) of the "
-                "greatest logit. Log weights: given the same scores. Flips: prompts with other tokens where each "
-                "device has its own scores."
-            )
-            out.append(Sheet("Draws beside the CPU's", columns, [_row(record, forms) for record in records], note))
-        else:
-            given = part != "embedded"
-            columns = (
-                "program", "state", "ms per step", "tokens/s", *([f"at {GIVEN} tokens a step"] if given else []),
-                "run / networks", "waits per step", "outside of networks", "told by the device", "peak, GiB",
-            )
-            forms = [("ms", ".1f"), ("rate", ".1f"), *([("given_rate", ".1f")] if given else []),
-                     ("over_networks", ".2f"), ("waits", ".1f"), ("outside", ".1f"), ("told", ".1f"), ("gibi", ".1f")]
-            title = "Embedded pair" if not given else f"Random pair, {part} ({scale.shapes[part]}), bfloat16"
-            out.append(Sheet(title, columns, [_row(_shown(record), forms) for record in records], (
-                "Steps after committed tokens that were given. " if given else ""
-            ) + "A step of generate is a token of every prompt."))
-    return out
-
-
-def _shown(record: Record) -> Record:
-    more = {} if "seconds" not in record else {"ms": 1000 * record["seconds"]}
-    return {**record, **more, **({"gibi": record["bytes"] / 2**30} if record.get("bytes") is not None else {})}
-
-
-def _row(record: Record, forms: Sequence[tuple[str, str]]) -> list[str]:
-    figures = ["-" if record.get(name) is None else format(record[name], form) for name, form in forms]
-    return [record["cell"], record["state"], *figures]
-
-
 def write_part(options: argparse.Namespace, scale: Scale, out: TextIO) -> None:
     """Write the records of a part, each as soon as it is there."""
     for record in run_part(options.part, options.device, scale, options.seed):
@@ -338,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    tables = sheets(found, scale)
+    tables = sheets(found, scale.shapes)
     well = passed(found)
     data = {"benchmark": "device_check", "machine": machine, "settings": vars(options), "passed": well, "parts": found}
     write_text(files[0], json.dumps(plain(data), indent=1, default=str))

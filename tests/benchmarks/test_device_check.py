@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks import device_check
-from benchmarks.device_check import SMALL, cells, run_part, sheets, test_record, watch_part
+from benchmarks.device_check import SMALL, cells, run_part, test_record, watch_part
 from benchmarks.device_equal import Equality, Given, Kept, equality
+from benchmarks.device_tables import sheets
 from benchmarks.random_pair import SHAPES, random_pair
 from benchmarks.replay import Observed
 from smc_bridge.methods.poe_bridge import smc
@@ -129,7 +130,7 @@ def test_every_cell_of_a_part_is_measured_on_a_cpu(part: str) -> None:
             assert record["seconds"] > 0
             assert record["over_networks"] > 0
             assert record["waits"] > 0
-    text = sheets({part: records}, SMALL)[0].markdown()
+    text = sheets({part: records}, SMALL.shapes)[0].markdown()
     assert all(record["cell"] in text for record in records)
 
 
