@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread a worker: two test workers on two cores, and small models gain nothing from more.
 test notebooks: export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-compat docs notebooks types lint train clean
+.PHONY: demo test test-compat device-check docs notebooks types lint train clean
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +37,10 @@ $(COMPAT)/.installed: pyproject.toml constraints.txt
 
 test-compat: $(COMPAT)/.installed
 	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning $(COMPAT_TESTS)
+
+# Tests, equal draws, time and waits on a CUDA device, in less than eight minutes; says so where there is none.
+device-check: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.device_check
 
 # The site, in docs/_build/html/index.html: without a network, and a warning is an error.
 docs: $(VENV)/.dev

@@ -106,16 +106,19 @@ def observe(pair: AnyPair, tape: Tape) -> AnyPair:
 
 
 @torch.inference_mode()
-def replay(pair: Pair, tape: Tape) -> None:
+def replay(pair: Pair, tape: Tape, *, told: Callable[[int], None] = lambda number: None) -> None:
     """Make the tape's calls on fresh sessions.
 
+    Args:
+        told: called with the number of each call before it is made.
     Raises:
         ValueError: the tape kept no arguments.
     """
     if not tape.keep:
         raise ValueError("tape.keep = False: record with a tape that keeps the arguments")
     sessions: dict[int, Any] = {}
-    for call in tape.calls:
+    for number, call in enumerate(tape.calls):
+        told(number)
         if call.name == "session":
             sessions[call.session] = getattr(pair, call.model).session(*call.arguments)
         else:

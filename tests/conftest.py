@@ -1,4 +1,6 @@
-"""What holds for every test: no width of a terminal from outside (pytest-xdist sets one)."""
+"""What holds for every test: no width of a terminal from outside (pytest-xdist sets one), and a mark of those that are
+parametrised over devices: `pytest -m device`.
+"""
 
 from __future__ import annotations
 
@@ -12,3 +14,9 @@ def _no_terminal_width() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:  # not the test's own, which must be undone before its fixtures
         patch.delenv("COLUMNS", raising=False)
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "device" in getattr(getattr(item, "callspec", None), "params", ()):
+            item.add_marker("device")
