@@ -36,7 +36,7 @@ from benchmarks.device_equal import equality
 from benchmarks.device_speed import TINY, Sizes, given_steps, speed, whole_runs
 from benchmarks.device_tables import Record, sheets
 from benchmarks.harness import HERE, Machine, cores
-from benchmarks.problems import decoder
+from benchmarks.problems import TABLES, decoder
 from benchmarks.random_pair import SHAPES, lacking, random_pair
 from benchmarks.report import several
 from smc_bridge.commands.base import LineParser, check_writable, console, one_of, whole
@@ -49,7 +49,7 @@ from smc_bridge.tasks import TASKS
 
 #: Seconds of every part, its start included; what a part leaves is the next ones'. Less than eight minutes in all.
 BUDGET = {"tests": 130, "equal": 65, "embedded": 65, "0.5 B": 75, "7 B": 115}
-PROGRAMS = ("paper", "smc-4", "tree-32", "generate")
+PROGRAMS: tuple[str, ...] = tuple(TABLES["device_check"]["methods"])
 TYPES = ("float64", "float32", "bfloat16")
 #: These have to be well for the check to pass.
 REQUIRED = ("tests", "equal")

@@ -25,7 +25,7 @@ from benchmarks.report import Report, Sheet, execute
 from smc_bridge.analysis.plots.style import BLUE, GREEN, RED
 from smc_bridge.estimate import Estimate
 
-NAME = "paper"
+NAME = Path(__file__).stem
 #: Figures of the paper, as the table names them, and as the columns do.
 THEIRS = {"accuracy": "accuracy, %", "tokens_per_step": "tokens / DLM step", "tokens_per_second": "tokens/s"}
 
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace) -> Report:
     drawn = [(part, rows) for part, rows in zip(every, figures, strict=True) if part.told.get("drawn")]
     data = {"tables": [
         {"title": sheet.title, "command": f"smc-bridge compare {arguments(part.cases)}", "rows": [
-            {**vars(row), "paper": told} for row, told in zip(rows, part.told["rows"], strict=True)
+            {**vars(row), "theirs": told} for row, told in zip(rows, part.told["rows"], strict=True)
         ]} for sheet, part, rows in zip(sheets, every, figures, strict=True)
     ]}
     return Report(
@@ -134,7 +134,7 @@ def _draw(drawn: Sequence[tuple[Part, Sequence[Figures]]], figure: Any) -> None:
         ax.plot(
             [Case(method, 1, 1.0).option("w") for method, _ in told], [value for _, value in told], linestyle="none",
             marker="D", markersize=6, markerfacecolor="none", markeredgecolor=RED, markeredgewidth=1.5,
-            label="paper, HumanEval",
+            label="HumanEval, the paper's models",
         )
         ax.set(xlabel="w, exponent on the diffusion model", ylabel=name)
         ax.set_ylim(bottom=0)
