@@ -1,7 +1,6 @@
-"""Draw the gallery: `python docs/gallery.py NAME [--png]` writes `docs/gallery/NAME.svg`; without a name, all four.
+"""Draw the gallery: `python docs/gallery.py NAME [--png]` writes `docs/gallery/NAME.svg`; without a name, all three.
 
     particles   bias against particles on tabular models whose law is known
-    frontier    tokens per forward against the KL bound, over w, on the embedded pair
     weights     ESS and weight variance along the sequence, observed and predicted, on the embedded pair
     trace       what became of every drafted token in the first steps of a run, on the embedded pair
 
@@ -21,15 +20,13 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import torch
 
-from smc_bridge import ARTarget, Mixture, PowerMean, ProductOfExperts, Result, Sampler, plain_is, released, smc
-from smc_bridge.analysis import kl_per_token
+from smc_bridge import ARTarget, Result, Sampler, plain_is, released, smc
 from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.law_bias import output_distance, output_distance_by_identity
 from smc_bridge.analysis.local import local_divergences
 from smc_bridge.analysis.plots import (
     plot_against_particles,
     plot_ess_along,
-    plot_frontier,
     plot_log_weight_variance,
     plot_trace_grid,
 )
@@ -75,26 +72,6 @@ def particles(*, runs: int = 600, counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32,
     return ax.figure
 
 
-def frontier(*, prompts: int = 10, ws: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9), limit: int = 64) -> Any:
-    """One particle: what w buys in length, and what it costs in divergence from exact AR sampling."""
-    pair = load_pair("arithmetic")
-    ids = [pair.encode(problem.prompt).tolist() for problem in held_out()[:prompts]] * 2
-    intermediates: dict[str, Callable[[float], Any]] = {
-        "product of experts": ProductOfExperts, "power mean (α = 1/2)": lambda w: PowerMean(0.5, w), "mixture": Mixture,
-    }
-    lines = {}
-    for name, make in intermediates.items():
-        rows = []
-        for w in ws:
-            sampler = smc(pair, 1, intermediate=make(w), window=16, lookahead=32)
-            results = sampler.run(ids, seed=list(range(len(ids))), max_new_tokens=limit)
-            bound = kl_per_token(results)
-            forwards = sum(result.forwards.dlm_forwards for result in results)
-            rows.append((w, bound.value, sum(result.tokens for result in results) / forwards, bound.low, bound.high))
-        lines[name] = tuple(zip(*rows, strict=True))
-    return plot_frontier(lines).figure
-
-
 def weights(*, prompts: int = 7, count: int = 8, limit: int = 64) -> Any:
     """Along the sequence: ESS, and the growth of the weights' variance with what the local chi-square predicts."""
     pair = load_pair("arithmetic")
@@ -127,7 +104,7 @@ def _shown(pair: Pair) -> Callable[[list[int]], str]:
 
 
 PICTURES: dict[str, Callable[[], Any]] = {
-    "particles": particles, "frontier": frontier, "weights": weights, "trace": trace,
+    "particles": particles, "weights": weights, "trace": trace,
 }
 
 

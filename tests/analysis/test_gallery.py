@@ -14,11 +14,10 @@ import pytest
 pytest.importorskip("matplotlib")
 
 DOCS = Path(__file__).parents[2] / "docs"
-NAMES = ("particles", "frontier", "weights", "trace")
+NAMES = ("particles", "weights", "trace")
 #: Sizes that take a second or two.
 SMALL: dict[str, Callable[[ModuleType], Any]] = {
     "particles": lambda gallery: gallery.particles(runs=20, counts=(1, 2)),
-    "frontier": lambda gallery: gallery.frontier(prompts=1, ws=(0.3,), limit=12),
     "weights": lambda gallery: gallery.weights(prompts=2, count=2, limit=12),
     "trace": lambda gallery: gallery.trace(steps=1),
 }
@@ -65,4 +64,4 @@ def test_the_same_bytes_every_time(tmp_path: Path, gallery: ModuleType) -> None:
 def test_unknown_picture_is_refused_with_the_names(gallery: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         gallery.main(["sunset"])
-    assert "sunset: choose from particles, frontier, weights, trace" in capsys.readouterr().err
+    assert "sunset: choose from particles, weights, trace" in capsys.readouterr().err
