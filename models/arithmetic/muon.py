@@ -13,13 +13,16 @@ from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+MOMENTUM = 0.95
+#: What of this optimiser decides the weights, for the recipe's fingerprint.
+CONSTANTS = (COEFFICIENTS, ITERATIONS, MOMENTUM)
 
 
 class Muon(torch.optim.Optimizer):
     """Optimiser of matrices; rate and decay as in `torch.optim.Muon`."""
 
-    def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+    def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -30,8 +33,8 @@ class Muon(torch.optim.Optimizer):
                 state: dict[str, Any] = self.state[matrix]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(matrix)
-                buffer = state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
-                shapes[tuple(matrix.shape)].append((matrix, matrix.grad.lerp(buffer, group["momentum"])))
+                buffer = state["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
+                shapes[tuple(matrix.shape)].append((matrix, matrix.grad.lerp(buffer, MOMENTUM)))
             for (rows, columns), members in shapes.items():
                 updates = orthogonal(torch.stack([update for _, update in members]))
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smc_bridge.models.arithmetic.architecture import ARCHITECTURE, DIFFUSION
+from smc_bridge.models.arithmetic.muon import CONSTANTS
 from smc_bridge.models.arithmetic.problems import TRAIN_COUNT, TRAIN_SEED, drill, generate
 from smc_bridge.models.arithmetic.tokenizer import TOKENIZER_FILE
 from smc_bridge.models.arithmetic.wording import DRAFTED, PLAIN, Dialect
@@ -68,7 +69,7 @@ class Recipe:
 
     seed: int = 0
     ar: Stage = field(default_factory=lambda: Stage(steps=1_800, matrix_rate=0.02, other_rate=3e-3))
-    dlm: Stage = field(default_factory=lambda: Stage(steps=650, matrix_rate=0.012, other_rate=1.2e-3))
+    dlm: Stage = field(default_factory=lambda: Stage(steps=800, matrix_rate=0.012, other_rate=1.2e-3))
     train_count: int = TRAIN_COUNT
     train_seed: int = TRAIN_SEED
     tokenizer_count: int = 20_000
@@ -95,16 +96,16 @@ class Recipe:
 
 
 def fingerprint(recipe: Recipe, tokenizer_file: Path = TOKENIZER_FILE) -> str:
-    """Return the SHA-256 (hex) of the recipe, the architecture, the tokenizer and a sample of the generated data."""
+    """Return the SHA-256 (hex) of recipe, optimiser, architecture, tokenizer and a sample of the generated data."""
     return _digest(
-        asdict(recipe), ARCHITECTURE, DIFFUSION, _read(tokenizer_file), _sample(recipe, PLAIN), _sample(recipe, DRAFTED)
+        asdict(recipe), CONSTANTS, ARCHITECTURE, DIFFUSION, _read(tokenizer_file), _sample(recipe, PLAIN), _sample(recipe, DRAFTED)
     )
 
 
 def fingerprint_ar(recipe: Recipe, tokenizer_file: Path = TOKENIZER_FILE) -> str:
     """Return the SHA-256 (hex) of what decides the autoregressive network; its checkpoint outlives other changes."""
     decides = {name: value for name, value in asdict(recipe).items() if not name.startswith("dlm")}
-    return _digest(decides, ARCHITECTURE, _read(tokenizer_file), _sample(recipe, PLAIN))
+    return _digest(decides, CONSTANTS, ARCHITECTURE, _read(tokenizer_file), _sample(recipe, PLAIN))
 
 
 def _sample(recipe: Recipe, dialect: Dialect) -> list[Any]:

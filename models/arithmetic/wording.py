@@ -6,9 +6,9 @@ that independent marginals (what a masked diffusion model drafts from) mix what 
 
 The autoregressive model of the pair learns the *plain* dialect: every slot is drawn from the soft weights `SOFT`. The
 diffusion model learns a dialect of its own (`DRAFTED`): every slot has a favourite, which depends on the operation and,
-but for how a sentence begins and for the tense, is never what the plain dialect says most often. So a draft often
-differs from what the autoregressive model would most likely write in wording alone, and a bridge between the two has
-something to accept that plain speculative decoding refuses. Real pairs of models differ likewise.
+but for how a sentence begins and ends and for the tense, is never what the plain dialect says most often. So a draft
+often differs from what the autoregressive model would most likely write in wording alone, and a bridge between the two
+has something to accept that plain speculative decoding refuses. Real pairs of models differ likewise.
 """
 
 import random
@@ -105,14 +105,14 @@ class Dialect:
 
 _ORDER = ("frame", "lead", "verb", "link", "opener", "joint", "tail")
 #: Slots whose favourite is what the plain dialect says most often as well.
-SHARED = ("lead", "tense")
+SHARED = ("lead", "tail", "tense")
 #: Favourites of the drafted dialect, an option for each slot of `_ORDER`: never the first but in shared slots.
 _FAVOURITES: dict[str, tuple[int, ...]] = {
-    "bags": (1, 0, 1, 2, 3, 1, 2),
-    "add": (1, 0, 1, 1, 2, 2, 1),
-    "subtract": (2, 0, 2, 3, 1, 3, 3),
-    "times": (1, 0, 1, 1, 2, 2, 1),
-    "divide": (2, 0, 3, 2, 3, 1, 2),
+    "bags": (1, 0, 1, 2, 3, 1, 0),
+    "add": (1, 0, 1, 1, 2, 2, 0),
+    "subtract": (2, 0, 2, 3, 1, 3, 0),
+    "times": (1, 0, 1, 1, 2, 2, 0),
+    "divide": (2, 0, 3, 2, 3, 1, 0),
 }
 PLAIN = Dialect("plain")
 DRAFTED = Dialect(

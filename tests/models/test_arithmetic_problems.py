@@ -151,15 +151,15 @@ def test_the_drafted_dialect_slips_by_the_rule_and_works_on_from_what_it_wrote()
                 assert int(b) % 10 >= slips.HARD, problem
                 assert abs(APPLY[op](int(a), int(b)) - int(c)) == 10, problem
         assert all(2 <= int(n) <= 99 for n in re.findall(r"\d+", problem.response)), problem
-    assert 0.15 < wrong / 2_000 < 0.35
+    assert 0.25 < wrong / 2_000 < 0.40
 
 
 @pytest.mark.parametrize(
     ("kind", "a", "b", "written"),
     [
-        ("add", 47, 29, 66), ("add", 41, 28, 69), ("add", 40, 29, 69), ("add", 45, 27, 62), ("add", 45, 26, 71),
+        ("add", 47, 29, 66), ("add", 41, 28, 69), ("add", 40, 29, 69), ("add", 45, 27, 62), ("add", 46, 25, 71),
         ("add", 12, 8, 10), ("subtract", 52, 19, 43), ("subtract", 59, 19, 40), ("subtract", 52, 17, 45),
-        ("subtract", 52, 16, 36), ("times", 9, 9, 81), ("divide", 18, 9, 2),
+        ("subtract", 52, 15, 37), ("times", 9, 9, 81), ("divide", 18, 9, 2),
     ],
 )  # fmt: skip
 def test_a_slip(kind: str, a: int, b: int, written: int) -> None:
