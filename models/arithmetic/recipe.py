@@ -97,9 +97,8 @@ class Recipe:
 
 def fingerprint(recipe: Recipe, tokenizer_file: Path = TOKENIZER_FILE) -> str:
     """Return the SHA-256 (hex) of recipe, optimiser, architecture, tokenizer and a sample of the generated data."""
-    return _digest(
-        asdict(recipe), CONSTANTS, ARCHITECTURE, DIFFUSION, _read(tokenizer_file), _sample(recipe, PLAIN), _sample(recipe, DRAFTED)
-    )
+    samples = [_sample(recipe, dialect) for dialect in (PLAIN, DRAFTED)]
+    return _digest(asdict(recipe), CONSTANTS, ARCHITECTURE, DIFFUSION, _read(tokenizer_file), *samples)
 
 
 def fingerprint_ar(recipe: Recipe, tokenizer_file: Path = TOKENIZER_FILE) -> str:
