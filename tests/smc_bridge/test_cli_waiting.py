@@ -19,7 +19,8 @@ from smc_bridge.models.pairs import load_pair
 from tests.models.checkpoints import save_checkpoint
 
 Run = Callable[..., str]
-ARGV = ["decode", "Ann has 3 apples.", "--device", "cpu", "--max-new-tokens", "6"]
+PROBLEM = "Ann has 9 apples. Ann buys 3 more. How many apples does Ann have now?"
+ARGV = ["decode", PROBLEM, "--device", "cpu", "--max-new-tokens", "6"]
 
 
 class Terminal(io.StringIO):
