@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from smc_bridge.analysis.local import block_laws, blocks_of
 from smc_bridge.analysis.local import kl as divergence
+from smc_bridge.analysis.local import laws_along
 from smc_bridge.distributions.intermediate import Clamp
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.estimate import Estimate
@@ -71,7 +71,7 @@ def beta_of(
 ) -> Calibrated:
     """Calibrate `Clamp(beta)` to a KL divergence per token on given prompts (module docstring).
 
-    A round's forwards are those of decoding the prompts once with one particle, and one more of each model per block.
+    A round's forwards are those of decoding the prompts once with one particle, made a second time to read the laws.
 
     Args:
         pair: the models.
@@ -134,8 +134,7 @@ def _where(wanted: float, curve: Array, grid: Array) -> float:
 @torch.inference_mode()
 def _costs(sampler: Sampler, run: Result, grid: Array, limit: int) -> Array:
     """`sum_i KL(pi_i || p_i)` along a run's sequence under `Clamp` of every beta, `[grid]`, nats."""
-    whole, out = [*run.prompt, *run.sequences[0]], np.zeros(grid.size)
-    for block in blocks_of(sampler, run):
-        log_q, log_p, _ = block_laws(sampler, whole, len(run.prompt), block, limit)
+    out = np.zeros(grid.size)
+    for _, log_q, _, log_p, _ in laws_along(sampler, run, max_new_tokens=limit):
         out += [float(divergence(Clamp(float(beta)).log_prob(log_q, log_p), log_p).sum()) for beta in grid]
     return out

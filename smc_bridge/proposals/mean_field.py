@@ -225,9 +225,9 @@ class DLMProposal:
         """Give marginals to the particles that have none left."""
         rows, prefix, marginals, device = known(asked.rows), asked.prefix, state.marginals, asked.rows.device
         needy = rows[marginals.remaining()[rows] == 0]
-        fresh = sent(needy, device) if self.reuse else None
+        fresh = sent(needy, device)
         if not needy.size:
-            return Cost(sent(needy, device), sent(needy, device), fresh)
+            return Cost(fresh, fresh, fresh)
         # A prefix with another length limit is drafted to another length: it needs a forward of its own. So does one of
         # another prompt if scores depend on which forwards came before, or the draws would depend on the batch.
         reach = known(asked.reach)

@@ -113,6 +113,8 @@ class BridgeProgram:
         self.proposal = sampler.proposal
         #: Calls of the models so far.
         self.meter = Forwards()
+        #: Particles that the last step's marginals are fresh for, bool `[N]`.
+        self.fresh = torch.zeros(0, dtype=torch.bool)
         first = replace(sampler, particles=1).start([prompt], max_new_tokens=max_new_tokens)
         self.prompt_prefix = first.prefix
         self.limit = first.limit
@@ -166,7 +168,8 @@ class BridgeProgram:
 
     def _refresh(self, state: ProgramState) -> ProgramState:
         """Give marginals to the growing particles that have none left: one forward on their unique prefixes."""
-        needy = (~state.done & (state.offset >= state.width)).nonzero().flatten()
+        self.fresh = ~state.done & (state.offset >= state.width)
+        needy = self.fresh.nonzero().flatten()
         if needy.numel() == 0:
             return state
         scored, group = (torch.from_numpy(x).to(needy.device) for x in state.prefix.unique(known(needy)))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from smc_bridge import Clamp, smc
 from smc_bridge.analysis import beta_of, kl_per_token
+from smc_bridge.analysis.beta import _costs
 from smc_bridge.testing import tabular_pair
 
 PAIR = tabular_pair()
@@ -60,3 +62,11 @@ def test_bad_arguments_are_one_line(options: dict[str, Any], says: str) -> None:
 def test_one_prompt_has_no_interval() -> None:
     with pytest.raises(ValueError, match="prompts has 1 entries"):
         beta_of(PAIR, [[]], kl=0.01)
+
+
+def test_a_run_that_was_not_drawn_from_the_laws_that_are_read_is_refused() -> None:
+    """Else a beta would be calibrated to another program, silently."""
+    made, other = (smc(PAIR, 1, intermediate=Clamp(beta)) for beta in (8.0, 1.1))
+    run = max(made.run([[]] * 20, seed=range(20), max_new_tokens=3), key=lambda each: abs(each.log_evidence))
+    with pytest.raises(ValueError, match=r"block 0 earned .* the sampler's laws give"):
+        _costs(other, run, np.array([1.1]), 3)
