@@ -249,12 +249,12 @@ def test_a_block_weighs_within_its_bound(beta: float) -> None:
 
 # ---- mutants
 
-def unsolved(q: Tensor, p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def unsolved(q: Tensor, p: Tensor, beta: float, *room: Tensor) -> tuple[Tensor, Tensor]:
     """c = 1, and no normaliser."""
     return torch.zeros_like(q[..., :1]), torch.zeros_like(q[..., :1])
 
 
-def divided(q: Tensor, p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def divided(q: Tensor, p: Tensor, beta: float, *room: Tensor) -> tuple[Tensor, Tensor]:
     """c = 1, and what sums to more is divided by its sum."""
     return torch.zeros_like(q[..., :1]), torch.clamp(q, p, beta * p).sum(-1, keepdim=True).log()
 
