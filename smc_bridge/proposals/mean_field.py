@@ -10,6 +10,7 @@ With `reuse` set, a particle goes on with its stale marginals, once before its n
 the next few of them have a product of probabilities above `reuse`. That is decided by the logits of the forward, by how
 many of its places are used up and by whether a token was refused before: by the past, never by what is drafted next
 (condition C1; docs/theory, section 3). So the draft is drawn from, accepted by and scored under one law, stale or not.
+Sizes that are chosen in each step (`smc_bridge.engine.pace`) do not reckon with it.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ from smc_bridge.proposals.path import MostLikelyPath
 from smc_bridge.pyro_program import run_program
 from smc_bridge.registry import spelled
 from smc_bridge.testing import TabularPair, assert_biased, assert_proper, mutants, tabular_pair
-from tests.smc_bridge.test_block_models import PROMPTS as NETWORK_PROMPTS
-from tests.smc_bridge.test_block_models import network_pair
 from tests.smc_bridge.programs import KERNELS, TablePotential, program, target_law, worst
 from tests.smc_bridge.smc_enumeration import enumerate_program
+from tests.smc_bridge.test_block_models import PROMPTS as NETWORK_PROMPTS
+from tests.smc_bridge.test_block_models import network_pair
 from tests.smc_bridge.test_full_enumeration import raw_enumeration
 from tests.smc_bridge.test_pyro_program import same_law
 
@@ -107,11 +107,28 @@ def test_every_single_draw_branched_gives_the_target() -> None:
 
 
 def test_two_refusals_in_a_row_are_met_and_end_it() -> None:
-    """Four places of windows of one: reused once, the marginals are forgotten at the second refusal."""
+    """Four places of windows of one: reused once, the marginals are forgotten at the second refusal.
+
+    Windows that are accepted whole in between do not count as another forward.
+    """
     ar = TabularAR.random(2, 4, seed=3)
     sampler = program(Rejection(), ar=ar, particles=1, window=1, lookahead=4, reuse=ALWAYS)
     gap, message = worst(enumerate_program(sampler, 4).proper, target_law(sampler, 4))
     assert gap < TOLERANCE, message
+    found = {"stale, whole, refused": 0, "stale, refused": 0}
+    ar = TabularAR.random(3, 6, seed=4)
+    often = smc(TabularPair(TabularDLM(ar, noise=1.2, seed=1), ar), 1, w=0.0, window=1, lookahead=6, reuse=ALWAYS)
+    for run in often.run([[]] * 200, seed=range(200), max_new_tokens=6):
+        refused, past = 0, ""
+        for record, later in itertools.pairwise(run.trace):
+            no, fresh = record.accepted[0][0] < record.length[0][0], later.fresh == [True]
+            refused += no
+            assert fresh == (refused == 2), f"{refused} refusals since the forward, a new one: {fresh}"
+            name = f"stale, {past}refused"
+            found[name] = found.get(name, 0) + (no and refused == 2)
+            past = "" if no or not refused else "whole, "
+            refused = 0 if fresh else refused
+    assert min(found["stale, whole, refused"], found["stale, refused"]) > 5, found
 
 
 @pytest.mark.parametrize("kernel", REFUSING)
@@ -233,7 +250,8 @@ def test_the_prefix_cache_is_right_at_the_next_forward() -> None:
     found = []
     for cache in ("none", "prefix"):
         dlm, ar = network_pair(cache, shift=True)
-        sampler = Sampler(DLMProposal(dlm, lookahead=8, reuse=ALWAYS), ARTarget(ar), Mixture(0.5), particles=3, window=2)
+        proposal = DLMProposal(dlm, lookahead=8, reuse=ALWAYS)
+        sampler = Sampler(proposal, ARTarget(ar), Mixture(0.5), particles=3, window=2)
         with decisions() as reused:
             found.append(sampler.run(NETWORK_PROMPTS, seed=range(5), max_new_tokens=9, batch=2))
         assert sum(reused) > 10, f"{sum(reused)} were reused"
