@@ -13,6 +13,7 @@ rounds share their random numbers.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,23 +23,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from smc_bridge.analysis.local import block_laws, blocks_of
 from smc_bridge.analysis.local import kl as divergence
+from smc_bridge.analysis.local import laws_along
 from smc_bridge.distributions.intermediate import Clamp
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.estimate import Estimate
 from smc_bridge.intervals import NAME, ratio_interval
 from smc_bridge.methods.poe_bridge import smc
-from smc_bridge.models.arguments import real_between, whole_number
+from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.protocols import ModelPair
+from smc_bridge.names import meant
 from smc_bridge.result import Result
 
 Array = npt.NDArray[np.float64]
 
 #: Powers of a round's beta that it looks at; it moves no further than the outermost.
 POWERS = 2.0 ** np.arange(-2.0, 2.5, 0.5)
-#: Where the search begins, and the greatest beta that is tried.
-FIRST, MOST = 8.0, 1e6
+#: Where the search begins, and the least and the greatest beta that are tried: nearer to 1 costs are round-off.
+FIRST, LEAST, MOST = 8.0, 1.0 + 1e-6, 1e6
 #: Options of `smc` that are not the caller's: what is asked for is one particle's cost.
 TAKEN = ("particles", "lanes", "intermediate", "beta", "w", "potential")
 
@@ -71,7 +73,7 @@ def beta_of(
 ) -> Calibrated:
     """Calibrate `Clamp(beta)` to a KL divergence per token on given prompts (module docstring).
 
-    A round's forwards are those of decoding the prompts once with one particle, and one more of each model per block.
+    A round's forwards are those of decoding the prompts once with one particle, made a second time to read the laws.
 
     Args:
         pair: the models.
@@ -84,8 +86,8 @@ def beta_of(
         level: confidence of the interval.
         options: of `smc`, such as `temperature`, `window` and `lookahead`.
     Raises:
-        ValueError: an argument is out of range; an option that is not the caller's; or the models are so near that no
-            beta up to 1e6 costs as much.
+        ValueError: an argument is out of range; an option that is not the caller's; or no beta from 1 + 1e-6
+            to 1e6 costs as much.
     Example:
         >>> from smc_bridge.testing import tabular_pair
         >>> found = beta_of(tabular_pair(), [[]] * 12, kl=0.008, seed=range(12), max_new_tokens=3)
@@ -97,13 +99,18 @@ def beta_of(
     most = whole_number("rounds", rounds)
     if taken := [name for name in TAKEN if name in options]:
         raise ValueError(f"{taken[0]} is an option: beta_of calibrates one particle under Clamp; leave it out")
+    known = tuple(name for name in inspect.signature(smc).parameters if name not in ("pair", "name", *TAKEN))
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"{unknown[0]} is no option of smc: {meant(unknown[0], known)}give some of {', '.join(known)}")
+    if not is_list(prompts) or not hasattr(prompts, "__len__"):
+        raise ValueError(f"prompts = {said(prompts)}: give a list of lists of token ids")
     if len(prompts) < 2:
         raise ValueError(f"prompts has {len(prompts)} entries: an interval needs at least 2")
     beta, tried = FIRST, []
     for number in range(1, most + 1):
         sampler = smc(pair, 1, intermediate=Clamp(beta), **options)
         runs = sampler.run(prompts, seed=seed, max_new_tokens=max_new_tokens)
-        grid = np.unique(np.minimum(beta**POWERS, MOST))
+        grid = np.unique(np.clip(beta**POWERS, LEAST, MOST))
         costs = np.stack([_costs(sampler, run, grid, max_new_tokens) for run in runs])  # [prompts, grid]
         tokens = np.array([len(run.sequences[0]) for run in runs], dtype=np.float64)
         curve, own = costs.sum(0) / tokens.sum(), costs[:, int(np.flatnonzero(grid == beta)[0])]
@@ -118,6 +125,10 @@ def beta_of(
                 f"kl = {wanted:g}: no beta costs as much on these prompts, {MOST:g} costs {value:.3g} nats per token; "
                 "give less"
             )
+        if beta == LEAST and curve[0] > wanted:
+            raise ValueError(
+                f"kl = {wanted:g}: 1 + {LEAST - 1:.0e} is the least beta and costs {value:.3g} nats per token; give more"
+            )
         beta = _where(wanted, curve, grid)
     best = min(tried, key=lambda each: abs(math.log(max(each.kl.value, 1e-300) / wanted)))
     return Calibrated(best.beta, best.kl, best.reached, most)
@@ -125,8 +136,8 @@ def beta_of(
 
 def _where(wanted: float, curve: Array, grid: Array) -> float:
     """The beta of a cost between those of a grid, or the nearer end; near beta = 1 a cost is a square of `log beta`."""
-    if wanted >= curve[-1]:
-        return float(grid[-1])
+    if wanted >= curve[-1] or wanted <= curve[0]:
+        return float(grid[-1] if wanted >= curve[-1] else grid[0])
     logs = np.log(np.maximum(curve, 1e-300))
     return float(np.exp(np.exp(np.interp(math.log(wanted), logs, np.log(np.log(grid))))))
 
@@ -134,8 +145,7 @@ def _where(wanted: float, curve: Array, grid: Array) -> float:
 @torch.inference_mode()
 def _costs(sampler: Sampler, run: Result, grid: Array, limit: int) -> Array:
     """`sum_i KL(pi_i || p_i)` along a run's sequence under `Clamp` of every beta, `[grid]`, nats."""
-    whole, out = [*run.prompt, *run.sequences[0]], np.zeros(grid.size)
-    for block in blocks_of(sampler, run):
-        log_q, log_p, _ = block_laws(sampler, whole, len(run.prompt), block, limit)
+    out = np.zeros(grid.size)
+    for _, log_q, _, log_p, _ in laws_along(sampler, run, max_new_tokens=limit):
         out += [float(divergence(Clamp(float(beta)).log_prob(log_q, log_p), log_p).sum()) for beta in grid]
     return out

@@ -19,8 +19,9 @@ larger: a few almost dead particles inflate the variance of the log weight and h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from smc_bridge.distributions.intermediate import checked_log_prob
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.importance import OwnWeights
 from smc_bridge.models.protocols import MASKED, within_block
+from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.proposals.protocol import Proposal
 from smc_bridge.requests import check_limit
@@ -102,32 +104,49 @@ class Block:
 
 
 def blocks_of(sampler: Sampler, result: Result, particle: int = 0) -> list[Block]:
-    """Blocks that a final particle is made of, in order; elastic windows share the forward of the block before.
+    """Blocks that a final particle is made of, in order; those that share a forward name the same one.
 
     Raises:
-        ValueError: a particle that does not exist.
+        ValueError: a particle that does not exist, or a trace of marginals that does not say which drafts had a forward
+            of their own.
     """
     count = len(result.log_weights)
     if not 0 <= particle < count:
         raise ValueError(f"particle = {particle}: the run has particles 0 to {count - 1}")
     lines = ancestral_lines(result)
     out: list[Block] = []
-    start, forward, fresh = 0, 0, True
+    start, forward = 0, 0
     for step, record in enumerate(result.trace):
         survivor = int(lines[step + 1, particle]) if step + 1 < len(lines) else particle
         parent, lane = record.ancestors[survivor], record.lanes[survivor]
-        length, accepted = record.length[parent][lane], record.accepted[parent][lane]
+        length = record.length[parent][lane]
         if length == 0:
             continue
-        if fresh if record.fresh is None else record.fresh[parent]:
+        if record.fresh is None and isinstance(sampler.proposal, DLMProposal):
+            raise ValueError(
+                f"result's step {step} does not say which drafts had a forward of their own (fresh): run it again"
+            )
+        if record.fresh is None or record.fresh[parent]:
             forward = start
         out.append(Block(lane, length, start, forward, record.log_increments[parent][lane]))
         start += length
-        # Marginals outlive a block that was accepted to the end of its window, while some are left.
-        drafted = _drafted(sampler.proposal, len(result.prompt) + forward, sampler.proposal.lookahead)
-        offered = min(sampler.window, drafted - (out[-1].start - forward))
-        fresh = not (accepted == length == offered) or start - forward >= drafted
     return out
+
+
+class BlockLaws(NamedTuple):
+    """The laws that one block of L tokens was drafted, accepted and weighed by, those of its lane.
+
+    Attributes:
+        block: where it stands.
+        log_q, log_pi, log_p: `[L, A]` float64.
+        log_ratio: `log p - log pi` at its tokens, nats, `[L]`.
+    """
+
+    block: Block
+    log_q: Tensor
+    log_pi: Tensor
+    log_p: Tensor
+    log_ratio: Tensor
 
 
 @torch.inference_mode()
@@ -137,83 +156,96 @@ def local_divergences(
     """Exact local divergences along a final particle of a run of `sampler`.
 
     Args:
-        sampler: the program that made `result`, or with `foreign` the one whose laws are read along its sequence.
-        result: with its trace.
-        particle: which of the final ones.
-        max_new_tokens: the run's length limit, which bounds what the diffusion model saw; by default what the longest
-            sequence shows.
-        foreign: whether another program made the run; then its weights are not held against the sampler's laws.
+        sampler, result, particle, max_new_tokens, foreign: see `laws_along`.
     Raises:
-        ValueError: a particle that does not exist, a trace that does not fit the sequence, or blocks that earned other
-            weights than the sampler's laws give (compared where lanes have their own weights, without a potential).
+        ValueError: see `laws_along`.
     """
-    tokens = result.sequences[particle] if 0 <= particle < len(result.sequences) else []
-    blocks = blocks_of(sampler, result, particle)
-    if sum(b.length for b in blocks) != len(tokens):
-        raise ValueError("result's trace does not make up its sequence: give the result of this very sampler's run")
-    limit = max(map(len, result.sequences)) if max_new_tokens is None else check_limit(max_new_tokens)
-    pieces = [_block(sampler, [*result.prompt, *tokens], len(result.prompt), b, limit) for b in blocks]
-    if not foreign and sampler.target.potential is None and isinstance(sampler.weight, OwnWeights):
-        _require_earned(blocks, [float(piece[-1].sum()) for piece in pieces])
+    found = list(laws_along(sampler, result, particle=particle, max_new_tokens=max_new_tokens, foreign=foreign))
+    pieces = [_columns(each) for each in found]
     columns = [np.concatenate([piece[i] for piece in pieces]) for i in range(6)] if pieces else [np.zeros(0)] * 6
+    blocks = [each.block for each in found]
     numbers = np.concatenate([np.full(b.length, i) for i, b in enumerate(blocks)]) if blocks else np.zeros(0)
     offsets = np.concatenate([b.start - b.forward + np.arange(b.length) for b in blocks]) if blocks else np.zeros(0)
     return LocalDivergences(numbers.astype(np.int64), offsets.astype(np.int64), *columns)
 
 
-def _require_earned(blocks: Sequence[Block], given: Sequence[float]) -> None:
-    """Raise unless the recorded weight of every block is the one that the laws give."""
-    for number, (block, found) in enumerate(zip(blocks, given, strict=True)):
-        if not np.isclose(block.earned, found, rtol=0.01, atol=TOLERANCE * block.length):
-            raise ValueError(
-                f"result's block {number} earned {block.earned:.4g} nats, the sampler's laws give {found:.4g}: give "
-                "the sampler and max_new_tokens of this very run, or foreign=True to read another program's sequence"
-            )
+def laws_along(
+    sampler: Sampler, result: Result, *, particle: int = 0, max_new_tokens: int | None = None, foreign: bool = False
+) -> Iterator[BlockLaws]:
+    """The laws along a final particle of a run of `sampler`, block by block, read by forwards of both models.
 
-
-def _block(sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, limit: int) -> tuple[Array, ...]:
-    """The six columns of one block, `[L]` each."""
-    log_q, log_p, draft = block_laws(sampler, whole, prompt, block, limit)
-    log_pi = checked_log_prob(sampler.intermediate, log_q, log_p)
-    q, pi, p = (law[0, block.lane] for law in (log_q, log_pi, log_p))
-    ratio = (p - pi).gather(-1, draft[:, None])[:, 0]
-    columns = (kl(pi, q), kl(p, pi), torch.minimum(pi, q).exp().sum(-1), chi2(p, pi), log_variance(p, pi), ratio)
-    return tuple(column.cpu().numpy() for column in columns)
-
-
-def block_laws(
-    sampler: Sampler, whole: Sequence[int], prompt: int, block: Block, limit: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The laws q and p at the tokens of one block of a run, read by a forward of each model.
+    The run's own commits and forwards are made again, in a session of one row: where scores depend on the forwards
+    before, as those of an approximate prefix cache do, they are then those that the run drew from. This holds for one
+    particle. Several share forwards, so that a particle's marginals may come from the cache of another, of equal tokens
+    and another past, and what the others held is not recorded: such runs are refused.
 
     Args:
-        whole: prompt and sequence.
-        prompt: tokens of the prompt.
-        limit: the run's length limit.
-    Returns:
-        `log_q` and `log_p`, `[1, K, L, A]` float64, and the block's tokens, `[L]`.
+        sampler: the program that made `result`, or with `foreign` the one whose laws are read along its sequence.
+        result: with its trace.
+        particle: which of the final ones.
+        max_new_tokens: the run's length limit, which bounds what the diffusion model saw; by default what the longest
+            sequence shows.
+        foreign: whether another program made the run; then its weights are not held against the sampler's laws, which
+            are those of one particle that commits these blocks.
     Raises:
-        ValueError: the sampler's proposal is no `DLMProposal`.
+        ValueError: a particle that does not exist, a trace that does not fit the sequence, a proposal that is no
+            `DLMProposal`, scores that cannot be had again, or blocks that earned other weights than the sampler's laws
+            give (compared where lanes have their own weights, without a potential).
     """
-    device, proposal = sampler.target.model.device, sampler.proposal
+    tokens = result.sequences[particle] if 0 <= particle < len(result.sequences) else []
+    blocks = blocks_of(sampler, result, particle)
+    if sum(b.length for b in blocks) != len(tokens):
+        raise ValueError("result's trace does not make up its sequence: give the result of this very sampler's run")
+    proposal = sampler.proposal
     if not isinstance(proposal, DLMProposal):
         raise ValueError(f"sampler has a {type(proposal).__name__}: local divergences are those of a DLMProposal")
-    row = torch.zeros(1, dtype=torch.long, device=device)
-    seen = prompt + block.forward
-    prefix = torch.tensor([whole[:seen]], dtype=torch.long, device=device).reshape(1, seen)
-    width = _drafted(proposal, seen, min(proposal.lookahead, limit - block.forward))
-    canvas = torch.full((1, width), MASKED, dtype=torch.long, device=device)
-    length = torch.tensor([seen], device=device)
-    raw_q = proposal.model.session(prefix, length).score(row, canvas)
-    at = block.start - block.forward
-    raw_q = raw_q[:, at : at + block.length]
-    begin = prompt + block.start
-    before = torch.tensor([whole[:begin]], dtype=torch.long, device=device).reshape(1, begin)
-    draft = torch.tensor([whole[begin : begin + block.length]], dtype=torch.long, device=device)
-    raw_p = sampler.target.model.session(before, torch.tensor([begin], device=device)).score(row, draft)
-    log_q = proposal.log_probs(raw_q, sampler.lanes).double()  # [1, K, L, A]
-    log_p = sampler.target.log_probs(raw_p)[:, None].double().expand_as(log_q)
-    return log_q, log_p, draft[0]
+    limit = max(map(len, result.sequences)) if max_new_tokens is None else check_limit(max_new_tokens)
+    prefix = Prefix.of([result.prompt], device=sampler.target.model.device)
+    drafts, target = (model.session(prefix.tokens, prefix.length) for model in (proposal.model, sampler.target.model))
+    if drafts.has_history and len(result.log_weights) > 1 and not foreign:
+        raise ValueError(
+            f"result has {len(result.log_weights)} particles, which share forwards, and the diffusion model's scores "
+            "depend on the forwards before (its prefix cache), so that they cannot be had again: load the pair with "
+            'dlm_cache="none", or run one particle'
+        )
+    held = not foreign and sampler.target.potential is None and isinstance(sampler.weight, OwnWeights)
+    row = torch.zeros_like(prefix.length)
+    raw_q = torch.empty(1, 0, proposal.model.vocab_size, device=row.device)
+    for number, block in enumerate(blocks):
+        draft = torch.tensor([tokens[block.start : block.start + block.length]], device=row.device)
+        if block.forward == block.start:
+            width = _drafted(proposal, len(result.prompt) + block.start, min(proposal.lookahead, limit - block.start))
+            raw_q = drafts.score(row, torch.full((1, width), MASKED, device=row.device))
+        at = block.start - block.forward
+        log_q = proposal.log_probs(raw_q[:, at : at + block.length], sampler.lanes).double()  # [1, K, L, A]
+        log_p = sampler.target.log_probs(target.score(row, draft))[:, None].double().expand_as(log_q)
+        log_pi = checked_log_prob(sampler.intermediate, log_q, log_p)
+        for session in (drafts, target):
+            session.commit(draft, row + block.length)
+        q, pi, p = (law[0, block.lane] for law in (log_q, log_pi, log_p))
+        ratio = (p - pi).gather(-1, draft[0, :, None])[:, 0]
+        if held:
+            _require_earned(sampler, number, block, float(ratio.sum()))
+        yield BlockLaws(block, q, pi, p, ratio)
+
+
+def _require_earned(sampler: Sampler, number: int, block: Block, found: float) -> None:
+    """Raise unless the recorded weight of a block is the one that the laws give."""
+    if np.isclose(block.earned, found, rtol=0.01, atol=TOLERANCE * block.length):
+        return
+    chosen = sampler.pace is not None and sampler.pace.lookahead
+    told = " (how far ahead lookahead = auto looked is not recorded: give a number)" if chosen else ""
+    raise ValueError(
+        f"result's block {number} earned {block.earned:.4g} nats, the sampler's laws give {found:.4g}{told}: give "
+        "the sampler and max_new_tokens of this very run, or foreign=True to read another program's sequence"
+    )
+
+
+def _columns(laws: BlockLaws) -> tuple[Array, ...]:
+    """The six columns of one block, `[L]` each."""
+    _, q, pi, p, ratio = laws
+    columns = (kl(pi, q), kl(p, pi), torch.minimum(pi, q).exp().sum(-1), chi2(p, pi), log_variance(p, pi), ratio)
+    return tuple(column.cpu().numpy() for column in columns)
 
 
 def _drafted(proposal: Proposal, length: int, places: int) -> int:

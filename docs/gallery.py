@@ -74,7 +74,8 @@ def particles(*, runs: int = 600, counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32,
 
 def weights(*, prompts: int = 7, count: int = 8, limit: int = 64) -> Any:
     """Along the sequence: ESS, and the growth of the weights' variance with what the local chi-square predicts."""
-    pair = load_pair("arithmetic")
+    # Particles share forwards: with a prefix cache their laws cannot be had again.
+    pair = load_pair("arithmetic", dlm_cache="none")
     ids = [pair.encode(problem.prompt).tolist() for problem in held_out()[:prompts]]
     runs: dict[str, list[Result]] = {}
     predicted = {}

@@ -61,9 +61,10 @@ INTERMEDIATES: dict[str, Callable[[float, float], Any]] = {
     "proposal": lambda w, beta: _law("Proposal")(),
     "target": lambda w, beta: _law("Target")(),
 }
-#: Intermediates that do not read w, and those that read beta.
-WITHOUT_W, WITH_BETA = ("chernoff", "clamp", "proposal", "target"), ("clamp",)
-#: The paper's w, and the ratio that p and the intermediate clamp stay within.
+#: Intermediates that do not read w, and those that do not read beta.
+WITHOUT_W = ("chernoff", "clamp", "proposal", "target")
+WITHOUT_BETA = tuple(name for name in INTERMEDIATES if name != "clamp")
+#: The paper's w, and the greatest factor between the target and the intermediate clamp at a token.
 DEFAULT_W, DEFAULT_BETA = 0.3, 8.0
 
 #: Names of each kind of part.
@@ -108,9 +109,11 @@ def named(kind: str, value: Any, *, w: float = DEFAULT_W, beta: float = DEFAULT_
 
 
 def idle(kernel: Any = None, intermediate: Any = None) -> tuple[str, ...]:
-    """Options that parts by name leave unread: w, where the intermediate has none, nodes, where there is no tree."""
-    w = () if intermediate not in WITHOUT_W and kernel != "accept-all" else ("w",)
-    return w if kernel == "tree" else (*w, "nodes")
+    """Options that parts by name leave unread: w and beta, where the intermediate (poe unless it is given) has none,
+    nodes, where there is no tree."""
+    law = "proposal" if kernel == "accept-all" else "poe" if intermediate is None else intermediate
+    unread = (("w", law in WITHOUT_W), ("beta", law in WITHOUT_BETA), ("nodes", kernel != "tree"))
+    return tuple(name for name, idles in unread if idles)
 
 
 def check_fit(
@@ -128,19 +131,16 @@ def check_fit(
             f"kernel = {kernel} with intermediate = {intermediate}: it commits the proposal's own draft; give "
             "intermediate = proposal, or kernel = rejection"
         )
-    if w is not None and not (intermediate is None or isinstance(intermediate, str)):
-        raise ValueError(f"w = {said(w)} with intermediate = {said(intermediate)}: give one of them")
-    if w is not None and "w" in idle(kernel, intermediate):
-        other = f"kernel = {kernel}" if intermediate is None else f"intermediate = {intermediate}"
-        raise ValueError(f"w = {said(w)} with {other}, which has none: leave it out, or give intermediate = poe")
-    if beta is not None and not (intermediate is None or isinstance(intermediate, str)):
-        raise ValueError(f"beta = {said(beta)} with intermediate = {said(intermediate)}: give one of them")
-    if beta is not None and intermediate not in WITH_BETA:
-        other = "poe" if intermediate is None else intermediate
-        raise ValueError(
-            f"beta = {said(beta)} with intermediate = {other}, which has none: leave it out, or give "
-            "intermediate = clamp"
-        )
+    for name, value, remedy in (("w", w, "poe"), ("beta", beta, "clamp")):
+        if value is not None and not (intermediate is None or isinstance(intermediate, str)):
+            raise ValueError(f"{name} = {said(value)} with intermediate = {said(intermediate)}: give one of them")
+        if value is not None and name in idle(kernel, intermediate):
+            if kernel == "accept-all":
+                other, remedy = f"kernel = {kernel}", f"kernel = rejection and intermediate = {remedy}"
+            else:
+                other = f"intermediate = {'poe' if intermediate is None else intermediate}"
+                remedy = f"intermediate = {remedy}"
+            raise ValueError(f"{name} = {said(value)} with {other}, which has none: leave it out, or give {remedy}")
     if nodes is not None and kernel != "tree":
         one = "rejection" if kernel is None else kernel if isinstance(kernel, str) else said(kernel)
         raise ValueError(f"nodes = {said(nodes)} with kernel = {one}, which has none: leave it out, or give tree")

@@ -25,8 +25,8 @@ class StepRecord:
         resampled: whether particles interacted.
         log_evidence: `log Z` after the step, nats.
         dlm_rows, ar_rows: rows of this prompt that each model scored in this step.
-        fresh: particles that were drafted by a forward of this very step, `[N]`; None where marginals do not outlive a
-            refusal, so that lengths tell.
+        fresh: particles that were drafted by a forward of this very step, `[N]`, where others draw from the marginals
+            of an earlier one; None of a proposal whose laws do not outlive a draft.
         drafts, blocks: token ids, `[N][K][..]`; kept only if the run was asked for them. `drafts` is empty for kernels
             without a linear draft.
     """

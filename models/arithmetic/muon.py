@@ -43,7 +43,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Return matrices `[B, m, n]` with the same singular vectors and all singular values near one (0.7 to 1.2)."""
+    """Return matrices `[B, m, n]` with the same singular vectors and singular values near one (0.7 to 1.2), but for
+    those that are far below the greatest: five steps raise these, and leave them less than one."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)

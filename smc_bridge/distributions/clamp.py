@@ -5,8 +5,9 @@ section 9): what a token-level test accepts, less a price for what it costs in l
 
 The sum is non-decreasing and piecewise linear in c, at most 1 at `1 / beta` and at least 1 at 1. On the piece that
 holds c, with M the mass of q between the bounds, `sum pi = M + c slope`: the Newton step is `c (1 - M) / (sum pi - M)`.
-From the root's piece it leads to the root; 3 to 6 steps are usual. Where it would leave what is known to hold the root,
-that is halved instead, in its logarithm. (A sort of the 2 A breakpoints costs some 50 steps.)
+From the root's piece it leads to the root; 2 to 5 sums are usual. Where it would leave what is known to hold the root,
+that is halved instead, in its logarithm. (A sort of the 2 A breakpoints costs some 50 steps.) A sum is a few passes
+over memory; all are written to the same buffers, since new memory costs more than what is done in it.
 
 Shapes: A alphabet, n cells of one call.
 """
@@ -16,11 +17,15 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Law, reached
 from smc_bridge.distributions.normaliser import Normaliser
+from smc_bridge.models.checks import refuse
+from smc_bridge.models.host import Array, known
+from smc_bridge.sampling import is_one
 
 #: Sums this many units of round-off from 1 are 1.
 CLOSE = 16
@@ -28,32 +33,56 @@ CLOSE = 16
 STEPS = 200
 
 
+def _between(ratio: Tensor, least: Array, most: Array, out: Tensor) -> None:
+    """`clamp(ratio, least, most)` into `out`, `[..., A]` by bounds `[..., 1]`; of one cell in one pass."""
+    if least.size == 1:
+        torch.clamp(ratio, least.item(), most.item(), out=out)
+    else:
+        low, high = (torch.from_numpy(bound).to(ratio) for bound in (least, most))
+        torch.minimum(torch.maximum(ratio, low, out=out), high, out=out)
+
+
 @torch.no_grad()
-def clamp_scale(q: Tensor, p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def clamp_scale(q: Tensor, p: Tensor, beta: float, *room: Tensor) -> tuple[Tensor, Tensor]:
     """`log c` and the log of `sum_x clamp(q, c p, c beta p)(x)`, which is 0 up to round-off, `[..., 1]` each.
 
     Args:
-        q, p: probabilities `[..., A]`, float32 or better; q may have no mass at all, as of a place without a draft.
+        q, p: probabilities up to a factor, `[..., A]`, float32 or better; q may have no mass at all, as of a place
+            without a draft.
         beta: above 1.
+        room: three tensors like q that are written to, of which the first may be q itself; none to make them.
+    Returns:
+        of the laws that q and p are once they are normalised; NaN where one of them is no law.
     """
-    c = torch.full_like(q[..., :1], beta**-0.25)
-    low, high = torch.full_like(c, 0.5 / beta), torch.full_like(c, 2.0)  # wider: the root may be an end
-    between, close = torch.empty_like(q), CLOSE * torch.finfo(q.dtype).eps
-    for number in range(1, STEPS + 1):
-        least = p * c
-        pi = torch.clamp(q, least, least * beta)
-        total = pi.sum(-1, keepdim=True)
-        inside = torch.eq(pi, q, out=between).mul_(q).sum(-1, keepdim=True)  # M
-        over = total - 1.0
-        step = c * ((1.0 - inside) / (total - inside))
-        high, low = torch.where(over > 0, c, high), torch.where(over > 0, low, c)
-        # An end was stood on before: two steps could lead to each other. NaN, of a level piece, is not inside either.
-        step = torch.where((step > low) & (step < high), step, (low * high).sqrt())
-        step = torch.where(over.abs() <= close, c, step)
-        if number == STEPS or torch.equal(step, c):
-            break
-        c = step
-    return c.log(), total.log()
+    of_q, of_p = (known(law.sum(-1, keepdim=True)).astype(np.float64) for law in (q, p))
+    ratio, held, work = room or (torch.empty_like(q) for _ in range(3))
+    # pi = p clamp(q / p, a, a beta), where 0 / 0 must be a number.
+    torch.clamp(q, torch.finfo(q.dtype).tiny, out=ratio).div_(p)
+    with np.errstate(all="ignore"):
+        # Of laws up to a factor, q's: clamp(q, a p, a beta p) sums to the mass of q, a = c mass / of_p.
+        mass = np.where(of_q == 0, of_p, of_q)
+        unit = mass / of_p
+        lawless = ~((mass > 0) & (unit > 0) & np.isfinite(mass + unit))
+        a, close = unit * beta**-0.25, mass * (CLOSE * torch.finfo(q.dtype).eps)
+        low, high = unit * (0.5 / beta), unit * 2.0  # wider than [1 / beta, 1]: the root may be an end
+        for number in range(1, STEPS + 1):
+            _between(ratio, a, a * beta, held)
+            total = known(torch.mul(held, p, out=work).sum(-1, keepdim=True))
+            over = total - mass
+            done = (np.abs(over) <= close) | lawless
+            if number == STEPS or done.all():
+                break
+            inside = known(torch.eq(held, ratio, out=held).mul_(work).sum(-1, keepdim=True))  # M
+            step = a * ((mass - inside) / (total - inside))
+            high, low = np.where(over > 0, a, high), np.where(over > 0, low, a)
+            # An end was stood on before: two steps could lead to each other. NaN, of a level piece, is not inside.
+            step = np.where((step > low) & (step < high), step, np.sqrt(low * high))
+            step = np.where(done, a, step).astype(total.dtype).astype(np.float64)
+            if (step == a).all():
+                break
+            a = step
+        log_c = np.where(lawless, math.nan, np.log(a / unit))
+        return torch.from_numpy(log_c).to(q), torch.from_numpy(np.log(total / mass)).to(q)
 
 
 def clamped(log_q: Tensor, log_p: Tensor, log_c: Tensor, log_total: Tensor, log_beta: float) -> Tensor:
@@ -68,10 +97,13 @@ def clamp_log_prob(log_q: Tensor, log_p: Tensor, beta: float) -> Tensor:
     Args:
         log_q, log_p: `[..., A]`, -inf for no mass; `log_q` may be -inf everywhere, and then the bridge is p.
         beta: above 1.
+    Raises:
+        ValueError: a position where `log_q` or `log_p` has NaN, or `log_p` has no mass.
     """
     exact = torch.promote_types(log_p.dtype, torch.float32)
     wide_q, wide_p = log_q.to(exact), log_p.to(exact)
-    scale = clamp_scale(torch.softmax(wide_q, -1).nan_to_num(0.0), torch.softmax(wide_p, -1), beta)
+    scale = clamp_scale(wide_q.exp(), wide_p.exp(), beta)
+    refuse(scale[0].isnan(), lambda at: _not_a_law(at[:-1]))
     return clamped(wide_q, wide_p, *scale, math.log(beta)).to(log_p.dtype)
 
 
@@ -109,13 +141,25 @@ class ClampLaw(Law):
         if missing is None:
             return values
         fresh, place = rows[missing], positions[missing]
-        for span in self.spans(fresh.numel()):
+        spans = list(self.spans(fresh.numel()))
+        # Memory that is new costs more than what is done in it: all spans share it.
+        room = [torch.empty(len(fresh[spans[0]]), self.shape[-1], dtype=self.dtype, device=self.device) for _ in range(4)]
+        for span in spans:
             r, i = fresh[span], place[span]
-            q, p = (_shares(law.probs(r, i).to(self.dtype)) for law in (self.q, self.p))
-            self.normaliser.write(r, i, *clamp_scale(q, p, self.beta))
+            q, p, one, two = (each[: len(r)] for each in room)
+            for law, out in ((self.q, q), (self.p, p)):
+                values, factor, peak, _ = law.scores(r, i)
+                if not is_one(factor):
+                    values = torch.sub(values, peak, out=one).mul_(factor)
+                torch.softmax(values, -1, out=out)
+            scale = clamp_scale(q, p, self.beta, q, one, two)
+            if bool(scale[0].isnan().any()):  # softmax does not know of a place without a draft
+                scale = clamp_scale(self.q.log_probs(r, i).to(self.dtype).exp_(), p, self.beta)
+                refuse(scale[0].isnan(), lambda at, r=r, i=i: _not_a_law((int(r[at[0]]), int(i[at[0]]))))  # type: ignore[misc]
+            self.normaliser.write(r, i, *scale)
         return self.normaliser.read(rows, positions)[0]
 
 
-def _shares(probs: Tensor) -> Tensor:
-    """Probabilities that sum to one from those up to a factor, `[n, A]`; none where there is no mass."""
-    return probs / probs.sum(-1, keepdim=True).clamp_min(torch.finfo(probs.dtype).tiny)
+def _not_a_law(at: tuple[int, ...]) -> str:
+    """The message about a cell where the scale is of no laws."""
+    return f"log_probs has NaN at (row, position) {list(at)}: check the model's logits there"

@@ -381,7 +381,12 @@ class Clamp:
         return math.log(self.beta)
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
-        """`log clamp(q, c p, c beta p)`, `[..., A]`; see `Intermediate.log_prob`."""
+        """`log clamp(q, c p, c beta p)`, `[..., A]`; see `Intermediate.log_prob`. Gradients leave out that c depends on
+        q and p.
+
+        Raises:
+            ValueError: a law has NaN; the message says at which row and position.
+        """
         return log_p if self.beta == 1.0 else clamp_log_prob(log_q, log_p, self.beta)
 
 

@@ -16,6 +16,8 @@ For a tree the sum is over its nodes, whose probabilities of being met are known
 to node, so a tree ends best at the first that lowers `(1 + sum of probabilities) / (worth + nodes)`, where `worth` is
 what a step costs besides, in nodes (`smc_bridge.kernels.tree_build`).
 
+It is reckoned as if a refusal ended the use of a forward: marginals that outlive one (`reuse`) are not counted in.
+
 What is decided in a step is a function of the prompt's *past* and of costs, never of the step's own draws: where blocks
 end is a stopping time, and the program stays proper (condition C1; docs/theory, section 3). Nor is it a function of the
 batch: what forwards cost is reckoned for a number of prompts that the user names. Other rules are special cases of

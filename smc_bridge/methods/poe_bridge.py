@@ -30,7 +30,7 @@ from smc_bridge.registry import method
 
 #: V, M and B unless they are given, and at most where they are chosen.
 WINDOW, LOOKAHEAD, NODES = 32, 256, 128
-#: Of marginals after a refusal, unless it is given.
+#: The probability above which marginals outlive a refusal, unless it is given: 0, never.
 REUSE = 0.0
 #: A size that is chosen in each step.
 AUTO = "auto"
@@ -147,7 +147,7 @@ def smc(
         particles: N, that survive a step.
         lanes: K, drafts of each particle.
         w: exponent (or share) of the DLM in the intermediate, 0.3 unless it is given.
-        beta: ratio within which the target and the intermediate clamp stay, 8 unless it is given.
+        beta: greatest factor between the target and the intermediate clamp at a token, 8 unless it is given.
         window: V, tokens verified at once; auto: in each step what pays, up to 32.
         lookahead: M, masked positions per forward of the DLM; auto: in each step what pays, up to 256.
         temperature: of the target, and of the proposal unless that has its own; 0 is greedy.
@@ -228,7 +228,8 @@ def paper(
     each lane weighs by its own `pi^(k)`. All else is as in `smc`.
     """
     own = lane_temperatures(lanes)
-    if (intermediate is None or intermediate == "poe") and options.get("kernel") != "accept-all":
+    plain = intermediate is None or intermediate == "poe"
+    if plain and options.get("kernel") != "accept-all" and options.get("beta") is None:
         w = DEFAULT_W if w is None else w
         intermediate, w = ProductOfExperts(w, lane_exponents(w, temperature, own)), None
     return smc(
@@ -237,12 +238,20 @@ def paper(
     )
 
 
+def _none_of(names: Sequence[str], options: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError if a preset is given options that it does not have."""
+    for option in names:
+        if (value := options.get(option)) is not None:
+            raise ValueError(f"{option} = {said(value)} with {name}, which has none: leave it out, or use smc")
+
+
 @method(
     "speculative", role="exact", targets="AR", proper=True, reference="arXiv 2211.17192, 2302.01318", rest=smc,
     without=("w", "beta", "intermediate"),
 )
 def speculative(pair: ModelPair, *, particles: int = 1, name: str = "speculative", **options: Any) -> Sampler:
     """`w = 0`: speculative decoding with a mean-field draft; every sample is an exact draw and every weight is one."""
+    _none_of(("w", "beta"), options, "speculative")
     return smc(pair, particles, name=name, **{"intermediate": "target", **options})
 
 
@@ -254,6 +263,7 @@ def plain_is(
     pair: ModelPair, *, particles: int = 1, lanes: int = 4, name: str = "plain-is", **options: Any
 ) -> Sampler:
     """`w = 1`: plain importance sampling, K whole drafts of V tokens weighed by `p / q`, one survives."""
+    _none_of(("w", "beta"), options, "plain_is")
     return smc(
         pair, particles, lanes=lanes, name=name, **{"intermediate": "proposal", "kernel": "accept-all", **options}
     )

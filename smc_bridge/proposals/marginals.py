@@ -22,8 +22,8 @@ from smc_bridge.models.host import Index, sent
 
 #: Whether the next marginals of particles `[n]` are sure enough to be drawn from, though they are stale: bool `[n]`.
 Confident = Callable[[Index], npt.NDArray[np.bool_]]
-#: Refusals that marginals outlive at most, one after the other.
-IN_A_ROW = 1
+#: Refusals that the marginals of one forward outlive at most.
+PER_FORWARD = 1
 
 
 @dataclass
@@ -80,14 +80,14 @@ class Marginals:
         """Let particles be those they come from, `length: [R]` positions further.
 
         After a draft that was committed as a `whole` (bool `[R]`) the rest of the marginals is still good. After
-        another it is drawn from only where it is `confident` (None: nowhere), at most `IN_A_ROW` times.
+        another it is drawn from only where it is `confident` (None: nowhere), at most `PER_FORWARD` times.
         """
         if ancestors is not None:
             self.slot, self.offset, self.refusals = (x[ancestors] for x in (self.slot, self.offset, self.refusals))
         self.offset, good = self.offset + length, whole
         left = self.remaining() > 0
         if confident is not None:
-            stale = (left & ~whole & (length > 0) & (self.refusals < IN_A_ROW)).nonzero()[0]
+            stale = (left & ~whole & (length > 0) & (self.refusals < PER_FORWARD)).nonzero()[0]
             self.refusals = self.refusals + (~whole & (length > 0))
             good = whole.copy()
             good[stale] = confident(stale)

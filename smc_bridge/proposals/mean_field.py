@@ -10,6 +10,7 @@ With `reuse` set, a particle goes on with its stale marginals, once before its n
 the next few of them have a product of probabilities above `reuse`. That is decided by the logits of the forward, by how
 many of its places are used up and by whether a token was refused before: by the past, never by what is drafted next
 (condition C1; docs/theory, section 3). So the draft is drawn from, accepted by and scored under one law, stale or not.
+Sizes that are chosen in each step (`smc_bridge.engine.pace`) do not reckon with it.
 """
 
 from __future__ import annotations
@@ -225,9 +226,9 @@ class DLMProposal:
         """Give marginals to the particles that have none left."""
         rows, prefix, marginals, device = known(asked.rows), asked.prefix, state.marginals, asked.rows.device
         needy = rows[marginals.remaining()[rows] == 0]
-        fresh = sent(needy, device) if self.reuse else None
+        fresh = sent(needy, device)
         if not needy.size:
-            return Cost(sent(needy, device), sent(needy, device), fresh)
+            return Cost(fresh, fresh, fresh)
         # A prefix with another length limit is drafted to another length: it needs a forward of its own. So does one of
         # another prompt if scores depend on which forwards came before, or the draws would depend on the batch.
         reach = known(asked.reach)

@@ -37,8 +37,8 @@ class Cost(NamedTuple):
     Attributes:
         prompts: which prompt each scored row was for, `[U]`; a row that serves several prompts counts for each.
         forward: in which forward it was, `[U]`, counted from 0.
-        fresh: particles that draw from these forwards, indices in increasing order, where others may draw from an
-            earlier one after a refusal; None where lengths tell.
+        fresh: particles that draw from these forwards, indices in increasing order, where others draw from an earlier
+            one; None where nobody does.
     """
 
     prompts: Tensor

@@ -77,7 +77,7 @@ def run_program(
         smc.step(len(records))
         if uncovered is None and (uncovered := _uncovered(smc, program, len(records), begun - len(prompt))) is not None:
             tell(sampler, uncovered)
-        records.append(_record(smc, len(records), before, program.meter))
+        records.append(_record(smc, program, len(records), before))
     start = len(prompt)
     tokens, length = smc.state["tokens"].tolist(), smc.state["length"].tolist()
     return _result(
@@ -104,8 +104,8 @@ def _uncovered(smc: EvidenceSMCFilter, program: BridgeProgram, step: int, begun:
     return int((begun + first)[first < block.shape[-1]].min())
 
 
-def _record(smc: EvidenceSMCFilter, step: int, before: Forwards, after: Forwards) -> StepRecord:
-    done = smc.history[-1]
+def _record(smc: EvidenceSMCFilter, program: BridgeProgram, step: int, before: Forwards) -> StepRecord:
+    done, after = smc.history[-1], program.meter
     length = stopped_length(smc.model_trace.nodes[f"block_{step}"]["value"]).cpu()
     own = smc.model_trace.nodes[f"accepted_{step}"]["value"].cpu()
     accepted = (length - 1 + own).clamp_min(0)
@@ -114,7 +114,7 @@ def _record(smc: EvidenceSMCFilter, step: int, before: Forwards, after: Forwards
         accepted=accepted[:, None].tolist(), log_increments=done.log_increments[:, None].tolist(),
         log_weights=done.log_weights.tolist(), ess=done.ess, resampled=done.resampled,
         log_evidence=float(log_mean(done.log_weights)), dlm_rows=after.dlm_rows - before.dlm_rows,
-        ar_rows=after.ar_rows - before.ar_rows,
+        ar_rows=after.ar_rows - before.ar_rows, fresh=program.fresh.tolist(),
     )
 
 

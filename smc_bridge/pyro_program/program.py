@@ -26,7 +26,7 @@ from smc_bridge.models.ends import Ends, ends_of
 from smc_bridge.models.host import known
 from smc_bridge.models.protocols import ABSENT, MASKED, within_block
 from smc_bridge.prefix import Prefix
-from smc_bridge.proposals.marginals import IN_A_ROW
+from smc_bridge.proposals.marginals import PER_FORWARD
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.pyro_program.block import Block, LastCall, intermediate_block, proposal_block
 from smc_bridge.pyro_program.stopped import StoppedPrefix, stopped_length
@@ -113,6 +113,8 @@ class BridgeProgram:
         self.proposal = sampler.proposal
         #: Calls of the models so far.
         self.meter = Forwards()
+        #: Particles that the last step's marginals are fresh for, bool `[N]`.
+        self.fresh = torch.zeros(0, dtype=torch.bool)
         first = replace(sampler, particles=1).start([prompt], max_new_tokens=max_new_tokens)
         self.prompt_prefix = first.prefix
         self.limit = first.limit
@@ -166,7 +168,8 @@ class BridgeProgram:
 
     def _refresh(self, state: ProgramState) -> ProgramState:
         """Give marginals to the growing particles that have none left: one forward on their unique prefixes."""
-        needy = (~state.done & (state.offset >= state.width)).nonzero().flatten()
+        self.fresh = ~state.done & (state.offset >= state.width)
+        needy = self.fresh.nonzero().flatten()
         if needy.numel() == 0:
             return state
         scored, group = (torch.from_numpy(x).to(needy.device) for x in state.prefix.unique(known(needy)))
@@ -213,7 +216,7 @@ class BridgeProgram:
         """Particles that were `refused` a token and go on with their stale marginals past `used` of them, `[N]`."""
         if not self.proposal.reuse:
             return torch.zeros_like(refused)
-        slot = known(refused & (laws.refusals < IN_A_ROW) & (used < laws.width)).nonzero()[0]
+        slot = known(refused & (laws.refusals < PER_FORWARD) & (used < laws.width)).nonzero()[0]
         good = np.zeros(refused.numel(), dtype=bool)
         good[slot] = self.proposal.confident(laws.logits, slot, known(used)[slot], known(laws.width)[slot])
         return torch.from_numpy(good).to(refused.device)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from smc_bridge import Clamp, smc
 from smc_bridge.analysis import beta_of, kl_per_token
-from smc_bridge.testing import tabular_pair
+from smc_bridge.analysis.beta import _costs
+from smc_bridge.models.protocols import MASKED
+from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.testing import TabularPair, tabular_pair
+from tests.oracle import intermediates as oracle
 
 PAIR = tabular_pair()
 
@@ -47,6 +53,8 @@ def test_few_rounds_tell_that_they_were_too_few() -> None:
         ({"kl": 0.0}, "kl = 0.0: give nats per token"), ({"kl": 5.0}, "kl = 5: no beta costs as much on these prompts"),
         ({"tolerance": 1.0}, "tolerance = 1.0"), ({"rounds": 0}, "rounds = 0"),
         ({"particles": 4}, "particles is an option: beta_of calibrates one particle"),
+        ({"kl": 1e-20, "rounds": 60}, r"kl = 1e-20: 1 \+ 1e-06 is the least beta and costs .* give more"),
+        ({"temperatur": 1.0}, "temperatur is no option of smc: did you mean temperature"),
         ({"beta": 2.0}, "beta is an option"), ({"temperature": -1.0}, "temperature = -1.0"),
         ({"proposal": "chain"}, "PrefixFilled: local divergences are those of a DLMProposal"),
     ],
@@ -60,3 +68,40 @@ def test_bad_arguments_are_one_line(options: dict[str, Any], says: str) -> None:
 def test_one_prompt_has_no_interval() -> None:
     with pytest.raises(ValueError, match="prompts has 1 entries"):
         beta_of(PAIR, [[]], kl=0.01)
+    with pytest.raises(ValueError, match="prompts = 5: give a list of lists of token ids"):
+        beta_of(PAIR, 5, kl=0.01)  # type: ignore[arg-type]
+
+
+def test_what_is_estimated_is_the_divergence_of_pi_from_p() -> None:
+    """Held to enumeration on laws where KL(p || pi) is another number; every token has a forward of its own."""
+    first, second = ([[0.9, 0.09, 0.01]], [[0.05, 0.05, 0.9], [0.2, 0.7, 0.1], [0.01, 0.01, 0.98]])
+    ar = TabularAR([torch.tensor(rows, dtype=torch.float64) for rows in (first, second)], eos_id=None)
+    pair = TabularPair(TabularDLM(ar, noise=2.5, seed=3), ar)
+
+    def divergences(prefix: list[int]) -> tuple[float, float]:
+        """KL(pi || p) and KL(p || pi) of the next token."""
+        tokens = torch.tensor([prefix], dtype=torch.long).reshape(1, len(prefix))
+        length, row = torch.tensor([len(prefix)]), torch.tensor([0])
+        q = pair.dlm.session(tokens, length).score(row, torch.tensor([[MASKED]]))[0, 0].softmax(-1).numpy()
+        p = np.array(second[prefix[0]] if prefix else first[0])
+        pi = oracle.clamp(q, p, 8.0)
+        return oracle.kl(pi, p), oracle.kl(p, pi)
+
+    sampler, grid = smc(pair, 1, intermediate=Clamp(8.0), window=1, lookahead=1), np.array([2.0, 8.0])
+    runs = sampler.run([[]] * 60, seed=range(60), max_new_tokens=2)
+    wanted, reverse = (
+        np.array([divergences([])[i] + divergences([run.sequences[0][0]])[i] for run in runs]) for i in (0, 1)
+    )
+    costs = np.array([_costs(sampler, run, grid, 2)[1] for run in runs])
+    assert np.abs(costs - wanted).max() < 1e-9
+    assert np.unique(wanted.round(6)).size > 1
+    assert np.abs(costs - reverse).min() > 0.02, f"KL(pi || p) {wanted}, KL(p || pi) {reverse}"
+
+
+
+def test_a_run_that_was_not_drawn_from_the_laws_that_are_read_is_refused() -> None:
+    """Else a beta would be calibrated to another program, silently."""
+    made, other = (smc(PAIR, 1, intermediate=Clamp(beta)) for beta in (8.0, 1.1))
+    run = max(made.run([[]] * 20, seed=range(20), max_new_tokens=3), key=lambda each: abs(each.log_evidence))
+    with pytest.raises(ValueError, match=r"block 0 earned .* the sampler's laws give"):
+        _costs(other, run, np.array([1.1]), 3)

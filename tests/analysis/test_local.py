@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from smc_bridge.analysis.local import blocks_of, chi2, kl, local_divergences, log_variance
+from smc_bridge.analysis.local import blocks_of, chi2, kl, laws_along, local_divergences, log_variance
 from smc_bridge.analysis.variance import weight_variance
 from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts
+from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import never
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.models.costs import Costs
+from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.tabular import TabularAR, TabularDLM
-from smc_bridge.testing import tabular_pair
+from smc_bridge.testing import TabularPair, tabular_pair
+from tests.smc_bridge.test_exact_on_cached_path import models as networks
 
 
 class Tables:
@@ -57,6 +63,66 @@ def test_blocks_of_a_block_causal_model_are_read_where_they_were_drafted() -> No
         starts |= {(1 + b.forward, 1 + b.start) for b in blocks}
         assert all((1 + b.forward) // 3 == (1 + b.start) // 3 for b in blocks)
     assert any(start > forward for forward, start in starts), "no draft was used up in two blocks"
+
+
+def cached(particles: int, **options: Any) -> Sampler:
+    """On networks whose diffusion model keeps an approximate prefix cache."""
+    ar, dlm = networks(5, None, cache=True)
+    pair = TabularPair(dlm.with_cache("prefix"), ar)  # type: ignore[arg-type]
+    return presets.smc(pair, particles, w=0.5, window=2, lookahead=3, trigger=never, **options)
+
+
+@pytest.mark.parametrize("reuse", [0.0, 1e-9])
+def test_laws_of_a_session_with_a_history_are_those_that_were_drawn_from(reuse: float) -> None:
+    sampler, other = cached(1, reuse=reuse), 0
+    runs = sampler.run([[0, 1, 2], [3]] * 5, seed=list(range(10)), max_new_tokens=10)
+    for result in runs:
+        along = list(laws_along(sampler, result, max_new_tokens=10))
+        assert [float(each.log_ratio.sum()) for each in along] == pytest.approx(
+            [record.log_increments[0][0] for record in result.trace], abs=1e-9
+        )
+        # A forward on the prefix alone, without the forwards before it, is another law.
+        for each in along:
+            if each.block.forward == each.block.start > 0:
+                seen = torch.tensor([[*result.prompt, *result.sequences[0][: each.block.start]]])
+                model = sampler.proposal.model
+                width = min(3, 10 - each.block.start)
+                raw = model.session(seen, torch.tensor([seen.shape[1]])).score(
+                    torch.tensor([0]), torch.full((1, width), MASKED)
+                )
+                alone = sampler.proposal.log_probs(raw, 1)[0, 0, : each.block.length]
+                other += int((alone - each.log_q).abs().max() > 1e-3)
+    assert other > 10, f"{other} blocks have another law without the history: the claim says little"
+
+
+def test_particles_that_share_forwards_with_a_history_are_refused() -> None:
+    sampler = cached(2)
+    (result,) = sampler.run([[0, 1, 2]], seed=0, max_new_tokens=6)
+    with pytest.raises(ValueError, match=r'result has 2 particles.*prefix cache.*dlm_cache="none"'):
+        local_divergences(sampler, result, max_new_tokens=6)
+    found = local_divergences(cached(1), result, particle=1, max_new_tokens=6, foreign=True)
+    assert len(found.chi2) == len(result.sequences[1])
+
+
+def test_windows_that_are_chosen_in_each_step_are_read_where_they_were_drafted() -> None:
+    """A window that ends before the program's own draws on from the same forward."""
+    pair = TabularPair(TabularDLM(Tables.ar, noise=1.2, seed=1), Tables.ar)
+    costs = Costs.linear(dlm=(20.0, 0.01), ar=(0.01, 1.0))
+    for reuse in (0.0, 0.3):
+        sampler = presets.smc(pair, 1, window="auto", lookahead=6, reuse=reuse, trigger=never, costs=costs)
+        shared = 0
+        for result in sampler.run([[]] * 30, seed=list(range(30)), max_new_tokens=6):
+            local_divergences(sampler, result, max_new_tokens=6)  # raises unless they give the weights that were earned
+            shared += sum(b.forward < b.start for b in blocks_of(sampler, result))
+        assert shared > 10, f"{shared} blocks shared a forward"
+
+
+def test_a_trace_without_forwards_is_refused() -> None:
+    sampler = presets.smc(Tables(), 1, window=2)
+    (result,) = sampler.run([[]], seed=0, max_new_tokens=6)
+    older = replace(result, trace=[replace(record, fresh=None) for record in result.trace])
+    with pytest.raises(ValueError, match=r"step 0 does not say which drafts had a forward of their own"):
+        local_divergences(sampler, older)
 
 
 def test_every_particle_of_a_resampled_run_has_its_own_blocks() -> None:

@@ -6,6 +6,7 @@ import itertools
 import math
 import pickle
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from smc_bridge import Clamp, ProductOfExperts, smc
+from smc_bridge import Clamp, ProductOfExperts, paper, plain_is, smc, speculative
 from smc_bridge.describe import describe
 from smc_bridge.distributions import clamp as module
 from smc_bridge.distributions.bridge import bridge_law
@@ -150,12 +151,38 @@ def test_one_is_the_target_and_many_the_proposal_where_that_is_covered() -> None
     wide = (q / p).max(-1) / (q / p).min(-1) <= 1e4
     assert wide.sum() > 50
     assert np.abs(probabilities(Clamp(1e4), q, p) - q)[wide].max() < ROUND_OFF
-    # What q leaves out keeps the mass that the scale gives it, which vanishes; what p leaves out is dropped.
+    # What q leaves out keeps the mass that the scale gives it, which vanishes where p covers q; what p leaves out is
+    # dropped.
     hole = np.array([[0.5, 0.5, 0.0]]), np.array([[0.4, 0.4, 0.2]])
     for beta in (1e3, 1e6, 1e9):
         assert 0 < probabilities(Clamp(beta), *hole)[0, 2] < 2 / beta
     gone = np.array([[0.5, 0.3, 0.2]]), np.array([[0.5, 0.5, 0.0]])
     assert np.allclose(probabilities(Clamp(1e9), *gone), [[0.5, 0.5, 0.0]])
+    # Both at once: what is dropped goes to what q leaves out, if nothing of q can be lifted by as much.
+    both = np.array([[0.5, 0.5, 0.0]]), np.array([[0.5, 0.0, 0.5]])
+    for beta in (1e3, 1e9, 1e30):
+        assert np.allclose(probabilities(Clamp(beta), *both), [[0.5, 0.0, 0.5]])
+
+
+@pytest.mark.parametrize("chunks", [Chunks(), Chunks(whole=0)], ids=["table", "lazy"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_nan_is_refused_where_it_is(which: int, chunks: Chunks) -> None:
+    both = [log(x)[:, None].repeat(1, 3, 1) for x in random_laws(4, 6, seed=26)]
+    both[which][2, 1, 3] = math.nan
+    says = r"^log_probs has NaN at \(row, position\) \[2, 1\]: check the model's logits there$"
+    with pytest.raises(ValueError, match=says):
+        Clamp(8.0).log_prob(*both)
+    with pytest.raises(ValueError, match=says):
+        bridge_law(Clamp(8.0), Dense(both[0], chunks), Dense(both[1], chunks), lanes=1).at(torch.zeros(4, 3).long())
+
+
+@pytest.mark.parametrize("chunks", [Chunks(), Chunks(whole=0)], ids=["table", "lazy"])
+def test_a_place_without_a_draft_has_the_target(chunks: Chunks) -> None:
+    q, p = (log(x)[:, None] for x in random_laws(5, 6, seed=27))
+    q[3] = -math.inf
+    law = bridge_law(Clamp(8.0), Dense(q, chunks), Dense(p, chunks), lanes=1).dense()
+    assert torch.allclose(law[3], p[3], rtol=0, atol=ROUND_OFF)
+    assert not torch.allclose(law[2], p[2], rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -179,7 +206,8 @@ def test_extreme_logits_give_a_law_within_its_bound(beta: float, dtype: torch.dt
     # Log-probabilities of -1e4 carry round-off of that size.
     round_off = 4 * torch.finfo(dtype).eps * (1 + p.clamp_min(-1e9).abs())
     assert float((ratio.abs() - math.log(beta) - round_off).max()) < small
-    assert torch.equal(pi[:, 0], p[:, 0]) or float((pi - p)[:, 0].nan_to_num(0.0).abs().max()) < small
+    without, target = pi[:, 0].exp(), p[:, 0].exp()  # q has no mass: the target
+    assert float((without - target).abs().max()) < small
 
 
 def test_float32_is_the_law_of_float64_up_to_round_off() -> None:
@@ -249,12 +277,12 @@ def test_a_block_weighs_within_its_bound(beta: float) -> None:
 
 # ---- mutants
 
-def unsolved(q: Tensor, p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def unsolved(q: Tensor, p: Tensor, beta: float, *room: Tensor) -> tuple[Tensor, Tensor]:
     """c = 1, and no normaliser."""
     return torch.zeros_like(q[..., :1]), torch.zeros_like(q[..., :1])
 
 
-def divided(q: Tensor, p: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def divided(q: Tensor, p: Tensor, beta: float, *room: Tensor) -> tuple[Tensor, Tensor]:
     """c = 1, and what sums to more is divided by its sum."""
     return torch.zeros_like(q[..., :1]), torch.clamp(q, p, beta * p).sum(-1, keepdim=True).log()
 
@@ -311,3 +339,12 @@ def test_by_name_it_reads_beta_and_nothing_else_does() -> None:
         smc(pair, intermediate="clamp", w=0.5)
     with pytest.raises(ValueError, match=r"^beta = 0.5: give a number from 1"):
         smc(pair, intermediate="clamp", beta=0.5)
+    for make, says in (
+        (paper, r"^beta = 8 with intermediate = poe, which has none: .* intermediate = clamp$"),
+        (speculative, r"^beta = 8 with speculative, which has none: leave it out, or use smc$"),
+        (plain_is, r"^beta = 8 with plain_is, which has none: leave it out, or use smc$"),
+        (partial(smc, kernel="accept-all"), r"^beta = 8 with kernel = accept-all, which has none: .*= clamp$"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            make(pair, beta=8)  # type: ignore[operator]
+    assert paper(pair, intermediate="clamp", beta=4).intermediate == Clamp(4.0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from smc_bridge import DLMProposal, Mixture, Rejection, Sampler, load_pair, paper, plain_is, smc, speculative, tree_walk
+from smc_bridge import DLMProposal, Mixture, Rejection, Sampler, paper, plain_is, smc, speculative, tree_walk
 from smc_bridge.analysis.local import blocks_of, local_divergences
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.pace import Pace
@@ -24,11 +24,13 @@ from smc_bridge.methods.canvas import Canvas
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.chain import PrefixFilled
 from smc_bridge.proposals.path import MostLikelyPath
+from smc_bridge.pyro_program import run_program
 from smc_bridge.registry import spelled
-from smc_bridge.tasks import TASKS
 from smc_bridge.testing import TabularPair, assert_biased, assert_proper, mutants, tabular_pair
 from tests.smc_bridge.programs import KERNELS, TablePotential, program, target_law, worst
 from tests.smc_bridge.smc_enumeration import enumerate_program
+from tests.smc_bridge.test_block_models import PROMPTS as NETWORK_PROMPTS
+from tests.smc_bridge.test_block_models import network_pair
 from tests.smc_bridge.test_full_enumeration import raw_enumeration
 from tests.smc_bridge.test_pyro_program import same_law
 
@@ -105,11 +107,28 @@ def test_every_single_draw_branched_gives_the_target() -> None:
 
 
 def test_two_refusals_in_a_row_are_met_and_end_it() -> None:
-    """Four places of windows of one: reused once, the marginals are forgotten at the second refusal."""
+    """Four places of windows of one: reused once, the marginals are forgotten at the second refusal.
+
+    Windows that are accepted whole in between do not count as another forward.
+    """
     ar = TabularAR.random(2, 4, seed=3)
     sampler = program(Rejection(), ar=ar, particles=1, window=1, lookahead=4, reuse=ALWAYS)
     gap, message = worst(enumerate_program(sampler, 4).proper, target_law(sampler, 4))
     assert gap < TOLERANCE, message
+    found = {"stale, whole, refused": 0, "stale, refused": 0}
+    ar = TabularAR.random(3, 6, seed=4)
+    often = smc(TabularPair(TabularDLM(ar, noise=1.2, seed=1), ar), 1, w=0.0, window=1, lookahead=6, reuse=ALWAYS)
+    for run in often.run([[]] * 200, seed=range(200), max_new_tokens=6):
+        refused, past = 0, ""
+        for record, later in itertools.pairwise(run.trace):
+            no, fresh = record.accepted[0][0] < record.length[0][0], later.fresh == [True]
+            refused += no
+            assert fresh == (refused == 2), f"{refused} refusals since the forward, a new one: {fresh}"
+            name = f"stale, {past}refused"
+            found[name] = found.get(name, 0) + (no and refused == 2)
+            past = "" if no or not refused else "whole, "
+            refused = 0 if fresh else refused
+    assert min(found["stale, whole, refused"], found["stale, refused"]) > 5, found
 
 
 @pytest.mark.parametrize("kernel", REFUSING)
@@ -201,39 +220,44 @@ def test_a_reused_draft_is_no_forward_of_the_diffusion_model() -> None:
     assert reused > 10, f"{reused} drafts were reused"
 
 
-def test_without_it_nothing_is_decided_and_nothing_told() -> None:
+def test_without_it_nothing_is_decided() -> None:
     with decisions() as found:
         run = sampler_of(0.0).run([[]], max_new_tokens=6)[0]
     assert not found
-    assert all(record.fresh is None for record in run.trace)
     assert "reuse" not in run.settings["proposal"]
     assert sampler_of(0.4).run([[]], max_new_tokens=2)[0].settings["proposal"]["reuse"] == 0.4
 
 
-def test_local_divergences_read_a_reused_block_where_it_was_drafted() -> None:
-    sampler = sampler_of(ALWAYS, particles=1, trigger=never)
+@pytest.mark.parametrize("engine", ["sampler", "pyro"])
+@pytest.mark.parametrize("reuse", [0.0, ALWAYS])
+def test_local_divergences_read_a_block_where_it_was_drafted(reuse: float, engine: str) -> None:
+    sampler = sampler_of(reuse, particles=1, trigger=never)
     stale = 0
     for seed in range(20):
-        run = sampler.run([[]], seed=seed, max_new_tokens=6)[0]
+        if engine == "pyro":
+            run = run_program(sampler, [], seed=seed, max_new_tokens=6)
+        else:
+            run = sampler.run([[]], seed=seed, max_new_tokens=6)[0]
         found = local_divergences(sampler, run, max_new_tokens=6)
         assert abs(found.log_ratio.sum() - run.log_weights[0]) < 1e-9
-        stale += sum(b.forward < b.start for b in blocks_of(sampler, run))
-    assert stale > 3, f"{stale} blocks were drafted by an earlier forward"
+        after = [r.accepted[0][0] < r.length[0][0] for r in run.trace[:-1]]
+        stale += sum(no and b.forward < b.start for no, b in zip(after, blocks_of(sampler, run)[1:], strict=True))
+    assert (stale > 3) == (reuse > 0), f"{stale} blocks were drafted by an earlier forward, after a refusal"
 
 
 def test_the_prefix_cache_is_right_at_the_next_forward() -> None:
-    task = TASKS["arithmetic"]
+    """Of a block-causal model it is exact: what was committed since without a forward is all there."""
     found = []
     for cache in ("none", "prefix"):
-        pair = load_pair(task.pair, dlm_cache=cache)
-        prompts = [pair.encode(item.prompt).tolist() for item in task.problems(2)]
-        sampler = smc(pair, 2, temperature=0.2, window=task.window, lookahead=task.lookahead, reuse=0.5)
+        dlm, ar = network_pair(cache, shift=True)
+        proposal = DLMProposal(dlm, lookahead=8, reuse=ALWAYS)
+        sampler = Sampler(proposal, ARTarget(ar), Mixture(0.5), particles=3, window=2)
         with decisions() as reused:
-            found.append(sampler.run(prompts, seed=3, max_new_tokens=32))
-        assert any(reused)
-    for one, other in zip(*found, strict=True):
-        assert one.sequences == other.sequences
-        assert np.allclose(one.log_weights, other.log_weights, rtol=0, atol=1e-3)
+            found.append(sampler.run(NETWORK_PROMPTS, seed=range(5), max_new_tokens=9, batch=2))
+        assert sum(reused) > 10, f"{sum(reused)} were reused"
+    for plain, cached in zip(*found, strict=True):
+        assert cached.sequences == plain.sequences
+        assert cached.log_weights == pytest.approx(plain.log_weights, abs=1e-9)
 
 
 def test_confidence_is_that_of_the_law_that_drafts() -> None:
