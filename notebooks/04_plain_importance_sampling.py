@@ -181,20 +181,23 @@ ax.set(
     xlabel="mean block length (tokens per DLM forward of a particle)", xscale="log", yscale="log",
     ylabel=f"variance of log weight\nover {total} tokens (nats²)",
 )
-ax.margins(x=0.12)
+ax.margins(x=0.12, y=0.12)
 ax.set_xticks(windows, map(str, windows))
 ax.xaxis.minorticks_off()
 ax.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Only blocks of a single token, which are no blocks, stay within a few nats². Already two drafted independently can
-# contradict each other, and whatever the DLM is asked next it continues a broken text. The bridge's blocks are as long
-# as the drafts are good, and $w$ changes the weights by orders of magnitude while it hardly changes the length.
+# Even in blocks of a single token, which are no blocks, the variance is tens of nats²: the DLM words a text otherwise.
+# Two tokens drafted independently can moreover contradict each other, and whatever the DLM is asked next it continues
+# a broken text. The bridge's blocks are as long as the drafts are good, and at like length its variance is smaller by
+# orders of magnitude. With $w$ the blocks become longer, and the variance grows much faster than they do.
 
 # %% tags=["hide-input"]
 bridge_length = block_statistics(bridged[0.3]).tokens
 assert bridge_length > 3, bridge_length
+assert log_weight_variance(bridged[0.7].log_weights) > 5 * log_weight_variance(bridged[0.3].log_weights)
+assert bridge_length < block_statistics(bridged[0.7]).tokens
 # Even blocks that are shorter than the bridge's have far more uneven weights.
 assert log_weight_variance(bridged[0.3].log_weights) < log_weight_variance(short[4].log_weights) / 50
 
@@ -285,8 +288,8 @@ ax.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor
 plt.show()
 
 # %% [markdown]
-# The ruler accounts for the factor of about $1/w^2$; nearly all of the rest, three orders of magnitude, comes from
-# moving the drafts. Independent marginals put tokens side by side that never occur together, such a draft costs tens of
+# The ruler accounts for a factor somewhat below $1/w^2$; the rest, about two orders of magnitude, comes from moving the
+# drafts. Independent marginals put tokens side by side that never occur together, such a draft costs tens of
 # nats under any ruler, and rejection stops before the second of the two.
 
 # %% tags=["hide-input"]
