@@ -49,7 +49,8 @@ def size(full, reduced):
 
 
 BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
-pair = load_pair("arithmetic")
+# The laws along a run are read again at the end, which no cache of the diffusion model may blur.
+pair = load_pair("arithmetic", dlm_cache="none")
 prompt = pair.encode(held_out()[0].prompt).tolist()
 print(held_out()[0].prompt)
 
@@ -88,10 +89,10 @@ for V in lengths:
 # %% [markdown]
 # $\hat k$ is the shape of a generalised Pareto law fitted to the largest weights: above 0.7 an estimate should not be
 # trusted, above 1 the weights behave as if they had no mean. There is none where the largest weights are all equal,
-# which happens while only a few different blocks exist, and it means nothing where they are a few values far apart, as
-# the bridge's are (nearly all at 1, some at 1.1 to 1.6): read their variance and the ESS instead. A handful of tokens
-# is enough to ruin plain IS: one draft of hundreds carries all the weight, since it alone happens to be consistent
-# with itself. The bridge, over as many tokens, is hardly weighted at all.
+# and it means nothing over the first tokens, while only a few different blocks exist. Sixteen tokens are enough to
+# ruin plain IS: one draft of hundreds carries most of the weight, since it alone happens to be consistent with itself.
+# The bridge is weighted too: the two models differ in habits of wording, it accepts some of the diffusion model's, and
+# the weights undo that. But over as many tokens its ESS is about a quarter of its particles.
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
@@ -110,19 +111,21 @@ plt.show()
 # %% tags=["hide-input"]
 longest = lengths[-1]
 assert plain[longest][1].ess < 5, plain[longest][1].ess
-assert bridge[longest][1].ess > 0.7 * N, bridge[longest][1].ess
-assert pareto_k(plain[longest][1].log_weights).k > 1
-assert max_share(bridge[longest][1].log_weights) < 5 / N
+assert bridge[longest][1].ess > 0.1 * N, bridge[longest][1].ess
+assert pareto_k(plain[longest][1].log_weights).k > 1 > pareto_k(bridge[longest][1].log_weights).k
+assert max_share(bridge[longest][1].log_weights) < 0.3 < max_share(plain[longest][1].log_weights)
 observed = [log_weight_variance(plain[V][1].log_weights) for V in lengths]
 assert observed == sorted(observed), observed
-assert all(log_weight_variance(bridge[V][1].log_weights) < 1 for V in lengths)
+assert all(2 * log_weight_variance(bridge[V][1].log_weights) < seen for V, seen in zip(lengths, observed, strict=True))
+assert log_weight_variance(bridge[longest][1].log_weights) < observed[-1] / 100
 
 # %% [markdown]
 # ## More lanes?
 #
 # The standard answer to a low ESS is more lanes. The ESS of $K$ lanes is the mean over random subsets of the weights
-# above. A line of slope one below the diagonal would be a constant price, $K / (1 + \chi^2)$. Lines that stay flat show
-# weights whose variance is not yet visible: more lanes find ever larger weights, and the ESS remains near one.
+# above. A line of slope one below the diagonal is a constant price, $K / (1 + \chi^2)$: the bridge's becomes one, lanes
+# are worth about a quarter of their number. Lines that stay flat show weights whose variance is not yet visible: more
+# lanes find ever larger weights, and the ESS remains near one.
 
 # %%
 rng = np.random.default_rng(0)
@@ -148,7 +151,7 @@ plt.show()
 
 # %% tags=["hide-input"]
 assert ess_of_lanes(plain[longest][1], counts[-1]) < 5
-assert ess_of_lanes(bridge[longest][1], counts[-1]) > 0.7 * counts[-1]
+assert 0.1 < ess_of_lanes(bridge[longest][1], counts[-1]) / counts[-1] < 0.6
 
 # %% [markdown]
 # ## Shorter blocks?
@@ -178,20 +181,23 @@ ax.set(
     xlabel="mean block length (tokens per DLM forward of a particle)", xscale="log", yscale="log",
     ylabel=f"variance of log weight\nover {total} tokens (nats²)",
 )
-ax.margins(x=0.12)
+ax.margins(x=0.12, y=0.12)
 ax.set_xticks(windows, map(str, windows))
 ax.xaxis.minorticks_off()
 ax.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Only blocks of a single token, which are no blocks, stay within a few nats². Already two drafted independently can
-# contradict each other, and whatever the DLM is asked next it continues a broken text. The bridge's blocks are as long
-# as the drafts are good, and $w$ changes the weights by orders of magnitude while it hardly changes the length.
+# Even in blocks of a single token, which are no blocks, the variance is tens of nats²: the DLM words a text otherwise.
+# Two tokens drafted independently can moreover contradict each other, and whatever the DLM is asked next it continues
+# a broken text. The bridge's blocks are as long as the drafts are good, and at like length its variance is smaller by
+# orders of magnitude. With $w$ the blocks become longer, and the variance grows much faster than they do.
 
 # %% tags=["hide-input"]
 bridge_length = block_statistics(bridged[0.3]).tokens
 assert bridge_length > 3, bridge_length
+assert log_weight_variance(bridged[0.7].log_weights) > 5 * log_weight_variance(bridged[0.3].log_weights)
+assert bridge_length < block_statistics(bridged[0.7]).tokens
 # Even blocks that are shorter than the bridge's have far more uneven weights.
 assert log_weight_variance(bridged[0.3].log_weights) < log_weight_variance(short[4].log_weights) / 50
 
@@ -282,8 +288,8 @@ ax.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor
 plt.show()
 
 # %% [markdown]
-# The ruler accounts for the factor of about $1/w^2$; nearly all of the rest, three orders of magnitude, comes from
-# moving the drafts. Independent marginals put tokens side by side that never occur together, such a draft costs tens of
+# The ruler accounts for a factor somewhat below $1/w^2$; the rest, about two orders of magnitude, comes from moving the
+# drafts. Independent marginals put tokens side by side that never occur together, such a draft costs tens of
 # nats under any ruler, and rejection stops before the second of the two.
 
 # %% tags=["hide-input"]
