@@ -352,7 +352,7 @@ def even_answer(prefix):
 TEMPERATURE = 2.0
 common = {"w": 0.2, "window": 16, "lookahead": 32, "temperature": TEMPERATURE, "potential": even_answer}
 with torch.inference_mode():
-    one = run_program(smc(pair, size(8, 4), **common), prompt, seed=2, max_new_tokens=64)
+    one = run_program(smc(pair, size(8, 4), **common), prompt, seed=2, max_new_tokens=80)
 display(pd.DataFrame({"weight": one.weights.round(3), "text": [text.replace("\n", " / ") for text in one.texts]}))
 
 # %% [markdown]
@@ -363,10 +363,10 @@ display(pd.DataFrame({"weight": one.weights.round(3), "text": [text.replace("\n"
 
 # %%
 REPEATS, N, DRAWS = size(30, 10), 16, size(600, 300)
-many = smc(pair, N, **common).run([prompt] * REPEATS, seed=list(range(REPEATS)), max_new_tokens=64)
+many = smc(pair, N, **common).run([prompt] * REPEATS, seed=list(range(REPEATS)), max_new_tokens=80)
 plain = smc(pair, 1, w=0.2, temperature=TEMPERATURE)
 samples = ar_sampling(
-    plain.target, [prompt] * DRAWS, seed=list(range(DRAWS)), max_new_tokens=64, detokenize=pair.decode
+    plain.target, [prompt] * DRAWS, seed=list(range(DRAWS)), max_new_tokens=80, detokenize=pair.decode
 )
 
 prior = Counter(extract_answer(run.texts[0]) for run in samples)

@@ -292,15 +292,16 @@ problems = [x for x in held_out() if x.response.count("=") == 2][: size(16, 6)]
 prompts = [pair.encode(x.prompt).tolist() for x in problems]
 common = {"w": 0.5, "window": 16, "lookahead": 32}
 compared = {
-    name: smc(pair, 4, kernel=kernel, **common).run(prompts, seed=0, max_new_tokens=64)
+    name: smc(pair, 4, kernel=kernel, **common).run(prompts, seed=0, max_new_tokens=80)
     for name, kernel in {"Rejection": Rejection(), "SentenceRejection": SentenceRejection(stops.values())}.items()
 }
 print("sentences end with", *stops)
 display(summary(compared))
 
 # %% [markdown]
-# It costs forwards, one more draft per sentence, and that is the question such a kernel has to answer: whether drafts
-# that know how the last sentence ended are worth them.
+# It costs forwards, about one more draft per sentence, and that is the question such a kernel has to answer: whether
+# drafts that know how the last sentence ended are worth them. Nothing here says that they are: the intervals of the two
+# bounds overlap.
 
 # %% [markdown]
 # ## A resampler
@@ -425,7 +426,7 @@ class ShowYourWork:
 
     name: str = "show-your-work"
     pair: str = "arithmetic"
-    max_new_tokens: int = 64
+    max_new_tokens: int = 80
     lookahead: int = 32
     window: int = 16
 
@@ -462,10 +463,11 @@ table = {
 display(pd.DataFrame(table).T.fillna("-"))
 
 # %% [markdown]
-# In brackets 95% intervals. The methods without proper weights have no bound; `speculative` has bound 0, exactly. At
-# $w = 0.3$ the product of experts saves a forward or so on problems as short as these; notebook
-# `03_swap_the_intermediate` looks for intermediates that save more. (On the command line, and for hundreds of
-# problems: `smc-bridge compare --task arithmetic`.)
+# In brackets 95% intervals. The methods without proper weights have no bound; `speculative` has bound 0, exactly. The
+# product of experts at $w = 0.3$, with one particle, saves some three forwards of either model on problems as short as
+# these, and its bound says what that costs in law. Four particles lower the bound and, at this temperature, give the
+# saved forwards back. Notebook `03_swap_the_intermediate` looks at other intermediates. (On the command line, and for
+# hundreds of problems: `smc-bridge compare --task arithmetic`.)
 
 # %% tags=["hide-input"]
 found_rows = {row.method: row for row in comparison.rows}
@@ -473,7 +475,10 @@ assert found_rows["ar"].nats is None
 assert found_rows["released"].nats is None
 assert found_rows["speculative"].nats.value == 0.0
 assert compared["SentenceRejection"][0].proper
-assert found_rows["smc-1"].tokens_per_dlm_forward.value > 1.5
+assert found_rows["smc-1"].tokens_per_dlm_forward.value > 2.5
+if SIZE == "full":  # eight problems are too few to tell
+    assert found_rows["smc-1"].tokens_per_dlm_forward.value > found_rows["speculative"].tokens_per_dlm_forward.value
+    assert found_rows["smc-4"].nats.value < found_rows["smc-1"].nats.value
 assert found_rows["dlm-8"].accuracy.value < found_rows["ar"].accuracy.value
 del TASKS["show-your-work"]  # whoever runs several notebooks in one process finds the registry as it was
 home.cleanup()
