@@ -127,7 +127,8 @@ def beta_of(
             )
         if beta == LEAST and curve[0] > wanted:
             raise ValueError(
-                f"kl = {wanted:g}: 1 + {LEAST - 1:.0e} is the least beta and costs {value:.3g} nats per token; give more"
+                f"kl = {wanted:g}: 1 + {LEAST - 1:.0e} is the least beta and costs {value:.3g} nats per token; "
+                "give more"
             )
         beta = _where(wanted, curve, grid)
     best = min(tried, key=lambda each: abs(math.log(max(each.kl.value, 1e-300) / wanted)))

@@ -201,7 +201,8 @@ def laws_along(
         raise ValueError(f"sampler has a {type(proposal).__name__}: local divergences are those of a DLMProposal")
     limit = max(map(len, result.sequences)) if max_new_tokens is None else check_limit(max_new_tokens)
     prefix = Prefix.of([result.prompt], device=sampler.target.model.device)
-    drafts, target = (model.session(prefix.tokens, prefix.length) for model in (proposal.model, sampler.target.model))
+    drafts = proposal.model.session(prefix.tokens, prefix.length)
+    target = sampler.target.model.session(prefix.tokens, prefix.length)
     if drafts.has_history and len(result.log_weights) > 1 and not foreign:
         raise ValueError(
             f"result has {len(result.log_weights)} particles, which share forwards, and the diffusion model's scores "
@@ -220,8 +221,8 @@ def laws_along(
         log_q = proposal.log_probs(raw_q[:, at : at + block.length], sampler.lanes).double()  # [1, K, L, A]
         log_p = sampler.target.log_probs(target.score(row, draft))[:, None].double().expand_as(log_q)
         log_pi = checked_log_prob(sampler.intermediate, log_q, log_p)
-        for session in (drafts, target):
-            session.commit(draft, row + block.length)
+        drafts.commit(draft, row + block.length)
+        target.commit(draft, row + block.length)
         q, pi, p = (law[0, block.lane] for law in (log_q, log_pi, log_p))
         ratio = (p - pi).gather(-1, draft[0, :, None])[:, 0]
         if held:

@@ -143,10 +143,11 @@ class ClampLaw(Law):
         fresh, place = rows[missing], positions[missing]
         spans = list(self.spans(fresh.numel()))
         # Memory that is new costs more than what is done in it: all spans share it.
-        room = [torch.empty(len(fresh[spans[0]]), self.shape[-1], dtype=self.dtype, device=self.device) for _ in range(4)]
+        most = len(fresh[spans[0]])
+        room = torch.empty(4, most, self.shape[-1], dtype=self.dtype, device=self.device)
         for span in spans:
             r, i = fresh[span], place[span]
-            q, p, one, two = (each[: len(r)] for each in room)
+            q, p, one, two = room[:, : len(r)]
             for law, out in ((self.q, q), (self.p, p)):
                 values, factor, peak, _ = law.scores(r, i)
                 if not is_one(factor):

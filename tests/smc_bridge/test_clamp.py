@@ -230,6 +230,26 @@ def test_the_scale_of_a_row_is_its_own() -> None:
     assert torch.equal(together, alone)
 
 
+def test_a_scale_takes_few_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a pass over the alphabet; `benchmarks.operations` has no law of this size."""
+    sums, real = [0], module._between
+
+    def counted(*arguments: Tensor) -> None:
+        sums[-1] += 1
+        real(*arguments)
+
+    monkeypatch.setattr(module, "_between", counted)
+    generator = torch.Generator().manual_seed(0)
+    for beta in (1.5, 8.0, 64.0, 1000.0):
+        for _ in range(10):
+            q = 4 * torch.randn(1, 20_000, generator=generator)
+            p = 0.7 * q + 3 * torch.randn(1, 20_000, generator=generator)
+            clamp_scale(q.softmax(-1), p.softmax(-1), beta)
+            sums.append(0)
+    assert max(sums) <= 6, sums
+    assert np.mean(sums[:-1]) < 4.5, sums
+
+
 # ---- programs
 
 @pytest.mark.parametrize("beta", [1.5, 8.0])
