@@ -303,8 +303,7 @@ display(pd.DataFrame(rows).T)
 # The brackets are 95% intervals of the *bound*: their upper end is what may be claimed, and from so few problems they
 # are wide. The two divergences punish different faults: the forward one grows with the log of how unlikely a written
 # text is under $p$, the reverse one is large only if texts that $p$ writes are missing. Here both bounds are of like
-# size, and particles or lanes lower both: at temperature 1 the decoder writes little that the AR model would not, and
-# misses little that it would.
+# size, and particles or lanes lower both: neither fault outweighs the other.
 
 # %% tags=["hide-input"]
 for b in both.values():
@@ -317,7 +316,7 @@ assert both["N = 1, K = 1"].symmetric.kl > both["N = 4, K = 1"].symmetric.kl
 #
 # **One run is not a bound.** It gives one noisy term of a mean. **The mean is over problems**, and a small one can hide
 # a problem on which the decoder is far off. **Its interval trusts the tail.** Here are all terms of one particle at
-# $w = 0.3$, by problem, several seeds each. Most runs have a term well below the mean; a few have accepted what the
+# $w = 0.3$, by problem, several seeds each. Most runs have a term below the mean; a few have accepted what the
 # AR model would hardly write, and a single particle cannot take it back. They make much of the mean. The interval is
 # made for such skewed terms, and its upper end stands far above the estimate where a few terms carry it; but of what no
 # run has met it cannot know, and of fewer than 100 runs it is too low more often than it says. Nor does a full ESS
@@ -341,7 +340,8 @@ ax.axhline(0, color="0.6", linewidth=0.8)
 ax.set(xlabel="problem, in increasing order of its mean", ylabel="term of the certificate, nats")
 ax.set_yscale("symlog", linthresh=0.1, linscale=0.7)
 ax.set_xticks([])
-_ = ax.legend(frameon=False, loc="upper left")
+ax.set_ylim(bottom=-0.05)
+_ = ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 print(whole)
 
 # %% [markdown]
