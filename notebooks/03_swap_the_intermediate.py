@@ -282,7 +282,8 @@ for ax, (temperature, rows) in zip(axes, table.items(), strict=True):
 
 # %%
 more = [pair.encode(problem.prompt).tolist() for problem in held_out()[: size(16, 2)]]
-print(beta_of(pair, more, kl=0.1, tolerance=0.1, rounds=size(6, 1), window=16, lookahead=32, max_new_tokens=size(128, 48)))
+sizes = {"window": 16, "lookahead": 32, "max_new_tokens": size(128, 48)}
+print(beta_of(pair, more, kl=0.1, tolerance=0.1, rounds=size(6, 1), **sizes))
 
 # %% tags=["hide-input"]
 for temperature, rows in table.items():
