@@ -356,7 +356,7 @@ with torch.inference_mode():
 display(pd.DataFrame({"weight": one.weights.round(3), "text": [text.replace("\n", " / ") for text in one.texts]}))
 
 # %% [markdown]
-# Odd texts have weight 0. For numbers, the batched engine, which has the same law
+# Texts with an odd answer, or with none, have weight 0. For numbers, the batched engine, which has the same law
 # (`tests/smc_bridge/test_pyro_program.py` enumerates both) and caches; against exact samples of the AR model, of
 # which one keeps the even ones. That is rejection sampling: exact, and possible only because the condition is not
 # rare.
@@ -397,8 +397,8 @@ ax.set(xlabel=f"answer (right: {answer}); temperature {TEMPERATURE:g}", ylabel="
 _ = ax.legend(frameon=False)
 
 # %% [markdown]
-# The potential moved the mass of the odd answers to the even ones in proportion, which is what conditioning is.
-# Nothing about the decoder was retrained or searched: one function, and the same weights.
+# The potential moved the mass of the other answers to the even ones, in proportion up to the noise of the runs, which
+# is what conditioning is. Nothing about the decoder was retrained or searched: one function, and the same weights.
 
 # %% tags=["hide-input"]
 assert set(tilted_law) <= {value for value in tilted_law if value is not None and value % 2 == 0}
