@@ -30,6 +30,10 @@ from smc_bridge.registry import spelled
 from smc_bridge.streams import _FRESH
 from smc_bridge.tasks import Task
 
+#: Begins every warning of a wait; the debug mode's own, that it does not find all, has other words.
+SYNCHRONIZING = "called a synchronizing"
+#: Has no session of ours: its step is a token of every prompt.
+GENERATE = "generate"
 #: Tokens per step at which the rate of a random pair is told.
 GIVEN = 8
 
@@ -84,10 +88,18 @@ class Work(NamedTuple):
     Attributes:
         begin: makes what the second part needs, from a pair.
         go_on: the second part; gives steps and tokens (of all prompts, means over particles).
+        head: what of the second part comes before its steps, run by itself: its time is taken off.
     """
 
     begin: Callable[[Pair], Any]
     go_on: Callable[[Any], tuple[int, float]]
+    head: Callable[[Any], object] | None = None
+
+    def steps_timed(self, begun: Any) -> tuple[float, tuple[int, float]]:
+        """Seconds of the steps alone, and what the second part gives."""
+        seconds, found = timed(lambda: self.go_on(begun))
+        head = self.head
+        return seconds - (0.0 if head is None else timed(lambda: head(begun))[0]), found
 
 
 def whole_runs(name: str, task: Task, prompts: Sequence[Sequence[int]], sizes: Sizes, *, seed: int) -> Work:
@@ -96,14 +108,15 @@ def whole_runs(name: str, task: Task, prompts: Sequence[Sequence[int]], sizes: S
     def go_on(program: Any) -> tuple[int, float]:
         steps: list[int] = []
         found = decode(program, prompts, seed=seed, max_new_tokens=sizes.tokens, progress=steps.append)
-        count = sizes.tokens if name == "generate" else len(steps)
+        count = sizes.tokens if name == GENERATE else len(steps)
         return count, sum(result.tokens for result in found)
 
     return Work(lambda pair: decoder(name, pair, task, temperature=0.2), go_on)
 
 
 def given_steps(name: str, prompts: int, sizes: Sizes, *, seed: int) -> Work:
-    """Steps of a method after tokens that were given; of `generate`, as many tokens after prompts as long."""
+    """Steps of a method after tokens that were given; of `generate`, as many tokens after the first one, which the
+    prompts are read for, of prompts as long."""
     point = Point(P=prompts, V=sizes.window, S=sizes.committed, prompt=sizes.prompt)
     text = [[(7919 * i + 11) % 251 for i in range(1009)]]
 
@@ -117,15 +130,19 @@ def given_steps(name: str, prompts: int, sizes: Sizes, *, seed: int) -> Work:
     def go_on(begun: Any) -> tuple[int, float]:
         program, state = begun
         if not isinstance(program, Sampler):
-            found = decode(program, state, seed=seed, max_new_tokens=sizes.steps)
-            return sizes.steps, sum(result.tokens for result in found)
+            found = decode(program, state, seed=seed, max_new_tokens=1 + sizes.steps)
+            return sizes.steps, sum(result.tokens - 1 for result in found)
         before, steps = known(state.prefix.length), 0
         with torch.inference_mode():
             while steps < sizes.steps and state.active().numel():
                 state, steps = program.step(state), steps + 1
         return steps, float((known(state.prefix.length) - before).sum()) / program.particles
 
-    return Work(begin, go_on)
+    def head(begun: Any) -> object:
+        program, state = begun
+        return decode(program, state, seed=seed, max_new_tokens=1)
+
+    return Work(begin, go_on, head if name == GENERATE else None)
 
 
 def speed(pair: Pair, work: Work, *, prompts: int, given: bool) -> Speed:
@@ -140,10 +157,11 @@ def speed(pair: Pair, work: Work, *, prompts: int, given: bool) -> Speed:
     mark = len(tape.calls)
     work.go_on(begun)
 
+    begun = None  # its sessions' memory
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     begun = work.begin(pair)
-    seconds, (steps, tokens) = timed(lambda: work.go_on(begun))
+    seconds, (steps, tokens) = work.steps_timed(begun)
     peak = int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
 
     begun = None  # its sessions' memory
@@ -152,11 +170,12 @@ def speed(pair: Pair, work: Work, *, prompts: int, given: bool) -> Speed:
     begun = work.begin(observe(pair, Sessions(count)))
     with counted(count, pair), told_by_device(device) as told:
         work.go_on(begun)
-    waits = {part: tally.waits.total() / steps for part, tally in count.tallies.items()}
+    counted_steps = steps if work.head is None else steps + 1
+    waits = {part: tally.waits.total() / counted_steps for part, tally in count.tallies.items()}
     return Speed(
         seconds / steps, tokens / seconds, prompts * GIVEN * steps / seconds if given and tape.calls else None,
         seconds / networks, sum(waits.values()), waits["sessions"] + waits["program"],
-        None if told is None else sum("synchroniz" in str(each.message) for each in told) / steps, peak,
+        None if told is None else sum(SYNCHRONIZING in str(each.message) for each in told) / counted_steps, peak,
     )
 
 
@@ -173,7 +192,7 @@ def networks_seconds(pair: Pair, tape: Tape, mark: int) -> float:
 
 
 def own_seconds(pair: Pair, work: Work) -> float:
-    """Seconds that the AR model's own forward takes in a run that asks no session of ours, as `generate`."""
+    """Seconds that the AR model's own forward takes in the steps of a run that asks no session of ours."""
     model: Any = getattr(pair.ar, "model")  # noqa: B009
     watch, forward = Stopwatch(), model.forward
 
@@ -188,7 +207,10 @@ def own_seconds(pair: Pair, work: Work) -> float:
     begun = work.begin(pair)
     with patch.object(model, "forward", watched):
         work.go_on(begun)
-    return watch.seconds
+        whole, watch.seconds = watch.seconds, 0.0
+        if work.head is not None:
+            work.head(begun)
+    return whole - watch.seconds
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def sheets(found: Mapping[str, Sequence[Record]], shapes: Mapping[str, str]) -> 
             title = "Embedded pair" if not given else f"Random pair, {part} ({shapes[part]}), bfloat16"
             out.append(Sheet(title, columns, [_row(_shown(record), forms) for record in records], (
                 "Steps after committed tokens that were given. " if given else ""
-            ) + "A step of generate is a token of every prompt."))
+            ) + "A step of generate is a token of every prompt, on a random pair each but the first."))
     return out
 
 

@@ -179,6 +179,37 @@ def test_what_pytest_told_is_read(log: str, end: str | None, state: str) -> None
     assert test_record(log, end)["state"] == state
 
 
+@pytest.mark.parametrize(
+    ("found", "well"),
+    [
+        ({"tests": ["ok"], "7 B": ["ok", "out of time", "out of memory", "needs 36 GiB of memory"]}, True),
+        ({"tests": ["out of time"]}, False),
+        ({"equal": ["not equal"]}, False),
+        ({"tests": ["ok"], "7 B": ["failed: RuntimeError: no"]}, False),
+    ],
+)
+def test_a_measurement_may_lack_time_or_memory_and_nothing_else(found: dict[str, list[str]], well: bool) -> None:
+    records = {part: [{"cell": "a", "state": state} for state in states] for part, states in found.items()}
+    assert device_check.passed(records) is well
+
+
+def places(kept: float, own: float) -> float:
+    """What is told of two runs whose one call gave `[1, kept]` and `[1, own]`."""
+    first = Kept()
+    first.record("ar", 0, "score", lambda: torch.tensor([1.0, kept]), ())
+    second = Given(first)
+    second.record("ar", 0, "score", lambda: torch.tensor([1.0, own]), ())
+    return second.places
+
+
+def test_scores_that_are_no_numbers_on_one_device_alone_are_apart() -> None:
+    inf = float("inf")
+    assert [places(bad, 2.0) for bad in (float("nan"), inf, -inf)] == [inf] * 3
+    assert places(2.0, float("nan")) == inf
+    assert places(-inf, -inf) == 0.0
+    assert places(1.5, 2.0) == 0.25
+
+
 def test_without_the_device_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
