@@ -30,7 +30,7 @@ COMMANDS = {
     "frontier": (("--markdown",), "intermediate=clamp,beta=4"),
     "certificate_coverage": ((), "upper misses"),
     "bias_vs_particles": ((), "bias ~ N^-a"),
-    "what_smc_buys": (("--markdown",), "slope of log bound on log N"),
+    "what_smc_buys": (("--markdown",), "How the bound per sequence falls"),
     "paper": (("--markdown",), "HumanEval: tokens / DLM step"),
 }
 

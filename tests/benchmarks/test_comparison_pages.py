@@ -1,4 +1,4 @@
-"""Pages whose rows are calls of `smc-bridge compare`: rows, slopes, and what is written by hand around them."""
+"""Pages whose rows are calls of `smc-bridge compare`: rows, ratios, and what is written by hand around them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 
 pytest.importorskip("pandas", reason="studies need the extra 'analysis'")
 
-from benchmarks import comparisons, paper, what_smc_buys
+from benchmarks import comparisons, frontier, paper, what_smc_buys
 from benchmarks.comparisons import Case, arguments, make_rows, with_w
-from benchmarks.falling import slope_of_bound
 from benchmarks.pages import CLOSE, OPEN, check_page, fill
 from smc_bridge.certificate import kl_terms
 from smc_bridge.cli import main
@@ -92,34 +91,43 @@ def test_dearest_rows_begin_first() -> None:
     assert sizes == [10, 40, 40, 640]
 
 
-def evidence(n: int, size: int, power: float) -> list[float]:
-    """Log-normal evidence of mean one, whose bound is `0.04 / n^power`."""
-    variance = 2 * 0.04 / n**power
-    return list(np.random.default_rng(n).normal(-variance / 2, math.sqrt(variance), size))
-
-
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_slope_of_a_bound_that_falls_like_a_power_of_n(power: float) -> None:
-    counts = {1: 2000, 4: 2000, 16: 500, 64: 200}
-    found = slope_of_bound({n: evidence(n, size, power) for n, size in counts.items()})
+def test_bounds_are_compared_on_the_problems_that_both_rows_have() -> None:
+    """The later problems of the longer row are far off; the ratio of the shared ones is known."""
+    terms = np.array([0.1, 0.4, 0.2, 0.3, 0.25, 0.15])
+    before, after = ([float(x) for x in scale * terms] for scale in (-1.0, -0.25))
+    found = what_smc_buys.falls([*before, -50.0, -70.0], after)
     assert found is not None
-    assert found.low < -power < found.high
-    assert found.high - found.low < 0.2
+    assert found.value == pytest.approx(kl_terms(after).sum() / kl_terms(before).sum())
+    assert found.n == 6
+    assert found.low <= found.value <= found.high
 
 
-def test_slope_of_two_bounds_is_that_of_the_line_through_them() -> None:
-    runs = {n: evidence(n, 50, 1.0) for n in (2, 8)}
-    found = slope_of_bound(runs)
-    low, high = (math.log(kl_terms(runs[n]).mean()) for n in (2, 8))
-    assert found is not None
-    assert found.value == pytest.approx((high - low) / math.log(4))
+def test_a_ratio_of_bounds_covers_what_it_estimates() -> None:
+    """Bounds of 0.5 and 0.125 nats of one log-normal problem each, 24 shared problems: 1/N from N = 4 to 16."""
+    rng, missed = np.random.default_rng(0), 0
+    for _ in range(100):
+        shift = rng.standard_normal(24)
+        before, after = (
+            list(sd * (0.6 * shift + 0.8 * rng.standard_normal(24)) - sd**2 / 2) for sd in (1.0, 0.5)
+        )
+        found = what_smc_buys.falls(before, after)
+        assert found is not None
+        missed += not found.low <= 0.25 <= found.high
+    assert missed <= 15
 
 
-@pytest.mark.parametrize(
-    "runs", [{1: [0.1, 0.2]}, {1: [0.1, 0.3], 4: [0.0, 0.0]}, {1: [0.1, -math.inf], 4: [0.1, 0.2]}]
-)
-def test_no_slope_without_two_bounds_that_have_a_spread(runs: dict[int, list[float]]) -> None:
-    assert slope_of_bound(runs) is None
+@pytest.mark.parametrize(("before", "after"), [([0.0, 0.0], [0.1, 0.2]), ([0.1, -math.inf], [0.1, 0.2])])
+def test_no_ratio_to_a_bound_that_is_0_or_infinite(before: list[float], after: list[float]) -> None:
+    assert what_smc_buys.falls(before, after) is None
+
+
+def test_two_processes_make_the_rows_of_one(tmp_path: Path) -> None:
+    cases = [CASE, Case("smc-1,w=0", 2, 0.2)]
+    alone, shared = (make_rows(cases, tmp_path / str(n), processes=n) for n in (1, 2))
+    assert list(alone) == list(shared) == cases
+    for case in cases:
+        assert alone[case].log_evidences == shared[case].log_evidences
+        assert alone[case].row.tokens_per_dlm_forward == shared[case].row.tokens_per_dlm_forward
 
 
 def test_figures_change_and_what_is_around_them_stays(tmp_path: Path) -> None:
@@ -139,7 +147,7 @@ def test_a_page_without_one_place_for_figures_is_refused(text: str, tmp_path: Pa
     assert page.read_text() == text
 
 
-@pytest.mark.parametrize("page", [paper.PAGE, what_smc_buys.PAGE], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [paper.PAGE, what_smc_buys.PAGE, frontier.PAGE], ids=lambda page: page.stem)
 def test_the_pages_have_a_place_for_figures(page: Path) -> None:
     check_page(page)
 
