@@ -45,7 +45,8 @@ def test_speculative_decoding_has_bounds_of_exactly_zero(tmp_path: Path) -> None
 
 def test_runs_that_do_not_differ_are_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
     """At this temperature every run has evidence 0, though the program is not exact."""
-    assert main(["certify", "--n", "3", "--method", "smc-1", "--temperature", "0.001"], commands=[command]) == 0
+    asked = ["--n", "3", "--method", "smc-1,w=0.01", "--temperature", "0.001"]
+    assert main(["certify", *asked], commands=[command]) == 0
     table = " ".join(capsys.readouterr().out.split())
     assert "0, no interval" in table, table
     assert "3 runs (1 distinct value): no interval" in table, table
