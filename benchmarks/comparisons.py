@@ -11,6 +11,7 @@ Rows are shared among processes of one thread each: two threads of one process g
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -62,6 +63,12 @@ class Case:
     def option(self, name: str) -> Any:
         """The value of an option that the method has, said or by default."""
         return self.spelled.options.get(name, self.spelled.method.option(name).default)
+
+    @property
+    def drafts(self) -> int:
+        """Drafts of a problem in a step, N K; one of a decoder without particles or lanes."""
+        sizes = {option.name for option in self.spelled.method.options} & {"particles", "lanes"}
+        return math.prod(int(self.option(name)) for name in sizes)
 
     def file(self, folder: Path) -> Path:
         """Where the row is kept."""
@@ -161,7 +168,7 @@ def make_rows(
             return found
         method = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
         with ProcessPoolExecutor(processes, mp_context=method, initializer=_single_thread) as pool:
-            dearest = sorted(every, key=_drafts, reverse=True)
+            dearest = sorted(every, key=lambda case: case.n * case.drafts, reverse=True)
             waiting = {pool.submit(_one, case, folder, fresh): case for case in dearest}
             try:
                 for done in as_completed(waiting):
@@ -171,15 +178,6 @@ def make_rows(
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
     return {case: found[case] for case in every}
-
-
-def _drafts(case: Case) -> int:
-    """Drafts of all problems in a step, a measure of time; places of a decoder without lanes count as one."""
-    sizes = {option.name for option in case.spelled.method.options} & {"particles", "lanes"}
-    count = case.n
-    for name in sizes:
-        count *= case.option(name)
-    return count
 
 
 def add_arguments(parser: argparse.ArgumentParser, quick: bool, *, temperature: bool = True) -> None:

@@ -27,7 +27,7 @@ from smc_bridge.estimate import Estimate
 
 NAME = Path(__file__).stem
 #: Figures of the paper, as the table names them, and as the columns do.
-THEIRS = {"accuracy": "accuracy, %", "tokens_per_step": "tokens / DLM step", "tokens_per_second": "tokens/s"}
+THEIRS = {"accuracy": "accuracy, %", "tokens_per_step": "tokens / step", "tokens_per_second": "tokens/s"}
 
 
 class Part(NamedTuple):
@@ -90,8 +90,9 @@ def _sheet(part: Part, figures: Sequence[Figures]) -> Sheet:
         "tokens/s": _ratios([row.tokens_per_second for row in rows], ".0f"),
         "KL bound, nats / token": ["-" if row.nats_per_token is None else row.nats_per_token.text() for row in rows],
     }
+    beside = part.temperature == part.told["temperatures"][0]  # theirs are of one temperature, and stand once
     for name, head in THEIRS.items():
-        if any(name in row for row in told):
+        if beside and any(name in row for row in told):
             columns[f"{part.told['theirs']}: {head}"] = _ratios([row.get(name) for row in told], ".2f")
     note = f"`smc-bridge compare {arguments(part.cases)}`"
     return Sheet(

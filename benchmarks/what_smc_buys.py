@@ -59,8 +59,8 @@ def tables(n: int, temperature: float, seed: int, *, quick: bool = False) -> dic
     methods = {
         GRID: [_smc(size, lanes) for lanes in grid["lanes"] for size in grid["particles"]], **TABLE["tables"],
         BRIDGES: [
-            _smc(size) + ("" if law == POE else f",intermediate={law}")
-            for law in bridges["intermediates"] for size in bridges["particles"]
+            _smc(size, lanes) + ("" if law == POE else f",intermediate={law}")
+            for law in bridges["intermediates"] for lanes in bridges["lanes"] for size in bridges["particles"]
         ],
     }
     ws = TABLE["w"][:1] if quick else TABLE["w"]
@@ -70,7 +70,7 @@ def tables(n: int, temperature: float, seed: int, *, quick: bool = False) -> dic
         cases = [Case(text, n, temperature, seed) for text in spellings]
         found[title] = [
             Case(case.method, max(2, round(_share(case) * n)), temperature, seed) for case in cases
-            if not quick or _drafts(case) <= TABLE["quick"]
+            if not quick or case.drafts <= TABLE["quick"]
         ]
     return found
 
@@ -79,14 +79,9 @@ def _smc(particles: int, lanes: int = 1) -> str:
     return f"smc-{particles}" if lanes == 1 else f"smc-{particles}x{lanes}"
 
 
-def _drafts(case: Case) -> int:
-    """N K, the drafts of a problem in a step."""
-    return int(case.option("particles") * case.option("lanes"))
-
-
 def _share(case: Case) -> float:
     """Share of the problems that a row has."""
-    return next(float(share) for most, share in TABLE["share"].items() if _drafts(case) <= int(most))
+    return next(float(share) for most, share in TABLE["share"].items() if case.drafts <= int(most))
 
 
 def lines_of(figures: Sequence[Figures]) -> dict[str, list[Figures]]:
@@ -119,7 +114,7 @@ def measure(options: argparse.Namespace) -> Report:
         spread=f"target temperature {options.temperature:g}; in brackets 95 % intervals, of bounds those of "
         f"certificate.md, †: of fewer than {FEW} runs, where the upper end is too low more often than it says; "
         "tokens/s: of one process of one thread beside as many others as there are threads",
-        picture="KL bound against particles; tokens per DLM forward against KL bound, over particles",
+        picture="KL bound against particles; tokens per DLM forward against KL bound, over particles of one lane",
     )
 
 
@@ -185,7 +180,7 @@ def _draw(made: Made, figure: Any) -> None:
     plot_against_particles(grid, ax=left)
     left.set(ylabel="KL bound (nats per sequence)")
     bridges: Lines = {}
-    for name, line in lines_of(made.of(BRIDGES)).items():
+    for name, line in lines_of([each for each in made.of(BRIDGES) if each.case.option("lanes") == 1]).items():
         counts, bounds, low, high = _ends([each.case.option("particles") for each in line], line, "nats_per_token")
         tokens = [each.row.tokens_per_dlm_forward for each in line]
         bridges[name] = (counts, bounds, [each.value for each in tokens if each is not None], low, high)

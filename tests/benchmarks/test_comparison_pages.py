@@ -12,9 +12,11 @@ import pytest
 
 pytest.importorskip("pandas", reason="studies need the extra 'analysis'")
 
-from benchmarks import comparisons, frontier, paper, what_smc_buys
+from benchmarks import frontier, paper, what_smc_buys
 from benchmarks.comparisons import Case, arguments, make_rows, with_w
+from benchmarks.harness import HERE
 from benchmarks.pages import CLOSE, OPEN, check_page, fill
+from smc_bridge.analysis.study.config import Config, Prompts
 from smc_bridge.certificate import kl_terms
 from smc_bridge.cli import main
 from smc_bridge.registry import spelled_list
@@ -57,6 +59,19 @@ def test_the_command_of_a_table_says_every_row_once() -> None:
         arguments([Case("ar", 2, 0.2), Case("ar", 2, 1.0)])
 
 
+def test_the_study_of_the_sweep_has_the_rows_of_the_table() -> None:
+    config = Config.from_toml(HERE / "docs" / "benchmarks" / "w_sweep.toml")
+    assert isinstance(config.source, Prompts)
+    drawn = [part for part in paper.parts(config.source.n, 0) if part.told.get("drawn")]
+    assert [part.temperature for part in drawn] == list(config.axes.temperatures)
+    for part in drawn:
+        assert [case.option("w") for case in part.cases] == list(config.axes.w)
+        assert {(case.spelled.method.name, case.option("particles")) for case in part.cases} == {("smc", 1)}
+        assert {case.n for case in part.cases} == {200}
+        assert "docs/benchmarks/w_sweep.toml" in part.told["note"]
+    assert (config.axes.methods, config.axes.particles, config.source.name) == (("smc",), (1,), "arithmetic")
+
+
 def test_rows_of_what_smc_buys_differ_within_every_table_and_have_files_of_their_own() -> None:
     every = set()
     for cases in what_smc_buys.tables(200, 0.2, 0).values():
@@ -64,7 +79,7 @@ def test_rows_of_what_smc_buys_differ_within_every_table_and_have_files_of_their
         every.update(cases)
     assert len({case.file(Path()) for case in every}) == len(every)
     assert {(case.method, case.n) for case in every} >= {
-        ("smc-1,w=0.3", 200), ("smc-16x4,w=0.7", 24), ("smc-64x4,w=0.3", 12), ("smc-4,trigger=never,w=0.7", 200),
+        ("smc-1,w=0.3", 200), ("smc-16x4,w=0.7", 64), ("smc-64x4,w=0.3", 24), ("smc-4,trigger=never,w=0.7", 200),
     }
 
 
@@ -74,7 +89,7 @@ def test_a_bridge_is_added_by_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(what_smc_buys.TABLE["bridges"], "intermediates", laws)
     after = what_smc_buys.tables(200, 0.2, 0)[what_smc_buys.BRIDGES]
     assert {case.method for case in after} - {case.method for case in before} == {
-        f"smc-{n},intermediate=mixture,w={w}" for n in (1, 4, 16) for w in (0.3, 0.7)
+        f"smc-{n}{k},intermediate=mixture,w={w}" for n in (1, 4, 16) for k in ("", "x4") for w in (0.3, 0.7)
     }
 
 
@@ -86,9 +101,9 @@ def test_w_is_said_where_it_is_read(method: str, found: str) -> None:
     assert with_w(method, 0.5) == found
 
 
-def test_dearest_rows_begin_first() -> None:
-    sizes = [comparisons._drafts(Case(method, 10, 0.2)) for method in ("ar", "paper", "smc-4", "smc-16x4")]
-    assert sizes == [10, 40, 40, 640]
+def test_drafts_of_a_step() -> None:
+    methods = ("ar", "dlm-1", "smc-1", "paper", "smc-4", "smc-16x4")
+    assert [Case(method, 10, 0.2).drafts for method in methods] == [1, 1, 1, 4, 4, 64]
 
 
 def test_bounds_are_compared_on_the_problems_that_both_rows_have() -> None:

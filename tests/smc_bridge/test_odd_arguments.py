@@ -73,7 +73,8 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "a pair of two lines": (smc, Written(), "pair = two lines: give a pair"),
     "w beside an intermediate": (
         lambda v: smc(PAIR, intermediate="target", w=v), Written(), "w = two lines with intermediate = "),
-    "w of a preset that has none": (lambda v: speculative(PAIR, w=v), Written(), "w = two lines with speculative, which"),
+    "w of a preset that has none": (
+        lambda v: speculative(PAIR, w=v), Written(), "w = two lines with speculative, which has none"),
     "a class as a potential": (lambda v: sampler(potential=v), Written, "potential = Written is a class"),
     **{f"{HUGE.bit_length()} bits as {name}": (lambda v, name=name: smc(PAIR, **{name: v}), HUGE, f"{name} = 1000")
        for name in ("particles", "lanes", "window", "lookahead")},
