@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace) -> Report:
     columns = ("smc-bridge compare", "KL bound, nats / token", "tokens / DLM forward", "accuracy, %")
     sheets = [
         Sheet(f"Temperature {temperature:g}, N = {count}", columns, [
-            [f"`{case.arguments}`", *(estimate.text() for estimate in _ends(made[case]))]
+            [f"`{case.arguments}`", *(estimate.text() for estimate in _point(made[case]))]
             for line in rows.values() for case in line
         ])
         for (temperature, count), rows in plan.items()
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> Report:
     )
 
 
-def _ends(found: Figures) -> tuple[Estimate, Estimate, Estimate]:
+def _point(found: Figures) -> tuple[Estimate, Estimate, Estimate]:
     """KL bound per token, tokens per DLM forward, and accuracy in per cent."""
     row = found.row
     assert row.nats_per_token is not None, "smc is properly weighted"
@@ -90,7 +90,7 @@ def draw(plan: Mapping[Panel, Rows], made: Mapping[Case, Figures], figure: Any) 
     for (row, (temperature, (place, label))), (column, count) in itertools.product(enumerate(rows), enumerate(counts)):
         ax = axes[row, column]
         for look, (name, line) in zip(looks(len(SPELLED)), plan[temperature, count].items(), strict=True):
-            found = [_ends(made[case]) for case in line]
+            found = [_point(made[case]) for case in line]
             bounds, heights = [each[0].times(1000) for each in found], [each[place] for each in found]
             ax.errorbar(
                 [x.value for x in bounds], [y.value for y in heights], xerr=_bars(bounds), yerr=_bars(heights),
@@ -113,13 +113,8 @@ def _bars(found: Sequence[Estimate]) -> Any:
     return np.nan_to_num(np.transpose([each.bars for each in found]), posinf=0.0)
 
 
-def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add this benchmark's arguments."""
-    add_arguments(parser, quick, temperature=False)
-
-
 PAGE: Path = HERE / "docs" / "benchmarks" / f"{NAME}.md"
-main = partial(execute, NAME, __doc__, configure, measure, page=PAGE)
+main = partial(execute, NAME, __doc__, partial(add_arguments, temperature=False), measure, page=PAGE)
 
 if __name__ == "__main__":
     main()

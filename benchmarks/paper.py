@@ -149,13 +149,8 @@ def _ends(found: Estimate) -> tuple[float, float, float]:
     return found.value, *((found.low, found.high) if found.has_interval else (np.nan, np.nan))
 
 
-def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add this benchmark's arguments."""
-    add_arguments(parser, quick, temperature=False)
-
-
 PAGE: Path = HERE / "docs" / "benchmarks" / f"{NAME}.md"
-main = partial(execute, NAME, __doc__, configure, measure, page=PAGE)
+main = partial(execute, NAME, __doc__, partial(add_arguments, temperature=False), measure, page=PAGE)
 
 if __name__ == "__main__":
     main()

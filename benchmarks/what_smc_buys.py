@@ -174,32 +174,27 @@ def _falling(lines: Mapping[str, Sequence[Figures]]) -> Sheet:
 def _draw(made: Made, figure: Any) -> None:
     left, right = figure.subplots(1, 2)
     grid: Lines = {
-        name: _ends([each.case.option("particles") for each in line], line, "nats")
+        name: _with_bounds([each.case.option("particles") for each in line], line, "nats")
         for name, line in lines_of(made.of(GRID)).items()
     }
     plot_against_particles(grid, ax=left)
     left.set(ylabel="KL bound (nats per sequence)")
     bridges: Lines = {}
     for name, line in lines_of([each for each in made.of(BRIDGES) if each.case.option("lanes") == 1]).items():
-        counts, bounds, low, high = _ends([each.case.option("particles") for each in line], line, "nats_per_token")
+        counts, bounds, low, high = _with_bounds([each.case.option("particles") for each in line], line, "nats_per_token")
         tokens = [each.row.tokens_per_dlm_forward for each in line]
         bridges[name] = (counts, bounds, [each.value for each in tokens if each is not None], low, high)
     plot_frontier(bridges, right, along="N")
 
 
-def _ends(counts: Sequence[float], line: Sequence[Figures], name: str) -> tuple[Sequence[float], ...]:
+def _with_bounds(counts: Sequence[float], line: Sequence[Figures], name: str) -> tuple[Sequence[float], ...]:
     """Counts, bounds, and the ends of their intervals, NaN where there are none."""
     found: list[Estimate] = [getattr(each.row, name) for each in line]
     ends = [(bound.low, bound.high) if bound.has_interval else (np.nan, np.nan) for bound in found]
     return (counts, [bound.value for bound in found], *map(list, zip(*ends, strict=True)))
 
 
-def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add this benchmark's arguments."""
-    add_arguments(parser, quick)
-
-
-main = partial(execute, PAGE.stem, __doc__, configure, measure, page=PAGE)
+main = partial(execute, PAGE.stem, __doc__, add_arguments, measure, page=PAGE)
 
 if __name__ == "__main__":
     main()
