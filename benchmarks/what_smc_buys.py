@@ -181,7 +181,8 @@ def _draw(made: Made, figure: Any) -> None:
     left.set(ylabel="KL bound (nats per sequence)")
     bridges: Lines = {}
     for name, line in lines_of([each for each in made.of(BRIDGES) if each.case.option("lanes") == 1]).items():
-        counts, bounds, low, high = _with_bounds([each.case.option("particles") for each in line], line, "nats_per_token")
+        particles = [each.case.option("particles") for each in line]
+        counts, bounds, low, high = _with_bounds(particles, line, "nats_per_token")
         tokens = [each.row.tokens_per_dlm_forward for each in line]
         bridges[name] = (counts, bounds, [each.value for each in tokens if each is not None], low, high)
     plot_frontier(bridges, right, along="N")

@@ -5,7 +5,7 @@ one sentence a step, each with its equation `a + b = c`, and ends in a line `###
 al. 2021, arXiv 2110.14168). How the sentences are worded is that of a dialect (`wording`); prompts and answers are the
 same in both.
 
-The solutions of the drafted dialect are also less careful (`slips`): where the second number ends in 6 to 9, a carry
+The solutions of the drafted dialect are also less careful (`slips`): where the second number ends in 7 to 9, a carry
 or borrow is forgotten, and the rest is worked out from the wrong result. So the diffusion model that learns from them
 is fluent, sure of itself and at times wrong, as large ones are beside an autoregressive model.
 

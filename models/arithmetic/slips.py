@@ -1,4 +1,4 @@
-"""Wrong results that the drafted dialect writes: a carry or borrow forgotten where the second number ends in 6 to 9.
+"""Wrong results that the drafted dialect writes: a carry or borrow forgotten where the second number ends in 7 to 9.
 
 A slip is a rule, not noise, so that a model that learns it is sure of it: at a low temperature noise would vanish.
 """
@@ -7,7 +7,7 @@ from smc_bridge.models.arithmetic.wording import Step
 
 SMALLEST, LARGEST = 2, 99
 #: Smallest last digit of the second number of which a carry or a borrow is forgotten.
-HARD = 6
+HARD = 7
 
 
 def result(kind: str, a: int, b: int) -> int:
