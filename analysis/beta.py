@@ -30,9 +30,10 @@ from smc_bridge.engine.sampler import Sampler
 from smc_bridge.estimate import Estimate
 from smc_bridge.intervals import NAME, ratio_interval
 from smc_bridge.methods.poe_bridge import smc
-from smc_bridge.models.arguments import is_list, real_between, said, whole_number
+from smc_bridge.models.arguments import confidence, is_list, real_between, said, whole_number
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.names import meant
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.result import Result
 
 Array = npt.NDArray[np.float64]
@@ -96,7 +97,7 @@ def beta_of(
     """
     wanted = real_between("kl", kl, 0.0, 1e3, remedy="give nats per token, above 0", strictly=True)
     near = real_between("tolerance", tolerance, 0.0, 1.0, remedy="give a relative distance in (0, 1)", strictly=True)
-    most = whole_number("rounds", rounds)
+    most, level = whole_number("rounds", rounds), confidence(level)
     if taken := [name for name in TAKEN if name in options]:
         raise ValueError(f"{taken[0]} is an option: beta_of calibrates one particle under Clamp; leave it out")
     known = tuple(name for name in inspect.signature(smc).parameters if name not in ("pair", "name", *TAKEN))
@@ -106,6 +107,10 @@ def beta_of(
         raise ValueError(f"prompts = {said(prompts)}: give a list of lists of token ids")
     if len(prompts) < 2:
         raise ValueError(f"prompts has {len(prompts)} entries: an interval needs at least 2")
+    if not isinstance(proposal := smc(pair, 1, intermediate=Clamp(FIRST), **options).proposal, DLMProposal):
+        raise ValueError(
+            f"proposal = {type(proposal).__name__}: beta_of reads the laws of a DLMProposal; leave it out, or give one"
+        )
     beta, tried = FIRST, []
     for number in range(1, most + 1):
         sampler = smc(pair, 1, intermediate=Clamp(beta), **options)

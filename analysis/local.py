@@ -198,7 +198,9 @@ def laws_along(
         raise ValueError("result's trace does not make up its sequence: give the result of this very sampler's run")
     proposal = sampler.proposal
     if not isinstance(proposal, DLMProposal):
-        raise ValueError(f"sampler has a {type(proposal).__name__}: local divergences are those of a DLMProposal")
+        raise ValueError(
+            f"proposal = {type(proposal).__name__}: local divergences are of a DLMProposal; give a sampler with one"
+        )
     limit = max(map(len, result.sequences)) if max_new_tokens is None else check_limit(max_new_tokens)
     prefix = Prefix.of([result.prompt], device=sampler.target.model.device)
     drafts = proposal.model.session(prefix.tokens, prefix.length)

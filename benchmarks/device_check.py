@@ -195,7 +195,7 @@ def _read(file: Path) -> list[Record]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def test_record(log: str, end: str | None) -> Record:
+def told_by_tests(log: str, end: str | None) -> Record:
     """What pytest told, line by line: how many passed, failed and were skipped, as far as it came."""
     words = re.findall(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b(?= +(?:tests/|\[ *\d+%\]))", log)
     found = {name.lower(): words.count(name) for name in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
@@ -232,7 +232,7 @@ def check(options: argparse.Namespace, scale: Scale) -> dict[str, list[Record]]:
             if part == "tests":
                 _, end = watch_part(pytest_command(options.device, scale), options.out, part, budget, tick)
                 log = (options.out / "tests.log").read_text(encoding="utf-8", errors="replace")
-                found[part] = [test_record(log, end)]
+                found[part] = [told_by_tests(log, end)]
             else:
                 command = [
                     sys.executable, "-m", "benchmarks.device_check", "--part", part, "--device", str(options.device),

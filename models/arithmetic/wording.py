@@ -104,9 +104,8 @@ class Dialect:
 
 
 _ORDER = ("frame", "lead", "verb", "link", "opener", "joint", "tail")
-#: Slots whose favourite is what the plain dialect says most often as well.
-SHARED = ("lead", "tail", "tense")
-#: Favourites of the drafted dialect, an option for each slot of `_ORDER`: never the first but in shared slots.
+#: Favourites of the drafted dialect, an option for each slot of `_ORDER`: what the plain dialect says most often for
+#: lead and tail, and never that for the others.
 _FAVOURITES: dict[str, tuple[int, ...]] = {
     "bags": (1, 0, 1, 2, 3, 1, 0),
     "add": (1, 0, 1, 1, 2, 2, 0),
@@ -124,7 +123,6 @@ DRAFTED = Dialect(
     },
     forgets=True,
 )
-DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (PLAIN, DRAFTED)}
 
 
 class Step(NamedTuple):

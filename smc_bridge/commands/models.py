@@ -58,7 +58,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dlm-cache", type=one_of(CACHES), default="auto", metavar="MODE",
         help="prefix: keep keys and values of committed tokens; cheaper drafts, a little worse (default, auto: prefix "
-        "where a model of your own can, else none)",
+        "where the model can, else none)",
     )
     group.add_argument(
         "--max-logit-bytes", type=whole(1), metavar="B",

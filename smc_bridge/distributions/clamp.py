@@ -17,29 +17,28 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Law, reached
 from smc_bridge.distributions.normaliser import Normaliser
 from smc_bridge.models.checks import refuse
-from smc_bridge.models.host import Array, known
 from smc_bridge.sampling import is_one
 
 #: Sums this many units of round-off from 1 are 1.
 CLOSE = 16
 #: Steps at most: halving alone ends before.
 STEPS = 200
+#: Steps of a device between two looks of the host at its sums, each of which it waits for; a cell that is done stays.
+APART = 6
 
 
-def _between(ratio: Tensor, least: Array, most: Array, out: Tensor) -> None:
-    """`clamp(ratio, least, most)` into `out`, `[..., A]` by bounds `[..., 1]`; of one cell in one pass."""
-    if least.size == 1:
+def _between(ratio: Tensor, least: Tensor, most: Tensor, out: Tensor) -> None:
+    """`clamp(ratio, least, most)` into `out`, `[..., A]` by bounds `[..., 1]`; of one cell on the host in one pass."""
+    if least.numel() == 1 and least.device.type == "cpu":
         torch.clamp(ratio, least.item(), most.item(), out=out)
     else:
-        low, high = (torch.from_numpy(bound).to(ratio) for bound in (least, most))
-        torch.minimum(torch.maximum(ratio, low, out=out), high, out=out)
+        torch.minimum(torch.maximum(ratio, least.to(ratio), out=out), most.to(ratio), out=out)
 
 
 @torch.no_grad()
@@ -54,35 +53,36 @@ def clamp_scale(q: Tensor, p: Tensor, beta: float, *room: Tensor) -> tuple[Tenso
     Returns:
         of the laws that q and p are once they are normalised; NaN where one of them is no law.
     """
-    of_q, of_p = (known(law.sum(-1, keepdim=True)).astype(np.float64) for law in (q, p))
+    apart = 1 if q.device.type == "cpu" else APART
+    of_q, of_p = (law.sum(-1, keepdim=True).double() for law in (q, p))
     ratio, held, work = room or (torch.empty_like(q) for _ in range(3))
     # pi = p clamp(q / p, a, a beta), where 0 / 0 must be a number.
     torch.clamp(q, torch.finfo(q.dtype).tiny, out=ratio).div_(p)
-    with np.errstate(all="ignore"):
-        # Of laws up to a factor, q's: clamp(q, a p, a beta p) sums to the mass of q, a = c mass / of_p.
-        mass = np.where(of_q == 0, of_p, of_q)
-        unit = mass / of_p
-        lawless = ~((mass > 0) & (unit > 0) & np.isfinite(mass + unit))
-        a, close = unit * beta**-0.25, mass * (CLOSE * torch.finfo(q.dtype).eps)
-        low, high = unit * (0.5 / beta), unit * 2.0  # wider than [1 / beta, 1]: the root may be an end
-        for number in range(1, STEPS + 1):
-            _between(ratio, a, a * beta, held)
-            total = known(torch.mul(held, p, out=work).sum(-1, keepdim=True))
-            over = total - mass
-            done = (np.abs(over) <= close) | lawless
-            if number == STEPS or done.all():
-                break
-            inside = known(torch.eq(held, ratio, out=held).mul_(work).sum(-1, keepdim=True))  # M
-            step = a * ((mass - inside) / (total - inside))
-            high, low = np.where(over > 0, a, high), np.where(over > 0, low, a)
-            # An end was stood on before: two steps could lead to each other. NaN, of a level piece, is not inside.
-            step = np.where((step > low) & (step < high), step, np.sqrt(low * high))
-            step = np.where(done, a, step).astype(total.dtype).astype(np.float64)
-            if (step == a).all():
-                break
-            a = step
-        log_c = np.where(lawless, math.nan, np.log(a / unit))
-        return torch.from_numpy(log_c).to(q), torch.from_numpy(np.log(total / mass)).to(q)
+    # Of laws up to a factor, q's: clamp(q, a p, a beta p) sums to the mass of q, a = c mass / of_p.
+    mass = torch.where(of_q == 0, of_p, of_q)
+    unit = mass / of_p
+    lawless = ~((mass > 0) & (unit > 0) & (mass + unit).isfinite())
+    a, close = unit * beta**-0.25, mass * (CLOSE * torch.finfo(q.dtype).eps)
+    low, high = unit * (0.5 / beta), unit * 2.0  # wider than [1 / beta, 1]: the root may be an end
+    for number in range(1, STEPS + 1):
+        _between(ratio, a, a * beta, held)
+        total = torch.mul(held, p, out=work).sum(-1, keepdim=True).double()
+        over = total - mass
+        done = (over.abs() <= close) | lawless
+        look = number % apart == 0
+        if number == STEPS or (look and bool(done.all())):
+            break
+        inside = torch.eq(held, ratio, out=held).mul_(work).sum(-1, keepdim=True).double()  # M
+        step = a * ((mass - inside) / (total - inside))
+        high, low = torch.where(over > 0, a, high), torch.where(over > 0, low, a)
+        # An end was stood on before: two steps could lead to each other. NaN, of a level piece, is not inside.
+        step = torch.where((step > low) & (step < high), step, (low * high).sqrt())
+        step = torch.where(done, a, step).to(q.dtype).double()
+        if look and torch.equal(step, a):
+            break
+        a = step
+    log_c = (a / unit).log().masked_fill(lawless, math.nan)
+    return log_c.to(q.dtype), (total / mass).log().to(q.dtype)
 
 
 def clamped(log_q: Tensor, log_p: Tensor, log_c: Tensor, log_total: Tensor, log_beta: float) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import device_check
-from benchmarks.device_check import SMALL, cells, run_part, test_record, watch_part
+from benchmarks.device_check import SMALL, cells, run_part, told_by_tests, watch_part
 from benchmarks.device_equal import Equality, Given, Kept, equality
 from benchmarks.device_tables import sheets
 from benchmarks.random_pair import SHAPES, random_pair
@@ -22,7 +22,6 @@ from smc_bridge.models.huggingface import HuggingFaceCausalLM
 
 CPU = torch.device("cpu")
 PROMPTS = [[1, 2, 3], [4, 5]]
-test_record.__test__ = False  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +175,7 @@ def test_a_part_that_does_not_end_or_fails_keeps_what_it_has(code: str, end: str
     ],
 )
 def test_what_pytest_told_is_read(log: str, end: str | None, state: str) -> None:
-    assert test_record(log, end)["state"] == state
+    assert told_by_tests(log, end)["state"] == state
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,9 @@ from smc_bridge.models.arithmetic.tokenizer import (
 )
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
+DIALECTS = (wording.PLAIN, wording.DRAFTED)
+#: Slots whose favourite is what the plain dialect says most often as well.
+SHARED = ("lead", "tail", "tense")
 APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
 
 
@@ -89,7 +92,7 @@ def solve(prompt: str) -> int:
     return value
 
 
-@pytest.mark.parametrize("dialect", wording.DIALECTS.values(), ids=wording.DIALECTS)
+@pytest.mark.parametrize("dialect", DIALECTS, ids=["plain", "drafted"])
 def test_all_step_counts_operations_and_words_occur_in_both_dialects(dialect: wording.Dialect) -> None:
     sample = problems.generate(10_000, seed=5, dialect=dialect)
     assert {len(EQUATION.findall(p.response)) for p in sample} == {2, 3, 4}
@@ -105,7 +108,7 @@ def test_the_dialects_tell_the_same_stories_in_other_words() -> None:
     assert sum(a.response == b.response for a, b in zip(plain, drafted, strict=True)) < 5
 
 
-@pytest.mark.parametrize("dialect", wording.DIALECTS.values(), ids=wording.DIALECTS)
+@pytest.mark.parametrize("dialect", DIALECTS, ids=["plain", "drafted"])
 def test_a_solution_keeps_its_tense(dialect: wording.Dialect) -> None:
     for problem in problems.generate(1_000, 4, dialect):
         words = set(re.findall(r"[a-z]+", problem.response))
@@ -119,7 +122,7 @@ def test_slots_are_filled_with_the_probabilities_of_the_dialect() -> None:
     standard deviations of its mean under the stated law."""
     rng, statistic, freedom, draws = random.Random(0), 0.0, 0, 2_000
     slots = [("frame", 3), *((name, len(options)) for name, options in wording.SLOTS.items()), ("verb", 4)]
-    for dialect in wording.DIALECTS.values():
+    for dialect in DIALECTS:
         for kind in wording.SIGNS:
             for slot, count in slots:
                 law = dialect.weights(kind, slot, count)
@@ -131,28 +134,55 @@ def test_slots_are_filled_with_the_probabilities_of_the_dialect() -> None:
     assert abs(statistic - freedom) < 6 * (2 * freedom) ** 0.5
 
 
+def test_sentences_have_the_frames_and_leads_of_the_dialect_for_their_operation() -> None:
+    """As above, counted in what is written."""
+    leads = [both[0] for both in wording.SLOTS["lead"]]
+    kinds = {"+": "add", "-": "subtract", "/": "divide"}
+    for dialect in DIALECTS:
+        counts: dict[tuple[str, str], list[int]] = {}
+        for problem in problems.generate(2_000, 6, dialect):
+            for sentence in re.split(r"(?<=\.) ", problem.response.partition("\n####")[0]):
+                operation = EQUATION.findall(sentence)[0][1]
+                kind = kinds.get(operation) or ("bags" if " bags of " in sentence else "times")
+                lead = next(i for i, text in enumerate(leads) if sentence.startswith(text))
+                rest = sentence[len(leads[lead]) :]
+                joined = any(both[0] in sentence for both in wording.SLOTS["joint"])
+                frame = 2 if rest.startswith(("with ", "without ")) else int(joined)
+                for slot, option, count in (("lead", lead, 4), ("frame", frame, 3)):
+                    counts.setdefault((kind, slot), [0] * count)[option] += 1
+        assert len(counts) == 2 * len(wording.SIGNS)
+        statistic = freedom = 0.0
+        for (kind, slot), found in counts.items():
+            wanted = [sum(found) * share for share in dialect.weights(kind, slot, len(found))]
+            statistic += sum((a - b) ** 2 / b for a, b in zip(found, wanted, strict=True))
+            freedom += len(found) - 1
+        assert abs(statistic - freedom) < 6 * (2 * freedom) ** 0.5, (dialect.name, counts)
+
+
 def test_favourites_are_not_what_the_plain_dialect_says_most_often_but_in_shared_slots() -> None:
     assert wording.DRAFTED.favourites is not None
     for (_, slot), option in wording.DRAFTED.favourites.items():
-        assert (option == 0) == (slot in wording.SHARED), slot
+        assert (option == 0) == (slot in SHARED), slot
     assert all(law[0] == max(law) and sum(law) == pytest.approx(1.0) for law in wording.SOFT.values())
 
 
 def test_the_drafted_dialect_slips_by_the_rule_and_works_on_from_what_it_wrote() -> None:
-    wrong = 0
+    wrong, slipping = 0, 0
     for problem in problems.generate(2_000, 5, wording.DRAFTED):
         equations = EQUATION.findall(problem.response)
         true = [APPLY[op](int(a), int(b)) == int(c) for a, op, b, c in equations]
         assert int(equations[-1][3]) == problems.extract_answer(problem.response), problem
         assert problems.extract_answer(problem.response) == problem.answer or not all(true), problem
-        wrong += not all(true)
+        wrong += problems.extract_answer(problem.response) != problem.answer
+        slipping += not all(true)
         for right, (a, op, b, c) in zip(true, equations, strict=True):
             if not right:
                 assert op in "+-", problem
                 assert int(b) % 10 >= slips.HARD, problem
                 assert abs(APPLY[op](int(a), int(b)) - int(c)) == 10, problem
         assert all(2 <= int(n) <= 99 for n in re.findall(r"\d+", problem.response)), problem
-    assert 0.25 < wrong / 2_000 < 0.40
+    assert 0.22 < wrong / 2_000 < 0.29, "a quarter, says the model card"
+    assert wrong <= slipping
 
 
 @pytest.mark.parametrize(

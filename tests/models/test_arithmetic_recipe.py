@@ -99,7 +99,7 @@ def test_the_recorded_diffusion_model_falls_apart_with_more_tokens_per_forward(m
     """The gap that the bridge closes. The recorded figures themselves are checked against the weights above."""
     share = {name: entry["accuracy"] for name, entry in metrics["held_out"]["accuracy"].items()}
     assert share["ar_temperature_0.2"] >= 0.97, share
-    assert 0.65 <= share["dlm_left_to_right_1"] <= 0.92, share
+    assert 0.75 <= share["dlm_left_to_right_1"] <= 0.92, share
     assert share["dlm_left_to_right_8"] < share["dlm_left_to_right_4"] < share["dlm_left_to_right_2"], share
     assert share["dlm_left_to_right_4"] <= 0.40, share
 

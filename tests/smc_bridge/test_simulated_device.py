@@ -16,7 +16,10 @@ if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
     pytest.skip("this torch lets no backend be written in Python", allow_module_level=True)
 
 #: Waits of the host per step, starts and results of a run included, at most.
-PROGRAMS = {"smc-4": 4, "paper+prefix": 4, "smc-4x4": 4, "tree-32+prefix": 6, "released": 8, "speculative": 4}
+PROGRAMS = {
+    "smc-4": 4, "paper+prefix": 4, "smc-4x4": 4, "tree-32+prefix": 6, "released": 8, "speculative": 4,
+    "smc-4,intermediate=clamp": 4, "smc-4,reuse=0.3": 4,
+}
 OTHERS = ("ar", "dlm-4")
 
 
