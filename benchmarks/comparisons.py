@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.harness import progress
 from smc_bridge.analysis.comparison import Comparison, Row, Settings, compare
-from smc_bridge.commands.base import not_negative, whole
+from smc_bridge.commands.base import whole
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.names import idle
 from smc_bridge.registry import Spelled, spelled
@@ -180,9 +180,7 @@ def make_rows(
     return {case: found[case] for case in every}
 
 
-def add_arguments(parser: argparse.ArgumentParser, quick: bool, *, temperature: bool = True) -> None:
-    """Add how many problems, at which temperature, and whether what the files hold counts."""
+def add_arguments(parser: argparse.ArgumentParser, quick: bool) -> None:
+    """Add how many problems, and whether what the files hold counts."""
     parser.add_argument("--n", type=whole(2), default=2 if quick else 200, help="problems (default: 200)")
-    if temperature:
-        parser.add_argument("--temperature", type=not_negative, default=0.2, help="of the target (default: 0.2)")
     parser.add_argument("--fresh", action="store_true", help="make every row anew, whatever the files in --out hold")

@@ -114,7 +114,7 @@ def _bars(found: Sequence[Estimate]) -> Any:
 
 
 PAGE: Path = HERE / "docs" / "benchmarks" / f"{NAME}.md"
-main = partial(execute, NAME, __doc__, partial(add_arguments, temperature=False), measure, page=PAGE)
+main = partial(execute, NAME, __doc__, add_arguments, measure, page=PAGE, shared=True)
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ that of the first row of its column. Rows are kept and shared among processes as
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.comparisons import Case, Figures, add_arguments, arguments, make_rows
 from benchmarks.harness import HERE
 from benchmarks.problems import TABLES
-from benchmarks.report import Report, Sheet, execute
+from benchmarks.report import Report, Sheet, Verdict, execute
 from smc_bridge.analysis.plots.style import BLUE, GREEN, RED
 from smc_bridge.estimate import Estimate
 
@@ -65,6 +65,7 @@ def measure(options: argparse.Namespace) -> Report:
     )
     figures = [[made[case] for case in part.cases] for part in every]
     sheets = [_sheet(part, rows) for part, rows in zip(every, figures, strict=True)]
+    aims = [] if options.quick else _aims(made)
     drawn = [(part, rows) for part, rows in zip(every, figures, strict=True) if part.told.get("drawn")]
     data = {"tables": [
         {"title": sheet.title, "command": f"smc-bridge compare {arguments(part.cases)}", "rows": [
@@ -72,11 +73,59 @@ def measure(options: argparse.Namespace) -> Report:
         ]} for sheet, part, rows in zip(sheets, every, figures, strict=True)
     ]}
     return Report(
-        sheets, data, partial(_draw, drawn), size=(9.6, 3.8),
+        [*sheets, *([_met(aims)] if aims else [])], data, partial(_draw, drawn), size=(9.6, 3.8),
         spread=f"{options.n} problems; in brackets 95 % intervals, in parentheses ratios to the first figure of the "
-        "column; tokens/s: of one process of one thread beside as many others as there are threads",
+        f"column; tokens/s: of one process of one thread, {options.threads} at a time",
         picture="Tokens per DLM forward, accuracy and KL bound over w, and the paper's points",
+        verdicts=[verdict for aim in aims for verdict in aim.verdicts],
     )
+
+
+class Aim(NamedTuple):
+    """A figure that the embedded pair was made for.
+
+    Attributes:
+        claim: which, and at which temperature.
+        seen: the figure.
+        shown: the same with its interval, which a ratio of two rows has not.
+        wanted: the least and the most.
+    """
+
+    claim: str
+    seen: float
+    shown: str
+    wanted: tuple[float, float]
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Its bounds, those that are any."""
+        low, high = self.wanted
+        found = [Verdict(self.claim, self.seen, low)] if low > 0 else []
+        return found + ([Verdict(self.claim, self.seen, high, least=False)] if np.isfinite(high) else [])
+
+
+def _aims(made: Mapping[Case, Figures]) -> list[Aim]:
+    """What was wanted, beside the rows' figures."""
+    rows = {(case.method, case.temperature): figures.row for case, figures in made.items()}
+    found = []
+    for told in TABLES[NAME]["aims"]:
+        temperature = told.get("temperature", 0.2)
+        seen: Estimate = getattr(rows[told["method"], temperature], told["figure"])
+        base = getattr(rows[told["over"], temperature], told["figure"]).value if "over" in told else None
+        found.append(Aim(
+            f"{told['claim']}; temperature {temperature:g}", seen.value if base is None else seen.value / base,
+            seen.text(".3g") if base is None else f"{seen.value / base:.3g}", tuple(told["wanted"]),
+        ))
+    return found
+
+
+def _met(aims: Sequence[Aim]) -> Sheet:
+    """The aims as a table."""
+    return Sheet("What the embedded pair was made for", ("figure", "seen", "wanted", "met"), [
+        [aim.claim, aim.shown, " to ".join(f"{end:g}" for end in aim.wanted if np.isfinite(end)) + (
+            "" if np.isfinite(aim.wanted[1]) else " or more"), "yes" if all(v.met for v in aim.verdicts) else "no"]
+        for aim in aims
+    ])
 
 
 def _sheet(part: Part, figures: Sequence[Figures]) -> Sheet:
@@ -150,7 +199,7 @@ def _ends(found: Estimate) -> tuple[float, float, float]:
 
 
 PAGE: Path = HERE / "docs" / "benchmarks" / f"{NAME}.md"
-main = partial(execute, NAME, __doc__, partial(add_arguments, temperature=False), measure, page=PAGE)
+main = partial(execute, NAME, __doc__, add_arguments, measure, page=PAGE, shared=True)
 
 if __name__ == "__main__":
     main()

@@ -144,13 +144,14 @@ def bars(ax: Any, places: Sequence[str], groups: Mapping[str, Sequence[Estimate]
 
 def execute(
     name: str, doc: str | None, configure: Configure, measure: Callable[[argparse.Namespace], Report],
-    arguments: Sequence[str] | None = None, *, page: Path | None = None,
+    arguments: Sequence[str] | None = None, *, page: Path | None = None, shared: bool = False,
 ) -> None:
     """Run a benchmark as a command: options, measurement, tables, `NAME.json` and `NAME.png`.
 
     Args:
         page: of the docs that the command fills too, with the picture beside it (`benchmarks.pages`); a smoke test
             fills none unless it is told to.
+        shared: whether `--threads` are processes of one thread each.
     Raises:
         SystemExit: with code 2 and one line, if an argument cannot be used.
     """
@@ -160,7 +161,8 @@ def execute(
     configure(parser, "--quick" in given)
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="FOLDER", help="of the files (default: runs)")
     parser.add_argument("--quick", action="store_true", help="sizes of a smoke test: seconds, figures of no use")
-    parser.add_argument("--threads", type=whole(1), default=cores(), help="of torch (default: every core)")
+    told = f"{'processes of one thread each' if shared else 'of torch'} (default: every core)"
+    parser.add_argument("--threads", type=whole(1), default=cores(), help=told)
     parser.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown")
     if page is not None:
@@ -176,7 +178,7 @@ def execute(
         files = _files(options.out, name)
         figure = _figure()
         before = torch.get_num_threads()
-        torch.set_num_threads(options.threads)
+        torch.set_num_threads(1 if shared else options.threads)
         try:
             machine = Machine.here()
             report = measure(options)

@@ -1,6 +1,6 @@
 """What particles, lanes and bridges buy: KL bound, ESS, accuracy and speed on the embedded pair.
 
-    python -m benchmarks.what_smc_buys [--n 200] [--temperature 0.2] [--threads N] [--seed 0] [--fresh] [--quick]
+    python -m benchmarks.what_smc_buys [--n 200] [--threads N] [--seed 0] [--fresh] [--quick]
         [--page docs/benchmarks/what_smc_buys.md] [--out runs] [--markdown]
 
 Every row is a call of `smc-bridge compare`, whose arguments stand in its first column; rows with many drafts have
@@ -11,6 +11,7 @@ fewer problems. The rows are those of `benchmarks/tables.toml`: a line there is 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -30,7 +31,7 @@ from smc_bridge.intervals import NAME, ratio_interval
 
 PAGE: Path = HERE / "docs" / "benchmarks" / f"{Path(__file__).stem}.md"
 TABLE: dict[str, Any] = TABLES[PAGE.stem]
-GRID, BRIDGES = "Particles N and lanes K", "Bridges"
+GRID, WARM, BRIDGES = "Particles N and lanes K", "Particles N, at temperature 1", "Bridges"
 #: The bridge that a method has unless it says another.
 POE = "poe"
 #: x, y, low, high; or N, x, y, low, high.
@@ -53,19 +54,20 @@ class Made(NamedTuple):
         return [self.figures[case] for case in self.tables[title]]
 
 
-def tables(n: int, temperature: float, seed: int, *, quick: bool = False) -> dict[str, list[Case]]:
+def tables(n: int, seed: int, *, quick: bool = False) -> dict[str, list[Case]]:
     """The rows of every table, those with many drafts of fewer problems."""
-    grid, bridges = TABLE["grid"], TABLE["bridges"]
+    bridges, cold, warm = TABLE["bridges"], float(TABLE["temperature"]), float(TABLE["warm"]["temperature"])
     methods = {
-        GRID: [_smc(size, lanes) for lanes in grid["lanes"] for size in grid["particles"]], **TABLE["tables"],
-        BRIDGES: [
-            _smc(size, lanes) + ("" if law == POE else f",intermediate={law}")
-            for law in bridges["intermediates"] for lanes in bridges["lanes"] for size in bridges["particles"]
-        ],
+        GRID: (cold, _sizes(TABLE["grid"])), WARM: (warm, _sizes(TABLE["warm"])),
+        **{title: (cold, every) for title, every in TABLE["tables"].items()},
+        BRIDGES: (cold, [
+            size + ("" if law == POE else f",intermediate={law}")
+            for law in bridges["intermediates"] for size in _sizes(bridges)
+        ]),
     }
     ws = TABLE["w"][:1] if quick else TABLE["w"]
     found = {}
-    for title, every in methods.items():
+    for title, (temperature, every) in methods.items():
         spellings = dict.fromkeys(with_w(method, w) for w in ws for method in every)
         cases = [Case(text, n, temperature, seed) for text in spellings]
         found[title] = [
@@ -75,8 +77,12 @@ def tables(n: int, temperature: float, seed: int, *, quick: bool = False) -> dic
     return found
 
 
-def _smc(particles: int, lanes: int = 1) -> str:
-    return f"smc-{particles}" if lanes == 1 else f"smc-{particles}x{lanes}"
+def _sizes(told: Mapping[str, Any]) -> list[str]:
+    """`smc` of every N and K of a table, of so many drafts at most."""
+    return [
+        f"smc-{size}" if lanes == 1 else f"smc-{size}x{lanes}"
+        for lanes in told["lanes"] for size in told["particles"] if size * lanes <= told.get("most", math.inf)
+    ]
 
 
 def _share(case: Case) -> float:
@@ -99,21 +105,24 @@ def lines_of(figures: Sequence[Figures]) -> dict[str, list[Figures]]:
 
 def measure(options: argparse.Namespace) -> Report:
     """The tables, how bounds fall, and the pictures of the first and the last table."""
-    plan = tables(options.n, options.temperature, options.seed, quick=options.quick)
+    plan = tables(options.n, options.seed, quick=options.quick)
     made = Made(plan, make_rows(
         [case for cases in plan.values() for case in cases], options.out / "rows", processes=options.threads,
         fresh=options.fresh,
     ))
     sheets = [_sheet(title, made.of(title)) for title in plan]
-    sheets.insert(1, _falling(lines_of(made.of(GRID))))
+    fallen = {
+        **lines_of(made.of(GRID)), **{f"{name}, temperature 1": line for name, line in lines_of(made.of(WARM)).items()},
+    }
+    sheets.insert(2, _falling(fallen))
     data = {"rows": [
         {"command": f"smc-bridge compare {case.arguments}", **vars(found)} for case, found in made.figures.items()
     ]}
     return Report(
         sheets, data, partial(_draw, made), size=(10.0, 4.4),
-        spread=f"target temperature {options.temperature:g}; in brackets 95 % intervals, of bounds those of "
-        f"certificate.md, †: of fewer than {FEW} runs, where the upper end is too low more often than it says; "
-        "tokens/s: of one process of one thread beside as many others as there are threads",
+        spread=f"target temperature {TABLE['temperature']:g} where no other is said; in brackets 95 % intervals, of "
+        f"bounds those of certificate.md, †: of fewer than {FEW} runs, where the upper end is too low more often than "
+        f"it says; tokens/s: of one process of one thread, {options.threads} at a time",
         picture="KL bound against particles; tokens per DLM forward against KL bound, over particles of one lane",
     )
 
@@ -195,7 +204,7 @@ def _with_bounds(counts: Sequence[float], line: Sequence[Figures], name: str) ->
     return (counts, [bound.value for bound in found], *map(list, zip(*ends, strict=True)))
 
 
-main = partial(execute, PAGE.stem, __doc__, add_arguments, measure, page=PAGE)
+main = partial(execute, PAGE.stem, __doc__, add_arguments, measure, page=PAGE, shared=True)
 
 if __name__ == "__main__":
     main()

@@ -19,6 +19,7 @@ COMMANDS = {
     "operations": (("--where", "3"), "what waits"),
     "scaling": (("--factors", "N"), "exponent"),
     "heads": ((), "extra memory"),
+    "bridges": ((), "over poe, w = 0.3"),
     "cache": ((), "same tokens"),
     "proposal_cache": ((), "ms / DLM forward"),
     "tree_nodes": ((), "tokens / AR node"),
@@ -31,7 +32,7 @@ COMMANDS = {
     "certificate_coverage": ((), "upper misses"),
     "bias_vs_particles": ((), "bias ~ N^-a"),
     "what_smc_buys": (("--markdown",), "How the bound per sequence falls"),
-    "paper": (("--markdown",), "HumanEval: tokens / DLM step"),
+    "paper": (("--markdown",), "HumanEval: tokens / step"),
 }
 
 

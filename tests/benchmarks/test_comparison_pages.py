@@ -74,22 +74,22 @@ def test_the_study_of_the_sweep_has_the_rows_of_the_table() -> None:
 
 def test_rows_of_what_smc_buys_differ_within_every_table_and_have_files_of_their_own() -> None:
     every = set()
-    for cases in what_smc_buys.tables(200, 0.2, 0).values():
+    for cases in what_smc_buys.tables(200, 0).values():
         assert len({case.spelled.meaning for case in cases}) == len(cases)
         every.update(cases)
     assert len({case.file(Path()) for case in every}) == len(every)
     assert {(case.method, case.n) for case in every} >= {
-        ("smc-1,w=0.3", 200), ("smc-16x4,w=0.7", 64), ("smc-64x4,w=0.3", 24), ("smc-4,trigger=never,w=0.7", 200),
+        ("smc-1,w=0.3", 128), ("smc-16x4,w=0.7", 24), ("smc-64x4,w=0.3", 12), ("smc-4,trigger=never,w=0.7", 128),
     }
 
 
 def test_a_bridge_is_added_by_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = what_smc_buys.tables(200, 0.2, 0)[what_smc_buys.BRIDGES]
+    before = what_smc_buys.tables(200, 0)[what_smc_buys.BRIDGES]
     laws = [*what_smc_buys.TABLE["bridges"]["intermediates"], "mixture"]
     monkeypatch.setitem(what_smc_buys.TABLE["bridges"], "intermediates", laws)
-    after = what_smc_buys.tables(200, 0.2, 0)[what_smc_buys.BRIDGES]
+    after = what_smc_buys.tables(200, 0)[what_smc_buys.BRIDGES]
     assert {case.method for case in after} - {case.method for case in before} == {
-        f"smc-{n}{k},intermediate=mixture,w={w}" for n in (1, 4, 16) for k in ("", "x4") for w in (0.3, 0.7)
+        f"smc-{size},intermediate=mixture,w={w}" for size in (1, 4, 16, "1x4", "4x4") for w in (0.3, 0.7)
     }
 
 
