@@ -72,12 +72,9 @@ class Task(Limits, Protocol):
 class Arithmetic:
     """The 1,000 held-out problems of the embedded pair; right is who writes `#### N` with the right N first.
 
-    V and M follow from how far drafts are accepted. At w = .3, with one particle at temperature .2 on 48 problems, a
-    block has 6.7 tokens on average; one of 27 reaches V = 16, and goes on in the next step with the marginals that it
-    has not used (elastic window). V = 32 spares 7 % of the AR model's forwards: it gained 7 % of tokens per second with
-    one prompt at a time, within that measurement's noise, and lost 8 % with sixteen. More masks bring no more tokens
-    per forward of the diffusion model (7.4, 7.3 and 7.4 for M = 32, 48 and 64) and cost, with sixteen prompts, 15 and
-    28 % of tokens per second. (Two shared CPU cores, seconds of the process, median of three in turns.)
+    V and M follow from how far drafts are accepted: few blocks reach V = 16, and those go on in the next step with the
+    marginals that they have not used (elastic window). A greater V spares few forwards of the AR model, more masks
+    bring hardly a token per forward of the diffusion model, and both cost (docs/benchmarks/paper.md).
 
     Attributes:
         name: of the task.

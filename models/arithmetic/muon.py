@@ -1,6 +1,6 @@
 """Muon (Jordan et al. 2024) in float32: momentum, made orthogonal by a Newton-Schulz iteration.
 
-`torch.optim.Muon` iterates in bfloat16, which takes twenty times as long on a processor without instructions for it;
+`torch.optim.Muon` iterates in bfloat16, which is far slower on a processor without instructions for it;
 here matrices of one shape go through the iteration together.
 """
 

@@ -174,3 +174,25 @@ def test_the_sweep_over_w_has_the_papers_three_points() -> None:
     [told] = [told for told in paper.TABLES["paper"]["tables"] if told.get("drawn")]
     points = {row["method"]: (row["tokens_per_step"], row["accuracy"]) for row in told["rows"] if "accuracy" in row}
     assert points == {"smc-1,w=0": (4.91, 81.27), "smc-1,w=0.3": (8.30, 80.69), "smc-1,w=0.9": (15.61, 30.49)}
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def test_the_front_page_has_figures_of_the_page() -> None:
+    """Method, accuracy, tokens per DLM forward and KL bound: at the target temperature that the front page names."""
+    front = (HERE / "README.md").read_text().partition("## What a bridge buys")[2].partition("\n## ")[0]
+    page = paper.PAGE.read_text()
+    cold = [part for part in page.split("\n**") if part.partition("**")[0].endswith("target temperature 0.2")]
+    rows = [cells(line) for part in cold for line in part.splitlines() if line.startswith("| `")]
+    found = [cells(line) for line in front.splitlines() if line.startswith("| `")]
+    assert len(found) >= 6
+    for name, *figures in found:
+        method = name.split("`")[1]
+        mine = [row for row in rows if row[0] == f"`{method}`"]
+        assert mine, f"{method} is not on {paper.PAGE.name}"
+        assert any(
+            [row[1].partition(" (")[0], row[2].partition(" (")[0], row[4]] == figures for row in mine
+        ), (method, figures, mine)
+    assert "200 held-out problems, target temperature 0.2" in front

@@ -222,16 +222,18 @@ def test_float32_is_the_law_of_float64_up_to_round_off() -> None:
         assert not rough.isnan().any()
 
 
-def test_the_scale_of_a_row_is_its_own() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [7, 640])
+def test_the_scale_of_a_row_is_its_own(size: int, dtype: torch.dtype) -> None:
     """Draws do not depend on the batch: the steps of other rows change nothing."""
-    q, p = (torch.from_numpy(x) for x in random_laws(200, 7, seed=24, zeros=0.3))
+    q, p = (torch.from_numpy(x).to(dtype) for x in random_laws(200, size, seed=24, zeros=0.3))
     together = clamp_scale(q, p, 40.0)[0]
     alone = torch.cat([clamp_scale(q[i : i + 1], p[i : i + 1], 40.0)[0] for i in range(200)])
     assert torch.equal(together, alone)
 
 
 def test_a_scale_takes_few_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is a pass over the alphabet; `benchmarks.operations` has no law of this size."""
+    """Each is a pass over the alphabet; what they take: `benchmarks.bridges`."""
     sums, real = [0], module._between
 
     def counted(*arguments: Tensor) -> None:
@@ -269,6 +271,7 @@ def test_enumerated_kernels_have_the_oracles_law(name: str, beta: float) -> None
 @pytest.mark.parametrize("options", [
     {"trigger": always}, {"trigger": EssBelow(0.95)}, {"lanes": 2, "temperature": [0.7, 1.3], "trigger": always},
 ], ids=["always", "ess", "lanes"])
+# Enumerating gumbel's programs takes half a minute; what it reads of a bridge is what any kernel reads.
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name not in ("accept-all", "gumbel")])
 def test_the_program_is_properly_weighted(kernel: str, options: dict[str, object]) -> None:
     sampler = program(KERNELS[kernel], intermediate=Clamp(2.0), eos=None if kernel == "tree-walk" else 1, **options)  # type: ignore[arg-type]
