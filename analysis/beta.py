@@ -95,7 +95,7 @@ def beta_of(
         >>> found.reached, abs(found.kl.value - 0.008) < 0.0005
         (True, True)
     """
-    wanted = real_between("kl", kl, 0.0, 1e3, remedy="give nats per token, above 0", strictly=True)
+    wanted = real_between("kl", kl, 0.0, 1e3, remedy="give nats per token, between 0 and 1000", strictly=True)
     near = real_between("tolerance", tolerance, 0.0, 1.0, remedy="give a relative distance in (0, 1)", strictly=True)
     most, level = whole_number("rounds", rounds), confidence(level)
     if taken := [name for name in TAKEN if name in options]:
@@ -145,7 +145,8 @@ def _where(wanted: float, curve: Array, grid: Array) -> float:
     if wanted >= curve[-1] or wanted <= curve[0]:
         return float(grid[-1] if wanted >= curve[-1] else grid[0])
     logs = np.log(np.maximum(curve, 1e-300))
-    return float(np.exp(np.exp(np.interp(math.log(wanted), logs, np.log(np.log(grid))))))
+    found = np.exp(np.exp(np.interp(math.log(wanted), logs, np.log(np.log(grid)))))
+    return float(np.clip(found, grid[0], grid[-1]))  # the logarithms are rounded
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.harness import progress
@@ -72,7 +73,8 @@ class Case:
 
     def file(self, folder: Path) -> Path:
         """Where the row is kept."""
-        told = f"{self.method} n={self.n} T={self.temperature:g} seed={self.seed}"
+        temperature = np.format_float_positional(self.temperature, trim="-")
+        told = f"{self.method} n={self.n} T={temperature} seed={self.seed}"
         return folder / f"{told.translate(str.maketrans(' /:', '_+-'))}.json"
 
 
@@ -137,7 +139,13 @@ def _pair() -> Pair:
 def _one(case: Case, folder: Path, fresh: bool) -> Figures:
     """Make a row, or read it from its file."""
     settings = Settings(TASK, case.n, (case.method,), temperature=case.temperature, seed=case.seed)
-    return Figures.of(case, compare(settings, path=case.file(folder), fresh=fresh, pair=_pair()))
+    file = case.file(folder)
+    if fresh:
+        file.unlink(missing_ok=True)
+    try:
+        return Figures.of(case, compare(settings, path=file, pair=_pair()))
+    except ValueError as error:
+        raise ValueError(f"{file} is no row of today's weights ({error}); delete it, or give --fresh") from error
 
 
 def _single_thread() -> None:

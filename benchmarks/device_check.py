@@ -42,8 +42,8 @@ from benchmarks.device_tables import Record, sheets
 from benchmarks.harness import HERE, Machine, cores
 from benchmarks.problems import TABLES, decoder
 from benchmarks.random_pair import SHAPES, lacking, random_pair
-from benchmarks.report import several
-from smc_bridge.commands.base import LineParser, check_writable, console, one_of, whole
+from benchmarks.report import out_files, several
+from smc_bridge.commands.base import LineParser, console, one_of, whole
 from smc_bridge.estimate import plain
 from smc_bridge.files import write_text
 from smc_bridge.models.huggingface.chunks import is_out_of_memory
@@ -297,10 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with (options.out / f"{options.part.replace(' ', '')}.jsonl").open("w", encoding="utf-8") as out:
                 write_part(options, scale, out)
             return
-        options.out.mkdir(parents=True, exist_ok=True)
-        files = [options.out / f"device_check.{ending}" for ending in ("json", "md")]
-        for file in files:
-            check_writable(file, "--out")
+        if options.seed >= 1 << 63:
+            raise ValueError(f"--seed = {options.seed}: give a whole number of less than 64 bits")
+        files = out_files(options.out, "device_check", "json", "md")
         machine = Machine.here()
         found = check(options, scale)
     except (ValueError, OSError) as error:

@@ -23,6 +23,8 @@ def check_page(page: Path) -> str:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--page = {page}: cannot be read ({error.strerror}); give another page") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--page = {page}: is no UTF-8 text; give another page") from error
     if len(_BETWEEN.findall(text)) != 1:
         raise ValueError(f"--page = {page}: has no place for figures; put {OPEN} and {CLOSE} on lines of their own")
     return text

@@ -175,7 +175,7 @@ def execute(
         filled: Path | None = getattr(options, "page", None)
         if filled is not None:
             check_page(filled)
-        files = _files(options.out, name)
+        files = out_files(options.out, name, "json", "png")
         figure = _figure()
         before = torch.get_num_threads()
         torch.set_num_threads(1 if shared else options.threads)
@@ -198,13 +198,13 @@ def _markdown(report: Report) -> str:
     return "\n\n".join(sheet.markdown() for sheet in report.sheets)
 
 
-def _files(folder: Path, name: str) -> list[Path]:
-    """The two files of a benchmark, in a folder that is made and can be written to, before any work is done."""
+def out_files(folder: Path, name: str, *endings: str) -> list[Path]:
+    """The files of a benchmark, in a folder that is made and can be written to, before any work is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out = {folder}: cannot be made ({error.strerror}); give another folder") from error
-    files = [folder / f"{name}.{ending}" for ending in ("json", "png")]
+    files = [folder / f"{name}.{ending}" for ending in endings]
     for file in files:
         check_writable(file, "--out")
     return files

@@ -152,6 +152,16 @@ def share(text: str) -> float:
     return _number(text, lambda x: 0 <= x <= 1, "a number in [0, 1]")
 
 
+def below_one(text: str) -> float:
+    """Argument type: a number in [0, 1)."""
+    return _number(text, lambda x: 0 <= x < 1, "a probability below 1, or 0 for never")
+
+
+def ratio(text: str) -> float:
+    """Argument type: a number from 1 to 1e30."""
+    return _number(text, lambda x: 1 <= x <= 1e30, "a number from 1 to 1e30")
+
+
 def mass(text: str) -> float:
     """Argument type: a number in (0, 1]."""
     return _number(text, lambda x: 0 < x <= 1, "a number in (0, 1]")

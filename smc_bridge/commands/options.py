@@ -11,12 +11,12 @@ from typing import Any
 
 from smc_bridge.commands.base import (
     add_w_argument,
+    below_one,
     mass,
     not_negative,
     not_negatives,
     one_of,
-    positive,
-    share,
+    ratio,
     whole,
     whole_or_auto,
 )
@@ -45,7 +45,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--particles", type=whole(1), metavar="N", help="particles that survive a step")
     group.add_argument("--lanes", type=whole(1), metavar="K", help="drafts per particle")
     add_w_argument(group, "exponent (or share) of the diffusion model in the intermediate, in [0, 1] (default: 0.3)")
-    group.add_argument("--beta", type=positive, metavar="b", help="of the intermediate clamp (default: 8)")
+    group.add_argument("--beta", type=ratio, metavar="b", help="of the intermediate clamp (default: 8)")
     group.add_argument("--window", type=whole_or_auto, metavar="V", help="tokens verified at once, or auto")
     group.add_argument(
         "--lookahead", type=whole_or_auto, metavar="M", help="masked positions per forward of the DLM, or auto"
@@ -61,7 +61,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--balance", action="store_true", help="weigh lanes by the balance heuristic")
     group.add_argument("--nodes", type=whole_or_auto, metavar="B", help="of the tree, or auto (default: 128)")
     group.add_argument(
-        "--reuse", type=share, metavar="P",
+        "--reuse", type=below_one, metavar="P",
         help="probability of the next likeliest tokens above which marginals outlive a refusal (default: 0, never)"
     )
     group.add_argument("--top-p", type=mass, metavar="P", help="see `smc-bridge methods NAME`, in (0, 1]")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from smc_bridge.describe import describe, name_of, number
@@ -41,6 +42,9 @@ from smc_bridge.warn import warn_caller
 
 #: Bound of `log p - log pi` at a token, nats, from which on its weight may be missing from a thousand runs.
 VISIBLE = math.log(1000.0)
+#: The same from which on what pi has of a token without a draft is lost in the round-off of float32, where a refusal
+#: has the probability `1 - pi / q`: a thousand of its units.
+FAINT = -math.log(1000.0 * torch.finfo(torch.float32).eps)
 
 
 @dataclass(repr=False)
@@ -105,6 +109,9 @@ class Program:
         if not (self.proposal.covers or dominates(self.intermediate) or self.keeps_target):
             reason = "the proposal leaves out tokens that the target may draw"
             faults.append(("proposal", f"{reason}: wrap the intermediate in Defensive"))
+        elif not self.proposal.covers and (bound := log_ratio_bound(self.intermediate)) > FAINT:
+            reason = f"of tokens that the proposal leaves out p / pi may reach e^{bound:.3g}, which round-off loses"
+            faults.append(("intermediate", f"{reason}: give a smaller beta, or a larger eps"))
         return faults
 
     def notes(self) -> list[str]:

@@ -45,7 +45,7 @@ def check_program(program: Program) -> None:
         _refuse_chain("weight", program.weight, q, not program.weight.lanewise, "OwnWeights()")
     reuse = getattr(getattr(q, "base", q), "reuse", 0.0)
     if reuse and isinstance(program.kernel, AcceptAll):
-        raise ValueError(f"reuse = {reuse:g} with kernel = accept-all, which refuses nothing: leave it out")
+        raise ValueError(f"reuse = {said(reuse)} with kernel = accept-all, which refuses nothing: leave it out")
     program.kernel.check(program.intermediate)
     program.probed()
 

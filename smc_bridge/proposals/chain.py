@@ -18,6 +18,7 @@ from torch import Tensor
 
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
+from smc_bridge.models.arguments import said
 from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, within_block
 from smc_bridge.models.rows import reseat
@@ -91,7 +92,7 @@ class PrefixFilled(Form):
     def __post_init__(self) -> None:
         if self.base.reuse:
             raise ValueError(
-                f"reuse = {self.base.reuse:g} of a chain's base: its laws do not outlive a draft; leave it out, or "
+                f"reuse = {said(self.base.reuse)} of a chain's base: its laws do not outlive a draft; leave it out, or "
                 "draft by the marginals"
             )
 

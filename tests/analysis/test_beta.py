@@ -10,7 +10,7 @@ import torch
 
 from smc_bridge import Clamp, smc
 from smc_bridge.analysis import beta_of
-from smc_bridge.analysis.beta import _costs
+from smc_bridge.analysis.beta import LEAST, MOST, POWERS, _costs, _where
 from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.testing import TabularPair, tabular_pair
@@ -28,6 +28,14 @@ def test_more_divergence_is_a_greater_beta_and_the_same_call_the_same_answer() -
     few, many = found(kl=0.002), found(kl=0.012)
     assert 1 < few.beta < many.beta
     assert found(kl=0.002) == few
+
+
+def test_a_beta_lies_in_the_grid_that_it_was_read_from() -> None:
+    """Logarithms are rounded: of a cost just inside an end, the beta would lie outside."""
+    grid = np.unique(np.clip(1e6**POWERS, LEAST, MOST))
+    curve = np.linspace(0.01, 0.02, grid.size)
+    for wanted in (np.nextafter(curve[0], 1), np.nextafter(curve[-1], 0), *np.linspace(0.01, 0.02, 50)):
+        assert grid[0] <= _where(float(wanted), curve, grid) <= grid[-1]
 
 
 def test_few_rounds_tell_that_they_were_too_few() -> None:

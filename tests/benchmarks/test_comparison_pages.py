@@ -49,6 +49,17 @@ def test_rows_that_are_kept_are_not_made_again(tmp_path: Path, monkeypatch: pyte
         make_rows([CASE], tmp_path, fresh=True)
 
 
+def test_a_broken_row_is_told_by_its_file_and_made_anew(tmp_path: Path) -> None:
+    CASE.file(tmp_path).write_text('{"ki')
+    with pytest.raises(ValueError, match=r"seed=0\.json is no row of today's weights .*; delete it, or give --fresh"):
+        make_rows([CASE], tmp_path)
+    assert make_rows([CASE], tmp_path, fresh=True)[CASE].row.nats is not None
+
+
+def test_rows_of_near_temperatures_have_files_of_their_own() -> None:
+    assert Case("smc-1", 2, 0.2).file(Path()) != Case("smc-1", 2, 0.2000001).file(Path())
+
+
 def test_the_command_of_a_table_says_every_row_once() -> None:
     for part in paper.parts(200, 0):
         text = arguments(part.cases)

@@ -14,13 +14,13 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from smc_bridge import Clamp, ProductOfExperts, paper, plain_is, smc, speculative
+from smc_bridge import Clamp, Defensive, ProductOfExperts, paper, plain_is, smc, speculative
 from smc_bridge.describe import describe
 from smc_bridge.distributions import clamp as module
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.clamp import clamp_scale
-from smc_bridge.distributions.intermediate import checked_log_prob, positionwise
+from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob, positionwise
 from smc_bridge.distributions.table import Dense
 from smc_bridge.engine.weights import EssBelow, always
 from smc_bridge.testing import assert_biased, assert_proper, tabular_pair
@@ -253,6 +253,18 @@ def test_a_scale_takes_few_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- programs
+
+@pytest.mark.parametrize(("law", "proper"), [
+    (Clamp(1e3), True), (Clamp(1e6), False), (Defensive(ProductOfExperts(0.5), 1e-3), True),
+    (Defensive(ProductOfExperts(0.5), 1e-6), False),
+])
+def test_a_share_that_round_off_loses_is_not_proper(law: Intermediate, proper: bool) -> None:
+    """Of a token that the proposal cuts off; where it has all tokens, a refusal loses nothing."""
+    cut, whole = (smc(tabular_pair(), 1, proposal_top_p=share, intermediate=law) for share in (0.5, 1.0))
+    assert cut.proper == proper
+    assert any("round-off loses: give a smaller beta, or a larger eps" in why for why in cut.why_improper()) != proper
+    assert whole.proper
+
 
 @pytest.mark.parametrize("beta", [1.5, 8.0])
 @pytest.mark.parametrize("name", EXACT_KERNELS)
