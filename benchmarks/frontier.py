@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.comparisons import Case, Figures, add_arguments, make_rows
 from benchmarks.harness import HERE
+from benchmarks.pages import error_bars
 from benchmarks.problems import TABLES
 from benchmarks.report import Report, Sheet, execute
 from smc_bridge.analysis.plots.style import looks
@@ -93,9 +92,9 @@ def draw(plan: Mapping[Panel, Rows], made: Mapping[Case, Figures], figure: Any) 
             found = [_point(made[case]) for case in line]
             bounds, heights = [each[0].times(1000) for each in found], [each[place] for each in found]
             ax.errorbar(
-                [x.value for x in bounds], [y.value for y in heights], xerr=_bars(bounds), yerr=_bars(heights),
-                color=look.color, marker=look.marker, linestyle=look.linestyle, label=name, markersize=4,
-                elinewidth=0.6,
+                [x.value for x in bounds], [y.value for y in heights], xerr=error_bars(bounds),
+                yerr=error_bars(heights), color=look.color, marker=look.marker, linestyle=look.linestyle, label=name,
+                markersize=4, elinewidth=0.6,
             )
         ax.set_xscale("symlog", linthresh=1.0)
         ax.set_title(f"T = {temperature:g}, N = {count}", fontsize=8)
@@ -106,11 +105,6 @@ def draw(plan: Mapping[Panel, Rows], made: Mapping[Case, Figures], figure: Any) 
         if row == len(rows) - 1:
             ax.set_xlabel("KL bound (nats / 1,000 tokens)", fontsize=8)
     axes[0, 0].legend(fontsize=7)
-
-
-def _bars(found: Sequence[Estimate]) -> Any:
-    """Lengths of error bars, `[2, n]`; none where an end is not known."""
-    return np.nan_to_num(np.transpose([each.bars for each in found]), posinf=0.0)
 
 
 PAGE: Path = HERE / "docs" / "benchmarks" / f"{NAME}.md"

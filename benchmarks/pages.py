@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from smc_bridge.estimate import Estimate
 from smc_bridge.files import write_bytes, write_text
 
 OPEN, CLOSE = "<!-- figures -->", "<!-- /figures -->"
@@ -34,6 +37,11 @@ def fill(page: Path, figures: str) -> None:
     """Put figures in their place on a page."""
     text = check_page(page)
     write_text(page, _BETWEEN.sub(lambda _: f"\n{figures.strip()}\n\n", text), argument="--page")
+
+
+def error_bars(found: Sequence[Estimate]) -> Any:
+    """Lengths of error bars, `[2, n]`; none where an end is not known."""
+    return np.nan_to_num(np.transpose([each.bars for each in found]), posinf=0.0)
 
 
 def save_svg(path: Path, draw: Callable[[Any], None], size: tuple[float, float]) -> None:

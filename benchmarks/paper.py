@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.comparisons import Case, Figures, add_arguments, arguments, make_rows
 from benchmarks.harness import HERE
+from benchmarks.pages import error_bars
 from benchmarks.problems import TABLES
 from benchmarks.report import Report, Sheet, Verdict, execute
 from smc_bridge.analysis.plots.style import BLUE, GREEN, RED
@@ -175,10 +176,10 @@ def _draw(drawn: Sequence[tuple[Part, Sequence[Figures]]], figure: Any) -> None:
     for ax, (ours, theirs, factor, name) in zip(axes, columns, strict=True):
         for (part, figures), colour, marker in zip(drawn, (BLUE, GREEN), "os", strict=False):
             ws = [case.option("w") for case in part.cases]
-            found = np.array([_ends(getattr(each.row, ours).times(factor)) for each in figures])  # [w, 3]
+            found = [getattr(each.row, ours).times(factor) for each in figures]
             ax.errorbar(
-                ws, found[:, 0], yerr=np.nan_to_num(np.abs(found[:, 1:] - found[:, :1]).T), color=colour,
-                marker=marker, markersize=4, capsize=2, label=f"here, temperature {part.temperature:g}",
+                ws, [each.value for each in found], yerr=error_bars(found), color=colour, marker=marker, markersize=4,
+                capsize=2, label=f"here, temperature {part.temperature:g}",
             )
         told = [(row["method"], row[theirs]) for row in drawn[0][0].told["rows"] if theirs in row]
         ax.plot(
@@ -191,11 +192,6 @@ def _draw(drawn: Sequence[tuple[Part, Sequence[Figures]]], figure: Any) -> None:
         ax.grid(visible=True, color="0.93")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-
-
-def _ends(found: Estimate) -> tuple[float, float, float]:
-    """The value and its interval, which is NaN where there is none."""
-    return found.value, *((found.low, found.high) if found.has_interval else (np.nan, np.nan))
 
 
 PAGE: Path = HERE / "docs" / "benchmarks" / f"{NAME}.md"
