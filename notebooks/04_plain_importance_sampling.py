@@ -92,7 +92,7 @@ for V in lengths:
 # and it means nothing over the first tokens, while only a few different blocks exist. Sixteen tokens are enough to
 # ruin plain IS: one draft of hundreds carries most of the weight, since it alone happens to be consistent with itself.
 # The bridge is weighted too: the two models differ in habits of wording, it accepts some of the diffusion model's, and
-# the weights undo that. But over as many tokens its ESS is about a quarter of its particles.
+# the weights undo that. But over as many tokens its ESS is about a sixth of its particles.
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
@@ -124,7 +124,7 @@ assert log_weight_variance(bridge[longest][1].log_weights) < observed[-1] / 100
 #
 # The standard answer to a low ESS is more lanes. The ESS of $K$ lanes is the mean over random subsets of the weights
 # above. A line of slope one below the diagonal is a constant price, $K / (1 + \chi^2)$: the bridge's becomes one, lanes
-# are worth about a quarter of their number. Lines that stay flat show weights whose variance is not yet visible: more
+# are worth about a sixth of their number. Lines that stay flat show weights whose variance is not yet visible: more
 # lanes find ever larger weights, and the ESS remains near one.
 
 # %%
