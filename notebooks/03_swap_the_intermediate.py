@@ -269,14 +269,14 @@ for ax, (temperature, rows) in zip(axes, table.items(), strict=True):
 # right. $w = 0.9$ believes wrong digits too: 62 % of the answers are right, and 3 % at temperature 1.
 #
 # *What it costs.* From 0.2 nats per token ($w = 0.3$) to 0.5 ($w = 0.7$): another wording is another law, harmless or
-# not. The ESS hides it. It *rises* from $w = 0.3$ to 0.7, for runs that all word alike weigh alike, and no weight tells
-# of a wording that none of them drew; the bound does.
+# not. The ESS hides it. It *rises* from $w = 0.3$ to 0.7, for runs that all word alike weigh alike, and no weight
+# tells of a wording that none of them drew; the bound does.
 #
 # *Price or budget.* At temperature 1 `Clamp(64)` commits more than the product of $w = 0.7$ at half its bound, and
-# every answer is right against 72 %. At 0.2, where log-ratios are five times as large and so should be $\log \beta$, the
-# two are on a par. `Budget` does worse: at temperature 1 `Clamp(4)` has 4.8 tokens at 0.03 nats, `Budget(0.1)` 4.4 at 0.07. It
-# spends where that buys no acceptance, and stops where it would buy much. Mixtures, good at the one position above, are
-# the worst here: they believe the DLM's slips with probability $w$ however sure the AR model is.
+# every answer is right against 72 %. At 0.2, where log-ratios are five times as large and so should be $\log \beta$,
+# the two are on a par. `Budget` does worse: at temperature 1 `Clamp(4)` has 4.8 tokens at 0.03 nats, `Budget(0.1)` 4.4
+# at 0.07. It spends where that buys no acceptance, and stops where it would buy much. Mixtures, good at the one
+# position above, are the worst here: they believe the DLM's slips with probability $w$ however sure the AR model is.
 #
 # Bounds are of one particle; more lower them (notebook 05). `beta_of` calibrates a clamp to nats per token, here 0.1:
 
