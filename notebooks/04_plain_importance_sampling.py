@@ -89,7 +89,7 @@ for V in lengths:
 # %% [markdown]
 # $\hat k$ is the shape of a generalised Pareto law fitted to the largest weights: above 0.7 an estimate should not be
 # trusted, above 1 the weights behave as if they had no mean. There is none where the largest weights are all equal,
-# and it means nothing over the first tokens, while only a few different blocks exist. Sixteen tokens are enough to
+# and it means nothing over the first tokens, while only a few different blocks exist. Two tokens are enough to
 # ruin plain IS: one draft of hundreds carries most of the weight, since it alone happens to be consistent with itself.
 # The bridge is weighted too: the two models differ in habits of wording, it accepts some of the diffusion model's, and
 # the weights undo that. But over as many tokens its ESS is about a sixth of its particles.
