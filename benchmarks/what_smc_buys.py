@@ -187,7 +187,7 @@ def _draw(made: Made, figure: Any) -> None:
         for name, line in lines_of(made.of(GRID)).items()
     }
     plot_against_particles(grid, ax=left)
-    left.set(ylabel="KL bound (nats per sequence)")
+    left.set(ylabel=f"KL bound, temperature {TABLE['temperature']:g} (nats per sequence)")
     bridges: Lines = {}
     for name, line in lines_of([each for each in made.of(BRIDGES) if each.case.option("lanes") == 1]).items():
         particles = [each.case.option("particles") for each in line]
@@ -195,6 +195,7 @@ def _draw(made: Made, figure: Any) -> None:
         tokens = [each.row.tokens_per_dlm_forward for each in line]
         bridges[name] = (counts, bounds, [each.value for each in tokens if each is not None], low, high)
     plot_frontier(bridges, right, along="N")
+    right.set(ylabel=f"tokens per DLM forward, temperature {TABLE['temperature']:g}")
 
 
 def _with_bounds(counts: Sequence[float], line: Sequence[Figures], name: str) -> tuple[Sequence[float], ...]:
