@@ -173,7 +173,7 @@ def measure(options: argparse.Namespace) -> Report:
     def rows(group: Sequence[Figures], form: str) -> list[list[str]]:
         return [
             [
-                f.method, str(f.size), f"{f.cost:.0f}", f"{f.bias.value + 0.0:{form}} ± {error(f):{form}}",
+                f.method, str(f.size), f"{f.cost:.0f}", f"{f.bias.value:z{form}} ± {error(f):{form}}",
                 "-" if f.ess is None else f"{f.ess:.1f}", "-" if f.kl is None else f.kl.text(),
                 f"{f.tokens_per_dlm_forward:.2f}",
             ]
