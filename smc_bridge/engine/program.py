@@ -106,10 +106,12 @@ class Program:
             if not value.proper
         ]
         faults += [("intermediate", reason) for reason in self.probed()]
-        if not (self.proposal.covers or dominates(self.intermediate) or self.keeps_target):
+        if self.proposal.covers or self.keeps_target:
+            return faults
+        if not dominates(self.intermediate):
             reason = "the proposal leaves out tokens that the target may draw"
             faults.append(("proposal", f"{reason}: wrap the intermediate in Defensive"))
-        elif not self.proposal.covers and (bound := log_ratio_bound(self.intermediate)) > FAINT:
+        elif (bound := log_ratio_bound(self.intermediate)) > FAINT:
             reason = f"of tokens that the proposal leaves out p / pi may reach e^{bound:.3g}, which round-off loses"
             faults.append(("intermediate", f"{reason}: give a smaller beta, or a larger eps"))
         return faults
