@@ -6,7 +6,8 @@
 Each program runs often, on the embedded pair over the held-out problems and on tabular pairs from an empty prompt. The
 evidence of these runs is a *pool*, kept in `certificate_pools.jsonl`; independent samples of n are drawn from it, each
 becomes a certificate, and the truth is the mean over the pool, of the plain terms `-log Z_hat` or of those that are
-never negative, `Z_hat - 1 - log Z_hat`, whichever has the smaller standard error. An *upper miss* is an upper end below
+never negative, `Z_hat - 1 - log Z_hat`, whichever has the smaller standard error; of the plain ones where even the pool
+falls short of `E[Z_hat] = 1` by Student's interval. An *upper miss* is an upper end below
 the truth, the error that makes a certificate claim too much (nominal 2.5 %). `t of -log Z` is Student's interval of the
 plain terms, held against their own mean in the pool; the others are those of `benchmarks.candidates`, of the terms that
 are never negative, held against theirs.
@@ -85,7 +86,8 @@ def study(program: str, pool: Array, count: int, trials: int) -> list[Cell]:
     found = [certify(list(row), level=LEVEL) for row in evidence]
     low, high = (np.array([getattr(each, end) for each in found]) for end in ("low", "high"))
     warned = np.array([bool(each.warnings) or not each.has_interval for each in found])
-    bound = truth if _positive(pool).std() <= pool.std() else -float(pool.mean())
+    short = float(student(np.expm1(pool)[None])[1].item()) < 0.0  # even the pool does not see E[Z] = 1
+    bound = -float(pool.mean()) if short or _positive(pool).std() > pool.std() else truth
     silent = high[~warned] < bound
     cells.append(Cell.of(
         program, NAME, count, low, high, bound, warned=float(warned.mean()),
