@@ -13,12 +13,14 @@ import pytest
 pytest.importorskip("pandas", reason="studies need the extra 'analysis'")
 
 from benchmarks import frontier, paper, what_smc_buys
+from benchmarks.certificate_coverage import study
 from benchmarks.comparisons import Case, arguments, make_rows, with_w
 from benchmarks.harness import HERE
 from benchmarks.pages import CLOSE, OPEN, check_page, fill
 from smc_bridge.analysis.study.config import Config, Prompts
 from smc_bridge.certificate import kl_terms
 from smc_bridge.cli import main
+from smc_bridge.intervals import NAME as INTERVAL
 from smc_bridge.registry import spelled_list
 
 CASE = Case("smc-1,w=0.3", 2, 0.2)
@@ -208,3 +210,24 @@ def test_the_front_page_has_figures_of_the_page() -> None:
         ), (method, figures, mine)
     assert "200 held-out problems" in front
     assert "target temperature 0.2" in front
+
+
+def test_every_aim_is_about_rows_of_the_page_and_one_that_is_missed_is_told() -> None:
+    rows = {(case.method, case.temperature) for part in paper.parts(200, 0) for case in part.cases}
+    for told in paper.TABLES[paper.NAME]["aims"]:
+        temperature = told.get("temperature", 0.2)
+        assert {(told[key], temperature) for key in ("method", "over") if key in told} <= rows, told
+    most, least = paper.Aim("at most", 0.55, "0.55", (0.0, 0.5)), paper.Aim("at least", 1.7, "1.7", (1.6, math.inf))
+    both = paper.Aim("between", 0.775, "0.775", (0.75, 0.92))
+    assert [[verdict.met for verdict in aim.verdicts] for aim in (most, least, both)] == [[False], [True], [True, True]]
+    shown = [(row[0], row[2], row[3]) for row in paper._met([most, least, both]).rows]
+    assert shown == [
+        ("at most", "0 to 0.5", "no"), ("at least", "1.6 or more", "yes"), ("between", "0.75 to 0.92", "yes"),
+    ]
+
+
+def test_the_truth_of_a_pool_that_does_not_see_its_mean_is_that_of_the_plain_terms() -> None:
+    """Log evidences of which none is near 0: `Z - 1 - log Z` is a nat too low, and varies less."""
+    pool = np.random.default_rng(0).normal(-3.0, 0.5, 2_000)
+    found = [cell for cell in study("pool", pool, 100, 40) if cell.interval == INTERVAL]
+    assert [cell.covered >= 0.8 for cell in found] == [True], found
