@@ -26,10 +26,10 @@ import torch
 from smc_bridge.analysis.local import kl as divergence
 from smc_bridge.analysis.local import laws_along
 from smc_bridge.distributions.intermediate import Clamp
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.estimate import Estimate
 from smc_bridge.intervals import NAME, ratio_interval
-from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.models.arguments import confidence, is_list, real_between, said, whole_number
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.names import meant

@@ -39,6 +39,7 @@ from smc_bridge.analysis.law_bias import (
 from smc_bridge.commands.base import whole
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import always
 from smc_bridge.estimate import Estimate
@@ -46,7 +47,7 @@ from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.methods.poe_bridge import plain_is, smc, speculative
+from smc_bridge.methods.poe_bridge import plain_is, speculative
 from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore, released
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.models.tabular import TabularAR, TabularDLM

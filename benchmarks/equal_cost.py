@@ -33,13 +33,14 @@ from smc_bridge.analysis.law_bias import output_distance, output_distance_by_ide
 from smc_bridge.analysis.prices import Cost
 from smc_bridge.commands.base import positive, whole
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.estimate import Estimate
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.methods.ar import ar_sampling
-from smc_bridge.methods.poe_bridge import paper, plain_is, smc, speculative
+from smc_bridge.methods.poe_bridge import paper, plain_is, speculative
 from smc_bridge.methods.released import released
 from smc_bridge.result import Result
 

@@ -15,6 +15,7 @@ from benchmarks.harness import Advance, interleaved, ratios, spread, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.mock import MockPair
 from benchmarks.textbook import Step, Uniforms, textbook_step
+from smc_bridge.engine.presets import lane_temperatures, smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.state import SMCState
 from smc_bridge.estimate import Estimate
@@ -72,9 +73,9 @@ class MockStep:
         options: dict[str, Any] = {"temperature": TEMPERATURE, "lookahead": window, "window": window, "w": W}
         self.sampler: Sampler = (
             presets.paper(watched, lanes=lanes, **options) if mixed
-            else presets.smc(watched, 1, lanes=lanes, **options)
+            else smc(watched, 1, lanes=lanes, **options)
         )
-        own = presets.lane_temperatures(lanes) if mixed else [TEMPERATURE]
+        own = lane_temperatures(lanes) if mixed else [TEMPERATURE]
         self.lane_temperatures = torch.tensor(own, dtype=dtype)
         self.exponent = (1 - W) * TEMPERATURE / self.lane_temperatures
 

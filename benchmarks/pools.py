@@ -17,8 +17,9 @@ from benchmarks.harness import timed
 from benchmarks.problems import embedded
 from smc_bridge.analysis.runner import run_cells
 from smc_bridge.analysis.store import Record, open_store
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.methods.poe_bridge import plain_is, smc
+from smc_bridge.methods.poe_bridge import plain_is
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.result import Result
 

@@ -20,8 +20,8 @@ from benchmarks.harness import progress, spread
 from benchmarks.problems import add_block_arguments, in_blocks
 from benchmarks.report import Report, Sheet, execute, several
 from smc_bridge.commands.base import one_of, positive
+from smc_bridge.engine.presets import smc
 from smc_bridge.estimate import Estimate
-from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.names import INTERMEDIATES, PROPOSALS
 
 #: V and M, tokens.

@@ -22,12 +22,12 @@ from benchmarks.harness import over, over_rounds, progress
 from benchmarks.problems import add_block_arguments, in_blocks
 from benchmarks.report import Report, Sheet, Verdict, execute, several
 from smc_bridge.commands.base import positive, share, whole
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.block_verification import BlockVerification
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.models.pairs import Pair
 from smc_bridge.result import Result
 

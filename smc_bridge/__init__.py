@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from smc_bridge.distributions.law import Law
     from smc_bridge.distributions.table import Dense
     from smc_bridge.distributions.target import ARTarget, Potential
+    from smc_bridge.engine.presets import smc
     from smc_bridge.engine.resampling import SSP, Multinomial, Resampler, Residual, Stratified, Systematic
     from smc_bridge.engine.sampler import Sampler
     from smc_bridge.engine.weights import EssBelow, always, never
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from smc_bridge.kernels.tree import TreeWalk
     from smc_bridge.methods.ar import ar_sampling
     from smc_bridge.methods.canvas import diffusion
-    from smc_bridge.methods.poe_bridge import paper, plain_is, smc, speculative
+    from smc_bridge.methods.poe_bridge import paper, plain_is, speculative
     from smc_bridge.methods.released import released
     from smc_bridge.methods.tree_walk import tree_walk
     from smc_bridge.models.pairs import Pair, load_pair

@@ -3,7 +3,7 @@
 A package writes its public names once, as imports that only type checkers run, and hands itself to `on_demand`:
 
     if TYPE_CHECKING:
-        from smc_bridge.methods.poe_bridge import smc
+        from smc_bridge.engine.presets import smc
 
     __all__ = ["smc"]
     if not TYPE_CHECKING:

@@ -35,6 +35,7 @@ class Method:
         examples: spellings that a comparison shows unless it is told otherwise.
         rest: function whose options it has too, those that it passes on.
         without: options of `rest` that it does not have, because it is defined by them.
+        published: headline figures of its authors, with their models and task.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Method:
     examples: tuple[str, ...] = ()
     rest: Callable[..., Any] | None = None
     without: tuple[str, ...] = ()
+    published: str = ""
 
     @cached_property
     def own(self) -> tuple[Option, ...]:

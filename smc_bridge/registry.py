@@ -46,7 +46,7 @@ Make = TypeVar("Make", bound=Callable[..., Any])
 def method(
     name: str, *, role: Role, targets: str, proper: bool, reference: str, why: str = "",
     aliases: Mapping[str, Mapping[str, Any]] | Sequence[str] = (), examples: Sequence[str] | None = None,
-    rest: Callable[..., Any] | None = None, without: Sequence[str] = (),
+    rest: Callable[..., Any] | None = None, without: Sequence[str] = (), published: str = "",
 ) -> Callable[[Make], Make]:
     """Register a function `make(pair, *, option=default, ...)` as a method; arguments as the attributes of `Method`.
 
@@ -73,7 +73,7 @@ def method(
         own = aliases if isinstance(aliases, Mapping) else {pattern: {} for pattern in aliases}
         found = Method(
             name, make, role, targets, proper, reference, why, own, (name,) if examples is None else tuple(examples),
-            rest, tuple(without),
+            rest, tuple(without), published,
         )
         check_call(found)
         _check_names(found)
@@ -215,7 +215,7 @@ class Spelled:
         Raises:
             ValueError: as `make`.
         """
-        if self.method.make.__module__.startswith("smc_bridge.methods."):
+        if ours(self.method.make):
             self.make(_stand_in(), **shared)
 
     def make(self, pair: ModelPair, **shared: Any) -> Decoder[Any]:

@@ -422,12 +422,6 @@ def test_methods_are_listed_and_explained(run: Callable[..., str]) -> None:
     assert run("methods", "--markdown") == f"{table(METHODS.values())}\n"
 
 
-def test_the_table_of_the_front_page_is_the_commands() -> None:
-    found = re.search(r"<!-- methods -->\n(.*?)\n<!-- /methods -->", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert found is not None, "README.md has no table between <!-- methods --> and <!-- /methods -->"
-    assert found[1] == table(own()), "run `smc-bridge methods --markdown`"
-
-
 def test_the_page_of_the_methods_is_the_commands() -> None:
     text = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
     assert text == f"{page(own())}\n", "run `smc-bridge methods --markdown --full > docs/methods/index.md`"

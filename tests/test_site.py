@@ -20,7 +20,7 @@ LOOKED_AT = {
     "tutorials/05_certificates": "<mjx-container",
     "theory": "<mjx-container",
     "guides/reading_a_certificate": "<mjx-container",
-    "reference/smc_bridge": "smc_bridge.methods.poe_bridge.smc",
+    "reference/smc_bridge": "smc_bridge.engine.presets.smc",
 }
 
 needs_site = pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the site is not built: make docs")

@@ -72,7 +72,7 @@ def described(method: Method) -> dict[str, Any]:
     """All that is known of a method as plain data for JSON, its options included."""
     return {
         "name": method.name, "summary": method.summary, "role": method.role, "targets": method.targets,
-        "proper": method.proper, "why": method.why, "reference": method.reference,
+        "proper": method.proper, "why": method.why, "reference": method.reference, "published": method.published,
         "aliases": {alias: dict(fixed) for alias, fixed in method.aliases.items()},
         "options": [
             {"name": option.name, "type": option.type, "default": option.default_text, "choices": list(option.choices),
@@ -118,6 +118,8 @@ def _prose(method: Method) -> str:
 def _facts(method: Method) -> list[str]:
     proper = "properly weighted" if method.proper else f"not proper: {method.why}"
     facts = [f"{method.role}: {ROLES[method.role]}", f"targets {method.targets}; {proper}", method.reference]
+    if method.published:
+        facts.append(f"its authors: {method.published}")
     if method.aliases:
         facts.append("short: " + ", ".join(f"`{alias}`" for alias in method.aliases))
     return facts

@@ -102,8 +102,11 @@ class Program:
         """Parts for which the weights are not proper, by their names here, each with the reason in one line."""
         faults = [
             (part, f"{part} {type(value).__name__} is not proper")
-            for part, value in (("kernel", self.kernel), ("weight", self.weight), ("resampler", self.resampler))
-            if not value.proper
+            for part, value in (
+                ("proposal", self.proposal), ("kernel", self.kernel), ("weight", self.weight),
+                ("resampler", self.resampler),
+            )
+            if not getattr(value, "proper", True)  # a proposal need not say so
         ]
         faults += [("intermediate", reason) for reason in self.probed()]
         if self.proposal.covers or self.keeps_target:

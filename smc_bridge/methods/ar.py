@@ -15,7 +15,7 @@ from torch import Tensor
 from smc_bridge.decode import OnResult, Seat, decode
 from smc_bridge.describe import name_of
 from smc_bridge.distributions.target import ARTarget, as_target
-from smc_bridge.methods.poe_bridge import check_pair
+from smc_bridge.engine.presets import check_pair
 from smc_bridge.models.arguments import check_callable, check_text
 from smc_bridge.models.ends import ends_of
 from smc_bridge.models.protocols import CausalSession, LanguageModel, ModelPair

@@ -1,198 +1,25 @@
-"""Decoders of the diffusion model alone: a canvas of masked places that is filled a few places per forward.
+"""The diffusion model alone, so many places per forward: its standard decoders, as a method and as a function.
 
-    look    = the laws of all open places, one forward of the model on prompt and canvas
-    commit  = rule(look): which places are filled now, and which filled ones are masked again
-    tokens  ~ the law of each place that is filled, independently
-
-A `CommitRule` is all that one such decoder has of its own. None of them targets the autoregressive law, so their
-results are not proper.
+Other orders and other sets of places are rules of the same canvas (`smc_bridge.canvas`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 
-import torch
-from torch import Tensor
-
+from smc_bridge.canvas.decoder import Canvas, as_proposal
+from smc_bridge.canvas.rules import AllAtOnce, CommitRule, Order, Ordered, Reconsider
 from smc_bridge.decode import OnResult, decode
-from smc_bridge.describe import describe, name_of
-from smc_bridge.distributions.shaping import Shaping
-from smc_bridge.methods.canvas_state import CanvasState, extent, keep, open_places, score, with_prompts
-from smc_bridge.methods.poe_bridge import check_pair
-from smc_bridge.methods.rules import AllAtOnce, CommitRule, Look, Order, Ordered, Reconsider, check_rule, checked
-from smc_bridge.models.arguments import check_callable, check_text, said, whole_number
-from smc_bridge.models.ends import ends_of
-from smc_bridge.models.protocols import MASKED, LanguageModel, ModelPair
-from smc_bridge.models.rows import reseat
+from smc_bridge.engine.presets import check_pair
+from smc_bridge.models.arguments import said, whole_number
+from smc_bridge.models.protocols import ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
-from smc_bridge.randomness import PromptSource
 from smc_bridge.registry import method
-from smc_bridge.requests import Request, prompts_of
-from smc_bridge.result import Forwards, Result
-from smc_bridge.sampling import inverse_cdf
-from smc_bridge.streams import Role
+from smc_bridge.result import Result
 
-#: Forwards that a rule may take for a canvas, as a multiple of its places.
-PATIENCE = 8
 #: A lookahead of more places than a continuation has.
 WHOLE = 2**20
-#: Why no result is proper.
-WHY = "the diffusion model's own decoder does not target the AR law"
-
-
-@dataclass
-class Canvas:
-    """The diffusion model's decoder under a rule, as a `Decoder`.
-
-    Attributes:
-        proposal: its first lane's law is decoded; `lookahead` masks stand behind what is filled without a gap.
-        rule: which places are filled after each forward.
-        span: consecutive places that are open until all are filled, then the next so many; None for all `lookahead`.
-        name: for tables.
-        detokenize: from a continuation's ids to its text.
-    Raises:
-        ValueError: one of them is something else, or out of range.
-    """
-
-    proposal: DLMProposal
-    rule: CommitRule = field(default_factory=Ordered)
-    span: int | None = 32
-    name: str = "DLM"
-    detokenize: Callable[[list[int]], str] | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.proposal, DLMProposal):
-            raise ValueError(f"proposal = {said(self.proposal)}: give a DLMProposal, whose marginals are drawn from")
-        if self.proposal.reuse:
-            raise ValueError(
-                f"reuse = {self.proposal.reuse:g} of the proposal: a canvas refuses nothing; leave it out"
-            )
-        check_text("name", self.name)
-        check_callable("detokenize", self.detokenize, "a function of a list of ids")
-        if self.span is not None:
-            self.span = whole_number("span", self.span, remedy="open at least 1 place, a whole number, or None for all")
-        check_rule("rule", self.rule)
-        order = self.rule.rule if isinstance(self.rule, Reconsider) else self.rule
-        drawn = isinstance(order, Ordered) and order.tempered and order.order != "left_to_right"
-        if drawn and self.proposal.shaping.temperature == 0:
-            raise ValueError(
-                "tempered = True with temperature = 0: point masses rank no places; leave tempered out, so that the "
-                "model's own law ranks them"
-            )
-
-    @property
-    def stream(self) -> Role:
-        """The stream of random numbers of the diffusion model's own decoders."""
-        return Role.DLM
-
-    @property
-    def models(self) -> dict[str, LanguageModel]:
-        """The one model that reads the prompts, by its kind."""
-        return {"diffusion": self.proposal.model}
-
-    def open(self, requests: Sequence[Request | None], limit: int) -> CanvasState:
-        """P seats with their prompts and empty canvases (`Decoder.open`)."""
-        device, empty = self.proposal.model.device, (None,) * len(requests)
-        prefix = prompts_of(requests, device=device)
-        session = self.proposal.model.session(prefix.tokens.clamp_min(0), prefix.length)
-        canvas = torch.full((len(requests), limit), MASKED, dtype=torch.long, device=device)
-        kept = torch.zeros_like(prefix.length)
-        return with_prompts(CanvasState(empty, empty, session, canvas, kept), range(len(requests)), requests)
-
-    def step(self, state: CanvasState) -> CanvasState:
-        """One forward, and the places filled that the rule chooses (`Decoder.step`)."""
-        seated = [(place, seat) for place, seat in enumerate(state.seats) if seat is not None and not seat.complete]
-        device, limit = self.proposal.model.device, state.canvas.shape[1]
-        if max(seat.forwards for _, seat in seated) >= PATIENCE * limit:
-            raise ValueError(
-                f"rule {type(self.rule).__name__} has not filled {limit} places in {PATIENCE * limit} forwards: mask "
-                "fewer again as look.step grows"
-            )
-        rows = torch.tensor([place for place, _ in seated], device=device)
-        before = state.canvas[rows]
-        model, prompt = self.proposal.model, [len(seat.request.prompt) for _, seat in seated]
-        shown, eligible = open_places(
-            before, self.proposal.lookahead, self.span, model=model, prompt=torch.tensor(prompt, device=device)
-        )
-        # A session that caches, or may do so exactly, is given what is filled without a gap, unless the rule looks at
-        # it again.
-        keeps = isinstance(self.rule, Ordered) and (
-            state.session.has_history or getattr(model, "block_size", None) is not None
-        )
-        logits = score(state, rows, shown) if keeps else state.session.score(rows, shown)
-        log_q = self.proposal.log_probs(logits, self.proposal.lanes)[:, 0]
-        generators = [own for place, _ in seated if (own := state.generators[place]) is not None]
-        uniform = PromptSource(generators, device=device).uniform((limit,))[:, : shown.shape[1]]
-        tokens = None if self.rule.before_sampling else inverse_cdf(log_q, uniform)
-        step = torch.tensor([seat.forwards for _, seat in seated], device=device)
-        plain = partial(_untempered, self.proposal.shaping, log_q, logits)
-        commit = checked(self.rule, Look(log_q, plain, shown, eligible, step, tokens))
-        drawn = inverse_cdf(log_q[commit.places], uniform[commit.places]) if tokens is None else tokens[commit.places]
-        after = before.clone()
-        part = after[:, : shown.shape[1]]
-        if commit.remask is not None:
-            part[commit.remask] = MASKED
-        part[commit.places] = drawn
-        end, whole = extent(after, ends_of(self.proposal.model.eos_id))
-        seats = list(state.seats)
-        found = zip(after.tolist(), end.tolist(), whole.tolist(), strict=True)
-        for (place, seat), (row, count, complete) in zip(seated, found, strict=True):
-            seats[place] = seat.after(row[:count], complete=complete)
-        state = state._replace(seats=tuple(seats), canvas=state.canvas.index_copy(0, rows, after))
-        return keep(state, rows) if keeps else state
-
-    def finished(self, state: CanvasState) -> list[int]:
-        """Seats whose continuation is complete (`Decoder.finished`)."""
-        return [place for place, seat in enumerate(state.seats) if seat is not None and seat.complete]
-
-    def result(self, state: CanvasState, seat: int) -> Result:
-        """See `Decoder.result`: one continuation, up to the first gap if it is not finished."""
-        own, model, limit = state.seats[seat], self.proposal.model, state.canvas.shape[1]
-        assert own is not None, f"nobody sits in seat {seat}"
-        settings = {
-            "method": self.name, "rule": describe(self.rule), "span": self.span,
-            "lookahead": min(self.proposal.lookahead, limit), "proposal": self.proposal.shaping.settings(),
-            "models": {"dlm": name_of(model)}, "max_new_tokens": limit,
-        }
-        return own.result(
-            settings, forwards=Forwards(own.forwards, own.forwards), detokenize=self.detokenize,
-            reasons=[WHY],
-        )
-
-    def reseat(self, state: CanvasState, seats: Sequence[int], requests: Sequence[Request | None]) -> CanvasState:
-        """The state with other prompts in some seats (`Decoder.reseat`)."""
-        device = state.canvas.device
-        held = torch.tensor([0 if seat is None else len(seat.request.prompt) for seat in state.seats], device=device)
-        held += state.kept
-        rows = torch.tensor(seats, device=device)
-        fresh = prompts_of(requests, device=device)
-        reseat(state.session, held, rows, fresh.tokens, fresh.length)
-        state = state._replace(
-            canvas=state.canvas.index_fill(0, rows, MASKED), kept=state.kept.index_fill(0, rows, 0)
-        )
-        return with_prompts(state, seats, requests)
-
-
-def _untempered(law: Shaping, log_q: Tensor, logits: Tensor) -> Tensor:
-    """The law of the model's logits at temperature 1 and without truncation; `log_q` is that under `law`."""
-    plain = Shaping(banned_ids=law.banned_ids)
-    return log_q if law == plain else plain.log_probs(logits)
-
-
-def as_proposal(proposal: DLMProposal | ModelPair) -> DLMProposal:
-    """The proposal itself, or, of a pair of models, that of its diffusion model at temperature 1.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if isinstance(proposal, DLMProposal):
-        return proposal
-    if hasattr(proposal, "dlm"):
-        return DLMProposal(proposal.dlm)
-    raise ValueError(f"proposal = {said(proposal)}: give a DLMProposal, or a pair of models")
 
 
 @method(

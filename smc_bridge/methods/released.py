@@ -20,12 +20,12 @@ from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import truncated
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.presets import check_pair, codec, lane_exponents, lane_temperatures
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import always
 from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import accepted_tokens, commit_residual
-from smc_bridge.methods.poe_bridge import check_pair, codec, lane_exponents, lane_temperatures
 from smc_bridge.models.arguments import whole_number
 from smc_bridge.models.ends import is_end
 from smc_bridge.models.protocols import ModelPair

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from smc_bridge.engine.presets import AUTO, NODES, smc, tree_kernel
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.methods.poe_bridge import AUTO, NODES, smc, tree_kernel
 from smc_bridge.models.arguments import is_list
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.registry import method

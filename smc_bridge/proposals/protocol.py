@@ -99,7 +99,10 @@ class Asked(NamedTuple):
 
 @runtime_checkable
 class Proposal(Protocol):
-    """What drafts for the particles of a run, and knows the law of its drafts."""
+    """What drafts for the particles of a run, and knows the law of its drafts.
+
+    One whose q is not the law of its drafts says so by an attribute `proper = False`: a labelled baseline.
+    """
 
     @property
     def model(self) -> LanguageModel:

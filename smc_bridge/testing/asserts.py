@@ -8,10 +8,10 @@ from typing import Any
 
 from smc_bridge.distributions.intermediate import Mixture
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import always
 from smc_bridge.kernels.protocol import Kernel
-from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.models.arguments import called, confidence, real_between, said, whole_number
 from smc_bridge.models.tabular import TabularDLM
 from smc_bridge.proposals.protocol import Proposal

@@ -12,9 +12,9 @@ import pytest
 from smc_bridge.analysis import jackknife_bias, oracle, run_bias
 from smc_bridge.analysis.bias import bias_against_samples, delta_bias, delta_ratio, jackknife, jackknife_ratio
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.weights import never
 from smc_bridge.methods.ar import ar_sampling
-from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from tests.analysis.helpers import INF, make_record, make_result
 

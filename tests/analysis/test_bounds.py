@@ -11,8 +11,8 @@ from scipy import stats
 
 from smc_bridge.analysis import kl, kl_certificate, kl_per_token, oracle
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.presets import smc
 from smc_bridge.intervals import ratio_interval
-from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from tests.analysis.helpers import INF, make_result
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from smc_bridge.analysis.budget import Cost, at_equal_cost, cost_of, largest_within, measure_cost
-from smc_bridge.methods.poe_bridge import smc
+from smc_bridge.engine.presets import smc
 from smc_bridge.result import Forwards
 from tests.analysis.helpers import make_result
 from tests.toys import toy_pair

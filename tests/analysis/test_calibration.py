@@ -13,6 +13,7 @@ from smc_bridge.analysis.calibration import rank_test, rank_uniformity
 from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.presets import smc
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import Lanes, OwnWeights
 from smc_bridge.kernels.protocol import Kernel
@@ -46,7 +47,7 @@ def statistic(value: tuple[int, ...]) -> float:
 def test_ranks_of_exact_samples_are_uniform_for_proper_programs(
     kernel: Kernel | None, particles: int, lanes: int
 ) -> None:
-    sampler = presets.smc(Tables(), particles, lanes=lanes, w=0.8, window=2, lookahead=LIMIT, kernel=kernel)
+    sampler = smc(Tables(), particles, lanes=lanes, w=0.8, window=2, lookahead=LIMIT, kernel=kernel)
     found = rank_test(sampler, [[]] * TRIALS, statistic, steps=STEPS, max_new_tokens=LIMIT)
     assert found.p_value > FAILURE, found
     assert found.ranks.size == TRIALS
@@ -62,7 +63,7 @@ class WrongWeights(OwnWeights):
 def test_a_wrong_weight_is_caught() -> None:
     """The wrong law moves the sum of the tokens. Ranks at shares of about .19, .18, .27 and .36 have a non-centrality
     of 90 for 1,200 trials: a test at 1e-6 (critical value 31 on 3 degrees of freedom) misses it once in 1,000."""
-    sampler = presets.smc(Tables(), 16, w=0.8, window=2, lookahead=LIMIT, weight=WrongWeights())
+    sampler = smc(Tables(), 16, w=0.8, window=2, lookahead=LIMIT, weight=WrongWeights())
     found = rank_test(sampler, [[]] * TRIALS, lambda value: float(sum(value)), steps=STEPS, max_new_tokens=LIMIT)
     assert found.p_value < FAILURE, found
 
@@ -83,9 +84,9 @@ def test_what_has_no_conditional_form_is_refused() -> None:
     with pytest.raises(ValueError, match="use kind='direct'"):
         rank_test(released(Tables()), [[]] * 100, statistic, steps=1)
     with pytest.raises(ValueError, match="give at least 40"):
-        rank_test(presets.smc(Tables(), 2), [[]] * 10, statistic)
+        rank_test(smc(Tables(), 2), [[]] * 10, statistic)
     with_potential = dataclasses.replace(
-        presets.smc(Tables(), 2), target=presets.smc(Tables(), 2, potential=lambda p: p.length.double()).target
+        smc(Tables(), 2), target=smc(Tables(), 2, potential=lambda p: p.length.double()).target
     )
     with pytest.raises(ValueError, match="potential"):
         rank_test(with_potential, [[]] * 100, statistic, steps=1)
@@ -93,7 +94,7 @@ def test_what_has_no_conditional_form_is_refused() -> None:
 
 def test_a_statistic_without_a_number_is_no_evidence() -> None:
     with pytest.raises(ValueError, match="statistic is NaN for 200 of 200 values"):
-        rank_test(presets.smc(Tables(), 2), [[]] * 100, lambda value: float("nan"), steps=1, max_new_tokens=LIMIT)
+        rank_test(smc(Tables(), 2), [[]] * 100, lambda value: float("nan"), steps=1, max_new_tokens=LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_a_statistic_without_a_number_is_no_evidence() -> None:
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rank_test(presets.smc(Tables(), 2), [[]] * 100, statistic, **options)
+        rank_test(smc(Tables(), 2), [[]] * 100, statistic, **options)
 
 
 def test_uniformity_is_judged_by_pearson() -> None:

@@ -33,7 +33,7 @@ from smc_bridge.analysis.study import Config, load_study, pool, study
 from smc_bridge.analysis.study.config import Block
 from smc_bridge.analysis.study.drawing import plot_lines, plot_study
 from smc_bridge.cli import main
-from smc_bridge.methods.poe_bridge import smc
+from smc_bridge.engine.presets import smc
 from smc_bridge.models import pairs
 from smc_bridge.result import Result
 from tests.smc_bridge.test_files import full_device

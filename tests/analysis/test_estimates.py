@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from smc_bridge.analysis.estimates import batch_means, eve_indices, genealogy_variance
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.resampling import Multinomial, Systematic
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import Trigger, always, never
-from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.result import Result
 
@@ -28,7 +28,7 @@ class Tables:
 
 
 def sampler(trigger: Trigger) -> Sampler:
-    return presets.smc(Tables(), PARTICLES, w=0.8, window=2, resampler=Multinomial(), trigger=trigger)
+    return smc(Tables(), PARTICLES, w=0.8, window=2, resampler=Multinomial(), trigger=trigger)
 
 
 @functools.cache
@@ -68,7 +68,7 @@ def test_genealogy_predicts_the_relative_variance_of_the_evidence(trigger: Trigg
 
 def test_a_genealogy_of_another_resampling_scheme_is_refused() -> None:
     """With systematic resampling the families' variance of the evidence is below 0 on average, the true one above."""
-    program = presets.smc(Tables(), 8, w=0.8, window=2, resampler=Systematic(), trigger=always)
+    program = smc(Tables(), 8, w=0.8, window=2, resampler=Systematic(), trigger=always)
     results = program.run([[]] * 200, seed=list(range(200)), max_new_tokens=4)
     for result in results:
         with pytest.raises(ValueError, match=r"resampled by Systematic\(\).*multinomial resampling only"):
@@ -78,13 +78,13 @@ def test_a_genealogy_of_another_resampling_scheme_is_refused() -> None:
 
 
 def test_a_run_that_never_resampled_has_a_variance_whatever_its_scheme() -> None:
-    program = presets.smc(Tables(), 16, w=0.8, window=2, resampler=Systematic(), trigger=never)
+    program = smc(Tables(), 16, w=0.8, window=2, resampler=Systematic(), trigger=never)
     found = genealogy_variance(program.run([[]], seed=0, max_new_tokens=4)[0], first_is_zero)
     assert found.families == 16
 
 
 def test_one_family_is_called_degenerate() -> None:
-    results = presets.smc(Tables(), 2, w=1.0, window=1, resampler=Multinomial(), trigger=always).run(
+    results = smc(Tables(), 2, w=1.0, window=1, resampler=Multinomial(), trigger=always).run(
         [[]] * 50, seed=list(range(50)), max_new_tokens=4
     )
     found = [genealogy_variance(r, first_is_zero) for r in results]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from smc_bridge.analysis.export import to_arviz, to_datatree
-from smc_bridge.methods.poe_bridge import smc
+from smc_bridge.engine.presets import smc
 from smc_bridge.result import Result
 from tests.analysis.helpers import make_result, two_step_trace
 from tests.toys import toy_pair

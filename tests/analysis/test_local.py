@@ -13,11 +13,11 @@ import torch
 from smc_bridge.analysis.local import blocks_of, chi2, kl, laws_along, local_divergences, log_variance
 from smc_bridge.analysis.variance import weight_variance
 from smc_bridge.distributions.intermediate import Mixture, ProductOfExperts
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import never
 from smc_bridge.kernels.importance import BalanceHeuristic
 from smc_bridge.kernels.rejection import Rejection
-from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.models.costs import Costs
 from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.tabular import TabularAR, TabularDLM
@@ -39,7 +39,7 @@ class Tables:
     ids=["product", "proposal", "mixture", "two lanes"],
 )
 def test_local_ratios_add_up_to_what_the_blocks_earned(options: dict[str, object], lookahead: int) -> None:
-    sampler = presets.smc(Tables(), 1, window=2, lookahead=lookahead, trigger=never, **{"w": 0.5, **options} if
+    sampler = smc(Tables(), 1, window=2, lookahead=lookahead, trigger=never, **{"w": 0.5, **options} if
                           "intermediate" not in options else options)  # type: ignore[arg-type]
     reused = 0
     for result in sampler.run([[]] * 40, seed=list(range(40)), max_new_tokens=6):
@@ -55,7 +55,7 @@ def test_local_ratios_add_up_to_what_the_blocks_earned(options: dict[str, object
 def test_blocks_of_a_block_causal_model_are_read_where_they_were_drafted() -> None:
     """Drafts end with the model's block, so that the next has another forward."""
     pair = tabular_pair(3, 6, seed=5, block_size=3)
-    sampler = presets.smc(pair, 1, w=0.5, window=1, lookahead=6, trigger=never)
+    sampler = smc(pair, 1, w=0.5, window=1, lookahead=6, trigger=never)
     starts = set()
     for result in sampler.run([[0]] * 40, seed=list(range(40)), max_new_tokens=5):
         local_divergences(sampler, result, max_new_tokens=5)  # raises unless they give the weights that were earned
@@ -69,7 +69,7 @@ def cached(particles: int, **options: Any) -> Sampler:
     """On networks whose diffusion model keeps an approximate prefix cache."""
     ar, dlm = networks(5, None, cache=True)
     pair = TabularPair(dlm.with_cache("prefix"), ar)  # type: ignore[arg-type]
-    return presets.smc(pair, particles, w=0.5, window=2, lookahead=3, trigger=never, **options)
+    return smc(pair, particles, w=0.5, window=2, lookahead=3, trigger=never, **options)
 
 
 @pytest.mark.parametrize("reuse", [0.0, 1e-9])
@@ -109,7 +109,7 @@ def test_windows_that_are_chosen_in_each_step_are_read_where_they_were_drafted()
     pair = TabularPair(TabularDLM(Tables.ar, noise=1.2, seed=1), Tables.ar)
     costs = Costs.linear(dlm=(20.0, 0.01), ar=(0.01, 1.0))
     for reuse in (0.0, 0.3):
-        sampler = presets.smc(pair, 1, window="auto", lookahead=6, reuse=reuse, trigger=never, costs=costs)
+        sampler = smc(pair, 1, window="auto", lookahead=6, reuse=reuse, trigger=never, costs=costs)
         shared = 0
         for result in sampler.run([[]] * 30, seed=list(range(30)), max_new_tokens=6):
             local_divergences(sampler, result, max_new_tokens=6)  # raises unless they give the weights that were earned
@@ -118,7 +118,7 @@ def test_windows_that_are_chosen_in_each_step_are_read_where_they_were_drafted()
 
 
 def test_a_trace_without_forwards_is_refused() -> None:
-    sampler = presets.smc(Tables(), 1, window=2)
+    sampler = smc(Tables(), 1, window=2)
     (result,) = sampler.run([[]], seed=0, max_new_tokens=6)
     older = replace(result, trace=[replace(record, fresh=None) for record in result.trace])
     with pytest.raises(ValueError, match=r"step 0 does not say which drafts had a forward of their own"):
@@ -126,7 +126,7 @@ def test_a_trace_without_forwards_is_refused() -> None:
 
 
 def test_every_particle_of_a_resampled_run_has_its_own_blocks() -> None:
-    sampler = presets.smc(Tables(), 4, w=0.8, window=2, lookahead=2)
+    sampler = smc(Tables(), 4, w=0.8, window=2, lookahead=2)
     for result in sampler.run([[]] * 20, seed=list(range(20)), max_new_tokens=6):
         for particle, sequence in enumerate(result.sequences):
             assert sum(b.length for b in blocks_of(sampler, result, particle)) == len(sequence)
@@ -158,7 +158,7 @@ def test_predicted_growth_is_exact_where_the_conditionals_do_not_depend_on_the_p
     Flat.ar, Flat.dlm = ar, TabularDLM(ar, noise=0.5)  # type: ignore[attr-defined]
     count = 20_000
     poe = ProductOfExperts(0.8)
-    sampler = presets.smc(Flat(), count, intermediate=poe, kernel=Rejection(), window=4, trigger=never)
+    sampler = smc(Flat(), count, intermediate=poe, kernel=Rejection(), window=4, trigger=never)
     result = sampler.run([[]], seed=1, max_new_tokens=4)[0]
     predicted = math.expm1(local_divergences(sampler, result, max_new_tokens=4).predicted_log_variance[-1])
     observed = weight_variance(result.log_weights)
@@ -173,14 +173,14 @@ def test_predicted_growth_is_exact_where_the_conditionals_do_not_depend_on_the_p
 
 
 def test_a_particle_that_does_not_exist_is_refused() -> None:
-    sampler = presets.smc(Tables(), 2, window=2)
+    sampler = smc(Tables(), 2, window=2)
     result = sampler.run([[]], seed=0, max_new_tokens=6)[0]
     with pytest.raises(ValueError, match="particle = 2"):
         local_divergences(sampler, result, particle=2)
 
 
 def test_a_run_of_another_sampler_is_refused_unless_it_is_called_foreign() -> None:
-    made, other = (presets.smc(Tables(), 1, w=w, window=2, trigger=never) for w in (0.9, 0.3))
+    made, other = (smc(Tables(), 1, w=w, window=2, trigger=never) for w in (0.9, 0.3))
     for result in made.run([[]] * 10, seed=list(range(10)), max_new_tokens=6):
         local_divergences(made, result, max_new_tokens=6)
         with pytest.raises(ValueError, match=r"block 0 earned .* foreign=True"):
@@ -189,8 +189,8 @@ def test_a_run_of_another_sampler_is_refused_unless_it_is_called_foreign() -> No
 
 
 def test_weights_that_are_not_the_blocks_own_are_not_held_against_the_laws() -> None:
-    potential = presets.smc(Tables(), 2, w=0.5, window=2, potential=lambda prefix: prefix.length.double())
-    balanced = presets.smc(
+    potential = smc(Tables(), 2, w=0.5, window=2, potential=lambda prefix: prefix.length.double())
+    balanced = smc(
         Tables(), 1, lanes=2, w=0.5, window=2, proposal_temperature=[0.7, 1.4], weight=BalanceHeuristic()
     )
     for sampler in (potential, balanced):

@@ -14,6 +14,7 @@ from torch import Tensor
 from smc_bridge.analysis.bounds import kl_certificate
 from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.reverse import bidirectional, conditional_runs, reverse_certificate
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.resampling import Multinomial
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow
@@ -73,7 +74,7 @@ def test_exact_samples_are_retained_and_follow_the_target() -> None:
         ar = TabularAR.random(3, LIMIT, seed=2, eos_id=1)
         dlm = TabularDLM(ar, noise=0.5)
 
-    sampler = presets.smc(Tables(), 2, w=0.5, window=2)
+    sampler = smc(Tables(), 2, w=0.5, window=2)
     runs = conditional_runs(sampler, [[]] * 2000, seed=list(range(2000)), max_new_tokens=LIMIT)
     exact = oracle(sampler.target, max_new_tokens=LIMIT).posterior()
     counts: dict[tuple[int, ...], int] = {}
@@ -93,13 +94,13 @@ def test_programs_without_a_reverse_bound_are_refused() -> None:
 
     with pytest.raises(ValueError, match="no reverse bound"):
         conditional_runs(released(Tables()), [[]], max_new_tokens=LIMIT)
-    with_potential = presets.smc(Tables(), 2, potential=lambda prefix: prefix.length.double())
+    with_potential = smc(Tables(), 2, potential=lambda prefix: prefix.length.double())
     with pytest.raises(ValueError, match="potential"):
         conditional_runs(with_potential, [[]], max_new_tokens=LIMIT)
     with pytest.raises(ValueError, match="seeds of their own"):
-        conditional_runs(presets.smc(Tables(), 2), [[], []], seed=3, max_new_tokens=LIMIT)
+        conditional_runs(smc(Tables(), 2), [[], []], seed=3, max_new_tokens=LIMIT)
     with pytest.raises(ValueError, match="seed has 1 entries"):
-        conditional_runs(presets.smc(Tables(), 2), [[], []], seed=[0], max_new_tokens=LIMIT)
+        conditional_runs(smc(Tables(), 2), [[], []], seed=[0], max_new_tokens=LIMIT)
 
 
 def test_the_two_kinds_of_runs_are_not_mistaken_for_each_other() -> None:
@@ -109,7 +110,7 @@ def test_the_two_kinds_of_runs_are_not_mistaken_for_each_other() -> None:
         ar = TabularAR.random(3, LIMIT, seed=2, eos_id=1)
         dlm = TabularDLM(ar, noise=0.5)
 
-    sampler = presets.smc(Tables(), 2, w=0.5, window=2)
+    sampler = smc(Tables(), 2, w=0.5, window=2)
     free = sampler.run([[]] * 3, seed=[0, 1, 2], max_new_tokens=LIMIT)
     retained = conditional_runs(sampler, [[]] * 3, seed=[0, 1, 2], max_new_tokens=LIMIT)
     with pytest.raises(ValueError, match="give free runs"):
@@ -157,7 +158,7 @@ class WaveringModel:
         return Wavering(self.tables.session(tokens, length))
 
 
-@pytest.mark.parametrize("method", [presets.smc, tree_walk], ids=["smc", "tree-walk"])
+@pytest.mark.parametrize("method", [smc, tree_walk], ids=["smc", "tree-walk"])
 def test_an_exact_sample_that_the_run_finds_impossible_is_told_and_not_averaged(method: Callable[..., Sampler]) -> None:
     models = SimpleNamespace(dlm=TabularDLM(WaveringModel.tables), ar=WaveringModel())
     options = {"seed": [0, 1], "max_new_tokens": 2}
@@ -169,14 +170,14 @@ def test_an_exact_sample_that_the_run_finds_impossible_is_told_and_not_averaged(
 
 def test_a_retained_sequence_outside_of_the_targets_law_is_told() -> None:
     ar = TabularAR([torch.tensor([[0.4, 0.6, 0.0]], dtype=torch.float64)])
-    sampler = presets.smc(SimpleNamespace(dlm=TabularDLM(ar), ar=ar), 2, w=0.0, window=1)
+    sampler = smc(SimpleNamespace(dlm=TabularDLM(ar), ar=ar), 2, w=0.0, window=1)
     with pytest.raises(ValueError, match=r"retained\[1\] has probability 0 .*: retain a sequence that the target can"):
         sampler.run([[], []], seed=[0, 1], max_new_tokens=1, retained=[[1], [2]])
 
 
 def test_a_conditional_run_without_weight_is_in_no_bound() -> None:
     ar = TabularAR.random(3, LIMIT, seed=2, eos_id=1)
-    sampler = presets.smc(SimpleNamespace(dlm=TabularDLM(ar), ar=ar), 2, w=0.5, window=2)
+    sampler = smc(SimpleNamespace(dlm=TabularDLM(ar), ar=ar), 2, w=0.5, window=2)
     runs = conditional_runs(sampler, [[]] * 2, seed=[0, 1], max_new_tokens=LIMIT)
     lost = dataclasses.replace(runs[1], log_weights=[-math.inf, -math.inf])
     with pytest.raises(ValueError, match=r"results\[1\] has log_evidence = -inf"):
@@ -188,7 +189,7 @@ def test_there_is_no_reverse_bound_where_the_intermediate_leaves_out_what_is_ret
     ar = TabularAR.random(3, 4, seed=3, eos_id=2)
     dlm = TabularDLM(ar)
     dlm._flat[:, 1:, 1] = -math.inf
-    sampler = presets.smc(TabularPair(dlm, ar), 2, window=2, lookahead=3)
+    sampler = smc(TabularPair(dlm, ar), 2, window=2, lookahead=3)
     assert sampler.proper
     with pytest.raises(ValueError, match="probability 0 where the target has not"):
         conditional_runs(sampler, [[]] * 20, seed=list(range(20)), max_new_tokens=4)

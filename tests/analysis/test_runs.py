@@ -25,6 +25,7 @@ from smc_bridge.analysis.study.config import Tabular, TabularPoint
 from smc_bridge.analysis.study.sources import tabular_pair
 from smc_bridge.analysis.tables import summary
 from smc_bridge.analysis.two_sample import mmd_test
+from smc_bridge.engine.presets import smc
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.methods.ar import ar_sampling
 from smc_bridge.models.tabular import TabularAR, TabularDLM
@@ -42,7 +43,7 @@ class Tables:
     dlm = TabularDLM(ar, noise=0.5)
 
 
-SAMPLER = presets.smc(Tables(), 2, w=0.5, window=2, lookahead=LIMIT)
+SAMPLER = smc(Tables(), 2, w=0.5, window=2, lookahead=LIMIT)
 EXACT = oracle(SAMPLER.target, max_new_tokens=LIMIT)
 
 

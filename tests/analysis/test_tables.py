@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from smc_bridge.analysis import step_table, summary
-from smc_bridge.methods.poe_bridge import smc
+from smc_bridge.engine.presets import smc
 from smc_bridge.methods.released import released
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.result import Result

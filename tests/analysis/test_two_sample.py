@@ -11,6 +11,7 @@ from smc_bridge.analysis.exact_law import oracle
 from smc_bridge.analysis.features import ngrams, spectrum_kernel
 from smc_bridge.analysis.two_sample import chi_square_test, goodness_of_fit, mmd_test
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.engine.presets import smc
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.methods.released import released
 from smc_bridge.models.tabular import TabularAR, TabularDLM
@@ -30,7 +31,7 @@ class Tables:
 @functools.cache
 def draws(name: str, count: int, first: int = 0) -> list[tuple[int, ...]]:
     """One draw from the weights of each of `count` independent runs."""
-    make = {"speculative": presets.speculative, "released": released, "smc": presets.smc}[name]
+    make = {"speculative": presets.speculative, "released": released, "smc": smc}[name]
     options = {"particles": 64} if name == "smc" else {}
     sampler = make(Tables(), window=LIMIT, lookahead=LIMIT, **options)  # type: ignore[operator]
     seeds = list(range(first, first + count))

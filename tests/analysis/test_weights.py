@@ -19,8 +19,8 @@ from smc_bridge.analysis import (
 )
 from smc_bridge.analysis.effective_size import conditional_ess, conditional_ess_per_step, entropy_ess
 from smc_bridge.analysis.variance import log_weights_before_selection
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.weights import always
-from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from tests.analysis.helpers import INF, make_record, make_result, two_step_trace
 

@@ -17,7 +17,7 @@ from benchmarks.device_equal import Equality, Given, Kept, equality
 from benchmarks.device_tables import sheets
 from benchmarks.random_pair import SHAPES, random_pair
 from benchmarks.replay import Observed
-from smc_bridge.methods.poe_bridge import smc
+from smc_bridge.engine.presets import smc
 from smc_bridge.models.huggingface import HuggingFaceCausalLM
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from benchmarks.replay import Tape, observe, replay
 from benchmarks.report import Sheet, Verdict
 from benchmarks.scaling import slope
 from benchmarks.versus import both
-from smc_bridge.methods.poe_bridge import smc
+from smc_bridge.engine.presets import smc
 
 
 @dataclass(frozen=True)

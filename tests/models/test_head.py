@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from benchmarks.memory import LargestLogits, step_memory
 from smc_bridge import load_pair
 from smc_bridge.decode import decode
+from smc_bridge.engine.presets import smc
 from smc_bridge.methods.canvas import dlm as dlm_decoder
-from smc_bridge.methods.poe_bridge import paper, smc
+from smc_bridge.methods.poe_bridge import paper
 from smc_bridge.methods.tree_walk import tree_walk
 from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM, forwards
 from smc_bridge.models.huggingface.dit import DiT, DiTConfig

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from smc_bridge import ARTarget, DLMProposal, ar_sampling, diffusion
+from smc_bridge.canvas.decoder import PATIENCE, Canvas
+from smc_bridge.canvas.rules import AllAtOnce, Commit, CommitRule, Look, Ordered, Reconsider, checked
 from smc_bridge.decode import decode
-from smc_bridge.methods.canvas import PATIENCE, Canvas
-from smc_bridge.methods.rules import AllAtOnce, Commit, CommitRule, Look, Ordered, Reconsider, checked
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.tabular import TabularAR, TabularDiffusionSession, TabularDLM
 from smc_bridge.proposals.chain import PrefixFilled

@@ -23,9 +23,9 @@ from smc_bridge.commands.options import method_of
 from smc_bridge.commands.plugins import GROUP
 from smc_bridge.commands.rendering import accepted_lengths, render_result
 from smc_bridge.commands.trace_rendering import lane_shares, lane_text, render_trace, token_texts
+from smc_bridge.engine.presets import smc, tree_kernel
 from smc_bridge.entry_points import declared
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.models import pairs
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.tabular import TabularCausalSession
@@ -103,7 +103,7 @@ BAD_ARGUMENTS = {
     "no new tokens": ([*BASE, "--max-new-tokens", "0"], "--max-new-tokens = 0"),
     "seed negative": ([*BASE, "--seed=-1"], "--seed = -1"),
     "unknown kernel": ([*BASE, "--kernel", "metropolis"], "--kernel = 'metropolis': choose from rejection, block"),
-    "unknown method": ([*BASE, "--method", "beam"], "--method = 'beam': choose from ar, dlm, smc"),
+    "unknown method": ([*BASE, "--method", "beam"], "--method = 'beam': choose from smc, ar, dlm"),
     "unknown intermediate": ([*BASE, "--intermediate", "x"], "--intermediate = 'x'"),
     "unknown resampler": ([*BASE, "--resampler", "x"], "--resampler = 'x'"),
     "unknown trigger": ([*BASE, "--trigger", "x"], "--trigger = 'x'"),
@@ -235,7 +235,7 @@ def test_saved_result_equals_that_of_the_library(run: Run, tmp_path: Path) -> No
     file = tmp_path / "r.json"
     code, out, _ = run(*BASE, "--particles", "3", "--seed", "5", "--temperature", "0.8", "--json", str(file))
     assert code == 0
-    [expected] = presets.smc(toy_pair(), 3, window=3, lookahead=LIMIT, temperature=0.8, name="smc").run(
+    [expected] = smc(toy_pair(), 3, window=3, lookahead=LIMIT, temperature=0.8, name="smc").run(
         [[2, 1]], seed=5, max_new_tokens=LIMIT
     )
     found = Result.load(file)
@@ -270,7 +270,7 @@ def test_options_that_are_not_given_are_the_presets_own(method: str) -> None:
 
 
 def kept_trace() -> Result:
-    [result] = presets.smc(toy_pair(), 2, lanes=2, window=3, lookahead=LIMIT).run(
+    [result] = smc(toy_pair(), 2, lanes=2, window=3, lookahead=LIMIT).run(
         [[2, 1]], seed=3, max_new_tokens=LIMIT, keep_drafts=True
     )
     return result
@@ -278,7 +278,7 @@ def kept_trace() -> Result:
 
 def test_the_tree_kernel_ranks_as_the_preset_does_where_lanes_share_a_temperature() -> None:
     named = sampler_of(load_pair(), "--kernel", "tree", "--nodes", "7", "--temperature", "0.5").kernel
-    preset = presets.tree_kernel(7, proposal_temperature=0.5)
+    preset = tree_kernel(7, proposal_temperature=0.5)
     assert isinstance(named, TreeWalk)
     assert (named.nodes, named.exponent, named.min_probability) == (7, preset.exponent, preset.min_probability)
     assert preset.exponent != TreeWalk(7).exponent
@@ -315,7 +315,7 @@ def test_a_trace_shows_every_end_of_sequence() -> None:
 
 
 def test_trace_refuses_a_run_without_drafts() -> None:
-    [result] = presets.smc(toy_pair(), 2, window=3).run([[2]], max_new_tokens=LIMIT)
+    [result] = smc(toy_pair(), 2, window=3).run([[2]], max_new_tokens=LIMIT)
     with pytest.raises(ValueError, match="keep_drafts"):
         render_trace(Console(file=io.StringIO()), result, decode=toy_pair().decode, eos_id=EOS)
 

@@ -11,7 +11,7 @@ import torch
 
 from smc_bridge import Result
 from smc_bridge.cli import main
-from smc_bridge.methods import poe_bridge as presets
+from smc_bridge.engine.presets import smc
 from smc_bridge.models import pairs
 from smc_bridge.models.pairs import Pair
 from smc_bridge.models.tabular import TabularCausalSession
@@ -54,7 +54,7 @@ def test_saved_results_are_the_librarys_with_ids_and_verdicts(run: Run) -> None:
     argv = ["--particles", "3", "--seed", "5", "--grader", "contains", "--json", "r.jsonl"]
     code, out, err = run(*BASE, *argv)
     assert (code, err) == (0, "")
-    expected = presets.smc(toy_pair(), 3, window=3, lookahead=LIMIT).run(
+    expected = smc(toy_pair(), 3, window=3, lookahead=LIMIT).run(
         [[2, 1], [1], [2]], seed=5, max_new_tokens=LIMIT
     )
     results = saved()

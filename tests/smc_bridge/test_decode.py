@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from smc_bridge import Decoder, Interrupted, Request
+from smc_bridge.canvas.decoder import Canvas
+from smc_bridge.canvas.rules import AllAtOnce, Ordered, Reconsider
 from smc_bridge.decode import Seat, decode, serve
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.state import SMCState
 from smc_bridge.methods.ar import ARSampling
-from smc_bridge.methods.canvas import Canvas
-from smc_bridge.methods.rules import AllAtOnce, Ordered, Reconsider
 from smc_bridge.models.protocols import CausalLM
 from smc_bridge.models.tabular import TabularCausalSession, TabularDiffusionSession
 from smc_bridge.result import Forwards, Result

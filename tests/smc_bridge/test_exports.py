@@ -57,7 +57,7 @@ def test_the_preset_is_the_preset_in_every_order_of_imports(anew: None, order: s
     import smc_bridge.analysis.comparison
     import smc_bridge.engine.sampler
     from smc_bridge import analysis, smc
-    from smc_bridge.methods.poe_bridge import smc as preset
+    from smc_bridge.engine.presets import smc as preset
 
     assert smc is preset is smc_bridge.smc
     for public in (analysis.ess, analysis.oracle, analysis.comparison.compare):

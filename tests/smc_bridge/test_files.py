@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from smc_bridge import files
+from smc_bridge.engine.presets import smc
 from smc_bridge.files import check_writable, is_stream, write_text
-from smc_bridge.methods.poe_bridge import smc
 from smc_bridge.result import Result
 from tests.toys import toy_pair
 

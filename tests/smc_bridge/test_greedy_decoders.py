@@ -12,10 +12,10 @@ import torch
 
 from smc_bridge import ARTarget, DLMProposal, ProductOfExperts, diffusion, smc
 from smc_bridge.analysis import oracle
+from smc_bridge.canvas.decoder import Canvas
+from smc_bridge.canvas.rules import Ordered, Reconsider
 from smc_bridge.cli import main
 from smc_bridge.decode import decode
-from smc_bridge.methods.canvas import Canvas
-from smc_bridge.methods.rules import Ordered, Reconsider
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.protocols import MASKED
 from smc_bridge.pyro_program import enumerate_program, run_program

@@ -21,12 +21,13 @@ from smc_bridge.blocks import full_horizon
 from smc_bridge.distributions.table import Dense
 from smc_bridge.engine.overhead import step_seconds
 from smc_bridge.engine.pace import Pace, Plan, Sizes, note
+from smc_bridge.engine.presets import smc
 from smc_bridge.engine.resampling import Multinomial
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import EssBelow, always
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.methods.poe_bridge import paper, smc
+from smc_bridge.methods.poe_bridge import paper
 from smc_bridge.methods.tree_walk import tree_walk
 from smc_bridge.models.costs import Costs
 from smc_bridge.proposals.mean_field import DLMProposal

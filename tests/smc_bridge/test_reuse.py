@@ -15,12 +15,12 @@ import torch
 
 from smc_bridge import DLMProposal, Mixture, Rejection, Sampler, paper, plain_is, smc, speculative, tree_walk
 from smc_bridge.analysis.local import blocks_of, local_divergences
+from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.pace import Pace
 from smc_bridge.engine.resampling import Multinomial, Systematic
 from smc_bridge.engine.weights import EssBelow, always, never
 from smc_bridge.kernels.importance import BalanceHeuristic
-from smc_bridge.methods.canvas import Canvas
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.proposals.chain import PrefixFilled
 from smc_bridge.proposals.path import MostLikelyPath

@@ -22,6 +22,7 @@ from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import LogitLaw, model_law
 from smc_bridge.distributions.shaping import COLDEST, HOTTEST, Shaping
+from smc_bridge.engine.presets import smc
 from smc_bridge.methods import poe_bridge as presets
 from smc_bridge.methods.ar import ar_sampling
 from smc_bridge.methods.tree_walk import tree_walk
@@ -207,7 +208,7 @@ def test_tokens_are_ranked_by_logits_that_no_arithmetic_has_merged() -> None:
 
 PROGRAMS: dict[str, Callable[[Any], Any]] = {
     "speculative": lambda pair: presets.speculative(pair, top_p=0.8),
-    "smc": lambda pair: presets.smc(pair, 1, w=0.0, top_p=0.8, window=1, lookahead=2),
+    "smc": lambda pair: smc(pair, 1, w=0.0, top_p=0.8, window=1, lookahead=2),
     "tree": lambda pair: tree_walk(pair, w=0.0, top_p=0.8, window=2, lookahead=2),
 }
 

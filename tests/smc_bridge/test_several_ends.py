@@ -20,6 +20,7 @@ from torch import Tensor
 from smc_bridge import ARTarget, DLMProposal, ar_sampling, diffusion, smc
 from smc_bridge.analysis.exact_law import oracle as exact_result
 from smc_bridge.blocks import Horizon
+from smc_bridge.canvas.state import extent
 from smc_bridge.distributions.intermediate import Mixture, Target
 from smc_bridge.distributions.table import Dense
 from smc_bridge.engine.conditional import check_whole
@@ -32,7 +33,6 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.kernels.tree_build import Tree, best_first
-from smc_bridge.methods.canvas_state import extent
 from smc_bridge.methods.released import ReleasedRejection
 from smc_bridge.models import ends as ends_module
 from smc_bridge.models.ends import as_eos_id, ends_of, is_end
@@ -338,7 +338,7 @@ CLAIMS: dict[str, tuple[Callable[[], None], str]] = {
     "smc_bridge.testing.kernel_tables": (claim_kernel_law, "ends_of"),
     "smc_bridge.proposals.chain": (claim_draft_ends, "is_end"),
     "smc_bridge.methods.released": (claim_released, "is_end"),
-    "smc_bridge.methods.canvas_state": (claim_canvas, "is_end"),
+    "smc_bridge.canvas.state": (claim_canvas, "is_end"),
     "smc_bridge.methods.ar": (claim_ar, "ends_of"),
     "smc_bridge.pyro_program.program": (claim_pyro, "ends_of"),
     "smc_bridge.pyro_program.stopped": (claim_support, "is_end"),

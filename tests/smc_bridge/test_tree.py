@@ -13,8 +13,8 @@ from smc_bridge.blocks import Horizon
 from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.logits import LogitLaw
 from smc_bridge.distributions.table import Dense
+from smc_bridge.engine.presets import tree_kernel
 from smc_bridge.kernels.tree import Edges, Tree, TreeWalk, best_first
-from smc_bridge.methods.poe_bridge import tree_kernel
 from smc_bridge.models.tabular import TabularAR
 from tests.oracle import laws
 from tests.smc_bridge.enumeration import horizon_of, log, log_q_of

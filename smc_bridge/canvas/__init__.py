@@ -1,0 +1,1 @@
+"""Canvases: masked places that a diffusion model fills a few per forward, under a rule."""
