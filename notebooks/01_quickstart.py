@@ -112,7 +112,7 @@ intermediates = {
     "Defensive PoE 0.9": Defensive(ProductOfExperts(0.9), 0.1),
     "Confident (ours)": Confident(),
 }
-prompts = [pair.encode(p.prompt).tolist() for p in held_out()[: 2 if REDUCED else 6]]
+prompts = [pair.encode(p.prompt).tolist() for p in held_out()[: 1 if REDUCED else 6]]
 runs = {
     name: smc(pair, particles=4, intermediate=pi, window=16, lookahead=32).run(prompts, seed=0, max_new_tokens=128)
     for name, pi in intermediates.items()

@@ -188,7 +188,7 @@ assert falls["KL(p||r)"] < falls["E[log Z_cond]"]
 
 # %%
 pair = load_pair("arithmetic")
-problems = [x for x in held_out() if x.response.count("=") == 2][: size(24, 10)]
+problems = [x for x in held_out() if x.response.count("=") == 2][: size(24, 8)]
 prompts = [pair.encode(x.prompt).tolist() for x in problems]
 
 

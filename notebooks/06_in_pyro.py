@@ -283,7 +283,7 @@ print(f"all executions of the guide: E[w] = {sum(mass.values()):.4f}")
 # estimate, biased at small $N$; its evidence is unbiased at any $N$.
 
 # %%
-REPEATS = size(150, 40)
+REPEATS = size(150, 15)
 counts = (1, 4, 16, 64)
 runs = {}
 for n in counts:
@@ -362,7 +362,7 @@ display(pd.DataFrame({"weight": one.weights.round(3), "text": [text.replace("\n"
 # rare.
 
 # %%
-REPEATS, N, DRAWS = size(30, 10), 16, size(600, 300)
+REPEATS, N, DRAWS = size(30, 3), 16, size(600, 80)
 many = smc(pair, N, **common).run([prompt] * REPEATS, seed=list(range(REPEATS)), max_new_tokens=80)
 plain = smc(pair, 1, w=0.2, temperature=TEMPERATURE)
 samples = ar_sampling(
