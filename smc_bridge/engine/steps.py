@@ -16,6 +16,7 @@ from torch import Tensor
 from smc_bridge.blocks import Horizon, Move
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.target import TokenPotential
 from smc_bridge.distributions.views import Patched, Placed
 from smc_bridge.engine.parts import DrawnOnce
 from smc_bridge.engine.program import Program
@@ -108,12 +109,14 @@ class Moved(NamedTuple):
         increments: of their log weights, `[B, K]`.
         scored: drafted tokens or tree nodes that the target scored for each lane, `[B, K]`.
         width: greatest length of each lane's block, `[B, K]`, on the host.
+        log_phi: what the blocks add to the target's log potential, `[B, K]` nats, if it is a `TokenPotential`.
     """
 
     move: Move
     increments: Tensor
     scored: Tensor
     width: Index
+    log_phi: Tensor | None = None
 
 
 def move_lanes(
@@ -140,7 +143,9 @@ def move_lanes(
             parts.append(_move_part(program, state, some, part, whole.part(own), fixed))
     move = Move(*(torch.cat(x) for x in zip(*(part.move for part in parts), strict=True)))
     increments, scored = (torch.cat(x) for x in zip(*((part.increments, part.scored) for part in parts), strict=True))
-    return Moved(move, increments, scored, np.concatenate([part.width for part in parts]))
+    phi = [part.log_phi for part in parts if part.log_phi is not None]
+    width = np.concatenate([part.width for part in parts])
+    return Moved(move, increments, scored, width, torch.cat(phi) if phi else None)
 
 
 def _particles_at_once(program: Program, state: SMCState, q: Law) -> int:
@@ -171,7 +176,10 @@ def _move_part(
     increments = checked_increments(
         program.weight, moved, kernel=program.kernel, intermediate=program.intermediate
     )
-    return Moved(shaped, increments, scored.reshape(count, lanes), width)
+    target, log_phi = program.target, None
+    if isinstance(target.potential, TokenPotential):
+        log_phi = target.log_potential_along(p, shaped.block, shaped.length)
+    return Moved(shaped, increments, scored.reshape(count, lanes), width, log_phi)
 
 
 def lane_rows(particles: Index, lanes: int) -> Index:
