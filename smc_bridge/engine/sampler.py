@@ -243,8 +243,6 @@ class Sampler(Program):
             moved = moved._replace(increments=moved.increments + gain)
 
         seen = survivors.look(self, state, rows, moved, checks)
-        if self.pace is not None and not self.kernel.reads_marginals:
-            seen = seen._replace(scored=moved.width)  # not all V places were asked for
         log_weights = np.repeat(known(state.log_weights)[known(active), :, None], k, -1) - math.log(k)
         log_weights.reshape(-1, k)[growing] += seen.increments
         done = known(state.prefix.done)[everyone]
@@ -264,8 +262,10 @@ class Sampler(Program):
             pinned_lane=pinned_lane,
         )
         checks.read()  # of what was drawn here: what follows cannot be undone
+        linear = not self.kernel.reads_marginals
         state.note(StepTensors(
-            active, growing, draft, seen, reduced, linear=not self.kernel.reads_marginals, keep=state.keep_drafts
+            active, growing, draft, seen, reduced, call=moved.call, each=k if linear else k // state.walks,
+            linear=linear, keep=state.keep_drafts,
         ))
         if self.pace is not None:
             note(state.seen, known(rows) // n, seen.length, seen.accepted, seen.ended)
