@@ -162,8 +162,8 @@ class AcceptAll(StoppingKernel):
         object.__setattr__(self, "bonus", true_or_false("bonus", self.bonus))  # the class is frozen
 
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
-        """0 at drafted places, `[R, V]`: the kernel never stops before the end, or the place that the draft leaves open;
-        see `StoppingKernel.log_continue`."""
+        """0 at drafted places, `[R, V]`: the kernel never stops before the end, or the place that is left open; see
+        `StoppingKernel.log_continue`."""
         on = torch.zeros(block.shape, dtype=pi.dtype, device=block.device)
         return torch.where(q.at(block) == -math.inf, -math.inf, on) if self.bonus else on
 

@@ -1,7 +1,7 @@
 """Costs are what the models were asked for: `Forwards` of every registered method against sessions that count.
 
-A method is run as its `examples` spell it, on tables, one prompt at a time: then every forward, row and position is that
-prompt's. One that tables do not suffice for is run on the embedded pair, with few tokens.
+A method is run as its `examples` spell it, on tables, one prompt at a time: then every forward, row and position is
+that prompt's. One that tables do not suffice for is run on the embedded pair, with few tokens.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def test_every_forward_row_and_position_is_counted(text: str) -> None:
             prompt = embedded().encode("Ann has 3 apples.")
             found = list(runs(embedded(), method.make, [prompt], LIMIT))
     for result, asked in found:
-        assert result.complete and result.forwards == asked, f"{text} says {result.forwards}, asked for {asked}"
+        assert result.complete
+        assert result.forwards == asked, f"{text} says {result.forwards}, asked for {asked}"
 
 
 PROGRAMS: dict[str, dict[str, Any]] = {
@@ -137,7 +138,8 @@ def test_every_program_counts_what_it_asks_for(name: str) -> None:
         return smc(pair, **{"window": 3, **PROGRAMS[name]})
 
     for result, asked in runs(tabular_pair(3, 8, seed=2), make, [[0], [1, 0]], LIMIT):
-        assert result.complete and result.forwards == asked, f"{name} says {result.forwards}, asked for {asked}"
+        assert result.complete
+        assert result.forwards == asked, f"{name} says {result.forwards}, asked for {asked}"
 
 
 def test_every_call_counts_where_the_model_has_positions_for_some_particles_only() -> None:

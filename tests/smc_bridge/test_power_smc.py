@@ -71,7 +71,8 @@ def test_it_is_proper_under_every_resampler(resampler: str) -> None:
 
 def test_it_is_proper_by_the_gumbel_coupling_as_far_as_draws_can_tell() -> None:
     found = check(program(kernel="gumbel"), runs=1_000)
-    assert found.proper and found.how == "Monte Carlo", str(found)
+    assert found.proper, str(found)
+    assert found.how == "Monte Carlo"
 
 
 def test_no_temperature_of_tokens_has_this_law() -> None:
@@ -167,7 +168,8 @@ def test_the_tempered_intermediate_keeps_more_particles() -> None:
 
 def test_its_results_ask_for_log_z_before_they_bound_anything() -> None:
     [result] = program().run([[]], seed=1, max_new_tokens=LIMIT)
-    assert result.proper and result.has_potential
+    assert result.proper
+    assert result.has_potential
     with pytest.raises(ValueError, match="log_z is missing"):
         result.certificate()
     log_z = math.log(sum(powers(2.0).values()))
