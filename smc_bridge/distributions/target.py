@@ -1,19 +1,21 @@
 """`ARTarget`: the law that the program samples from, an autoregressive model after temperature and truncation.
 
 `p(x_i | c, x_<i)` ends at the end-of-sequence token or at the length limit (the AR law cut at that length). With a
-*potential* `phi` the target is `p(x) phi(x) / Z`, and the run's evidence estimates Z.
+*potential* `phi` the target is `p(x) phi(x) / Z`, and the run's evidence estimates Z. A potential is a function of the
+sequence, or a product over its tokens of a function of their probability under the target, which is known anyway.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from smc_bridge.blocks import prefix_sum
 from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
@@ -21,7 +23,8 @@ from smc_bridge.distributions.shaping import Shaping, as_ids, check_model
 from smc_bridge.models.arguments import called, check_callable, is_bool, is_list, said
 from smc_bridge.models.checks import refuse
 from smc_bridge.models.protocols import CausalLM, ModelPair
-from smc_bridge.prefix import Prefix
+from smc_bridge.plugins import check_tensor
+from smc_bridge.prefix import PAD, Prefix
 
 
 class Potential(Protocol):
@@ -41,6 +44,20 @@ class Potential(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenPotential(Protocol):
+    """A potential that is made of the target's own probabilities, `log phi(x) = sum_i f(log p(x_i | c, x_<i))`.
+
+    A step knows them when it weighs a block, so that no further forward is made; the sum runs over the tokens after the
+    prompt, and grows with the sequence (an incremental potential).
+    """
+
+    def of_tokens(self, log_p: Tensor) -> Tensor:
+        """`f` of every log-probability, `[...]` float64 -> `[...]`, finite, nats. None is asked for at a token of
+        probability 0, which is dead whatever phi is."""
+        ...
+
+
 class ARTarget:
     """The autoregressive target law p: a model after temperature and truncation, with an optional potential.
 
@@ -48,19 +65,20 @@ class ARTarget:
         model: gives the logits (`CausalLM`).
         temperature, top_p, top_k: part of the law (see `Shaping`).
         banned_ids: tokens of probability zero besides those that the model itself bans.
-        potential: optional `Potential`.
+        potential: optional `Potential` or `TokenPotential`.
     Raises:
         ValueError: an argument out of range.
     """
 
     def __init__(
         self, model: CausalLM, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None,
-        banned_ids: Sequence[int] = (), potential: Potential | None = None,
+        banned_ids: Sequence[int] = (), potential: Potential | TokenPotential | None = None,
     ) -> None:
         check_model(model, "autoregressive")
         if isinstance(potential, type):
             raise ValueError(f"potential = {potential.__name__} is a class: give an object, {potential.__name__}()")
-        check_callable("potential", potential, "a function of a Prefix")
+        if not isinstance(potential, TokenPotential):
+            check_callable("potential", potential, "a function of a Prefix")
         self.model = model
         self.shaping = Shaping(temperature, top_p, top_k, as_ids(banned_ids, model.vocab_size, also=model.banned_ids))
         self.potential = potential
@@ -70,13 +88,19 @@ class ARTarget:
         """Temperature of the law: it divides the logits."""
         return self.shaping.temperature
 
-    def log_potential(self, prefix: Prefix) -> Tensor:
+    def log_potential(self, prefix: Prefix, *, start: Tensor | None = None) -> Tensor:
         """`log phi` of every row of `prefix`, `[R]` float64, nats; the target must have a potential.
 
+        A `TokenPotential` is found by scoring the rows anew, with one forward.
+
+        Args:
+            start: where each row's continuation begins, `[R]`; 0 unless it is given. Only a `TokenPotential` asks.
         Raises:
             ValueError: the potential returned anything but a number or a bool for each row, NaN, or +inf.
         """
         assert self.potential is not None
+        if isinstance(self.potential, TokenPotential):
+            return self._rescored(prefix, torch.zeros_like(prefix.length) if start is None else start)
         name, rows, device = called(self.potential), prefix.length.numel(), prefix.length.device
         came = self.potential(prefix)
         found = came if isinstance(came, Tensor) else _entries(came)
@@ -97,6 +121,40 @@ class ARTarget:
             "log-potential, or -inf",
         )
         return log_phi
+
+    def _rescored(self, prefix: Prefix, start: Tensor) -> Tensor:
+        """What a `TokenPotential` gives for the tokens of every row past its start, `[R]` float64, nats."""
+        grown = prefix.length - start
+        columns = start[:, None] + torch.arange(max(1, int(grown.max())), device=start.device)
+        block = torch.nn.functional.pad(prefix.tokens, (0, columns.shape[1]), value=PAD).gather(1, columns)
+        session = self.model.session(prefix.tokens.clamp_min(0), start)
+        scores = session.score(torch.arange(start.numel(), device=start.device), block.clamp_min(0))
+        return self.log_potential_along(self.law(scores), block, grown)
+
+    def log_potential_along(self, p: Law, block: Tensor, length: Tensor) -> Tensor:
+        """What blocks add to `log phi`, where the potential is a `TokenPotential`: no forward is made.
+
+        Args:
+            p: target along the blocks, `[..., V, A]`.
+            block: `[..., V]`.
+            length: committed tokens, `[...]`.
+        Returns:
+            `[...]` float64, nats; -inf where the target gives a token of the block probability 0.
+        Raises:
+            ValueError: the potential returned anything but finite numbers, as many as it was given.
+        """
+        assert isinstance(self.potential, TokenPotential)
+        log_p, source = p.at(block).double(), f"potential {called(self.potential)}.of_tokens"
+        inside = torch.arange(block.shape[-1], device=block.device) < length[..., None]
+        possible = torch.where(inside, log_p, 0.0) > -math.inf
+        asked = torch.where(inside & possible, log_p, 0.0)
+        found = check_tensor(self.potential.of_tokens(asked), source, tuple(block.shape), "float", block.device)
+        refuse(
+            ~found.isfinite(),
+            lambda at: f"{source} returned {float(found[at]):g} for log-probability {float(asked[at]):g}: return a "
+            "finite number for each",
+        )
+        return prefix_sum(torch.where(possible, found.double(), -math.inf), length)
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """`log p` from the model's logits, `[..., A]` -> `[..., A]`, normalised."""

@@ -1,5 +1,5 @@
-"""Laws that are other laws in other places: `Placed`, such as the nodes of a tree along its walks, and `Patched`, a law
-of which some rows are those of another."""
+"""Laws that are other laws in other places: `Placed`, such as the nodes of a tree along its walks; `Patched` and
+`Instead`, of which some rows or some cells are those of another."""
 
 from __future__ import annotations
 
@@ -82,3 +82,30 @@ class Patched(Law):
             asked = None if tokens is None else tokens[own]
             found[own] = self.other.log_probs(place[own], positions[own], asked).to(found.dtype)
         return found
+
+
+class Instead(Law):
+    """A law of which some cells are those of another of the same shape.
+
+    Args:
+        base, other: `[R, V, A]`.
+        where: cells that are the other's, bool `[R, V]`.
+    """
+
+    def __init__(self, base: Law, where: Tensor, other: Law) -> None:
+        super().__init__(base.shape, base, base.chunks)
+        self.base, self.where, self.other = base, where, other
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Log-probabilities of n cells of the base or the other law: `[n, A]`, or `[n, 1]` at one token each
+        (`Law.log_probs`)."""
+        found, there = self.base.log_probs(rows, positions, tokens), self.where[rows, positions]
+        if bool(there.any()):
+            asked = None if tokens is None else tokens[there]
+            found[there] = self.other.log_probs(rows[there], positions[there], asked).to(found.dtype)
+        return found
+
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Lower bounds of n cells of the base or the other law, `[n]`, nats (`Law.lower_bound`)."""
+        own, other = (law.lower_bound(rows, positions) for law in (self.base, self.other))
+        return torch.where(self.where[rows, positions], other, own)

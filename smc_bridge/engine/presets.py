@@ -14,7 +14,7 @@ import torch
 
 from smc_bridge.distributions.intermediate import Intermediate, check_w
 from smc_bridge.distributions.shaping import COLDEST, HOTTEST, check_temperature
-from smc_bridge.distributions.target import ARTarget, Potential
+from smc_bridge.distributions.target import ARTarget, Potential, TokenPotential
 from smc_bridge.engine.pace import Pace
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.engine.sampler import Sampler
@@ -133,7 +133,8 @@ def smc(
     intermediate: Intermediate | str | None = None, kernel: Kernel | str | None = "rejection",
     nodes: int | Literal["auto"] | None = None, weight: WeightRule | str | None = "own",
     resampler: Resampler | str | None = None,
-    trigger: Trigger | str | None = "ess", potential: Potential | None = None, proposal: str = "marginals",
+    trigger: Trigger | str | None = "ess", potential: Potential | TokenPotential | None = None,
+    proposal: str = "marginals",
     reuse: float = REUSE,
     proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
     max_logit_bytes: int | None = None, compile: bool = False, at_once: int = 1,

@@ -39,6 +39,26 @@ def groups_in_reach(window: Index, room: Index, width: int) -> list[Index]:
     return [np.array(group) for group in groups]
 
 
+def calls_of(window: Index, room: Index | None) -> Index:
+    """Which of the calls of `score_in_reach` scores each particle, `[B]`; arguments as `groups_in_reach`, with the
+    widest of the windows for a width, and no room where the model has no last position."""
+    found = np.zeros(window.size, dtype=np.int64)
+    if room is not None:
+        for call, group in enumerate(groups_in_reach(window, room, int(window.max()))):
+            found[group] = call
+    return found
+
+
+def widest(window: Index, call: Index, prompt: Index) -> Index:
+    """The widest window of the particles of the same prompt in the same call, `[B]` each: the places that a particle is
+    asked about, and charged with. What other prompts of the batch are asked about is not its own."""
+    _, group = np.unique(np.stack([call, prompt]), axis=1, return_inverse=True)
+    most = np.zeros(window.size, dtype=np.int64)
+    np.maximum.at(most, group.reshape(-1), window)
+    found: Index = most[group.reshape(-1)]
+    return found
+
+
 def score_in_reach(
     session: CausalSession, rows: Tensor, drafts: Tensor, *, window: Index, room: Index, lanes: int
 ) -> Tensor:

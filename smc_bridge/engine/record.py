@@ -34,15 +34,19 @@ class StepTensors:
         draft: of their lanes; what it says of the proposal's forwards is kept, its tokens only if `keep`.
         seen: what became of them; blocks are kept only if `keep`.
         reduced: the survivors.
+        call: in which call of the target each particle was scored, `[B]`.
+        each: rows of a particle in it.
         linear: whether the draft has tokens.
         keep: whether drafts and blocks are kept.
     """
 
     def __init__(
-        self, active: Tensor, growing: Index, draft: Draft, seen: Seen, reduced: Reduced, *, linear: bool, keep: bool
+        self, active: Tensor, growing: Index, draft: Draft, seen: Seen, reduced: Reduced, *, call: Index, each: int,
+        linear: bool, keep: bool,
     ) -> None:
         self.seats: list[int] = known(active).tolist()
         self.growing, self.reduced, self.cost, self.keep = growing, reduced, draft.cost, keep
+        self.call, self.each = call, each
         self.seen = seen if keep else seen._replace(block=seen.block[..., :0])
         self.drafts = known(draft.tokens).reshape(seen.block.shape) if keep and linear else None
 
@@ -54,11 +58,13 @@ class StepTensors:
         owner = self.growing // particles
         grew = np.bincount(owner, minlength=prompts).tolist()
         tokens = np.bincount(owner, self.seen.scored.sum(1), minlength=prompts).astype(np.int64)
-        seats, lanes = max(self.seats, default=0) + 1, self.seen.length.shape[1]
+        served = np.unique(np.stack([owner, self.call]), axis=1)[0]  # a call serves a prompt once
+        forwards = np.bincount(served, minlength=prompts).tolist()
+        seats = max(self.seats, default=0) + 1
         calls, scored = ([0] * seats, [0] * seats) if self.cost is None else self.cost.per_prompt(seats)
         return {
-            seat: Forwards(calls[seat], scored[seat], int(count > 0), count * lanes, own)
-            for seat, count, own in zip(self.seats, grew, tokens.tolist(), strict=True)
+            seat: Forwards(calls[seat], scored[seat], served, count * self.each, own)
+            for seat, served, count, own in zip(self.seats, forwards, grew, tokens.tolist(), strict=True)
         }
 
     @cached_property

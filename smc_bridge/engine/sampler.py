@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.blocks import Move
 from smc_bridge.decode import OnResult, Progress, serve
 from smc_bridge.engine import steps, survivors
 from smc_bridge.engine.conditional import check_possible, pin
@@ -239,13 +238,11 @@ class Sampler(Program):
         moved = steps.move_lanes(self, state, rows, draft, source=source, pinned=pinned)
         if pinned is not None:
             check_possible(state, rows, pinned, moved.increments, law=self.target.shaping)
-        log_potential, gain = self._potential(state, rows, moved.move)
+        log_potential, gain = self._potential(state, rows, moved)
         if gain is not None:
             moved = moved._replace(increments=moved.increments + gain)
 
         seen = survivors.look(self, state, rows, moved, checks)
-        if self.pace is not None and not self.kernel.reads_marginals:
-            seen = seen._replace(scored=moved.width)  # not all V places were asked for
         log_weights = np.repeat(known(state.log_weights)[known(active), :, None], k, -1) - math.log(k)
         log_weights.reshape(-1, k)[growing] += seen.increments
         done = known(state.prefix.done)[everyone]
@@ -265,8 +262,10 @@ class Sampler(Program):
             pinned_lane=pinned_lane,
         )
         checks.read()  # of what was drawn here: what follows cannot be undone
+        linear = not self.kernel.reads_marginals
         state.note(StepTensors(
-            active, growing, draft, seen, reduced, linear=not self.kernel.reads_marginals, keep=state.keep_drafts
+            active, growing, draft, seen, reduced, call=moved.call, each=k if linear else k // state.walks,
+            linear=linear, keep=state.keep_drafts,
         ))
         if self.pace is not None:
             note(state.seen, known(rows) // n, seen.length, seen.accepted, seen.ended)
@@ -284,17 +283,20 @@ class Sampler(Program):
         window, ahead = np.minimum(most.repeat(self.particles, 1), room)
         return sent(window, device), sent(ahead, device)
 
-    def _potential(self, state: SMCState, rows: Tensor, move: Move) -> tuple[Tensor | None, Tensor | None]:
+    def _potential(self, state: SMCState, rows: Tensor, moved: steps.Moved) -> tuple[Tensor | None, Tensor | None]:
         """`log phi` of every lane's extended prefix `[B, K]`, and what it adds to the log weight; None without one."""
         if self.target.potential is None:
             return None, None
+        before = state.log_potential[rows][:, None]
+        if moved.log_phi is not None:  # of the tokens' own probabilities: known since the lanes were weighed
+            return before + moved.log_phi, moved.log_phi
+        move = moved.move
         owner = sent(known(rows).repeat(move.length.shape[1]), rows.device)
         extended = state.prefix.select(owner).extend(
             move.block.reshape(owner.numel(), -1), move.length.reshape(-1), ends=ends_of(self.target.model.eos_id),
             limit=state.limit[owner],
         )
         log_phi = self.target.log_potential(extended).reshape(move.length.shape)
-        before = state.log_potential[rows][:, None]
         dead = before == -math.inf
         return log_phi, torch.where(dead, -math.inf, log_phi - torch.where(dead, 0.0, before))
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from smc_bridge.blocks import Horizon, Move
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.target import TokenPotential
 from smc_bridge.distributions.views import Patched, Placed
 from smc_bridge.engine.parts import DrawnOnce
 from smc_bridge.engine.program import Program
-from smc_bridge.engine.reach import score_in_reach
+from smc_bridge.engine.reach import calls_of, score_in_reach, widest
 from smc_bridge.engine.state import SMCState
 from smc_bridge.engine.watch import watch
 from smc_bridge.kernels.importance import Lanes, checked_increments
@@ -72,16 +73,21 @@ class Scorer:
         """How many consecutive lanes have one proposal and one intermediate (`Verifier.walks`)."""
         return self.state.walks
 
+    @property
+    def room(self) -> Index | None:
+        """Positions that the target has left for each particle, `[B]` on the host; None if it has no last one."""
+        limit = self.program.target.model.max_length
+        return None if limit is None else limit - known(self.state.prefix.length)[known(self.rows)]
+
     def along(self, tokens: Tensor) -> tuple[Law, Law]:
         """Target and intermediate along the lanes' drafts, `[B * K, V, A]` each, by one forward (`Verifier.along`)."""
         program, lanes, width = self.program, self.program.lanes, tokens.shape[1]
         # Nothing is committed past the longest horizon, and the AR model may have no position there: it is not asked.
-        asked, limit = int(self.window.max()), program.target.model.max_length
+        asked, room = int(self.window.max()), self.room
         given = tokens[:, :asked].clamp_min(0)
-        if limit is None:
+        if room is None:
             raw = self.state.ar.score(sent(known(self.rows).repeat(lanes), tokens.device), given)
         else:
-            room = limit - known(self.state.prefix.length)[known(self.rows)]
             raw = score_in_reach(self.state.ar, self.rows, given, window=self.window, room=room, lanes=lanes)
         p = program.target.law(raw, chunks=self.state.chunks, width=width)  # kernels see laws of V positions
         return p, bridge_law(program.intermediate, self.q, p, lanes=lanes)
@@ -106,14 +112,18 @@ class Moved(NamedTuple):
     Attributes:
         move: leading dimensions `[B, K]`.
         increments: of their log weights, `[B, K]`.
-        scored: drafted tokens or tree nodes that the target scored for each lane, `[B, K]`.
+        scored: drafted tokens or tree nodes that the target was asked about for each lane, `[B, K]`.
         width: greatest length of each lane's block, `[B, K]`, on the host.
+        call: in which call of the target each particle was scored, `[B]`, on the host.
+        log_phi: what the blocks add to the target's log potential, `[B, K]` nats, if it is a `TokenPotential`.
     """
 
     move: Move
     increments: Tensor
     scored: Tensor
     width: Index
+    call: Index
+    log_phi: Tensor | None = None
 
 
 def move_lanes(
@@ -140,7 +150,11 @@ def move_lanes(
             parts.append(_move_part(program, state, some, part, whole.part(own), fixed))
     move = Move(*(torch.cat(x) for x in zip(*(part.move for part in parts), strict=True)))
     increments, scored = (torch.cat(x) for x in zip(*((part.increments, part.scored) for part in parts), strict=True))
-    return Moved(move, increments, scored, np.concatenate([part.width for part in parts]))
+    phi = [part.log_phi for part in parts if part.log_phi is not None]
+    width = np.concatenate([part.width for part in parts])
+    before = np.cumsum([0, *(int(part.call.max()) + 1 for part in parts)])
+    call = np.concatenate([part.call + first for part, first in zip(parts, before, strict=False)])
+    return Moved(move, increments, scored, width, call, torch.cat(phi) if phi else None)
 
 
 def _particles_at_once(program: Program, state: SMCState, q: Law) -> int:
@@ -171,7 +185,15 @@ def _move_part(
     increments = checked_increments(
         program.weight, moved, kernel=program.kernel, intermediate=program.intermediate
     )
-    return Moved(shaped, increments, scored.reshape(count, lanes), width)
+    target, log_phi = program.target, None
+    if isinstance(target.potential, TokenPotential):
+        log_phi = target.log_potential_along(p, shaped.block, shaped.length)
+    scored, call = scored.reshape(count, lanes), np.zeros(count, dtype=np.int64)
+    if not program.kernel.reads_marginals:
+        call = calls_of(window, verifier.room)
+        asked = widest(window, call, known(rows) // state.particles)
+        scored = torch.minimum(scored, sent(asked, rows.device)[:, None])
+    return Moved(shaped, increments, scored, width, call, log_phi)
 
 
 def lane_rows(particles: Index, lanes: int) -> Index:

@@ -8,6 +8,7 @@ against pi, never against q; log-probabilities, never raw logits.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,13 +18,17 @@ from smc_bridge.blocks import Horizon, Move, prefix_sum, truncate
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
 from smc_bridge.distributions.law import Law, along
-from smc_bridge.kernels.protocol import Kernel, StoppingKernel
-from smc_bridge.models.arguments import called, said
+from smc_bridge.distributions.views import Instead
+from smc_bridge.kernels.pinned import Pinned
+from smc_bridge.kernels.protocol import Kernel, StoppingKernel, Verified, Verifier
+from smc_bridge.kernels.rejection import commit_residual
+from smc_bridge.kernels.tree_build import Tree
+from smc_bridge.models.arguments import called, said, true_or_false
 from smc_bridge.models.checks import refuse
 from smc_bridge.plugins import check_tensor, foreign
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
-from smc_bridge.randomness import Randomness
+from smc_bridge.randomness import Randomness, as_source
 
 
 class Lanes(NamedTuple):
@@ -139,35 +144,58 @@ class BalanceHeuristic:
         return torch.stack(stops, dim=1), torch.stack(densities, dim=1)
 
 
+@dataclass(frozen=True)
 class AcceptAll(StoppingKernel):
     """Plain importance sampling: the whole draft is committed. Lossless for q, so the intermediate must be q.
 
+    Attributes:
+        bonus: whether a draft may end with a place that it leaves open (`PAD`, and no mass of q). The target is known
+            there when the draft is scored, and a token of p is committed at weight one: pi is p where there is no q.
+            One more draw is made for every row.
     Raises:
-        ValueError: the intermediate differs from the proposal at a drafted token, or a place has none.
+        ValueError: the intermediate differs from the proposal at a drafted token, or a place has none without `bonus`.
     """
 
+    bonus: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bonus", true_or_false("bonus", self.bonus))  # the class is frozen
+
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
-        """0 throughout, `[R, V]`: the kernel never stops before the end; see `StoppingKernel.log_continue`."""
-        return torch.zeros(block.shape, dtype=pi.dtype, device=block.device)
+        """0 at drafted places, `[R, V]`: the kernel never stops before the end, or the place that is left open; see
+        `StoppingKernel.log_continue`."""
+        on = torch.zeros(block.shape, dtype=pi.dtype, device=block.device)
+        return torch.where(q.at(block) == -math.inf, -math.inf, on) if self.bonus else on
+
+    def move(
+        self, draft: Draft, verifier: Verifier, *, source: Randomness, horizon: Horizon, pinned: Pinned | None = None
+    ) -> Verified:
+        """See `Kernel.move`; with `bonus` the intermediate is the target where the draft has no token."""
+        asked = _OpenPlaces(verifier) if self.bonus else verifier
+        return super().move(draft, asked, source=source, horizon=horizon, pinned=pinned)
 
     def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
         """See `Kernel.__call__`."""
         q, tokens = draft.q, draft.tokens
         end = horizon.end(tokens)
-        gap = ((tokens == PAD) & (torch.arange(tokens.shape[1], device=tokens.device) < end[:, None])).nonzero()
-        if gap.numel():
-            row, place = gap[0].tolist()
+        silent = (tokens == PAD) & (torch.arange(tokens.shape[1], device=tokens.device) < end[:, None])
+        if not self.bonus and bool(silent.any()):
+            row, place = silent.nonzero()[0].tolist()
             raise ValueError(
                 f"the draft has no token at place {place} of row {row}, and AcceptAll commits the draft as it is: use "
-                "Rejection()"
+                "Rejection(), or AcceptAll(bonus=True)"
             )
+        drafted = torch.where(silent.any(-1), silent.to(torch.uint8).argmax(-1), end) if self.bonus else end
         if q is not pi:
             log_q, log_pi = along([q, pi], tokens)
-            if bool((prefix_sum((log_q - log_pi).abs(), end) > 1e-3).any()):
+            if bool((prefix_sum((log_q - log_pi).abs(), drafted) > 1e-3).any()):
                 raise ValueError(
                     "intermediate differs from the proposal, but AcceptAll commits the proposal's own draft: use "
                     "Proposal() as the intermediate, or the Rejection kernel"
                 )
+        if self.bonus:
+            own = as_source(source, q.rows, device=q.device)
+            return commit_residual(q, pi, tokens, drafted, end, source=own)
         return Move(truncate(tokens, end), end, end)
 
     def check(self, intermediate: Intermediate) -> None:
@@ -178,3 +206,24 @@ class AcceptAll(StoppingKernel):
                 f"intermediate = {said(intermediate)} with AcceptAll, which commits the proposal's own draft: "
                 "use Proposal()"
             )
+
+
+@dataclass(frozen=True)
+class _OpenPlaces:
+    """A verifier's answers, where the intermediate of places without a token is the target (implements `Verifier`)."""
+
+    verifier: Verifier
+
+    @property
+    def walks(self) -> int:
+        """See `Verifier.walks`."""
+        return self.verifier.walks
+
+    def along(self, tokens: Tensor) -> tuple[Law, Law]:
+        """See `Verifier.along`."""
+        p, pi = self.verifier.along(tokens)
+        return p, Instead(pi, tokens == PAD, p)
+
+    def at_nodes(self, tree: Tree, q: Law) -> tuple[Law, Law]:
+        """See `Verifier.at_nodes`."""
+        return self.verifier.at_nodes(tree, q)

@@ -175,7 +175,7 @@ def score(sampler: Sampler, prompt: Sequence[int], continuation: Sequence[int]) 
             block = pyro.sample("text", target_block(session, rows, target, window=len(text)))
             if target.potential is not None:
                 ended = prefix.extend(block, count, ends=ends, limit=prefix.length + count)
-                pyro.factor("potential", target.log_potential(ended))
+                pyro.factor("potential", target.log_potential(ended, start=prefix.length))
 
     conditioned = poutine.condition(whole_text, data={"text": value})
     return float(poutine.trace(conditioned).get_trace().log_prob_sum())

@@ -226,7 +226,8 @@ class BridgeProgram:
         if self.sampler.target.potential is None:
             return state.log_potential
         growing = (~state.done).nonzero().flatten()
-        log_phi = self.sampler.target.log_potential(prefix.select(growing))
+        start = self.prompt_prefix.length.expand(growing.shape)
+        log_phi = self.sampler.target.log_potential(prefix.select(growing), start=start)
         return state.log_potential.index_copy(0, growing, log_phi)
 
     def step(self, state: ProgramState, step: int, *, is_target: bool) -> ProgramState:
