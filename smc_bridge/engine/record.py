@@ -36,19 +36,23 @@ class StepTensors:
         reduced: the survivors.
         linear: whether the draft has tokens.
         keep: whether drafts and blocks are kept.
+        causal: causal models that were asked: the target's, and those of further experts.
     """
 
     def __init__(
-        self, active: Tensor, growing: Index, draft: Draft, seen: Seen, reduced: Reduced, *, linear: bool, keep: bool
+        self, active: Tensor, growing: Index, draft: Draft, seen: Seen, reduced: Reduced, *, linear: bool, keep: bool,
+        causal: int = 1,
     ) -> None:
         self.seats: list[int] = known(active).tolist()
+        self.causal = causal
         self.growing, self.reduced, self.cost, self.keep = growing, reduced, draft.cost, keep
         self.seen = seen if keep else seen._replace(block=seen.block[..., :0])
         self.drafts = known(draft.tokens).reshape(seen.block.shape) if keep and linear else None
 
     @cached_property
     def forwards(self) -> dict[int, Forwards]:
-        """Forwards, rows and tokens of either model in this step, for each seat that took part."""
+        """Forwards, rows and tokens of the models in this step, for each seat that took part; those of further experts
+        are the AR model's."""
         particles = self.reduced.survivors.shape[1]
         prompts = len(self.seats)
         owner = self.growing // particles
@@ -57,7 +61,9 @@ class StepTensors:
         seats, lanes = max(self.seats, default=0) + 1, self.seen.length.shape[1]
         calls, scored = ([0] * seats, [0] * seats) if self.cost is None else self.cost.per_prompt(seats)
         return {
-            seat: Forwards(calls[seat], scored[seat], int(count > 0), count * lanes, own)
+            seat: Forwards(
+                calls[seat], scored[seat], self.causal * int(count > 0), self.causal * count * lanes, self.causal * own
+            )
             for seat, count, own in zip(self.seats, grew, tokens.tolist(), strict=True)
         }
 

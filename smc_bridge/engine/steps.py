@@ -6,6 +6,7 @@ Shapes: P prompts, N particles of each, B particles that still grow, K lanes, V 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from smc_bridge.blocks import Horizon, Move
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.views import Patched, Placed
 from smc_bridge.engine.parts import DrawnOnce
 from smc_bridge.engine.program import Program
@@ -29,6 +31,7 @@ from smc_bridge.models.arguments import called
 from smc_bridge.models.checks import gathered
 from smc_bridge.models.ends import ends_of
 from smc_bridge.models.host import Index, known, places, sent
+from smc_bridge.models.protocols import CausalLM, CausalSession
 from smc_bridge.proposals.protocol import Asked, Draft, check_draft, check_law
 from smc_bridge.randomness import Source
 
@@ -51,11 +54,11 @@ def draft_lanes(
 
 @dataclass(frozen=True)
 class Scorer:
-    """The target model's answers for B particles with K lanes each (implements `Verifier`).
+    """The answers of the target, and of further experts, for B particles with K lanes each (implements `Verifier`).
 
     Attributes:
-        program: gives target and intermediate.
-        state: holds the target's session.
+        program: gives target, further experts and intermediate.
+        state: holds their sessions.
         rows: the particles, `[B]`.
         q: proposals of their lanes, `[B * K, V, A]`.
         window: greatest length of each particle's block, `[B]`, on the host.
@@ -73,31 +76,42 @@ class Scorer:
         return self.state.walks
 
     def along(self, tokens: Tensor) -> tuple[Law, Law]:
-        """Target and intermediate along the lanes' drafts, `[B * K, V, A]` each, by one forward (`Verifier.along`)."""
+        """Target and intermediate along the lanes' drafts, `[B * K, V, A]` each, by one forward of each causal model
+        (`Verifier.along`)."""
         program, lanes, width = self.program, self.program.lanes, tokens.shape[1]
-        # Nothing is committed past the longest horizon, and the AR model may have no position there: it is not asked.
-        asked, limit = int(self.window.max()), program.target.model.max_length
-        given = tokens[:, :asked].clamp_min(0)
+        # Nothing is committed past the longest horizon, and a model may have no position there: it is not asked.
+        given = tokens[:, : int(self.window.max())].clamp_min(0)
+        p, *experts = self._laws(lambda session, model: self._scored(session, model, given), width)
+        return p, bridge_law(program.intermediate, self.q, p, lanes=lanes, experts=experts)
+
+    def _laws(self, score: Callable[[CausalSession, CausalLM], Tensor], width: int | None = None) -> list[Law]:
+        """The laws of target and further experts, from what `score` says of each one's session and model."""
+        program, chunks = self.program, self.state.chunks
+        p = program.target.law(score(self.state.ar, program.target.model), chunks=chunks, width=width)
+        return [p, *(
+            model_law(score(session, expert.model), None, expert.shaping, chunks=chunks, width=width, lowest=True)
+            for session, expert in zip(self.state.experts, program.experts, strict=True)
+        )]
+
+    def _scored(self, session: CausalSession, model: CausalLM, given: Tensor) -> Tensor:
+        """Logits of one model along the lanes' drafts, `[B * K, W, A]`."""
+        lanes, limit = self.program.lanes, model.max_length
         if limit is None:
-            raw = self.state.ar.score(sent(known(self.rows).repeat(lanes), tokens.device), given)
-        else:
-            room = limit - known(self.state.prefix.length)[known(self.rows)]
-            raw = score_in_reach(self.state.ar, self.rows, given, window=self.window, room=room, lanes=lanes)
-        p = program.target.law(raw, chunks=self.state.chunks, width=width)  # kernels see laws of V positions
-        return p, bridge_law(program.intermediate, self.q, p, lanes=lanes)
+            return session.score(sent(known(self.rows).repeat(lanes), given.device), given)
+        room = limit - known(self.state.prefix.length)[known(self.rows)]
+        return score_in_reach(session, self.rows, given, window=self.window, room=room, lanes=lanes)
 
     def at_nodes(self, tree: Tree, q: Law) -> tuple[Law, Law]:
-        """Target and intermediate after every node of trees, `[R', T + 1, A]` each, by one forward
+        """Target and intermediate after every node of trees, `[R', T + 1, A]` each, by one forward of each causal model
         (`Verifier.at_nodes`)."""
         program, count = self.program, q.rows
         trees = count // self.rows.numel()
         owner = sent(known(self.rows).repeat(trees), self.rows.device)
-        raw = self.state.ar.score_tree(owner, tree.tokens, tree.parents)
-        p = program.target.law(raw, chunks=self.state.chunks)
+        p, *experts = self._laws(lambda session, _: session.score_tree(owner, tree.tokens, tree.parents))
         # What follows depth d is at place d.
         place = torch.nn.functional.pad(tree.depth, (1, 0)).clamp_max(q.shape[-2] - 1)
         own = places(count, place.device)[:, None].expand_as(place)
-        return p, bridge_law(program.intermediate, Placed(q, own, place), p, lanes=trees)
+        return p, bridge_law(program.intermediate, Placed(q, own, place), p, lanes=trees, experts=experts)
 
 
 class Moved(NamedTuple):
