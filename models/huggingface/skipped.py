@@ -11,13 +11,14 @@ tree of modules: parameters are the very tensors of the whole model, trained, mo
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from smc_bridge.models.arguments import said, whole_numbers
+from smc_bridge.models.arguments import said
+from smc_bridge.models.tabular_skips import check_layers
 
 #: What the two sub-layers of a layer are called, by architecture.
 ATTENTION, MLP = ("self_attn", "attn", "attention", "self_attention"), ("mlp", "feed_forward", "block_sparse_moe")
@@ -37,19 +38,6 @@ class NoMLP(torch.nn.Module):
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         """Zeros like `hidden_states: [B, F, hidden]`."""
         return torch.zeros_like(hidden_states)
-
-
-def check_skips(name: str, skips: Iterable[int], layers: int) -> frozenset[int]:
-    """The layers whose sub-layers of one kind are left out.
-
-    Raises:
-        ValueError: one is no layer of the model.
-    """
-    remedy = f"give layers from 0 to {layers - 1}"
-    found = frozenset(whole_numbers(name, skips, remedy=remedy))
-    if any(not 0 <= layer < layers for layer in found):
-        raise ValueError(f"{name} = {said(sorted(found))}: {remedy}")
-    return found
 
 
 def layers_of(model: Any) -> tuple[list[str], torch.nn.ModuleList] | None:
@@ -88,7 +76,7 @@ def without(model: Any, attention: Collection[int], mlp: Collection[int]) -> Any
             "decoder-only model of the Llama, Qwen, Mistral or GPT kind"
         )
     path, layers = found
-    gone, dropped = check_skips("attention", attention, len(layers)), check_skips("mlp", mlp, len(layers))
+    gone, dropped = check_layers("attention", attention, len(layers)), check_layers("mlp", mlp, len(layers))
     if len(gone) == len(layers):
         raise ValueError(f"attention = {said(sorted(gone))} leaves no attention: keep that of one layer at least")
     outer = _twin(model)

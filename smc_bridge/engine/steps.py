@@ -44,12 +44,16 @@ def draft_lanes(
     draft = check_draft(proposal, proposal.draft(state.drafts, asked, source=None if marginals else source), asked)
     if pinned is None or marginals:
         return draft
-    q = draft.q
+    q, width = draft.q, draft.width
     if not proposal.factorised and pinned.lane.numel():  # retained sequences that are finished have no lane
-        along = proposal.along(state.drafts, asked, pinned.lane, pinned.block)
+        if follow := getattr(proposal, "follow", None):
+            along, own = follow(state.drafts, asked, pinned.lane, pinned.block)
+            width = width.index_copy(0, pinned.lane, own)
+        else:
+            along = proposal.along(state.drafts, asked, pinned.lane, pinned.block)
         along = check_law(along, f"{called(proposal)}.along", (pinned.lane.numel(), *q.shape[1:]))
         q = Patched(q, pinned.lane, along)
-    return draft._replace(tokens=pinned.impose(draft.tokens), q=q)
+    return draft._replace(tokens=pinned.impose(draft.tokens), q=q, width=width)
 
 
 @dataclass(frozen=True)
