@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -121,7 +122,7 @@ class CellwiseLaw(Law):
 def bridge_law(
     intermediate: Intermediate, q: Law, p: Law, *, lanes: int, experts: Sequence[Law] = ()
 ) -> Law:
-    """`intermediate.log_prob(log q, log p, ...)`, computed where it is read (module docstring), or at once if it is small.
+    """`intermediate.log_prob(log q, log p, ...)`, computed where it is read (module docstring), or at once if small.
 
     Args:
         q, p: laws of R = B * K rows, `[R, V, A]`.

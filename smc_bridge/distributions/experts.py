@@ -4,10 +4,10 @@
 
 The further experts r_j are causal models that are asked along the drafts, and at the nodes of a tree, beside the target
 (`Sampler(experts=[...])`): a smaller model, the target's own model without some of its layers, a model of another
-domain. A product with a negative exponent moves away from an expert: classifier-free guidance, `p^(1 + c) r^(-c)` with r
-the model without its condition (Ho & Salimans 2022, arXiv 2207.12598; of text Sanchez et al. 2023, arXiv 2306.17806),
-and contrastive decoding (Li et al. 2022, arXiv 2210.15097), are products with one. It is locally normalised, a function
-of the past, so that every kernel and weight is right as it is.
+domain. A product with a negative exponent moves away from an expert: classifier-free guidance, `p^(1 + c) r^(-c)` with
+r the model without its condition (Ho & Salimans 2022, arXiv 2207.12598; of text Sanchez et al. 2023, arXiv 2306.17806),
+and contrastive decoding (Li et al. 2022, arXiv 2210.15097), are products with one. The product is locally normalised, a
+function of the past, so that every kernel and weight is right as it is.
 
 A law of negative exponent is read as at least 1e-12 (`LOG_RARE`), or what it excludes would be all that is left.
 """

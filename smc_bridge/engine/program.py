@@ -23,7 +23,6 @@ from smc_bridge.distributions.intermediate import (
     ProductOfExperts,
     covered,
     dominates,
-    experts_read,
     is_target,
     keeps_points,
     log_ratio_bound,

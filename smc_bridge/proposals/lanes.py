@@ -21,7 +21,8 @@ def lane_temperatures_of(temperature: Any) -> tuple[float, tuple[float, ...] | N
         ValueError: one is out of range, or there is none.
     """
     several = is_list(temperature)
-    every = [check_temperature(x, name="temperature of the proposal") for x in (temperature if several else [temperature])]
+    given = temperature if several else [temperature]
+    every = [check_temperature(x, name="temperature of the proposal") for x in given]
     if not every:
         raise ValueError("temperature of the proposal is an empty list: give one number, or one per lane")
     return every[0], tuple(map(float, every)) if several else None

@@ -103,8 +103,9 @@ class Proposal(Protocol):
 
     One whose q is not the law of its drafts says so by an attribute `proper = False`: a labelled baseline. One whose
     drafts end by what they hold (the width of a draft is a function of its tokens up to its last) has besides a method
-    `follow(state, asked, lane, block)`, which returns what `along` does and the width of such a draft, `[Q]`: a retained
-    sequence stops where its own draft would. Its model's `kind`, for messages, is "diffusion" unless it says another.
+    `follow(state, asked, lane, block)`, which returns what `along` does and the width of such a draft, `[Q]`: a
+    retained sequence stops where its own draft would. Its model's `kind`, for messages, is "diffusion" unless it says
+    another.
     """
 
     @property

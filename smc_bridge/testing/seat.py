@@ -164,8 +164,8 @@ def trusted(seated: Seated) -> Iterator[tuple[str, Seated]]:
     }
     for name, part in parts.items():
         if type(getattr(sampler, name)) is not type(part):
-            alone = {"experts": ()} if name == "intermediate" else {}  # the trusted one reads none
-            yield name, Seated(replace(sampler, **{name: part}, **alone), seated.limit)
+            changed = {name: part, **({"experts": ()} if name == "intermediate" else {})}  # the trusted one reads none
+            yield name, Seated(replace(sampler, **changed), seated.limit)
     known = isinstance(sampler.proposal.model, TabularDLM)
     if known and (not sampler.proposal.covers or type(sampler.proposal) is not DLMProposal):
         yield "proposal", Seated(replace(sampler, proposal=_marginals(sampler.proposal)), seated.limit)
