@@ -21,6 +21,7 @@ from torch import Tensor
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number, whole_numbers
 from smc_bridge.models.ends import EosId, as_eos_id, ends_of
 from smc_bridge.models.rows import Rows
+from smc_bridge.models.tabular_skips import thinned
 
 #: Continuations that an enumeration may list.
 ENUMERABLE = 65536
@@ -95,6 +96,22 @@ class TabularAR:
             gamma = gamma.clamp_min(1e-6)
             tables.append(gamma / gamma.sum(-1, keepdim=True))
         return cls(tables, eos_id=eos_id, banned_ids=banned_ids, device=device)
+
+    @property
+    def layers(self) -> int:
+        """How many layers `without` can leave out sub-layers of: one for each depth."""
+        return self.depth
+
+    def without(self, attention: Sequence[int] = (), mlp: Sequence[int] = ()) -> TabularAR:
+        """A table in the place of a model without some layers (`smc_bridge.models.tabular_skips`).
+
+        Args:
+            attention, mlp: layers, counted from 0.
+        Raises:
+            ValueError: there is no such layer.
+        """
+        tables = thinned(self.tables, attention, mlp)
+        return TabularAR(tables, eos_id=self.eos_id, banned_ids=self.banned_ids, device=self.device)
 
     def session(self, tokens: Tensor, length: Tensor) -> TabularCausalSession:
         """Open a session on prefixes `tokens: [R, S]`, `length: [R]`."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from smc_bridge.blocks import Horizon, Move
     from smc_bridge.certificate import Certificate, certify
     from smc_bridge.decode import Decoder, Interrupted
+    from smc_bridge.distributions.experts import Experts
     from smc_bridge.distributions.intermediate import (
         Chernoff,
         Clamp,
@@ -60,7 +61,8 @@ __version__ = "0.1.0"
 __all__ = [
     "SSP", "ARTarget", "AcceptAll", "BalanceHeuristic", "BlockVerification", "Certificate", "Check", "Chernoff",
     "Clamp",
-    "DLMProposal", "Decoder", "Defensive", "Dense", "Draft", "EssBelow", "Estimate", "GumbelCoupling", "Horizon",
+    "DLMProposal", "Decoder", "Defensive", "Dense", "Draft", "EssBelow", "Estimate", "Experts", "GumbelCoupling",
+    "Horizon",
     "Intermediate", "Interrupted", "Kernel", "Law", "Mixture", "MostLikelyPath", "Move", "Multinomial", "OwnWeights",
     "Pair", "Potential", "PowerMean", "Prefix", "PrefixFilled", "ProductOfExperts", "Proposal", "Rejection", "Request",
     "Resampler", "Residual", "Result", "Sampler", "StoppingKernel", "Stratified", "Systematic", "Target", "TreeWalk",

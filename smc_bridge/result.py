@@ -33,9 +33,10 @@ class Forwards:
     """How often each model ran for a prompt.
 
     Attributes:
-        dlm_forwards, ar_forwards: calls that served the prompt.
+        dlm_forwards, ar_forwards: calls that served the prompt, of the model that drafts (whatever it is) and of the AR
+            model and further experts that are asked where it is.
         dlm_rows, ar_rows: rows of the prompt in them.
-        ar_tokens: tokens or tree nodes scored by the AR model.
+        ar_tokens: tokens or tree nodes scored by the AR model and further experts.
     """
 
     dlm_forwards: int = 0

@@ -49,7 +49,7 @@ class KeyValues(Cache):  # type: ignore[misc]
         self.rows = rows
         self.span = Span(slice(0, rows), 0, 0, 1)
         self._buffers: list[Tensor] = []  # [planes, R, H, capacity, D] each
-        self._planes: list[tuple[int, int]] = []  # of every plane: its buffer and its place therein
+        self._planes: dict[int, tuple[int, int]] = {}  # of every plane: its buffer and its place therein
         self._first: dict[int, Tensor] = {}  # what the first forward has written
         self._capacity = 0
 
@@ -119,8 +119,8 @@ class KeyValues(Cache):  # type: ignore[misc]
         groups: dict[tuple[object, ...], list[int]] = {}
         for plane, fresh in sorted(self._first.items()):
             groups.setdefault((fresh.device, fresh.dtype, fresh.shape[1], fresh.shape[3]), []).append(plane)
-        home = {p: (which, place) for which, g in enumerate(groups.values()) for place, p in enumerate(g)}
-        self._planes = [home[plane] for plane in sorted(home)]
+        # Of a model without the attention of some layers, their planes are missing.
+        self._planes = {p: (which, place) for which, g in enumerate(groups.values()) for place, p in enumerate(g)}
         rows = self.span.rows
         for group in groups.values():
             stacked = torch.stack([self._first[plane] for plane in group])  # [planes, G, H, F, D]

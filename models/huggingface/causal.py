@@ -7,8 +7,9 @@ elsewhere: every `score` is then one forward over prefix and draft, and a tree i
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from smc_bridge.models.huggingface.adapter import HuggingFaceAdapter, check_pref
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.cached import CachedCausalSession
 from smc_bridge.models.huggingface.causality import check_causal
+from smc_bridge.models.huggingface.skipped import layers_of, without
 from smc_bridge.models.huggingface.trees import check_trees, leaf_paths
 from smc_bridge.models.rows import Rows, append_ragged
 from smc_bridge.models.verdicts import subject_of
@@ -76,6 +78,26 @@ class HuggingFaceCausalLM(HuggingFaceAdapter):
                 "reads the prefix again; results are the same, and slower",
                 stacklevel=2,
             )
+
+    @property
+    def layers(self) -> int:
+        """How many layers `without` can leave out sub-layers of; 0 if it cannot."""
+        found = layers_of(self.model)
+        return 0 if found is None else len(found[1])
+
+    def without(self, attention: Collection[int] = (), mlp: Collection[int] = ()) -> HuggingFaceCausalLM:
+        """The model without some sub-layers, which shares its weights (`smc_bridge.models.huggingface.skipped`); it has
+        sessions and caches of its own.
+
+        Args:
+            attention, mlp: layers, counted from 0, whose attention or MLP is left out.
+        Raises:
+            ValueError: there is no such layer, or no attention would be left.
+        """
+        other = copy.copy(self)
+        other.model = without(self.model, attention, mlp)
+        other.cap(self.chunks.max_logit_bytes)
+        return other
 
     def session(self, tokens: Tensor, length: Tensor) -> CachedCausalSession | HuggingFaceCausalSession:
         """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count (at least one each)."""

@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
 from smc_bridge.models.huggingface.head import kept
+from smc_bridge.models.huggingface.skipped import NoAttention, NoMLP
 
 #: Models of this shape, and what the names of their parts begin with.
 SHAPES = {"Qwen2ForCausalLM": "Qwen2", "Qwen3ForCausalLM": "Qwen3", "LlamaForCausalLM": "Llama"}
@@ -65,7 +66,8 @@ class Lean:
             for x in layers
         ]
         self._parts = model.model._modules
-        self._plain = not hasattr(layers[0].self_attn, "q_norm")  # Qwen3 has norms of queries and keys
+        # Qwen3 has norms of queries and keys.
+        self._plain = not any(hasattr(x.self_attn, "q_norm") for x in layers)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of the model has parts of its own."""
@@ -125,6 +127,9 @@ class Lean:
         hidden = hidden.flatten(0, 1)  # [B * F, hidden]
         last, queries = len(self._layers) - 1, width
         for index, (first, attention, inner, second, mlp) in enumerate(self._layers):
+            if type(attention) is NoAttention:
+                hidden = _plus_mlp(second, mlp, hidden)
+                continue
             size, normed = attention.head_dim, _norm(first, hidden)
             key = _linear(inner["k_proj"], normed).view(batch, width, -1, size)
             value = _linear(inner["v_proj"], normed).view(batch, width, -1, size).transpose(1, 2)
@@ -139,16 +144,22 @@ class Lean:
             if cache is not None:
                 key, value = cache.update(key, value, index)
             mixed = _attend(query, key, value, mask, attention.scaling).transpose(1, 2).reshape(batch * queries, -1)
-            hidden = hidden + _linear(inner["o_proj"], mixed)
-            normed = _norm(second, hidden)
-            gate = functional.silu(_linear(mlp["gate_proj"], normed), inplace=True)
-            hidden = hidden + _linear(mlp["down_proj"], gate.mul_(_linear(mlp["up_proj"], normed)))
+            hidden = _plus_mlp(second, mlp, hidden + _linear(inner["o_proj"], mixed))
         return kept(_norm(parts["norm"], hidden).view(batch, queries, -1), keep)
 
 
 def _linear(module: Any, states: Tensor) -> Tensor:
     weights = module._parameters
     return functional.linear(states, weights["weight"], weights["bias"])
+
+
+def _plus_mlp(norm: Any, mlp: Any, hidden: Tensor) -> Tensor:
+    """Hidden states with what the perceptron of a layer adds; one that is left out has no parts and adds nothing."""
+    if not mlp:
+        return hidden
+    normed = _norm(norm, hidden)
+    gate = functional.silu(_linear(mlp["gate_proj"], normed), inplace=True)
+    return hidden + _linear(mlp["down_proj"], gate.mul_(_linear(mlp["up_proj"], normed)))
 
 
 def _norm(module: Any, states: Tensor) -> Tensor:
@@ -202,7 +213,8 @@ def unusual(model: Any) -> str | None:
     if name not in SHAPES or type(model) is not getattr(transformers, name, None):
         return "is no known shape"
     prefix, own, config = SHAPES[name], vars(sys.modules[type(model).__module__]), model.config
-    ordinary = {torch.nn.Linear, torch.nn.Embedding, torch.nn.ModuleList} | {own[prefix + part] for part in PARTS}
+    ordinary = {torch.nn.Linear, torch.nn.Embedding, torch.nn.ModuleList, NoAttention, NoMLP}
+    ordinary |= {own[prefix + part] for part in PARTS}
     if not {type(m) for path, m in model.named_modules() if path and not path.endswith(".act_fn")} <= ordinary:
         return "has parts of another kind"
     if config.hidden_act not in ("silu", "swish") or config.attention_dropout:
@@ -210,7 +222,8 @@ def unusual(model: Any) -> str | None:
     if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
         return "has layers that do not see all"
     rotary, layers = model.model.rotary_emb, model.model.layers
-    if rotary.rope_type not in STATIC_ROTARY or 2 * rotary.inv_freq.numel() != layers[0].self_attn.head_dim:
+    heads = {x.self_attn.head_dim for x in layers if type(x.self_attn) is not NoAttention}
+    if rotary.rope_type not in STATIC_ROTARY or heads != {2 * rotary.inv_freq.numel()}:
         return "has another rotary embedding"
     weights = [*model.parameters(), rotary.inv_freq]
     if any(type(each) is not torch.nn.Parameter for each in weights[:-1]):

@@ -11,7 +11,7 @@ target, whatever q is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.distributions.clamp import clamp_log_prob
+from smc_bridge.distributions.product import power
 from smc_bridge.models.arguments import is_list, real_between, real_number, said, whole_number
 from smc_bridge.plugins import check_tensor
 
@@ -44,6 +45,10 @@ class Intermediate(Protocol):
     before it knows its block: there it is called on the nodes of each tree, `[R, trees, nodes + 1, A]`, entry 0 after
     the prefix and the others in the order of the nodes. So a law that reads its place in the window or its lane off
     the shape must not be used with a tree walk.
+
+    It may read further experts: `experts = J`, and then `log_prob(log_q, log_p, log_r_1, ..., log_r_J)` is given the
+    laws of the program's `experts` too, of the same shape each (`smc_bridge.distributions.experts`). Of each it may
+    read what it may read of `log_p`.
     """
 
     def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -89,10 +94,34 @@ def keeps_points(intermediate: Intermediate) -> bool:
     return is_target(intermediate) or bool(_said(intermediate, "keeps_points", False))
 
 
+def experts_read(intermediate: Intermediate) -> int:
+    """How many laws of further experts `log_prob` is given (see `Intermediate`)."""
+    return int(getattr(intermediate, "experts", 0))
+
+
+def covered(intermediate: Intermediate, proposal: bool, experts: Sequence[bool]) -> bool:
+    """Whether `pi > 0` wherever `p > 0` (C3), given whether the proposal and each expert have mass everywhere.
+
+    An intermediate that needs but some of them may say which, by a method `covered(proposal, experts)`.
+    """
+    if dominates(intermediate):
+        return True
+    own = _said(intermediate, "covered", None)
+    return proposal and all(experts) if own is None else bool(own(proposal, experts))
+
+
+def _ours(intermediate: object) -> bool:
+    """Whether its class is one of this package."""
+    return type(intermediate).__module__ in (__name__, EXPERTS)
+
+
+#: Where the intermediate of further experts stands.
+EXPERTS = "smc_bridge.distributions.experts"
+
+
 def positionwise(intermediate: Intermediate) -> bool:
     """Whether `log_prob` may be called on any selection of positions (see `Intermediate`)."""
-    own = type(intermediate).__module__ == __name__
-    return bool(_said(intermediate, "positionwise", own))
+    return bool(_said(intermediate, "positionwise", _ours(intermediate)))
 
 
 def per_lane(intermediate: Intermediate) -> bool:
@@ -103,10 +132,10 @@ def per_lane(intermediate: Intermediate) -> bool:
 def of_package(intermediate: Intermediate) -> bool:
     """Whether it is an intermediate of this module, and not a user's or one around a user's."""
     base = getattr(intermediate, "base", None)
-    return type(intermediate).__module__ == __name__ and (base is None or of_package(base))
+    return _ours(intermediate) and (base is None or of_package(base))
 
 
-def checked_log_prob(intermediate: Intermediate, log_q: Tensor, log_p: Tensor) -> Tensor:
+def checked_log_prob(intermediate: Intermediate, log_q: Tensor, log_p: Tensor, *experts: Tensor) -> Tensor:
     """`intermediate.log_prob` of laws `[..., A]`; of a class from outside this module checked, and normalised to
     round-off.
 
@@ -117,8 +146,9 @@ def checked_log_prob(intermediate: Intermediate, log_q: Tensor, log_p: Tensor) -
     Raises:
         ValueError: the result has another shape, a NaN, or does not sum to one; the message names the class.
     """
-    log_pi = intermediate.log_prob(log_q, log_p)
-    if type(intermediate).__module__ == __name__:
+    law: Callable[..., Tensor] = intermediate.log_prob
+    log_pi = law(log_q, log_p, *experts)
+    if _ours(intermediate):
         return log_pi
     name = type(intermediate).__name__
     check_tensor(log_pi, f"{name}.log_prob", tuple(log_p.shape), "float", log_p.device)
@@ -133,18 +163,10 @@ def checked_log_prob(intermediate: Intermediate, log_q: Tensor, log_p: Tensor) -
     return log_pi - total
 
 
-def _normalised(log_weight: Tensor, log_p: Tensor) -> Tensor:
-    """Normalise over the last axis; rows without support become `log_p`."""
+def normalised(log_weight: Tensor, log_p: Tensor) -> Tensor:
+    """Log-weights `[..., A]` normalised over the last axis; rows without support become `log_p`, `[..., A]`."""
     total = log_weight.logsumexp(-1, keepdim=True)
     return torch.where(total == -math.inf, log_p, log_weight - torch.where(total == -math.inf, 0.0, total))
-
-
-def _power(exponent: float | Tensor, log_prob: Tensor) -> Tensor:
-    """`exponent * log_prob` with `0 * -inf = 0`."""
-    if isinstance(exponent, Tensor):
-        exponent = exponent.to(device=log_prob.device, dtype=log_prob.dtype)
-        return torch.where(exponent == 0, torch.zeros_like(log_prob), exponent * log_prob)
-    return exponent * log_prob if exponent != 0 else torch.zeros_like(log_prob)
 
 
 def check_intermediate(name: str, value: object) -> None:
@@ -228,7 +250,7 @@ class ProductOfExperts:
             return log_p
         elif self.w == 1.0 and b == 0.0:
             return log_q
-        return _normalised(_power(self.w, log_q) + _power(b, log_p), log_p)
+        return normalised(power(self.w, log_q) + power(b, log_p), log_p)
 
     def __repr__(self) -> str:
         return f"ProductOfExperts(w={self.w:g})"
@@ -315,7 +337,7 @@ class PowerMean:
         exact = torch.float64 if abs(self.alpha) < 0.1 else log_q.dtype
         left = self.alpha * log_q.to(exact) + math.log(self.w)
         right = self.alpha * log_p.to(exact) + math.log1p(-self.w)
-        return _normalised((torch.logaddexp(left, right) / self.alpha).to(log_p.dtype), log_p)
+        return normalised((torch.logaddexp(left, right) / self.alpha).to(log_p.dtype), log_p)
 
 
 @dataclass(frozen=True)
@@ -348,7 +370,7 @@ class Chernoff:
             pi = torch.softmax(base + w * difference, -1)
             slope = (pi * difference).sum(-1, keepdim=True)
             low, high = torch.where(slope < 0, w, low), torch.where(slope < 0, high, w)
-        return _normalised(base + (low + high) / 2 * difference, log_p)
+        return normalised(base + (low + high) / 2 * difference, log_p)
 
 
 @dataclass(frozen=True)
@@ -433,9 +455,14 @@ class Defensive:
         """Whether the base looks at one position at a time."""
         return positionwise(self.base)
 
-    def log_prob(self, log_q: Tensor, log_p: Tensor) -> Tensor:
+    @property
+    def experts(self) -> int:
+        """How many further experts the base reads."""
+        return experts_read(self.base)
+
+    def log_prob(self, log_q: Tensor, log_p: Tensor, *experts: Tensor) -> Tensor:
         """`log((1 - eps) base + eps p)`, token by token, `[..., A]`; see `Intermediate.log_prob`."""
-        return self.mixed(checked_log_prob(self.base, log_q, log_p), log_p)
+        return self.mixed(checked_log_prob(self.base, log_q, log_p, *experts), log_p)
 
     def mixed(self, log_base: Tensor, log_p: Tensor) -> Tensor:
         """`log((1 - eps) base + eps p)` from the base's log-probabilities and the target's, both `[..., A]`."""

@@ -24,7 +24,7 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.costs import Costs
-from smc_bridge.models.protocols import ModelPair
+from smc_bridge.models.protocols import CausalLM, ModelPair
 from smc_bridge.names import DEFAULT_BETA, DEFAULT_W, PROPOSALS, check_fit, named
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
@@ -63,6 +63,19 @@ def codec(pair: ModelPair) -> dict[str, Any]:
         "tokenize": getattr(pair, "encode", None), "detokenize": getattr(pair, "decode", None),
         "pair": getattr(pair, "name", None),
     }
+
+
+def as_experts(experts: Sequence[ARTarget | CausalLM], temperature: float) -> tuple[ARTarget, ...]:
+    """Further experts with their laws; a model alone has one at that temperature.
+
+    Raises:
+        ValueError: they are no list, or one is no causal model.
+    """
+    if not is_list(experts):
+        raise ValueError(f"experts = {said(experts)}: give a list of causal models, or of ARTarget with their laws")
+    return tuple(
+        each if isinstance(each, ARTarget) else ARTarget(each, temperature=temperature) for each in experts
+    )
 
 
 def tree_kernel(
@@ -138,7 +151,7 @@ def smc(
     reuse: float = REUSE,
     proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
     max_logit_bytes: int | None = None, compile: bool = False, at_once: int = 1,
-    costs: Costs | Mapping[str, Any] | None = None,
+    costs: Costs | Mapping[str, Any] | None = None, experts: Sequence[ARTarget | CausalLM] = (),
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
@@ -170,6 +183,8 @@ def smc(
         compile: run the arithmetic of laws through `torch.compile`.
         at_once: prompts that share a forward, for which auto reckons; draws depend on it, never on the batch.
         costs: of the pair's forwards, for auto; measured when a run begins unless they are given.
+        experts: further causal models that the intermediate reads, objects, as with `Experts([0.2])`; one without a law
+            of its own has the target's temperature.
     Raises:
         ValueError: options contradict each other, or are out of range for the pair.
     Example:
@@ -212,5 +227,6 @@ def smc(
         resampler=named("resampler", "systematic" if resampler is None else resampler),
         trigger=named("trigger", "ess" if trigger is None else trigger),
         particles=particles, lanes=lanes, window=v, name=f"smc({particles})" if name is None else name,
-        max_logit_bytes=max_logit_bytes, compile=compile, pace=pace, **codec(pair),
+        max_logit_bytes=max_logit_bytes, compile=compile, pace=pace, experts=as_experts(experts, temperature),
+        **codec(pair),
     )

@@ -21,6 +21,7 @@ from torch import Tensor
 from smc_bridge.distributions.intermediate import (
     Intermediate,
     checked_log_prob,
+    experts_read,
     keeps_points,
     log_ratio_bound,
     of_package,
@@ -77,8 +78,11 @@ class _Trial:
         shape = (2, lanes, width, size)
         q, p = self.laws(*shape), self.laws(*shape)
         p[:, :, 0] = p[:, :1, 0]  # the first position is the same along every draft
-        plain = self.call(q, p)
-        if differ(plain, self.call(q, p)):
+        others = [self.laws(*shape) for _ in range(experts_read(self.intermediate))]
+        for law in others:
+            law[:, :, 0] = law[:, :1, 0]
+        plain = self.call(q, p, *others)
+        if differ(plain, self.call(q, p, *others)):
             return ["gives another law when it is asked again with the same arguments: it must be a pure function"]
         bound, ratio = log_ratio_bound(self.intermediate), float((p - plain).max())
         if ratio > bound + ROUND_OFF:
@@ -86,33 +90,36 @@ class _Trial:
         if keeps_points(self.intermediate):
             point = point_mass(p)
             elsewhere = torch.log_softmax(torch.where(point == 0.0, -math.inf, q), -1)
-            if any(differ(point, self.call(law, point)) for law in (q, elsewhere)):
+            if any(differ(point, self.call(law, point, *others)) for law in (q, elsewhere)):
                 return ["says keeps_points = True, but it is not the target where that is a point mass"]
         if self.single:
-            one = (-1, 1, 1, size)
-            if differ(plain.reshape(one), self.call(q.reshape(one), p.reshape(one))):
+            each = (law.reshape(-1, 1, 1, size) for law in (q, p, *others))
+            if differ(plain.reshape(-1, 1, 1, size), self.call(*each)):
                 return ["says positionwise = True, but its law depends on other positions, or on which one it is"]
             return []
         found = []
         later = torch.arange(width, device=self.device)
         for i in sorted({0, width // 2} - {width - 1}):
-            other = torch.where(later[:, None] > i, self.laws(*shape), p)
-            if differ(plain[:, :, : i + 1], self.call(q, other)[:, :, : i + 1]):
+            changed = [torch.where(later[:, None] > i, self.laws(*shape), law) for law in (p, *others)]
+            if differ(plain[:, :, : i + 1], self.call(q, *changed)[:, :, : i + 1]):
                 found.append("reads log_p beyond the position that its law is for, which tells what was drafted there")
                 break
         if lanes > 1 and width > 1:
-            other = self.laws(*shape)
-            other[:, 0], other[:, :, 0] = p[:, 0], p[:, :, 0]
-            if differ(plain[:, 0], self.call(q, other)[:, 0]):
+            changed = [self.laws(*shape) for _ in (p, *others)]
+            for other, law in zip(changed, (p, *others), strict=True):
+                other[:, 0], other[:, :, 0] = law[:, 0], law[:, :, 0]
+            if differ(plain[:, 0], self.call(q, *changed)[:, 0]):
                 found.append("reads log_p along the drafts of other lanes")
-        beside = self.call(*(torch.cat([law[:1], self.laws(*shape)[1:]]) for law in (q, p)))
-        if differ(plain[:1], beside[:1]) or differ(plain[:1], self.call(q[:1], p[:1])):
+        beside = self.call(*(torch.cat([law[:1], self.laws(*shape)[1:]]) for law in (q, p, *others)))
+        alone = self.call(*(law[:1] for law in (q, p, *others)))
+        if differ(plain[:1], beside[:1]) or differ(plain[:1], alone):
             found.append("reads the laws of other particles")
         return found
 
-    def call(self, q: Tensor, p: Tensor) -> Tensor:
+    def call(self, *laws: Tensor) -> Tensor:
         """The law, checked as in a run; arguments are copies, so that what it writes to is its own affair."""
-        return checked_log_prob(self.intermediate, q.clone(), p.clone()).clone()
+        log_q, log_p, *others = (law.clone() for law in laws)
+        return checked_log_prob(self.intermediate, log_q, log_p, *others).clone()
 
 
 def differ(one: Tensor, other: Tensor) -> bool:

@@ -21,6 +21,7 @@ from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.intermediate import (
     Intermediate,
     ProductOfExperts,
+    covered,
     dominates,
     is_target,
     keeps_points,
@@ -69,6 +70,8 @@ class Program:
         compile: run the arithmetic of laws through `torch.compile`.
         pair: name of the pair of models, for the settings of results.
         pace: chooses how far each step goes, within V, M and B, from costs and the past; None: always that far.
+        experts: further causal models with their laws, that the intermediate reads beside q and p: each is asked where
+            the target is, and its forwards are counted with the AR model's.
     """
 
     proposal: Proposal
@@ -88,11 +91,15 @@ class Program:
     compile: bool = False
     pair: str | None = None
     pace: Pace | None = None
+    experts: Sequence[ARTarget] = ()
 
     @property
     def models(self) -> dict[str, LanguageModel]:
-        """The two models by kind, "diffusion" and "autoregressive"."""
-        return {"diffusion": self.proposal.model, "autoregressive": self.target.model}
+        """The models by kind: "diffusion" (or what the proposal says that its own is), "autoregressive", and the
+        further experts."""
+        kind = getattr(self.proposal, "kind", "diffusion")
+        further = {f"experts[{j}]": expert.model for j, expert in enumerate(self.experts)}
+        return {kind: self.proposal.model, "autoregressive": self.target.model, **further}
 
     def why_improper(self) -> list[str]:
         """Reasons for which the weights are not proper, one line each; empty for a proper program."""
@@ -109,12 +116,17 @@ class Program:
             if not getattr(value, "proper", True)  # a proposal need not say so
         ]
         faults += [("intermediate", reason) for reason in self.probed()]
-        if self.proposal.covers or self.keeps_target:
+        whole = [not (expert.shaping.truncates or expert.shaping.is_point) for expert in self.experts]
+        if self.keeps_target:
             return faults
-        if not dominates(self.intermediate):
-            reason = "the proposal leaves out tokens that the target may draw"
-            faults.append(("proposal", f"{reason}: wrap the intermediate in Defensive"))
-        elif (bound := log_ratio_bound(self.intermediate)) > FAINT:
+        for part, lacking in (("proposal", (self.proposal.covers, [True] * len(whole))), ("experts", (True, whole))):
+            if not covered(self.intermediate, *lacking):
+                name = part if part == "proposal" else f"law of experts[{whole.index(False)}]"
+                reason = f"the {name} leaves out tokens that the target may draw"
+                faults.append((part, f"{reason}: wrap the intermediate in Defensive"))
+        if self.proposal.covers or not dominates(self.intermediate):
+            return faults
+        if (bound := log_ratio_bound(self.intermediate)) > FAINT:
             reason = f"of tokens that the proposal leaves out p / pi may reach e^{bound:.3g}, which round-off loses"
             faults.append(("intermediate", f"{reason}: give a smaller beta, or a larger eps"))
         return faults
@@ -205,8 +217,12 @@ class Program:
             "trigger": describe(self.trigger),
             "target": {**self.target.shaping.settings(), "potential": describe(self.target.potential)},
             "proposal": self.proposal.settings(),
+            **({"experts": [expert.shaping.settings() for expert in self.experts]} if self.experts else {}),
             "pair": self.pair,
-            "models": {"dlm": name_of(self.proposal.model), "ar": name_of(self.target.model)},
+            "models": {
+                "dlm": name_of(self.proposal.model), "ar": name_of(self.target.model),
+                **({"experts": [name_of(expert.model) for expert in self.experts]} if self.experts else {}),
+            },
             "max_new_tokens": max_new_tokens,
             **({"notes": notes} if notes else {}),
         }

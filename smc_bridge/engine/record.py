@@ -38,13 +38,15 @@ class StepTensors:
         each: rows of a particle in it.
         linear: whether the draft has tokens.
         keep: whether drafts and blocks are kept.
+        causal: causal models that were asked: the target's, and those of further experts.
     """
 
     def __init__(
         self, active: Tensor, growing: Index, draft: Draft, seen: Seen, reduced: Reduced, *, call: Index, each: int,
-        linear: bool, keep: bool,
+        linear: bool, keep: bool, causal: int = 1,
     ) -> None:
         self.seats: list[int] = known(active).tolist()
+        self.causal = causal
         self.growing, self.reduced, self.cost, self.keep = growing, reduced, draft.cost, keep
         self.call, self.each = call, each
         self.seen = seen if keep else seen._replace(block=seen.block[..., :0])
@@ -52,7 +54,8 @@ class StepTensors:
 
     @cached_property
     def forwards(self) -> dict[int, Forwards]:
-        """Forwards, rows and tokens of either model in this step, for each seat that took part."""
+        """Forwards, rows and tokens of the models in this step, for each seat that took part; those of further experts
+        are the AR model's."""
         particles = self.reduced.survivors.shape[1]
         prompts = len(self.seats)
         owner = self.growing // particles
@@ -63,7 +66,9 @@ class StepTensors:
         seats = max(self.seats, default=0) + 1
         calls, scored = ([0] * seats, [0] * seats) if self.cost is None else self.cost.per_prompt(seats)
         return {
-            seat: Forwards(calls[seat], scored[seat], served, count * self.each, own)
+            seat: Forwards(
+                calls[seat], scored[seat], self.causal * served, self.causal * count * self.each, self.causal * own
+            )
             for seat, served, count, own in zip(self.seats, forwards, grew, tokens.tolist(), strict=True)
         }
 

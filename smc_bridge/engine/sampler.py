@@ -49,7 +49,7 @@ from smc_bridge.streams import Role
 #: Where weights are looked at and survivors are drawn.
 HOST = torch.device("cpu")
 #: Attributes that a step does not read.
-UNREAD = ("particles", "proposal", "target", "name", "tokenize", "detokenize", "pair")
+UNREAD = ("particles", "proposal", "target", "experts", "name", "tokenize", "detokenize", "pair")
 
 
 @dataclass(repr=False)
@@ -157,6 +157,7 @@ class Sampler(Program):
             reserve=Reserve([torch.Generator() if request is None else request.generator() for request in requests]),
             drafts=self.proposal.open(prefix, particles=self.particles),
             ar=self.target.model.session(prefix.tokens.clamp_min(0), prefix.length),
+            experts=tuple(each.model.session(prefix.tokens.clamp_min(0), prefix.length) for each in self.experts),
             retained=Retained.of(Prefix.of([own or [] for own in retained], device=device)) if any(retained) else None,
             requests=list(requests), records=[()] * len(requests), entered=[now] * len(requests),
             watched=may_leave_out(self), walks=self.walks, chunks=self.chunks, parts=self._parts(), program=program,
@@ -173,8 +174,8 @@ class Sampler(Program):
         return found
 
     def _parts(self) -> tuple[Any, ...]:
-        """What may be set on a sampler; the first three may not change during a run."""
-        fixed = self.particles, self.proposal, self.target
+        """What may be set on a sampler; the first four may not change during a run."""
+        fixed = self.particles, self.proposal, self.target, self.experts
         return (*fixed, *(getattr(self, name) for name in self._read))
 
     def _fitted(self, state: SMCState) -> SMCState:
@@ -188,7 +189,7 @@ class Sampler(Program):
         if not any(changed):
             return state
         check_program(self)
-        for name, other in zip(("particles", "proposal", "target"), changed, strict=False):
+        for name, other in zip(("particles", "proposal", "target", "experts"), changed, strict=False):
             if other:
                 raise ValueError(f"{name} = {said(getattr(self, name))} is not what the run began with: start anew")
         return replace(
@@ -265,7 +266,7 @@ class Sampler(Program):
         linear = not self.kernel.reads_marginals
         state.note(StepTensors(
             active, growing, draft, seen, reduced, call=moved.call, each=k if linear else k // state.walks,
-            linear=linear, keep=state.keep_drafts,
+            linear=linear, keep=state.keep_drafts, causal=len(state.causal),
         ))
         if self.pace is not None:
             note(state.seen, known(rows) // n, seen.length, seen.accepted, seen.ended)

@@ -1,4 +1,5 @@
-"""The state of the program: particles, their weights, the proposal's own state, and the session with the target.
+"""The state of the program: particles, their weights, the proposal's own state, and the sessions with the target and
+further experts.
 
 The engine is the only owner. Everything a step computes on the way is a value (see `smc_bridge.engine.steps`).
 Rows: R = P * N particles, prompt-major. A prompt's rows are its seat (`smc_bridge.decode`).
@@ -86,6 +87,7 @@ class SMCState:
         reserve: draws, each seat's from a generator of its own.
         drafts: the proposal's state.
         ar: the target's session.
+        experts: a session with each further expert.
         retained: continuations that particle 0 of each prompt follows (conditional SMC), or None.
         requests: the request in each seat, None for nobody.
         records: what every step did, by seat.
@@ -110,6 +112,7 @@ class SMCState:
     reserve: Reserve
     drafts: Any
     ar: CausalSession
+    experts: tuple[CausalSession, ...] = ()
     retained: Retained | None = None
     requests: list[Request | None] = field(default_factory=list)
     records: list[tuple[StepLog, ...]] = field(default_factory=list)
@@ -127,6 +130,11 @@ class SMCState:
     def particles(self) -> int:
         """N, the number of particles of each prompt."""
         return self.log_weights.shape[1]
+
+    @property
+    def causal(self) -> tuple[CausalSession, ...]:
+        """The sessions that are asked along drafts and at nodes: the target's, and those of further experts."""
+        return self.ar, *self.experts
 
     def active(self) -> Tensor:
         """Seats with a particle that is neither done nor of weight zero, `[P']` indices."""
@@ -182,7 +190,8 @@ class SMCState:
         rows, single = sent(each, device), prompts_of(requests, device=device)
         fresh = single.select(sent(np.arange(len(seats)).repeat(n), device))
         proposal.reseat(self.drafts, self.prefix.length, rows, fresh)
-        reseat(self.ar, self.prefix.length, rows, fresh.tokens, fresh.length)
+        for session in self.causal:
+            reseat(session, self.prefix.length, rows, fresh.tokens, fresh.length)
         new = self.copy()
         new.prefix = self.prefix.put(rows, fresh)
         length, limit, weights = (known(x).copy() for x in (self.prompt_length, self.limit, self.log_weights))

@@ -6,6 +6,7 @@ Shapes: P prompts, N particles of each, B particles that still grow, K lanes, V 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from smc_bridge.blocks import Horizon, Move
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.target import TokenPotential
 from smc_bridge.distributions.views import Patched, Placed
 from smc_bridge.engine.parts import DrawnOnce
@@ -30,6 +32,7 @@ from smc_bridge.models.arguments import called
 from smc_bridge.models.checks import gathered
 from smc_bridge.models.ends import ends_of
 from smc_bridge.models.host import Index, known, places, sent
+from smc_bridge.models.protocols import CausalLM, CausalSession
 from smc_bridge.proposals.protocol import Asked, Draft, check_draft, check_law
 from smc_bridge.randomness import Source
 
@@ -42,21 +45,25 @@ def draft_lanes(
     draft = check_draft(proposal, proposal.draft(state.drafts, asked, source=None if marginals else source), asked)
     if pinned is None or marginals:
         return draft
-    q = draft.q
+    q, width = draft.q, draft.width
     if not proposal.factorised and pinned.lane.numel():  # retained sequences that are finished have no lane
-        along = proposal.along(state.drafts, asked, pinned.lane, pinned.block)
+        if follow := getattr(proposal, "follow", None):
+            along, own = follow(state.drafts, asked, pinned.lane, pinned.block)
+            width = width.index_copy(0, pinned.lane, own)
+        else:
+            along = proposal.along(state.drafts, asked, pinned.lane, pinned.block)
         along = check_law(along, f"{called(proposal)}.along", (pinned.lane.numel(), *q.shape[1:]))
         q = Patched(q, pinned.lane, along)
-    return draft._replace(tokens=pinned.impose(draft.tokens), q=q)
+    return draft._replace(tokens=pinned.impose(draft.tokens), q=q, width=width)
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """The target model's answers for B particles with K lanes each (implements `Verifier`).
+    """The answers of the target, and of further experts, for B particles with K lanes each (implements `Verifier`).
 
     Attributes:
-        program: gives target and intermediate.
-        state: holds the target's session.
+        program: gives target, further experts and intermediate.
+        state: holds their sessions.
         rows: the particles, `[B]`.
         q: proposals of their lanes, `[B * K, V, A]`.
         window: greatest length of each particle's block, `[B]`, on the host.
@@ -73,37 +80,47 @@ class Scorer:
         """How many consecutive lanes have one proposal and one intermediate (`Verifier.walks`)."""
         return self.state.walks
 
-    @property
-    def room(self) -> Index | None:
-        """Positions that the target has left for each particle, `[B]` on the host; None if it has no last one."""
-        limit = self.program.target.model.max_length
+    def room(self, model: CausalLM) -> Index | None:
+        """Positions that a model has left for each particle, `[B]` on the host; None if it has no last one."""
+        limit = model.max_length
         return None if limit is None else limit - known(self.state.prefix.length)[known(self.rows)]
 
     def along(self, tokens: Tensor) -> tuple[Law, Law]:
-        """Target and intermediate along the lanes' drafts, `[B * K, V, A]` each, by one forward (`Verifier.along`)."""
+        """Target and intermediate along the lanes' drafts, `[B * K, V, A]` each, by one forward of each causal model
+        (`Verifier.along`)."""
         program, lanes, width = self.program, self.program.lanes, tokens.shape[1]
-        # Nothing is committed past the longest horizon, and the AR model may have no position there: it is not asked.
-        asked, room = int(self.window.max()), self.room
-        given = tokens[:, :asked].clamp_min(0)
+        # Nothing is committed past the longest horizon, and a model may have no position there: it is not asked.
+        given = tokens[:, : int(self.window.max())].clamp_min(0)
+        p, *experts = self._laws(lambda session, model: self._scored(session, model, given), width)
+        return p, bridge_law(program.intermediate, self.q, p, lanes=lanes, experts=experts)
+
+    def _laws(self, score: Callable[[CausalSession, CausalLM], Tensor], width: int | None = None) -> list[Law]:
+        """The laws of target and further experts, from what `score` says of each one's session and model."""
+        program, chunks = self.program, self.state.chunks
+        p = program.target.law(score(self.state.ar, program.target.model), chunks=chunks, width=width)
+        return [p, *(
+            model_law(score(session, expert.model), None, expert.shaping, chunks=chunks, width=width, lowest=True)
+            for session, expert in zip(self.state.experts, program.experts, strict=True)
+        )]
+
+    def _scored(self, session: CausalSession, model: CausalLM, given: Tensor) -> Tensor:
+        """Logits of one model along the lanes' drafts, `[B * K, W, A]`."""
+        lanes, room = self.program.lanes, self.room(model)
         if room is None:
-            raw = self.state.ar.score(sent(known(self.rows).repeat(lanes), tokens.device), given)
-        else:
-            raw = score_in_reach(self.state.ar, self.rows, given, window=self.window, room=room, lanes=lanes)
-        p = program.target.law(raw, chunks=self.state.chunks, width=width)  # kernels see laws of V positions
-        return p, bridge_law(program.intermediate, self.q, p, lanes=lanes)
+            return session.score(sent(known(self.rows).repeat(lanes), given.device), given)
+        return score_in_reach(session, self.rows, given, window=self.window, room=room, lanes=lanes)
 
     def at_nodes(self, tree: Tree, q: Law) -> tuple[Law, Law]:
-        """Target and intermediate after every node of trees, `[R', T + 1, A]` each, by one forward
+        """Target and intermediate after every node of trees, `[R', T + 1, A]` each, by one forward of each causal model
         (`Verifier.at_nodes`)."""
         program, count = self.program, q.rows
         trees = count // self.rows.numel()
         owner = sent(known(self.rows).repeat(trees), self.rows.device)
-        raw = self.state.ar.score_tree(owner, tree.tokens, tree.parents)
-        p = program.target.law(raw, chunks=self.state.chunks)
+        p, *experts = self._laws(lambda session, _: session.score_tree(owner, tree.tokens, tree.parents))
         # What follows depth d is at place d.
         place = torch.nn.functional.pad(tree.depth, (1, 0)).clamp_max(q.shape[-2] - 1)
         own = places(count, place.device)[:, None].expand_as(place)
-        return p, bridge_law(program.intermediate, Placed(q, own, place), p, lanes=trees)
+        return p, bridge_law(program.intermediate, Placed(q, own, place), p, lanes=trees, experts=experts)
 
 
 class Moved(NamedTuple):
@@ -190,7 +207,7 @@ def _move_part(
         log_phi = target.log_potential_along(p, shaped.block, shaped.length)
     scored, call = scored.reshape(count, lanes), np.zeros(count, dtype=np.int64)
     if not program.kernel.reads_marginals:
-        call = calls_of(window, verifier.room)
+        call = calls_of(window, verifier.room(program.target.model))
         asked = widest(window, call, known(rows) // state.particles)
         scored = torch.minimum(scored, sent(asked, rows.device)[:, None])
     return Moved(shaped, increments, scored, width, call, log_phi)

@@ -171,9 +171,11 @@ def commit(
     stays = bool((ancestors == np.arange(total)).all())
     origin, count, tokens = (sent(x, device) for x in (ancestors, lengths, blocks))
     if not stays:
-        state.ar.gather(origin)
+        for session in state.causal:
+            session.gather(origin)
         state.prefix = state.prefix.select(origin)
-    state.ar.commit(tokens, count)
+    for session in state.causal:
+        session.commit(tokens, count)
     state.prefix = state.prefix.grown(blocks, lengths, ended)
     # A score that is not a weight is not carried.
     weights = known(state.log_weights).copy()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from smc_bridge.distributions.intermediate import check_intermediate
+from smc_bridge.distributions.intermediate import check_intermediate, experts_read
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.conditional import check_whole
 from smc_bridge.engine.pace import Pace
@@ -15,7 +15,7 @@ from smc_bridge.engine.program import Program
 from smc_bridge.kernels.importance import AcceptAll
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
-from smc_bridge.models.arguments import check_callable, check_text, said, true_or_false, whole_number
+from smc_bridge.models.arguments import check_callable, check_text, is_list, said, true_or_false, whole_number
 from smc_bridge.models.ends import ends_of
 from smc_bridge.names import named
 from smc_bridge.proposals.protocol import Proposal
@@ -39,6 +39,7 @@ def check_program(program: Program) -> None:
     for name in ("factorised", "covers", "identical_lanes"):
         if not isinstance(getattr(q, name), bool):
             raise ValueError(f"proposal {type(q).__name__}: {name} = {said(getattr(q, name))}: say True or False")
+    _check_experts(program)
     q.check(program.lanes)
     if not q.factorised:
         _refuse_chain("kernel", program.kernel, q, program.kernel.reads_marginals, "Rejection()")
@@ -48,6 +49,40 @@ def check_program(program: Program) -> None:
         raise ValueError(f"reuse = {said(reuse)} with kernel = accept-all, which refuses nothing: leave it out")
     program.kernel.check(program.intermediate)
     program.probed()
+
+
+def _check_experts(program: Program) -> None:
+    """Raise ValueError unless the further experts fit the target, and the intermediate reads as many."""
+    p, count = program.target, experts_read(program.intermediate)
+    if not is_list(program.experts):
+        raise ValueError(f"experts = {said(program.experts)}: give a list of ARTarget, or leave it out")
+    program.experts = tuple(program.experts) if not isinstance(program.experts, tuple) else program.experts
+    for j, expert in enumerate(program.experts):
+        name = f"experts[{j}]"
+        if not isinstance(expert, ARTarget):
+            raise ValueError(f"{name} = {said(expert)}: give an ARTarget, a causal model with its law")
+        if expert.potential is not None:
+            raise ValueError(f"{name} has a potential, which an expert's law cannot have: give it to the target")
+        if expert.model.vocab_size != p.model.vocab_size:
+            raise ValueError(
+                f"{name} has {expert.model.vocab_size} tokens and the target {p.model.vocab_size}: give models that "
+                "share a tokenizer"
+            )
+        if expert.shaping.banned_ids != p.shaping.banned_ids:
+            raise ValueError(
+                f"banned_ids differ: {expert.shaping.banned_ids} in {name}, {p.shaping.banned_ids} in the target; ban "
+                "the same"
+            )
+    if len(program.experts) != count:
+        raise ValueError(
+            f"experts has {len(program.experts)} models and intermediate = {said(program.intermediate)} reads {count}: "
+            "give as many, as experts=[model] with intermediate=Experts([exponent])"
+        )
+    if count and not program.weight.lanewise:
+        raise ValueError(
+            f"weight = {said(program.weight)} with experts: it asks for their laws along other lanes' blocks; use "
+            "OwnWeights()"
+        )
 
 
 def _refuse_chain(name: str, part: object, proposal: Proposal, refused: bool, instead: str) -> None:

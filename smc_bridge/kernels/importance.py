@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, prefix_sum, truncate
 from smc_bridge.distributions.bridge import bridge_law
-from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob
+from smc_bridge.distributions.intermediate import Intermediate, checked_log_prob, experts_read
 from smc_bridge.distributions.law import Law, along
 from smc_bridge.distributions.views import Instead
 from smc_bridge.kernels.pinned import Pinned
@@ -201,7 +201,8 @@ class AcceptAll(StoppingKernel):
     def check(self, intermediate: Intermediate) -> None:
         """See `Kernel.check`: the intermediate must be the proposal."""
         flat = torch.log_softmax(torch.arange(4.0), -1)[None, None, None]  # one lane, one position
-        if not torch.equal(checked_log_prob(intermediate, flat, flat.flip(-1)), flat):
+        others = [flat.flip(-1)] * experts_read(intermediate)
+        if not torch.equal(checked_log_prob(intermediate, flat, flat.flip(-1), *others), flat):
             raise ValueError(
                 f"intermediate = {said(intermediate)} with AcceptAll, which commits the proposal's own draft: "
                 "use Proposal()"

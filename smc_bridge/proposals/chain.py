@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Law
-from smc_bridge.distributions.logits import model_law
 from smc_bridge.models.arguments import said
 from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, within_block
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.form import Form
+from smc_bridge.proposals.lanes import lane_law
 from smc_bridge.proposals.protocol import Asked, Cost, Draft
 from smc_bridge.randomness import Source
 
@@ -179,14 +179,5 @@ class PrefixFilled(Form):
 
     def _law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:
         """The law of logits `[n, V, A]` of lanes `[n]`."""
-        count, width, _ = scores.shape
-        place = torch.arange(count * width, device=scores.device).reshape(count, width)
-        temperature = greedy = None
-        if self.base.lane_temperatures is not None:
-            own = torch.tensor(self.base.lane_temperatures, dtype=torch.float64, device=scores.device)
-            temperature = own[lane % asked.lanes]
-            if 0.0 in self.base.lane_temperatures:
-                greedy = (temperature == 0.0).nonzero().flatten()
-        return model_law(
-            scores, place, self.base.shaping, temperature=temperature, greedy=greedy, chunks=asked.chunks, lowest=True
-        )
+        base = self.base
+        return lane_law(scores, lane, asked.lanes, base.shaping, base.lane_temperatures, asked.chunks)

@@ -32,7 +32,7 @@ from smc_bridge.randomness import Source
 
 
 class Cost(NamedTuple):
-    """Forwards of the proposal's model behind a draft.
+    """Forwards of the proposal's model behind a draft, whatever model that is; they are counted as `dlm_forwards`.
 
     Attributes:
         prompts: which prompt each scored row was for, `[U]`; a row that serves several prompts counts for each.
@@ -101,7 +101,11 @@ class Asked(NamedTuple):
 class Proposal(Protocol):
     """What drafts for the particles of a run, and knows the law of its drafts.
 
-    One whose q is not the law of its drafts says so by an attribute `proper = False`: a labelled baseline.
+    One whose q is not the law of its drafts says so by an attribute `proper = False`: a labelled baseline. One whose
+    drafts end by what they hold (the width of a draft is a function of its tokens up to its last) has besides a method
+    `follow(state, asked, lane, block)`, which returns what `along` does and the width of such a draft, `[Q]`: a
+    retained sequence stops where its own draft would. Its model's `kind`, for messages, is "diffusion" unless it says
+    another.
     """
 
     @property

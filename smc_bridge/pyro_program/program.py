@@ -108,6 +108,11 @@ class BridgeProgram:
             raise ValueError(
                 f"proposal {type(sampler.proposal).__name__}: the Pyro program is one of marginals; use DLMProposal"
             )
+        if sampler.experts:
+            raise ValueError(
+                f"experts has {len(sampler.experts)} models: the Pyro program knows proposal and target alone; use "
+                "Sampler.run"
+            )
         self.sampler = sampler
         self.kernel = sampler.kernel
         self.proposal = sampler.proposal

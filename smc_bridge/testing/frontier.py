@@ -180,6 +180,7 @@ def step(
         reserve=Reserve([]),
         drafts=drafts,
         ar=sampler.target.model.session(tokens.clamp_min(0), length),
+        experts=tuple(each.model.session(tokens.clamp_min(0), length) for each in sampler.experts),
         retained=None if retained is None else Retained(*(x[states.retained] for x in retained)),
         records=[()] * states.states, told=True, walks=sampler.walks, chunks=sampler.chunks,
         seen=states.seen.reshape(states.states, 2, -1).numpy().copy(),

@@ -54,9 +54,12 @@ WORLDS = (World(3, 3, 3, 10**5), World(2, 2, 3, 10**5), World(2, 2, 2, 10**6))
 
 
 def own_pair(sampler: Sampler) -> TabularPair | None:
-    """The sampler's own models as a pair, if they are tables; else None."""
+    """The sampler's own models as a pair, if they are tables; else None. Where a causal model drafts, the pair has the
+    target's own marginals, which it does not read."""
     dlm, ar = sampler.proposal.model, sampler.target.model
-    return TabularPair(dlm, ar) if isinstance(dlm, TabularDLM) and isinstance(ar, TabularAR) else None
+    if not isinstance(ar, TabularAR) or not isinstance(dlm, TabularDLM | TabularAR):
+        return None
+    return TabularPair(dlm if isinstance(dlm, TabularDLM) else TabularDLM(ar), ar)
 
 
 def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seated:
@@ -69,6 +72,11 @@ def seat(sampler: Sampler, world: World, *, particles: int, lanes: int) -> Seate
         ValueError: its models are no tables, and its proposal is one that nobody but its author can put on others.
     """
     own = own_pair(sampler)
+    if own is None and sampler.experts:
+        raise ValueError(
+            f"experts[0] is on {said(sampler.experts[0].model)}: tables cannot stand for it; give a sampler on a "
+            "tabular pair, smc_bridge.testing.tabular_pair(size)"
+        )
     pair = own or tabular_pair(world.size, world.limit, eos=bool(ends_of(sampler.target.model.eos_id)))
     limit = min(world.limit, pair.ar.depth)
     target = copy.copy(sampler.target)
@@ -156,8 +164,10 @@ def trusted(seated: Seated) -> Iterator[tuple[str, Seated]]:
     }
     for name, part in parts.items():
         if type(getattr(sampler, name)) is not type(part):
-            yield name, Seated(replace(sampler, **{name: part}), seated.limit)
-    if not sampler.proposal.covers or type(sampler.proposal) is not DLMProposal:
+            changed = {name: part, **({"experts": ()} if name == "intermediate" else {})}  # the trusted one reads none
+            yield name, Seated(replace(sampler, **changed), seated.limit)
+    known = isinstance(sampler.proposal.model, TabularDLM)
+    if known and (not sampler.proposal.covers or type(sampler.proposal) is not DLMProposal):
         yield "proposal", Seated(replace(sampler, proposal=_marginals(sampler.proposal)), seated.limit)
     if sampler.target.potential is not None:
         target = copy.copy(sampler.target)

@@ -83,11 +83,22 @@ def counted(pair: Any) -> tuple[ModelPair, Counts]:
     return found, counts
 
 
+def watch_others(decoder: Any, pair: Any, counts: Counts) -> None:
+    """Count what models besides the pair's are asked for: one that drafts is charged as the diffusion model is."""
+    others = [(getattr(getattr(decoder, "proposal", None), "model", None), "dlm")]
+    others += [(expert.model, "ar") for expert in getattr(decoder, "experts", ())]
+    for model, kind in others:
+        if model is not None and model is not pair.dlm and model is not pair.ar:
+            plain = model.session
+            model.session = lambda *args, plain=plain, kind=kind: Counting(plain(*args), kind, counts)
+
+
 def runs(pair: Any, make: Any, prompts: list[list[int]], limit: int) -> Iterator[tuple[Result, Forwards]]:
     """Results of single prompts, and what their models were asked for."""
     for seed, prompt in enumerate(prompts):
         watched, counts = counted(pair)
         decoder = make(watched)
+        watch_others(decoder, watched, counts)
         counts.found.clear()  # what was asked before the run is no cost of the prompt
         [result] = decode(decoder, [prompt], seed=seed, max_new_tokens=limit)
         yield result, counts.forwards
