@@ -17,14 +17,15 @@ from smc_bridge.models.arguments import said, whole_number
 from smc_bridge.models.protocols import MASKED, LanguageModel
 
 #: How anchors are written.
-FORM = "write place:text with | between them, as in 8:The|9:answer, or give tokens by their places"
+FORM = "write place:text with | between them, as in 8:The|9: answer, or give tokens by their places"
 
 
 def read_anchors(anchors: str | Mapping[int, int] | None, tokenizer: Any = None) -> dict[int, int]:
     """Tokens by their places, of a mapping or of a text such as "200:The|201:answer".
 
     Args:
-        anchors: in a text each piece is what follows a space, and takes as many places as it has tokens.
+        anchors: in a text each piece stands as it is written, a space before it included ("201: answer" goes on behind
+            "200:The"), and takes as many places as it has tokens.
         tokenizer: encodes the pieces; without one they are ids.
     Raises:
         ValueError: it is something else, or two pieces claim one place.
@@ -38,7 +39,7 @@ def read_anchors(anchors: str | Mapping[int, int] | None, tokenizer: Any = None)
         place, sign, text = piece.partition(":")
         if not (sign and place.strip().isdecimal() and text.strip()):
             raise ValueError(f"anchors = {said(anchors)}: {FORM}")
-        for at, token in enumerate(_ids(text.strip(), tokenizer, anchors), int(place)):
+        for at, token in enumerate(_ids(text, tokenizer, anchors), int(place)):
             if at in found:
                 raise ValueError(f"anchors = {said(anchors)}: two tokens claim place {at}; move one of them")
             found[at] = token
@@ -48,11 +49,11 @@ def read_anchors(anchors: str | Mapping[int, int] | None, tokenizer: Any = None)
 def _ids(text: str, tokenizer: Any, anchors: str) -> list[int]:
     """Ids of a piece, without the tokens that begin and end a sequence."""
     if tokenizer is None:
-        if not text.isdecimal():
+        if not text.strip().isdecimal():
             raise ValueError(f"anchors = {said(anchors)}: there is no tokenizer for {said(text)}; write ids")
         return [int(text)]
     with suppress(TypeError):  # of tokenizers that add none and have no word for it
-        return [int(i) for i in tokenizer.encode(f" {text}", add_special_tokens=False)]
+        return [int(i) for i in tokenizer.encode(text, add_special_tokens=False)]
     return [int(i) for i in tokenizer.encode(text)]
 
 
