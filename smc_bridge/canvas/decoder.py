@@ -10,14 +10,16 @@ results are not proper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from smc_bridge.canvas.rules import CommitRule, Look, Ordered, Reconsider, check_rule, checked
+from smc_bridge.canvas.anchors import check_anchors, planted
+from smc_bridge.canvas.credit import Credit
+from smc_bridge.canvas.rules import CommitRule, Look, Ordered, Reconsider, check_rule, checked, is_noisy, looks_back
 from smc_bridge.canvas.state import CanvasState, extent, keep, open_places, score, with_prompts
 from smc_bridge.describe import describe, name_of
 from smc_bridge.distributions.shaping import Shaping
@@ -48,6 +50,9 @@ class Canvas:
         span: consecutive places that are open until all are filled, then the next so many; None for all `lookahead`.
         name: for tables.
         detokenize: from a continuation's ids to its text.
+        anchors: tokens that stand in the canvas from the start and stay, by their places; a place from the length limit
+            on is refused when a run begins.
+        credit: added to the logits before anything reads them; None for none.
     Raises:
         ValueError: one of them is something else, or out of range.
     """
@@ -57,6 +62,8 @@ class Canvas:
     span: int | None = 32
     name: str = "DLM"
     detokenize: Callable[[list[int]], str] | None = None
+    anchors: Mapping[int, int] = field(default_factory=dict)
+    credit: Credit | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.proposal, DLMProposal):
@@ -70,6 +77,9 @@ class Canvas:
         if self.span is not None:
             self.span = whole_number("span", self.span, remedy="open at least 1 place, a whole number, or None for all")
         check_rule("rule", self.rule)
+        self.anchors = check_anchors(self.anchors, self.proposal.model)
+        if not (self.credit is None or isinstance(self.credit, Credit)):
+            raise ValueError(f"credit = {said(self.credit)}: give a Credit, or None")
         order = self.rule.rule if isinstance(self.rule, Reconsider) else self.rule
         drawn = isinstance(order, Ordered) and order.tempered and order.order != "left_to_right"
         if drawn and self.proposal.shaping.temperature == 0:
@@ -93,7 +103,7 @@ class Canvas:
         device, empty = self.proposal.model.device, (None,) * len(requests)
         prefix = prompts_of(requests, device=device)
         session = self.proposal.model.session(prefix.tokens.clamp_min(0), prefix.length)
-        canvas = torch.full((len(requests), limit), MASKED, dtype=torch.long, device=device)
+        canvas = planted(self.anchors, limit, device=device).repeat(len(requests), 1)
         kept = torch.zeros_like(prefix.length)
         return with_prompts(CanvasState(empty, empty, session, canvas, kept), range(len(requests)), requests)
 
@@ -114,23 +124,37 @@ class Canvas:
         )
         # A session that caches, or may do so exactly, is given what is filled without a gap, unless the rule looks at
         # it again.
-        keeps = isinstance(self.rule, Ordered) and (
+        keeps = not looks_back(self.rule) and (
             state.session.has_history or getattr(model, "block_size", None) is not None
         )
         logits = score(state, rows, shown) if keeps else state.session.score(rows, shown)
+        if self.credit is not None:
+            logits, state = self.credit.lend(logits, state, rows)
         log_q = self.proposal.log_probs(logits, self.proposal.lanes)[:, 0]
         generators = [own for place, _ in seated if (own := state.generators[place]) is not None]
-        uniform = PromptSource(generators, device=device).uniform((limit,))[:, : shown.shape[1]]
+        source = PromptSource(generators, device=device)
+        uniform = source.uniform((limit,))[:, : shown.shape[1]]
+        noise = source.uniform((limit,))[:, : shown.shape[1]] if is_noisy(self.rule) else None
         tokens = None if self.rule.before_sampling else inverse_cdf(log_q, uniform)
         step = torch.tensor([seat.forwards for _, seat in seated], device=device)
         plain = partial(_untempered, self.proposal.shaping, log_q, logits)
-        commit = checked(self.rule, Look(log_q, plain, shown, eligible, step, tokens))
+        held = None
+        if self.anchors:
+            held = (planted(self.anchors, limit, device=device)[: shown.shape[1]] != MASKED).expand_as(shown)
+        look = Look(log_q, plain, shown, eligible, step, tokens, noise, held)
+        commit = checked(self.rule, look)
         drawn = inverse_cdf(log_q[commit.places], uniform[commit.places]) if tokens is None else tokens[commit.places]
         after = before.clone()
         part = after[:, : shown.shape[1]]
         if commit.remask is not None:
             part[commit.remask] = MASKED
         part[commit.places] = drawn
+        likeliest = commit.edit
+        if commit.finish is not None:
+            rest = (shown == MASKED) & commit.finish[:, None]
+            likeliest = rest if likeliest is None else likeliest | rest
+        if likeliest is not None:
+            part[likeliest] = look.log_q_plain[likeliest].argmax(-1)
         end, whole = extent(after, ends_of(self.proposal.model.eos_id))
         seats = list(state.seats)
         found = zip(after.tolist(), end.tolist(), whole.tolist(), strict=True)
@@ -150,6 +174,8 @@ class Canvas:
         settings = {
             "method": self.name, "rule": describe(self.rule), "span": self.span,
             "lookahead": min(self.proposal.lookahead, limit), "proposal": self.proposal.shaping.settings(),
+            **({"anchors": {str(place): token for place, token in self.anchors.items()}} if self.anchors else {}),
+            **({} if self.credit is None else {"credit": describe(self.credit)}),
             "models": {"dlm": name_of(model)}, "max_new_tokens": limit,
         }
         return own.result(
@@ -165,8 +191,11 @@ class Canvas:
         rows = torch.tensor(seats, device=device)
         fresh = prompts_of(requests, device=device)
         reseat(state.session, held, rows, fresh.tokens, fresh.length)
+        empty = planted(self.anchors, state.canvas.shape[1], device=device)
+        memory = None if state.memory is None else state.memory.index_fill(0, rows, 0.0)
         state = state._replace(
-            canvas=state.canvas.index_fill(0, rows, MASKED), kept=state.kept.index_fill(0, rows, 0)
+            canvas=state.canvas.index_copy(0, rows, empty.repeat(len(rows), 1)),
+            kept=state.kept.index_fill(0, rows, 0), memory=memory,
         )
         return with_prompts(state, seats, requests)
 

@@ -7,7 +7,7 @@ decide before tokens are drawn, or see one for every place; and mask filled plac
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
@@ -34,6 +34,8 @@ class Look:
         open: places that may be filled now, BoolTensor `[R, T]`; at least one in each row.
         step: forwards of each row before this one, `[R]`.
         tokens: a token drawn for every place, `[R, T]`, or None for a rule that decides before.
+        noise: uniforms on [0, 1) of each prompt's own generator, float64 `[R, T]`, for a rule that is `noisy`.
+        held: places whose token was planted and stays, BoolTensor `[R, T]`; None for none.
     """
 
     log_q: Tensor
@@ -42,6 +44,8 @@ class Look:
     open: Tensor
     step: Tensor
     tokens: Tensor | None = None
+    noise: Tensor | None = None
+    held: Tensor | None = None
 
     @cached_property
     def log_q_plain(self) -> Tensor:
@@ -50,8 +54,8 @@ class Look:
 
     @property
     def filled(self) -> Tensor:
-        """Places that hold a token, BoolTensor `[R, T]`: those that may be masked again."""
-        return self.canvas >= 0
+        """Places that hold a token which was not planted, BoolTensor `[R, T]`: those that may be masked again."""
+        return self.canvas >= 0 if self.held is None else (self.canvas >= 0) & ~self.held
 
 
 class Commit(NamedTuple):
@@ -60,14 +64,24 @@ class Commit(NamedTuple):
     Attributes:
         places: that are filled now, BoolTensor `[R, T]`: open ones, at least one in each row.
         remask: that are masked again, BoolTensor `[R, T]`: filled ones; None for none.
+        edit: whose token gives way to the likeliest one of the model's own law, BoolTensor `[R, T]`: filled ones; None
+            for none.
+        finish: rows of which every mask is filled by the likeliest token of the model's own law, whatever `places`
+            says, BoolTensor `[R]`; None for none.
     """
 
     places: Tensor
     remask: Tensor | None = None
+    edit: Tensor | None = None
+    finish: Tensor | None = None
 
 
 class CommitRule(Protocol):
-    """Decides which places of a canvas are filled after a forward."""
+    """Decides which places of a canvas are filled after a forward.
+
+    A rule may also have `noisy` (whether it reads `Look.noise`; False without it) and `looks_back` (whether it reads
+    laws of places that are filled; True without it).
+    """
 
     @property
     def before_sampling(self) -> bool:
@@ -77,6 +91,24 @@ class CommitRule(Protocol):
     def __call__(self, look: Look) -> Commit:
         """The places to fill, and those to mask again."""
         ...
+
+
+def foremost(eager: Tensor, among: Tensor, count: int | Tensor) -> Tensor:
+    """The `count` greatest of `eager` in each row, as far as there are so many; the earlier of equal ones first.
+
+    Args:
+        eager: `[R, T]`.
+        among: the places that count, BoolTensor `[R, T]`.
+        count: of each row, `[R]`, or of all.
+    Returns:
+        BoolTensor `[R, T]`.
+    """
+    order = eager.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    # Of what is not among them, and of masses of zero, both -inf, the former go last.
+    order = order.take_along_dim((~among).take_along_dim(order, 1).to(torch.uint8).argsort(dim=1, stable=True), 1)
+    many = torch.as_tensor(count, device=eager.device).reshape(-1, 1)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(eager.shape[1], device=eager.device).expand_as(order))
+    return among & (rank < many)
 
 
 @dataclass(frozen=True)
@@ -94,6 +126,7 @@ class Ordered:
     tokens: int = 1
     tempered: bool = False
     before_sampling: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.order not in get_args(Order):
@@ -105,9 +138,7 @@ class Ordered:
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
         log_q = look.log_q if self.tempered or self.order == "left_to_right" else look.log_q_plain
-        eager = self.eagerness(log_q).masked_fill(~look.open, -torch.inf)
-        first = eager.topk(min(look.open.shape[1], self.tokens))
-        return Commit(torch.zeros_like(look.open).scatter(1, first.indices, first.values > -torch.inf))
+        return Commit(foremost(self.eagerness(log_q), look.open, self.tokens))
 
     def eagerness(self, log_q: Tensor) -> Tensor:
         """How eagerly each place is filled, `[R, T, A]` -> `[R, T]`; the greatest first."""
@@ -158,13 +189,26 @@ class Reconsider:
         """Whether `rule` decides before tokens are drawn."""
         return self.rule.before_sampling
 
+    @property
+    def noisy(self) -> bool:
+        """Whether `rule` reads noise."""
+        return is_noisy(self.rule)
+
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
         sure = look.log_q_plain.gather(-1, look.canvas.clamp_min(0)[..., None])[..., 0]
-        doubt = (-sure).masked_fill(~look.filled | (look.step >= self.forwards)[:, None], -torch.inf)
-        least = doubt.topk(min(look.open.shape[1], self.tokens))
-        again = torch.zeros_like(look.open).scatter(1, least.indices, least.values > -torch.inf)
+        again = foremost(-sure, look.filled & (look.step < self.forwards)[:, None], self.tokens)
         return Commit(self.rule(look).places, again)
+
+
+def is_noisy(rule: CommitRule) -> bool:
+    """Whether a rule reads `Look.noise`."""
+    return bool(getattr(rule, "noisy", False))
+
+
+def looks_back(rule: CommitRule) -> bool:
+    """Whether a rule may read the laws of places that are filled."""
+    return bool(getattr(rule, "looks_back", True))
 
 
 def check_rule(name: str, value: Any) -> None:
@@ -181,11 +225,9 @@ def _from_outside(rule: CommitRule) -> bool:
 
 def _copied(look: Look) -> Look:
     """The same, in memory of its own."""
-    tokens = None if look.tokens is None else look.tokens.clone()
-    return Look(
-        look.log_q.clone(), lambda: look.log_q_plain.clone(), look.canvas.clone(), look.open.clone(),
-        look.step.clone(), tokens,
-    )
+    tensors = ("log_q", "canvas", "open", "step", "tokens", "noise", "held")
+    own = {name: None if (held := getattr(look, name)) is None else held.clone() for name in tensors}
+    return replace(look, plain=lambda: look.log_q_plain.clone(), **own)
 
 
 def checked(rule: CommitRule, look: Look) -> Commit:
@@ -198,17 +240,20 @@ def checked(rule: CommitRule, look: Look) -> Commit:
     commit: Any = rule(_copied(look) if _from_outside(rule) else look)
     if not isinstance(commit, Commit):
         raise ValueError(f"{name} returned {said(commit)}: return a Commit")
-    places, again = commit
-    for field, found in (("places", places), ("remask", again)):
+    places, again, edit, finish = commit
+    for field, found in (("places", places), ("remask", again), ("edit", edit), ("finish", finish)):
         if found is not None or field == "places":
-            check_tensor(found, f"{field} of {name}", tuple(look.open.shape), "bool", look.open.device)
-    closed = places & ~look.open
-    empty = closed if again is None else again & ~look.filled
+            shape = tuple(look.open.shape[: 1 if field == "finish" else 2])
+            check_tensor(found, f"{field} of {name}", shape, "bool", look.open.device)
+    closed, nowhere = places & ~look.open, torch.zeros_like(look.open)
+    empty = nowhere if again is None else again & ~look.filled
+    blank = nowhere if edit is None else edit & ~(look.filled if again is None else look.filled & ~again)
     none = ~places.any(1, keepdim=True)
-    if bool((closed | empty | none).any()):  # one read from the device
+    if bool((closed | empty | blank | none).any()):  # one read from the device
         for bad, said_of in (
             (closed, "fills place {1} of row {0}, which is not open: keep to look.open"),
             (empty, "masks place {1} of row {0}, which holds no token: keep to look.filled"),
+            (blank, "edits place {1} of row {0}, which keeps no token: keep to look.filled and off remask"),
             (none, "fills no place of row {0}: fill at least one open place of each row"),
         ):
             refuse(bad, lambda at, text=said_of: f"{name} {text.format(*at)}")  # type: ignore[misc]

@@ -27,6 +27,7 @@ class CanvasState(NamedTuple):
         session: holds the prompts, and behind them the first `kept` places of each canvas.
         canvas: what is filled of every continuation, `[P, T]`, `MASKED` elsewhere; T is the length limit.
         kept: places of each canvas that the session holds, `[P]`.
+        memory: what the decoder keeps of earlier forwards, `[P, T, A]` (`Credit`); None for nothing.
     """
 
     seats: tuple[Seat | None, ...]
@@ -34,6 +35,7 @@ class CanvasState(NamedTuple):
     session: DiffusionSession
     canvas: Tensor
     kept: Tensor
+    memory: Tensor | None = None
 
 
 def with_prompts(state: CanvasState, places: Iterable[int], requests: Sequence[Request | None]) -> CanvasState:
