@@ -95,7 +95,7 @@ def apd(
     Args:
         form: exact, or one of the biased ones, as in the paper or as in its released code.
         w: exponent R of the diffusion model.
-        temperature: T, of the whole product.
+        temperature: T, of the whole product; at 0 all laws are point masses, and the target's are kept.
     Raises:
         ValueError: an option out of range, or a temperature of 0 where `T^2` is that of a draft.
     """

@@ -1,4 +1,4 @@
-"""DiffuSpec (arXiv 2510.02358): a path that is found through the diffusion model's candidates, verified by the AR model.
+"""DiffuSpec (arXiv 2510.02358): a path through the diffusion model's candidates, verified by the AR model.
 
 Search, n-gram law and length rule are a proposal (`smc_bridge.proposals.search`); here they get the published sizes.
 """

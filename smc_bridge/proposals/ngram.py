@@ -65,8 +65,7 @@ class NGram:
         self.size, self.order = size, whole_number("order", order)
         self.prior = float(real_between("prior", prior, 0.0, np.inf, remedy="give a positive number", strictly=True))
         self.laws = int(law.max(initial=0)) + 1
-        #: Of level k: the grams of k tokens, sorted, how often each stands there, and of each of k - 1 how often it goes
-        #: on.
+        #: Of level k: grams of k tokens, sorted, how often each stands there, and how often each of k - 1 goes on.
         self.levels: list[tuple[Index, Index, Index]] = []
         tokens = np.pad(tokens, ((0, 0), (0, self.order)))
         node, nodes = np.repeat(law[:, None], tokens.shape[1], 1), self.laws

@@ -101,7 +101,8 @@ class Asked(NamedTuple):
 class Proposal(Protocol):
     """What drafts for the particles of a run, and knows the law of its drafts.
 
-    One whose q is not the law of its drafts says so by an attribute `proper = False`: a labelled baseline.
+    One whose q is not the law of its drafts says so by an attribute `proper = False`: a labelled baseline. One that
+    chooses how many places it drafts says `narrow = True`: positions of the target are then counted by its widths.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""`PathSearch`: one path through the likely tokens of every place, found with an n-gram law (DiffuSpec, arXiv 2510.02358).
+"""`PathSearch`: a path through likely tokens of every place, found with an n-gram law (DiffuSpec, arXiv 2510.02358).
 
 A diffusion model's marginals do not know of each other: their likeliest tokens need not make a text. At every place the
 fewest likeliest tokens with mass at least .8 are candidates, 15 at most, and ends of sequence always; a beam search
@@ -163,6 +163,7 @@ class PathSearch(MostLikelyPath):
     ratio: bool = False
 
     form = "path search"
+    narrow = True
 
     def __post_init__(self) -> None:
         for name in ("beam", "most", "order"):
