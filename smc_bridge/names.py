@@ -45,7 +45,7 @@ def _law(name: str) -> Any:
 #: What drafts, made of the diffusion model's marginals.
 PROPOSALS = {
     "marginals": "smc_bridge.proposals.mean_field:as_it_is", "chain": "smc_bridge.proposals.chain:PrefixFilled",
-    "path": "smc_bridge.proposals.path:MostLikelyPath",
+    "path": "smc_bridge.proposals.path:MostLikelyPath", "search": "smc_bridge.proposals.search:PathSearch",
 }
 #: Proposals whose laws depend on what they drafted, and kernels that ask for laws off the draft.
 CHAINS = ("chain",)

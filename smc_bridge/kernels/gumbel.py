@@ -70,8 +70,9 @@ class GumbelCoupling(StoppingKernel):
             out[r, i] = log_c[:, 0]
         return out
 
-    def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
-        """See `Kernel.__call__`."""
+    def sample(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Tensor:
+        """The intermediate's own sample z along the draft, under the noise that made the draft, `[R, V]`; arguments as
+        `Kernel.__call__`. It is a draw of pi up to the first place where it differs from the draft, and there."""
         q, tokens = draft.q, draft.tokens
         source = as_source(source, q.rows, device=q.device)
         sample = torch.zeros_like(tokens)
@@ -88,7 +89,12 @@ class GumbelCoupling(StoppingKernel):
                 i = c + start
                 own = noise[r, c].to(pi.dtype)
                 sample[r, i] = race(pi.log_probs(r, i), q.log_probs(r, i), tokens[r, i], own)
-        agreed = (sample == tokens).long().cumprod(-1).sum(-1)
+        return sample
+
+    def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
+        """See `Kernel.__call__`."""
+        sample = self.sample(draft, pi, source=source, horizon=horizon)
+        agreed = (sample == draft.tokens).long().cumprod(-1).sum(-1)
         end = horizon.end(sample)
         length = torch.minimum(agreed + 1, end)
         return Move(truncate(sample, length), length, torch.minimum(agreed, end))

@@ -3,7 +3,7 @@
 The draft is the likeliest token of every marginal of the diffusion model. Nothing is drawn: `q_i = 1` at `y_i` and 0
 elsewhere, so that a drafted token is accepted with probability `min(1, pi_i(y_i))`, and a refusal is corrected by a
 draw from pi without it. (To accept it with probability `pi_i / q_i` of the marginal it came from would be wrong: it was
-not drawn from that.) Any rule that finds one path has this law.
+not drawn from that.) Any rule that finds one path has this law (`smc_bridge.proposals.search`).
 
 Shapes: R rows, V places, A alphabet.
 """
@@ -37,7 +37,11 @@ class MostLikelyPath(Form):
     form = "likeliest path"
     factorised = True
     covers = False
-    identical_lanes = True
+
+    @property
+    def identical_lanes(self) -> bool:
+        """True: the path is one for all lanes of a particle."""
+        return True
 
     def open(self, prefix: Prefix, *, particles: int) -> MeanFieldState:
         """The state of R = P * N particles, that of the base (`Proposal.open`)."""
