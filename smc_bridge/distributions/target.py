@@ -94,13 +94,19 @@ class ARTarget:
         A `TokenPotential` is found by scoring the rows anew, with one forward.
 
         Args:
-            start: where each row's continuation begins, `[R]`; 0 unless it is given. Only a `TokenPotential` asks.
+            start: where each row's continuation begins, `[R]`: a `TokenPotential` needs it, another is not told.
         Raises:
-            ValueError: the potential returned anything but a number or a bool for each row, NaN, or +inf.
+            ValueError: the potential returned anything but a number or a bool for each row, NaN, or +inf; or it is a
+                `TokenPotential` and the start is not given.
         """
         assert self.potential is not None
         if isinstance(self.potential, TokenPotential):
-            return self._rescored(prefix, torch.zeros_like(prefix.length) if start is None else start)
+            if start is None:
+                raise ValueError(
+                    f"start is missing: potential {called(self.potential)} is of the tokens after the prompt, say how "
+                    "many tokens of each row the prompt has"
+                )
+            return self._rescored(prefix, start)
         name, rows, device = called(self.potential), prefix.length.numel(), prefix.length.device
         came = self.potential(prefix)
         found = came if isinstance(came, Tensor) else _entries(came)

@@ -30,10 +30,11 @@ def smc_sd(
     Its role is the program with the intermediate left out, `pi = q`: what the bridge to a product is worth is the
     difference to `smc` at the same N and window. Published drafts are of a small AR model; here they are the DLM's,
     gamma marginals of one forward, or with `proposal = chain` its own chain rule (a forward per token, as an AR draft
-    takes). The marginals are drawn anew for every window: there are no more of them than gamma unless `lookahead` says
-    so. The published program ends with the particle of greatest weight, or draws the draft at a lower temperature than
-    the target; here a sequence is drawn from the weights, and `proposal_temperature` keeps them right. The target's law
-    behind a whole draft, from which the published program commits one more token, needs `AcceptAll(bonus=True)`.
+    takes). Every window is drafted anew: there are no more marginals than gamma unless `lookahead` says so. The
+    released program draws its draft at a lower temperature than the target and ends with the particle of greatest
+    weight; here a sequence is drawn from the weights, and any `proposal_temperature` keeps them right. Its bonus token,
+    a draw of the AR law behind a whole draft, is proper at weight one: it is a place that the proposal leaves open to
+    `AcceptAll(bonus=True)`.
 
     Args:
         particles: N, that survive a step.

@@ -128,6 +128,8 @@ def test_rescoring_gives_the_same_potential() -> None:
     prefix = Prefix.of([[0, 0, 1], [1]])
     conditional = PAIR.ar.tables[1][0, 0].log() + PAIR.ar.tables[2][0, 1].log()
     assert target.log_potential(prefix, start=torch.tensor([1, 1])).tolist() == pytest.approx([float(conditional), 0.0])
+    with pytest.raises(ValueError, match="start is missing: potential SequencePower"):
+        target.log_potential(prefix)
 
 
 def test_the_pyro_program_has_the_same_law() -> None:
@@ -187,7 +189,7 @@ def test_a_token_that_the_target_leaves_out_is_dead_under_every_power() -> None:
     """`0^(alpha - 1)` is infinite for alpha < 1; the product with p is 0."""
     ar = TabularAR([[[0.0, 1.0]], [[0.5, 0.5], [0.3, 0.7]]])
     target = ARTarget(ar, potential=SequencePower(0.5))
-    found = target.log_potential(Prefix.of([[0, 1], [1, 0]])).tolist()
+    found = target.log_potential(Prefix.of([[0, 1], [1, 0]]), start=torch.tensor([0, 0])).tolist()
     assert found == [-math.inf, pytest.approx(-0.5 * math.log(0.3))]
 
 
