@@ -140,7 +140,9 @@ class Ordered:
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
         log_q = look.log_q if self.tempered or self.order == "left_to_right" else look.log_q_plain
-        return Commit(foremost(self.eagerness(log_q), look.open, self.tokens))
+        eager = self.eagerness(log_q).masked_fill(~look.open, -torch.inf)
+        first = eager.topk(min(look.open.shape[1], self.tokens))
+        return Commit(torch.zeros_like(look.open).scatter(1, first.indices, first.values > -torch.inf))
 
     def eagerness(self, log_q: Tensor) -> Tensor:
         """How eagerly each place is filled, `[R, T, A]` -> `[R, T]`; the greatest first."""
@@ -150,10 +152,6 @@ class Ordered:
         if self.order == "confidence":
             return log_q.amax(-1)
         return -torch.arange(log_q.shape[1], device=log_q.device, dtype=log_q.dtype).expand(log_q.shape[:2])
-
-
-#: One place per forward, the most confident first.
-STEPWISE = Ordered("confidence")
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,9 @@ class Reconsider:
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
         sure = look.log_q_plain.gather(-1, look.canvas.clamp_min(0)[..., None])[..., 0]
-        again = foremost(-sure, look.filled & (look.step < self.forwards)[:, None], self.tokens)
+        doubt = (-sure).masked_fill(~look.filled | (look.step >= self.forwards)[:, None], -torch.inf)
+        least = doubt.topk(min(look.open.shape[1], self.tokens))
+        again = torch.zeros_like(look.open).scatter(1, least.indices, least.values > -torch.inf)
         return Commit(self.rule(look).places, again)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smc_bridge import DLMProposal, load_pair
 from smc_bridge.canvas.decoder import Canvas
-from smc_bridge.canvas.rules import Ordered
+from smc_bridge.canvas.ranked import Ranked
 from smc_bridge.canvas.self_speculation import Guesses, SelfSpeculation
 from smc_bridge.canvas.state import CanvasState, open_places
 from smc_bridge.decode import decode
@@ -31,7 +31,7 @@ def table(seed: int, eos_id: int | None = None) -> TabularDLM:
 
 
 def greedy(model: Any, span: int | None = None, lookahead: int = LIMIT, **more: Any) -> Canvas:
-    return Canvas(DLMProposal(model, temperature=0.0, lookahead=lookahead), Ordered("confidence"), span, **more)
+    return Canvas(DLMProposal(model, temperature=0.0, lookahead=lookahead), Ranked(), span, **more)
 
 
 def by_hand(model: TabularDLM, prompt: list[int], span: int | None, lookahead: int) -> list[int]:
@@ -151,15 +151,15 @@ def test_anchors_stay_and_tokens_are_the_greedy_decoders_around_them() -> None:
 def test_the_method_is_the_decoder_and_refuses_bad_parameters_in_one_line() -> None:
     pair = toy_pair()
     found = decode(spelled("ssd,draft=2,span=2").make(pair, lookahead=3), [[1], [2, 1]], max_new_tokens=4)
-    expected = decode(spelled("dlm,order=confidence,temperature=0,span=2").make(pair, lookahead=3), [[1], [2, 1]],
+    expected = decode(spelled("low-confidence,temperature=0,span=2").make(pair, lookahead=3), [[1], [2, 1]],
                       max_new_tokens=4)
     assert [r.sequences for r in found] == [r.sequences for r in expected]
     assert not found[0].proper
     assert found[0].settings["draft"] == 2
     with pytest.raises(ValueError, match=r"^draft = -1: guess a whole number of fills, 0 for none"):
         spelled("ssd,draft=-1").make(pair)
-    warm = Canvas(DLMProposal(pair.dlm), Ordered("confidence"))
-    two = Canvas(DLMProposal(pair.dlm, temperature=0.0), Ordered("confidence", 2))
+    warm = Canvas(DLMProposal(pair.dlm), Ranked())
+    two = Canvas(DLMProposal(pair.dlm, temperature=0.0), Ranked(tokens=2))
     for wrong in (warm, two):
-        with pytest.raises(ValueError, match=r"^greedy = Ordered.* at temperature .: give a canvas with"):
+        with pytest.raises(ValueError, match=r"^greedy = Ranked.* at temperature .: give a canvas with"):
             SelfSpeculation(wrong)
