@@ -141,7 +141,7 @@ class Canvas:
         held = None
         if self.anchors:
             held = (planted(self.anchors, limit, device=device)[: shown.shape[1]] != MASKED).expand_as(shown)
-        look = Look(log_q, plain, shown, eligible, step, tokens, noise, held)
+        look = Look(log_q, plain, shown, eligible, step, tokens, noise, held, limit)
         commit = checked(self.rule, look)
         drawn = inverse_cdf(log_q[commit.places], uniform[commit.places]) if tokens is None else tokens[commit.places]
         after = before.clone()

@@ -19,7 +19,7 @@ from torch import Tensor
 from smc_bridge.canvas.ranked import Ranked
 from smc_bridge.canvas.rules import Commit, CommitRule, Look, check_rule, is_noisy
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number
-from smc_bridge.models.protocols import ABSENT, MASKED
+from smc_bridge.models.protocols import ABSENT
 
 #: Progress from which the second and the third bound hold.
 STAGES = (0.33, 0.67)
@@ -29,8 +29,8 @@ STAGES = (0.33, 0.67)
 class EarlyCommit:
     """Fill places by `rule` until the answer's region is sure, then all.
 
-    Progress is the share of the shown places, without those of anchors, that are filled: steps of steps where a
-    forward fills as many as every other one.
+    Progress is the share of the canvas, anchors not counted, that is filled: steps of steps where a forward fills as
+    many as every other one.
 
     Attributes:
         rule: fills places.
@@ -88,6 +88,7 @@ class EarlyCommit:
 
     def stage(self, look: Look) -> Tensor:
         """Which of the bounds holds, `[R]`."""
-        masked, filled = (look.canvas == MASKED).sum(1), look.filled.sum(1)
-        progress = filled / (masked + filled)
+        limit = look.canvas.shape[1] if look.limit is None else look.limit
+        held = 0 if look.held is None else look.held.sum(1)
+        progress = look.filled.sum(1) / (limit - held)
         return torch.bucketize(progress, progress.new_tensor(STAGES), right=True)

@@ -36,6 +36,7 @@ class Look:
         tokens: a token drawn for every place, `[R, T]`, or None for a rule that decides before.
         noise: uniforms on [0, 1) of each prompt's own generator, float64 `[R, T]`, for a rule that is `noisy`.
         held: places whose token was planted and stays, BoolTensor `[R, T]`; None for none.
+        limit: places of the whole canvas, of which T are shown; None for T.
     """
 
     log_q: Tensor
@@ -46,6 +47,7 @@ class Look:
     tokens: Tensor | None = None
     noise: Tensor | None = None
     held: Tensor | None = None
+    limit: int | None = None
 
     @cached_property
     def log_q_plain(self) -> Tensor:
@@ -107,7 +109,7 @@ def foremost(eager: Tensor, among: Tensor, count: int | Tensor) -> Tensor:
     # Of what is not among them, and of masses of zero, both -inf, the former go last.
     order = order.take_along_dim((~among).take_along_dim(order, 1).to(torch.uint8).argsort(dim=1, stable=True), 1)
     many = torch.as_tensor(count, device=eager.device).reshape(-1, 1)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(eager.shape[1], device=eager.device).expand_as(order))
+    rank = order.argsort(dim=1)
     return among & (rank < many)
 
 
@@ -138,7 +140,9 @@ class Ordered:
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
         log_q = look.log_q if self.tempered or self.order == "left_to_right" else look.log_q_plain
-        return Commit(foremost(self.eagerness(log_q), look.open, self.tokens))
+        eager = self.eagerness(log_q).masked_fill(~look.open, -torch.inf)
+        first = eager.topk(min(look.open.shape[1], self.tokens))
+        return Commit(torch.zeros_like(look.open).scatter(1, first.indices, first.values > -torch.inf))
 
     def eagerness(self, log_q: Tensor) -> Tensor:
         """How eagerly each place is filled, `[R, T, A]` -> `[R, T]`; the greatest first."""
@@ -197,7 +201,9 @@ class Reconsider:
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
         sure = look.log_q_plain.gather(-1, look.canvas.clamp_min(0)[..., None])[..., 0]
-        again = foremost(-sure, look.filled & (look.step < self.forwards)[:, None], self.tokens)
+        doubt = (-sure).masked_fill(~look.filled | (look.step >= self.forwards)[:, None], -torch.inf)
+        least = doubt.topk(min(look.open.shape[1], self.tokens))
+        again = torch.zeros_like(look.open).scatter(1, least.indices, least.values > -torch.inf)
         return Commit(self.rule(look).places, again)
 
 
@@ -226,7 +232,7 @@ def _from_outside(rule: CommitRule) -> bool:
 def _copied(look: Look) -> Look:
     """The same, in memory of its own."""
     tensors = ("log_q", "canvas", "open", "step", "tokens", "noise", "held")
-    own = {name: None if (held := getattr(look, name)) is None else held.clone() for name in tensors}
+    own: dict[str, Any] = {name: None if (x := getattr(look, name)) is None else x.clone() for name in tensors}
     return replace(look, plain=lambda: look.log_q_plain.clone(), **own)
 
 

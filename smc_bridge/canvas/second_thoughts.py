@@ -3,7 +3,7 @@
     remask   a token whose probability in the present law is below a bound is masked again        (dInfer: 0.4)
     edit     a token gives way to another whose probability in the present law is above a bound   (LLaDA2.1)
 
-Both read the model's law at places that it sees filled, which a model trained on masked places alone hardly knows.
+Both read the model's law at places that it sees filled, on which a model that learns masked places is not trained.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.canvas.decoder import Canvas
-from smc_bridge.canvas.rules import Ordered
+from smc_bridge.canvas.ranked import Ranked
 from smc_bridge.canvas.state import CanvasState, extent, open_places
 from smc_bridge.decode import Seat
 from smc_bridge.distributions.shaping import Shaping
@@ -38,8 +38,12 @@ WHY = "the diffusion model's greedy decoder has no law of its own"
 
 
 class Guesses(NamedTuple):
-    """Places in the order in which the greedy decoder may fill them, and their likeliest tokens, `[R, N]` each; -1
-    behind the last one."""
+    """What the greedy decoder may fill next, in this order.
+
+    Attributes:
+        place: in the canvas, `[R, N]`; -1 behind the last guess.
+        token: the likeliest one of the place, `[R, N]`; -1 behind the last guess.
+    """
 
     place: Tensor
     token: Tensor
@@ -60,7 +64,7 @@ class SpeculativeState(NamedTuple):
 
     @property
     def seats(self) -> tuple[Seat | None, ...]:
-        """Who sits where."""
+        """Who sits in which seat."""
         return self.canvas.seats
 
 
@@ -86,10 +90,10 @@ class SelfSpeculation:
         self.draft = whole_number("draft", self.draft, least=0, remedy="guess a whole number of fills, 0 for none")
         check_text("name", self.name)
         rule, law = self.greedy.rule, self.greedy.proposal.shaping
-        if rule != Ordered("confidence") or law.temperature != 0 or self.greedy.credit is not None:
+        if rule != Ranked() or law.temperature != 0 or self.greedy.credit is not None:
             raise ValueError(
-                f"greedy = {said(rule)} at temperature {law.temperature:g}: give a canvas with Ordered('confidence'), "
-                "one token per forward, at temperature 0"
+                f"greedy = {said(rule)} at temperature {law.temperature:g}: give a canvas with Ranked(), one "
+                "token per forward, at temperature 0"
             )
 
     @property
@@ -166,7 +170,7 @@ class SelfSpeculation:
         law = Shaping(banned_ids=proposal.shaping.banned_ids).log_probs(logits)
         value, token = law.max(-1)
         # By span, then by confidence, the earlier of equal ones first: the next span opens when one is full.
-        order = value.masked_fill(shown != MASKED, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        order = value.exp().masked_fill(shown != MASKED, -torch.inf).argsort(dim=1, descending=True, stable=True)
         group = torch.where(shown == MASKED, self._span_of(shown), shown.shape[1]).gather(1, order)
         order = order.gather(1, group.argsort(dim=1, stable=True))[:, : self.draft + 1]
         open_still = shown.gather(1, order) == MASKED

@@ -43,7 +43,7 @@ RULES: dict[str, tuple[Callable[..., CommitRule], tuple[str, ...]]] = {
     reference="arXiv 2502.09992, 2505.22618, 2505.24857",
     aliases={"low-confidence": {"rule": "top-k"}, "eb-sampler": {"rule": "entropy-bound"}},
     examples=("low-confidence", "eb-sampler"),
-    published="LLaDA-8B, one token per step, length 1024: GSM8K 77.6 at 0.54 tokens/s; EB: the default of DiffusionGemma",
+    published="LLaDA-8B, one token per step, length 1024: GSM8K 77.6 at 0.54 tokens/s; EB: DiffusionGemma's default",
 )
 def confidence(
     pair: ModelPair, *, rule: Name = "threshold", tokens: int | None = None, threshold: float | None = None,

@@ -31,8 +31,8 @@ def dimple(
     """Confident decoding: all places above a threshold are filled, and where there is none the scheduled number.
 
     With c_i the top probability at place i in the untempered law: all open places with `c_i > 0.95`; if there is none,
-    the surest by random, c_i, margin or `-H`, as many as bring the masks down to the next multiple of `tokens`, which is
-    the published `int(n_mask (1 - s / t))` on a uniform grid. Anchors are its structure priors. Role: a biased
+    the surest by random, c_i, margin or `-H`, as many as bring the masks down to the next multiple of `tokens`, which
+    is the published `int(n_mask (1 - s / t))` on a uniform grid. Anchors are its structure priors. Role: a biased
     baseline; places are chosen before sampling, so each token keeps its marginal as its density. Published is the
     *drawn* token's probability (`sampled`), which puts its law off its marginal. In the released code the threshold
     never fires under entropy, where it is held against -H; here it is always held against c_i.

@@ -20,7 +20,7 @@ SCORES: dict[str, Score] = dict(zip(get_args(Alg), ("random", "probability", "ma
 @method(
     "dream", role="baseline", targets="DLM", proper=False, why="independent draws at several places",
     reference="arXiv 2508.15487", examples=("dream,tokens=2", "dream,alg=origin"),
-    published="Dream-7B, entropy, 2 tokens per step: GSM8K 72.0 at 26 tokens/s, HumanEval 47.6 (as arXiv 2606.08048 has it)",
+    published="Dream-7B, entropy, 2 tokens per step: GSM8K 72.0 at 26 tokens/s, HumanEval 47.6 (arXiv 2606.08048)",
 )
 def dream(
     pair: ModelPair, *, alg: Alg = "entropy", tokens: int = 1, alg_temp: float = 0.0, sampled: bool = False,

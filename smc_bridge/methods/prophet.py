@@ -33,7 +33,8 @@ def prophet(
     where the answer stands. Role: a biased baseline and a stopping rule; what is filled at the end are point masses.
     Progress is the share of places filled, which is the share of steps where each forward fills as many. Without
     `answer_start` the region follows the last anchor, or without anchors it is all that is shown (a reading of the
-    paper for free text).
+    paper for free text). On the embedded pair, whose answers stand at no fixed place and whose digits are less certain
+    than its words, that loses nearly all: 2 of 60 right in 45 forwards, against 43 of 60 in 89 without it.
 
     Args:
         pair: the models, of which the diffusion model decodes.

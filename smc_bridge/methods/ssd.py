@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smc_bridge.canvas.build import canvas_of
-from smc_bridge.canvas.rules import Ordered
+from smc_bridge.canvas.ranked import Ranked
 from smc_bridge.canvas.self_speculation import SelfSpeculation
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.registry import method
@@ -35,6 +35,6 @@ def ssd(
         ValueError: an argument out of range.
     """
     greedy = canvas_of(
-        pair, Ordered("confidence"), name="ssd", span=span, lookahead=lookahead, temperature=0.0, anchors=anchors
+        pair, Ranked(), name="ssd", span=span, lookahead=lookahead, temperature=0.0, anchors=anchors
     )
     return SelfSpeculation(greedy, draft, "ssd", greedy.detokenize)
