@@ -244,8 +244,8 @@ class Sampler(Program):
             moved = moved._replace(increments=moved.increments + gain)
 
         seen = survivors.look(self, state, rows, moved, checks)
-        narrow = self.pace is not None or getattr(self.proposal, "narrow", False)
-        if narrow and not self.kernel.reads_marginals:
+        narrower = self.pace is not None or getattr(self.proposal, "adaptive", False)
+        if narrower and not self.kernel.reads_marginals:
             seen = seen._replace(scored=moved.width)  # not all V places were asked for
         log_weights = np.repeat(known(state.log_weights)[known(active), :, None], k, -1) - math.log(k)
         log_weights.reshape(-1, k)[growing] += seen.increments

@@ -101,8 +101,9 @@ class Asked(NamedTuple):
 class Proposal(Protocol):
     """What drafts for the particles of a run, and knows the law of its drafts.
 
-    One whose q is not the law of its drafts says so by an attribute `proper = False`: a labelled baseline. One that
-    chooses how many places it drafts says `narrow = True`: positions of the target are then counted by its widths.
+    One whose q is not the law of its drafts says so by an attribute `proper = False`: a labelled baseline. One
+    whose drafts depend on what became of those before, such as their lengths, says `adaptive = True`: positions of the
+    target are counted by the widths, and states are not taken for equal because their prefixes are.
     """
 
     @property
