@@ -105,7 +105,8 @@ class Proposal(Protocol):
     drafts end by what they hold (the width of a draft is a function of its tokens up to its last) has besides a method
     `follow(state, asked, lane, block)`, which returns what `along` does and the width of such a draft, `[Q]`: a
     retained sequence stops where its own draft would. Its model's `kind`, for messages, is "diffusion" unless it says
-    another.
+    another. One whose drafts depend on what became of those before, such as their lengths, says `adaptive = True`: its
+    states are not taken for equal because their prefixes are.
     """
 
     @property

@@ -120,17 +120,15 @@ def best_paths(
 
 
 @dataclass
-class SearchState:
-    """State of the proposal.
+class SearchState(MeanFieldState):
+    """State of the proposal: that of the marginals, and what the next lengths follow from.
 
     Attributes:
-        marginals: the diffusion model's session and what it said.
         path: last draft of each particle, `[R, V]`.
         drafted: its tokens before an end of sequence, `[R]`.
         averages: of tokens drafted and accepted, `[2, R]` (`AdaptiveLength`).
     """
 
-    marginals: MeanFieldState
     path: Index
     drafted: Index
     averages: Floats
@@ -181,6 +179,11 @@ class PathSearch(MostLikelyPath):
         return not self.ratio
 
     @property
+    def adaptive(self) -> bool:
+        """Whether drafts depend on what became of those before: on how many of their tokens were accepted."""
+        return self.lengths is not None
+
+    @property
     def identical_lanes(self) -> bool:
         """Whether q is the same for every lane of a particle; the path is."""
         return not self.ratio or self.base.identical_lanes
@@ -205,21 +208,23 @@ class PathSearch(MostLikelyPath):
         """The state of R = P * N particles before their first draft (`Proposal.open`)."""
         rows = prefix.length.numel()
         nothing = np.zeros(rows, dtype=np.int64)
-        marginals = self.plain.open(prefix, particles=particles)
-        return SearchState(marginals, np.full((rows, 0), PAD), nothing, np.full((2, rows), np.nan))
+        held = self.plain.open(prefix, particles=particles)
+        return SearchState(
+            held.session, held.marginals, particles, np.full((rows, 0), PAD), nothing, np.full((2, rows), np.nan)
+        )
 
     def draft(self, state: Any, asked: Asked, *, source: Source | None) -> Draft:
         """The best path of every particle, K times, `[B * K, V]` (`Proposal.draft`); nothing is drawn."""
         rows, device = known(asked.rows), asked.rows.device
         asked = self._within(state, asked)
-        found = self.plain.draft(state.marginals, asked._replace(lanes=1), source=None)
+        found = self.plain.draft(state, asked._replace(lanes=1), source=None)
         path, length = self._search(found.q, known(found.width), asked)
         ended = is_end(np.take_along_axis(path, length[:, None] - 1, 1)[:, 0], ends_of(self.model.eos_id))
         state.path, state.drafted = np.full((state.drafted.size, asked.window), PAD), state.drafted.copy()
         state.path[rows], state.drafted[rows] = path, length - ended
         tokens = sent(path.repeat(asked.lanes, 0), device)
         if self.ratio:
-            q = self.base.draft(state.marginals, asked, source=None).q
+            q = self.base.draft(state, asked, source=None).q
         else:
             q = PointLaw(tokens, self.model.vocab_size, found.q, asked.chunks)
         return Draft(tokens, q, sent(length.repeat(asked.lanes), device), found.cost)
@@ -229,7 +234,7 @@ class PathSearch(MostLikelyPath):
     ) -> None:
         """Let marginals and lengths follow the survivors (`Proposal.commit`). What a block has in common with the path
         is what was accepted: a refused token is not drawn again."""
-        self.plain.commit(state.marginals, ancestors, block, length, whole)
+        self.plain.commit(state, ancestors, block, length, whole)
         if ancestors is not None:
             own = known(ancestors)
             state.path, state.drafted, state.averages = state.path[own], state.drafted[own], state.averages[:, own]
@@ -243,7 +248,7 @@ class PathSearch(MostLikelyPath):
 
     def reseat(self, state: Any, length: Tensor, rows: Tensor, fresh: Prefix) -> None:
         """Let particles `rows: [B]` hold other prefixes, before their first draft (`Proposal.reseat`)."""
-        self.plain.reseat(state.marginals, length, rows, fresh)
+        self.plain.reseat(state, length, rows, fresh)
         state.averages = state.averages.copy()
         state.averages[:, known(rows)] = np.nan
 

@@ -31,9 +31,12 @@ def enumerate_sampler(sampler: Sampler, limit: int, *, most: int = 10**6) -> Enu
         most: outcomes that are executed at most.
     Raises:
         NotEnumerableError: a part draws a continuous variable, there are more than `most` outcomes, or their
-            probabilities do not sum to one, because a part draws otherwise than through its `source`.
+            probabilities do not sum to one, because a part draws otherwise than through its `source`; or the proposal
+            is adaptive, for states are known by their prefixes here.
     """
     real = sampler
+    if getattr(real.proposal, "adaptive", False):
+        raise NotEnumerableError("the proposal's drafts follow those before: prefixes alone are no state")
     sampler = copy.copy(real)
     sampler.resampler = BranchingResampler(real.resampler)
     known = type(real.resampler) in [type(named("resampler", name)) for name in RESAMPLERS] and (

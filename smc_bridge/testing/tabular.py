@@ -75,6 +75,6 @@ def exact_law(target: ARTarget, limit: int) -> SequenceLaw:
     if target.potential is None:
         return whole
     prefix = Prefix.of(list(whole))
-    ended, start = prefix._replace(done=torch.ones_like(prefix.done)), torch.zeros_like(prefix.length)
-    phi = target.log_potential(ended, start=start).exp().tolist()
+    whole_rows, start = prefix._replace(done=torch.ones_like(prefix.done)), torch.zeros_like(prefix.length)
+    phi = target.log_potential(whole_rows, start=start).exp().tolist()
     return {s: mass * f for (s, mass), f in zip(whole.items(), phi, strict=True)}
