@@ -46,7 +46,7 @@ class Particles(Denoiser):
         self.every = whole_number("every", self.every, remedy="resample every 1 step or more, a whole number")
 
     def settings(self) -> dict[str, Any]:
-        """See `Denoiser.settings`."""
+        """What shapes the draws, as plain data (`Denoiser.settings`)."""
         shown = {"resampler": describe(self.resampler), "trigger": describe(self.trigger)}
         return {**super().settings(), "every": self.every, **shown}
 

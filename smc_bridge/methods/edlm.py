@@ -63,7 +63,7 @@ class EnergyDenoiser(Denoiser):
             raise ValueError(f"sign = {said(self.sign)}: give one of {', '.join(get_args(Sign))}")
 
     def settings(self) -> dict[str, Any]:
-        """See `Denoiser.settings`."""
+        """What shapes the draws, as plain data (`Denoiser.settings`)."""
         own = {name: getattr(self, name) for name in ("candidates", "is_start", "is_end", "is_temp", "sign")}
         return {**super().settings(), **own}
 
@@ -97,7 +97,8 @@ class EnergyDenoiser(Denoiser):
 
 @method(
     "edlm", role="baseline", targets="AR", proper=False, reference="arXiv 2410.21357",
-    why="one of k candidates in every step", examples=("edlm,steps=16,is_start=1,is_end=0", "edlm,form=one-shot"),
+    why="one of k candidates in every step",
+    examples=("edlm,lookahead=4,steps=4,is_start=1,is_end=0", "edlm,form=one-shot"),
     published="1.3 times as fast as its base at equal quality, near-AR perplexity on text8 and OpenWebText (MDLM)",
 )
 def edlm(

@@ -56,7 +56,7 @@ class Steered(Particles):
         self.samples = whole_number("samples", self.samples, least=0, remedy=remedy)
 
     def settings(self) -> dict[str, Any]:
-        """See `Denoiser.settings`."""
+        """What shapes the draws, as plain data (`Denoiser.settings`)."""
         own = {name: getattr(self, name) for name in ("potential", "exponent", "samples")}
         return {**super().settings(), **own}
 
@@ -94,21 +94,21 @@ class Steered(Particles):
         Of a complete canvas it is known for good once it was asked for.
         """
         rows, reward = self.rows(state, seats), state.tilt.of(seats).reward.clone()
-        whole = self.complete(state, seats)
-        for asked in (reward.isnan() & whole, reward.isnan() & ~whole):
-            index = rows[asked.flatten().to(rows.device)]
+        filled, whole = extent(state.canvas[rows], ends_of(self.proposal.model.eos_id))
+        known = (~reward.isnan()).flatten().to(rows.device)
+        still = ~whole & (filled < state.reach[rows])  # there is something left to draw
+        for asked in (~known & ~still, ~known & still):
+            index, flat = rows[asked], asked.reshape(reward.shape).cpu()
             if not index.numel():
                 continue
-            canvas = state.canvas[index]
-            if bool(whole[asked].all()):
-                drafts, known = canvas[:, None], extent(canvas, ends_of(self.proposal.model.eos_id))[0]
-            else:
+            drafts, length = state.canvas[index][:, None], filled[asked]
+            if bool(still[asked].any()):
                 assert seen is not None
-                drafts, known = self._drafts(state, index, seen), state.reach[index]
-            state, judged = self.asked(state, index, drafts, known)
-            reward[asked] = (judged.total.logsumexp(-1) - math.log(drafts.shape[1])).cpu()
-        kept = state.tilt.of(seats)._replace(reward=torch.where(whole, reward, torch.nan))
-        return state._replace(tilt=state.tilt.put(seats, kept)), reward
+                drafts, length = self._drafts(state, index, seen), state.reach[index]
+            state, judged = self.asked(state, index, drafts, length)
+            reward[flat] = (judged.total.logsumexp(-1) - math.log(drafts.shape[1])).cpu()
+        kept = torch.where(whole.reshape(reward.shape).cpu(), reward, torch.nan)
+        return state._replace(tilt=state.tilt.put(seats, state.tilt.of(seats)._replace(reward=kept))), reward
 
     def _drafts(self, state: DenoisingState, index: Tensor, seen: Masked) -> Tensor:
         """Ends x_0 of canvases `index: [B]`, `[B, m, W]`: what is filled, and draws of the rest by the last forward."""
@@ -126,8 +126,8 @@ class Steered(Particles):
 @method(
     "fk-steering", role="baseline", targets="DLM x AR^lambda", proper=False,
     reference="arXiv 2501.06848", why="the tilted law, not the AR law",
-    examples=("fk-steering,steps=16,every=4",),
-    published="k = 4, lambda = 10 steers MDLM to its rewards better than best-of-n at equal cost",
+    examples=("fk-steering,lookahead=4,steps=4,every=4",),
+    published="settings on MDLM: k = 4, lambda = 10, every 20 steps, 4 x_0 a reward; its rewards are of other models",
 )
 def fk_steering(
     pair: ModelPair, *, particles: int = 4, potential: Potential = "diff", exponent: float = 1.0, samples: int = 4,

@@ -42,7 +42,7 @@ class SelfRewarded(Particles):
             raise ValueError(f"final = {said(self.final)}: give one of {', '.join(get_args(Final))}")
 
     def settings(self) -> dict[str, Any]:
-        """See `Denoiser.settings`."""
+        """What shapes the draws, as plain data (`Denoiser.settings`)."""
         return {**super().settings(), "final": self.final}
 
     def weighed(
@@ -71,8 +71,8 @@ class SelfRewarded(Particles):
 
 @method(
     "self-rewarding-smc", role="baseline", targets="DLM^2", proper=False, reference="arXiv 2602.01849",
-    why="weighed by the DLM's confidences", examples=("self-rewarding-smc,steps=16",),
-    published="better than its base sampler at equal steps on MDLM, BD3LM, LLaDA and Dream",
+    why="weighed by the DLM's confidences", examples=("self-rewarding-smc,lookahead=4,steps=4",),
+    published="settings: resampled per block where ESS < K / 2, final argmax (MDLM, BD3LM, LLaDA, Dream)",
 )
 def self_rewarding_smc(
     pair: ModelPair, *, particles: int = 4, final: Final = "argmax", steps: int = 32, every: int | None = None,
