@@ -155,7 +155,8 @@ def smc(
     reuse: float = REUSE,
     proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
     max_logit_bytes: int | None = None, compile: bool = False, at_once: int = 1,
-    costs: Costs | Mapping[str, Any] | None = None, experts: Sequence[ARTarget | CausalLM] = (), bonus: bool = False,
+    costs: Costs | Mapping[str, Any] | None = None, experts: Sequence[ARTarget | CausalLM] = (),
+    bonus: bool = False, places: int | None = None, entropy: float | None = None,
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
@@ -178,7 +179,7 @@ def smc(
         resampler: how survivors are drawn, systematic unless it is given.
         trigger: when particles are resampled, ess is an ESS below half.
         potential: of the target, an object.
-        proposal: what the DLM drafts by: its marginals, its own chain rule, or their likeliest path.
+        proposal: what the DLM drafts by: its marginals, its own chain rule in one of three ways, or one path of them.
         reuse: probability of the next likeliest tokens above which marginals outlive a refusal, once; 0 for never.
         proposal_top_p: truncation of the proposal; needs the intermediate defensive to stay proper.
         top_p: truncation of the target.
@@ -190,6 +191,8 @@ def smc(
         experts: further causal models that the intermediate reads, objects, as with `Experts([0.2])`; one without a law
             of its own has the target's temperature.
         bonus: whether a draft accepted whole, with no marginals left, is followed by one more token of the target.
+        places: that a forward of the proposal chain fills, 1 unless it is given.
+        entropy: budget of a forward of the proposal entropy-chain, nats, 0.1 unless it is given.
     Raises:
         ValueError: options contradict each other, or are out of range for the pair.
     Example:
@@ -206,7 +209,7 @@ def smc(
     told = None if isinstance(kernel, TreeWalk) and nodes == AUTO else budget
     check_fit(
         lanes=lanes, w=w, beta=beta, kernel=kernel, intermediate=intermediate, nodes=told, weight=weight,
-        resampler=resampler, trigger=trigger, proposal=proposal, reuse=reuse,
+        resampler=resampler, trigger=trigger, proposal=proposal, reuse=reuse, places=places, entropy=entropy,
     )
     if is_list(own) and hasattr(own, "__len__") and len(own) != lanes:
         raise ValueError(
@@ -222,7 +225,7 @@ def smc(
         )
     base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=m, reuse=reuse)
     return Sampler(
-        proposal=named("proposal", proposal, base=base),
+        proposal=named("proposal", proposal, base=base, places=places, entropy=entropy),
         target=target,
         intermediate=named(
             "intermediate", intermediate, w=DEFAULT_W if w is None else w, beta=DEFAULT_BETA if beta is None else beta

@@ -197,7 +197,8 @@ class Program:
         lanes, proposal = self.particles * self.lanes, self.proposal
         rows = lanes // self.walks if self.kernel.reads_marginals else lanes
         block = within_block(proposal.model, np.array(0), np.array(proposal.lookahead))  # no draft is longer
-        return Sizes(self.particles, lanes, rows, self.window, int(block), proposal.factorised)
+        places = getattr(proposal, "places", 1)
+        return Sizes(self.particles, lanes, rows, self.window, int(block), proposal.factorised, places)
 
     @property
     def chunks(self) -> Chunks:
