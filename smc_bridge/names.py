@@ -45,10 +45,14 @@ def _law(name: str) -> Any:
 #: What drafts, made of the diffusion model's marginals.
 PROPOSALS = {
     "marginals": "smc_bridge.proposals.mean_field:as_it_is", "chain": "smc_bridge.proposals.chain:PrefixFilled",
+    "entropy-chain": "smc_bridge.proposals.entropy_chain:EntropyChain",
+    "speculated-chain": "smc_bridge.proposals.self_speculation:SelfSpeculated",
     "path": "smc_bridge.proposals.path:MostLikelyPath", "search": "smc_bridge.proposals.search:PathSearch",
 }
 #: Proposals whose laws depend on what they drafted, and kernels that ask for laws off the draft.
-CHAINS = ("chain",)
+CHAINS = ("chain", "entropy-chain", "speculated-chain")
+#: Options that one proposal has for itself, by what makes it.
+OF_PROPOSALS = {"places": "chain", "entropy": "entropy-chain"}
 NEED_MARGINALS = ("tree",)
 #: From w and beta to the intermediate.
 INTERMEDIATES: dict[str, Callable[[float, float], Any]] = {
@@ -86,12 +90,15 @@ def meant(text: str, names: Collection[str]) -> str:
     return "" if close is None else f"did you mean {close}? "
 
 
-def named(kind: str, value: Any, *, w: float = DEFAULT_W, beta: float = DEFAULT_BETA, base: Any = None) -> Any:
+def named(
+    kind: str, value: Any, *, w: float = DEFAULT_W, beta: float = DEFAULT_BETA, base: Any = None, **options: Any
+) -> Any:
     """The part of that kind that a name stands for; anything but a name is passed through.
 
     Args:
         w, beta: of an intermediate.
         base: marginals that a proposal is made of.
+        options: of the proposal (`OF_PROPOSALS`); None is not given.
     Raises:
         ValueError: no part of that kind has the name; the message names the nearest, and all.
     """
@@ -103,7 +110,7 @@ def named(kind: str, value: Any, *, w: float = DEFAULT_W, beta: float = DEFAULT_
     if kind == "intermediate":
         return INTERMEDIATES[value](w, beta)
     if kind == "proposal":
-        return resolve_name(PROPOSALS[value])(base)
+        return resolve_name(PROPOSALS[value])(base, **{k: v for k, v in options.items() if v is not None})
     part = resolve_name(_HOMES[kind][value])
     return part() if isinstance(part, type) else part
 
@@ -119,7 +126,7 @@ def idle(kernel: Any = None, intermediate: Any = None) -> tuple[str, ...]:
 def check_fit(
     *, lanes: int, w: float | None = None, kernel: Any = None, intermediate: Any = None, nodes: int | None = None,
     weight: Any = None, resampler: Any = None, trigger: Any = None, proposal: Any = None, beta: float | None = None,
-    reuse: float = 0.0,
+    reuse: float = 0.0, places: int | None = None, entropy: float | None = None,
 ) -> None:
     """Refuse options that contradict each other, as far as they are given by name; None is not given.
 
@@ -150,6 +157,12 @@ def check_fit(
             f"proposal = {proposal} with kernel = {tree}: it asks for laws off the draft, and a chain's depend on the "
             "draft; give kernel = rejection, or proposal = marginals"
         )
+    for name, value in (("places", places), ("entropy", entropy)):
+        if value is not None and proposal != OF_PROPOSALS[name]:
+            raise ValueError(
+                f"{name} = {said(value)} with proposal = {said(proposal)}, which has none: leave it out, or give proposal = "
+                f"{OF_PROPOSALS[name]}"
+            )
     if proposal in CHAINS and weight == "balance":
         raise ValueError(
             f"proposal = {proposal} with weight = {weight}: it asks for laws along other lanes' drafts, and a chain's "

@@ -28,10 +28,16 @@ from smc_bridge.sampling import Drawable, inverse_cdf
 class Stream(Protocol):
     """Successive draws from laws that depend on what was drawn before."""
 
-    def __call__(self, log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, log_probs: Tensor | Drawable, rows: Tensor | None = None, places: Tensor | None = None
+    ) -> Tensor:
         """The next draw of rows `rows: [n]` (default: all R, in order) from `log_probs`, `[n, A]` -> `[n]`.
 
         A law of one position, `[n, 1, A]`, gives `[n, 1]`.
+
+        Args:
+            places: which of the reserved draws these are, of the shape of the result, in place of the next one of each.
+                A draw whose outcome has not mattered may be made again, under another law.
         """
         ...
 
@@ -81,8 +87,13 @@ class UniformStream:
         self.uniform = uniform
         self.step = 0
 
-    def __call__(self, log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, log_probs: Tensor | Drawable, rows: Tensor | None = None, places: Tensor | None = None
+    ) -> Tensor:
         """See `Stream.__call__`."""
+        if places is not None:
+            own = torch.arange(self.uniform.shape[0], device=places.device) if rows is None else rows
+            return inverse_cdf(log_probs, self.uniform[own.view(-1, *(1,) * (places.dim() - 1)), places])
         column = self.uniform[:, self.step]
         self.step += 1
         return inverse_cdf(log_probs, (column if rows is None else column[rows]).reshape(log_probs.shape[:-1]))

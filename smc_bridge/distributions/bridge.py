@@ -38,6 +38,7 @@ from smc_bridge.distributions.intermediate import (
 from smc_bridge.distributions.law import Law, Pointwise, leaves_out, reached
 from smc_bridge.distributions.product import ProductLaw
 from smc_bridge.distributions.table import Dense, settled
+from smc_bridge.distributions.views import Exchanged
 from smc_bridge.models.host import sent
 from smc_bridge.plugins import foreign
 
@@ -120,7 +121,8 @@ class CellwiseLaw(Law):
 
 
 def bridge_law(
-    intermediate: Intermediate, q: Law, p: Law, *, lanes: int, experts: Sequence[Law] = ()
+    intermediate: Intermediate, q: Law, p: Law, *, lanes: int, experts: Sequence[Law] = (),
+    bonus: Tensor | None = None,
 ) -> Law:
     """`intermediate.log_prob(log q, log p, ...)`, computed where it is read (module docstring), or at once if small.
 
@@ -128,9 +130,14 @@ def bridge_law(
         q, p: laws of R = B * K rows, `[R, V, A]`.
         lanes: K; consecutive rows are the lanes of one particle.
         experts: further laws of these rows, as many as the intermediate reads.
+        bonus: place of each row where q has no mass and the law is p, `[R]`, -1 for none.
     Raises:
         ValueError: a user's intermediate returned no law; see `checked_log_prob`.
     """
+    if bonus is not None:  # an intermediate is never shown a q without mass, and of p and p most make p
+        shown = settled(Exchanged(q, p, bonus, q.shape[-2]))
+        inside = bridge_law(intermediate, shown, p, lanes=lanes, experts=experts)
+        return settled(Exchanged(inside, p, bonus, q.shape[-2]))
     law = _bridge(intermediate, q, p, lanes, experts)
     return law if law is q or law is p else settled(law)
 

@@ -1,4 +1,4 @@
-"""`ResidualLaw`: what corrects a refusal."""
+"""`ResidualLaw`: what corrects a refusal; `log_committed`: acceptance and correction of a drafted token as one law."""
 
 from __future__ import annotations
 
@@ -56,3 +56,22 @@ class ResidualLaw(Law):
         if drawn.numel():
             out[drawn] = super().draw(owner[drawn], uniform[drawn])
         return out
+
+
+def log_committed(log_q: Tensor, log_pi: Tensor, drafted: Tensor) -> Tensor:
+    """The law of what is committed at a place given the drafted token: that token with probability `min(1, pi / q)`,
+    else a draw from `(pi - q)_+`. With a draft from q, what is committed has law pi.
+
+    Args:
+        log_q, log_pi: `[n, A]`.
+        drafted: `[n]`.
+    Returns:
+        `[n, A]` log-probabilities.
+    """
+    own = drafted[:, None]
+    ratio = torch.where(log_pi == -math.inf, -math.inf, log_pi - log_q).gather(1, own)
+    accept = ratio.clamp_max(0.0).exp()
+    residual = (log_pi.exp() - log_q.exp()).clamp_min(0.0)
+    total = residual.sum(-1, keepdim=True)
+    residual = torch.where(total > 0, residual / total, log_pi.exp())
+    return ((1.0 - accept) * residual).scatter_add(1, own, accept).log()

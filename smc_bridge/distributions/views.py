@@ -1,7 +1,9 @@
-"""Laws that are other laws in other places: `Placed`, such as the nodes of a tree along its walks; `Patched` and
-`Instead`, of which some rows or some cells are those of another."""
+"""Laws that are other laws in other places: `Placed`, such as the nodes of a tree along its walks; `Patched`, `Instead`
+and `Exchanged`, of which some rows, some cells or one place in a row are those of another."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -109,3 +111,40 @@ class Instead(Law):
         """Lower bounds of n cells of the base or the other law, `[n]`, nats (`Law.lower_bound`)."""
         own, other = (law.lower_bound(rows, positions) for law in (self.base, self.other))
         return torch.where(self.where[rows, positions], other, own)
+
+
+class Exchanged(Law):
+    """A law of which one place in each row is that of another law, or has no mass.
+
+    Args:
+        base: `[R, W, A]`; its last place stands for those after it.
+        other: `[R, V, A]`; None for no mass at all.
+        place: which place of each row, `[R]`, -1 for none.
+        width: V.
+    """
+
+    def __init__(self, base: Law, other: Law | None, place: Tensor, width: int) -> None:
+        super().__init__((base.rows, width, base.shape[-1]), base, base.chunks)
+        self.base, self.other, self.place = base, other, place
+
+    def log_probs(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Log-probabilities of n cells of the base or the other law: `[n, A]`, or `[n, 1]` at one token each
+        (`Law.log_probs`)."""
+        found = self.base.log_probs(rows, positions.clamp_max(self.base.shape[-2] - 1), tokens)
+        own = positions == self.place[rows]
+        if not bool(own.any()):
+            return found
+        asked = None if tokens is None else tokens[own]
+        found[own] = -math.inf if self.other is None else (
+            self.other.log_probs(rows[own], positions[own], asked).to(found.dtype)
+        )
+        return found
+
+    def lower_bound(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """That of the base; 0 at the place that is exchanged, where nothing is left out (`Law.lower_bound`)."""
+        below = self.base.lower_bound(rows, positions.clamp_max(self.base.shape[-2] - 1))
+        return torch.where(positions == self.place[rows], 0.0, below)
+
+    def raw_at(self, rows: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+        """The base's logits at one token of each of n cells, `[n]` (`Law.raw_at`)."""
+        return self.base.raw_at(rows, positions.clamp_max(self.base.shape[-2] - 1), tokens)

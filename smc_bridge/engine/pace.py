@@ -16,7 +16,8 @@ For a tree the sum is over its nodes, whose probabilities of being met are known
 to node, so a tree ends best at the first that lowers `(1 + sum of probabilities) / (worth + nodes)`, where `worth` is
 what a step costs besides, in nodes (`smc_bridge.kernels.tree_build`).
 
-It is reckoned as if a refusal ended the use of a forward: marginals that outlive one (`reuse`) are not counted in.
+It is reckoned as if a refusal ended the use of a forward: marginals that outlive one (`reuse`) are not counted in, nor
+is a bonus token, nor what a chain saves whose forwards fill as many places as they may.
 
 What is decided in a step is a function of the prompt's *past* and of costs, never of the step's own draws: where blocks
 end is a stopping time, and the program stays proper (condition C1; docs/theory, section 3). Nor is it a function of the
@@ -66,7 +67,8 @@ class Sizes(NamedTuple):
         lanes: N * K of a prompt.
         rows: of a prompt in a forward of the AR model: its lanes, or its trees.
         window, lookahead: greatest V and M.
-        factorised: whether one forward gives all places of a draft; else it takes one for each.
+        factorised: whether one forward gives all places of a draft; else it takes one for each group of them.
+        places: of such a group, as far as their number is fixed.
     """
 
     particles: int
@@ -75,6 +77,7 @@ class Sizes(NamedTuple):
     window: int
     lookahead: int
     factorised: bool = True
+    places: int = 1
 
 
 class Plan(NamedTuple):
@@ -214,7 +217,7 @@ def _menu(costs: Costs, window: bool, lookahead: bool, at_once: int, sizes: Size
     place = np.arange(int(used.max()))
     runs = (place % v[:, None] == 0) & (place < used[:, None])
     rows = sizes.particles if sizes.factorised else sizes.rows
-    forwards = np.ones_like(v) if sizes.factorised else used
+    forwards = np.ones_like(v) if sizes.factorised else -(-used // sizes.places)
     dlm = np.array([costs.dlm(rows * at_once, int(n)) for n in m]) * forwards
     step = costs.step(sizes.lanes * at_once)
     ar = np.array([

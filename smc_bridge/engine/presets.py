@@ -19,7 +19,7 @@ from smc_bridge.engine.pace import Pace
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import Trigger
-from smc_bridge.kernels.importance import WeightRule
+from smc_bridge.kernels.importance import AcceptAll, WeightRule
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number
@@ -124,8 +124,12 @@ def _paced(
     return v, m, b, None
 
 
-def _kernel(kernel: Kernel | str | None, nodes: int | None, temperature: float | Sequence[float]) -> Kernel:
+def _kernel(
+    kernel: Kernel | str | None, nodes: int | None, temperature: float | Sequence[float], *, bonus: Any
+) -> Kernel:
     """The kernel that is given or named; a tree ranks as `tree_kernel` where all lanes have one temperature."""
+    if kernel == "accept-all" and bonus:
+        return AcceptAll(bonus=True)
     if kernel != "tree":
         found: Kernel = named("kernel", "rejection" if kernel is None else kernel)
         return found
@@ -152,6 +156,7 @@ def smc(
     proposal_top_p: float = 1.0, top_p: float = 1.0, top_k: int | None = None, name: str | None = None,
     max_logit_bytes: int | None = None, compile: bool = False, at_once: int = 1,
     costs: Costs | Mapping[str, Any] | None = None, experts: Sequence[ARTarget | CausalLM] = (),
+    bonus: bool = False, places: int | None = None, entropy: float | None = None,
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
@@ -174,7 +179,7 @@ def smc(
         resampler: how survivors are drawn, systematic unless it is given.
         trigger: when particles are resampled, ess is an ESS below half.
         potential: of the target, an object.
-        proposal: what the DLM drafts by: its marginals, its own chain rule, or their likeliest path.
+        proposal: what the DLM drafts by: its marginals, its own chain rule in one of three ways, or one path of them.
         reuse: probability of the next likeliest tokens above which marginals outlive a refusal, once; 0 for never.
         proposal_top_p: truncation of the proposal; needs the intermediate defensive to stay proper.
         top_p: truncation of the target.
@@ -185,6 +190,9 @@ def smc(
         costs: of the pair's forwards, for auto; measured when a run begins unless they are given.
         experts: further causal models that the intermediate reads, objects, as with `Experts([0.2])`; one without a law
             of its own has the target's temperature.
+        bonus: whether a draft accepted whole, with no marginals left, is followed by one more token of the target.
+        places: that a forward of the proposal chain fills, 1 unless it is given.
+        entropy: budget of a forward of the proposal entropy-chain, nats, 0.1 unless it is given.
     Raises:
         ValueError: options contradict each other, or are out of range for the pair.
     Example:
@@ -201,7 +209,7 @@ def smc(
     told = None if isinstance(kernel, TreeWalk) and nodes == AUTO else budget
     check_fit(
         lanes=lanes, w=w, beta=beta, kernel=kernel, intermediate=intermediate, nodes=told, weight=weight,
-        resampler=resampler, trigger=trigger, proposal=proposal, reuse=reuse,
+        resampler=resampler, trigger=trigger, proposal=proposal, reuse=reuse, places=places, entropy=entropy,
     )
     if is_list(own) and hasattr(own, "__len__") and len(own) != lanes:
         raise ValueError(
@@ -217,16 +225,16 @@ def smc(
         )
     base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=m, reuse=reuse)
     return Sampler(
-        proposal=named("proposal", proposal, base=base),
+        proposal=named("proposal", proposal, base=base, places=places, entropy=entropy),
         target=target,
         intermediate=named(
             "intermediate", intermediate, w=DEFAULT_W if w is None else w, beta=DEFAULT_BETA if beta is None else beta
         ),
-        kernel=_kernel(kernel, budget, own),
+        kernel=_kernel(kernel, budget, own, bonus=bonus),
         weight=named("weight", "own" if weight is None else weight),
         resampler=named("resampler", "systematic" if resampler is None else resampler),
         trigger=named("trigger", "ess" if trigger is None else trigger),
         particles=particles, lanes=lanes, window=v, name=f"smc({particles})" if name is None else name,
         max_logit_bytes=max_logit_bytes, compile=compile, pace=pace, experts=as_experts(experts, temperature),
-        **codec(pair),
+        bonus=bonus, **codec(pair),
     )

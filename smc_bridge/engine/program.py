@@ -72,6 +72,8 @@ class Program:
         pace: chooses how far each step goes, within V, M and B, from costs and the past; None: always that far.
         experts: further causal models with their laws, that the intermediate reads beside q and p: each is asked where
             the target is, and its forwards are counted with the AR model's.
+        bonus: whether a draft that was accepted whole, and behind which no law is known, is followed by one more token,
+            drawn from the target at the next place of the same forward (Leviathan et al. 2023); there `pi = p`.
     """
 
     proposal: Proposal
@@ -92,6 +94,7 @@ class Program:
     pair: str | None = None
     pace: Pace | None = None
     experts: Sequence[ARTarget] = ()
+    bonus: bool = False
 
     @property
     def models(self) -> dict[str, LanguageModel]:
@@ -184,12 +187,18 @@ class Program:
         return self.lanes if alike else 1
 
     @property
+    def places(self) -> int:
+        """Tokens of a block at most: V, and the bonus token."""
+        return self.window + self.bonus
+
+    @property
     def sizes(self) -> Sizes:
         """What a pace reckons with."""
         lanes, proposal = self.particles * self.lanes, self.proposal
         rows = lanes // self.walks if self.kernel.reads_marginals else lanes
         block = within_block(proposal.model, np.array(0), np.array(proposal.lookahead))  # no draft is longer
-        return Sizes(self.particles, lanes, rows, self.window, int(block), proposal.factorised)
+        places = getattr(proposal, "places", 1)
+        return Sizes(self.particles, lanes, rows, self.window, int(block), proposal.factorised, places)
 
     @property
     def chunks(self) -> Chunks:
@@ -208,6 +217,7 @@ class Program:
             "window": self.window,
             "lookahead": self.proposal.lookahead,
             **({} if self.pace is None else {"pace": self.pace.settings()}),
+            **({"bonus": True} if self.bonus else {}),
             "intermediate": _shown(self.intermediate),
             "log_ratio_bound": bound if math.isfinite(bound) else None,
             "kernel": describe(self.kernel),

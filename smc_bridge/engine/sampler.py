@@ -230,7 +230,7 @@ class Sampler(Program):
         pinned, pinned_lane = None, None
         if state.retained is not None:
             pinned, pinned_lane = pin(
-                state, active, rows, lanes=k, window=self.window, source_of=lambda at: self._source(state, at, 1)
+                state, active, rows, lanes=k, window=self.places, source_of=lambda at: self._source(state, at, 1)
             )
 
         room, ahead = self._room(state, active)
@@ -269,7 +269,12 @@ class Sampler(Program):
             linear=linear, keep=state.keep_drafts, causal=len(state.causal),
         ))
         if self.pace is not None:
-            note(state.seen, known(rows) // n, seen.length, seen.accepted, seen.ended)
+            drafted = seen.width if draft.bonus is None else seen.width - (known(draft.bonus) >= 0).reshape(-1, k)
+            # A bonus token is no trial of the draft.
+            note(
+                state.seen, known(rows) // n, np.minimum(seen.length, drafted), seen.accepted,
+                seen.ended & (seen.length <= drafted),
+            )
         survivors.commit(self, state, active, growing, seen, reduced, log_potential)
         return state
 

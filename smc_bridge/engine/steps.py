@@ -18,8 +18,9 @@ from smc_bridge.blocks import Horizon, Move
 from smc_bridge.distributions.bridge import bridge_law
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
+from smc_bridge.distributions.table import settled
 from smc_bridge.distributions.target import TokenPotential
-from smc_bridge.distributions.views import Patched, Placed
+from smc_bridge.distributions.views import Exchanged, Patched, Placed
 from smc_bridge.engine.parts import DrawnOnce
 from smc_bridge.engine.program import Program
 from smc_bridge.engine.reach import calls_of, score_in_reach, widest
@@ -33,6 +34,7 @@ from smc_bridge.models.checks import gathered
 from smc_bridge.models.ends import ends_of
 from smc_bridge.models.host import Index, known, places, sent
 from smc_bridge.models.protocols import CausalLM, CausalSession
+from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Asked, Draft, check_draft, check_law
 from smc_bridge.randomness import Source
 
@@ -43,18 +45,40 @@ def draft_lanes(
     """K drafts for each of the B particles; pinned lanes have their own tokens, and q along them."""
     proposal, marginals = program.proposal, program.kernel.reads_marginals
     draft = check_draft(proposal, proposal.draft(state.drafts, asked, source=None if marginals else source), asked)
-    if pinned is None or marginals:
-        return draft
-    q, width = draft.q, draft.width
-    if not proposal.factorised and pinned.lane.numel():  # retained sequences that are finished have no lane
+    if pinned is not None and not marginals and not proposal.factorised and pinned.lane.numel():
+        # Retained sequences that are finished have no lane.
+        own, width = pinned.block[:, : asked.window], draft.width
         if follow := getattr(proposal, "follow", None):
-            along, own = follow(state.drafts, asked, pinned.lane, pinned.block)
-            width = width.index_copy(0, pinned.lane, own)
+            along, ended = follow(state.drafts, asked, pinned.lane, own)
+            width = width.index_copy(0, pinned.lane, ended)
         else:
-            along = proposal.along(state.drafts, asked, pinned.lane, pinned.block)
-        along = check_law(along, f"{called(proposal)}.along", (pinned.lane.numel(), *q.shape[1:]))
-        q = Patched(q, pinned.lane, along)
-    return draft._replace(tokens=pinned.impose(draft.tokens), q=q, width=width)
+            along = proposal.along(state.drafts, asked, pinned.lane, own)
+        along = check_law(along, f"{called(proposal)}.along", (pinned.lane.numel(), *draft.q.shape[1:]))
+        draft = draft._replace(q=Patched(draft.q, pinned.lane, along), width=width)
+    if program.bonus:
+        draft = with_bonus(draft, state, asked)
+    return draft if pinned is None or marginals else draft._replace(tokens=pinned.impose(draft.tokens))
+
+
+def with_bonus(draft: Draft, state: SMCState, asked: Asked) -> Draft:
+    """The draft with one more place, `[B * K, V + 1]`, for a token of the target after a window that was accepted whole.
+
+    At the place after a row's draft q has no mass and pi is p: every kernel that gets there commits a draw of p and
+    stops. Where later marginals are known, or there is no room, a row has no such place.
+    """
+    rows, lanes = known(asked.rows), asked.lanes
+    room = (known(state.limit) - known(state.prefix.length))[rows].repeat(lanes)
+    width = known(draft.width)
+    more = width < room
+    if draft.lasting is not None:
+        more &= ~known(draft.lasting)
+    device, columns = draft.tokens.device, asked.window + 1
+    bonus = sent(np.where(more, width, -1), device)
+    tokens = torch.where(
+        places(columns, device) == bonus[:, None], PAD, torch.nn.functional.pad(draft.tokens, (0, 1), value=PAD)
+    )
+    q = settled(Exchanged(draft.q, None, bonus, columns))
+    return draft._replace(tokens=tokens, q=q, width=sent(width + more, device), bonus=bonus)
 
 
 @dataclass(frozen=True)
@@ -67,6 +91,7 @@ class Scorer:
         rows: the particles, `[B]`.
         q: proposals of their lanes, `[B * K, V, A]`.
         window: greatest length of each particle's block, `[B]`, on the host.
+        bonus: place of each lane's bonus token, `[B * K]` (`Draft`), or None.
     """
 
     program: Program
@@ -74,6 +99,7 @@ class Scorer:
     rows: Tensor
     q: Law
     window: Index
+    bonus: Tensor | None = None
 
     @property
     def walks(self) -> int:
@@ -92,7 +118,7 @@ class Scorer:
         # Nothing is committed past the longest horizon, and a model may have no position there: it is not asked.
         given = tokens[:, : int(self.window.max())].clamp_min(0)
         p, *experts = self._laws(lambda session, model: self._scored(session, model, given), width)
-        return p, bridge_law(program.intermediate, self.q, p, lanes=lanes, experts=experts)
+        return p, bridge_law(program.intermediate, self.q, p, lanes=lanes, experts=experts, bonus=self.bonus)
 
     def _laws(self, score: Callable[[CausalSession, CausalLM], Tensor], width: int | None = None) -> list[Law]:
         """The laws of target and further experts, from what `score` says of each one's session and model."""
@@ -160,7 +186,7 @@ def move_lanes(
         last = min(first + step, total)
         lane, device = np.arange(first * lanes, last * lanes), rows.device
         own = sent(lane, device)
-        part = Draft(draft.tokens[own], draft.q.of_rows(own), sent(known(draft.width)[lane], device))
+        part = draft.of_rows(own)._replace(width=sent(known(draft.width)[lane], device))
         fixed = None if pinned is None else pinned.part(first * lanes, last * lanes)
         some = sent(known(rows)[first:last], device)
         with gathered():  # what a part's questions hold can be forgotten before the next part
@@ -178,7 +204,7 @@ def _particles_at_once(program: Program, state: SMCState, q: Law) -> int:
     """How many particles the target scores in one call; at least one."""
     if program.max_logit_bytes is None:
         return q.rows
-    positions = program.kernel.positions(program.lanes, program.window, walks=state.walks)
+    positions = program.kernel.positions(program.lanes, program.places, walks=state.walks)
     return max(1, program.max_logit_bytes // (positions * q.shape[-1] * q.dtype.itemsize))
 
 
@@ -190,14 +216,15 @@ def _move_part(
     horizon = Horizon(draft.width, ends_of(program.target.model.eos_id))
     width = known(draft.width).reshape(count, lanes)
     window = width.max(1)
-    verifier = Scorer(program, state, rows, draft.q, window)
+    verifier = Scorer(program, state, rows, draft.q, window, draft.bonus)
     move, p, pi, scored = program.kernel.move(draft, verifier, source=source, horizon=horizon, pinned=pinned)
+    bonus = None if draft.bonus is None else draft.bonus.reshape(count, lanes)
     shaped = Move(
         move.block.reshape(count, lanes, -1), move.length.reshape(count, lanes), move.accepted.reshape(count, lanes)
     )
     q, p, pi = (law.shaped(count, lanes) for law in (draft.q, p, pi))
     each = draft.width if lanes == 1 else sent(window, rows.device)
-    moved = Lanes(q, p, pi, shaped, Horizon(each, horizon.ends))
+    moved = Lanes(q, p, pi, shaped, Horizon(each, horizon.ends), bonus)
     watch(program, state, rows, moved)
     increments = checked_increments(
         program.weight, moved, kernel=program.kernel, intermediate=program.intermediate

@@ -41,6 +41,15 @@ def check_program(program: Program) -> None:
             raise ValueError(f"proposal {type(q).__name__}: {name} = {said(getattr(q, name))}: say True or False")
     _check_experts(program)
     q.check(program.lanes)
+    if program.bonus and isinstance(program.kernel, AcceptAll) and not program.kernel.bonus:
+        raise ValueError(
+            f"bonus = True with kernel = {said(program.kernel)}, which commits the draft alone: give "
+            "AcceptAll(bonus=True), or leave it out"
+        )
+    if program.bonus and program.kernel.reads_marginals:
+        raise ValueError(
+            f"bonus = True with kernel = {said(program.kernel)}, which draws past its leaves anyhow: leave it out"
+        )
     if not q.factorised:
         _refuse_chain("kernel", program.kernel, q, program.kernel.reads_marginals, "Rejection()")
         _refuse_chain("weight", program.weight, q, not program.weight.lanewise, "OwnWeights()")
@@ -113,6 +122,7 @@ def _check_parts(program: Program) -> None:
             "nodes = False"
         )
     program.compile = true_or_false("compile", program.compile)
+    program.bonus = true_or_false("bonus", program.bonus)
     check_text("name", program.name)
     check_callable("tokenize", program.tokenize, "a function of a text")
     check_callable("detokenize", program.detokenize, "a function of a list of ids")

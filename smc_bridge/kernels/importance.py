@@ -40,6 +40,7 @@ class Lanes(NamedTuple):
         pi: `[R, K, V, A]`, each lane's own intermediate along its block.
         move: blocks, lengths and accepted counts, each with leading dimensions `[R, K]`.
         horizon: where blocks must end, `window: [R]`.
+        bonus: place of each lane's bonus token, `[R, K]`, -1 for none; None where no lane has one (`Draft`).
     """
 
     q: Law
@@ -47,6 +48,7 @@ class Lanes(NamedTuple):
     pi: Law
     move: Move
     horizon: Horizon
+    bonus: Tensor | None = None
 
 
 class WeightRule(Protocol):
@@ -131,10 +133,11 @@ class BalanceHeuristic:
         rows, count, _, _ = lanes.q.shape
         horizon = lanes.horizon.of_lanes(count)
         q, p = lanes.q.shaped(rows * count), lanes.p.shaped(rows * count)
+        bonus = None if lanes.bonus is None else lanes.bonus.flatten()
         first = torch.arange(rows, device=q.device).repeat_interleave(count) * count
         stops, densities = list[Tensor](), list[Tensor]()
         for k in range(count):
-            pi = bridge_law(intermediate, q, p.of_rows(first + k), lanes=count)
+            pi = bridge_law(intermediate, q, p.of_rows(first + k), lanes=count, bonus=bonus)
             block = lanes.move.block[:, k].repeat_interleave(count, 0)
             length = lanes.move.length[:, k].repeat_interleave(count)
             for law, found in ((kernel.log_stop, stops), (kernel.log_density, densities)):

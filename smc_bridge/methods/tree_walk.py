@@ -19,7 +19,7 @@ from smc_bridge.registry import method
 
 @method(
     "tree-walk", role="weighted", targets="AR", proper=True, reference="arXiv 2604.12989 (w = 0)",
-    aliases=("tree-<nodes>",), rest=smc, without=("kernel",),
+    aliases=("tree-<nodes>",), rest=smc, without=("kernel", "bonus"),
 )
 def tree_walk(
     pair: ModelPair, *, particles: int = 1, nodes: int | Literal["auto"] = NODES, min_probability: float = 0.05,

@@ -1,23 +1,29 @@
-"""`PrefixFilled`: the diffusion model's own chain rule, with the draft so far filled in.
+"""Chains of the diffusion model: drafted left to right, some places per forward, with the draft so far filled in.
 
-    q_i(. | c, y_<i) = the model's marginal of place i, given c, y_<i in the places before it, and masks behind
+    q_i(. | c, y_<i) = the model's marginal of place i, given c, y_<s in the places before s, and masks behind
 
-Left to right, each token is drawn given those before it, so that the draft is coherent where independent marginals are
-not. To draw it takes a forward per token; to know its conditionals *along a given block* takes one forward, of a row
-for each number of tokens that are filled in (`prefix_filled`; self-speculation of diffusion models does the same).
+where s <= i is the place at which the forward began that fills place i. The law that a token is drawn from *is* its
+conditional given the draft before it, whatever s, as long as s depends on the past alone: so the draft keeps a
+tractable density (SpecDiff, arXiv 2408.05636, with several denoising steps, in its exact form).
 
-Shapes: B rows, V places, M lookahead, A alphabet, K lanes, Q lanes.
+`PrefixFilled` fills a fixed number of places per forward. With one, it is the model's own chain rule, coherent where
+independent marginals are not. To draw a chain takes a forward for each group of places; its laws *along a given block*
+take one forward, of a row for each place where a group may begin (`rows_filled`).
+
+Shapes: B rows, V places, M lookahead, S numbers of tokens shown, A alphabet, K lanes, Q lanes.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Law
-from smc_bridge.models.arguments import said
+from smc_bridge.models.arguments import said, whole_number
 from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, within_block
 from smc_bridge.models.rows import reseat
@@ -45,6 +51,26 @@ def filled(block: Tensor, count: Tensor | int, width: Tensor, columns: int) -> T
     return torch.where(place >= width[:, None], ABSENT, torch.where(place < shown, tokens, MASKED))
 
 
+def rows_filled(
+    session: DiffusionSession, rows: Tensor, block: Tensor, shown: Tensor, width: Tensor, columns: int
+) -> Tensor:
+    """Logits of canvases that show the first tokens of a block, by one forward of B * S rows.
+
+    Args:
+        session: of the diffusion model.
+        rows: which prefixes, `[B]`.
+        block: `[B, V]`.
+        shown: numbers of its tokens that are shown, `[S]`.
+        width, columns: see `filled`.
+    Returns:
+        `[B, S, M, A]`; arbitrary at places that a row does not have.
+    """
+    count, several = block.shape[0], shown.numel()
+    owner = torch.arange(count, device=block.device).repeat_interleave(several)
+    scores = session.score(rows[owner], filled(block[owner], shown.repeat(count), width[owner], columns))
+    return scores.reshape(count, several, columns, -1)
+
+
 def prefix_filled(session: DiffusionSession, rows: Tensor, block: Tensor, width: Tensor, columns: int) -> Tensor:
     """Logits of every place i given the prefix and the first i tokens of the block, by one forward of B * V rows.
 
@@ -56,11 +82,8 @@ def prefix_filled(session: DiffusionSession, rows: Tensor, block: Tensor, width:
     Returns:
         `[B, V, A]`; arbitrary at places that a row does not have.
     """
-    count, places = block.shape
-    place = torch.arange(places, device=block.device).repeat(count)
-    owner = torch.arange(count, device=block.device).repeat_interleave(places)
-    scores = session.score(rows[owner], filled(block[owner], place, width[owner], columns))
-    return scores[torch.arange(owner.numel(), device=block.device), place].reshape(count, places, -1)
+    place = torch.arange(block.shape[1], device=block.device)
+    return rows_filled(session, rows, block, place, width, columns)[:, place, place]
 
 
 @dataclass
@@ -77,8 +100,8 @@ class ChainState:
 
 
 @dataclass(frozen=True)
-class PrefixFilled(Form):
-    """Drafts by the diffusion model's own chain rule (module docstring; implements `Proposal`).
+class Chain(Form):
+    """Drafts left to right, groups of places by one forward each (module docstring; implements `Proposal`).
 
     Attributes:
         base: gives model, temperatures, truncation and lookahead.
@@ -86,7 +109,6 @@ class PrefixFilled(Form):
         ValueError: the base reuses marginals.
     """
 
-    form = "prefix-filled chain"
     factorised = False
 
     def __post_init__(self) -> None:
@@ -95,6 +117,19 @@ class PrefixFilled(Form):
                 f"reuse = {said(self.base.reuse)} of a chain's base: its laws do not outlive a draft; leave it out, or "
                 "draft by the marginals"
             )
+
+    @property
+    @abstractmethod
+    def step(self) -> int:
+        """Places between those where a group may begin."""
+
+    @abstractmethod
+    def group(self, scores: Tensor) -> Tensor:
+        """How many places a forward fills, `[n]`, at least 1: a function of its logits `[n, V, A]` from there on."""
+
+    @abstractmethod
+    def most(self, window: int) -> int:
+        """Places of a group at most, of V."""
 
     @property
     def covers(self) -> bool:
@@ -111,52 +146,66 @@ class PrefixFilled(Form):
         return ChainState(self.model.session(prefix.tokens.clamp_min(0), prefix.length), particles)
 
     def draft(self, state: ChainState, asked: Asked, *, source: Source | None) -> Draft:
-        """K drafts for each of B particles, `[B * K, V]`, by one forward per token (`Proposal.draft`).
+        """K drafts for each of B particles, `[B * K, V]`, by one forward per group (`Proposal.draft`).
 
         A forward is of the rows that go on; the first serves all lanes of a particle.
 
         Raises:
             ValueError: no source; the law is that of a draft.
         """
-        if source is None:
-            raise ValueError("source = None: a chain has no law without a draft; give draws")
+        draw = with_source(source).categorical_stream(asked.window)
         k, device = asked.lanes, asked.rows.device
-        total, canvas_width, width = self._widths(asked)
-        draw = source.categorical_stream(asked.window)
+        total, canvas_width, width = self.widths(asked)
         tokens = torch.zeros(total.numel(), asked.window, dtype=torch.long, device=device)
-        scores: Tensor | None = None
-        going, scored = torch.arange(total.numel(), device=device), list[Tensor]()
-        for i in range(asked.window):
-            going = going[width[going] > i]
-            if not going.numel():
-                break
-            # Nothing is filled in yet: the lanes of a particle share a row.
-            first = going[going % k == 0] if i == 0 else going
-            columns = int(canvas_width[first].max())
-            fresh = state.session.score(total[first], filled(tokens[first], i, canvas_width[first], columns))[:, i]
-            fresh = fresh.repeat_interleave(k, 0) if i == 0 else fresh
-            if scores is None:
+        at, ends, scored = torch.zeros_like(width), ends_of(self.model.eos_id), list[Tensor]()
+        going = torch.arange(total.numel(), device=device)
+        scores = torch.empty(0, device=device)
+        while going.numel():
+            # Nothing is filled in at first: the lanes of a particle share a row.
+            rows = going if scored else going[::k]
+            columns = int(canvas_width[rows].max())
+            canvas = filled(tokens[rows], at[rows], canvas_width[rows], columns)
+            fresh = following(state.session.score(total[rows], canvas), at[rows], self.most(asked.window))
+            fresh = fresh if scored else fresh.repeat_interleave(k, 0)
+            if not scored:
                 scores = fresh.new_zeros(total.numel(), asked.window, fresh.shape[-1])
-            scores[going, i] = fresh
-            law = self._law(scores[going, i : i + 1], asked, going)
-            tokens[going, i] = draw(law, going).flatten()
-            scored.append(total[first] // state.particles)
-            if ends := ends_of(self.model.eos_id):
-                going = going[~is_end(tokens[going, i], ends)]
-        assert scores is not None
+            scored.append(total[rows] // state.particles)
+            count = torch.minimum(self.group(fresh), (width - at)[going])
+            ended = torch.zeros_like(count, dtype=torch.bool)
+            for j in range(int(count.max())):
+                own = ((j < count) & ~ended).nonzero().flatten()
+                lane = going[own]
+                place = at[lane] + j
+                scores[lane, place] = fresh[own, j]
+                drawn = draw(self.law(fresh[own, j : j + 1], asked, lane), lane, place[:, None]).flatten()
+                tokens[lane, place] = drawn
+                if ends:
+                    ended[own] = is_end(drawn, ends)
+            at[going] += count
+            going = going[~ended & (at < width)[going]]
         everyone = torch.arange(total.numel(), device=device)
-        cost = Cost(torch.cat(scored), torch.cat([torch.full_like(p, i) for i, p in enumerate(scored)]))
-        return Draft(tokens, self._law(scores, asked, everyone), width, cost)
+        return Draft(tokens, self.law(scores, asked, everyone), width, cost_of(scored))
 
     def along(self, state: ChainState, asked: Asked, lane: Tensor, block: Tensor) -> Law:
-        """q along given blocks, `[Q, V, A]`, by one forward of Q * V rows (`Proposal.along`)."""
-        total, canvas_width, width = self._widths(asked)
-        columns = int(canvas_width[lane].max())
-        known = torch.nn.functional.pad(block[:, :columns], (0, max(0, columns - block.shape[1])))
-        scores = prefix_filled(state.session, total[lane], known[:, : block.shape[1]], canvas_width[lane], columns)
-        scores = torch.nn.functional.pad(scores, (0, 0, 0, block.shape[1] - scores.shape[1]))
-        present = torch.arange(block.shape[1], device=block.device) < width[lane, None]
-        return self._law(torch.where(present[..., None], scores, 0.0), asked, lane)
+        """q along given blocks, `[Q, V, A]`, by one forward of a row for each place where a group may begin
+        (`Proposal.along`)."""
+        total, canvas_width, width = self.widths(asked)
+        columns, places = int(canvas_width[lane].max()), block.shape[1]
+        held = min(columns, places)
+        begins = torch.arange(0, held, self.step, device=block.device)
+        every = rows_filled(state.session, total[lane], block[:, :held], begins, canvas_width[lane], columns)
+        scores = every.new_zeros(lane.numel(), places, every.shape[-1])
+        at, most = torch.zeros_like(lane), self.most(places)
+        going = torch.arange(lane.numel(), device=block.device)
+        while going.numel():
+            fresh = following(every[going, at[going] // self.step], at[going], most)
+            count = torch.minimum(self.group(fresh), width[lane[going]] - at[going])
+            for j in range(int(count.max())):
+                own = (j < count).nonzero().flatten()
+                scores[going[own], at[going[own]] + j] = fresh[own, j]
+            at[going] += count
+            going = going[at[going] < width[lane[going]]]
+        return self.law(scores, asked, lane)
 
     def commit(
         self, state: ChainState, ancestors: Tensor | None, block: Tensor, length: Tensor, whole: Tensor
@@ -170,14 +219,76 @@ class PrefixFilled(Form):
         """Let particles `rows: [B]` hold other prefixes (`Proposal.reseat`)."""
         reseat(state.session, length, rows, fresh.tokens, fresh.length)
 
-    def _widths(self, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+    def widths(self, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
         """Of every lane: its particle, places of its canvas, and places of its draft, `[B * K]` each."""
         total = asked.rows.repeat_interleave(asked.lanes)
         canvas = asked.reach[total].clamp_max(self.lookahead)
         canvas = within_block(self.model, asked.prefix.length[total], canvas)
         return total, canvas, torch.minimum(canvas, asked.room[total]).clamp_max(asked.window)
 
-    def _law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:
+    def law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:
         """The law of logits `[n, V, A]` of lanes `[n]`."""
         base = self.base
         return lane_law(scores, lane, asked.lanes, base.shaping, base.lane_temperatures, asked.chunks)
+
+
+@dataclass(frozen=True)
+class PrefixFilled(Chain):
+    """A chain that fills a fixed number of places per forward; one is the model's own chain rule.
+
+    Attributes:
+        base: gives model, temperatures, truncation and lookahead.
+        places: that a forward fills.
+    Raises:
+        ValueError: the base reuses marginals, or places is no whole number of at least 1.
+    Example:
+        >>> from smc_bridge import ARTarget, DLMProposal, Sampler
+        >>> from smc_bridge.testing import check, tabular_pair
+        >>> pair = tabular_pair()
+        >>> check(Sampler(PrefixFilled(DLMProposal(pair.dlm), places=2), ARTarget(pair.ar))).proper
+        True
+    """
+
+    places: int = 1
+
+    form = "prefix-filled chain"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "places", whole_number("places", self.places))  # the class is frozen
+
+    def settings(self) -> dict[str, Any]:
+        """What shapes its drafts, as plain data."""
+        return {**super().settings(), **({} if self.places == 1 else {"places": self.places})}
+
+    @property
+    def step(self) -> int:
+        """See `Chain.step`: every group is whole, but for the last one."""
+        return self.places
+
+    def group(self, scores: Tensor) -> Tensor:
+        """See `Chain.group`: always the same number."""
+        return torch.full(scores.shape[:1], self.places, dtype=torch.long, device=scores.device)
+
+    def most(self, window: int) -> int:
+        """See `Chain.most`."""
+        return min(self.places, window)
+
+
+def with_source(source: Source | None) -> Source:
+    """The source of a draft; ValueError where there is none."""
+    if source is None:
+        raise ValueError("source = None: a chain has no law without a draft; give draws")
+    return source
+
+
+def following(scores: Tensor, at: Tensor, most: int) -> Tensor:
+    """Logits of the next places of each row, from place `at: [n]` on, `[n, M, A]` -> `[n, most, A]`; past the canvas
+    those of its last place."""
+    place = (at[:, None] + torch.arange(most, device=at.device)).clamp_max(scores.shape[1] - 1)
+    return scores[torch.arange(at.numel(), device=at.device)[:, None], place]
+
+
+def cost_of(scored: list[Tensor]) -> Cost:
+    """What forwards cost of which the rows were for these prompts, `[U]` each."""
+    return Cost(torch.cat(scored), torch.cat([torch.full_like(prompts, i) for i, prompts in enumerate(scored)]))

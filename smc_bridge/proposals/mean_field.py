@@ -161,7 +161,9 @@ class DLMProposal:
         cost = self._propose(state, asked)
         q, width = self._window(state.marginals, asked)
         tokens = torch.full(q.shape[:2], PAD, device=q.device) if source is None else self.drawn(q, source)
-        return Draft(tokens, q, sent(width.repeat(asked.lanes), q.device), cost)
+        left = state.marginals.remaining()[known(asked.rows)] > width
+        lasting = sent(left.repeat(asked.lanes), q.device)
+        return Draft(tokens, q, sent(width.repeat(asked.lanes), q.device), cost, lasting)
 
     def drawn(self, q: Law, source: Source) -> Tensor:
         """Tokens of the draft from `q: [R, V, A]`, `[R, V]`."""

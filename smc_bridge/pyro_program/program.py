@@ -113,6 +113,8 @@ class BridgeProgram:
                 f"experts has {len(sampler.experts)} models: the Pyro program knows proposal and target alone; use "
                 "Sampler.run"
             )
+        if sampler.bonus:
+            raise ValueError("bonus = True: the Pyro program has no place for it; leave it out, or use Sampler.run")
         self.sampler = sampler
         self.kernel = sampler.kernel
         self.proposal = sampler.proposal

@@ -25,6 +25,7 @@ and says which part is to blame. `mutants` and `engine_mutants` are wrong on pur
 
 from smc_bridge.testing import mutants
 from smc_bridge.testing.asserts import assert_biased, assert_proper
+from smc_bridge.testing.chain_law import chain_law, chain_table
 from smc_bridge.testing.checking import Check, check
 from smc_bridge.testing.engine_mutants import ENGINE_MUTANTS, mutated
 from smc_bridge.testing.enumeration import EnumeratingSource, NotEnumerableError, outcomes
@@ -36,6 +37,6 @@ from smc_bridge.testing.tabular import TabularPair, exact_law, tabular_pair
 
 __all__ = [
     "ENGINE_MUTANTS", "Check", "EnumeratingSource", "Enumeration", "KernelTable", "NotEnumerableError", "TabularPair",
-    "assert_biased", "assert_proper", "block_law", "check", "enumerate_sampler", "exact_law", "kernel_density",
+    "assert_biased", "assert_proper", "block_law", "chain_law", "chain_table", "check", "enumerate_sampler", "exact_law", "kernel_density",
     "kernel_law", "kernel_outcomes", "kernel_table", "mutants", "mutated", "outcomes", "stopping_gap", "tabular_pair",
 ]

@@ -85,7 +85,9 @@ class BranchingSource(ListingSource):
     def categorical_stream(self, steps: int) -> Stream:
         """Successive draws on each run's path (`Source.categorical_stream`)."""
 
-        def draw(log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
+        def draw(
+            log_probs: Tensor | Drawable, rows: Tensor | None = None, places: Tensor | None = None
+        ) -> Tensor:
             return (self if rows is None else self.select(rows)).categorical(log_probs)
 
         return draw

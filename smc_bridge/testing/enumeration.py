@@ -110,8 +110,11 @@ class EnumeratingSource(ListingSource):
         """Successive draws on the path (`Source.categorical_stream`)."""
         left = iter(range(steps))
 
-        def draw(log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
-            next(left)
+        def draw(
+            log_probs: Tensor | Drawable, rows: Tensor | None = None, places: Tensor | None = None
+        ) -> Tensor:
+            if places is None:
+                next(left)
             return self.categorical(log_probs)
 
         return draw

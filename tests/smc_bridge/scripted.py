@@ -116,15 +116,21 @@ class LaneScript:
         return torch.where(kept, move.block, (move.block.clamp_min(0) + 1) % size)
 
     def categorical(self, log_probs: Drawable) -> Tensor:
-        """A draft that is drawn at once."""
-        return self.drafted(log_probs.shape[-1])
+        """A draft that is drawn at once; a bonus token is none of it."""
+        return self.drafted(log_probs.shape[-1])[:, : log_probs.shape[-2]]
 
     def categorical_stream(self, steps: int) -> Stream:
         """A draft that is drawn place by place; tree walks are forced, and throw it away."""
         place = iter(range(steps))
 
-        def draw(log_probs: Tensor | Drawable, rows: Tensor | None = None) -> Tensor:
-            column = self.drafted(log_probs.shape[-1])[:, next(place)]
+        def draw(
+            log_probs: Tensor | Drawable, rows: Tensor | None = None, places: Tensor | None = None
+        ) -> Tensor:
+            drafted = self.drafted(log_probs.shape[-1])
+            if places is not None:
+                own = torch.arange(drafted.shape[0]) if rows is None else rows
+                return drafted[own.view(-1, *(1,) * (places.dim() - 1)), places]
+            column = drafted[:, next(place)]
             return (column if rows is None else column[rows]).reshape(log_probs.shape[:-1])
 
         return draw

@@ -84,11 +84,12 @@ class Program:
             ahead = torch.minimum(ahead, block - states.length % block)
         left = torch.where(left > 0, left, torch.minimum(room, ahead))
         window = torch.where(states.done, 0, torch.minimum(torch.minimum(left, room), most))
-        kinds = torch.stack([window, torch.where(states.done, 0, room)], -1)
-        distinct, kind = unique_rows(kinds.reshape(-1, 2))
-        tables = [list(self._outcomes(w, r)) for w, r in distinct.tolist()]
+        bonus = ~states.done & (window == left) & (window < room) & self.real.bonus
+        kinds = torch.stack([window + bonus, torch.where(states.done, 0, room), bonus], -1)
+        distinct, kind = unique_rows(kinds.reshape(-1, 3))
+        tables = [list(self._outcomes(w, r, bool(b))) for w, r, b in distinct.tolist()]
         most = max(map(len, tables))
-        filler = ((0,) * self.real.window, 0, 0, 0)
+        filler = ((0,) * self.real.places, 0, 0, 0)
         exists = torch.tensor([[o < len(t) for o in range(most)] for t in tables])[kind]
         columns = zip(*([*t, *[filler] * (most - len(t))] for t in tables), strict=True)
         rows = list(zip(*columns, strict=True))
@@ -96,19 +97,19 @@ class Program:
         parts = [torch.tensor([[o[i] for o in row] for row in rows])[kind] for i in range(4)]
         return exists.reshape(shape), [p.reshape(*shape, *p.shape[2:]) for p in parts]
 
-    def _outcomes(self, window: int, room: int) -> Iterator[tuple[tuple[int, ...], int, int, int]]:
-        """Block, length, accepted, split of every outcome of a lane."""
+    def _outcomes(self, window: int, room: int, bonus: bool) -> Iterator[tuple[tuple[int, ...], int, int, int]]:
+        """Block, length, accepted, split of every outcome of a lane, whose last token may be a bonus."""
         if window == 0:
-            yield (0,) * self.real.window, 0, 0, 0  # done: nothing to draw
+            yield (0,) * self.real.places, 0, 0, 0  # done: nothing to draw
         for length in range(1, window + 1):
             for tokens in itertools.product(range(self.size), repeat=length):
                 if any(token in self.ends for token in tokens[:-1]):
                     continue
-                block = tokens + (PAD,) * (self.real.window - length)
+                block = tokens + (PAD,) * (self.real.places - length)
                 ended = tokens[-1] in self.ends or length == room
                 if self.tree or ended:
                     yield block, length, length, 0
-                elif length == window:
+                elif length == window and not bonus:
                     yield block, length, length, 1
                     yield block, length, length - 1, -1
                 else:
@@ -126,9 +127,9 @@ class Program:
         if pinned_lane is not None:
             # The retained lane goes on before its last token, and after it only if the draft is accepted whole.
             stop = length.gather(1, pinned_lane.clamp_min(0)[:, None])
-            onward = torch.arange(1, self.real.window + 1) < stop
+            onward = torch.arange(1, self.real.places + 1) < stop
             whole = (split.gather(1, pinned_lane.clamp_min(0)[:, None]) > 0) & (
-                torch.arange(1, self.real.window + 1) == stop)
+                torch.arange(1, self.real.places + 1) == stop)
             lane = (pinned_lane.clamp_min(0)[:, None] + 0.5) / self.real.lanes
             script.pinned = torch.cat([lane, torch.where(onward | whole, 0.0, 1.0 - 2.0**-53)], dim=1).double()
             script.pinned_lane = pinned_lane
@@ -285,10 +286,10 @@ def _retained_only(
     """Probability zero for outcomes of the retained lane with other tokens than its own."""
     assert program.retained is not None
     block, length = parts[0][:, 0], parts[1][:, 0]  # [F, O, V], [F, O]
-    column = states.length[:, :1] + torch.arange(program.real.window)
+    column = states.length[:, :1] + torch.arange(program.real.places)
     own = program.retained.tokens[states.retained].gather(
         1, column.clamp_max(program.retained.tokens.shape[1] - 1))  # [F, V]
-    inside = torch.arange(program.real.window) < length[..., None]
+    inside = torch.arange(program.real.places) < length[..., None]
     agrees = ((block == own[:, None]) | ~inside).all(-1)
     pinned = pinned_lane[:, None] == torch.arange(program.lanes)
     return torch.where(pinned[..., None] & ~agrees[:, None], 0.0, lane_probability)
