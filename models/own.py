@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smc_bridge.models.arguments import whole_number
+from smc_bridge.models.caches import CachePolicy
 from smc_bridge.models.conventions import CONVENTIONS, LENGTH_KEY, UNKNOWN, Attention, Convention, Override
 from smc_bridge.models.ends import EosId, ends_of
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, output_size
@@ -21,7 +22,7 @@ from smc_bridge.models.huggingface.unpadded import Unpadded
 from smc_bridge.models.huggingface.vocabulary import check_shared_vocabulary, ignorable_ids, shared_ends
 from smc_bridge.models.loading import check_quantisation, load_model, load_native, weight_shapes
 from smc_bridge.models.native import Shapes, account, automatic, network_config, skeleton
-from smc_bridge.models.pair import DlmCache, Pair, pair_from_models
+from smc_bridge.models.pair import Pair, pair_from_models
 from smc_bridge.models.prompts import Chat, PromptFormat
 from smc_bridge.models.recognise import convention_of, is_wrapped, mask_id_of
 from smc_bridge.models.source import Name, Options, Source, check_code, form_of, runs_own_code, source_of
@@ -103,7 +104,7 @@ def load_two(
     format_prompt: PromptFormat | None,
     chat: Chat,
     system: str | None,
-    dlm_cache: DlmCache,
+    dlm_cache: str | CachePolicy,
     max_logit_bytes: int | None,
 ) -> Pair:
     """Load two checkpoints as a pair; the arguments are those of `smc_bridge.models.pairs.load_pair`, which calls this.

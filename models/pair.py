@@ -10,19 +10,17 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from smc_bridge.models.arguments import ids_of, said
+from smc_bridge.models.caches import CachePolicy
 from smc_bridge.models.ends import Ends, EosId, ends_of
 from smc_bridge.models.prompts import PromptFormat, formatted, plain_prompt
 from smc_bridge.models.protocols import CausalLM, MaskedDiffusionLM
 from smc_bridge.models.texts import anchor_of, continuation_text
-
-#: What a diffusion model's sessions keep of a prefix.
-DlmCache = Literal["auto", "none", "prefix"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,7 +126,7 @@ def pair_from_models(
     reduce: bool = False,
     causal_backbone: bool | None = None,
     block_size: int | None = None,
-    dlm_cache: DlmCache = "none",
+    dlm_cache: str | CachePolicy = "none",
     max_logit_bytes: int | None = None,
     format_prompt: PromptFormat = plain_prompt,
     name: str = "custom",
@@ -150,8 +148,9 @@ def pair_from_models(
             transformers can generate with it.
         block_size: tokens of a block of a block-causal diffusion model (BD3LM, SDAR, Fast-dLLM v2), None where every
             place sees all others.
-        dlm_cache: whether keys and values of committed tokens are kept ("prefix", or "auto" where they can be). That is
-            exact with a block size and approximate without: who brings a network gets its own scores unless they ask.
+        dlm_cache: what is kept of committed tokens: "prefix", or another policy (`smc_bridge.models.caches`); "auto":
+            "prefix" where there is one. That is exact with a block size and approximate without: who brings a network
+            gets its own scores unless they ask.
         max_logit_bytes: cap on the bytes of logits that the head of either model computes at once, None for no cap.
         format_prompt: form of a prompt. Default: the text as the tokenizer encodes it.
         name: of the pair, for messages.

@@ -7,15 +7,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from smc_bridge.models.arguments import said, true_or_false, whole_number
+from smc_bridge.models.caches import CachePolicy, cache_named
 from smc_bridge.models.conventions import Attention, Override
 from smc_bridge.models.ends import EosId
 from smc_bridge.models.loading import quiet
-from smc_bridge.models.pair import DlmCache, Pair, pair_from_models
+from smc_bridge.models.pair import Pair, pair_from_models
 from smc_bridge.models.placement import options_of
 from smc_bridge.models.prompts import Chat, PromptFormat, check_form
 from smc_bridge.models.verdicts import by_name
@@ -67,7 +68,7 @@ def load_pair(
     format_prompt: PromptFormat | None = None,
     chat: Chat = "auto",
     system: str | None = None,
-    dlm_cache: DlmCache = "auto",
+    dlm_cache: str | CachePolicy = "auto",
     max_logit_bytes: int | None = None,
 ) -> Pair:
     """Load a pair that ships with the package by its name, or two checkpoints that share a vocabulary.
@@ -102,7 +103,8 @@ def load_pair(
         system: text of a system turn before it. Default: what the template writes by itself, if anything.
         dlm_cache: "prefix" keeps the diffusion model's keys and values of committed tokens: cheaper drafts that are a
             little worse (of a block-causal model the same), and no other law of what is sampled
-            (`HuggingFaceMaskedLM`); "none" computes them anew. "auto": "prefix" where there is one.
+            (`HuggingFaceMaskedLM`); "freecache", "refresh", "dual" and "window:W", or a policy object, keep others
+            (`smc_bridge.models.caches`); "none" computes all anew. "auto": "prefix" where there is one.
         max_logit_bytes: cap on the bytes of logits that the head of either model computes at once, at least those of
             one position; scores differ by round-off. Default: no cap.
     Raises:
@@ -113,8 +115,7 @@ def load_pair(
         >>> pair.max_length, pair.ar.vocab_size
         (1024, 640)
     """
-    if dlm_cache not in get_args(DlmCache):
-        raise ValueError(f"dlm_cache = {said(dlm_cache)}: give one of {', '.join(get_args(DlmCache))}")
+    dlm_cache = cache_named(dlm_cache, argument="dlm_cache")
     if max_logit_bytes is not None:
         remedy = "give a whole number of bytes, at least 1, or leave it out, for no cap"
         max_logit_bytes = whole_number("max_logit_bytes", max_logit_bytes, remedy=remedy)
@@ -186,7 +187,7 @@ def _capped(pair: Pair, max_logit_bytes: int | None) -> Pair:
     return pair
 
 
-def _with_cache(pair: Pair, cache: DlmCache) -> Pair:
+def _with_cache(pair: Pair, cache: str | CachePolicy) -> Pair:
     """The pair with that cache in the sessions of its diffusion model, for "auto" the one that there is."""
     if cache == "none":
         return pair
@@ -195,5 +196,5 @@ def _with_cache(pair: Pair, cache: DlmCache) -> Pair:
     if not isinstance(pair.dlm, HuggingFaceMaskedLM):
         if cache == "auto":
             return pair
-        raise ValueError(f"dlm_cache = {cache!r}: the diffusion model of the pair {pair.name!r} has no cache")
+        raise ValueError(f"dlm_cache = {str(cache)!r}: the diffusion model of the pair {pair.name!r} has no cache")
     return replace(pair, dlm=pair.dlm.with_cache(cache))

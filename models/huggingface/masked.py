@@ -11,34 +11,32 @@ of all M positions. Two conventions say which output is about which position:
 Two kinds say what a place sees: all others, or, of a *block-causal* model (BD3LM, Arriola et al. 2025, arXiv
 2503.09573; Fast-dLLM v2, Wu et al. 2025, arXiv 2509.26328), its own block and those before (`block_size`).
 
-The cost of a forward grows with the prefix. `cache="prefix"` keeps the keys and values of committed tokens
-(`smc_bridge.models.huggingface.masked_cache`): exactly those of the finished blocks of a block-causal model, else
-approximately, at the price of acceptance. A proposal may be approximate: its density is that of the very logits it was
-drawn from.
+The cost of a forward grows with the prefix. A cache keeps keys and values of committed tokens (`smc_bridge.models.caches`
+says which): exactly those of the finished blocks of a block-causal model, else approximately, at the price of
+acceptance. A proposal may be approximate: its density is that of the very logits it was drawn from.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from smc_bridge.models.arguments import whole_number
+from smc_bridge.models.caches import CachePolicy, fitting
 from smc_bridge.models.ends import EosId
 from smc_bridge.models.host import listed, places, sent
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask, open_mask
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.canvas import Fresh, lay_out, seen_by_block
-from smc_bridge.models.huggingface.masked_cache import CachePolicy, PrefixCache
+from smc_bridge.models.huggingface.dual import keep_behind, score_block
+from smc_bridge.models.huggingface.masked_cache import Plan, PrefixCache
 from smc_bridge.models.huggingface.probes import check_masked
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.rows import Rows, append_ragged
-
-#: What a session spares itself: nothing, recomputing committed tokens, or the latter where it can.
-CacheMode = Literal["auto", "none", "prefix"]
 
 
 class HuggingFaceMaskedLM(HuggingFaceAdapter):
@@ -56,10 +54,11 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         block_size: tokens of a block of a block-causal model, which sees whole blocks, its own and those before it,
             counted from position 0 of prompt and continuation. None: every place sees all others. It needs a causal
             backbone that takes `position_ids`.
-        cache: "prefix" keeps keys and values of committed tokens, so that a forward is over new tokens and the canvas;
-            it needs a causal backbone whose attention is known. "none" computes everything anew. "auto": "prefix" where
-            there is one. Without a block size kept values are approximate, so here scores are the network's own
-            unless something else is asked for; `load_pair` asks for "auto".
+        cache: what is kept of committed tokens, a policy or the name of one (`smc_bridge.models.caches`): "prefix",
+            "freecache", "refresh", "dual" or "window:W"; it needs a causal backbone whose attention is known. "none"
+            computes everything anew. "auto": "prefix" where there is one. Without a block size kept values are
+            approximate, so here scores are the network's own unless something else is asked for; `load_pair` asks for
+            "auto". With one, finished blocks are kept, and nothing approximate is taken.
         max_logit_bytes: cap on the bytes of logits that the head computes at once, or None (`HuggingFaceAdapter.cap`).
     Raises:
         ValueError: an argument out of range, or one that does not fit the model.
@@ -79,7 +78,7 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         vocab_size: int | None = None,
         causal_backbone: bool | None = None,
         block_size: int | None = None,
-        cache: CacheMode = "none",
+        cache: str | CachePolicy = "none",
         max_logit_bytes: int | None = None,
     ) -> None:
         super().__init__(
@@ -102,44 +101,33 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         self.block_size = None if block_size is None else whole_number("block_size", block_size, remedy=remedy)
         if self.block_size is not None and not self.explicit:
             raise ValueError(f"block_size = {block_size} {self._implicit()}: leave it out")
-        self.cache = self._resolved(cache)
+        self._keep(cache)
         check_masked(self)
 
     def _implicit(self) -> str:
         return f"needs a causal backbone that takes position_ids, which {type(self.model).__name__} is not"
 
-    def _resolved(self, cache: CacheMode) -> Literal["none", "prefix"]:
-        """The cache that is meant, for "auto" the best that there is; ValueError if the model cannot have it."""
-        if cache not in get_args(CacheMode):
-            raise ValueError(f"cache = {cache!r}: give one of {', '.join(get_args(CacheMode))}")
-        if cache == "none":
-            return "none"
+    def _keep(self, cache: str | CachePolicy) -> None:
+        """Keep what is meant; ValueError if the model cannot have it."""
         lacks = None
         if not self.explicit:
-            lacks = f"cache = {cache!r} {self._implicit()}: use cache = 'none'"
+            lacks = f" {self._implicit()}"
         elif attention_of(self.model) is None:
-            lacks = (
-                f"cache = {cache!r}: it is not known how a model of type {self.model.config.model_type!r} keeps keys "
-                "and values: use cache = 'none'"
-            )
-        if lacks is not None and cache == "prefix":
-            raise ValueError(lacks)
-        return "prefix" if lacks is None else "none"
-
-    @property
-    def policy(self) -> CachePolicy | None:
-        """What its sessions keep; None for nothing."""
-        return CachePolicy(self.block_size) if self.cache == "prefix" else None
+            lacks = f": it is not known how a model of type {self.model.config.model_type!r} keeps keys and values"
+        #: What its sessions keep, None for nothing.
+        self.policy = fitting(cache, block_size=self.block_size, lacks=lacks)
+        #: The same, by its name.
+        self.cache = "none" if self.policy is None else str(self.policy)
 
     @property
     def explicit(self) -> bool:
         """Whether a token's position and what it sees are said to the model, so that its column does not matter."""
         return self.causal_backbone and "position_ids" in self._accepts
 
-    def with_cache(self, cache: CacheMode) -> HuggingFaceMaskedLM:
+    def with_cache(self, cache: str | CachePolicy) -> HuggingFaceMaskedLM:
         """The same model with another cache in its sessions; errors are those of the class."""
         other = copy.copy(self)
-        other.cache = other._resolved(cache)
+        other._keep(cache)
         return other
 
     def session(self, tokens: Tensor, length: Tensor) -> HuggingFaceDiffusionSession:
@@ -155,6 +143,13 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
             lookahead: M.
             cache: a transformers `Cache` with what stands before, or None.
         """
+        keep = lookahead + int(self.shift)
+        out = self.outputs(fresh, keep, cache)
+        first = out.shape[1] - keep
+        return self.scores(out[:, first : first + lookahead])
+
+    def outputs(self, fresh: Fresh, keep: int, cache: Any = None) -> Tensor:
+        """Outputs of the network of the last `keep` columns of `fresh`, or of all (`network`)."""
         self.check_inputs(fresh.ids, int(fresh.position.max()) + 1)
         (batch, width), device = fresh.ids.shape, self.device
         held = 0 if cache is None else cache.get_seq_length()
@@ -165,12 +160,9 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
             mask = open_mask(self.model.dtype, device).expand(batch, 1, width, held + width)
         else:
             mask = additive_mask(sent(seen, device), self.model.dtype).expand(batch, -1, width, -1)
-        keep = lookahead + int(self.shift)
-        out = self.network(
+        return self.network(
             sent(fresh.ids, device), mask=mask, position=sent(fresh.position, device), cache=cache, keep=keep
         )
-        first = out.shape[1] - keep
-        return self.scores(out[:, first : first + lookahead])
 
 
 class HuggingFaceDiffusionSession(Rows):
@@ -245,26 +237,30 @@ class HuggingFaceDiffusionSession(Rows):
             for part in (first, [b for b in range(len(rows)) if b not in set(first)]):
                 out[part] = self._cached([rows[b] for b in part], canvas[part], [lengths[b] for b in part])
             return out
-        # A shifted model reads the last token again, since its output is about the first place of the canvas.
-        known = cache.known
-        start = [min(known[r], n - int(model.shift)) for r, n in zip(rows, lengths, strict=True)]
+        plan = cache.plan(rows, canvas, lengths, shift=model.shift)
 
         def forward(part: slice) -> Tensor:
             """Logits of the canvases of these of the rows."""
+            own = Plan(*(entries[part] for entries in plan))
             fresh = lay_out(
                 self.texts, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
-                cached=start[part],
+                cached=own.start,
             )
-            held = cache.open(rows[part], fresh, max(start[part]), self.device)
+            if cache.behind is not None:
+                return score_block(
+                    cache, cache.behind, rows[part], fresh, canvas[part], lengths[part], own, shift=model.shift,
+                    run=model.outputs, scores=model.scores, device=self.device,
+                )
+            held = cache.open(rows[part], fresh, max(own.start), self.device)
             out = model.forward(fresh, canvas.shape[1], held)
-            cache.keep(
-                rows[part], fresh, start=start[part], lengths=lengths[part], shift=model.shift, device=self.device
-            )
+            cache.keep(rows[part], fresh, own, lengths=lengths[part], shift=model.shift, device=self.device)
             return out
 
-        fresh_tokens = max(n - k for n, k in zip(lengths, start, strict=True))
+        fresh_tokens = max(n - k for n, k in zip(lengths, plan.start, strict=True))
         out = self._chunked(forward, canvas, fresh_tokens + canvas.shape[1])
-        cache.mark(rows, start, self.texts, self.lengths, self.device)
+        if cache.behind is not None:
+            keep_behind(cache.behind, rows, canvas, lengths, plan, out, shift=model.shift)
+        cache.mark(rows, plan, self.texts, self.lengths, self.device)
         return out
 
     def _padded(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:

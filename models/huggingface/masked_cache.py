@@ -1,15 +1,8 @@
 """Keys and values of committed tokens, kept for a diffusion model, so that its forwards are short.
 
-A forward is over committed tokens that are not kept yet, and the canvas; how much of a row is kept then is the policy's
-(`CachePolicy`).
-
-- *Every token sees all others.* All of a row is kept, as the forward that first saw a token *committed* computed it
-  (after Fast-dLLM's prefix cache, Wu et al. 2025, arXiv 2505.22618, which refreshes it at every block). That is
-  approximate, because a bidirectional model would compute others once later tokens are known. A proposal may be: its
-  draws and its density come from the same logits.
-- *A block-causal model.* Blocks whose tokens are all committed are kept: nothing that comes later changes them, so that
-  this is exact (BD3LM, Arriola et al. 2025, arXiv 2503.09573). A token of an unfinished block is computed anew in every
-  forward, since its keys and values depend on the masks beside it.
+A forward is over what is not taken from the cache: committed tokens, and the canvas. Which tokens those are, and how
+much of a row is kept then, is the policy's (`smc_bridge.models.caches`). What is approximate may serve a proposal: its
+draws and its density come from the same logits.
 
 What a row's scores are depends on its own commits and scores alone, and not on which of several equal rows the caller
 had scored: rows that are equal in tokens and in what is kept (*twins*) stay so when one of them is scored.
@@ -18,34 +11,34 @@ had scored: rows that are equal in tokens and in what is kept (*twins*) stay so 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from smc_bridge.models.caches import CachePolicy
 from smc_bridge.models.host import sent
+from smc_bridge.models.huggingface.behind import Behind
 from smc_bridge.models.huggingface.cache import KeyValues, Span, as_span
 from smc_bridge.models.huggingface.canvas import Fresh
+from smc_bridge.models.protocols import ABSENT, MASKED
+
+#: Of a row: which forward computed the tokens up to where, `((end, forward), ...)`.
+Parts = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
-class CachePolicy:
-    """How much of a row is kept (module docstring).
+class Plan(NamedTuple):
+    """What a forward reads of B distinct rows, and leaves of them."""
 
-    Attributes:
-        block_size: tokens of a block of a block-causal model, None where all tokens see each other.
-    """
-
-    block_size: int | None = None
-
-    @property
-    def exact(self) -> bool:
-        """Whether scores are those of recomputation: a function of a row's tokens, and not of earlier forwards."""
-        return self.block_size is not None
-
-    def kept(self, length: int) -> int:
-        """How many tokens of a row of `length` tokens are kept once it was scored."""
-        return length if self.block_size is None else length - length % self.block_size
+    start: list[int]
+    """Tokens of each that are taken from the cache."""
+    kept: list[int]
+    """Tokens of each that are kept afterwards; none that the forward computes where this is `start`."""
+    prompt: list[int]
+    """Tokens of each when it was first scored."""
+    block: list[tuple[int, int] | None]
+    """Block that the first masked place is in where that is another than before, so that all is computed anew."""
 
 
 class PrefixCache:
@@ -54,19 +47,47 @@ class PrefixCache:
     Attributes:
         policy: how much that is.
         keys_values: the buffers, one row for each of R; a token's column is its position.
+        behind: of a policy that keeps masks behind the block, which, and their scores.
     """
 
     def __init__(self, rows: int, policy: CachePolicy) -> None:
         self.policy = policy
         self.keys_values = KeyValues(rows)
-        # Of each row: which forward computed the tokens up to where, `((end, forward), ...)`.
-        self._parts: list[tuple[tuple[int, int], ...]] = [()] * rows
+        self.behind = Behind(rows) if policy.suffix else None
+        self._parts: list[Parts] = [()] * rows
+        self._prompt: list[int | None] = [None] * rows
+        # Of each row: where the block began for which all was last computed anew, and by which forward.
+        self._block: list[tuple[int, int] | None] = [None] * rows
         self._forwards = 0
 
     @property
     def known(self) -> list[int]:
         """Tokens of each row that are kept."""
         return [parts[-1][0] if parts else 0 for parts in self._parts]
+
+    def plan(self, rows: Sequence[int], canvas: np.ndarray, lengths: Sequence[int], *, shift: bool) -> Plan:
+        """What a forward over these distinct rows and their `canvas: [B, M]` reads and leaves.
+
+        Args:
+            lengths: tokens of each of `rows`.
+            shift: whether the last token of a row is read again, since its output is about the first place after it.
+        """
+        known, masked = self.known, canvas == MASKED
+        filled = np.where(masked.any(1), masked.argmax(1), (canvas != ABSENT).sum(1)).tolist()
+        plan = Plan([], [], [], [])
+        for r, n, gap in zip(rows, lengths, filled, strict=True):
+            own, last = self._prompt[r], self._block[r]
+            prompt = n if own is None else own
+            block = self.policy.block_of(n + gap, prompt)
+            anew = block is not None and (last is None or last[0] != block[0])
+            start = 0 if anew else min(self.policy.read(known[r], n), n - int(shift))
+            plan.start.append(start)
+            # Within a block that all is kept for, a forward leaves nothing but the last token, if it is read again.
+            within = block is not None and not anew
+            plan.kept.append(max(start, known[r]) if within else self.policy.kept(n, n + gap, prompt))
+            plan.prompt.append(prompt)
+            plan.block.append(block if anew else None)
+        return plan
 
     def open(self, rows: Sequence[int], fresh: Fresh, base: int, device: torch.device) -> KeyValues:
         """The cache for a forward over `fresh`, which is written from column `base` on, of these distinct rows."""
@@ -75,58 +96,86 @@ class PrefixCache:
         return self.keys_values
 
     def keep(
-        self, rows: Sequence[int], fresh: Fresh, *, start: Sequence[int], lengths: Sequence[int], shift: bool,
+        self, rows: Sequence[int], fresh: Fresh, plan: Plan, *, lengths: Sequence[int], shift: bool,
         device: torch.device,
     ) -> None:
         """After the forward: put the keys and values of committed tokens that are kept into their own columns.
 
         Args:
             rows, fresh: as in `open`.
-            start: tokens of each row that were read from the cache; the forward's base is the greatest.
+            plan: of these rows; the forward's base is the greatest start.
             lengths: tokens of each row; the last of them stands before the canvas if `shift`.
         """
-        self.keys_values.settle()
         if fresh.seen is None:
+            self.keys_values.settle()
             return
-        base, width = max(start), fresh.head + int(shift)
-        count = np.array(lengths) - np.array(start) - int(shift)
+        width = fresh.head + int(shift)
+        count = np.array(lengths) - np.array(plan.start) - int(shift)
         column, own = np.arange(width), fresh.position[:, :width]
-        kept = own < np.array([[self.policy.kept(n)] for n in lengths])
         real = (column < count[:, None]) | (column >= fresh.head)
-        entry, place = (real & kept & (own != base + column)).nonzero()
+        self.put(rows, own, real & (own < np.array(plan.kept)[:, None]), base=max(plan.start), device=device)
+
+    def put(
+        self, rows: Sequence[int], own: np.ndarray, stored: np.ndarray, *, base: int, device: torch.device
+    ) -> None:
+        """Move fresh keys and values to their own columns.
+
+        Args:
+            rows: B rows of the forward.
+            own, stored: column that each of the fresh ones belongs to, and whether it is kept, `[B, F]`.
+            base: column from which on they were written.
+        """
+        self.keys_values.settle()
+        entry, place = (stored & (own != base + np.arange(own.shape[1]))).nonzero()
         if len(entry):
+            own = np.broadcast_to(own, stored.shape)
             moved = np.stack([np.array(rows)[entry], own[entry, place], base + place])
             row, to, origin = sent(moved, device).unbind()
             self.keys_values.write(row, to, self.keys_values.read(row, origin))
 
     def mark(
-        self, rows: Sequence[int], start: Sequence[int], texts: np.ndarray, lengths: Sequence[int], device: torch.device
+        self, rows: Sequence[int], plan: Plan, texts: np.ndarray, lengths: Sequence[int], device: torch.device
     ) -> None:
         """Note what is kept of these distinct rows after a forward, and give their twins the same.
 
         Args:
-            start: tokens of each of `rows` that were read from the cache.
             texts: tokens of all R rows, `[R, S]`.
             lengths: of all R rows.
         """
         scored = set(rows)
-        keys = {(lengths[r], self._parts[r]) for r in rows}
-        others = [r for r in range(len(lengths)) if r not in scored and (lengths[r], self._parts[r]) in keys]
+        keys = {(lengths[r], self._told(r)) for r in rows}
+        others = [r for r in range(len(lengths)) if r not in scored and (lengths[r], self._told(r)) in keys]
         source: dict[int, int] = {}  # index into `rows` of what each twin equals
         if others:
-            told = {r: (self._parts[r], texts[r, : lengths[r]].tobytes()) for r in (*rows, *others)}
+            told = {r: (self._told(r), texts[r, : lengths[r]].tobytes()) for r in (*rows, *others)}
             source = _nearest(rows, others, told)
         if source:
             twins, like = list(source), [rows[b] for b in source.values()]
             at, of = sent([twins, like], device)
-            end = max(self.policy.kept(lengths[r]) for r in twins)
-            self.keys_values.move(at, of, min(start[b] for b in source.values()), end)
-        for r, n in zip(rows, start, strict=True):
+            ends = [max(plan.kept[b], self._columns(rows[b])) for b in source.values()]
+            self.keys_values.move(at, of, min(plan.start[b] for b in source.values()), max(ends))
+        for r, start, kept, prompt, block in zip(rows, *plan, strict=True):
             self._forwards += 1
-            if (end := self.policy.kept(lengths[r])) > n:
-                self._parts[r] = (*_first(self._parts[r], n), (end, self._forwards))
+            self._prompt[r] = prompt
+            if block is not None:
+                self._parts[r], self._block[r] = (), (block[0], self._forwards)
+            if kept > start:
+                self._parts[r] = (*_first(self._parts[r], start), (kept, self._forwards))
         for r, b in source.items():
-            self._parts[r] = self._parts[rows[b]]
+            like_it = rows[b]
+            self._parts[r], self._prompt[r] = self._parts[like_it], self._prompt[like_it]
+            self._block[r] = self._block[like_it]
+            if self.behind is not None:
+                self.behind.slot[r] = self.behind.slot[like_it]
+
+    def _told(self, r: int) -> tuple[object, ...]:
+        """What is kept of a row, besides its tokens."""
+        return self._parts[r], self._block[r], self._prompt[r]
+
+    def _columns(self, r: int) -> int:
+        """Columns of a row behind which nothing of it is kept."""
+        known = self._parts[r][-1][0] if self._parts[r] else 0
+        return known if self.behind is None else max(known, self.behind.end(r))
 
     def gather(self, source: Sequence[int], device: torch.device) -> None:
         """Let row r become a copy of the former row `source[r]`; the rows live on `device`."""
@@ -134,14 +183,26 @@ class PrefixCache:
         if len(source) != len(self._parts):
             self.keys_values.resize(sent(source, device))
         elif changed:
-            known = self.known
             rows, origin = sent([changed, [source[r] for r in changed]], device)
-            self.keys_values.move(rows, origin, 0, max(known[source[r]] for r in changed))
+            self.keys_values.move(rows, origin, 0, max(self._columns(source[r]) for r in changed))
         self._parts = [self._parts[a] for a in source]
+        self._prompt = [self._prompt[a] for a in source]
+        self._block = [self._block[a] for a in source]
+        if self.behind is not None:
+            self.behind.slot = [self.behind.slot[a] for a in source]
 
     def crop(self, lengths: Sequence[int]) -> None:
-        """Forget everything past the first `lengths[r]` tokens of row r, and a block that is unfinished then."""
-        self._parts = [_first(parts, self.policy.kept(n)) for parts, n in zip(self._parts, lengths, strict=True)]
+        """Forget everything past the first `lengths[r]` tokens of row r: a block that is unfinished then, and all that
+        was kept for a later one."""
+        for r, n in enumerate(lengths):
+            prompt, block = self._prompt[r], self._block[r]
+            if prompt is not None and n < prompt:
+                self._prompt[r] = prompt = None
+            if block is not None and n < block[0]:
+                self._block[r], self._parts[r] = None, ()
+                if self.behind is not None:
+                    self.behind.slot[r] = -1
+            self._parts[r] = _first(self._parts[r], self.policy.kept(n, n, n if prompt is None else prompt))
 
 
 def _nearest(rows: Sequence[int], others: Sequence[int], key: Mapping[int, object]) -> dict[int, int]:
@@ -162,7 +223,7 @@ def _nearest(rows: Sequence[int], others: Sequence[int], key: Mapping[int, objec
     return found | {r: first[key[r]] for r in others if r not in found and key[r] in first}
 
 
-def _first(parts: tuple[tuple[int, int], ...], length: int) -> tuple[tuple[int, int], ...]:
+def _first(parts: Parts, length: int) -> Parts:
     """Those of `parts` that lie within the first `length` tokens, the last of them cut there."""
     kept = []
     for begin, (end, forward) in zip((0, *(end for end, _ in parts)), parts, strict=False):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from smc_bridge.commands.base import UsageError, importing, one_of, whole
 from smc_bridge.commands.waiting import waiting
+from smc_bridge.models.caches import CACHES, cache_named
 from smc_bridge.models.conventions import ATTENTIONS, OVERRIDES
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 #: Pair, and each model, unless it is named.
 EMBEDDED = "arithmetic"
-#: What the diffusion model may keep of a prefix.
-CACHES = ("auto", "none", "prefix")
 #: Options that decide where and how much at once is computed, and not what.
 PLACE = ("device", "max_logit_bytes")
 #: Options that are about the user's own checkpoints.
@@ -56,9 +55,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eos-id", type=_ids, metavar="IDS", help="of the tokens that end a sequence, as 7 or 7,2")
     group.add_argument("--dlm-tokenizer", metavar="NAME", help="checkpoint with the diffusion model's tokenizer")
     group.add_argument(
-        "--dlm-cache", type=one_of(CACHES), default="auto", metavar="MODE",
-        help="prefix: keep keys and values of committed tokens; cheaper drafts, a little worse (default, auto: prefix "
-        "where the model can, else none)",
+        "--dlm-cache", type=_cache, default="auto", metavar="MODE",
+        help=f"keys and values that the diffusion model keeps: {', '.join(CACHES)}; cheaper drafts, a little worse "
+        "(default, auto: prefix where the model can, else none)",
     )
     group.add_argument(
         "--max-logit-bytes", type=whole(1), metavar="B",
@@ -71,6 +70,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--plain", action="store_true", help="prompt with the text as it is (default: by the target's chat template)"
     )
     group.add_argument("--system", metavar="TEXT", help="of a system turn, in the target's chat template")
+
+
+def _cache(text: str) -> str:
+    """Argument type: what the diffusion model keeps, by its name."""
+    try:
+        return str(cache_named(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("cache ")) from None
 
 
 def _ids(text: str) -> int | tuple[int, ...]:

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smc_bridge.models.caches import FinishedBlocks
 from smc_bridge.models.huggingface import HuggingFaceMaskedLM
-from smc_bridge.models.huggingface.masked_cache import CachePolicy
 from smc_bridge.models.pair import pair_from_models
 from smc_bridge.models.protocols import ABSENT, MASKED
 from tests.models.checkpoints import make_tokenizer
@@ -88,10 +88,10 @@ def test_the_last_token_of_a_finished_block_predicts_the_next_and_does_not_see_i
     assert float(gap[1:].min()) > 1e-3
 
 
-class Keeping(CachePolicy):
+class Keeping(FinishedBlocks):
     """Wrong: an unfinished block is taken for final."""
 
-    def kept(self, length: int) -> int:
+    def kept(self, length: int, place: int, prompt: int) -> int:
         return length
 
 
@@ -165,7 +165,7 @@ def test_scores_are_a_function_of_tokens_and_an_unfinished_block_that_is_kept_is
         return float((session.score(row, canvas)[0] - own).abs().max())
 
     assert gap() < 1e-4
-    monkeypatch.setattr(HuggingFaceMaskedLM, "policy", property(lambda self: Keeping(self.block_size)))
+    monkeypatch.setattr(model, "policy", Keeping(4))
     assert gap() > 1e-3
 
 

@@ -29,6 +29,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 CACHES: dict[str, dict[str, Any]] = {
     "none": {}, "prefix": {"cache": "prefix"}, "blocks": {"block_size": 3},
     "prefix of blocks": {"block_size": 3, "cache": "prefix"},
+    **{name: {"cache": name} for name in ("freecache:3", "refresh:3", "dual:3", "window:2")},
 }
 
 
@@ -304,7 +305,7 @@ def test_a_row_given_twice_in_a_call_is_scored_for_each_canvas(tiny_model, prefi
         ("bert", {"cache": "prefix"}, "cache = 'prefix' needs a causal backbone .* BertForMaskedLM is not"),
         ("bert", {"block_size": 4}, "block_size = 4 needs a causal backbone .* BertForMaskedLM is not: leave it out"),
         ("qwen2", {"block_size": 0}, "block_size = 0: give a block's tokens, a whole number, or None"),
-        ("qwen2", {"cache": "dual"}, "cache = 'dual': give one of auto, none, prefix"),
+        ("qwen2", {"cache": "all"}, "cache = 'all': give one of auto, none, prefix"),
     ],
 )
 def test_a_cache_or_a_mask_that_the_model_cannot_have_is_refused(tiny_model, kind, options, message):
