@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: Problems of a task unless they are given.
 PROBLEMS = 200
 DEFAULT_FILE = Path("runs/compare.json")
+#: Every method, by its examples.
+ALL = "all"
 
 
 def _limits() -> str:
@@ -41,8 +43,9 @@ def _limits() -> str:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `compare`."""
     parser.add_argument(
-        "--methods", metavar="a,b,..",
-        help=f"each {SPELLING} (default: every method, by its examples). {_limits()}",
+        "--methods", metavar="a,b,..", default=ALL,
+        help=f"each {SPELLING}; {ALL}: every method that runs on these models, by its examples (default: {ALL}). "
+        f"{_limits()}",
     )
     add_experiment_arguments(parser, n=PROBLEMS, least=1, temperature=0.2, file=DEFAULT_FILE)
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
@@ -64,21 +67,31 @@ def run(arguments: argparse.Namespace) -> int:
     with importing():
         from smc_bridge.analysis.comparison.comparing import compare, default_methods
         from smc_bridge.analysis.runner import about
-    methods = default_methods() if arguments.methods is None else tuple(_chosen(arguments.methods))
+    every = arguments.methods.strip() == ALL
+    methods = default_methods() if every else tuple(_chosen(arguments.methods))
     settings, task, models = experiment(arguments, methods, PROBLEMS)
     check_workers(arguments.workers, name="--workers")
     path: Path = arguments.json
     check_writable(path, "--json", make_folder=True)
     threads = use_free_cores()
 
+    missing: list[str] = []
+
+    def leave_out(method: str, reason: str) -> None:
+        missing.append(method)
+        tell(f"{PROGRAM}: {method} is left out, it cannot run on these models: {reason}")
+
     def begin(seconds: float) -> None:
         tell(
-            f"{PROGRAM}: {len(settings.methods)} methods on {settings.n} problems: {about(seconds)} on "
+            f"{PROGRAM}: {len(settings.methods) - len(missing)} methods on {settings.n} problems: {about(seconds)} on "
             f"{threads} {'thread' if threads == 1 else 'threads'}"
         )
 
     try:
-        found = compare(settings, path=path, pair=models, task=task, estimate=begin, **options(arguments))
+        found = compare(
+            settings, path=path, pair=models, task=task, estimate=begin, left_out=leave_out if every else None,
+            **options(arguments),
+        )
     except KeyboardInterrupt as stop:
         return interrupted(stop, path, arguments, "parts are saved beside")
     table = found.table(described(task))

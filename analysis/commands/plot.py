@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 RESULT_PLOTS = ("steps", "genealogy", "lanes", "acceptance", "ess")
 #: Those that are drawn of several results too, all of one method.
 OF_MANY = ("acceptance", "ess")
+#: Columns of a comparison that are no figures.
+WORDS = ("method", "targets", "proper")
 DPI = 150
 
 
@@ -147,7 +149,7 @@ def is_table(rows: Any) -> bool:
 
     return all(
         set(row) == set(rows[0]) and isinstance(row.get("method"), str)
-        and all(figure(value) for name, value in row.items() if name != "method")
+        and all(figure(value) for name, value in row.items() if name not in WORDS)
         for row in rows
     )
 
@@ -175,7 +177,7 @@ def _comparison(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> An
 
     graded = any(row.get("accuracy") is not None for row in rows)
     x, y = arguments.x or "tokens_per_second", arguments.y or ("accuracy" if graded else "nats_per_token")
-    known = [name for name in rows[0] if name != "method"]
+    known = [name for name in rows[0] if name not in WORDS]
     for option, name in (("x", x), ("y", y)):
         if name not in known:
             raise UsageError(f"--{option} = {name}: choose from {', '.join(known)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,19 +27,24 @@ from smc_bridge.analysis.workers import check_workers
 from smc_bridge.commands.models import Models
 from smc_bridge.decode import decode
 from smc_bridge.display import PrintedTable, headed
+from smc_bridge.entry_points import reason_of
 from smc_bridge.models.extras import need
 from smc_bridge.models.pairs import Pair
-from smc_bridge.registry import METHODS
+from smc_bridge.registry import METHODS, spelled
 from smc_bridge.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: Version of the file's layout.
-FORMAT = 4
+FORMAT = 5
 KIND = "smc-bridge comparison"
 #: What every method is timed on before the first cell: problems, and tokens of each.
 PROBED, LENGTH = 2, 16
+#: Tokens that a method decodes to show that it runs on a pair at all.
+TRIED = 2
+#: Told of a method that is left out, and why.
+LeftOut = Callable[[str, str], None]
 
 
 def default_methods() -> tuple[str, ...]:
@@ -90,7 +95,7 @@ class Comparison:
 def compare(
     settings: Settings, *, path: Path | None = None, fresh: bool = False, pair: Pair | Models | None = None,
     task: Task | None = None, workers: int = 1, report: Report | None = None, show: bool = False,
-    estimate: Callable[[float], None] | None = None,
+    estimate: Callable[[float], None] | None = None, left_out: LeftOut | None = None,
 ) -> Comparison:
     """Run, or continue, a comparison.
 
@@ -105,8 +110,10 @@ def compare(
         report: told of every record that was made, in the order in which cells finish.
         show: progress on standard error.
         estimate: told before the first cell how many seconds all of them will take, by a few tokens of each method.
+        left_out: told of every method that cannot run on the pair, and the reason; the comparison is then that of the
+            others. Without it the first such method is an error.
     Raises:
-        ValueError: an argument is out of range, or the file is something else, has other settings, or is
+        ValueError: an argument is out of range, a method cannot run on the pair, or the file is something else, has other settings, or is
             being written by another process.
         FileNotFoundError: the pair's weights are not installed.
         OSError: of `map_cells`, where the cluster or a worker fails; what is done is kept.
@@ -114,6 +121,9 @@ def compare(
     config = settings.study()
     check_workers(workers)
     loaded = load_problems(config.source, pair=pair, task=task)
+    if left_out is not None:
+        settings = replace(settings, methods=runnable(settings, loaded, left_out))
+        config = settings.study()
     check_samplers(config, loaded)
     plan = cells(config)
     header = {"kind": KIND, "format": FORMAT, **settings.to_dict(), **fingerprints(config, loaded, {})}
@@ -127,9 +137,35 @@ def compare(
         del loaded  # the workers have their own
         records = run_cells(plan, make, store, workers=workers, report=report, show=show, clock=clock)
         by_method = {name: [r for r in records if r["method"] == name] for name in settings.methods}
-        rows = [summarise(name, own) for name, own in by_method.items()]
+        rows = [
+            summarise(name, own, targets=spelled(name).method.targets) for name, own in by_method.items()
+        ]
         store.finish({"rows": [row.to_dict() for row in rows]})
     return Comparison(settings, rows, records)
+
+
+def runnable(settings: Settings, problems: Problems, left_out: LeftOut) -> tuple[str, ...]:
+    """The methods that decode a few tokens of the first problem on this pair.
+
+    Raises:
+        ValueError: there is none.
+    """
+    pair, task = problems.pair, problems.task
+    assert pair is not None
+    assert task is not None
+    found = []
+    for setting in settings.study().axes.settings():
+        try:
+            decoder = make_decoder(setting, pair, task)
+            decode(decoder, problems.prompts[:1], max_new_tokens=min(TRIED, task.max_new_tokens))
+        except Exception as error:  # whatever it is, the method does not run here
+            told = isinstance(error, ValueError | ImportError)  # in words for people
+            left_out(setting.method, " ".join(str(error).split()) if told else reason_of(error))
+        else:
+            found.append(setting.method)
+    if not found:
+        raise ValueError("methods: none of them can run on this pair; give other models, or methods by name")
+    return tuple(found)
 
 
 def paces(todo: Sequence[Work], problems: Problems) -> dict[str, float]:

@@ -1,7 +1,11 @@
 """From outcomes to the table of a comparison: one row a method.
 
-Accuracy carries Wilson's score interval; `-log Z` that of `smc_bridge.certificate`, also per token; tokens per forward
-that of a ratio of means over problems (`smc_bridge.intervals`).
+Accuracy carries Wilson's score interval; the KL bound that of `smc_bridge.certificate`, also per token; tokens per
+forward that of a ratio of means over problems (`smc_bridge.intervals`). Costs count every forward of every model, also
+those of drafts that were refused, by the tokens of a continuation.
+
+A bound on the distance from the AR law has who is properly weighted for that law, and nobody else: what is proper for
+another law (a product of experts, the diffusion model's own joint), or for none, is called improper here.
 """
 
 from __future__ import annotations
@@ -22,6 +26,10 @@ from smc_bridge.estimate import Estimate, columns, plain
 from smc_bridge.intervals import NAME, ratio_interval
 
 LEVEL = 0.95
+#: What a method claims whose bounds are bounds on the distance from the AR law.
+AR = "AR"
+#: Stands where a method that is no proper sampler of that law has no bound.
+IMPROPER = "improper"
 #: Fields of a row that carry an interval.
 INTERVALS = ("accuracy", "tokens_per_dlm_forward", "nats", "nats_per_token")
 
@@ -34,25 +42,55 @@ class Row:
         method: as it is spelled.
         n: problems.
         particles: N.
+        targets: the law that the method claims (`smc_bridge.registry`).
+        proper: whether its results are properly weighted for that law.
         accuracy: share of right answers.
         tokens_per_dlm_forward: all tokens by all forwards of the DLM.
-        ar_forwards: mean per problem.
+        ar_forwards: of the AR model, mean per problem.
+        ar_forwards_per_token: the same by the tokens of a continuation.
+        ar_positions_per_token: tokens or tree nodes that the AR model scored, of all particles and lanes, by the tokens
+            of a continuation.
         tokens_per_second: all tokens by the wall time of all batches; the only figure that depends on the machine.
-        ess: mean over problems, of `particles`.
-        nats: estimate of `E[-log Z_hat]` per sequence, a bound on the KL divergence from exact AR sampling.
+        ess: mean over problems, of `particles`; of proper results.
+        nats: estimate of `E[-log Z_hat]` per sequence, a bound on the KL divergence from exact AR sampling; of results
+            that are proper for the AR law.
         nats_per_token: the same by the mean length of a sequence drawn by weight.
     """
 
     method: str
     n: int
     particles: int
+    targets: str
+    proper: bool
     accuracy: Estimate | None
     tokens_per_dlm_forward: Estimate | None
     ar_forwards: float | None
+    ar_forwards_per_token: float | None
+    ar_positions_per_token: float | None
     tokens_per_second: float
     ess: float | None
     nats: Estimate | None
     nats_per_token: Estimate | None
+
+    @property
+    def for_ar(self) -> bool:
+        """Whether the results are properly weighted for the AR law, so that there is a bound."""
+        return self.proper and self.targets == AR
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens per forward of the DLM; of a method that runs none, of the AR model; NaN of one that runs neither."""
+        if self.tokens_per_dlm_forward is not None:
+            return self.tokens_per_dlm_forward.value
+        return 1.0 / self.ar_forwards_per_token if self.ar_forwards_per_token else math.nan
+
+    @property
+    def bound(self) -> str:
+        """The KL bound per token as a text, or that there is none; exact draws have one of 0, which needs no ends."""
+        if self.nats_per_token is None:
+            return IMPROPER
+        known = self.nats_per_token
+        return f"{known.value:.2g}" if known.low == known.high else known.text(".2g")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite are None, and an interval is its value and its ends."""
@@ -64,13 +102,13 @@ class Row:
         for item in fields(self):
             value = getattr(self, item.name)
             out |= columns(item.name, value) if item.name in INTERVALS else {
-                item.name: math.nan if value is None else value
+                item.name: math.nan if value is None else value  # the law's name and `proper` as they are
             }
         return out
 
 
-def summarise(method: str, records: Sequence[Record]) -> Row:
-    """The row of a method from the records of its cells."""
+def summarise(method: str, records: Sequence[Record], *, targets: str = AR) -> Row:
+    """The row of a method from the records of its cells; `targets` is the law that it claims."""
 
     def every(name: str) -> list[Any]:
         return [value for record in records for value in record[name]]
@@ -79,19 +117,21 @@ def summarise(method: str, records: Sequence[Record]) -> Row:
     seconds = sum(record["seconds"] * record["runs"] for record in records)
     right = [correct for correct in every("correct") if correct is not None]
     ess = whole = each = None
-    # Who does not draft has nothing to weigh.
-    if dlm and all(record["proper"] for record in records):
-        evidence, sizes, exact = [float(z) for z in every("log_evidences")], every("ess"), all(
-            record["exact"] for record in records
-        )
+    proper = all(record["proper"] for record in records)
+    if proper:
+        sizes = every("ess")
         ess = sum(sizes) / len(sizes)
+    if proper and targets == AR:
+        evidence, exact = [float(z) for z in every("log_evidences")], all(record["exact"] for record in records)
         whole = certify(evidence, level=LEVEL, exact=exact)
         each = ratio_per_token(evidence, every("run_tokens"), level=LEVEL, exact=exact)
     return Row(
-        method=method, n=len(tokens), particles=records[0]["sequences"],
+        method=method, n=len(tokens), particles=records[0]["sequences"], targets=targets, proper=proper,
         accuracy=wilson(sum(right), len(right)) if right else None,
         tokens_per_dlm_forward=_per_forward(tokens, every("dlm_forwards")) if dlm else None,
         ar_forwards=ar / len(tokens) if ar else None,
+        ar_forwards_per_token=ar / sum(tokens) if ar else None,
+        ar_positions_per_token=sum(every("ar_tokens")) / sum(tokens) if ar else None,
         tokens_per_second=sum(tokens) / seconds if seconds else math.inf, ess=ess, nats=whole, nats_per_token=each,
     )
 
@@ -106,26 +146,27 @@ def render(rows: Sequence[Row], *, title: str = "") -> PrintedTable:
     """The table; '-' where a column does not apply, and no accuracy where no answer is known."""
     table = PrintedTable(
         title=title, title_justify="left", caption_justify="left",
-        caption="in brackets: 95 % confidence interval, of -log Z where the runs give one; -log Z: bound on the KL "
-        "divergence from exact AR sampling",
+        caption="in brackets: 95 % confidence interval, of the KL bound where the runs give one; KL bound: on the "
+        f"divergence from exact AR sampling, by -log Z; {IMPROPER}: no proper sampler of the AR law",
     )
     table.add_column("method", no_wrap=True)
     graded = any(row.accuracy is not None for row in rows)
     for name in (
-        *(["accuracy, %"] if graded else []), "tokens / DLM forward", "AR forwards", "tokens/s", "ESS",
-        "-log Z, nats / sequence", "-log Z, nats / token",
+        *(["accuracy, %"] if graded else []), "tokens / DLM forward", "AR forwards / token", "AR positions / token",
+        "tokens/s", "ESS", "KL bound, nats / token",
     ):
         table.add_column(name, justify="right")
     for row in rows:
+        rate = row.tokens_per_dlm_forward
         table.add_row(
             row.method, *([_text(row.accuracy and row.accuracy.times(100), ".1f")] if graded else []),
-            _text(row.tokens_per_dlm_forward, ".2f"), _plain(row.ar_forwards, ".1f"), f"{row.tokens_per_second:.1f}",
-            _size(row), _text(row.nats), _text(row.nats_per_token),
+            _plain(None if rate is None else rate.value, ".2f"), _plain(row.ar_forwards_per_token, ".2f"),
+            _plain(row.ar_positions_per_token, ".1f"), f"{row.tokens_per_second:.1f}", _size(row), row.bound,
         )
     return table
 
 
-def _text(value: Estimate | None, form: str = ".3g") -> str:
+def _text(value: Estimate | None, form: str) -> str:
     return "-" if value is None else value.text(form)
 
 
@@ -135,4 +176,4 @@ def _plain(value: float | None, form: str) -> str:
 
 def _size(row: Row) -> str:
     """The ESS of a single particle says nothing."""
-    return "-" if row.ess is None or row.particles == 1 else f"{row.ess:.2f} of {row.particles}"
+    return "-" if row.ess is None or row.particles == 1 else f"{row.ess:.1f} of {row.particles}"

@@ -19,6 +19,7 @@ LABELS = {
     "acceptance": "accepted share of the drafts", "tokens_per_dlm_forward": "tokens per DLM forward",
     "tokens_per_second": "tokens per second",
     "dlm_forwards": "DLM forwards per run", "ar_forwards": "AR forwards per run",
+    "ar_forwards_per_token": "AR forwards per token", "ar_positions_per_token": "AR positions per token",
     "dlm_rows": "DLM rows per run", "ar_rows": "AR rows per run", "ar_tokens": "tokens scored by the AR model per run",
     "seconds": "seconds per run", "cost": "cost of a run (c_D DLM + c_A AR work)",
 }

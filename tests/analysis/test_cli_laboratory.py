@@ -22,6 +22,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
+from smc_bridge.analysis.commands.plot import WORDS
 from smc_bridge.analysis.commands.plot import command as plot_command
 from smc_bridge.analysis.commands.study import command as study_command
 from smc_bridge.analysis.comparison import Row, Settings, compare, default_methods
@@ -233,7 +234,7 @@ def test_every_column_has_a_label_with_its_unit(saved: str, tmp_path: Path) -> N
     pooled = pool(load_study(tmp_path / "s.jsonl"))
     drawn = [str(name) for name in pooled.columns if pooled[name].dtype.kind in "fiu"]
     columns = [name for name in drawn if not name.endswith(("_low", "_high", "_error"))]
-    rows = [item.name for item in fields(Row) if item.name != "method"]
+    rows = [item.name for item in fields(Row) if item.name not in WORDS]
     missing = {*columns, *rows, *Block._fields} - {"task", "block"} - set(LABELS)
     assert not missing, f"no label for {missing}"
     assert all("_" not in text.replace("c_D", "").replace("c_A", "") for text in LABELS.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import re
@@ -16,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from smc_bridge import tasks
+from smc_bridge import registry, tasks
 from smc_bridge.analysis.bounds import kl_per_token
 from smc_bridge.analysis.commands.compare import command
 from smc_bridge.analysis.comparison import Comparison, Row, Settings, compare, default_methods, render
@@ -29,12 +31,16 @@ from smc_bridge.analysis.study.identity import of_models
 from smc_bridge.analysis.study.plan import Setting, make_decoder
 from smc_bridge.cli import main
 from smc_bridge.decode import decode
+from smc_bridge.distributions.target import ARTarget
 from smc_bridge.intervals import ratio_interval
+from smc_bridge.methods.ar import ARSampling, ARState
 from smc_bridge.models import pairs
 from smc_bridge.models.arithmetic import architecture
 from smc_bridge.models.arithmetic.tokenizer import load_tokenizer
 from smc_bridge.models.pairs import Pair, pair_from_models
+from smc_bridge.registry import spelled
 from smc_bridge.result import Result
+from smc_bridge.tables import print_table
 from smc_bridge.tasks import TASKS
 from tests.analysis.fragile import FragileTask
 from tests.analysis.jobs import killer
@@ -187,7 +193,7 @@ def test_comparison_of_other_weights_is_refused() -> None:
 def test_command_prints_the_table_and_keeps_it_by_default_below_the_working_directory(run: Run, tmp_path: Path) -> None:
     code, out, err = run(*BASE)
     assert code == 0
-    for word in ("accuracy", "tokens / DLM forward", "AR forwards", "tokens/s", "ESS", "nats / token"):
+    for word in ("accuracy", "tokens / DLM forward", "AR forwards / token", "AR positions / token", "tokens/s", "KL bound"):
         assert word in out
     first, *lines = err.splitlines()
     assert re.fullmatch(r"smc-bridge: 4 methods on 5 problems: about \d+ s on \d+ threads?", first)
@@ -299,17 +305,117 @@ def test_vocabularies_that_differ_are_refused(run: Run, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("method", default_methods())
 def test_every_default_method_has_its_columns(method: str) -> None:
-    [row] = toy(dataclasses.replace(SETTINGS, methods=(method,))).rows
+    told: list[str] = []
+    try:
+        found = toy(dataclasses.replace(SETTINGS, methods=(method,)), left_out=lambda name, why: told.append(why))
+    except ValueError as error:
+        assert told, error
+        pytest.skip(f"cannot run on tables: {told[0]}")
+    [row] = found.rows
     assert row.n == 5
-    assert (row.ar_forwards is None) == method.startswith("dlm")
-    assert (row.tokens_per_dlm_forward is None) == (method == "ar")
-    weighted = not method.startswith(("ar", "dlm", "released"))
-    assert (row.nats is not None) == (row.nats_per_token is not None) == (row.ess is not None) == weighted
-    if method == "speculative":
-        assert row.nats is not None
-        assert row.nats.value == 0.0, "speculative decoding is exact: its evidence is one"
+    costs = [sum(x for cell in found.cells for x in cell[name]) for name in ("dlm_forwards", "ar_forwards", "tokens")]
+    assert (row.tokens_per_dlm_forward is None) == (costs[0] == 0)
+    assert (row.ar_forwards_per_token is None) == (row.ar_positions_per_token is None) == (costs[1] == 0)
+    if row.ar_forwards is not None:
+        assert row.ar_forwards_per_token == pytest.approx(costs[1] / costs[2])
+        assert row.ar_forwards_per_token == pytest.approx(row.ar_forwards * 5 / costs[2])
+    assert row.targets == spelled(method).method.targets
+    assert (row.nats is not None) == (row.nats_per_token is not None) == (row.proper and row.targets == "AR")
+    assert (row.bound == "improper") == (row.nats is None)
+    assert (row.ess is not None) == row.proper
     if method == "smc-4":
         assert row.particles == 4
+
+
+@pytest.mark.parametrize("method", ["ar", "speculative"])
+def test_a_draw_of_the_ar_law_is_at_no_distance_from_it(method: str) -> None:
+    [row] = toy(dataclasses.replace(SETTINGS, methods=(method,))).rows
+    assert row.nats is not None
+    assert (row.nats.value, row.nats.low, row.nats.high, row.bound) == (0.0, 0.0, 0.0, "0")
+
+
+def test_costs_by_token_are_those_of_ancestral_sampling() -> None:
+    [row] = toy(dataclasses.replace(SETTINGS, methods=("ar",))).rows
+    assert (row.ar_forwards_per_token, row.ar_positions_per_token, row.tokens_per_forward) == (1.0, 1.0, 1.0)
+    [row] = toy(dataclasses.replace(SETTINGS, methods=("dlm-2",))).rows
+    assert (row.ar_forwards_per_token, row.ar_positions_per_token) == (None, None)
+    assert row.tokens_per_dlm_forward is not None
+    assert row.tokens_per_forward == row.tokens_per_dlm_forward.value > 1
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that a test registers: one that samples another law, one that is not made, one that breaks later."""
+    len(registry.METHODS)
+    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
+
+    @registry.method("other-law", role="exact", targets="PoE", proper=True, reference="none")
+    def other_law(pair: Pair) -> object:
+        """Draws of a law that is not the AR model's."""
+        return registry.METHODS["ar"].make(pair)
+
+    @registry.method("not-here", role="exact", targets="AR", proper=True, reference="none")
+    def not_here(pair: Pair) -> object:
+        """Needs what the pair has not."""
+        raise ImportError("no module\n named there")
+
+    @registry.method("breaks", role="exact", targets="AR", proper=True, reference="none")
+    def breaks(pair: Pair) -> object:
+        """Fails when it decodes."""
+
+        class Broken(ARSampling):
+            def step(self, state: ARState) -> ARState:
+                raise RuntimeError("features are missing")
+
+        return Broken(ARTarget(pair.ar))
+
+
+@pytest.mark.usefixtures("others")
+def test_what_samples_another_law_has_no_bound_to_the_ar_law() -> None:
+    [row] = toy(dataclasses.replace(SETTINGS, methods=("other-law",))).rows
+    assert (row.proper, row.for_ar, row.targets, row.nats, row.nats_per_token) == (True, False, "PoE", None, None)
+    assert row.bound == "improper"
+    assert row.ess == 1.0
+
+
+@pytest.mark.usefixtures("others")
+def test_all_leaves_out_what_cannot_run_with_one_line_each(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    few = ("ar", "not-here", "dlm-2", "breaks", "other-law")
+    monkeypatch.setattr("smc_bridge.analysis.comparison.comparing.default_methods", lambda: few)
+    base = ["compare", "--task", "toy", "--n", "5", "--temperature", "1", "--batch", "2"]
+    code, out, err = run(*base, "--methods", "all")
+    assert code == 0
+    first, second, begun, *_ = err.splitlines()
+    assert first == (
+        "smc-bridge: not-here is left out, it cannot run on these models: method not-here failed: ImportError: no "
+        "module named there; repair or remove its package"
+    )
+    assert second == (
+        "smc-bridge: breaks is left out, it cannot run on these models: RuntimeError: features are missing"
+    )
+    assert begun.startswith("smc-bridge: 3 methods on 5 problems: about ")
+    saved = json.loads((tmp_path / "runs" / "compare.json").read_text())
+    assert saved["methods"] == [row["method"] for row in saved["rows"]] == ["ar", "dlm-2", "other-law"]
+    again = run(*base)
+    assert again[:2] == (0, out), "all is the default, and a second call reads the file"
+    assert again[2].splitlines() == [first, second]
+    code, _, err = run(*base, "--methods", "ar,not-here", "--json", "named.json")
+    assert (code, err.count("\n")) == (2, 1), "a method that is asked for by name is not left out"
+    monkeypatch.setattr("smc_bridge.analysis.comparison.comparing.default_methods", lambda: ("not-here",))
+    code, _, err = run(*base, "--json", "none.json")
+    assert code == 2
+    assert err.splitlines()[-1].endswith("none of them can run on this pair; give other models, or methods by name")
+
+
+def test_the_table_of_all_methods_fits_on_a_page() -> None:
+    told: list[str] = []
+    table = toy(dataclasses.replace(SETTINGS, methods=default_methods()), left_out=lambda *why: told.append(why[0])).table()
+    for width in (100, 120):
+        stream = io.StringIO()
+        print_table(Console(file=stream, width=width), table)
+        assert stream.getvalue().count("┡") == 1, f"the table is in parts at {width} columns"
 
 
 @pytest.mark.parametrize(("method", "shown"), [("smc-1x2", "-"), ("smc-3", " of 3"), ("ar", "-")])
@@ -401,7 +507,7 @@ def test_titles_say_what_holds_for_all(methods: tuple[str, ...], told: str) -> N
 def test_only_programs_that_are_exact_by_construction_have_a_bound_of_zero() -> None:
     record: Record = {
         "runs": 3, "sequences": 1, "proper": True, "seconds": 1.0, "correct": [True] * 3, "log_evidences": [0.0] * 3,
-        **{name: [1] * 3 for name in ("tokens", "run_tokens", "dlm_forwards", "ar_forwards", "ess")},
+        **{name: [1] * 3 for name in ("tokens", "run_tokens", "dlm_forwards", "ar_forwards", "ar_tokens", "ess")},
     }
     rows = [summarise("a", [{**record, "exact": exact}]) for exact in (True, False)]
     assert [(row.nats.low, row.nats.high) for row in rows if row.nats] == [(0.0, 0.0), (0.0, math.inf)]

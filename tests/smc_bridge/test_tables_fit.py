@@ -21,10 +21,13 @@ def interval(value: float, low: float, high: float) -> Estimate:
 
 RIGHT = interval(0.9345, 0.8912, 0.9666)
 ROWS = [
-    Row("dlm-12-confidence", 200, 1, RIGHT, interval(15.612, 15.104, 16.01), None, 1043.22, None, None, None),
     Row(
-        "smc-4", 200, 4, RIGHT, interval(5.612, 5.434, 5.803), 12.3, 43.22, 3.216, interval(-0.0123, -0.0456, 0.0213),
-        interval(-1.23e-5, -4.56e-5, 2e-5),
+        "dlm-12-confidence", 200, 1, "DLM", False, RIGHT, interval(15.612, 15.104, 16.01), None, None, None, 1043.22,
+        None, None, None,
+    ),
+    Row(
+        "smc-4", 200, 4, "AR", True, RIGHT, interval(5.612, 5.434, 5.803), 12.3, 0.21, 14.3, 43.22, 3.216,
+        interval(-0.0123, -0.0456, 0.0213), interval(-1.23e-5, -4.56e-5, 2e-5),
     ),
 ]
 
