@@ -106,8 +106,8 @@ def segment_sums(probs: Tensor, width: int) -> Tensor:
     count, size = probs.shape
     whole = size // width * width
     if whole == size:
-        return probs.view(count, -1, width).sum(-1)
-    sums = probs[:, :whole].reshape(count, -1, width).sum(-1)
+        return probs.view(count, size // width, width).sum(-1)
+    sums = probs[:, :whole].reshape(count, whole // width, width).sum(-1)
     return torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True)], dim=1)
 
 

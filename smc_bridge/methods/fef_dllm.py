@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from smc_bridge.canvas.build import canvas_of
 from smc_bridge.canvas.chain_sampling import ChainSampling
 from smc_bridge.canvas.rules import Ordered
 from smc_bridge.models.protocols import ModelPair
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.proposals.self_speculation import WINDOW
 from smc_bridge.registry import method
 
@@ -31,11 +35,12 @@ def fef_dllm(
     and is not asked for again; the row with the whole draft filled in is the next draft's forward (the bonus token).
 
     Role: an exact sampler of the diffusion model's own law, the one that `dlm` with one token per forward draws from;
-    it does not target the AR law, and its results carry no bound for it. As a proposal of the program the same chain has
-    a tractable density: `proposal=speculated-chain`.
+    it does not target the AR law, and its results carry no bound for it. As a proposal of the program the same chain
+    has a tractable density: `proposal=speculated-chain`.
 
     Changed: one denoising step, in which all places are kept; the published decoder masks some again and goes on with
-    its last canvas, which has no law of its own. The model is taken as it is, without their fine-tuning.
+    its last canvas, which has no law of its own. The model is taken as it is, without their fine-tuning, and without an
+    approximate cache, under which it has no one law.
 
     Args:
         pair: the models, of which the diffusion model decodes.
@@ -50,4 +55,11 @@ def fef_dllm(
     plain = canvas_of(
         pair, Ordered(), name="fef-dllm", span=None, lookahead=lookahead, temperature=temperature, top_p=top_p
     )
+    model: Any = plain.proposal.model
+    policy = getattr(model, "policy", None)
+    if policy is not None and not policy.exact:  # what it scores then depends on what it scored before: no one law
+        exact = DLMProposal(
+            model.with_cache("none"), temperature=temperature, top_p=top_p, lookahead=plain.proposal.lookahead
+        )
+        plain = replace(plain, proposal=exact)
     return ChainSampling(plain, window, bonus, "fef-dllm", plain.detokenize)
