@@ -70,11 +70,11 @@ class Unweighted:
         "particles", "lanes", "beta", "kernel", "nodes", "intermediate", "weight", "resampler", "trigger", "proposal",
         "proposal_temperature", "proposal_top_p",
     ),
-    examples=("apd", "apd,form=paper", "apd,form=released"),
+    examples=("apd", "apd,form=as-published", "apd,form=as-released"),
     published="Dream-7B with Qwen2.5-0.5B, R = 0.7: 'markedly higher throughput with minimal degradation' (abstract)",
 )
 def apd(
-    pair: ModelPair, *, form: Literal["exact", "paper", "released"] = "exact", w: float = 0.7,
+    pair: ModelPair, *, form: Literal["exact", "as-published", "as-released"] = "exact", w: float = 0.7,
     temperature: float = 1.0, name: str = "apd", **options: Any,
 ) -> Sampler:
     """One draft and one sample of the product of experts by the same noise, as far as they agree.
@@ -93,22 +93,22 @@ def apd(
     place; drafts are not truncated.
 
     Args:
-        form: exact, or one of the biased ones, as in the paper or as in its released code.
+        form: exact, or one of the biased ones, of the paper or of its code.
         w: exponent R of the diffusion model.
         temperature: T, of the whole product; at 0 all laws are point masses, and the target's are kept.
     Raises:
         ValueError: an option out of range, or a temperature of 0 where `T^2` is that of a draft.
     """
     exponent = check_w(w)
-    if form not in ("exact", "paper", "released"):
-        raise ValueError(f"form = {said(form)}: give exact, paper or released")
-    if form != "released":
+    if form not in ("exact", "as-published", "as-released"):
+        raise ValueError(f"form = {said(form)}: give exact, as-published or as-released")
+    if form != "as-released":
         sampler = smc(pair, 1, w=w, kernel="gumbel", temperature=temperature, name=name, **options)
         return sampler if form == "exact" else replace(sampler, kernel=FirstForced(), weight=Unweighted())
     if temperature == 0:
         raise ValueError(
-            f"temperature = {said(temperature)} with form = released, which draws: give a positive temperature, or "
-            "form = paper"
+            f"temperature = {said(temperature)} with form = as-released, which draws: give a positive temperature, or "
+            "form = as-published"
         )
     # Exponents of q at T^2 and of p at T that undo both temperatures, up to a factor that no argmax sees.
     scale = max(1.0, exponent * temperature)

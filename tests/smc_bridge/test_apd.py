@@ -81,7 +81,7 @@ def test_every_token_of_the_exact_form_is_a_draw_of_the_product() -> None:
 
 
 def test_the_first_token_of_the_papers_form_is_the_diffusion_models() -> None:
-    tokens, _ = first_blocks("paper", 2)
+    tokens, _ = first_blocks("as-published", 2)
     q = marginals()[0].exp().numpy()
     first = product(marginals()[0], conditional())
     claim(chi_square(np.bincount(tokens[:, 0], minlength=3), q), "apd, paper's form, first token is the DLM's")
@@ -98,14 +98,14 @@ def test_the_papers_form_goes_on_as_far_as_the_exact_one_agrees() -> None:
     follow = [product(marginals()[1], conditional(a)) for a in range(3)]
     two = [sum(1 / np.maximum(r / r[b], q[1] / q[1][b]).sum() for b in range(3)) for r in follow]
     expected = np.array([a * b for a, b in zip(one, two, strict=True)])
-    tokens, length = first_blocks("paper", 3)
+    tokens, length = first_blocks("as-published", 3)
     counts = np.bincount(tokens[length == 2, 0], minlength=3)
     observed = np.array([*counts, ROWS - counts.sum()])
     claim(chi_square(observed, np.array([*expected, 1 - expected.sum()])), "apd, paper's form, blocks of two tokens")
 
 
 def test_the_first_token_of_the_released_form_is_drawn_at_the_squared_temperature() -> None:
-    sampler = apd(PAIR, form="released", temperature=0.6, window=2, lookahead=3)
+    sampler = apd(PAIR, form="as-released", temperature=0.6, window=2, lookahead=3)
     sampler = replace(sampler, particles=ROWS, trigger=never)
     state = sampler.step(sampler.start([[]], seed=4, max_new_tokens=3))
     law = marginals(0.36)[0].exp().numpy()
@@ -117,7 +117,7 @@ def test_the_first_token_of_the_released_form_is_drawn_at_the_squared_temperatur
 @pytest.mark.parametrize("temperature", [0.2, 0.6, 1.0, 3.0])
 def test_the_released_form_accepts_by_the_argmax_of_the_raw_product(temperature: float) -> None:
     raw_q, raw_p = torch.randn(2, 500, 7, generator=torch.Generator().manual_seed(1)).double() * 2
-    law = apd(PAIR, form="released", temperature=temperature).intermediate
+    law = apd(PAIR, form="as-released", temperature=temperature).intermediate
     found = law.log_prob(torch.log_softmax(raw_q / temperature**2, -1), torch.log_softmax(raw_p / temperature, -1))
     assert torch.equal(found.argmax(-1), (W * raw_q + (1 - W) * raw_p).argmax(-1))
 
@@ -149,14 +149,14 @@ def test_the_exact_form_is_properly_weighted_for_the_ar_law(eos: int | None) -> 
     assert not sampler.exact, "weights are p / pi"
 
 
-@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("form", ["as-published", "as-released"])
 def test_the_published_forms_are_biased_and_say_so(form: str) -> None:
     sampler = apd(tabular_pair(3, 3), form=form)
     assert "FirstForced" in sampler.why_improper()[0]
     assert_biased(sampler, least=0.02, runs=1_000)
 
 
-@pytest.mark.parametrize("form", ["exact", "paper", "released"])
+@pytest.mark.parametrize("form", ["exact", "as-published", "as-released"])
 def test_draws_do_not_depend_on_the_batch(form: str) -> None:
     sampler = apd(tabular_pair(3, 6), form=form, window=2, lookahead=4, temperature=0.8)
     prompts: list[list[int]] = [[], [0], [1, 0], [0, 1]]
@@ -168,7 +168,7 @@ def test_draws_do_not_depend_on_the_batch(form: str) -> None:
             assert found[place].forwards == alone.forwards
 
 
-@pytest.mark.parametrize("form", ["exact", "paper", "released"])
+@pytest.mark.parametrize("form", ["exact", "as-published", "as-released"])
 def test_every_forward_is_counted(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: dict[type, list[int]] = {TabularDiffusionSession: [], TabularCausalSession: []}
     for session, rows in calls.items():
@@ -185,9 +185,9 @@ def test_every_forward_is_counted(form: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"form": "papr"}, "form = 'papr': give exact, paper or released"),
+    ({"form": "papr"}, "form = 'papr': give exact, as-published or as-released"),
     ({"w": 1.5}, "w = 1.5"),
-    ({"form": "released", "temperature": 0}, "temperature = 0 with form = released.*: give a positive temperature"),
+    ({"form": "as-released", "temperature": 0}, "temperature = 0 with form = as-released.*: give a positive temperature"),
 ])
 def test_bad_options_are_named_in_one_line(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
