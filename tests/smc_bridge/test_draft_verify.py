@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from smc_bridge import (
     Defensive,
     GumbelCoupling,
     Mixture,
+    Move,
     ProductOfExperts,
     Proposal,
     Rejection,
@@ -31,7 +33,10 @@ from smc_bridge import (
     load_pair,
 )
 from smc_bridge.distributions.shaping import Shaping
+from smc_bridge.engine.resampling import Multinomial
+from smc_bridge.engine.state import Retained
 from smc_bridge.engine.weights import always
+from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.methods.draft_verify import draft_verify, three_experts
 from smc_bridge.models.tabular import TabularAR, TabularCausalSession
@@ -42,9 +47,11 @@ from smc_bridge.proposals.skip_search import Texts, own_texts, search, usual_ski
 from smc_bridge.proposals.skipped import CausalProposal, CausalState
 from smc_bridge.registry import METHODS, spelled
 from smc_bridge.tasks import TASKS
-from smc_bridge.testing import assert_biased, assert_proper, exact_law, outcomes, tabular_pair
-from smc_bridge.testing.statistics import mean_test
-from tests.smc_bridge.claims import claim
+from smc_bridge.testing import assert_biased, assert_proper, exact_law, frontier, outcomes, tabular_pair
+from smc_bridge.testing.branches import BranchingResampler
+from smc_bridge.testing.frontier import Enumeration, Frontier
+from smc_bridge.testing.program import _advance
+from tests.smc_bridge.programs import target_law, worst
 
 PAIR = tabular_pair(2, 3)
 PREFIX = Prefix.of([[]])
@@ -121,35 +128,39 @@ def test_the_gumbel_coupling_agrees_with_the_exact_law() -> None:
     assert_proper(program(kernel=GumbelCoupling(), threshold=0.45), runs=4_000)
 
 
-def whole_runs(sampler: Sampler, limit: int) -> Iterator[tuple[float, tuple[int, ...], float, float]]:
-    """Every outcome of whole runs of one particle: probability, sequence, weight, and last threshold."""
+def whole_runs(sampler: Sampler, limit: int) -> Iterator[tuple[float, tuple[int, ...], float, int]]:
+    """Every outcome of whole runs of one particle: probability, sequence, weight, and steps."""
 
-    def run(source: Any) -> tuple[tuple[int, ...], float, float]:
+    def run(source: Any) -> tuple[tuple[int, ...], float, int]:
         one = copy.copy(sampler)
         one._source = lambda *_, **__: source  # type: ignore[method-assign]
-        state = one.start([[]], max_new_tokens=limit)
+        state, steps = one.start([[]], max_new_tokens=limit), 0
         while not state.finished():
-            state = one.step(state)
+            state, steps = one.step(state), steps + 1
         [sequence] = state.prefix.lists()
-        return tuple(sequence), float(state.log_weights.exp()), float(state.drafts.threshold[0])
+        return tuple(sequence), float(state.log_weights.exp()), steps
 
     with torch.inference_mode():
-        for probability, (sequence, weight, threshold) in outcomes(run):
-            yield probability, sequence, weight, threshold
+        for probability, (sequence, weight, steps) in outcomes(run):
+            yield probability, sequence, weight, steps
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_threshold_that_follows_the_past_is_exact(kernel: str) -> None:
-    """By all outcomes of whole runs, since the threshold is carried from step to step; it moves far enough to change
-    where drafts end."""
-    sampler = program(kernel=KERNELS[kernel], adapt=True, threshold=0.5, particles=1, window=2)
-    sampler.proposal.step = 1.0  # type: ignore[attr-defined]
-    law, found, thresholds = exact_law(sampler.target, 3), dict[tuple[int, ...], float](), set[float]()
-    for probability, sequence, weight, threshold in whole_runs(sampler, 3):
-        found[sequence] = found.get(sequence, 0.0) + probability * weight
-        thresholds.add(round(threshold, 6))
-    assert len(thresholds) > 2, thresholds
-    assert max(abs(found.get(s, 0.0) - p) for s, p in law.items()) < 1e-12
+    """By all outcomes of whole runs, since the threshold is carried from step to step; it moves so far that drafts end
+    elsewhere than under one that stays: the expected number of steps is another."""
+    pair = tabular_pair(2, 3, eos=False, seed=2)
+    steps = []
+    for adapt in (True, False):
+        sampler = program(pair=pair, kernel=KERNELS[kernel], adapt=adapt, threshold=0.5, particles=1, window=2)
+        sampler.proposal.step = 1.0  # type: ignore[attr-defined]
+        law, found, mean = exact_law(sampler.target, 3), dict[tuple[int, ...], float](), 0.0
+        for probability, sequence, weight, count in whole_runs(sampler, 3):
+            found[sequence] = found.get(sequence, 0.0) + probability * weight
+            mean += probability * count
+        assert max(abs(found.get(s, 0.0) - p) for s, p in law.items()) < 1e-12
+        steps.append(mean)
+    assert abs(steps[0] - steps[1]) > 1e-3, steps
 
 
 def test_the_threshold_follows_the_formula() -> None:
@@ -165,31 +176,87 @@ def test_the_threshold_follows_the_formula() -> None:
     assert state.threshold == pytest.approx([0.498, 0.499])
 
 
-@pytest.mark.parametrize("kernel", ["rejection", "block", "gumbel"])
-def test_a_retained_sequence_stops_where_its_own_draft_would(kernel: str) -> None:
-    """`E[1 / Z_hat] = 1` over conditional runs of an exact draw, thresholds adapted; 12,000 runs, by a mean test."""
-    each: Kernel = {**KERNELS, "gumbel": GumbelCoupling()}[kernel]
-    sampler = program(kernel=each, adapt=True, threshold=0.5, trigger=always)
-    claim(_inverse_evidence(sampler), f"conditional runs of a causal draft, {kernel}")
+class Coins:
+    """Uniforms that decide by trials of a source, so that they can be listed: `uniform < probability`."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __lt__(self, probability: Tensor) -> Tensor:
+        found: Tensor = self.source.bernoulli(probability)
+        return found
 
 
-def test_a_retained_sequence_that_stops_by_another_draft_is_caught() -> None:
-    class Forgets(CausalProposal):
-        def follow(self, state: CausalState, asked: Asked, lane: Tensor, block: Tensor) -> Any:
-            law, width = super().follow(state, asked, lane, block)
-            return law, torch.where(block[:, 0] == 0, 1, width)  # a stop that the free lanes do not have
+class Listed(Pinned):
+    """Retained lanes whose stops are listed: nothing is drawn past the end of their blocks, where laws are arbitrary."""
 
-    assert _inverse_evidence(program(Forgets, threshold=0.45, trigger=always)) < 1e-9
+    def stopped(self, move: Move, log_continue: Tensor, end: Tensor) -> Move:
+        past = torch.arange(log_continue.shape[1]) >= end[:, None]
+        return super().stopped(move, log_continue.masked_fill(past, -math.inf), end)
 
 
-def _inverse_evidence(sampler: Sampler, runs: int = 12_000) -> float:
-    """p-value of `E[1 / Z_hat] = 1` over conditional runs of exact draws."""
-    law = exact_law(sampler.target, 3)
-    rng = np.random.default_rng(5)
-    kept = [list(law)[i] for i in rng.choice(len(law), size=runs, p=list(law.values()))]
-    results = sampler.run([[]] * runs, seed=range(runs), max_new_tokens=3, retained=kept)
-    values = np.array([[math.exp(-result.log_evidence)] for result in results])
-    return mean_test(np.concatenate([values, 2.0 - values], 1), np.array([1.0, 1.0]))
+def conditional(sampler: Sampler, limit: int, monkeypatch: pytest.MonkeyPatch) -> Enumeration:
+    """Every outcome of conditional runs of an exact draw; its lane is the first, as lanes are alike."""
+    law = exact_law(sampler.target, limit)
+    whole = Prefix.of([list(sequence) for sequence in law])
+    retained = Retained(whole.tokens.clamp_min(0), whole.length)
+
+    def pin(state: Any, active: Tensor, rows: Tensor, *, lanes: int, window: int, source_of: Any) -> Any:
+        first = active * state.particles
+        alive = ~state.prefix.done[first]
+        prompts = active[alive]
+        place = torch.searchsorted(rows, first[alive])
+        column = state.prefix.length[first[alive]][:, None] + torch.arange(window)
+        tokens = state.retained.tokens[prompts].gather(1, column.clamp_max(state.retained.tokens.shape[1] - 1))
+        return Listed(place * lanes, tokens, Coins(source_of(prompts))), torch.zeros_like(active)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("smc_bridge.engine.sampler.pin", pin)
+    monkeypatch.setattr("smc_bridge.engine.sampler.Multinomial", lambda: BranchingResampler(Multinomial()))
+    monkeypatch.setattr("smc_bridge.testing.program.step", partial(frontier.step, retained=retained))
+    sampler, total = copy.copy(sampler), Enumeration()
+    states = Frontier.start(sampler.particles, limit, sampler.target.model.vocab_size, retained=list(law.values()))
+    with torch.inference_mode():
+        while states.states:
+            after = frontier.joined([
+                frontier.relative(part, total) for part in _advance(sampler, states, limit, total, 10**6)
+            ])
+            states = frontier.finish(after.merged() if after.states else after, total, limit, retained=retained)
+    assert total.probability == pytest.approx(1.0, abs=1e-12)
+    return total
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_retained_sequence_stops_where_its_own_draft_would(
+    kernel: str, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Conditional SMC with an exact retained draw: `E[1 / Z_hat] = 1`, and what is drawn at last has the target's
+    law."""
+    pair = tabular_pair(2, 3, eos=False, seed=1)
+    sampler = program(
+        pair=pair, kernel=KERNELS[kernel], threshold=0.5, lanes=lanes, particles=3 - lanes, window=2, trigger=always
+    )
+    found = conditional(sampler, 3, monkeypatch)
+    assert abs(found.inverse_evidence - 1.0) < 1e-12
+    gap, where = worst(found.output, target_law(sampler, 3))
+    assert gap < 1e-12, where
+
+
+class StopsByAnother(CausalProposal):
+    """A retained sequence stops where the draft ended that it takes the place of."""
+
+    follow = None  # type: ignore[assignment]
+
+    def along(self, state: CausalState, asked: Asked, lane: Tensor, block: Tensor) -> Any:
+        return CausalProposal.follow(self, state, asked, lane, block)[0]
+
+
+def test_a_retained_sequence_that_stops_by_another_draft_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tabular_pair(2, 3, eos=False, seed=1)
+    sampler = program(StopsByAnother, pair=pair, threshold=0.5, window=2, trigger=always)
+    found = conditional(sampler, 3, monkeypatch)
+    gap, _ = worst(found.output, target_law(sampler, 3))
+    assert max(abs(found.inverse_evidence - 1.0), gap) > 1e-5, (found.inverse_evidence, gap)
 
 
 def test_laws_and_ends_along_a_block_are_those_of_a_draft() -> None:
