@@ -124,8 +124,8 @@ def test_accepting_all_of_a_draft_that_ends_early_is_exact() -> None:
 
 
 def test_the_gumbel_coupling_agrees_with_the_exact_law() -> None:
-    """Its noise is continuous: by 4,000 runs at level 1e-4."""
-    assert_proper(program(kernel=GumbelCoupling(), threshold=0.45), runs=4_000)
+    """Its noise is continuous: by 3,000 runs at level 1e-4."""
+    assert_proper(program(kernel=GumbelCoupling(), threshold=0.45), runs=3_000)
 
 
 def whole_runs(sampler: Sampler, limit: int) -> Iterator[tuple[float, tuple[int, ...], float, int]]:
@@ -188,7 +188,7 @@ class Coins:
 
 
 class Listed(Pinned):
-    """Retained lanes whose stops are listed: nothing is drawn past the end of their blocks, where laws are arbitrary."""
+    """Retained lanes whose stops are listed: nothing is drawn past the ends of blocks, where laws are arbitrary."""
 
     def stopped(self, move: Move, log_continue: Tensor, end: Tensor) -> Move:
         past = torch.arange(log_continue.shape[1]) >= end[:, None]
@@ -288,7 +288,7 @@ def total_variation(sampler: Sampler, limit: int) -> float:
     {}, {"kernel": "block"}, {"form": "point"}, {"threshold": 0.0}, {"adapt": False, "threshold": 0.7}, {"search": 6},
 ])
 def test_every_exact_form_draws_from_the_target(options: dict[str, Any]) -> None:
-    sampler = draft_verify(tabular_pair(3, 3), window=3, **options)
+    sampler = draft_verify(PAIR, window=3, **options)
     assert sampler.exact
     assert total_variation(sampler, 3) < 1e-12
 
@@ -365,20 +365,16 @@ def test_the_diffusion_model_is_not_asked() -> None:
 
 def test_what_a_set_is_worth_is_as_worked_out_by_hand() -> None:
     """Acceptances .8, .5 and .25 along one text, half the layers left: of 1, 2, 3 drafted tokens the best."""
+    drafter = TabularAR([np.array([[1.0, 0.0]] * 2**d) for d in range(3)])  # so that acceptance is p of token 0
     a = [0.8, 0.5, 0.25]
-    p = torch.tensor([[[x, 1 - x] for x in (0.2, 0.5, 0.75)]], dtype=torch.float64)
-    tables = [np.array([[1.0 - 1e-15, 1e-15]])] * 0 + [np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]] * 2),
-                                                        np.array([[1.0, 0.0]] * 4)]
-    drafter = TabularAR(tables)
-    accepted = p[0, :, 0].tolist()
-    assert accepted != a
-    tokens = torch.zeros(1, 3, dtype=torch.long)
-    texts = Texts(PREFIX, tokens, torch.ones(1, 3, dtype=torch.bool), p)
+    p = torch.tensor([[[x, 1 - x] for x in a]], dtype=torch.float64)
+    texts = Texts(PREFIX, torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.bool), p)
     one = 1.0
-    two = one + (accepted[0] + accepted[1] + accepted[2]) / 3
-    three = two + (accepted[0] * accepted[1] + accepted[1] * accepted[2]) / 3
-    best = max(one / 1.5, two / 2.0, three / 2.5)
-    assert worth(drafter, texts, Shaping(), window=3, share=0.5) == pytest.approx(best)
+    two = one + (a[0] + a[1] + a[2]) / 3
+    three = two + (a[0] * a[1] + a[1] * a[2]) / 3
+    for share in (0.1, 0.5):
+        best = max(tokens / (1.0 + n * share) for n, tokens in ((1, one), (2, two), (3, three)))
+        assert worth(drafter, texts, Shaping(), window=3, share=share) == pytest.approx(best)
 
 
 def test_the_search_is_seeded_and_never_worse_than_where_it_begins() -> None:
@@ -396,11 +392,11 @@ def test_the_search_is_seeded_and_never_worse_than_where_it_begins() -> None:
 def test_on_the_embedded_pair_what_the_search_finds_is_accepted_more_often() -> None:
     """At temperature 0.2: tokens per forward of the whole model, and of all that were drafted the accepted share."""
     pair, task = load_pair("arithmetic"), TASKS["arithmetic"]
-    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(4)]
+    prompts = [pair.encode(item.prompt).tolist() for item in task.problems(2)]
     tokens = []
-    for options in ({"attention": [0, 1, 2]}, {"search": 12}):
+    for options in ({"attention": [0, 1, 2]}, {"search": 6}):
         sampler = draft_verify(pair, temperature=0.2, **options)  # type: ignore[arg-type]
-        results = sampler.run(prompts, seed=1, max_new_tokens=40)
+        results = sampler.run(prompts, seed=1, max_new_tokens=24)
         tokens.append(sum(r.tokens for r in results) / sum(r.forwards.ar_forwards for r in results))
     assert tokens[1] > 1.2 * tokens[0], tokens
     assert tokens[1] > 1.5, tokens

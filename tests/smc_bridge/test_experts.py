@@ -302,5 +302,5 @@ def test_experts_cannot_change_during_a_run() -> None:
     sampler = program(PRODUCTS["three"])
     state = sampler.start([[]], max_new_tokens=3)
     sampler.experts = (ARTarget(OTHERS[1]),)
-    with pytest.raises(ValueError, match="experts = .* is not what the run began with"):
+    with pytest.raises(ValueError, match=r"experts = .* is not what the run began with"):
         sampler.step(state)
