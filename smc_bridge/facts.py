@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 Role = Literal["exact", "weighted", "baseline"]
 
 
+class UnsuitedError(ValueError):
+    """A method's options are right, but the pair has no models of the kind that it needs."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A decoder by name.

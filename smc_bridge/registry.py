@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from smc_bridge.entry_points import declared, reason_of
 from smc_bridge.facts import Method as Method
-from smc_bridge.facts import Role, check_call, ours
+from smc_bridge.facts import Role, UnsuitedError, check_call, ours
 from smc_bridge.models.arguments import said
 from smc_bridge.names import idle, meant
 from smc_bridge.patterns import clash, met
@@ -210,13 +210,14 @@ class Spelled:
     def check(self, **shared: Any) -> None:
         """Refuse bad options before any model is loaded, as far as they do not depend on the models.
 
-        A method of another package may ask more of its models than is at hand here, and is not tried.
+        A method may ask more of its models than is at hand here (`UnsuitedError`); one of another package is not tried.
 
         Raises:
             ValueError: as `make`.
         """
         if ours(self.method.make):
-            self.make(_stand_in(), **shared)
+            with suppress(UnsuitedError):
+                self.make(_stand_in(), **shared)
 
     def make(self, pair: ModelPair, **shared: Any) -> Decoder[Any]:
         """The decoder.

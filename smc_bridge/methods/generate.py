@@ -17,6 +17,7 @@ from smc_bridge.decode import Seat
 from smc_bridge.describe import name_of
 from smc_bridge.distributions.shaping import check_temperature
 from smc_bridge.engine.presets import check_pair
+from smc_bridge.facts import UnsuitedError
 from smc_bridge.models.arguments import said, whole_number
 from smc_bridge.models.ends import ends_of
 from smc_bridge.models.loading import quiet
@@ -176,19 +177,24 @@ def generate(
         assistant: a transformers model over the same ids that drafts, an object.
         temperature: of the target; 0 is greedy.
     Raises:
-        ValueError: the pair's AR model is none of transformers, or options contradict each other.
+        ValueError: options contradict each other.
+        UnsuitedError: the pair's AR model is none of transformers.
     """
     check_pair(pair)
-    model: Any = getattr(pair.ar, "model", None)
-    if not hasattr(model, "generate") or not hasattr(pair.ar, "columns"):
-        raise ValueError(
-            f"pair = {said(pair)}: its AR model is none of transformers, which alone can generate; give a pair of "
-            "checkpoints, or method = ar"
-        )
     temperature = check_temperature(temperature)
+    if assist not in (None, "prompt-lookup", "early-exit"):
+        raise ValueError(f"assist = {said(assist)}: give prompt-lookup, early-exit or none")
     for given, value, needs in (("lookup", lookup, "prompt-lookup"), ("layers", layers, "early-exit")):
         if value is not None and assist != needs:
             raise ValueError(f"{given} = {said(value)} with assist = {said(assist)}: leave it out, or give {needs}")
+    drafted = whole_number("lookup", LOOKUP if lookup is None else lookup)
+    least = whole_number("layers", 1 if layers is None else layers)
+    model: Any = getattr(pair.ar, "model", None)
+    if not hasattr(model, "generate") or not hasattr(pair.ar, "columns"):
+        raise UnsuitedError(
+            f"pair = {said(pair)}: its AR model is none of transformers, which alone can generate; give a pair of "
+            "checkpoints, or method = ar"
+        )
     if assistant is not None:
         assistant = getattr(assistant, "model", assistant) if hasattr(assistant, "columns") else assistant
         size = getattr(getattr(assistant, "config", None), "vocab_size", None)
@@ -197,14 +203,10 @@ def generate(
             raise ValueError(f"assistant = {said(type(assistant).__name__)} with assist = {said(assist)}: {remedy}")
     options: dict[str, Any] = {}
     if assist == "prompt-lookup":
-        options["prompt_lookup_num_tokens"] = whole_number("lookup", LOOKUP if lookup is None else lookup)
+        options["prompt_lookup_num_tokens"] = drafted
     elif assist == "early-exit":
         depth = model.config.num_hidden_layers
-        remedy = f"give a number of layers from 1 to {depth}"
-        exit_at = whole_number("layers", max(1, depth // 2) if layers is None else layers, remedy=remedy)
-        if exit_at > depth:
-            raise ValueError(f"layers = {said(layers)}: {remedy}")
-        options["assistant_early_exit"] = exit_at
-    elif assist is not None:
-        raise ValueError(f"assist = {said(assist)}: give prompt-lookup, early-exit or none")
+        if least > depth:
+            raise ValueError(f"layers = {said(layers)}: give a number of layers from 1 to {depth}")
+        options["assistant_early_exit"] = max(1, depth // 2) if layers is None else least
     return Generate(pair, temperature, options, assistant, name)

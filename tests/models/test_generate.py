@@ -21,7 +21,7 @@ from smc_bridge.distributions.target import ARTarget
 from smc_bridge.methods.ar import ar_sampling
 from smc_bridge.methods.generate import generate
 from smc_bridge.models.huggingface import HuggingFaceCausalLM
-from smc_bridge.registry import METHODS
+from smc_bridge.registry import METHODS, spelled
 from smc_bridge.tasks import TASKS
 from smc_bridge.testing import EnumeratingSource, outcomes, tabular_pair
 
@@ -178,7 +178,7 @@ def test_at_temperature_zero_it_is_the_greedy_decoder_on_the_embedded_pair() -> 
 @pytest.mark.parametrize(("options", "words"), [
     ({"lookup": 3}, "lookup = 3 with assist = None: leave it out, or give prompt-lookup"),
     ({"assist": "early-exit", "layers": 3}, "layers = 3: give a number of layers from 1 to 2"),
-    ({"assist": "early-exit", "layers": 0}, "layers = 0: give a number of layers"),
+    ({"assist": "early-exit", "layers": 0}, "layers = 0: give a whole number of at least 1"),
     ({"assist": "prompt-lookup", "layers": 1}, "layers = 1 with assist = 'prompt-lookup'"),
     ({"assist": "prompt-lookup", "lookup": 0}, "lookup = 0"),
     ({"assist": "eagle"}, "assist = 'eagle': give prompt-lookup, early-exit or none"),
@@ -196,5 +196,8 @@ def test_a_pair_that_is_not_of_transformers_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=words) as caught:
         generate(tabular_pair())
     assert "\n" not in str(caught.value)
+    spelled("generate,assist=early-exit,layers=2").check()  # before any model is there
+    with pytest.raises(ValueError, match="lookup = 0"):
+        spelled("generate,assist=prompt-lookup,lookup=0").check()
     found = METHODS["generate"]
     assert (found.role, found.targets, found.proper) == ("exact", "AR", True)
