@@ -10,6 +10,9 @@ filled, one row for each. The state after j fills has a greedy choice (place, to
 so that what is filled are the greedy decoder's own steps, token by token: the guesses that stand, and the choice of the
 last state that is reached. That state's row is also the next draft. One row with *all* guesses filled cannot replace
 them: its laws are those of a state that the greedy decoder may never come to.
+
+A state's laws must be a function of the state: under an approximate cache of the diffusion model the greedy decoder's
+depend on its earlier forwards, and the two may part. What is filled is never given to a session's cache here.
 """
 
 from __future__ import annotations
