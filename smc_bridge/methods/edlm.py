@@ -21,10 +21,10 @@ from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
 
 #: How candidates are weighed: by `p / q`, or the other way round as the released code does.
-Sign = Literal["formula", "released"]
+Sign = Literal["formula", "inverted"]
 #: Whether candidates are drawn in every denoising step, or once, as lanes of a program.
 Form = Literal["denoising", "one-shot"]
-#: A weight that no other comes near, nats: that of a candidate that the AR model excludes, under the released sign.
+#: A weight that no other comes near, nats: that of a candidate that the AR model excludes, under the inverted sign.
 GREATEST = 1e300
 
 
@@ -89,7 +89,7 @@ class EnergyDenoiser(Denoiser):
         # What was filled before is carried over: it is in every candidate, and in no weight.
         ratio = torch.where(seen.open[:, None], judged.log_p.double() - log_q, 0.0)
         log_w = prefix_sum(ratio, judged.length) / self.is_temp
-        if self.sign == "released":
+        if self.sign == "inverted":
             log_w = (-log_w).clamp_max(GREATEST)
         pick = source.categorical(normalised(log_w).log())
         return state, drafts[torch.arange(len(pick), device=pick.device), pick]
@@ -112,7 +112,7 @@ def edlm(
     is_start` the tokens are those of one of k candidates `x^j ~ prod_i q_i(. | x_t)`, picked with probability
     proportional to `(p(x^j) / q(x^j | x_t))^(1 / is_temp)`, over the masked places up to the end of sequence. A biased
     baseline: k is finite and no weight is carried. The released code takes the inverse of that ratio
-    (`sign=released`), which prefers what the AR model likes least. `form=one-shot` is the proper form: k whole drafts
+    (`sign=inverted`), which prefers what the AR model likes least. `form=one-shot` is the proper form: k whole drafts
     as lanes of a program, weighed by `p / q`, of which one survives, and log Z is kept.
 
     Args:
@@ -121,7 +121,7 @@ def edlm(
         is_start: time t from which on candidates are weighed, 1 is the first step.
         is_end: time t down to which they are.
         is_temp: divides the log weights.
-        sign: formula for p / q, released for its inverse.
+        sign: formula for p / q, inverted for q / p as in the released code.
         form: denoising, or one-shot for lanes of a program.
         lookahead: M, places that are denoised together.
         temperature: of both models' laws.

@@ -75,7 +75,7 @@ def test_without_candidates_it_is_the_ancestral_sampler_of_the_diffusion_model(s
 
 @pytest.mark.parametrize(("options", "start", "end", "power"), [
     ("is_start=1,is_end=0", 1.0, 0.0, 1.0), ("is_start=1,is_end=0.6", 1.0, 0.6, 1.0), ("", 0.6, 0.4, 1.0),
-    ("is_start=1,is_end=0,is_temp=2", 1.0, 0.0, 0.5), ("is_start=1,is_end=0,sign=released", 1.0, 0.0, -1.0),
+    ("is_start=1,is_end=0,is_temp=2", 1.0, 0.0, 0.5), ("is_start=1,is_end=0,sign=inverted", 1.0, 0.0, -1.0),
 ])
 def test_its_law_is_that_of_the_formula(options: str, start: float, end: float, power: float) -> None:
     """The weight is over what is masked alone, up to the end of sequence, at times in the window alone."""
@@ -89,7 +89,7 @@ def test_the_released_sign_is_farther_from_the_ar_law_than_no_weighting() -> Non
     law = exact_law(ARTarget(PAIR.ar), 2)
     none, formula, released = (
         distance(law_of(f"edlm,steps=2,is_start=1,is_end=0,{option}", 2), law)
-        for option in ("candidates=1", "sign=formula", "sign=released")
+        for option in ("candidates=1", "sign=formula", "sign=inverted")
     )
     assert formula < none - 0.03, f"formula {formula:.4f}, none {none:.4f}"
     assert released > none + 0.03, f"released {released:.4f}, none {none:.4f}"
@@ -115,7 +115,7 @@ def test_the_one_shot_form_is_proper(candidates: int) -> None:
 def test_what_the_ar_model_excludes_is_never_picked_beside_another_and_always_under_the_released_sign() -> None:
     ar = TabularAR([[[0.5, 0.5]], [[1.0, 0.0], [0.5, 0.5]]])
     pair = tabular_pair(2, 2, eos=False)._replace(ar=ar)
-    for sign in ("formula", "released"):
+    for sign in ("formula", "inverted"):
         decoder = spelled(f"edlm,steps=1,is_start=1,is_end=0,sign={sign}").make(pair)
         assert isinstance(decoder, Denoiser)
         q = output_law(Denoiser(decoder.proposal, steps=1), 2)[0, 1]
@@ -188,7 +188,7 @@ def uncounted(self: TabularDiffusionSession, rows: Tensor, canvas: Tensor) -> Te
     ("edlm,is_start=0.2", "is_end = 0.4 with is_start = 0.2: time falls from 1 to 0; give is_end <= is_start"),
     ("edlm,is_temp=0", "is_temp = 0.0: give a positive number"),
     ("edlm,form=one-shot,steps=4", "steps = 4 with form = one-shot, which has none: leave it out"),
-    ("edlm,form=one-shot,sign=released", "sign = 'released' with form = one-shot, which has none: leave it out"),
+    ("edlm,form=one-shot,sign=inverted", "sign = 'inverted' with form = one-shot, which has none: leave it out"),
 ])
 def test_bad_options_are_one_line(text: str, says: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(says)) as caught:
@@ -197,7 +197,7 @@ def test_bad_options_are_one_line(text: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(("option", "says"), [
-    ({"sign": "own"}, "sign = 'own': give one of formula, released"),
+    ({"sign": "own"}, "sign = 'own': give one of formula, inverted"),
     ({"form": "own"}, "form = 'own': give one of denoising, one-shot"),
     ({"temperature": -1}, "temperature of the proposal = -1"),
 ])

@@ -49,7 +49,7 @@ def gap(found: SequenceLaw, expected: SequenceLaw) -> float:
 
 
 @pytest.mark.parametrize(("options", "exponent"), [
-    ("samples=1", 1.0), ("potential=max,samples=0", 1.0), ("potential=add,samples=0", 1.0),
+    ("samples=1,resampler=systematic", 1.0), ("potential=max,samples=0", 1.0), ("potential=add,samples=0", 1.0),
     ("potential=max,samples=0,exponent=3", 3.0), ("potential=add,samples=0,exponent=0.5", 0.5),
     ("potential=diff,samples=2,particles=1,resampler=systematic", 1.0), ("samples=0,trigger=ess", 1.0),
     ("samples=0,trigger=never", 1.0),
@@ -73,7 +73,7 @@ def test_every_resampler_keeps_it(resampler: str) -> None:
 
 def test_canvases_that_wait_for_their_next_part_keep_it() -> None:
     """One place at a time, so that a particle is done with its part while the other is not."""
-    found, _ = weighted_law(steered("samples=0,lookahead=1"), 2)
+    found, _ = weighted_law(steered("samples=0,lookahead=1,resampler=systematic"), 2)
     one_by_one, _ = weighted_law(without_rewards(1), 2)
     assert gap(found, tilted(1.0, law=one_by_one)) < 1e-12
 
