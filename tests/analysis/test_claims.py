@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,11 +131,8 @@ def test_a_product_is_claimed_of_blocks_of_one_token() -> None:
 def test_a_product_is_normalised_at_each_place() -> None:
     """By hand, of the first token: `q^w p^(1-w)` of the first place."""
 
-    class Product:
-        method = type("M", (), {"targets": "PoE"})
-        options = {"w": 0.25}
-
-    measure: Any = claimed_law(Product(), FAR, 1)  # type: ignore[arg-type]
+    product: Any = SimpleNamespace(method=SimpleNamespace(targets="PoE"), options={"w": 0.25})
+    measure: Any = claimed_law(product, FAR, 1)
     empty, none = torch.zeros(1, 0, dtype=torch.long), torch.tensor([0])
     q = FAR.dlm.session(empty, none).score(none, torch.full((1, 1), -1))[0, 0].softmax(-1)
     p = FAR.ar.log_conditional(empty, none)[0].exp()
