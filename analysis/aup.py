@@ -49,7 +49,7 @@ def aup(points: Iterable[tuple[float, float]], *, best: float) -> float:
     best = real_between("best", best, 0.0, 100.0, remedy="give an accuracy in per cent")
     for rho, y in ordered:
         if not (math.isfinite(rho) and rho > 0 and 0 <= y <= 100):
-            raise ValueError(f"points have ({rho:g}, {y:g}): give tokens per forward above 0 and an accuracy in [0, 100]")
+            raise ValueError(f"points have ({rho:g}, {y:g}): give tokens per forward above 0, accuracy in [0, 100]")
     least = ordered[0][1] - DROPPED
     kept = [(rho, y, y * _weight(y, best)) for rho, y in ordered if y >= least]
     area = sum((there[0] - here[0]) * (there[2] + here[2]) / 2 for here, there in pairwise(kept))

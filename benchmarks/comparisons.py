@@ -188,7 +188,7 @@ def make_rows(
     return {case: found[case] for case in every}
 
 
-def add_arguments(parser: argparse.ArgumentParser, quick: bool) -> None:
-    """Add how many problems, and whether what the files hold counts."""
-    parser.add_argument("--n", type=whole(2), default=2 if quick else 200, help="problems (default: 200)")
+def add_arguments(parser: argparse.ArgumentParser, quick: bool, *, n: int = 200) -> None:
+    """Add how many problems, `n` of them unless it is a smoke test, and whether what the files hold counts."""
+    parser.add_argument("--n", type=whole(2), default=2 if quick else n, help=f"problems (default: {n})")
     parser.add_argument("--fresh", action="store_true", help="make every row anew, whatever the files in --out hold")

@@ -113,8 +113,8 @@ def compare(
         left_out: told of every method that cannot run on the pair, and the reason; the comparison is then that of the
             others. Without it the first such method is an error.
     Raises:
-        ValueError: an argument is out of range, a method cannot run on the pair, or the file is something else, has other settings, or is
-            being written by another process.
+        ValueError: an argument is out of range, a method cannot run on the pair, or the file is something else, has
+            other settings, or is being written by another process.
         FileNotFoundError: the pair's weights are not installed.
         OSError: of `map_cells`, where the cluster or a worker fails; what is done is kept.
     """

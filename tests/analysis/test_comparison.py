@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -193,8 +194,9 @@ def test_comparison_of_other_weights_is_refused() -> None:
 def test_command_prints_the_table_and_keeps_it_by_default_below_the_working_directory(run: Run, tmp_path: Path) -> None:
     code, out, err = run(*BASE)
     assert code == 0
-    for word in ("accuracy", "tokens / DLM forward", "AR forwards / token", "AR positions / token", "tokens/s", "KL bound"):
-        assert word in out
+    heads = " ".join(out.replace("┃", " ").split())
+    for word in ("accuracy", "DLM", "AR", "forwards", "positions", "tokens/s", "ESS", "KL bound"):
+        assert word in heads
     first, *lines = err.splitlines()
     assert re.fullmatch(r"smc-bridge: 4 methods on 5 problems: about \d+ s on \d+ threads?", first)
     assert [line.split()[0] for line in lines] == [f"{i}/{CELLS}" for i in range(1, CELLS + 1)]
@@ -306,10 +308,9 @@ def test_vocabularies_that_differ_are_refused(run: Run, tmp_path: Path, monkeypa
 @pytest.mark.parametrize("method", default_methods())
 def test_every_default_method_has_its_columns(method: str) -> None:
     told: list[str] = []
-    try:
+    with contextlib.suppress(ValueError):
         found = toy(dataclasses.replace(SETTINGS, methods=(method,)), left_out=lambda name, why: told.append(why))
-    except ValueError as error:
-        assert told, error
+    if told:
         pytest.skip(f"cannot run on tables: {told[0]}")
     [row] = found.rows
     assert row.n == 5
@@ -410,8 +411,8 @@ def test_all_leaves_out_what_cannot_run_with_one_line_each(
 
 
 def test_the_table_of_all_methods_fits_on_a_page() -> None:
-    told: list[str] = []
-    table = toy(dataclasses.replace(SETTINGS, methods=default_methods()), left_out=lambda *why: told.append(why[0])).table()
+    settings = dataclasses.replace(SETTINGS, methods=default_methods())
+    table = toy(settings, left_out=lambda name, why: None).table()
     for width in (100, 120):
         stream = io.StringIO()
         print_table(Console(file=stream, width=width), table)

@@ -33,6 +33,7 @@ COMMANDS = {
     "bias_vs_particles": ((), "bias ~ N^-a"),
     "what_smc_buys": (("--markdown",), "How the bound per sequence falls"),
     "paper": (("--markdown",), "HumanEval: tokens / step"),
+    "field": (("--runs", "100"), "Which of them sample what they claim"),
 }
 
 
