@@ -33,7 +33,7 @@ from smc_bridge.tasks import Task
 #: Begins every warning of a wait; the debug mode's own, that it does not find all, has other words.
 SYNCHRONIZING = "called a synchronizing"
 #: Has no session of ours: its step is a token of every prompt.
-GENERATE = "generate"
+GENERATE = "generate-batch"
 #: Tokens per step at which the rate of a random pair is told.
 GIVEN = 8
 
@@ -63,7 +63,7 @@ class Speed(NamedTuple):
     """One program at one batch size.
 
     Attributes:
-        seconds: of a step; of `generate`, of a token of every prompt.
+        seconds: of a step; of `generate-batch`, of a token of every prompt.
         rate: tokens per second of all prompts, means over particles.
         given_rate: the same if every step commits `GIVEN` tokens; None where a run commits its own.
         over_networks: wall time over that of the networks alone.
@@ -115,8 +115,8 @@ def whole_runs(name: str, task: Task, prompts: Sequence[Sequence[int]], sizes: S
 
 
 def given_steps(name: str, prompts: int, sizes: Sizes, *, seed: int) -> Work:
-    """Steps of a method after tokens that were given; of `generate`, as many tokens after the first one, which the
-    prompts are read for, of prompts as long."""
+    """Steps of a method after tokens that were given; of `generate-batch`, as many tokens after the first one, which
+    the prompts are read for, of prompts as long."""
     point = Point(P=prompts, V=sizes.window, S=sizes.committed, prompt=sizes.prompt)
     text = [[(7919 * i + 11) % 251 for i in range(1009)]]
 

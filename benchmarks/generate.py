@@ -1,6 +1,7 @@
-"""transformers' own `generate` as a method, to compare with: AR sampling with its cache, prompts padded on the left.
+"""transformers' own `generate` on a whole batch, prompts padded on the left: AR sampling to compare speeds with.
 
-It knows no refill: who sits together is decoded to the end in one step.
+Its draws depend on the batch, and it knows no refill: who sits together is decoded to the end in one step. So it is no
+method of the package, whose own `generate` takes a prompt at a time.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ class Generate:
 
     pair: Pair
     temperature: float
-    name: str = "generate"
+    name: str = "generate-batch"
 
     def __post_init__(self) -> None:
         if getattr(self.pair.ar, "model", None) is None:
-            raise ValueError(f"method = generate: the AR model of the pair {self.pair.name!r} is no transformers model")
+            raise ValueError(
+                f"method = generate-batch: the AR model of the pair {self.pair.name!r} is no transformers model"
+            )
 
     @property
     def stream(self) -> Role:
@@ -108,8 +111,8 @@ class Generate:
         return state._replace(seats=tuple(every))
 
 
-@method("generate", role="exact", targets="AR", proper=True, reference="transformers", examples=())
-def generate(pair: Pair, *, temperature: float = 1.0, name: str = "generate") -> Generate:
+@method("generate-batch", role="exact", targets="AR", proper=True, reference="transformers", examples=())
+def generate(pair: Pair, *, temperature: float = 1.0, name: str = "generate-batch") -> Generate:
     """Samples of the AR model by transformers' own `generate`.
 
     Args:

@@ -139,7 +139,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     """Add the arguments of this benchmark."""
     parser.add_argument(
         "--methods", type=methods, default=TABLE["quick" if quick else "methods"], metavar="a,b,..",
-        help=f"as `smc-bridge methods` lists them, or generate; {BASELINE} is always there",
+        help=f"as `smc-bridge methods` lists them, or generate-batch; {BASELINE} is always there",
     )
     parser.add_argument(
         "--cached", type=methods, default=() if quick else TABLE["cached"], metavar="a,b,..",

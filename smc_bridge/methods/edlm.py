@@ -98,7 +98,10 @@ class EnergyDenoiser(Denoiser):
 @method(
     "edlm", role="baseline", targets="AR", proper=False, reference="arXiv 2410.21357",
     why="one of k candidates in every step",
-    examples=("edlm,lookahead=4,steps=4,is_start=1,is_end=0", "edlm,form=one-shot"),
+    examples=(
+        "edlm,lookahead=4,steps=4,is_start=1,is_end=0", "edlm,lookahead=4,steps=4,is_start=1,is_end=0,sign=inverted",
+        "edlm,form=one-shot",
+    ),
     published="1.3 times as fast as its base at equal quality, near-AR perplexity on text8 and OpenWebText (MDLM)",
 )
 def edlm(
