@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from smc_bridge.analysis.bias import Bias, bias_against_samples, delta_bias, jackknife_bias, run_bias
     from smc_bridge.analysis.bounds import kl_certificate, kl_per_token
     from smc_bridge.analysis.budget import at_equal_cost, cost_of, largest_within, measure_cost
+    from smc_bridge.analysis.cache_errors import CacheError, CacheErrors, CacheMeter, cache_error
     from smc_bridge.analysis.calibration import RankTest, rank_test, rank_uniformity
     from smc_bridge.analysis.effective_size import (
         conditional_ess,
@@ -55,10 +56,11 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Bias", "Bidirectional", "BlockStatistics", "Calibrated", "Cost", "GenealogyVariance",
+    "Bias", "Bidirectional", "BlockStatistics", "CacheError", "CacheErrors", "CacheMeter", "Calibrated", "Cost",
+    "GenealogyVariance",
     "LocalDivergences", "ParetoK", "RankTest", "Rate", "TestResult", "at_equal_cost",
-    "batch_means", "beta_of", "bias_against_samples", "bidirectional", "block_statistics", "chi_square_test",
-    "coalescence",
+    "batch_means", "beta_of", "bias_against_samples", "bidirectional", "block_statistics", "cache_error",
+    "chi_square_test", "coalescence",
     "conditional_ess", "conditional_ess_per_step", "conditional_runs", "cost_of", "delta_bias", "entropy_ess", "ess",
     "ess_per_step", "fit_rate", "genealogy_variance", "goodness_of_fit", "jackknife_bias", "kl", "kl_certificate",
     "kl_per_token", "largest_within", "local_divergences", "log_weight_variance", "log_weight_variance_per_step",

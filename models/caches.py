@@ -4,10 +4,10 @@ In a bidirectional model the keys and values of a token depend on all that stand
 an earlier forward is in general approximate. A *place* that a forward reads again is computed anew; one that it takes
 from the cache counts as an earlier forward left it. The policies differ in which places are which:
 
-- `prefix` (`CommittedOnce`): a token is kept as the forward that first saw it committed computed it. That is the delayed
-  cache of dKV-Cache (Ma et al. 2025, arXiv 2505.15781), and FreeCache with blocks of one token;
-- `freecache` (`FreeCache`; FlashDLM, Hu et al. 2025, arXiv 2505.21467): the prompt is kept from the first forward, and a
-  block from the first one in which it has no mask; the unfinished block and all that follows is computed anew;
+- `prefix` (`CommittedOnce`): a token is kept as the forward that first saw it committed computed it. That is the
+  delayed cache of dKV-Cache (Ma et al. 2025, arXiv 2505.15781), and FreeCache with blocks of one token;
+- `freecache` (`FreeCache`; FlashDLM, Hu et al. 2025, arXiv 2505.21467): the prompt is kept from the first forward, and
+  a block from the first one in which it has no mask; the unfinished block and all that follows is computed anew;
 - `refresh` (`Refreshed`): Fast-dLLM's *prefix* cache (Wu et al. 2025, arXiv 2505.22618): what stands before a block is
   kept while the block is filled, and all is computed anew when another begins;
 - `dual` (`Dual`): Fast-dLLM's *dual* cache: as `refresh`, and the masks behind the block are kept too, with their

@@ -11,9 +11,10 @@ of all M positions. Two conventions say which output is about which position:
 Two kinds say what a place sees: all others, or, of a *block-causal* model (BD3LM, Arriola et al. 2025, arXiv
 2503.09573; Fast-dLLM v2, Wu et al. 2025, arXiv 2509.26328), its own block and those before (`block_size`).
 
-The cost of a forward grows with the prefix. A cache keeps keys and values of committed tokens (`smc_bridge.models.caches`
-says which): exactly those of the finished blocks of a block-causal model, else approximately, at the price of
-acceptance. A proposal may be approximate: its density is that of the very logits it was drawn from.
+The cost of a forward grows with the prefix. A cache keeps keys and values of committed tokens
+(`smc_bridge.models.caches` says which): exactly those of the finished blocks of a block-causal model, else
+approximately, at the price of acceptance. A proposal may be approximate: its density is that of the very logits it was
+drawn from.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFac
 from smc_bridge.models.huggingface.attention import attention_of
 from smc_bridge.models.huggingface.canvas import Fresh, lay_out, seen_by_block
 from smc_bridge.models.huggingface.dual import keep_behind, score_block
-from smc_bridge.models.huggingface.masked_cache import Plan, PrefixCache
+from smc_bridge.models.huggingface.masked_cache import PrefixCache
 from smc_bridge.models.huggingface.probes import check_masked
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.rows import Rows, append_ragged
@@ -241,7 +242,7 @@ class HuggingFaceDiffusionSession(Rows):
 
         def forward(part: slice) -> Tensor:
             """Logits of the canvases of these of the rows."""
-            own = Plan(*(entries[part] for entries in plan))
+            own = plan.of(part)
             fresh = lay_out(
                 self.texts, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift,
                 cached=own.start,

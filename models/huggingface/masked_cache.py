@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from smc_bridge.models.caches import CachePolicy
 from smc_bridge.models.host import sent
@@ -39,6 +38,10 @@ class Plan(NamedTuple):
     """Tokens of each when it was first scored."""
     block: list[tuple[int, int] | None]
     """Block that the first masked place is in where that is another than before, so that all is computed anew."""
+
+    def of(self, part: slice) -> Plan:
+        """That of some of the rows."""
+        return Plan(self.start[part], self.kept[part], self.prompt[part], self.block[part])
 
 
 class PrefixCache:

@@ -140,7 +140,8 @@ class Session:
         mask = torch.zeros(1, 1, len(run), len(run) + len(held), dtype=network.dtype)
         with torch.no_grad():
             out = network(
-                input_ids=ids, attention_mask=mask, position_ids=torch.tensor([run]), past_key_values=cache, use_cache=True
+                input_ids=ids, attention_mask=mask, position_ids=torch.tensor([run]), past_key_values=cache,
+                use_cache=True,
             ).logits[0]
         states = [state[0, :, len(held) :] for layer in cache.layers for state in (layer.keys, layer.values)]
         computed = {i: [state[:, b].clone() for state in states] for b, i in enumerate(run)}

@@ -17,9 +17,8 @@ from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.decode import decode
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
-from smc_bridge.engine.resampling import UniformResampler
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.engine.weights import EssBelow, always
+from smc_bridge.engine.weights import EssBelow, Trigger, always
 from smc_bridge.kernels.importance import OwnWeights
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.names import named
@@ -28,12 +27,13 @@ from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.testing import EnumeratingSource, outcomes
 from tests.models.cache_reference import ByDefinition
 from tests.smc_bridge.test_exact_on_cached_path import models
-from tests.smc_bridge.test_full_enumeration import EnumeratingResampler
 
 POLICIES = ["prefix", "freecache:2", "refresh:2", "dual:2", "window:1"]
 
 
-def program(dlm: Any, ar: Any, *, particles: int, window: int, resampler: str, trigger: Any, chain: bool = False) -> Sampler:
+def program(
+    dlm: Any, ar: Any, *, particles: int, window: int, resampler: str, trigger: Trigger, chain: bool = False
+) -> Sampler:
     proposal = DLMProposal(dlm, temperature=1.1, lookahead=4)
     return Sampler(
         PrefixFilled(proposal) if chain else proposal, ARTarget(ar, temperature=0.8), ProductOfExperts(0.5),
@@ -43,16 +43,13 @@ def program(dlm: Any, ar: Any, *, particles: int, window: int, resampler: str, t
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_with_an_approximate_cache_runs_over_every_draw_are_properly_weighted(policy: str) -> None:
-    """`E[Z_hat sum_k W_k 1(x_k = s)] = p(s)` to round-off, all randomness enumerated: two particles, three tokens."""
+    """`E[Z_hat 1(x = s)] = p(s)` to round-off, all randomness enumerated; a forward after each refusal."""
     ar, dlm = models(2, None, cache=True)
     scores: dict[str, set[float]] = defaultdict(set)
     found: dict[tuple[int, ...], float] = defaultdict(float)
-    prompt, total, runs = [1, 0], 0.0, 0
+    prompt, total, runs = [1, 0, 0], 0.0, 0
     kept = dlm.with_cache(policy)
-    sampler = program(kept, ar, particles=2, window=1, resampler="systematic", trigger=always)
-    assert isinstance(sampler.resampler, UniformResampler)
-    sampler.resampler = EnumeratingResampler(sampler.resampler)
-    sampler.proposal.lookahead = 1  # a forward for every token
+    sampler = program(kept, ar, particles=1, window=1, resampler="systematic", trigger=always)
     opened = kept.session
 
     def session(tokens: torch.Tensor, length: torch.Tensor) -> Any:
@@ -118,7 +115,7 @@ def test_a_program_under_resampling_draws_what_the_policy_by_definition_draws(po
 def test_a_canvas_draws_what_the_policy_by_definition_draws(policy: str) -> None:
     _, dlm = models(5, 4, cache=True)
     results = [
-        decode(Canvas(DLMProposal(model, lookahead=5)), PROMPTS, seed=3, max_new_tokens=8, batch=2)
+        decode(Canvas(DLMProposal(model, lookahead=5)), PROMPTS, seed=[3, 4, 5, 6], max_new_tokens=8, batch=2)
         for model in (dlm.with_cache(policy), ByDefinition(dlm, policy))
     ]
     assert [r.sequences for r in results[0]] == [r.sequences for r in results[1]]
