@@ -144,7 +144,9 @@ def output_of(decoder: Decoder[Any], limit: int, *, runs: int, seed: int = 0, ch
     if isinstance(decoder, Sampler) and cheap:
         with suppress(NotEnumerableError):
             found = enumerate_sampler(decoder, limit, most=cheap)
-            law: dict[Hashable, float] = {**found.output, **({None: found.dead} if found.dead else {})}
+            law: dict[Hashable, float] = dict(found.output.items())
+            if found.dead:
+                law[None] = found.dead
             return Output(law, _drawn(decoder, limit, min(runs, COUNTED), seed), True)
     results, rng = _drawn(decoder, limit, runs, seed), numpy_generator(Role.SAMPLE, seed)
     drawn: dict[Hashable, float] = {}
@@ -193,7 +195,7 @@ def weighted_gap(text: str, *, w: float = DEFAULT_W, most: int = 40_000) -> floa
         return None
     with suppress(NotEnumerableError):
         few = replace(decoder, particles=min(decoder.particles, 4))
-        found = enumerate_sampler(few, depth, most=most).proper
+        found: Measure = dict(enumerate_sampler(few, depth, most=most).proper.items())
         return max(abs(found.get(x, 0.0) - measure.get(x, 0.0)) for x in {*found, *measure})
     return None
 

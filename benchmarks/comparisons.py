@@ -132,7 +132,8 @@ class Figures:
 
 
 @cache
-def _pair() -> Pair:
+def embedded_pair() -> Pair:
+    """The models of every row, loaded once."""
     return load_pair(TASKS[TASK].pair)
 
 
@@ -143,12 +144,13 @@ def _one(case: Case, folder: Path, fresh: bool) -> Figures:
     if fresh:
         file.unlink(missing_ok=True)
     try:
-        return Figures.of(case, compare(settings, path=file, pair=_pair()))
+        return Figures.of(case, compare(settings, path=file, pair=embedded_pair()))
     except ValueError as error:
         raise ValueError(f"{file} is no row of today's weights ({error}); delete it, or give --fresh") from error
 
 
-def _single_thread() -> None:
+def single_thread() -> None:
+    """What a process that shares work with others does first."""
     torch.set_num_threads(1)
 
 
@@ -175,7 +177,7 @@ def make_rows(
                 advance()
             return found
         method = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
-        with ProcessPoolExecutor(processes, mp_context=method, initializer=_single_thread) as pool:
+        with ProcessPoolExecutor(processes, mp_context=method, initializer=single_thread) as pool:
             dearest = sorted(every, key=lambda case: case.n * case.drafts, reverse=True)
             waiting = {pool.submit(_one, case, folder, fresh): case for case in dearest}
             try:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparisons import TASK, Case, Figures, add_arguments, make_rows
+from benchmarks.comparisons import TASK, Case, Figures, add_arguments, embedded_pair, make_rows
 from benchmarks.field_labels import label_points
 from benchmarks.field_laws import VERDICTS, Found, Tables, find_all
 from benchmarks.harness import HERE
@@ -174,7 +174,7 @@ def _rows(options: argparse.Namespace, left: dict[str, str]) -> tuple[str, ...]:
         left[method] = reason
         tell(f"{method} is left out, it cannot run on the embedded pair: {reason}")
 
-    return runnable(settings, load_problems(settings.study().source), leave_out)
+    return runnable(settings, load_problems(settings.study().source, pair=embedded_pair()), leave_out)
 
 
 def _case(text: str, options: argparse.Namespace) -> Case:
@@ -249,7 +249,7 @@ def _laws(field: Field) -> Sheet:
     noises = ", ".join(f"{name}: {noise:g} nats" for name, noise in t.noise.items())
     return Sheet(
         "Total variation between the law of the output and other laws, on tables", columns, rows,
-        f"Tables of {t.alphabet} tokens, of which the last ends a sequence, {t.length} deep, at temperature 1; noise of "
+        f"Tables of {t.alphabet} tokens, of which the last ends a sequence, {t.length} deep, temperature 1; noise of "
         f"the diffusion model {noises}. In brackets intervals of level 95 % that hold at any number of runs "
         f"(McDiarmid), of {t.runs:,} runs; noise: {t.runs:,} draws of the law itself look like this in more than one "
         "case of a thousand. Weighted measure: of the program with four particles at most, on two tokens two deep, "

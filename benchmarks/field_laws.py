@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.comparisons import single_thread
 from benchmarks.harness import progress
 from smc_bridge.analysis.claims import Distance, Judgement, judge, weighted_gap
 from smc_bridge.entry_points import reason_of
@@ -109,7 +108,7 @@ def find_all(
                 advance()
             return found
         method = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
-        with ProcessPoolExecutor(processes, mp_context=method, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ProcessPoolExecutor(processes, mp_context=method, initializer=single_thread) as pool:
             for each in pool.map(work, texts):
                 found.append(each)
                 advance()
@@ -149,8 +148,8 @@ def _read(file: Path, text: str, head: Sequence[Mapping[str, Any]], tables: Tabl
 
 
 def _judgement(data: Mapping[str, Any]) -> Judgement:
-    claim, ar = (
-        None if each is None else Distance(Estimate(**each["tv"]), each["floor"]) for each in (data["claim"], data["ar"])
-    )
-    assert ar is not None
-    return Judgement(claim, ar, data["forwards"], data["proper"])
+    def distance(each: Mapping[str, Any]) -> Distance:
+        return Distance(Estimate(**each["tv"]), each["floor"])
+
+    claim = None if data["claim"] is None else distance(data["claim"])
+    return Judgement(claim, distance(data["ar"]), data["forwards"], data["proper"])

@@ -1,4 +1,4 @@
-"""Claims held against tables: what is exact is within noise or enumerated as such, and what is biased is found to be."""
+"""Claims held against tables: what is exact is within noise, or enumerated as such, and what is biased is found."""
 
 from __future__ import annotations
 

@@ -166,20 +166,20 @@ def test_the_command_fills_a_page_and_goes_on_where_it_was(
 ) -> None:
     page = tmp_path / "page.md"
     page.write_text(field.PAGE.read_text())
-    monkeypatch.setitem(field.TABLE, "quick", ["ar", "dlm-2", "smc-1"])
+    monkeypatch.setitem(field.TABLE, "quick", ["ar", "smc-1"])
     monkeypatch.setitem(field.TABLE, "dials", {"smc-1": {"option": "w", "values": [0.3, 0.0]}})
-    monkeypatch.setattr(field, "default_methods", lambda: ("ar", "dlm-2", "smc-1"))
+    monkeypatch.setattr(field, "default_methods", lambda: ("ar", "smc-1"))
     arguments = ["--quick", "--threads", "1", "--out", str(tmp_path / "out"), "--page", str(page), "--runs", "100"]
     field.main(arguments)
     told = page.read_text()
     assert (tmp_path / "page.svg").read_bytes().count(b"<svg") == 1
     for title in ("Every method on", "Speed dials", "Total variation between", "Which of them sample what"):
         assert f"**{title}" in told
-    assert [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| `")][:3] == [
-        "`ar`", "`dlm-2`", "`smc-1`"
+    assert [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| `")][:2] == [
+        "`ar`", "`smc-1`"
     ]
     data = json.loads((tmp_path / "out" / "field.json").read_text())
-    assert {row["case"]["method"] for row in data["rows"]} == {"ar", "dlm-2", "smc-1", "smc-1,w=0.0"}
+    assert {row["case"]["method"] for row in data["rows"]} == {"ar", "smc-1", "smc-1,w=0.0"}
     assert data["verdicts_by_method"]["ar"] == field_laws.SAMPLES
     monkeypatch.setattr("smc_bridge.analysis.study.cells.decode", None)
     monkeypatch.setattr(field_laws, "judge", None)
