@@ -35,6 +35,7 @@ from smc_bridge.analysis.study.sources import load_problems
 from smc_bridge.commands.base import tell, whole
 from smc_bridge.registry import spelled
 from smc_bridge.signature import written
+from smc_bridge.tasks import TASKS
 
 NAME = Path(__file__).stem
 TABLE: dict[str, Any] = TABLES[NAME]
@@ -77,6 +78,21 @@ def turned(text: str, option: str, value: Any) -> str:
     return ",".join([said.method.name, *(f"{name}={written(each)}" for name, each in options.items())])
 
 
+def own(text: str, option: str) -> Any:
+    """The value of an option in a row of the table: what the text says, what all rows are given, or the default.
+
+    Raises:
+        ValueError: the method has no such option.
+    """
+    said, task = spelled(text), TASKS[TASK]
+    default = said.method.option(option).default
+    given = {
+        "w": Settings.w, "temperature": TABLE["temperature"], "window": task.window, "lookahead": task.lookahead,
+        "max_new_tokens": task.max_new_tokens,
+    }
+    return said.options.get(option, given.get(option, default))
+
+
 def dials(methods: Sequence[str], told: Mapping[str, Mapping[str, Any]], *, most: int | None = None) -> list[Dial]:
     """The dials of these methods; a point that a row of the table is already is that row.
 
@@ -85,7 +101,8 @@ def dials(methods: Sequence[str], told: Mapping[str, Mapping[str, Any]], *, most
         told: option and values, the default first, by the spelling of a method.
         most: points of a dial.
     Raises:
-        ValueError: a dial of what is no example of a method, or of an option that it does not have.
+        ValueError: a dial of what is no example of a method, of an option that it does not have, or with another value
+            first than the row has.
     """
     if unknown := [text for text in told if text not in default_methods()]:
         raise ValueError(f"field.dials = {', '.join(unknown)}: is no example of a method; spell it as its file does")
@@ -93,8 +110,13 @@ def dials(methods: Sequence[str], told: Mapping[str, Mapping[str, Any]], *, most
     found = []
     for text, dial in told.items():
         if text in methods:
-            spelled(text).method.option(dial["option"])
             first, *others = dial["values"][:most]
+            value = own(text, dial["option"])
+            if value is not None and first != value:  # none leaves it to the method
+                raise ValueError(
+                    f"field.dials of {text}: the first {dial['option']} is {written(first)}, its own is {written(value)}: "
+                    "give its own first"
+                )
             values = {written(value): turned(text, dial["option"], value) for value in others}
             known = {value: rows.get(spelled(each).meaning, each) for value, each in values.items()}
             found.append(Dial(text, dial["option"], {written(first): text, **known}))

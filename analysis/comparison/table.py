@@ -30,6 +30,8 @@ LEVEL = 0.95
 AR = "AR"
 #: Stands where a method that is no proper sampler of that law has no bound.
 IMPROPER = "improper"
+#: A spelling that takes more columns than this may take several lines.
+LONG = 20
 #: Fields of a row that carry an interval.
 INTERVALS = ("accuracy", "tokens_per_dlm_forward", "nats", "nats_per_token")
 
@@ -149,7 +151,7 @@ def render(rows: Sequence[Row], *, title: str = "") -> PrintedTable:
         caption="in brackets: 95 % confidence interval, of the KL bound where the runs give one; KL bound: on the "
         f"divergence from exact AR sampling, by -log Z; {IMPROPER}: no proper sampler of the AR law",
     )
-    table.add_column("method", no_wrap=True)
+    table.add_column("method")
     graded = any(row.accuracy is not None for row in rows)
     for name in (
         *(["accuracy, %"] if graded else []), "tokens / DLM forward", "AR forwards / token", "AR positions / token",
@@ -159,7 +161,7 @@ def render(rows: Sequence[Row], *, title: str = "") -> PrintedTable:
     for row in rows:
         rate = row.tokens_per_dlm_forward
         table.add_row(
-            row.method, *([_text(row.accuracy and row.accuracy.times(100), ".1f")] if graded else []),
+            _broken(row.method), *([_text(row.accuracy and row.accuracy.times(100), ".1f")] if graded else []),
             _plain(None if rate is None else rate.value, ".2f"), _plain(row.ar_forwards_per_token, ".2f"),
             _plain(row.ar_positions_per_token, ".1f"), f"{row.tokens_per_second:.1f}", _size(row), row.bound,
         )
@@ -172,6 +174,11 @@ def _text(value: Estimate | None, form: str) -> str:
 
 def _plain(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def _broken(method: str) -> str:
+    """A long spelling with blanks where a line may end, which change nothing in it."""
+    return method if len(method) <= LONG else method.replace(",", ", ")
 
 
 def _size(row: Row) -> str:

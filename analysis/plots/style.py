@@ -1,7 +1,7 @@
 """What the plots share: size, colours, lines with bands, legends beside the data.
 
-The colours are those of Okabe & Ito (2008), which people with any of the common colour deficiencies tell apart; markers
-and dashes say the same again, and tell lines of one colour apart.
+The colours are those of Okabe & Ito (2008) and a grey, which people with any of the common colour deficiencies tell
+apart; markers and dashes say the same again, and tell lines of one colour apart.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ SIZE = (6.4, 3.6)
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, FAINT, MUTED = "#1f2933", "#616e7c", "#9aa5b1"
 
-_COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, INK)
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 _DASHES: tuple[Any, ...] = (
     "-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)), (0, (7, 2, 1, 2, 1, 2, 1, 2)),
+    (0, (3, 3)),
 )
 #: Lines that can be told apart.
 MOST = len(_COLOURS) ** 2
