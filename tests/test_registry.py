@@ -15,7 +15,7 @@ import pytest
 from smc_bridge import registry, smc
 from smc_bridge.analysis.study.plan import Axes
 from smc_bridge.cli import main
-from smc_bridge.commands.methods import page, table
+from smc_bridge.commands.methods import page, read_figures, table
 from smc_bridge.patterns import clash, met
 from smc_bridge.registry import GROUP, METHODS, Method, method, spelled, spelled_list, unavailable
 from smc_bridge.signature import argument_help, read_options
@@ -425,4 +425,7 @@ def test_methods_are_listed_and_explained(run: Callable[..., str]) -> None:
 
 def test_the_page_of_the_methods_is_the_commands() -> None:
     text = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
-    assert text == f"{page(own())}\n", "run `smc-bridge methods --markdown --full > docs/methods/index.md`"
+    figures = read_figures(ROOT / "docs" / "benchmarks" / "field.md")
+    assert text == f"{page(own(), figures)}\n", (
+        "run `smc-bridge methods --markdown --full --figures docs/benchmarks/field.md > docs/methods/index.md`"
+    )

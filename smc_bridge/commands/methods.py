@@ -11,15 +11,23 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from smc_bridge.commands.base import Command, UsageError, console, importing, printing
+from smc_bridge.entry_points import reason_of
 from smc_bridge.registry import METHODS, Method, spelled, unavailable
 
 if TYPE_CHECKING:
     from smc_bridge.signature import Option
 
 COLUMNS = ("method", "role", "targets", "proper", "reference")
+#: Columns of a page of figures that are quoted, and how.
+QUOTED = {
+    "accuracy, %": "% right", "tokens / DLM forward": "tokens / DLM forward",
+    "KL bound, nats / token": "nats / token from the AR law",
+}
 #: What the roles mean.
 ROLES = {
     "exact": "draws of the target itself", "weighted": "properly weighted samples of the target",
@@ -40,12 +48,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--markdown", action="store_true", help="as a table, or a section, in Markdown")
     form.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--full", action="store_true", help="with --markdown: a page with a section for each method")
+    parser.add_argument(
+        "--figures", metavar="FILE", type=Path,
+        help="with --full: a page with a table of methods, such as docs/benchmarks/field.md, whose figures are quoted",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table of methods, or one method with its options; returns the exit code."""
     if arguments.full and (arguments.name is not None or not arguments.markdown):
         raise UsageError("--full is for the page of all methods: give --markdown and no NAME with it")
+    if arguments.figures is not None and not arguments.full:
+        raise UsageError("--figures is for the page of all methods: give --markdown --full with it")
+    figures = {} if arguments.figures is None else read_figures(arguments.figures)
     with importing():
         chosen = None if arguments.name is None else spelled(arguments.name).method
         known, broken = list(METHODS.values()), unavailable()
@@ -53,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps(listed(known, broken) if chosen is None else described(chosen), indent=2))
         elif arguments.markdown:
-            print(section(chosen) if chosen is not None else page(known) if arguments.full else table(known))
+            print(section(chosen) if chosen is not None else page(known, figures) if arguments.full else table(known))
         elif chosen is not None:
             _explain(chosen)
         else:
@@ -91,16 +106,45 @@ def table(methods: Iterable[Method]) -> str:
     return _markdown(COLUMNS, [(f"`{name}`", *others) for name, *others in map(cells, methods)])
 
 
-def page(methods: Sequence[Method]) -> str:
-    """The table and a section for each method, in Markdown."""
-    return "\n\n".join([TITLE, INTRO, table(methods), *map(section, methods)])
+def page(methods: Sequence[Method], figures: Mapping[str, str]) -> str:
+    """The table and a section for each method, in Markdown; figures by spelling."""
+    return "\n\n".join([TITLE, INTRO, table(methods), *(section(method, figures) for method in methods)])
 
 
-def section(method: Method) -> str:
-    """What a method is and its options, in Markdown; those that it passes on are named and not told again."""
+def read_figures(path: Path) -> dict[str, str]:
+    """What the first table of a Markdown page that has `QUOTED` says of each method, by its spelling.
+
+    Raises:
+        UsageError: the file cannot be read, or has no such table.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        told = f"--figures = {path}: {reason_of(error)}; give a page such as docs/benchmarks/field.md"
+        raise UsageError(told) from error
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    heads = [i for i, row in enumerate(rows) if {"method", *QUOTED} <= set(row)]
+    if not heads:
+        raise UsageError(f"--figures = {path} has no table with the columns method, {', '.join(QUOTED)}: give one")
+    head, found = rows[heads[0]], dict[str, str]()
+    for row in rows[heads[0] + 2 :]:
+        if len(row) != len(head):
+            break
+        told = dict(zip(head, row, strict=True))
+        found[told["method"].strip("`")] = ", ".join(f"{told[name]} {words}" for name, words in QUOTED.items())
+    return found
+
+
+def section(method: Method, figures: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What a method is and its options, in Markdown; those that it passes on are named and not told again.
+
+    Args:
+        figures: of spellings, of this method or of others.
+    """
     own = method.options if method.rest is None else method.own
     others = [option.name for option in method.options if option not in own]
-    parts = [f"## {method.name}", _prose(method), "\n".join(f"- {line}" for line in _facts(method))]
+    facts = [*_facts(method), *_here(method, figures)]
+    parts = [f"## {method.name}", _prose(method), "\n".join(f"- {line}" for line in facts)]
     if own:
         parts.append(_markdown(("option", "values", "default", "meaning"), [_row(option) for option in own]))
     if others and method.rest is not None:
@@ -123,6 +167,11 @@ def _facts(method: Method) -> list[str]:
     if method.aliases:
         facts.append("short: " + ", ".join(f"`{alias}`" for alias in method.aliases))
     return facts
+
+
+def _here(method: Method, figures: Mapping[str, str]) -> list[str]:
+    own = [f"`{text}` {told}" for text in method.examples if (told := figures.get(text))]
+    return [f"here ([the field](../benchmarks/field.md)): {'; '.join(own)}"] if own else []
 
 
 def _row(option: Option) -> tuple[str, ...]:
