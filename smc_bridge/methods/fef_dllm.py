@@ -31,8 +31,8 @@ def fef_dllm(
     and is not asked for again; the row with the whole draft filled in is the next draft's forward (the bonus token).
 
     Role: an exact sampler of the diffusion model's own law, the one that `dlm` with one token per forward draws from;
-    it does not target the AR law, and its results carry no bound for it. As a proposal of the program the same chain has
-    a tractable density: `proposal=speculated-chain`.
+    it does not target the AR law, and its results carry no bound for it. As a proposal of the program the same chain
+    has a tractable density: `proposal=speculated-chain`.
 
     Changed: one denoising step, in which all places are kept; the published decoder masks some again and goes on with
     its last canvas, which has no law of its own. The model is taken as it is, without their fine-tuning.
