@@ -160,8 +160,8 @@ def check_fit(
     for name, value in (("places", places), ("entropy", entropy)):
         if value is not None and proposal != OF_PROPOSALS[name]:
             raise ValueError(
-                f"{name} = {said(value)} with proposal = {said(proposal)}, which has none: leave it out, or give proposal = "
-                f"{OF_PROPOSALS[name]}"
+                f"{name} = {said(value)} with proposal = {said(proposal)}, which has none: leave it out, or give "
+                f"proposal = {OF_PROPOSALS[name]}"
             )
     if proposal in CHAINS and weight == "balance":
         raise ValueError(

@@ -5,7 +5,9 @@
 This is what the decoder draws from that fills one place per forward from left to right. Here a forward drafts v places
 from its marginals, and one forward of a row for each number of drafted tokens filled in accepts or corrects them
 (`smc_bridge.proposals.self_speculation`): the same law, by fewer forwards one after the other and more rows. The law is
-of the canvas, whose end the length limit and the lookahead set, and not of where drafts begin.
+of the canvas, whose end the length limit and the lookahead set, and not of where drafts begin. So what is drawn is not
+given to the session, unless its model is block-causal: one that caches holds the prompt alone, as it was beside the
+empty canvas, and the law is that of the model with that cache.
 """
 
 from __future__ import annotations
@@ -101,17 +103,8 @@ class ChainSampling:
         return self.plain.models
 
     def open(self, requests: Sequence[Request | None], limit: int) -> ChainedState:
-        """P seats with their prompts, empty canvases and all their draws (`Decoder.open`).
-
-        Raises:
-            ValueError: the model's scores depend on earlier forwards, as with an approximate cache: it has no one law.
-        """
+        """P seats with their prompts, empty canvases and all their draws (`Decoder.open`)."""
         canvas = self.plain.open(requests, limit)
-        if canvas.session.has_history:
-            raise ValueError(
-                f"model {said(self.plain.proposal.model)} scores by what it cached before, so that it has no one joint "
-                "law: give it without that cache"
-            )
         device, count = canvas.canvas.device, len(requests)
         state = ChainedState(
             canvas, torch.zeros(count, 2, limit, dtype=torch.float64), torch.empty(count, 0, 0, device=device),
@@ -142,7 +135,7 @@ class ChainSampling:
         def scored(which: Tensor, tokens: Tensor, shown: Tensor) -> Tensor:
             """Logits of the next places of canvases `tokens: [U, T]` of which the first are filled, by one forward."""
             used.index_add_(0, which, torch.ones_like(which))
-            calls[which.unique()] += 1
+            calls[torch.unique(which)] += 1
             filled = torch.where(torch.arange(limit, device=device) < shown[:, None], tokens, before[which])
             seen, _ = open_places(filled, self.plain.proposal.lookahead, None, model=model, prompt=prompt[which])
             return following(score(canvas, rows[which], seen), shown, self.window)
@@ -151,11 +144,12 @@ class ChainSampling:
             """See `speculate`; what stands behind whole drafts is kept."""
             beyond = (at + width < end) & self.bonus
             which, more = needed(drafted, width, ends, beyond=beyond).nonzero(as_tuple=True)
-            laws = ahead[rows].clone()
+            drafts = drafted.shape[1]
+            laws = ahead[rows, :drafts].clone()
             if not which.numel():
                 return laws
-            place = at[:, None] + torch.arange(self.window, device=device)
-            tokens = torch.nn.functional.pad(before, (0, self.window)).scatter(1, place, drafted)[:, :limit]
+            place = at[:, None] + torch.arange(drafts, device=device)
+            tokens = torch.nn.functional.pad(before, (0, drafts)).scatter(1, place, drafted)[:, :limit]
             found = scored(which, tokens[which], at[which] + more + 1)
             inside = more + 1 < width[which]
             laws[which[inside], more[inside] + 1] = found[inside, 0]
@@ -192,7 +186,7 @@ class ChainSampling:
         limit, drafted = canvas.canvas.shape[1], done.tokens.shape[1]
         place = at[:, None] + torch.arange(drafted, device=at.device)
         whole = torch.nn.functional.pad(canvas.canvas[rows], (0, drafted))
-        inside = torch.arange(drafted, device=at.device) < done.count[:, None]
+        inside = torch.arange(drafted, device=at.device) < done.length[:, None]
         after = whole.scatter(1, place, torch.where(inside, done.tokens, whole.gather(1, place)))[:, :limit]
         end, complete = extent(after, ends_of(self.plain.proposal.model.eos_id))
         seats = list(canvas.seats)

@@ -61,7 +61,7 @@ def draft_lanes(
 
 
 def with_bonus(draft: Draft, state: SMCState, asked: Asked) -> Draft:
-    """The draft with one more place, `[B * K, V + 1]`, for a token of the target after a window that was accepted whole.
+    """The draft with one more place, `[B * K, V + 1]`, for a token of the target after a draft that was accepted whole.
 
     At the place after a row's draft q has no mass and pi is p: every kernel that gets there commits a draw of p and
     stops. Where later marginals are known, or there is no room, a row has no such place.

@@ -23,7 +23,7 @@ from smc_bridge.registry import method
 
 @dataclass(frozen=True)
 class RandomSteps(PrefixFilled):
-    """Places unmasked in random order over T denoising steps, scored by their marginals at the step where each was drawn.
+    """Places unmasked in random order over T denoising steps, scored by their marginals at the step of their draw.
 
     These are not the conditionals of the draft from left to right, which a kernel takes them for: token i was drawn with
     some later tokens in view, and some earlier ones out of it. What its `along` says is the chain rule, no law of it.
@@ -99,7 +99,7 @@ def specdiff(
     `smc`.
 
     Changed: the naive form unmasks places in random order and puts their marginals at that step in the place of the
-    conditionals. It is biased, a labelled baseline: its law differs from the AR law wherever places depend on each other.
+    conditionals. It is biased, a labelled baseline: its law is off the AR law wherever places depend on each other.
 
     Args:
         window: gamma, places drafted at once.
@@ -116,7 +116,7 @@ def specdiff(
         raise ValueError(f"form = {said(form)}: give exact or naive")
     if form == "naive" and several == 1:
         raise ValueError("form = naive with steps = 1, which is exact: leave it out, or give 2 steps or more")
-    chain = {} if several == 1 else {"proposal": "chain", "places": -(-gamma // several)}
+    chain: dict[str, Any] = {} if several == 1 else {"proposal": "chain", "places": -(-gamma // several)}
     sampler = smc(
         pair, 1, window=gamma, lookahead=gamma, intermediate="target", bonus=bonus, name=name, **chain, **options
     )

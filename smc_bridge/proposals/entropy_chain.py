@@ -4,9 +4,9 @@ A forward that begins at place s fills place i with those before it as long as
 
     H_s + ... + H_{i-1} <= gamma,      H_j the entropy of the marginal of place j in this forward
 
-so that what place i may miss of its dependence on them, `I(x_i; x_s..x_{i-1})`, is at most gamma nats (EB sampler, arXiv
-2505.24857, there of places in order of entropy, here left to right). The budget is read from the laws before anything
-is drawn: how many places are filled is a function of the past, and the draft keeps its density.
+so that what place i may miss of its dependence on them, `I(x_i; x_s..x_{i-1})`, is at most gamma nats (EB sampler,
+arXiv 2505.24857, there of places in order of entropy, here left to right). The budget is read from the laws before
+anything is drawn: how many places are filled is a function of the past, and the draft keeps its density.
 
 Shapes: V places, A alphabet, n rows of one call.
 """

@@ -41,14 +41,14 @@ class Round(NamedTuple):
     """What one draft and its verification give to n rows.
 
     Attributes:
-        tokens: `[n, v]`; those past `count` do not count.
-        count: tokens committed, `[n]`, from 1 to the width of the draft.
+        tokens: `[n, v]`; those past `length` do not count.
+        length: tokens committed, `[n]`, from 1 to the width of the draft.
         scores: logits of the laws that they were drawn from, `[n, v, A]`.
         whole: rows whose draft was accepted to its last place, without an end of sequence in it, `[n]`.
     """
 
     tokens: Tensor
-    count: Tensor
+    length: Tensor
     scores: Tensor
     whole: Tensor
 
@@ -60,37 +60,35 @@ def speculate(
     """One round of self-speculation.
 
     Args:
-        own: logits of the next places given what is filled in now, `[n, v, A]`.
-        width: places that each row drafts, `[n]`, from 1 to v.
+        own: logits of the next places given what is filled in now, `[n, V, A]`.
+        width: places that each row drafts, `[n]`, from 1 to V; v is the most of them.
         verify: from drafts `[n, v]` to the logits of each place given the drafted tokens before it, `[n, v, A]`.
         law: from logits `[m, w, A]` and which of the n rows they are of, `[m]`, to their law.
         draft, decide: draws of each place, as many as places.
         rows, at: which rows of the streams these are, and the place of their first draw, `[n]` each.
     """
+    own = own[:, : int(width.max())]
     place = at[:, None] + torch.arange(own.shape[1], device=at.device)
     last = (at + width - 1)[:, None]
     everyone = torch.arange(own.shape[0], device=at.device)
     q = law(own, everyone)
     drafted = draft(q, rows, torch.minimum(place, last))
     scores = verify(drafted)
-    p, tokens, count, going = law(scores, everyone), drafted.clone(), torch.zeros_like(width), everyone
+    p, tokens, length, going = law(scores, everyone), drafted.clone(), torch.zeros_like(width), everyone
+    whole = torch.zeros_like(width, dtype=torch.bool)
     for j in range(own.shape[1]):
-        going = going[width[going] > j]
-        if not going.numel():
-            break
         cell, guess = torch.full_like(going, j), drafted[going, j]
         committed = log_committed(q.log_probs(going, cell), p.log_probs(going, cell), guess)
         token = decide(committed, rows[going], place[going, j])
-        tokens[going, j], count[going] = token, j + 1
-        stays = token == guess
-        going = going[stays & ~is_end(token, ends)] if ends else going[stays]
-        if j + 1 == own.shape[1]:
+        tokens[going, j], length[going] = token, j + 1
+        stays = (token == guess) & ~is_end(token, ends) if ends else token == guess
+        going = going[stays]
+        last_one = width[going] == j + 1
+        whole[going[last_one]] = True
+        going = going[~last_one]
+        if not going.numel():
             break
-    agreed = ((tokens == drafted) | (torch.arange(own.shape[1], device=at.device) >= count[:, None])).all(1)
-    whole = agreed & (count == width)
-    if ends:
-        whole &= ~is_end(tokens[everyone, count - 1], ends)
-    return Round(tokens, count, scores, whole)
+    return Round(tokens, length, scores, whole)
 
 
 def needed(drafted: Tensor, width: Tensor, ends: Ends, *, beyond: Tensor) -> Tensor:
@@ -134,63 +132,84 @@ class SelfSpeculated(PrefixFilled):
         Raises:
             ValueError: no source; the law is that of a draft.
         """
-        source, k, ends = with_source(source), asked.lanes, ends_of(self.model.eos_id)
+        source = with_source(source)
         draft, decide = (source.categorical_stream(asked.window) for _ in range(2))
-        total, canvas_width, width = self.widths(asked)
-        step = min(self.window, asked.window)
-        tokens = torch.zeros(total.numel(), asked.window, dtype=torch.long, device=total.device)
-        at, ready = torch.zeros_like(width), torch.zeros_like(width, dtype=torch.bool)
-        scored, going = list[Tensor](), torch.arange(total.numel(), device=total.device)
-        ahead = scores = torch.empty(0, device=total.device)
+        work = _Drafting(self, state, asked)
+        while work.going.numel():
+            work.round(draft, decide)
+        everyone = torch.arange(work.at.numel(), device=work.at.device)
+        return Draft(work.tokens, self.law(work.scores, asked, everyone), work.width, cost_of(work.scored))
 
-        def score(lane: Tensor, block: Tensor, shown: Tensor) -> Tensor:
-            """Logits of the places after the tokens that are shown of these lanes, `[U, step, A]`, by one forward."""
-            scored.append(total[lane] // state.particles)
-            columns = int(canvas_width[lane].max())
-            found = state.session.score(total[lane], filled(block, shown, canvas_width[lane], columns))
-            return following(found, shown, step)
 
-        while going.numel():
-            fresh = going[~ready[going]]
-            if fresh.numel():
-                rows = fresh if scored else fresh[::k]  # nothing is filled in at first: lanes share a row
-                found = score(rows, tokens[rows], at[rows])
-                if not ahead.numel():
-                    ahead = found.new_zeros(total.numel(), step, found.shape[-1])
-                    scores = found.new_zeros(total.numel(), asked.window, found.shape[-1])
-                ahead[fresh] = found if rows is fresh else found.repeat_interleave(k, 0)
-            begun, most = at[going], torch.minimum(width - at, torch.full_like(at, step))[going]
-            after = torch.zeros_like(going, dtype=torch.bool)
+class _Drafting:
+    """The lanes of one draft on their way, R = B * K of them.
 
-            def verify(drafted: Tensor, going: Tensor = going, begun: Tensor = begun, most: Tensor = most,
-                       after: Tensor = after) -> Tensor:
-                """See `speculate`."""
-                laws = ahead[going].clone()
-                row, more = needed(drafted, most, ends, beyond=begun + most < width[going]).nonzero(as_tuple=True)
-                if not row.numel():
-                    return laws
-                column = begun[:, None] + torch.arange(step, device=begun.device)
-                block = torch.nn.functional.pad(tokens[going], (0, step)).scatter(1, column, drafted)
-                found = score(going[row], block[row, : asked.window], begun[row] + more + 1)
-                inside = more + 1 < most[row]
-                laws[row[inside], more[inside] + 1] = found[inside, 0]
-                ahead[going[row[~inside]]] = found[~inside]
-                after[row[~inside]] = True
-                return laws
+    Attributes:
+        tokens, scores: drawn so far, and the logits that they were drawn from, `[R, V]` and `[R, V, A]`.
+        at, width: places that are drawn, and that there are, `[R]`.
+        ahead: logits of the next places of each, `[R, v, A]`.
+        ready: whose are known, bool `[R]`.
+        going: lanes that go on.
+        scored: prompts of the rows of each forward.
+    """
 
-            done = speculate(
-                ahead[going], most, verify, lambda logits, own, going=going: self.law(logits, asked, going[own]),
-                draft=draft, decide=decide, rows=going, at=begun, ends=ends,
-            )
-            for j in range(int(done.count.max())):
-                own = (j < done.count).nonzero().flatten()
-                tokens[going[own], begun[own] + j] = done.tokens[own, j]
-                scores[going[own], begun[own] + j] = done.scores[own, j]
-            at[going] += done.count
-            ready[going] = done.whole & after
-            stays = at[going] < width[going]
-            if ends:
-                stays &= ~is_end(tokens[going, at[going] - 1], ends)
-            going = going[stays]
-        everyone = torch.arange(total.numel(), device=total.device)
-        return Draft(tokens, self.law(scores, asked, everyone), width, cost_of(scored))
+    def __init__(self, chain: SelfSpeculated, state: ChainState, asked: Asked) -> None:
+        self.chain, self.state, self.asked = chain, state, asked
+        self.total, self.canvas_width, self.width = chain.widths(asked)
+        self.step, self.ends = min(chain.window, asked.window), ends_of(chain.model.eos_id)
+        self.at = torch.zeros_like(self.width)
+        self.ready = torch.zeros_like(self.width, dtype=torch.bool)
+        self.tokens = self.at[:, None].repeat(1, asked.window)
+        self.going, self.scored = torch.arange(self.at.numel(), device=self.at.device), list[Tensor]()
+        first = self.going[:: asked.lanes]  # nothing is filled in yet: the lanes of a particle share a row
+        self.ahead = self.score(first, self.tokens[first], self.at[first]).repeat_interleave(asked.lanes, 0)
+        self.scores = self.ahead.new_zeros(*self.tokens.shape, self.ahead.shape[-1])
+        self.ready[:] = True
+
+    def score(self, lane: Tensor, block: Tensor, shown: Tensor) -> Tensor:
+        """Logits of the places after the tokens that are shown of these lanes, `[U, v, A]`, by one forward."""
+        self.scored.append(self.total[lane] // self.state.particles)
+        width = self.canvas_width[lane]
+        canvas = filled(block, shown, width, int(width.max()))
+        return following(self.state.session.score(self.total[lane], canvas), shown, self.step)
+
+    def round(self, draft: Stream, decide: Stream) -> None:
+        """One draft of all lanes that go on, and its verification."""
+        going = self.going
+        fresh = going[~self.ready[going]]
+        if fresh.numel():
+            self.ahead[fresh] = self.score(fresh, self.tokens[fresh], self.at[fresh])
+        self.ready[going] = False
+        begun, width = self.at[going], (self.width - self.at)[going].clamp_max(self.step)
+        done = speculate(
+            self.ahead[going], width, self.verified, lambda logits, own: self.chain.law(logits, self.asked, going[own]),
+            draft=draft, decide=decide, rows=going, at=begun, ends=self.ends,
+        )
+        for j in range(int(done.length.max())):
+            own = (j < done.length).nonzero().flatten()
+            self.tokens[going[own], begun[own] + j] = done.tokens[own, j]
+            self.scores[going[own], begun[own] + j] = done.scores[own, j]
+        self.at[going] += done.length
+        self.ready[going] &= done.whole
+        stays = self.at[going] < self.width[going]
+        if self.ends:
+            stays &= ~is_end(self.tokens[going, self.at[going] - 1], self.ends)
+        self.going = going[stays]
+
+    def verified(self, drafted: Tensor) -> Tensor:
+        """See `speculate`; what stands behind whole drafts is kept."""
+        going, drafts = self.going, drafted.shape[1]
+        laws = self.ahead[going, :drafts].clone()
+        begun, left = self.at[going], (self.width - self.at)[going]
+        width = left.clamp_max(self.step)
+        row, more = needed(drafted, width, self.ends, beyond=width < left).nonzero(as_tuple=True)
+        if not row.numel():
+            return laws
+        column = begun[:, None] + torch.arange(drafts, device=begun.device)
+        block = torch.nn.functional.pad(self.tokens[going], (0, drafts)).scatter(1, column, drafted)
+        found = self.score(going[row], block[row, : self.asked.window], begun[row] + more + 1)
+        inside = more + 1 < width[row]
+        laws[row[inside], more[inside] + 1] = found[inside, 0]
+        whole = going[row[~inside]]
+        self.ahead[whole], self.ready[whole] = found[~inside], True
+        return laws

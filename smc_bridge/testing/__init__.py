@@ -37,6 +37,7 @@ from smc_bridge.testing.tabular import TabularPair, exact_law, tabular_pair
 
 __all__ = [
     "ENGINE_MUTANTS", "Check", "EnumeratingSource", "Enumeration", "KernelTable", "NotEnumerableError", "TabularPair",
-    "assert_biased", "assert_proper", "block_law", "chain_law", "chain_table", "check", "enumerate_sampler", "exact_law", "kernel_density",
-    "kernel_law", "kernel_outcomes", "kernel_table", "mutants", "mutated", "outcomes", "stopping_gap", "tabular_pair",
+    "assert_biased", "assert_proper", "block_law", "chain_law", "chain_table", "check", "enumerate_sampler",
+    "exact_law", "kernel_density", "kernel_law", "kernel_outcomes", "kernel_table", "mutants", "mutated", "outcomes",
+    "stopping_gap", "tabular_pair",
 ]

@@ -70,7 +70,7 @@ def test_it_is_exact_under_every_resampler(resampler: str) -> None:
 @pytest.mark.parametrize("weight", ["own", "balance"])
 @pytest.mark.parametrize(("window", "lookahead"), [(1, 1), (1, 2), (2, 2)])
 def test_it_is_exact_by_the_kernels_closed_form(kernel: str, weight: str, window: int, lookahead: int) -> None:
-    """Also of the coupling, whose noise cannot be listed, and of weights that ask for laws along other lanes' blocks."""
+    """Also of the coupling, whose noise cannot be listed, and of weights that read laws along other lanes' blocks."""
     sampler = program(
         particles=1, lanes=2, kernel=kernel, weight=weight, window=window, lookahead=lookahead, intermediate="mixture",
         proposal_temperature=[0.7, 1.4],
