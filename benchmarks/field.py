@@ -114,8 +114,8 @@ def dials(methods: Sequence[str], told: Mapping[str, Mapping[str, Any]], *, most
             value = own(text, dial["option"])
             if value is not None and first != value:  # none leaves it to the method
                 raise ValueError(
-                    f"field.dials of {text}: the first {dial['option']} is {written(first)}, its own is {written(value)}: "
-                    "give its own first"
+                    f"field.dials of {text}: the first {dial['option']} is {written(first)}, its own is "
+                    f"{written(value)}: give its own first"
                 )
             values = {written(value): turned(text, dial["option"], value) for value in others}
             known = {value: rows.get(spelled(each).meaning, each) for value, each in values.items()}

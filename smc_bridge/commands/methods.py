@@ -120,8 +120,8 @@ def read_figures(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        told = f"--figures = {path}: {reason_of(error)}; give a page such as docs/benchmarks/field.md"
-        raise UsageError(told) from error
+        remedy = "give a page such as docs/benchmarks/field.md"
+        raise UsageError(f"--figures = {path}: {reason_of(error)}; {remedy}") from error
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     heads = [i for i, row in enumerate(rows) if {"method", *QUOTED} <= set(row)]
     if not heads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -99,7 +100,8 @@ def test_along_another_grouping_a_retained_sequence_is_caught() -> None:
 
     chain = Elsewhere(DLMProposal(tabular_pair(3, 5, seed=3).dlm, lookahead=5), entropy=BUDGET)
     fault = proposal_fault(chain, lanes=1, limit=4)
-    assert fault is not None and "along differs" in fault
+    assert fault is not None
+    assert "along differs" in fault
 
 
 def test_places_that_share_a_forward_and_are_scored_as_if_they_did_not_are_caught() -> None:
@@ -156,7 +158,8 @@ def test_a_forward_fills_as_many_places_as_it_is_told(
     calls = scored(monkeypatch)
     draft = draft_of(PrefixFilled(DLMProposal(pair.dlm, lookahead=6), places=places), seed=1)
     assert [sum(token != MASKED for token in canvas) for [canvas] in calls] == shown
-    assert draft.cost is not None and draft.cost.per_prompt(1) == ([len(shown)], [len(shown)])
+    assert draft.cost is not None
+    assert draft.cost.per_prompt(1) == ([len(shown)], [len(shown)])
 
 
 def test_self_speculation_shows_one_row_for_each_number_of_drafted_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,9 +172,9 @@ def test_self_speculation_shows_one_row_for_each_number_of_drafted_tokens(monkey
         assert draft.cost is not None
         assert draft.cost.per_prompt(1) == ([len(calls)], [sum(map(len, calls))])
         shown = [tuple(sum(token != MASKED for token in canvas) for canvas in call) for call in calls]
-        assert shown[0] == (0,) and shown[1] == (1, 2), shown
+        assert shown[:2] == [(0,), (1, 2)], shown
         kinds.add(tuple(shown))
-        for before, after in zip(shown, shown[1:], strict=False):
+        for before, after in itertools.pairwise(shown):
             if len(before) == 2 and len(after) == 2:  # accepted whole: the last row is the next draft's own
                 assert after[0] == before[1] + 1
     assert ((0,), (1, 2), (3, 4), (5,)) in kinds, kinds

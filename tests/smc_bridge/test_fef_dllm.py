@@ -1,4 +1,4 @@
-"""Exact draws of the diffusion model's own joint: the law of its decoder with one token per forward, in fewer of them."""
+"""Exact draws of the diffusion model's own joint: the law of its decoder with a token per forward, in fewer forwards."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_correction_from_the_law_itself_is_caught(monkeypatch: pytest.MonkeyPa
 
 
 def test_one_row_with_all_filled_in_does_not_verify_a_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A place read with its own and later drafted tokens in view has another law (the trap of systems.md, section 13)."""
+    """A place read with its own and later drafted tokens in view has another law."""
     score = TabularDiffusionSession.score
 
     def whole(self: TabularDiffusionSession, rows: Tensor, canvas: Tensor) -> Tensor:
@@ -163,9 +163,11 @@ def test_draws_and_costs_do_not_depend_on_the_batch() -> None:
 
 def test_its_results_claim_no_bound_for_the_ar_law() -> None:
     [result] = decode(fef_dllm(PAIRS["plain"]), [[]], seed=1, max_new_tokens=3)
-    assert not result.exact and not result.proper
+    assert not result.exact
+    assert not result.proper
     assert result.reasons == ["an exact draw of the diffusion model's own law, not of the AR law"]
-    assert "target" not in result.settings and "chain rule" in result.settings["law"]
+    assert "target" not in result.settings
+    assert "chain rule" in result.settings["law"]
     found = METHODS["fef-dllm"]
     assert (found.role, found.targets) == ("exact", "DLM")
 
