@@ -26,7 +26,8 @@ class RandomSteps(PrefixFilled):
     """Places unmasked in random order over T denoising steps, scored by their marginals at the step of their draw.
 
     These are not the conditionals of the draft from left to right, which a kernel takes them for: token i was drawn
-    with some later tokens in view, and some earlier ones out of it. What its `along` says is the chain rule, no law of it.
+    with some later tokens in view, and some earlier ones out of it. What its `along` says is the chain rule, which is
+    no law of these drafts.
 
     Attributes:
         base: gives model, temperatures, truncation and lookahead.

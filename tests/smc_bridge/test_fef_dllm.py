@@ -1,4 +1,4 @@
-"""Exact draws of the diffusion model's own joint: the law of its decoder with a token per forward, in fewer forwards."""
+"""Exact draws of the diffusion model's own joint: the law of its decoder of one token a forward, in fewer."""
 
 from __future__ import annotations
 
