@@ -178,6 +178,11 @@ def test_on_the_embedded_pair_it_takes_fewer_forwards_than_tokens() -> None:
     results = decode(fef_dllm(pair, lookahead=32), prompts, seed=1, max_new_tokens=24)
     forwards, tokens = sum(r.forwards.dlm_forwards for r in results), sum(r.tokens for r in results)
     assert forwards < 0.7 * tokens, (forwards, tokens)
+    greedy = [
+        [r.sequences for r in decode(fef_dllm(pair, window=v, temperature=0.0), prompts, seed=1, max_new_tokens=12)]
+        for v in (1, 8)
+    ]
+    assert greedy[0] == greedy[1]  # point masses: whatever was drafted, the chain's own tokens
 
 
 REFUSED: dict[str, tuple[Any, str]] = {

@@ -18,9 +18,9 @@ from tests.smc_bridge.programs import target_law, worst
 from tests.smc_bridge.smc_enumeration import enumerate_program
 
 PAIR = tabular_pair(3, 3)
-#: Two places that are nearly equal, and exact marginals.
-TIED = TabularAR([[[0.5, 0.5]], [[0.9, 0.1], [0.1, 0.9]]])
-TIED_PAIR: Any = SimpleNamespace(dlm=TabularDLM(TIED), ar=TIED)
+#: The diffusion model takes two places for nearly equal, which are independent.
+FREE, TIED = (TabularAR([[[0.5, 0.5]], [[a, 1 - a], [1 - a, a]]]) for a in (0.5, 0.99))
+TIED_PAIR: Any = SimpleNamespace(dlm=TabularDLM(TIED), ar=FREE)
 
 
 def distance(sampler: Any, limit: int) -> float:
@@ -54,13 +54,14 @@ def test_the_naive_form_is_biased_and_says_so(steps: int, window: int) -> None:
 
 
 def test_how_far_the_naive_form_is_off() -> None:
-    """On two places that are nearly equal: exact figures, none of them a draw."""
+    """Exact, no draws. Where the second place comes first, the first one's draft looks like it and is accepted half of
+    the time; then the second is held against its marginal, as if it had not been looked at."""
     found = {
         form: distance(specdiff(TIED_PAIR, window=2, steps=2, **({"form": form} if form == "naive" else {})), 2)
         for form in ("exact", "naive")
     }
     assert found["exact"] < 1e-12
-    assert found["naive"] > 0.02, found
+    assert found["naive"] > 0.05, found
 
 
 def test_a_step_is_a_forward_of_the_diffusion_model(monkeypatch: pytest.MonkeyPatch) -> None:
