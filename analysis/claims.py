@@ -186,11 +186,11 @@ def weighted_gap(text: str, *, w: float = DEFAULT_W, most: int = 40_000) -> floa
         most: outcomes that an enumeration may have.
     Returns:
         the greatest `|E[Z_hat sum_k W_k 1{x_k = x}] - p(x)|`; None of a method that is no program, says that it is not
-        proper, or has too many outcomes.
+        proper, has too many outcomes, or claims a product, for which a program has no weights.
     """
     pair, method, depth = tabular_pair(2, 2, noise=SMALL_NOISE), spelled(text), 2
     decoder = _made(method, pair, depth, depth, 1.0, w)
-    measure = claimed_law(method, pair, depth, w=w)
+    measure = None if method.method.targets == POE else claimed_law(method, pair, depth, w=w)
     if measure is None or not isinstance(decoder, Sampler) or not decoder.proper:
         return None
     with suppress(NotEnumerableError):

@@ -69,16 +69,18 @@ class Found:
     @property
     def verdict(self) -> str:
         """Whether it samples what it claims, in words."""
-        method = spelled(self.method).method
+        exact = spelled(self.method).method.role == "exact"
         if not self.on:
             return NOT_RUN
         claims = [each.claim for each in self.on.values()]
         if any(claim is None for claim in claims):
             return NO_LAW
-        proper = all(each.proper for each in self.on.values())
-        if method.role == "weighted" and proper:
-            return WEIGHTED if self.gap is not None and self.gap < ROUND_OFF else UNSURE
-        return SAMPLES if all(claim is not None and claim.within_noise for claim in claims) else OTHER
+        fits = all(claim is not None and claim.within_noise for claim in claims)
+        if all(each.proper for each in self.on.values()) and not exact:
+            if self.gap is None:
+                return UNSURE
+            return WEIGHTED if self.gap < ROUND_OFF else OTHER
+        return SAMPLES if fits else OTHER
 
 
 SAMPLES = "The output has the law that is claimed: enumerated, or no difference beyond noise"

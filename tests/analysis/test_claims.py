@@ -121,6 +121,7 @@ def test_a_product_is_claimed_of_blocks_of_one_token() -> None:
     found = judge("product", FAR, LIMIT, runs=RUNS)
     assert found.claim is not None
     assert found.claim.text() == "0, enumerated"
+    assert weighted_gap("product") is None, "its weights are for the AR law"
     assert not found.ar.within_noise
     decoder = spelled("product").make(FAR, window=LIMIT, lookahead=LIMIT)
     measure = claimed_law(spelled("product,w=0.7"), FAR, LIMIT)

@@ -91,7 +91,7 @@ def distance(value: float, floor: float) -> Distance:
     ("ar", 0.0, 0.0, True, None, field_laws.SAMPLES), ("ar", 0.0, 0.1, True, None, field_laws.OTHER),
     ("released", 0.1, 0.1, False, None, field_laws.OTHER), ("dlm-1", 0.0, 0.0, False, None, field_laws.SAMPLES),
     ("smc-4", 0.1, 0.1, True, 1e-16, field_laws.WEIGHTED), ("smc-4", 0.0, 0.0, True, 1e-16, field_laws.WEIGHTED),
-    ("smc-4", 0.1, 0.1, True, None, field_laws.UNSURE), ("smc-4", 0.1, 0.1, True, 1e-3, field_laws.UNSURE),
+    ("smc-4", 0.1, 0.1, True, None, field_laws.UNSURE), ("smc-4", 0.1, 0.1, True, 1e-3, field_laws.OTHER),
     ("smc-4", 0.1, 0.1, False, None, field_laws.OTHER), ("ar", None, None, True, None, field_laws.NO_LAW),
 ])
 def test_verdicts(
