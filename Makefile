@@ -19,7 +19,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 # Takes a thread for each core that is free, and says how long it will take; OMP_NUM_THREADS overrides.
 demo: $(VENV)/.runtime
 	$(BIN)/smc-bridge decode "Jack has 47 candies. A friend gives Jack 29 more. Jack sells 2. Jack buys 5 bags of 3 candies. How many candies does Jack have now?" --particles 4 --temperature 0.5 --seed 1 --trace
-	$(BIN)/smc-bridge compare --n 20 --fresh --json runs/demo.json
+	$(BIN)/smc-bridge compare --n 20 --fresh --json runs/demo.json --methods ar,dlm-1,dlm-4,speculative,released,paper,smc-1,smc-4,tree-32
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --durations 8
