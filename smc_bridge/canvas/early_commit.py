@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.canvas.ranked import Ranked
-from smc_bridge.canvas.rules import Commit, CommitRule, Look, check_rule, is_noisy
+from smc_bridge.canvas.rules import ByAnother, Commit, CommitRule, Look, check_rule
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.protocols import ABSENT
 
@@ -26,7 +26,7 @@ STAGES = (0.33, 0.67)
 
 
 @dataclass(frozen=True)
-class EarlyCommit:
+class EarlyCommit(ByAnother):
     """Fill places by `rule` until the answer's region is sure, then all.
 
     Progress is the share of the canvas, anchors not counted, that is filled: steps of steps where a forward fills as
@@ -58,16 +58,6 @@ class EarlyCommit:
             raise ValueError(f"gaps = {said(self.gaps)}: {remedy}")
         gaps = tuple(float(real_between("gaps", gap, 0.0, torch.inf, remedy=remedy)) for gap in self.gaps)
         object.__setattr__(self, "gaps", gaps)
-
-    @property
-    def before_sampling(self) -> bool:
-        """Whether `rule` decides before tokens are drawn."""
-        return self.rule.before_sampling
-
-    @property
-    def noisy(self) -> bool:
-        """Whether `rule` reads noise."""
-        return is_noisy(self.rule)
 
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""

@@ -165,8 +165,24 @@ class AllAtOnce:
         return Commit(look.open)
 
 
+class ByAnother:
+    """What a rule that goes by another one says of itself; it has the other as `rule`."""
+
+    rule: CommitRule
+
+    @property
+    def before_sampling(self) -> bool:
+        """Whether `rule` decides before tokens are drawn."""
+        return self.rule.before_sampling
+
+    @property
+    def noisy(self) -> bool:
+        """Whether `rule` reads noise."""
+        return is_noisy(self.rule)
+
+
 @dataclass(frozen=True)
-class Reconsider:
+class Reconsider(ByAnother):
     """Fill places by `rule`, and mask the least sure tokens again during a row's first forwards.
 
     A token is as sure as its probability in the model's own law, with all the canvas in view.
@@ -187,16 +203,6 @@ class Reconsider:
         forwards = whole_number("forwards", self.forwards, remedy="reconsider in at least 1 forward, a whole number")
         object.__setattr__(self, "tokens", tokens)  # the class is frozen
         object.__setattr__(self, "forwards", forwards)
-
-    @property
-    def before_sampling(self) -> bool:
-        """Whether `rule` decides before tokens are drawn."""
-        return self.rule.before_sampling
-
-    @property
-    def noisy(self) -> bool:
-        """Whether `rule` reads noise."""
-        return is_noisy(self.rule)
 
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from smc_bridge.canvas.rules import Commit, CommitRule, Look, check_rule, foremost, is_noisy
+from smc_bridge.canvas.rules import ByAnother, Commit, CommitRule, Look, check_rule, foremost
 from smc_bridge.canvas.thresholds import SHARE, Threshold
 from smc_bridge.models.arguments import real_between, said
 
 
 @dataclass(frozen=True)
-class SecondThoughts:
+class SecondThoughts(ByAnother):
     """Fill places by `rule`, and look again at those that are filled.
 
     Of a row at least one place more is filled than masked again, the least probable tokens first, so that its canvas
@@ -44,16 +44,6 @@ class SecondThoughts:
                 object.__setattr__(self, name, found)  # the class is frozen
         if not self.remask and self.edit is None:
             raise ValueError(f"remask = {said(self.remask)} with edit = None: give one of them, or the rule alone")
-
-    @property
-    def before_sampling(self) -> bool:
-        """Whether `rule` decides before tokens are drawn."""
-        return self.rule.before_sampling
-
-    @property
-    def noisy(self) -> bool:
-        """Whether `rule` reads noise."""
-        return is_noisy(self.rule)
 
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
