@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smc_bridge.models.caches import CachePolicy, Dual, FinishedBlocks, FreeCache, Refreshed, Window, cache_named
 from smc_bridge.models.huggingface import HuggingFaceMaskedLM
+from smc_bridge.models.huggingface.masked_cache import PrefixCache
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.protocols import ABSENT, MASKED
 from tests.models.cache_reference import ByDefinition
@@ -89,6 +90,41 @@ def test_a_session_equals_the_policy_by_definition(tiny_model, policy, shift):
     gaps = [play([model.session(tokens, length) for model in models], seed) for seed in range(2)]
     assert max(gap for gap, _ in gaps) < TOLERANCE, gaps
     assert max(apart for _, apart in gaps) > 1e-2, "the case does not tell the cache from recomputation"
+
+
+@pytest.mark.parametrize(("policy", "mutant"), [
+    ("freecache:3", "gather"), ("dual:3", "gather"), ("freecache:3", "crop"), ("dual:3", "crop"), ("freecache:3", "mark"),
+])
+def test_a_cache_that_does_not_follow_its_rows_is_caught(tiny_model, monkeypatch, policy, mutant):
+    """Ancestors that are not gathered, rejected tokens that are not forgotten, equal rows that are not kept equal."""
+    plain = masked(tiny_model("qwen2").double(), False)
+    tokens, length = torch.randint(4, A, (4, 8), generator=torch.Generator().manual_seed(4)), torch.tensor([5, 2, 8, 2])
+    models = [plain.with_cache(policy), ByDefinition(plain, policy), plain]
+    right = getattr(PrefixCache, mutant)
+
+    def wrong(self: PrefixCache, *arguments: Any) -> None:
+        match mutant:
+            case "gather":
+                source, device = arguments
+                if len(source) != self.keys_values.rows:
+                    right(self, source, device)
+            case "crop":
+                before = [*self._parts], [*self._block]
+                right(self, *arguments)
+                self._parts, self._block = before
+            case "mark":
+                rows, plan, texts, lengths, device = arguments
+                right(self, rows, plan, np.random.default_rng(0).integers(0, 9, texts.shape), lengths, device)
+
+    monkeypatch.setattr(PrefixCache, mutant, wrong)
+
+    def caught(seed: int) -> bool:
+        try:
+            return play([model.session(tokens, length) for model in models], seed)[0] > 1e-3
+        except (ValueError, RuntimeError, IndexError):  # it reads columns that there are not
+            return True
+
+    assert any(caught(seed) for seed in range(4))
 
 
 @pytest.mark.parametrize("pair", [

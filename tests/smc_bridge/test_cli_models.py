@@ -103,12 +103,12 @@ def test_memory_options_reach_the_models(run: Run, models: list[str], monkeypatc
 
     monkeypatch.setattr("smc_bridge.models.pairs.load_pair", load)
     two = [*models, "--dlm-convention", "shifted", "--dtype", "float64"]
-    for argv in ([], ["--dlm-cache", "none"], ["--dlm-cache", "prefix"], ["--max-logit-bytes", "700"]):
+    for argv in ([], ["--dlm-cache", "none"], ["--dlm-cache", "window:4"], ["--max-logit-bytes", "700"]):
         code, out, err = run(*two, *argv)
         assert (code, err) == (0, ""), err
         assert "w" in out
     adapters: list[Any] = [(pair.dlm, pair.ar) for pair in loaded]
-    assert [dlm.cache for dlm, _ in adapters] == ["prefix", "none", "prefix", "prefix"]
+    assert [dlm.cache for dlm, _ in adapters] == ["prefix", "none", "window:4", "prefix"]
     assert [(dlm.chunks.max_logit_bytes, ar.chunks.max_logit_bytes) for dlm, ar in adapters] == [
         (None, None), (None, None), (None, None), (700, 700),
     ]

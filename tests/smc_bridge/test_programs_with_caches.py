@@ -18,7 +18,7 @@ from smc_bridge.decode import decode
 from smc_bridge.distributions.intermediate import ProductOfExperts
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.engine.weights import EssBelow, Trigger, always
+from smc_bridge.engine.weights import EssBelow, Trigger
 from smc_bridge.kernels.importance import OwnWeights
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.names import named
@@ -49,7 +49,7 @@ def test_with_an_approximate_cache_runs_over_every_draw_are_properly_weighted(po
     found: dict[tuple[int, ...], float] = defaultdict(float)
     prompt, total, runs = [1, 0, 0], 0.0, 0
     kept = dlm.with_cache(policy)
-    sampler = program(kept, ar, particles=1, window=1, resampler="systematic", trigger=always)
+    sampler = program(kept, ar, particles=1, window=1, resampler="systematic", trigger=EssBelow(0.95))
     opened = kept.session
 
     def session(tokens: torch.Tensor, length: torch.Tensor) -> Any:
@@ -84,11 +84,12 @@ def test_with_an_approximate_cache_runs_over_every_draw_are_properly_weighted(po
         assert abs(found[sequence] - mass) < 1e-9, f"{sequence}: {found[sequence]} of {mass} in {runs} runs"
 
 
-PROMPTS = [[0, 1, 2], [2, 2], [0, 1, 2], [1, 3, 2, 0]]
+PROMPTS = [[0, 1, 2], [2, 2], [0, 1, 2]]
 
 
-@pytest.mark.parametrize("chain", [False, True], ids=["marginals", "chain"])
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("policy", "chain"), [
+    *((name, False) for name in POLICIES), ("dual:2", True),
+])
 def test_a_program_under_resampling_draws_what_the_policy_by_definition_draws(policy: str, chain: bool) -> None:
     """Gathers by ancestor, blocks of all lengths, prompts that take seats of others; and a batch is each alone."""
     ar, dlm = models(5, 4, cache=True)
@@ -97,12 +98,12 @@ def test_a_program_under_resampling_draws_what_the_policy_by_definition_draws(po
     }
     kept = program(dlm.with_cache(policy), ar, **parts)
     seeds = list(range(len(PROMPTS)))
-    together = kept.run(PROMPTS, seed=seeds, max_new_tokens=8, batch=2)
-    slow = program(ByDefinition(dlm, policy), ar, **parts).run(PROMPTS, seed=seeds, max_new_tokens=8, batch=2)
-    plain = program(dlm, ar, **parts).run(PROMPTS, seed=seeds, max_new_tokens=8, batch=2)
+    together = kept.run(PROMPTS, seed=seeds, max_new_tokens=7, batch=2)
+    slow = program(ByDefinition(dlm, policy), ar, **parts).run(PROMPTS, seed=seeds, max_new_tokens=7, batch=2)
+    plain = program(dlm, ar, **parts).run(PROMPTS, seed=seeds, max_new_tokens=7, batch=2)
     apart = []
     for seed, (prompt, result, reference, other) in enumerate(zip(PROMPTS, together, slow, plain, strict=True)):
-        (alone,) = kept.run([prompt], seed=seed, max_new_tokens=8)
+        (alone,) = kept.run([prompt], seed=seed, max_new_tokens=7)
         for same in (reference, alone):
             assert result.sequences == same.sequences, (prompt, seed)
             assert result.log_weights == pytest.approx(same.log_weights, abs=1e-8), (prompt, seed)
@@ -115,7 +116,7 @@ def test_a_program_under_resampling_draws_what_the_policy_by_definition_draws(po
 def test_a_canvas_draws_what_the_policy_by_definition_draws(policy: str) -> None:
     _, dlm = models(5, 4, cache=True)
     results = [
-        decode(Canvas(DLMProposal(model, lookahead=5)), PROMPTS, seed=[3, 4, 5, 6], max_new_tokens=8, batch=2)
+        decode(Canvas(DLMProposal(model, lookahead=5)), PROMPTS, seed=[3, 4, 5], max_new_tokens=8, batch=2)
         for model in (dlm.with_cache(policy), ByDefinition(dlm, policy))
     ]
     assert [r.sequences for r in results[0]] == [r.sequences for r in results[1]]
