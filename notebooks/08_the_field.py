@@ -71,10 +71,11 @@ far = tabular_pair(3, 4, noise=1.0, seed=3)
 PAIRS = {
     "AR sampling": "ar", "speculative": "speculative", "SpecDiff": "specdiff",
     "SpecDiff, 2 steps": "specdiff,steps=2", "SpecDiff, naive steps": "specdiff,steps=2,form=naive",
-    "DiffuSpec": "diffuspec", "DiffuSpec, ratio test": "diffuspec,form=ratio", "APD": "apd",
-    "APD, paper": "apd,form=as-published", "FeF-DLLM": "fef-dllm", "DLM, 1 token": "dlm-1", "DLM, 4 tokens": "dlm-4",
+    "DiffuSpec": "diffuspec", "DiffuSpec, ratio test": "diffuspec,form=ratio", "APD": "apd,w=0.7",
+    "APD, paper": "apd,form=as-published,w=0.7", "FeF-DLLM": "fef-dllm",
+    "DLM, 1 token": "dlm-1", "DLM, 4 tokens": "dlm-4",
     "EDLM": "edlm,steps=4,is_start=1,is_end=0",
-    "EDLM, released sign": "edlm,steps=4,is_start=1,is_end=0,sign=released",
+    "EDLM, released sign": "edlm,steps=4,is_start=1,is_end=0,sign=inverted",
     "best of 4": "best-of-4", "N = 1, w = 0.3": "smc-1", "N = 16, w = 0.3": "smc,particles=16",
     "PoE-Bridge, released": "released",
 }
@@ -118,7 +119,7 @@ for proposal in ("marginals", "chain", "entropy-chain", "speculated-chain"):
 DIALS = {
     "DLM, by place": ("dlm,tokens={}", size((1, 2, 4, 8), (1, 4))),
     "Fast-dLLM": ("fast-dllm,threshold={}", size((0.95, 0.9, 0.7, 0.5), (0.9,))),
-    "EB sampler": ("eb-sampler,entropy={}", size((0.05, 0.35, 1.0), ())),
+    "EB sampler": ("eb-sampler,bound={}", size((0.05, 0.35, 1.0), ())),
     "guided": ("guided", (None,)),
     "APD": ("apd,w={}", size((0, 0.3, 0.7, 0.9), (0.7,))),
     "APD, released": ("apd,form=as-released,w={}", size((0.3, 0.5, 0.7), ())),

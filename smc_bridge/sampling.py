@@ -219,3 +219,9 @@ def _segments_of(probs: Tensor, width: int, row: Tensor, segment: Tensor) -> Ten
         return probs.view(-1, width)[torch.add(segment, row, alpha=size // width)[:, 0]]
     token = segment * width + places(width, probs.device)
     return probs[row, token.clamp_max(size - 1)].masked_fill_(token >= size, 0.0)
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """Entropy of each law, nats: `[..., A]` -> `[...]`."""
+    probs = log_probs.exp()
+    return -(probs * torch.where(probs > 0, log_probs, 0.0)).sum(-1)

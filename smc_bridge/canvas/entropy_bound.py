@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 
 from smc_bridge.canvas.rules import Commit, Look, foremost
-from smc_bridge.canvas.scores import entropy
 from smc_bridge.models.arguments import real_between
+from smc_bridge.sampling import entropy
 
 
 @dataclass(frozen=True)

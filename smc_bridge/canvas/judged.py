@@ -4,8 +4,8 @@
 
 Candidates are an axis of their own, `[R, k, T]`, and each is scored behind the prefix of its own row. (Laid out
 sample-major and regrouped by a view, a row would be judged by candidates of other rows: the released code of arXiv
-2410.21357 does so from the second row on.) Places past the first end of sequence are no part of the sequence, and those
-that a canvas carries over from before are scored on the way but left to whoever sums.
+2410.21357 does so from the second row on.) Places past the first end of sequence are no part of the sequence; those
+that a canvas carries over from before are scored as all others, for what is said of them depends on the candidate.
 
 Shapes: R rows, k candidates, T places, A alphabet.
 """

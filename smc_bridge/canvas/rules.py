@@ -17,6 +17,7 @@ from torch import Tensor
 from smc_bridge.models.arguments import said, true_or_false, whole_number
 from smc_bridge.models.checks import refuse
 from smc_bridge.plugins import check_tensor, foreign
+from smc_bridge.sampling import entropy
 
 #: In which order a diffusion model's decoder commits positions.
 Order = Literal["left_to_right", "entropy", "confidence"]
@@ -147,8 +148,7 @@ class Ordered:
     def eagerness(self, log_q: Tensor) -> Tensor:
         """How eagerly each place is filled, `[R, T, A]` -> `[R, T]`; the greatest first."""
         if self.order == "entropy":
-            probs = log_q.exp()
-            return (probs * torch.where(probs > 0, log_q, 0.0)).sum(-1)
+            return -entropy(log_q)
         if self.order == "confidence":
             return log_q.amax(-1)
         return -torch.arange(log_q.shape[1], device=log_q.device, dtype=log_q.dtype).expand(log_q.shape[:2])

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from smc_bridge.canvas.rules import Look
 from smc_bridge.models.arguments import said
+from smc_bridge.sampling import entropy
 
 #: Ways of being sure.
 Score = Literal["probability", "margin", "entropy", "random"]
@@ -38,12 +38,6 @@ def probability(look: Look, *, sampled: bool = False) -> Tensor:
         return look.log_q_plain.amax(-1).exp()
     assert look.tokens is not None, "a rule that decides after sampling sees tokens"
     return look.log_q_plain.gather(-1, look.tokens[..., None])[..., 0].exp()
-
-
-def entropy(log_q: Tensor) -> Tensor:
-    """Entropy of each law, nats: `[..., A]` -> `[...]`."""
-    probs = log_q.exp()
-    return -(probs * torch.where(probs > 0, log_q, 0.0)).sum(-1)
 
 
 def sureness(look: Look, score: Score, *, sampled: bool = False) -> Tensor:

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, truncate
-from smc_bridge.distributions.intermediate import Intermediate
 from smc_bridge.distributions.law import Law
-from smc_bridge.kernels.importance import Lanes
 from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.protocol import Kernel, Verified, Verifier
 from smc_bridge.models.arguments import real_between, said, whole_number
@@ -77,13 +75,3 @@ class Agreement(Kernel):
         """See `Kernel.move`; scored are the places that a row has room for, where the window is wider."""
         found = super().move(draft, verifier, source=source, horizon=horizon, pinned=pinned)
         return found._replace(scored=horizon.window)
-
-
-class Unweighed:
-    """Every block weighs one, whatever its law: not a weight of anything."""
-
-    proper, lanewise = False, True
-
-    def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
-        """Zeros, `[R, K]` (`WeightRule.__call__`)."""
-        return torch.zeros(lanes.move.length.shape, dtype=torch.float64, device=lanes.move.length.device)

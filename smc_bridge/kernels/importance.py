@@ -106,6 +106,16 @@ class OwnWeights:
         return prefix_sum(torch.where(log_p == -math.inf, -math.inf, log_p - log_pi), length)
 
 
+class Unweighed:
+    """Every block weighs one, whatever its law: not a weight of anything."""
+
+    proper, lanewise = False, True
+
+    def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
+        """Zeros, `[R, K]` (`WeightRule.__call__`)."""
+        return torch.zeros(lanes.move.length.shape, dtype=torch.float64, device=lanes.move.length.device)
+
+
 class BalanceHeuristic:
     """Lanes as strategies of multiple importance sampling (Veach & Guibas 1995; docs/theory, Proposition 6):
 

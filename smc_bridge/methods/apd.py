@@ -10,15 +10,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, truncate
-from smc_bridge.distributions.intermediate import Intermediate, ProductOfExperts, check_w
+from smc_bridge.distributions.intermediate import ProductOfExperts, check_w
 from smc_bridge.distributions.law import Law
 from smc_bridge.engine.presets import smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.gumbel import GumbelCoupling
-from smc_bridge.kernels.importance import Lanes
+from smc_bridge.kernels.importance import Unweighed
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.models.arguments import said
 from smc_bridge.models.protocols import ModelPair
@@ -54,23 +53,13 @@ class FirstForced(Kernel):
         return Move(truncate(block, length), length, torch.where(tokens[:, 0] < 0, 0, length))
 
 
-class Unweighted:
-    """Every increment is zero: what is committed has no law to be weighed by."""
-
-    proper, lanewise = False, True
-
-    def __call__(self, lanes: Lanes, *, kernel: Kernel, intermediate: Intermediate) -> Tensor:
-        """See `WeightRule.__call__`."""
-        return torch.zeros_like(lanes.move.length, dtype=torch.float64)
-
-
 @method(
     "apd", role="exact", targets="PoE", proper=True, reference="arXiv 2506.00413", rest=smc,
     without=(
         "particles", "lanes", "beta", "kernel", "nodes", "intermediate", "weight", "resampler", "trigger", "proposal",
         "proposal_temperature", "proposal_top_p",
     ),
-    examples=("apd", "apd,form=as-published", "apd,form=as-released"),
+    examples=("apd,w=0.7", "apd,form=as-published,w=0.7", "apd,form=as-released,w=0.7"),
     published="Dream-7B with Qwen2.5-0.5B, R = 0.7: 'markedly higher throughput with minimal degradation' (abstract)",
 )
 def apd(
@@ -104,7 +93,7 @@ def apd(
         raise ValueError(f"form = {said(form)}: give exact, as-published or as-released")
     if form != "as-released":
         sampler = smc(pair, 1, w=w, kernel="gumbel", temperature=temperature, name=name, **options)
-        return sampler if form == "exact" else replace(sampler, kernel=FirstForced(), weight=Unweighted())
+        return sampler if form == "exact" else replace(sampler, kernel=FirstForced(), weight=Unweighed())
     if temperature == 0:
         raise ValueError(
             f"temperature = {said(temperature)} with form = as-released, which draws: give a positive temperature, or "
@@ -116,4 +105,4 @@ def apd(
     sampler = smc(
         pair, 1, intermediate=law, temperature=temperature, proposal_temperature=temperature**2, name=name, **options
     )
-    return replace(sampler, kernel=FirstForced(greedy=True), weight=Unweighted())
+    return replace(sampler, kernel=FirstForced(greedy=True), weight=Unweighed())

@@ -29,8 +29,8 @@ from smc_bridge.registry import method
 def diffuspec(
     pair: ModelPair, *, form: Literal["exact", "ratio"] = "exact", particles: int = 1, beam: int = 3,
     share: float = 0.5, mass: float = 0.8, most: int = 15, order: int = 3, ngram: NGram | None = None,
-    shortest: int = 20, longest: int = 30, step: int = 10, temperature: float = 1.0, name: str = "diffuspec",
-    **options: Any,
+    shortest: int = 20, longest: int = 30, step: int = 10, bonus: bool = True, temperature: float = 1.0,
+    name: str = "diffuspec", **options: Any,
 ) -> Sampler:
     """A path by beam search with an n-gram law, verified as a point mass; drafts as long as the last ones allow.
 
@@ -59,11 +59,16 @@ def diffuspec(
         shortest: fewest places of a draft.
         longest: most places of a draft; as many as shortest for a fixed length.
         step: places more after drafts that were accepted whole.
+        bonus: whether a draft accepted whole is followed by one more token of the target.
     """
     if form not in ("exact", "ratio"):
         raise ValueError(f"form = {said(form)}: give exact or ratio")
     lengths = AdaptiveLength(shortest, longest, step)
-    sampler = smc(pair, particles, temperature=temperature, name=name, **{"intermediate": "target", **options})
+    sampler = smc(
+        pair, particles, temperature=temperature, bonus=bonus, name=name, **{"intermediate": "target", **options}
+    )
+    if lengths.longest > sampler.window:
+        raise ValueError(f"longest = {said(longest)} with window = {sampler.window}: give a window as wide")
     base = sampler.proposal
     assert isinstance(base, DLMProposal)
     search = PathSearch(

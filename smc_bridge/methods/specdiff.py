@@ -83,7 +83,7 @@ class RandomSteps(PrefixFilled):
         "potential", "proposal", "reuse", "places", "entropy", "at_once", "costs", "experts",
     ),
     examples=("specdiff", "specdiff,steps=2", "specdiff,steps=2,form=naive"),
-    published="MDLM drafts for GPT-2 XL and GPT-Neo: up to 7.2x over the AR model, 1.75x over speculative decoding",
+    published="MDLM drafts: up to 7.2x over the AR model, 1.75x over speculative decoding (abstract)",
 )
 def specdiff(
     pair: ModelPair, *, window: int = 8, steps: int = 1, form: Literal["exact", "naive"] = "exact", bonus: bool = True,

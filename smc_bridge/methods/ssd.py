@@ -23,9 +23,8 @@ def ssd(
     One batched forward reads the states with 0 .. N of them filled, one row each: guess j + 1 stands iff the state
     after j fills itself chooses that place and that token. The guesses that stand are filled, with the choice of the
     last state reached, whose row is the next draft. Role: an exact form of the greedy decoder, token by token, that
-    trades forwards for rows (2.1 times fewer for 2.3 times the rows at N = 4 on the embedded pair). Greedy decoding has
-    no law, so the results carry no weights. Under an approximate cache of the prefix, which the embedded pair has
-    unless `dlm_cache = none`, the two can part.
+    trades forwards for rows. Greedy decoding has no law, so the results carry no weights. Under an approximate cache of
+    the prefix, which the embedded pair has unless `dlm_cache = none`, the two can part.
 
     Args:
         pair: the models, of which the diffusion model decodes.

@@ -17,12 +17,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.models.arguments import real_between
 from smc_bridge.proposals.chain import Chain
+from smc_bridge.sampling import entropy
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ class EntropyChain(Chain):
 
     def group(self, scores: Tensor) -> Tensor:
         """See `Chain.group`: places whose predecessors in the group have together at most `entropy`."""
-        log_probs = Shaping(banned_ids=self.banned_ids).log_probs(scores)
-        own = -torch.where(log_probs > -math.inf, log_probs.exp() * log_probs, 0.0).double().sum(-1)
+        own = entropy(Shaping(banned_ids=self.banned_ids).log_probs(scores).double())
         before = own.cumsum(-1) - own
         return (before <= self.entropy).long().cumprod(-1).sum(-1).clamp_min(1)
 

@@ -32,8 +32,9 @@ def independent(canvas: Canvas, places: list[int], q: list[list[float]], t: floa
     }
 
 
-def best_of_two(pair: TabularPair, *, start: float, end: float, power: float) -> Ends:
-    """The law of the one that is picked of two candidates, by `(p / q)^power` over the open places up to the end."""
+def best_of_two(pair: TabularPair, *, start: float, end: float, power: float, carry_over: bool = False) -> Ends:
+    """The law of the one that is picked of two candidates, by `(p / q)^power`: p of all up to the end, or of the open
+    places alone (`carry_over`), q of the open places."""
     eos = pair.ar.eos_id
 
     def picked(canvas: Canvas, places: list[int], q: list[list[float]], t: float) -> dict[tuple[int, ...], float]:
@@ -49,7 +50,7 @@ def best_of_two(pair: TabularPair, *, start: float, end: float, power: float) ->
             for i, token in enumerate(whole):
                 prefix = torch.tensor([whole[:i]], dtype=torch.long).reshape(1, i)
                 p = float(pair.ar.log_conditional(prefix, torch.tensor([i]))[0, token].exp())
-                ratio *= p / q[i][token] if i in places else 1.0
+                ratio *= p / q[i][token] if i in places else 1.0 if carry_over else p
                 if token == eos:
                     break
             weight[tokens] = ratio**power

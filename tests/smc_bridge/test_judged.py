@@ -76,11 +76,13 @@ def test_without_candidates_it_is_the_ancestral_sampler_of_the_diffusion_model(s
 @pytest.mark.parametrize(("options", "start", "end", "power"), [
     ("is_start=1,is_end=0", 1.0, 0.0, 1.0), ("is_start=1,is_end=0.6", 1.0, 0.6, 1.0), ("", 0.6, 0.4, 1.0),
     ("is_start=1,is_end=0,is_temp=2", 1.0, 0.0, 0.5), ("is_start=1,is_end=0,sign=inverted", 1.0, 0.0, -1.0),
+    ("is_start=1,is_end=0,carry_over=true", 1.0, 0.0, 1.0),
 ])
 def test_its_law_is_that_of_the_formula(options: str, start: float, end: float, power: float) -> None:
-    """The weight is over what is masked alone, up to the end of sequence, at times in the window alone."""
+    """The weight is of whole candidates up to the end of sequence, at times in the window alone."""
     found = law_of(",".join(filter(None, ("edlm,steps=2", options))), 2)
-    expected = denoised(PAIR, 2, 2, best_of_two(PAIR, start=start, end=end, power=power))
+    carry_over = "carry_over" in options
+    expected = denoised(PAIR, 2, 2, best_of_two(PAIR, start=start, end=end, power=power, carry_over=carry_over))
     assert distance(found, expected) < 1e-12
     assert distance(found, denoised(PAIR, 2, 2, independent)) > 1e-3, "candidates change nothing"
 
@@ -96,12 +98,22 @@ def test_the_released_sign_is_farther_from_the_ar_law_than_no_weighting() -> Non
     assert formula > 0.01, "finitely many candidates leave a bias"
 
 
-def test_more_candidates_come_nearer_to_the_ar_law() -> None:
+@pytest.mark.parametrize("steps", [1, 2])
+def test_more_candidates_come_nearer_to_the_ar_law(steps: int) -> None:
     law = exact_law(ARTarget(PAIR.ar), 2)
     found = [
-        distance(law_of(f"edlm,steps=1,is_start=1,is_end=0,candidates={k}", 2), law) for k in (1, 2, 3, 4)
+        distance(law_of(f"edlm,steps={steps},is_start=1,is_end=0,candidates={k}", 2), law) for k in (1, 2, 3, 4)
     ]
     assert found == sorted(found, reverse=True), found
+
+
+def test_tokens_filled_before_have_their_say_in_the_weight() -> None:
+    law = exact_law(ARTarget(PAIR.ar), 2)
+    whole, carried = (
+        distance(law_of(f"edlm,steps=2,is_start=1,is_end=0,candidates=4,carry_over={each}", 2), law)
+        for each in ("false", "true")
+    )
+    assert whole < carried - 0.005, f"whole candidates {whole:.4f}, open places alone {carried:.4f}"
 
 
 @pytest.mark.parametrize("candidates", [1, 2, 3])
