@@ -180,7 +180,7 @@ def measure(options: argparse.Namespace) -> Report:
     }
     return Report(
         [_table(field, left), _dials(field), _laws(field), _verdicts(field)], data, partial(draw, field),
-        size=(13.0, 7.5),
+        size=(16.0, 9.0),
         spread=f"target temperature {TABLE['temperature']:g}; in brackets 95 % intervals; tokens/s: of one process of "
         f"one thread, {options.threads} at a time",
         picture="Accuracy against tokens per forward, and total variation from the AR law against forwards per token",
@@ -330,7 +330,17 @@ def _points(ax: Any, methods: Sequence[str], places: Sequence[tuple[float, float
     if places:
         xs, ys = zip(*places, strict=True)
         ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
-        label_points(ax, xs, ys, methods, LETTERS)
+        label_points(ax, xs, ys, short(methods), LETTERS)
+
+
+def short(methods: Sequence[str]) -> list[str]:
+    """Labels that tell the methods apart: the name, with one of its options if another has that name already."""
+    found: list[str] = []
+    for text in methods:
+        head, *options = text.split(",")
+        labels = [head, *(f"{head},{option}" for option in reversed(options)), text]
+        found.append(next(label for label in labels if label not in found))
+    return found
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:

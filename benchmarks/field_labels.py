@@ -18,6 +18,8 @@ Array = npt.NDArray[np.float64]
 #: Radii of the rings, points; places on each.
 RADII = (5, 8, 12, 17, 23, 30, 38, 48, 60, 74, 90, 110, 135, 165, 200, 240, 290, 350)
 AROUND = 32
+#: Orders of the labels that are tried besides two good ones.
+ORDERS = 6
 #: Free space around a label, and around a point; farther than this a label has a line; all in points.
 GAP, CLEAR, NEAR = 1.0, 3.0, 14
 
@@ -66,7 +68,7 @@ def crosses(start: Array, end: Array, box: Box) -> bool:
 
 
 def places(points: Array, sizes: Array, frame: Box) -> list[Box]:
-    """Where the labels go.
+    """Where the labels go: no two overlap, none covers a point, and, where there is room, no line meets a label.
 
     Args:
         points: `[n, 2]`, of the picture.
@@ -75,22 +77,38 @@ def places(points: Array, sizes: Array, frame: Box) -> list[Box]:
     Raises:
         ValueError: there is no room for all of them.
     """
+    distance = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1))
+    crowded = np.argsort(-(np.exp(-distance / 40)).sum(1), kind="stable")
+    longest = np.argsort(-sizes[:, 0], kind="stable")
+    rng = np.random.default_rng(0)
+    for free in (True, False):
+        for order in (crowded, longest, *(rng.permutation(len(points)) for _ in range(ORDERS))):
+            if (found := _placed(points, sizes, frame, order.tolist(), free_lines=free)) is not None:
+                return found
+    raise ValueError(f"{len(points)} labels have no room: make the picture larger")
+
+
+def _placed(
+    points: Array, sizes: Array, frame: Box, order: Sequence[int], *, free_lines: bool
+) -> list[Box] | None:
+    """The labels in this order, each at the first place that is free; None if one has none."""
     found: dict[int, Box] = {}
     lines: list[tuple[Array, Array]] = []
-    distance = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1))
-    for i in np.argsort(-(np.exp(-distance / 40)).sum(1), kind="stable").tolist():
+    for i in order:
         taken = [*found.values()]
         for radius, centre in _rings(points[i], sizes[i]):
             box = Box.around(centre, sizes[i])
             if not box.inside(frame) or any(box.meets(other, GAP) for other in taken):
                 continue
-            if any(_covers(box, point) for point in points) or any(crosses(a, b, box) for a, b in lines):
+            if (_between(points, box)).any():
                 continue
-            if radius > NEAR and any(crosses(points[i], centre, other) for other in taken):
+            if free_lines and any(crosses(a, b, box) for a, b in lines):
+                continue
+            if free_lines and radius > NEAR and any(crosses(points[i], _end(points[i], box), each) for each in taken):
                 continue
             break
         else:
-            raise ValueError(f"{len(points)} labels have no room: make the picture larger")
+            return None
         found[i] = box
         if radius > NEAR:
             lines.append((points[i], _end(points[i], box)))
@@ -105,9 +123,10 @@ def _rings(point: Array, size: Array) -> Iterator[tuple[float, Array]]:
             yield radius, point + direction * (radius + size / 2)
 
 
-def _covers(box: Box, point: Array) -> bool:
-    x, y = point.tolist()
-    return box.meets(Box(x, y, x, y), CLEAR)
+def _between(points: Array, box: Box) -> npt.NDArray[np.bool_]:
+    """Which points a box covers, or comes close to."""
+    low, high = np.array([box.left, box.bottom]) - CLEAR, np.array([box.right, box.top]) + CLEAR
+    return np.asarray(((points > low) & (points < high)).all(1))
 
 
 def _end(point: Array, box: Box) -> Array:

@@ -123,6 +123,14 @@ def test_labels_of_a_crowd_cover_neither_each_other_nor_points() -> None:
         places(points, sizes * 12, frame)
 
 
+def test_labels_are_short_and_tell_the_methods_apart() -> None:
+    assert field.short(["a,x=1,y=2", "a,x=1,y=2,z=3", "b", "b,x=1", "a,y=2"]) == ["a", "a,z=3", "b", "b,x=1", "a,y=2"]
+    every = field.short(default_methods())
+    assert len(set(every)) == len(every)
+    assert max(map(len, every)) < 40
+    assert all(text.startswith(label.split(",")[0]) for text, label in zip(default_methods(), every, strict=True))
+
+
 def test_a_line_that_meets_a_label_is_found() -> None:
     box = Box(4, 4, 6, 6)
     assert crosses(np.array([0.0, 0.0]), np.array([10.0, 10.0]), box)
