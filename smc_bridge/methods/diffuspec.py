@@ -21,7 +21,10 @@ from smc_bridge.registry import method
 
 @method(
     "diffuspec", role="exact", targets="AR", proper=True, reference="arXiv 2510.02358", rest=smc,
-    without=("w", "beta", "intermediate", "proposal", "proposal_temperature", "proposal_top_p", "lookahead"),
+    without=(
+        "w", "beta", "intermediate", "proposal", "proposal_temperature", "proposal_top_p", "window", "lookahead",
+        "places", "entropy",
+    ),
     examples=("diffuspec", "diffuspec,form=ratio"),
     published="Dream-7B drafts for Qwen2.5-32B at T = 0 (A100): 6.99 tokens a round, 3.08 times the AR speed; 6.05 and "
     "2.69 times without search and adaptive length",
@@ -65,10 +68,9 @@ def diffuspec(
         raise ValueError(f"form = {said(form)}: give exact or ratio")
     lengths = AdaptiveLength(shortest, longest, step)
     sampler = smc(
-        pair, particles, temperature=temperature, bonus=bonus, name=name, **{"intermediate": "target", **options}
+        pair, particles, window=lengths.longest, temperature=temperature, bonus=bonus, name=name,
+        **{"intermediate": "target", **options},
     )
-    if lengths.longest > sampler.window:
-        raise ValueError(f"longest = {said(longest)} with window = {sampler.window}: give a window as wide")
     base = sampler.proposal
     assert isinstance(base, DLMProposal)
     search = PathSearch(
