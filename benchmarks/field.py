@@ -28,8 +28,10 @@ from benchmarks.harness import HERE
 from benchmarks.problems import TABLES
 from benchmarks.report import Report, Sheet, execute
 from smc_bridge.analysis.aup import aup_of
+from smc_bridge.analysis.claimed_law import POE
 from smc_bridge.analysis.comparison import Settings, default_methods
 from smc_bridge.analysis.comparison.comparing import runnable
+from smc_bridge.analysis.comparison.table import AR
 from smc_bridge.analysis.plots.style import BLUE, GREEN, RED, plain_ticks
 from smc_bridge.analysis.study.sources import load_problems
 from smc_bridge.commands.base import tell, whole
@@ -295,19 +297,19 @@ def draw(field: Field, figure: Any) -> None:
     shown = [text for text in field.methods if _place(field.figures[text]) is not None]
     for dial in field.dials:
         ends = sorted(place for text in dial.points if (place := _place(field.figures[text])) is not None)
-        colour = LOOKS[spelled(dial.method).method.role][0]
+        colour = LOOKS[role(field, dial.method)][0]
         left.plot(*zip(*ends, strict=True), color=colour, linewidth=0.7, alpha=0.5, marker=".", markersize=3)
     places = [place for text in shown if (place := _place(field.figures[text])) is not None]
     left.set(xlabel="tokens per forward of the DLM, without one of the AR model", ylabel="accuracy (%)", xscale="log")
     plain_ticks(left.xaxis, np.array([0.5, *range(1, 5), 6, 8, 12, 16, 24, 32], dtype=np.float64))
-    _points(left, shown, places)
+    _points(left, field, shown, places)
     name = [*field.tables.noise][-1]
     known = [text for text in field.methods if field.laws[text].on]
     right.set(
         xlabel=f"forwards of both models per token, {name} tables",
         ylabel=f"total variation of the output from the AR law, {name} tables",
     )
-    _points(right, known, [
+    _points(right, field, known, [
         (field.laws[text].on[name].forwards, field.laws[text].on[name].ar.tv.value) for text in known
     ])
 
@@ -318,12 +320,19 @@ def _place(figures: Figures) -> tuple[float, float] | None:
     return None if row.accuracy is None or not rate > 0 else (rate, 100 * row.accuracy.value)
 
 
-def _points(ax: Any, methods: Sequence[str], places: Sequence[tuple[float, float]]) -> None:
+def role(field: Field, text: str) -> str:
+    """Exact, weighted or baseline, of a method as it is spelled: a biased form of an exact method is a baseline."""
+    method = spelled(text).method
+    biased = method.proper and method.targets in (AR, POE) and not field.figures[text].row.proper
+    return "baseline" if biased else method.role
+
+
+def _points(ax: Any, field: Field, methods: Sequence[str], places: Sequence[tuple[float, float]]) -> None:
     """Points with their labels, by role."""
-    for role, (colour, marker) in LOOKS.items():
-        own = [place for text, place in zip(methods, places, strict=True) if spelled(text).method.role == role]
+    for kind, (colour, marker) in LOOKS.items():
+        own = [place for text, place in zip(methods, places, strict=True) if role(field, text) == kind]
         if own:
-            ax.plot(*zip(*own, strict=True), linestyle="none", color=colour, marker=marker, markersize=4, label=role)
+            ax.plot(*zip(*own, strict=True), linestyle="none", color=colour, marker=marker, markersize=4, label=kind)
     ax.margins(0.12)
     ax.grid(visible=True, color="0.93")
     ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(LOOKS), frameon=False)
@@ -334,12 +343,16 @@ def _points(ax: Any, methods: Sequence[str], places: Sequence[tuple[float, float
 
 
 def short(methods: Sequence[str]) -> list[str]:
-    """Labels that tell the methods apart: the name, with one of its options if another has that name already."""
+    """Labels that tell the methods apart: the name, with an option of its own if another has that name already."""
     found: list[str] = []
+    known: dict[str, set[str]] = {}
     for text in methods:
         head, *options = text.split(",")
-        labels = [head, *(f"{head},{option}" for option in reversed(options)), text]
+        before = known.setdefault(head, set())
+        own = sorted(options, key=before.__contains__)  # those that no other has come first
+        labels = [head, *(f"{head},{option}" for option in own), text]
         found.append(next(label for label in labels if label not in found))
+        before.update(options)
     return found
 
 

@@ -58,7 +58,7 @@ class ChainedState(NamedTuple):
 
     @property
     def seats(self) -> tuple[Seat | None, ...]:
-        """Who sits where."""
+        """Who sits in each seat, None for nobody."""
         return self.canvas.seats
 
 

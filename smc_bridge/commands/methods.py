@@ -28,6 +28,8 @@ QUOTED = {
     "accuracy, %": "% right", "tokens / DLM forward": "tokens / DLM forward",
     "KL bound, nats / token": "nats / token from the AR law",
 }
+#: What stands where a method has no such figure.
+NOTHING = ("-", "improper")
 #: What the roles mean.
 ROLES = {
     "exact": "draws of the target itself", "weighted": "properly weighted samples of the target",
@@ -131,7 +133,8 @@ def read_figures(path: Path) -> dict[str, str]:
         if len(row) != len(head):
             break
         told = dict(zip(head, row, strict=True))
-        found[told["method"].strip("`")] = ", ".join(f"{told[name]} {words}" for name, words in QUOTED.items())
+        figures = [f"{told[name]} {words}" for name, words in QUOTED.items() if told[name] not in NOTHING]
+        found[told["method"].strip("`")] = ", ".join(figures)
     return found
 
 

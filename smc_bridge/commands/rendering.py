@@ -60,7 +60,12 @@ def diagnostics(result: Result) -> PrintedTable:
     if result.proper:
         table.add_row("log Z", f"{result.log_evidence:.4f} nats")
         table.add_row("ESS", f"{result.ess:.2f} of {len(result.sequences)} particles")
-        bound = str(result.certificate()) if result.complete else "none: the run was interrupted"
+        if not result.complete:
+            bound = "none: the run was interrupted"
+        elif result.has_potential:
+            bound = "none: with a potential the bound is log Z - E[log Z_hat], and log Z is not known"
+        else:
+            bound = str(result.certificate())
         table.add_row("KL certificate", Text(bound))
     else:
         table.add_row("log Z, ESS", "none: not properly weighted")

@@ -25,7 +25,7 @@ and says which part is to blame. `mutants` and `engine_mutants` are wrong on pur
 
 from smc_bridge.testing import mutants
 from smc_bridge.testing.asserts import assert_biased, assert_proper
-from smc_bridge.testing.chain_law import chain_law, chain_table
+from smc_bridge.testing.chain_tables import chain_law, chain_table
 from smc_bridge.testing.checking import Check, check
 from smc_bridge.testing.engine_mutants import ENGINE_MUTANTS, mutated
 from smc_bridge.testing.enumeration import EnumeratingSource, NotEnumerableError, outcomes

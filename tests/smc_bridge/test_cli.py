@@ -34,7 +34,8 @@ from smc_bridge.names import INTERMEDIATES, KERNELS, RESAMPLERS, TRIGGERS
 from smc_bridge.registry import METHODS
 from tests.toys import EOS, LIMIT, toy_pair
 
-BASE = ["decode", "2 1", "--pair", "toy", "--window", "3", "--lookahead", str(LIMIT), "--max-new-tokens", str(LIMIT)]
+SHORT = ["decode", "2 1", "--pair", "toy", "--max-new-tokens", str(LIMIT)]
+BASE = [*SHORT, "--window", "3", "--lookahead", str(LIMIT)]
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -104,7 +105,7 @@ BAD_ARGUMENTS = {
     "no new tokens": ([*BASE, "--max-new-tokens", "0"], "--max-new-tokens = 0"),
     "seed negative": ([*BASE, "--seed=-1"], "--seed = -1"),
     "unknown kernel": ([*BASE, "--kernel", "metropolis"], "--kernel = 'metropolis': choose from rejection, block"),
-    "unknown method": ([*BASE, "--method", "beam"], "--method = 'beam': choose from smc, ar, dlm"),
+    "unknown method": ([*BASE, "--method", "beam"], "--method = 'beam': "),
     "unknown intermediate": ([*BASE, "--intermediate", "x"], "--intermediate = 'x'"),
     "unknown resampler": ([*BASE, "--resampler", "x"], "--resampler = 'x'"),
     "unknown trigger": ([*BASE, "--trigger", "x"], "--trigger = 'x'"),
@@ -193,36 +194,45 @@ OWN = {name: method for name, method in METHODS.items() if method.make.__module_
 
 
 
-def is_program(method: Method) -> bool:
-    """Whether a method is a program; one that tables do not suit is none."""
+def decoder_of(method: Method) -> Any:
+    """The decoder of a method on tables, None of one that they do not suit."""
     try:
-        return isinstance(method.make(toy_pair()), Sampler)
+        return method.make(toy_pair())
     except UnsuitedError:
-        return False
+        return None
 
 
-PROGRAMS = [name for name, method in OWN.items() if is_program(method)]
+ON_TABLES = {name: decoder for name, method in OWN.items() if (decoder := decoder_of(method)) is not None}
+PROGRAMS = [name for name, decoder in ON_TABLES.items() if isinstance(decoder, Sampler)]
 
 
-@pytest.mark.parametrize("method", sorted({*OWN}.difference(PROGRAMS)))
+def has(method: str, *names: str) -> list[str]:
+    """Those of the options that a method has."""
+    return [name for name in names if any(option.name == name for option in METHODS[method].options)]
+
+
+@pytest.mark.parametrize("method", sorted(ON_TABLES.keys() - set(PROGRAMS)))
 def test_other_methods_decode_and_have_no_lanes_to_show(run: Run, method: str) -> None:
     short = ["decode", "2 1", "--pair", "toy", "--max-new-tokens", str(LIMIT), "--method", method]
     code, out, err = run(*short)
     assert (code, err) == (0, "")
-    assert ("not properly weighted" in out) == (not METHODS[method].proper)
+    assert ("not properly weighted" in out) == (METHODS[method].targets != "AR" or not METHODS[method].proper)
     assert_refused(run(*short, "--trace"), f"--trace with --method = {method}")
-    assert_refused(run(*short, "--particles", "2"), f"--particles = 2 with --method = {method}, which has none")
+    if not has(method, "particles"):
+        assert_refused(run(*short, "--particles", "2"), f"--particles = 2 with --method = {method}, which has none")
 
 
 @pytest.mark.parametrize("method", PROGRAMS)
 def test_every_program_decodes(run: Run, method: str) -> None:
-    code, out, err = run(*BASE, "--method", method, "--trace")
+    sizes = [text for name in has(method, "window", "lookahead") for text in (f"--{name}", "3")]
+    code, out, err = run(*SHORT, *sizes, "--method", method, "--trace")
     assert (code, err) == (0, "")
     for word in ("weighted particles", "DLM forwards", "AR forwards", "tokens/s", "accepted lengths", "step 1"):
         assert word in out
-    assert ("not properly weighted" in out) == (method == "released")
-    assert ("that bounds KL" in out) == (method not in ("released", "speculative"))
-    assert ("one by construction" in out) == (method == "speculative")
+    program = ON_TABLES[method]
+    assert ("not properly weighted" in out) == (not program.proper)
+    assert ("one by construction" in out) == program.exact
+    assert ("that bounds KL" in out) == (program.proper and not program.exact and program.target.potential is None)
 
 
 PLUGINS = [
@@ -272,7 +282,7 @@ def test_options_that_are_not_given_are_the_presets_own(method: str) -> None:
     def shape(sampler: Sampler) -> tuple[object, ...]:
         return (
             sampler.particles, sampler.lanes, sampler.window, sampler.proposal.lookahead,
-            sampler.proposal.lane_temperatures, sampler.proposal.shaping, sampler.target.shaping,
+            sampler.proposal.settings(), sampler.target.shaping,
             repr(sampler.intermediate),
             vars(sampler.kernel).keys(), type(sampler.kernel), type(sampler.weight), type(sampler.resampler),
         )
