@@ -57,7 +57,7 @@ def test_a_meter_changes_no_draw_and_counts_every_committed_place(pair: Pair, pr
     for method in ("smc-2,w=0.3,temperature=0.2", "dlm-2-entropy,temperature=0.2"):
         chosen, meter = spelled(method), CacheMeter(dlm.with_cache("freecache:8"), 0.2)
         plain, metered = (
-            decode(chosen.make(replace(pair, dlm=model)), prompts, method="smc-1", max_new_tokens=24)  # type: ignore[arg-type]
+            decode(chosen.make(replace(pair, dlm=model)), prompts, max_new_tokens=24)  # type: ignore[arg-type]
             for model in (meter.model, meter)
         )
         assert [r.sequences for r in plain] == [r.sequences for r in metered]
