@@ -20,7 +20,15 @@ from torch import Tensor
 from smc_bridge.canvas.anchors import check_anchors, planted
 from smc_bridge.canvas.credit import Credit
 from smc_bridge.canvas.rules import (
-    CommitRule, Look, Ordered, Reconsider, check_limit, check_rule, checked, is_noisy, looks_back
+    CommitRule,
+    Look,
+    Ordered,
+    Reconsider,
+    check_limit,
+    check_rule,
+    checked,
+    is_noisy,
+    looks_back,
 )
 from smc_bridge.canvas.state import CanvasState, extent, keep, open_places, score, with_prompts
 from smc_bridge.describe import describe, name_of
