@@ -128,7 +128,8 @@ class ChainSampling:
         prompt = torch.tensor([len(seat.request.prompt) for seat in own], device=device)
         at = torch.tensor([len(seat.tokens) for seat in own], device=device)
         end = at + within_block(model, prompt + at, limit - at)  # of all that may be filled before others are shown
-        width = (end - at).clamp_max(min(self.window, self.plain.proposal.lookahead))
+        window = min(self.window, self.plain.proposal.lookahead, limit)
+        width = (end - at).clamp_max(window)
         used, calls = torch.zeros_like(at), torch.zeros_like(at)
         ahead, ready = state.ahead, torch.zeros_like(state.ready)
 
@@ -138,7 +139,7 @@ class ChainSampling:
             calls[torch.unique(which)] += 1
             filled = torch.where(torch.arange(limit, device=device) < shown[:, None], tokens, before[which])
             seen, _ = open_places(filled, self.plain.proposal.lookahead, None, model=model, prompt=prompt[which])
-            return following(score(canvas, rows[which], seen), shown, self.window)
+            return following(score(canvas, rows[which], seen), shown, window)
 
         def verify(drafted: Tensor) -> Tensor:
             """See `speculate`; what stands behind whole drafts is kept."""

@@ -19,7 +19,17 @@ from torch import Tensor
 
 from smc_bridge.canvas.anchors import check_anchors, planted
 from smc_bridge.canvas.credit import Credit
-from smc_bridge.canvas.rules import CommitRule, Look, Ordered, Reconsider, check_rule, checked, is_noisy, looks_back
+from smc_bridge.canvas.rules import (
+    CommitRule,
+    Look,
+    Ordered,
+    Reconsider,
+    check_limit,
+    check_rule,
+    checked,
+    is_noisy,
+    looks_back,
+)
 from smc_bridge.canvas.state import CanvasState, extent, keep, open_places, score, with_prompts
 from smc_bridge.describe import describe, name_of
 from smc_bridge.distributions.shaping import Shaping
@@ -100,6 +110,7 @@ class Canvas:
 
     def open(self, requests: Sequence[Request | None], limit: int) -> CanvasState:
         """P seats with their prompts and empty canvases (`Decoder.open`)."""
+        check_limit(self.rule, limit)
         device, empty = self.proposal.model.device, (None,) * len(requests)
         prefix = prompts_of(requests, device=device)
         session = self.proposal.model.session(prefix.tokens.clamp_min(0), prefix.length)
@@ -141,7 +152,7 @@ class Canvas:
         held = None
         if self.anchors:
             held = (planted(self.anchors, limit, device=device)[: shown.shape[1]] != MASKED).expand_as(shown)
-        look = Look(log_q, plain, shown, eligible, step, tokens, noise, held, limit)
+        look = Look(log_q, plain, shown, eligible, step, tokens, noise, held, limit, len(self.anchors))
         commit = checked(self.rule, look)
         drawn = inverse_cdf(log_q[commit.places], uniform[commit.places]) if tokens is None else tokens[commit.places]
         after = before.clone()

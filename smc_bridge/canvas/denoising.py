@@ -116,10 +116,11 @@ class Denoiser:
         )
         return self._with(state, range(count), requests)
 
-    def source(self, state: DenoisingState, seats: Sequence[int], each: int) -> Source:
-        """Draws of some seats, `each` rows of every one."""
+    def source(self, state: DenoisingState, seats: Sequence[int], each: int, *, of_places: bool = True) -> Source:
+        """Draws of some seats, `each` rows of every one; for the places of a canvas, or else of any number a row."""
         own = [generator for seat in seats if (generator := state.generators[seat]) is not None]
-        return Wide(PromptSource(own, each, device=state.canvas.device), state.canvas.shape[1])
+        draws = PromptSource(own, each, device=state.canvas.device)
+        return Wide(draws, state.canvas.shape[1]) if of_places else draws
 
     def step(self, state: DenoisingState) -> DenoisingState:
         """One denoising step of every prompt that is not finished (`Decoder.step`)."""

@@ -139,5 +139,11 @@ class Wide(UniformSource):
         self.base, self.columns = base, columns
 
     def uniform(self, size: tuple[int, ...]) -> Tensor:
-        """The first of `columns` uniforms along the last axis, `[R, *size]` float64 (`Source.uniform`)."""
+        """The first of `columns` uniforms along the last axis, `[R, *size]` float64 (`Source.uniform`).
+
+        Raises:
+            ValueError: more of them are asked for.
+        """
+        if size and size[-1] > self.columns:
+            raise ValueError(f"size = {size}: ask for at most {self.columns} uniforms a row, one for each place")
         return self.base.uniform((*size[:-1], self.columns))[..., : size[-1]] if size else self.base.uniform(size)

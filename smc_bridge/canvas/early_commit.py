@@ -59,6 +59,14 @@ class EarlyCommit(ByAnother):
         gaps = tuple(float(real_between("gaps", gap, 0.0, torch.inf, remedy=remedy)) for gap in self.gaps)
         object.__setattr__(self, "gaps", gaps)
 
+    def check_limit(self, limit: int) -> None:
+        """Raise ValueError if the region begins past a canvas of `limit` places, where it is never sure."""
+        if self.start is not None and self.start >= limit:
+            raise ValueError(
+                f"answer_start = {self.start} with max_new_tokens = {limit}: begin the answer's region, which follows "
+                "the last anchor unless it is given, before that place"
+            )
+
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
         commit = self.rule(look)
@@ -79,6 +87,5 @@ class EarlyCommit(ByAnother):
     def stage(self, look: Look) -> Tensor:
         """Which of the bounds holds, `[R]`."""
         limit = look.canvas.shape[1] if look.limit is None else look.limit
-        held = 0 if look.held is None else look.held.sum(1)
-        progress = look.filled.sum(1) / (limit - held)
+        progress = look.filled.sum(1) / (limit - look.anchors)
         return torch.bucketize(progress, progress.new_tensor(STAGES), right=True)

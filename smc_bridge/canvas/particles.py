@@ -84,7 +84,7 @@ class Particles(Denoiser):
         if not chosen:
             return state
         tilt = state.tilt.of(chosen)
-        source = self.source(state, chosen, 1)
+        source = self.source(state, chosen, 1, of_places=False)
         ancestors = check_ancestors(self.resampler, tilt.log_weights, self.particles, source=source)
         kept = Tilt(*(part.gather(1, ancestors) for part in tilt))
         mean = log_mean(tilt.log_weights)[:, None].expand(-1, self.particles)

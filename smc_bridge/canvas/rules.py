@@ -38,6 +38,7 @@ class Look:
         noise: uniforms on [0, 1) of each prompt's own generator, float64 `[R, T]`, for a rule that is `noisy`.
         held: places whose token was planted and stays, BoolTensor `[R, T]`; None for none.
         limit: places of the whole canvas, of which T are shown; None for T.
+        anchors: places of the whole canvas whose token was planted, whether they are shown or not.
     """
 
     log_q: Tensor
@@ -49,6 +50,7 @@ class Look:
     noise: Tensor | None = None
     held: Tensor | None = None
     limit: int | None = None
+    anchors: int = 0
 
     @cached_property
     def log_q_plain(self) -> Tensor:
@@ -82,8 +84,9 @@ class Commit(NamedTuple):
 class CommitRule(Protocol):
     """Decides which places of a canvas are filled after a forward.
 
-    A rule may also have `noisy` (whether it reads `Look.noise`; False without it) and `looks_back` (whether it reads
-    laws of places that are filled; True without it).
+    A rule may also have `noisy` (whether it reads `Look.noise`; False without it), `looks_back` (whether it reads
+    laws of places that are filled; True without it) and `check_limit` (raises ValueError if a canvas of so many places
+    is too short for it).
     """
 
     @property
@@ -221,6 +224,15 @@ def is_noisy(rule: CommitRule) -> bool:
 def looks_back(rule: CommitRule) -> bool:
     """Whether a rule may read the laws of places that are filled."""
     return bool(getattr(rule, "looks_back", True))
+
+
+def check_limit(rule: CommitRule, limit: int) -> None:
+    """Raise ValueError if a canvas of `limit` places is too short for a rule, or for one that it goes by."""
+    check, inner = getattr(rule, "check_limit", None), getattr(rule, "rule", None)
+    if check is not None:
+        check(limit)
+    if inner is not None:
+        check_limit(inner, limit)
 
 
 def check_rule(name: str, value: Any) -> None:

@@ -77,7 +77,8 @@ class SelfSpeculation:
 
     Attributes:
         greedy: the decoder that it equals: one place per forward in the order of confidence, at temperature 0.
-        draft: N, guesses that are verified per forward, each by a row; 0 is the greedy decoder itself.
+        draft: N, guesses that are verified per forward, each by a row, at most as many as a canvas has places; 0 is the
+            greedy decoder itself.
         name: for tables.
         detokenize: from a continuation's ids to its text.
     Raises:
@@ -112,7 +113,7 @@ class SelfSpeculation:
     def open(self, requests: Sequence[Request | None], limit: int) -> SpeculativeState:
         """P seats with their prompts and empty canvases, and no guesses yet (`Decoder.open`)."""
         canvas = self.greedy.open(requests, limit)
-        nothing = torch.full((len(requests), self.draft), -1, dtype=torch.long, device=canvas.canvas.device)
+        nothing = torch.full((len(requests), min(self.draft, limit)), -1, dtype=torch.long, device=canvas.canvas.device)
         return SpeculativeState(canvas, Guesses(nothing, nothing), (0,) * len(requests))
 
     def step(self, state: SpeculativeState) -> SpeculativeState:
@@ -124,11 +125,11 @@ class SelfSpeculation:
         guesses = Guesses(state.guesses.place[rows], state.guesses.token[rows])
         states = self.filled(state.canvas.canvas[rows], guesses)  # [R, N + 1, T]
         count = (guesses.place >= 0).sum(1)
-        verified = torch.arange(self.draft + 1, device=device) <= count[:, None]
+        verified = torch.arange(guesses.place.shape[1] + 1, device=device) <= count[:, None]
         owner = verified.nonzero()[:, 0]
         choice, token = self.verified(state.canvas, rows[owner], states[verified], prompt[owner])
         # Guesses of every state, [R, N + 1, N + 1]: first its own choice, behind it the draft if it is the one reached.
-        every = torch.full((*verified.shape, self.draft + 1), -1, dtype=torch.long, device=device)
+        every = torch.full((*verified.shape, verified.shape[1]), -1, dtype=torch.long, device=device)
         places, tokens = every.clone(), every
         places[verified], tokens[verified] = choice, token
         stands = (guesses.place >= 0) & (guesses.place == places[:, :-1, 0]) & (guesses.token == tokens[:, :-1, 0])
@@ -168,6 +169,7 @@ class SelfSpeculation:
             prompt: tokens of the prompts, `[B]`.
         """
         proposal, span = self.greedy.proposal, self.greedy.span
+        most = min(self.draft, canvas.shape[1]) + 1
         shown, _ = open_places(canvas, proposal.lookahead, span, model=proposal.model, prompt=prompt)
         logits = state.session.score(rows, shown)
         law = Shaping(banned_ids=proposal.shaping.banned_ids).log_probs(logits)
@@ -175,10 +177,10 @@ class SelfSpeculation:
         # By span, then by confidence, the earlier of equal ones first: the next span opens when one is full.
         order = value.exp().masked_fill(shown != MASKED, -torch.inf).argsort(dim=1, descending=True, stable=True)
         group = torch.where(shown == MASKED, self._span_of(shown), shown.shape[1]).gather(1, order)
-        order = order.gather(1, group.argsort(dim=1, stable=True))[:, : self.draft + 1]
+        order = order.gather(1, group.argsort(dim=1, stable=True))[:, :most]
         open_still = shown.gather(1, order) == MASKED
         found = (torch.where(open_still, each, -1) for each in (order, token.gather(1, order)))
-        pad = (0, self.draft + 1 - order.shape[1])
+        pad = (0, most - order.shape[1])
         return Guesses(*(torch.nn.functional.pad(each, pad, value=-1) for each in found))
 
     def _span_of(self, shown: Tensor) -> Tensor:

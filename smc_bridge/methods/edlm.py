@@ -15,7 +15,7 @@ from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.presets import check_pair, smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import normalised
-from smc_bridge.models.arguments import real_between, real_number, said, true_or_false, whole_number
+from smc_bridge.models.arguments import real_between, said, true_or_false, whole_number
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
@@ -59,8 +59,7 @@ class EnergyDenoiser(Denoiser):
                 f"is_end = {said(self.is_end)} with is_start = {said(self.is_start)}: time falls from 1 to 0; give "
                 "is_end <= is_start"
             )
-        if not 0.0 < real_number("is_temp", self.is_temp) < torch.inf:
-            raise ValueError(f"is_temp = {said(self.is_temp)}: give a positive number")
+        real_between("is_temp", self.is_temp, 1e-3, 1e3, remedy="give a number from 0.001 to 1000, 1 for plain weights")
         if self.sign not in get_args(Sign):
             raise ValueError(f"sign = {said(self.sign)}: give one of {', '.join(get_args(Sign))}")
         self.carry_over = true_or_false("carry_over", self.carry_over)
@@ -130,7 +129,7 @@ def edlm(
         steps: T, for the places that are denoised together.
         is_start: time t from which on candidates are weighed, 1 is the first step.
         is_end: time t down to which they are.
-        is_temp: divides the log weights.
+        is_temp: divides the log weights, a number from 0.001 to 1000.
         sign: formula for p / q, inverted for q / p as in the released code.
         carry_over: leave tokens that were filled before out of p, as the released code does.
         form: denoising, or one-shot for lanes of a program.

@@ -17,7 +17,7 @@ from smc_bridge.distributions.target import ARTarget
 from smc_bridge.engine.presets import check_pair
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.engine.weights import Trigger
-from smc_bridge.models.arguments import real_number, said, whole_number
+from smc_bridge.models.arguments import real_between, said, whole_number
 from smc_bridge.models.ends import ends_of
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.names import named
@@ -50,8 +50,8 @@ class Steered(Particles):
         super().__post_init__()
         if self.potential not in get_args(Potential):
             raise ValueError(f"potential = {said(self.potential)}: give one of {', '.join(get_args(Potential))}")
-        if not 0.0 < real_number("exponent", self.exponent) < math.inf:
-            raise ValueError(f"exponent = {said(self.exponent)}: give a positive number, 1 for the AR law itself")
+        remedy = "give a number from 0.001 to 1000, 1 for the AR law itself"
+        real_between("exponent", self.exponent, 1e-3, 1e3, remedy=remedy)
         remedy = "draw at least 1, a whole number, or 0 for the likeliest tokens"
         self.samples = whole_number("samples", self.samples, least=0, remedy=remedy)
 
@@ -147,7 +147,7 @@ def fk_steering(
     Args:
         particles: N.
         potential: diff, max or add.
-        exponent: lambda, of p in the law; the authors' 10 is for other rewards.
+        exponent: lambda, of p in the law, a number from 0.001 to 1000; the authors' 10 is for other rewards.
         samples: m, ends drawn for a reward, 0 for the likeliest tokens.
         steps: T, for the places that are denoised together.
         every: s, denoising steps between two resamplings.

@@ -27,6 +27,8 @@ from smc_bridge.requests import Request
 from smc_bridge.result import Forwards, Result
 from smc_bridge.streams import Role
 
+#: Least positive temperature, by which transformers divides float32 logits: those of 1e8 stay finite.
+COLDEST = 1e-30
 #: Tokens of a draft that is copied from the text before, unless it is given.
 LOOKUP = 10
 
@@ -175,13 +177,16 @@ def generate(
         lookup: tokens of a draft that is looked up, 10 unless it is given.
         layers: after which the early exit is, half of them unless it is given.
         assistant: a transformers model over the same ids that drafts, an object.
-        temperature: of the target; 0 is greedy.
+        temperature: of the target, 0 for greedy or at least 1e-30.
     Raises:
         ValueError: options contradict each other.
         UnsuitedError: the pair's AR model is none of transformers.
     """
     check_pair(pair)
     temperature = check_temperature(temperature)
+    if 0.0 < temperature < COLDEST:
+        remedy = f"give 0 for greedy decoding, or at least {COLDEST:g}, by which transformers can divide float32 logits"
+        raise ValueError(f"temperature = {said(temperature)}: {remedy}")
     if assist not in (None, "prompt-lookup", "early-exit"):
         raise ValueError(f"assist = {said(assist)}: give prompt-lookup, early-exit or none")
     for given, value, needs in (("lookup", lookup, "prompt-lookup"), ("layers", layers, "early-exit")):

@@ -39,7 +39,7 @@ def prophet(
 
     Args:
         pair: the models, of which the diffusion model decodes.
-        answer_start: first place of the answer's region, none for the place behind the last anchor.
+        answer_start: first place of the answer's region, before the length limit; none for that behind the last anchor.
         places: of a region that begins somewhere, 5 unless it is given.
         gaps: mean gaps that suffice in the three stages, nats.
         tokens: places filled per forward until then.

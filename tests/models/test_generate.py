@@ -165,6 +165,11 @@ def test_models_and_global_draws_are_left_as_they_were(
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_at_the_least_temperature_it_is_the_greedy_decoder(tiny: Any) -> None:
+    cold, greedy = (decode(generate(tiny, temperature=t), [PROMPT], max_new_tokens=LIMIT) for t in (1e-30, 0.0))
+    assert [r.sequences for r in cold] == [r.sequences for r in greedy]
+
+
 def test_at_temperature_zero_it_is_the_greedy_decoder_on_the_embedded_pair() -> None:
     pair, task = load_pair("arithmetic"), TASKS["arithmetic"]
     prompts = [pair.encode(item.prompt).tolist() for item in task.problems(1)]
@@ -184,6 +189,7 @@ def test_at_temperature_zero_it_is_the_greedy_decoder_on_the_embedded_pair() -> 
     ({"assist": "eagle"}, "assist = 'eagle': give prompt-lookup, early-exit or none"),
     ({"assistant": 3}, "assistant = 'int' with assist = None: give a transformers model of 4 ids"),
     ({"temperature": -1}, "temperature = -1"),
+    ({"temperature": 1e-38}, "temperature = 1e-38: give 0 for greedy decoding, or at least 1e-30"),
 ])
 def test_bad_options_are_named_in_one_line(tiny: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:

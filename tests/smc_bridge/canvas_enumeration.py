@@ -45,7 +45,9 @@ def every_outcome(decoder: Denoiser, limit: int, visit: Visit) -> int:
             path, known = path[:BATCH], known[:BATCH]
         branches = Branches(path.clone(), known)
 
-        def source(state: DenoisingState, seats: Sequence[int], each: int, own: Branches = branches) -> Source:
+        def source(
+            state: DenoisingState, seats: Sequence[int], each: int, *, of_places: bool = True, own: Branches = branches
+        ) -> Source:
             return own.source(torch.tensor(seats, dtype=torch.long), each)
 
         decoder.source = source  # type: ignore[method-assign]

@@ -18,7 +18,7 @@ from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.canvas.early_commit import EarlyCommit
 from smc_bridge.canvas.entropy_bound import EntropyBound
 from smc_bridge.canvas.ranked import Ranked
-from smc_bridge.canvas.rules import Ordered
+from smc_bridge.canvas.rules import Look, Ordered
 from smc_bridge.canvas.second_thoughts import SecondThoughts
 from smc_bridge.canvas.thresholds import Confident, Factor, Hierarchy, Threshold
 from smc_bridge.decode import decode
@@ -125,13 +125,20 @@ def test_a_canvas_fills_though_tokens_are_masked_again_and_replaced() -> None:
     assert [r.sequences for r in edited] != [r.sequences for r in plain]
 
 
+def never_sure(rule: EarlyCommit, look: Look) -> Tensor:
+    """A gap that suffices in no stage."""
+    return look.log_q.new_full(look.step.shape, -1.0)
+
+
 def test_early_commit_is_the_plain_decoder_or_one_forward_at_its_extremes() -> None:
     pair = toy_pair()
 
     def run(text: str) -> list[Any]:
         return decode(spelled(text).make(pair, lookahead=LIMIT), PROMPTS, seed=3, max_new_tokens=LIMIT)
 
-    never, plain = run(f"prophet,answer_start={LIMIT}"), run("low-confidence")
+    with mock.patch.object(EarlyCommit, "gap", never_sure):
+        never = run("prophet")
+    plain = run("low-confidence")
     assert [(r.sequences, r.forwards) for r in never] == [(r.sequences, r.forwards) for r in plain]
     at_once, greedy = run("prophet,gaps=0/0/0"), run("dlm-all,temperature=0")
     assert [r.sequences for r in at_once] == [r.sequences for r in greedy]
@@ -160,6 +167,39 @@ def test_what_is_decoded_around_an_anchor_follows_the_conditional_law(text: str)
     seen = torch.tensor([r.sequences[0][0] for r in found]).bincount(minlength=3) / runs
     assert float((seen - law).abs().sum() / 2) < 0.02 + 0.054
     assert float((ar.tables[1][1] - law).abs().sum() / 2) > 0.3, "else the law without the anchor would pass"
+
+
+def test_anchors_past_a_rows_own_lookahead_count_whatever_stands_beside_the_row() -> None:
+    """Of six places without anchors two are a third, where the second bound begins; of all eight they are less."""
+    ar = TabularAR.random(3, 11, seed=1)
+    pair: Any = type("Pair", (), {"dlm": TabularDLM(ar, noise=0.7, seed=2), "ar": ar})
+    stages: set[tuple[int, int]] = set()
+    stage = EarlyCommit.stage
+
+    def noted(self: EarlyCommit, look: Look) -> Tensor:
+        found = stage(self, look)
+        stages.update(zip(look.filled.sum(1).tolist(), found.tolist(), strict=True))
+        return found
+
+    decoder = spelled("prophet,anchors=6:1|7:1,answer_start=0").make(pair, lookahead=4)
+    with mock.patch.object(EarlyCommit, "stage", noted), mock.patch.object(EarlyCommit, "gap", never_sure):
+        for batch in (1, 2):
+            decode(decoder, PROMPTS, seed=3, max_new_tokens=8, batch=batch)
+    assert stages == {(0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (5, 2)}
+    decoder = spelled("prophet,anchors=6:1|7:1,answer_start=0,gaps=1.2/0.6/0.3").make(pair, lookahead=4)
+    together = decode(decoder, PROMPTS, seed=3, max_new_tokens=8, batch=2)
+    alone = [decode(decoder, [prompt], seed=3, max_new_tokens=8)[0] for prompt in PROMPTS]
+    assert [(r.sequences, r.forwards) for r in together] == [(r.sequences, r.forwards) for r in alone]
+
+
+def test_a_region_past_the_continuation_is_refused_when_a_run_begins() -> None:
+    for text, start in ((f"prophet,answer_start={LIMIT}", LIMIT), (f"prophet,anchors={LIMIT - 1}:1", LIMIT)):
+        says = f"answer_start = {start} with max_new_tokens = {LIMIT}: begin the answer's region"
+        with pytest.raises(ValueError, match="^" + re.escape(says)) as caught:
+            decode(spelled(text).make(toy_pair()), PROMPTS, max_new_tokens=LIMIT)
+        assert "\n" not in str(caught.value)
+    last = spelled(f"prophet,answer_start={LIMIT - 1}").make(toy_pair())
+    assert all(r.complete for r in decode(last, PROMPTS, max_new_tokens=LIMIT))
 
 
 def test_anchors_are_read_as_text_or_as_ids() -> None:

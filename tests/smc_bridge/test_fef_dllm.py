@@ -152,6 +152,14 @@ def test_a_window_of_one_is_the_plain_decoder_and_a_wide_one_saves_forwards() ->
     assert used[3] < used[2] < used[1], used
 
 
+def test_a_window_wider_than_the_canvas_is_the_canvas() -> None:
+    tables = tabular_pair(3, 5, seed=2)
+    few, many = (
+        decode(fef_dllm(tables, window=window), [[], [0]], seed=range(2), max_new_tokens=4) for window in (4, 10**15)
+    )
+    assert [(r.sequences, r.forwards) for r in many] == [(r.sequences, r.forwards) for r in few]
+
+
 def test_draws_and_costs_do_not_depend_on_the_batch() -> None:
     tables = tabular_pair(3, 5, seed=2)
     prompts: list[list[int]] = [[], [0], [1], [0, 1], [1, 1], [0, 0]]

@@ -198,7 +198,8 @@ def uncounted(self: TabularDiffusionSession, rows: Tensor, canvas: Tensor) -> Te
     ("edlm,steps=0", "steps = 0: denoise in at least 1 step"),
     ("edlm,is_start=1.5", "is_start = 1.5: give a time in [0, 1]"),
     ("edlm,is_start=0.2", "is_end = 0.4 with is_start = 0.2: time falls from 1 to 0; give is_end <= is_start"),
-    ("edlm,is_temp=0", "is_temp = 0.0: give a positive number"),
+    *((f"edlm,is_temp={x}", f"is_temp = {float(x)}: give a number from 0.001 to 1000, 1 for plain weights")
+      for x in ("0", "1e-308", "1e308", "inf", "nan")),
     ("edlm,form=one-shot,steps=4", "steps = 4 with form = one-shot, which has none: leave it out"),
     ("edlm,form=one-shot,sign=inverted", "sign = 'inverted' with form = one-shot, which has none: leave it out"),
 ])

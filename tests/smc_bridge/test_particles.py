@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from smc_bridge import ARTarget
-from smc_bridge.canvas.denoising_state import DenoisingState, Masked
+from smc_bridge.canvas.denoising_state import DenoisingState, Masked, Wide
 from smc_bridge.canvas.particles import Particles
 from smc_bridge.decode import decode
 from smc_bridge.engine.resampling import Multinomial, Resampler, Stratified, Systematic
 from smc_bridge.methods.fk_steering import Steered
 from smc_bridge.methods.self_rewarding import SelfRewarded
 from smc_bridge.names import RESAMPLERS, named
+from smc_bridge.randomness import PromptSource
 from smc_bridge.registry import METHODS, spelled
 from smc_bridge.requests import Request
 from smc_bridge.testing import exact_law, tabular_pair
@@ -69,6 +71,37 @@ def test_every_potential_is_properly_weighted_for_the_tilted_law(options: str, e
 def test_every_resampler_keeps_it(resampler: str) -> None:
     found, _ = weighted_law(steered(f"samples=0,resampler={resampler}"), 2)
     assert gap(found, tilted(1.0)) < 1e-12
+
+
+@pytest.mark.parametrize("resampler", RESAMPLERS)
+@pytest.mark.parametrize("method", ["fk-steering", "self-rewarding-smc"])
+@pytest.mark.parametrize("limit", [1, 3])
+def test_there_may_be_more_particles_than_places(method: str, limit: int, resampler: str) -> None:
+    """A survivor has a uniform of its own, whatever the number of places; draws do not depend on the batch."""
+    text = f"{method},particles=8,steps=4,every=1,trigger=always,resampler={resampler}"
+    decoder, prompts = spelled(text).make(toy_pair()), [[1], [2, 1]]
+    asked: list[int] = []
+    uniform = PromptSource.uniform
+
+    def counting(self: PromptSource, size: tuple[int, ...]) -> Tensor:
+        asked.append(size[-1])
+        return uniform(self, size)
+
+    with mock.patch.object(PromptSource, "uniform", counting):
+        together = decode(decoder, prompts, seed=3, max_new_tokens=limit)
+    assert max(asked) == (limit if resampler == "systematic" else 7 if resampler == "ssp" else 8)
+    for prompt, found in zip(prompts, together, strict=True):
+        [alone] = decode(decoder, [prompt], seed=3, max_new_tokens=limit)
+        assert alone.sequences == found.sequences
+        assert all(1 <= len(s) <= limit for s in found.sequences)
+
+
+def test_a_source_of_the_places_of_a_canvas_gives_no_more_draws_than_places() -> None:
+    generator = torch.Generator().manual_seed(1)
+    wide = Wide(PromptSource([generator]), 3)
+    assert wide.uniform((2, 3)).shape == (1, 2, 3)
+    with pytest.raises(ValueError, match=r"^size = \(4,\): ask for at most 3 uniforms a row"):
+        wide.uniform((4,))
 
 
 def test_canvases_that_wait_for_their_next_part_keep_it() -> None:
@@ -223,7 +256,8 @@ def test_results_say_what_they_are_weighted_for() -> None:
 
 @pytest.mark.parametrize(("text", "says"), [
     ("fk-steering,particles=0", "particles = 0: "), ("fk-steering,every=0", "every = 0: resample every 1 step or more"),
-    ("fk-steering,exponent=0", "exponent = 0.0: give a positive number"),
+    *((f"fk-steering,exponent={x}", f"exponent = {float(x)}: give a number from 0.001 to 1000, 1 for the AR law itself")
+      for x in ("0", "1e308", "1e-308", "inf", "nan")),
     ("fk-steering,samples=-1", "samples = -1: draw at least 1, a whole number, or 0 for the likeliest tokens"),
     ("self-rewarding-smc,steps=0", "steps = 0: denoise in at least 1 step"),
     ("self-rewarding-smc,every=0", "every = 0: resample every 1 step or more"),

@@ -142,6 +142,14 @@ def test_a_prompts_tokens_and_costs_do_not_depend_on_the_batch() -> None:
     assert [f for p in PROMPTS for f in facts(decode(decoder, [p], max_new_tokens=LIMIT))] == facts(together)
 
 
+def test_more_guesses_than_places_are_as_many_as_places() -> None:
+    decoders = [SelfSpeculation(greedy(table(1)), draft) for draft in (LIMIT, 10**15)]
+    few, many = (decode(decoder, PROMPTS, max_new_tokens=LIMIT) for decoder in decoders)
+    assert [(r.sequences, r.forwards) for r in many] == [(r.sequences, r.forwards) for r in few]
+    state = decoders[1].open([None], LIMIT)
+    assert state.guesses.place.shape == (1, LIMIT)
+
+
 def test_anchors_stay_and_tokens_are_the_greedy_decoders_around_them() -> None:
     for seed in range(6):
         step_wise = greedy(table(seed), anchors={1: 2, 3: 0})
