@@ -417,8 +417,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "adapt": ({"adapt": "no"}, "adapt = 'no': give True or False"),
     "prompts": ({"prompts": [[0]]}, r"prompts = \[\[0\]\] with search = 0, which has none: leave it out"),
     "prompts, draft": ({"prompts": [[0]], "draft": LEFT}, r"prompts = \[\[0\]\] with a draft model, of which nothing"),
-    "tree": ({"kernel": TreeWalk(3)}, r"kernel = TreeWalk\(3.* CausalProposal .*use Rejection\(\)"),
-    "all": ({"kernel": "accept-all"}, r"AcceptAll, .* use Proposal\(\)"),
+    "tree": ({"kernel": TreeWalk(3), "bonus": False}, r"kernel = TreeWalk\(3.* CausalProposal .*use Rejection\(\)"),
+    "all": ({"kernel": "accept-all", "bonus": False}, r"AcceptAll, .* use Proposal\(\)"),
 }
 
 
