@@ -48,6 +48,8 @@ from smc_bridge.streams import Role
 PATIENCE = 8
 #: Why no result is proper.
 WHY = "the diffusion model's own decoder does not target the AR law"
+#: What is said besides where a rule decides after sampling: at a temperature of 0 every draw is the likeliest token.
+AFTER = "the drawn tokens decide which places are filled: each is off its own marginal"
 
 
 @dataclass
@@ -191,7 +193,7 @@ class Canvas:
         }
         return own.result(
             settings, forwards=Forwards(own.forwards, own.forwards), detokenize=self.detokenize,
-            reasons=[WHY],
+            reasons=[WHY] if self.rule.before_sampling or not self.proposal.shaping.temperature else [WHY, AFTER],
         )
 
     def reseat(self, state: CanvasState, seats: Sequence[int], requests: Sequence[Request | None]) -> CanvasState:

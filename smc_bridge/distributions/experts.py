@@ -45,10 +45,10 @@ class Experts:
     def __init__(self, others: Sequence[float], *, w: float = 0.3, target_exponent: float | None = None) -> None:
         if not is_list(others) or not len(others):
             raise ValueError(f"others = {said(others)}: give the exponent of each further expert, a list of at least 1")
-        self.others = tuple(_exponent("others", each) for each in others)
-        self.w = _exponent("w", w)
+        self.others = tuple(check_exponent("others", each) for each in others)
+        self.w = check_exponent("w", w)
         rest = 1.0 - self.w - sum(self.others)
-        self.target_exponent = rest if target_exponent is None else _exponent("target_exponent", target_exponent)
+        self.target_exponent = rest if target_exponent is None else check_exponent("target_exponent", target_exponent)
 
     @property
     def experts(self) -> int:
@@ -103,7 +103,7 @@ class Experts:
         return f"Experts({others}, w={self.w:g}, target_exponent={self.target_exponent:g})"
 
 
-def _exponent(name: str, value: Any) -> float:
+def check_exponent(name: str, value: Any) -> float:
     """An exponent as a number; ValueError unless it is finite."""
     remedy = "give a finite number; a negative one moves away from that law"
     found = float(real_number(name, value, remedy=remedy))

@@ -6,6 +6,7 @@ published forms biased.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import torch
 from smc_bridge.blocks import Horizon, Move, truncate
 from smc_bridge.distributions.intermediate import ProductOfExperts, check_w
 from smc_bridge.distributions.law import Law
+from smc_bridge.distributions.shaping import COLDEST, HOTTEST, check_temperature
 from smc_bridge.engine.presets import smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.kernels.gumbel import GumbelCoupling
@@ -57,7 +59,7 @@ class FirstForced(Kernel):
     "apd", role="exact", targets="PoE", proper=True, reference="arXiv 2506.00413", rest=smc,
     without=(
         "particles", "lanes", "beta", "kernel", "nodes", "intermediate", "weight", "resampler", "trigger", "proposal",
-        "proposal_temperature", "proposal_top_p",
+        "proposal_temperature", "proposal_top_p", "places", "entropy",
     ),
     examples=("apd,w=0.7", "apd,form=as-published,w=0.7", "apd,form=as-released,w=0.7"),
     published="Dream-7B with Qwen2.5-0.5B, R = 0.7: 'markedly higher throughput with minimal degradation' (abstract)",
@@ -86,23 +88,28 @@ def apd(
         w: exponent R of the diffusion model.
         temperature: T, of the whole product; at 0 all laws are point masses, and the target's are kept.
     Raises:
-        ValueError: an option out of range, or a temperature of 0 where `T^2` is that of a draft.
+        ValueError: an option out of range, or a temperature of 0, or without a square, where `T^2` is that of a draft.
     """
-    exponent = check_w(w)
+    heat, exponent = check_temperature(temperature), check_w(w)
     if form not in ("exact", "as-published", "as-released"):
         raise ValueError(f"form = {said(form)}: give exact, as-published or as-released")
     if form != "as-released":
         sampler = smc(pair, 1, w=w, kernel="gumbel", temperature=temperature, name=name, **options)
         return sampler if form == "exact" else replace(sampler, kernel=FirstForced(), weight=Unweighed())
-    if temperature == 0:
+    if heat == 0:
         raise ValueError(
             f"temperature = {said(temperature)} with form = as-released, which draws: give a positive temperature, or "
             "form = as-published"
         )
+    if not COLDEST <= heat**2 <= HOTTEST:
+        raise ValueError(
+            f"temperature = {said(temperature)} with form = as-released, whose drafts are at its square: give a number "
+            f"between {math.sqrt(COLDEST):.2g} and {math.sqrt(HOTTEST):.2g}"
+        )
     # Exponents of q at T^2 and of p at T that undo both temperatures, up to a factor that no argmax sees.
-    scale = max(1.0, exponent * temperature)
-    law = ProductOfExperts(exponent * temperature / scale, (1 - exponent) / scale)
+    scale = max(1.0, exponent * heat)
+    law = ProductOfExperts(exponent * heat / scale, (1 - exponent) / scale)
     sampler = smc(
-        pair, 1, intermediate=law, temperature=temperature, proposal_temperature=temperature**2, name=name, **options
+        pair, 1, intermediate=law, temperature=heat, proposal_temperature=heat**2, name=name, **options
     )
     return replace(sampler, kernel=FirstForced(greedy=True), weight=Unweighed())

@@ -189,6 +189,7 @@ def best_of_n(
     n = whole_number("n", n, remedy="compare at least 1 candidate, a whole number")
     if of not in ("dlm", "ar"):
         raise ValueError(f"of = {said(of)}: give dlm or ar")
+    window = whole_number("window", window, remedy="open at least 1 place, a whole number")
     if of == "dlm":
         proposal = DLMProposal(pair.dlm, temperature=temperature, lookahead=lookahead)
         rule = Ordered(order, tokens)

@@ -31,7 +31,7 @@ from smc_bridge.registry import method
 )
 def diffuspec(
     pair: ModelPair, *, form: Literal["exact", "ratio"] = "exact", particles: int = 1, beam: int = 3,
-    share: float = 0.5, mass: float = 0.8, most: int = 15, order: int = 3, ngram: NGram | None = None,
+    share: float = 0.5, mass: float = 0.8, most: int = 15, order: int | None = None, ngram: NGram | None = None,
     shortest: int = 20, longest: int = 30, step: int = 10, bonus: bool = True, temperature: float = 1.0,
     name: str = "diffuspec", **options: Any,
 ) -> Sampler:
@@ -57,7 +57,7 @@ def diffuspec(
         share: s, of the diffusion model in the score; 1 asks no n-gram law.
         mass: of the candidates of a place, at least.
         most: candidates of a place, at most.
-        order: n of the n-gram law.
+        order: n of the n-gram law, 3 unless it is given.
         ngram: fitted on texts, an object, instead of each row's own.
         shortest: fewest places of a draft.
         longest: most places of a draft; as many as shortest for a fixed length.
@@ -66,6 +66,12 @@ def diffuspec(
     """
     if form not in ("exact", "ratio"):
         raise ValueError(f"form = {said(form)}: give exact or ratio")
+    if share == 1:
+        for option, value in (("order", order), ("ngram", ngram)):
+            if value is not None:
+                raise ValueError(f"{option} = {said(value)} with share = 1, which asks no n-gram law: leave it out")
+    if order is not None and ngram is not None:
+        raise ValueError(f"order = {said(order)} with ngram = {said(ngram)}, which has its own: leave it out")
     lengths = AdaptiveLength(shortest, longest, step)
     sampler = smc(
         pair, particles, window=lengths.longest, temperature=temperature, bonus=bonus, name=name,
@@ -74,7 +80,7 @@ def diffuspec(
     base = sampler.proposal
     assert isinstance(base, DLMProposal)
     search = PathSearch(
-        base, beam=beam, share=share, mass=mass, most=most, order=order, ngram=ngram, lengths=lengths,
-        ratio=form == "ratio",
+        base, beam=beam, share=share, mass=mass, most=most, order=3 if order is None else order, ngram=ngram,
+        lengths=lengths, ratio=form == "ratio",
     )
     return replace(sampler, proposal=search)

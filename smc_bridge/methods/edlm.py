@@ -140,19 +140,25 @@ def edlm(
     check_pair(pair)
     if form not in get_args(Form):
         raise ValueError(f"form = {said(form)}: give one of {', '.join(get_args(Form))}")
+    several = whole_number("candidates", candidates)
+    of_weights = (
+        ("is_start", is_start, 0.6), ("is_end", is_end, 0.4), ("is_temp", is_temp, 1.0), ("sign", sign, "formula"),
+        ("carry_over", carry_over, False),
+    )
     if form == "one-shot":
-        for name, value, plain in (
-            ("steps", steps, 32), ("is_start", is_start, 0.6), ("is_end", is_end, 0.4), ("is_temp", is_temp, 1.0),
-            ("sign", sign, "formula"), ("carry_over", carry_over, False),
-        ):
+        for name, value, plain in (("steps", steps, 32), *of_weights):
             if value != plain:
                 raise ValueError(f"{name} = {said(value)} with form = one-shot, which has none: leave it out")
+        lookahead = whole_number("lookahead", lookahead, remedy="draft at least 1 position, a whole number")
         return smc(
-            pair, 1, lanes=candidates, kernel="accept-all", window=lookahead, lookahead=lookahead,
+            pair, 1, lanes=several, kernel="accept-all", window=lookahead, lookahead=lookahead,
             temperature=temperature, top_p=top_p, name="edlm",
         )
+    for name, value, plain in of_weights:
+        if several == 1 and value != plain:
+            raise ValueError(f"{name} = {said(value)} with candidates = 1, which is not weighed: leave it out")
     return EnergyDenoiser(
         DLMProposal(pair.dlm, temperature=temperature, lookahead=lookahead),
         ARTarget(pair.ar, temperature=temperature, top_p=top_p), steps, 1, "edlm", getattr(pair, "decode", None),
-        candidates, is_start, is_end, is_temp, sign, carry_over,
+        several, is_start, is_end, is_temp, sign, carry_over,
     )

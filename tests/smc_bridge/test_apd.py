@@ -187,6 +187,11 @@ def test_every_forward_is_counted(form: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("options", "words"), [
     ({"form": "papr"}, "form = 'papr': give exact, as-published or as-released"),
     ({"w": 1.5}, "w = 1.5"),
+    ({"form": "as-released", "temperature": -1}, "^temperature = -1: give 0 for"),
+    ({"form": "as-released", "temperature": float("nan")}, "^temperature = nan: give 0 for"),
+    ({"form": "as-released", "temperature": 1e200}, r"^temperature = 1e\+200: give 0 for"),
+    ({"form": "as-released", "temperature": 1e30}, r"^temperature = 1e\+30 with form = as-released.*: give a number"),
+    ({"form": "as-released", "temperature": 1e-30}, r"^temperature = 1e-30 with form = as-released.*: give a number"),
     ({"form": "as-released", "temperature": 0}, "temperature = 0 with form = as-released.*: give a positive"),
 ])
 def test_bad_options_are_named_in_one_line(options: dict[str, Any], words: str) -> None:
@@ -198,5 +203,6 @@ def test_bad_options_are_named_in_one_line(options: dict[str, Any], words: str) 
 def test_it_says_what_it_is() -> None:
     found = METHODS["apd"]
     assert (found.role, found.targets, found.proper) == ("exact", "PoE", True)
-    assert not {"particles", "lanes", "kernel", "intermediate"} & {option.name for option in found.options}
+    without = {"particles", "lanes", "kernel", "intermediate", "places", "entropy"}
+    assert not without & {option.name for option in found.options}
     assert [spelled(text).make(PAIR).proper for text in found.examples] == [True, False, False]

@@ -119,7 +119,8 @@ def test_an_interrupt_hands_over_what_is_decoded(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(("options", "words"), [
     ({"n": 0}, "n = 0: compare at least 1 candidate"), ({"of": "llm"}, "of = 'llm': give dlm or ar"),
     ({"of": "ar", "tokens": 2}, "tokens = 2 with of = ar"), ({"of": "ar", "order": "entropy"}, "order = .entropy"),
-    ({"tokens": 0}, "tokens"),
+    ({"tokens": 0}, "tokens"), ({"window": 0}, "^window = 0: open at least 1 place"),
+    ({"of": "ar", "window": 0}, "^window = 0: open at least 1 place"),
 ])
 def test_bad_options_are_named_in_one_line(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:

@@ -14,7 +14,7 @@ from torch import Tensor
 from smc_bridge import DLMProposal, load_pair
 from smc_bridge.canvas.anchors import read_anchors
 from smc_bridge.canvas.credit import Credit
-from smc_bridge.canvas.decoder import Canvas
+from smc_bridge.canvas.decoder import AFTER, WHY, Canvas
 from smc_bridge.canvas.early_commit import EarlyCommit
 from smc_bridge.canvas.entropy_bound import EntropyBound
 from smc_bridge.canvas.ranked import Ranked
@@ -89,6 +89,16 @@ def test_on_the_embedded_pair_a_forward_fills_several_places(text: str) -> None:
         assert result.complete
         assert result.forwards.dlm_forwards == result.forwards.dlm_rows
         assert result.tokens_per_dlm_forward > 1.2
+
+
+@pytest.mark.parametrize(("text", "after"), [
+    ("low-confidence", False), ("low-confidence,sampled=true", True),
+    ("low-confidence,sampled=true,temperature=0", False),
+    ("confidence,sampled=true,remask=0.4", True), ("dimple,sampled=true", True), ("eb-sampler", False),
+])
+def test_a_result_says_where_drawn_tokens_decide_which_places_are_filled(text: str, after: bool) -> None:
+    [result] = decode(spelled(text).make(toy_pair()), [[1]], seed=1, max_new_tokens=LIMIT)
+    assert (result.proper, result.reasons) == (False, [WHY, AFTER] if after else [WHY])
 
 
 def test_every_forward_is_counted() -> None:

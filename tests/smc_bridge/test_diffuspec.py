@@ -101,6 +101,9 @@ def test_a_given_ngram_law_decides_between_candidates() -> None:
 @pytest.mark.parametrize(("options", "words"), [
     ({"form": "exakt"}, "form = 'exakt': give exact or ratio"), ({"shortest": 9, "longest": 8}, "longest = 8"),
     ({"beam": 0}, "beam = 0"), ({"share": 2}, "share = 2"), ({"mass": 2}, "mass = 2"), ({"most": 0}, "most = 0"),
+    ({"order": 0}, "order = 0"), ({"order": 3, "share": 1}, "order = 3 with share = 1, which asks no n-gram law"),
+    ({"ngram": NGram([[0]], 3), "share": 1.0}, "ngram = .* with share = 1, which asks no n-gram law: leave it out"),
+    ({"ngram": NGram([[0]], 3), "order": 3}, "order = 3 with ngram = .*, which has its own: leave it out"),
 ])
 def test_bad_options_are_named_in_one_line(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
@@ -111,5 +114,5 @@ def test_bad_options_are_named_in_one_line(options: dict[str, Any], words: str) 
 def test_it_says_what_it_is() -> None:
     found = METHODS["diffuspec"]
     assert (found.role, found.targets, found.proper) == ("exact", "AR", True)
-    assert not {"w", "intermediate", "proposal"} & {option.name for option in found.options}
+    assert not {"w", "intermediate", "proposal", "places", "entropy"} & {option.name for option in found.options}
     assert [spelled(text).make(tabular_pair()).proper for text in found.examples] == [True, False]

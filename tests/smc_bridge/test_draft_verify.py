@@ -409,10 +409,35 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "half": ({"mlp": [0.5]}, r"mlp = \[0.5\]: give layers, whole numbers"),
     "threshold": ({"threshold": 2.0}, r"threshold = 2.0: give a number in \[0, 1\]"),
     "search": ({"search": -1}, "search = -1: "),
-    "window": ({"window": 0}, "lookahead = 0: draft at least 1"),
-    "tree": ({"kernel": TreeWalk(3)}, r"kernel = TreeWalk\(3.* CausalProposal .*use Rejection\(\)"),
-    "all": ({"kernel": "accept-all"}, r"AcceptAll, .* use Proposal\(\)"),
+    "window": ({"window": 0}, "^window = 0: draft at least 1"),
+    "acceptance": ({"acceptance": 2}, r"^acceptance = 2: give a number in \[0, 1\]"),
+    "acceptance, fixed": ({"adapt": False, "acceptance": 0.9}, "acceptance = 0.9 with adapt = False, which follows no"),
+    "step, fixed": ({"adapt": False, "step": 0.1}, "step = 0.1 with adapt = False, which follows no past: leave"),
+    "step, none": ({"threshold": 0, "step": 0.1}, "step = 0.1 with threshold = 0.*, which follows no past"),
+    "adapt": ({"adapt": "no"}, "adapt = 'no': give True or False"),
+    "prompts": ({"prompts": [[0]]}, r"prompts = \[\[0\]\] with search = 0, which has none: leave it out"),
+    "prompts, draft": ({"prompts": [[0]], "draft": LEFT}, r"prompts = \[\[0\]\] with a draft model, of which nothing"),
+    "tree": ({"kernel": TreeWalk(3), "bonus": False}, r"kernel = TreeWalk\(3.* CausalProposal .*use Rejection\(\)"),
+    "all": ({"kernel": "accept-all", "bonus": False}, r"AcceptAll, .* use Proposal\(\)"),
 }
+
+
+@pytest.mark.parametrize("make", [draft_verify, three_experts])
+@pytest.mark.parametrize(("options", "message"), [
+    ({"search_seed": 0}, "search_seed = 0 with search = 0, which has none: leave it out"),
+    *(({name: value, "draft": LEFT}, f"{name} = {value} with a draft model, of which nothing is left out: leave it out")
+      for name, value in (("attention", 1), ("mlp", 1), ("search", 3), ("search_seed", 1))),
+])
+def test_an_option_that_would_not_be_read_is_refused(make: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + message) as caught:
+        make(PAIR, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("expert", [math.nan, math.inf, "a"])
+def test_an_exponent_that_is_no_finite_number_is_refused_by_its_name(expert: Any) -> None:
+    with pytest.raises(ValueError, match=r"^expert = .*: give a finite number"):
+        three_experts(PAIR, expert=expert)
 
 
 @pytest.mark.parametrize("name", REFUSED)

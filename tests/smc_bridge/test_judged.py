@@ -200,6 +200,15 @@ def uncounted(self: TabularDiffusionSession, rows: Tensor, canvas: Tensor) -> Te
     ("edlm,is_start=0.2", "is_end = 0.4 with is_start = 0.2: time falls from 1 to 0; give is_end <= is_start"),
     *((f"edlm,is_temp={x}", f"is_temp = {float(x)}: give a number from 0.001 to 1000, 1 for plain weights")
       for x in ("0", "1e-308", "1e308", "inf", "nan")),
+    ("edlm,form=one-shot,candidates=0", "candidates = 0: give a whole number of at least 1"),
+    ("edlm,form=one-shot,lookahead=0", "lookahead = 0: draft at least 1 position"),
+    *(
+        (f"edlm,candidates=1,{name}={value}", f"{name} = {says} with candidates = 1, which is not weighed: leave it")
+        for name, value, says in (
+            ("sign", "inverted", "'inverted'"), ("is_start", "0.7", "0.7"), ("is_end", "0.1", "0.1"),
+            ("is_temp", "2", "2.0"), ("carry_over", "true", "True"),
+        )
+    ),
     ("edlm,form=one-shot,steps=4", "steps = 4 with form = one-shot, which has none: leave it out"),
     ("edlm,form=one-shot,sign=inverted", "sign = 'inverted' with form = one-shot, which has none: leave it out"),
 ])
