@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.comparisons import TASK, Case, Figures, add_arguments, embedded_pair, make_rows
+from benchmarks.field_dials import Dial, dials
 from benchmarks.field_labels import label_points
 from benchmarks.field_laws import VERDICTS, Found, Tables, find_all
 from benchmarks.harness import HERE
@@ -36,8 +37,6 @@ from smc_bridge.analysis.plots.style import BLUE, GREEN, RED, plain_ticks
 from smc_bridge.analysis.study.sources import load_problems
 from smc_bridge.commands.base import tell, whole
 from smc_bridge.registry import spelled
-from smc_bridge.signature import written
-from smc_bridge.tasks import TASKS
 
 NAME = Path(__file__).stem
 TABLE: dict[str, Any] = TABLES[NAME]
@@ -49,80 +48,6 @@ FEW_RUNS = 300
 LOOKS = {"exact": (GREEN, "o"), "weighted": (BLUE, "s"), "baseline": (RED, "^")}
 #: Size of the labels in the picture, points.
 LETTERS = 6.0
-
-
-@dataclass(frozen=True)
-class Dial:
-    """A method's own speed dial.
-
-    Attributes:
-        method: as it is spelled, the first point.
-        option: what is turned.
-        values: of the option, as they are written, and the spellings that have them.
-    """
-
-    method: str
-    option: str
-    values: Mapping[str, str]
-
-    @property
-    def points(self) -> tuple[str, ...]:
-        """Every point once, as it is spelled; the method itself is the first."""
-        return tuple(dict.fromkeys(self.values.values()))
-
-
-def turned(text: str, option: str, value: Any) -> str:
-    """The spelling of a method with an option at this value, whatever the text says of it."""
-    said = spelled(text)
-    if option not in said.options:
-        return f"{text},{option}={written(value)}"
-    options = {**said.options, option: value}
-    return ",".join([said.method.name, *(f"{name}={written(each)}" for name, each in options.items())])
-
-
-def own(text: str, option: str) -> Any:
-    """The value of an option in a row of the table: what the text says, what all rows are given, or the default.
-
-    Raises:
-        ValueError: the method has no such option.
-    """
-    said, task = spelled(text), TASKS[TASK]
-    default = said.method.option(option).default
-    given = {
-        "w": Settings.w, "temperature": TABLE["temperature"], "window": task.window, "lookahead": task.lookahead,
-        "max_new_tokens": task.max_new_tokens,
-    }
-    return said.options.get(option, given.get(option, default))
-
-
-def dials(methods: Sequence[str], told: Mapping[str, Mapping[str, Any]], *, most: int | None = None) -> list[Dial]:
-    """The dials of these methods; a point that a row of the table is already is that row.
-
-    Args:
-        methods: rows of the table.
-        told: option and values, the default first, by the spelling of a method.
-        most: points of a dial.
-    Raises:
-        ValueError: a dial of what is no example of a method, of an option that it does not have, or with another value
-            first than the row has.
-    """
-    if unknown := [text for text in told if text not in default_methods()]:
-        raise ValueError(f"field.dials = {', '.join(unknown)}: is no example of a method; spell it as its file does")
-    rows = {spelled(text).meaning: text for text in methods}
-    found = []
-    for text, dial in told.items():
-        if text in methods:
-            first, *others = dial["values"][:most]
-            value = own(text, dial["option"])
-            if value is not None and first != value:  # none leaves it to the method
-                raise ValueError(
-                    f"field.dials of {text}: the first {dial['option']} is {written(first)}, its own is "
-                    f"{written(value)}: give its own first"
-                )
-            values = {written(value): turned(text, dial["option"], value) for value in others}
-            known = {value: rows.get(spelled(each).meaning, each) for value, each in values.items()}
-            found.append(Dial(text, dial["option"], {written(first): text, **known}))
-    return found
 
 
 @dataclass(frozen=True)

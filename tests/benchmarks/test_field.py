@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="plots need the extra 'analysis'")
 
 from benchmarks import field, field_laws
-from benchmarks.field import Dial, dials, turned
+from benchmarks.field_dials import Dial, dials, turned
 from benchmarks.field_labels import CLEAR, Box, crosses, label_points, places
 from benchmarks.field_laws import Found, Tables, find_all
 from benchmarks.pages import check_page
@@ -176,7 +176,6 @@ def test_the_command_fills_a_page_and_goes_on_where_it_was(
     page.write_text(field.PAGE.read_text())
     monkeypatch.setitem(field.TABLE, "quick", ["ar", "smc-1"])
     monkeypatch.setitem(field.TABLE, "dials", {"smc-1": {"option": "w", "values": [0.3, 0.0]}})
-    monkeypatch.setattr(field, "default_methods", lambda: ("ar", "smc-1"))
     arguments = ["--quick", "--threads", "1", "--out", str(tmp_path / "out"), "--page", str(page), "--runs", "100"]
     field.main(arguments)
     told = page.read_text()
