@@ -58,7 +58,7 @@ class ChainedState(NamedTuple):
 
     @property
     def seats(self) -> tuple[Seat | None, ...]:
-        """Who sits where."""
+        """Who sits where, those of the canvas."""
         return self.canvas.seats
 
 
