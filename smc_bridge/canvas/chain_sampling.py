@@ -58,7 +58,7 @@ class ChainedState(NamedTuple):
 
     @property
     def seats(self) -> tuple[Seat | None, ...]:
-        """Who sits in each seat, None for nobody."""
+        """Who sits where, those of the canvas."""
         return self.canvas.seats
 
 

@@ -271,7 +271,7 @@ class PrefixFilled(Chain):
         return torch.full(scores.shape[:1], self.places, dtype=torch.long, device=scores.device)
 
     def most(self, window: int) -> int:
-        """How many places a group may have at most (`Chain.most`)."""
+        """As many as there are, or V (`Chain.most`)."""
         return min(self.places, window)
 
 

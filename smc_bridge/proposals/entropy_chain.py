@@ -63,5 +63,5 @@ class EntropyChain(Chain):
         return (before <= self.entropy).long().cumprod(-1).sum(-1).clamp_min(1)
 
     def most(self, window: int) -> int:
-        """How many places a group may have at most (`Chain.most`)."""
+        """V: the budget alone ends a group (`Chain.most`)."""
         return window
