@@ -184,7 +184,7 @@ class CacheErrors(tuple[CacheError, ...]):
 
 def cache_error(
     pair: Pair, cache: str | CachePolicy | Sequence[str | CachePolicy], prompts: Sequence[Sequence[int]], *,
-    method: str | Sequence[str] = "smc-1", temperature: float = 0.2, seed: int = 0, max_new_tokens: int = 256,
+    method: str | Sequence[str], temperature: float = 0.2, seed: int = 0, max_new_tokens: int = 256,
     batch: int | None = None,
 ) -> CacheErrors:
     """What caches of the diffusion model cost, on the places that methods use.
@@ -204,7 +204,7 @@ def cache_error(
         >>> from smc_bridge import load_pair
         >>> pair = load_pair("arithmetic", device="cpu")
         >>> prompts = [pair.encode("Ann has 3 apples. Ann buys 4. How many has Ann now?").tolist()]
-        >>> error = cache_error(pair, "freecache:8", prompts, max_new_tokens=12)[0]
+        >>> error = cache_error(pair, "freecache:8", prompts, method="smc-1", max_new_tokens=12)[0]
         >>> error.places > 0 and error.kl >= 0
         True
     """

@@ -70,7 +70,7 @@ def test_a_meter_changes_no_draw_and_counts_every_committed_place(pair: Pair, pr
 
 
 def test_without_a_cache_there_is_no_error_and_with_one_there_is(pair: Pair, prompts: list[list[int]]) -> None:
-    found = cache_error(pair, ["none", "prefix", "dual:4"], prompts, max_new_tokens=24)
+    found = cache_error(pair, ["none", "prefix", "dual:4"], prompts, method="smc-1", max_new_tokens=24)
     none, *others = found
     assert (none.kl_max, none.tokens_per_forward) == (0.0, none.tokens_per_forward_exact)
     assert none.acceptance == pytest.approx(1.0, abs=1e-6)
@@ -82,10 +82,10 @@ def test_without_a_cache_there_is_no_error_and_with_one_there_is(pair: Pair, pro
 
 def test_what_cannot_be_measured_is_refused_in_one_line(pair: Pair, prompts: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="prompts is empty: give at least one, as token ids"):
-        cache_error(pair, "prefix", [])
+        cache_error(pair, "prefix", [], method="smc-1")
     with pytest.raises(ValueError, match=r"method = 'ar,temperature=0\.2': it runs no forward of the diffusion"):
         cache_error(pair, "prefix", prompts, method="ar", max_new_tokens=2)
     with pytest.raises(ValueError, match="cache = 'all': give one of auto, none, prefix"):
-        cache_error(pair, "all", prompts)
+        cache_error(pair, "all", prompts, method="smc-1")
     with pytest.raises(ValueError, match="has no cache; give a pair of transformers models"):
-        cache_error(tabular_pair(), "prefix", [[0]])  # type: ignore[arg-type]
+        cache_error(tabular_pair(), "prefix", [[0]], method="smc-1")  # type: ignore[arg-type]
