@@ -204,8 +204,7 @@ def cache_error(
         >>> from smc_bridge import load_pair
         >>> pair = load_pair("arithmetic", device="cpu")
         >>> prompts = [pair.encode("Ann has 3 apples. Ann buys 4. How many has Ann now?").tolist()]
-        >>> METHOD = "smc,particles=1"
-        >>> error = cache_error(pair, "freecache:8", prompts, method=METHOD, max_new_tokens=12)[0]
+        >>> error = cache_error(pair, "freecache:8", prompts, method="smc-1", max_new_tokens=12)[0]
         >>> error.places > 0 and error.kl >= 0
         True
     """

@@ -74,7 +74,7 @@ class CommittedOnce(CachePolicy):
     name: ClassVar[str] = "prefix"
 
     def kept(self, length: int, place: int, prompt: int) -> int:
-        """All tokens of the row."""
+        """All of its tokens."""
         return length
 
 
@@ -139,7 +139,7 @@ class Refreshed(_Blocks):
         return min(length, self.begin(place, prompt))
 
     def block_of(self, place: int, prompt: int) -> tuple[int, int]:
-        """Which block a place is of (`CachePolicy.block_of`)."""
+        """The block, and where the next one begins (`CachePolicy.block_of`)."""
         begin = self.begin(place, prompt)
         return begin, begin + self.block
 
@@ -172,7 +172,7 @@ class Window(CachePolicy):
         return f"{self.name}:{self.tokens}"
 
     def kept(self, length: int, place: int, prompt: int) -> int:
-        """All tokens of the row."""
+        """All of its tokens."""
         return length
 
     def read(self, known: int, length: int) -> int:
