@@ -137,7 +137,9 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "short lookahead": {"lookahead": 2}, "chain": {"proposal": "chain"}, "path": {"proposal": "path", "w": 0.0},
     "reuse": {"reuse": 0.3}, "tree": {"kernel": "tree", "particles": 2, "lanes": 2},
     "tree of lanes of their own": {"kernel": "tree", "lanes": 2, "proposal_temperature": [0.5, 1.5]},
-    "accept-all": {"kernel": "accept-all", "window": 2}, "balance": {"lanes": 2, "weight": "balance"},
+    "accept-all": {"kernel": "accept-all", "window": 2}, "bonus": {"bonus": True},
+    "accept-all with a bonus": {"kernel": "accept-all", "window": 2, "lookahead": 2, "bonus": True},
+    "balance": {"lanes": 2, "weight": "balance"},
     "cap": {"particles": 4, "max_logit_bytes": 200}, "cap of a tree": {
         "particles": 4, "kernel": "tree", "nodes": 4, "max_logit_bytes": 200},
 }

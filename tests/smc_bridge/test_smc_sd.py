@@ -33,6 +33,7 @@ PAIR = tabular_pair(2, 3)
 @pytest.mark.parametrize("options", [
     {}, {"proposal": "chain"}, {"trigger": "always"}, {"trigger": "never"}, {"lanes": 2, "particles": 1},
     {"proposal_temperature": 0.7}, {"particles": 3, "window": 1}, {"lookahead": 3},
+    {"bonus": True}, {"bonus": True, "proposal": "chain"}, {"bonus": True, "trigger": "always", "window": 1},
 ], ids=str)
 def test_it_is_properly_weighted(options: dict[str, Any]) -> None:
     assert_proper(smc_sd(PAIR, **{"particles": 2, "window": 2, **options}))
@@ -49,6 +50,13 @@ def test_its_step_commits_gamma_tokens_of_every_particle_and_drafts_anew() -> No
     assert [record.length for record in result.trace] == [[[3]] * 4, [[3]] * 4, [[1]] * 4]
     # A forward of the DLM for every window: marginals of gamma places do not outlive one.
     assert result.forwards.dlm_forwards == result.forwards.ar_forwards == 3
+
+
+def test_with_a_bonus_its_step_commits_one_more_token_for_the_same_forwards() -> None:
+    pair = tabular_pair(3, 8, eos=False)
+    [result] = smc_sd(pair, particles=4, window=3, bonus=True).run([[0]], seed=2, max_new_tokens=7)
+    assert [record.length for record in result.trace] == [[[4]] * 4, [[3]] * 4]
+    assert result.forwards.dlm_forwards == result.forwards.ar_forwards == 2
 
 
 def test_the_weight_is_the_ratio_of_target_and_draft() -> None:
