@@ -75,7 +75,8 @@ def oracle(
     if target.potential is not None:
         whole = Prefix.of([[*prompt, *sequence] for sequence in sequences], device=model.device)
         finished = whole._replace(done=torch.ones_like(whole.done))
-        log_weights = log_weights + target.log_potential(finished).cpu()
+        start = torch.full_like(finished.length, len(prompt))
+        log_weights = log_weights + target.log_potential(finished, start=start).cpu()
     return Result(
         prompt=prompt, sequences=sequences, log_weights=(log_weights + math.log(len(sequences))).tolist(),
         texts=texts_of(detokenize, sequences, prompt), method="oracle", has_potential=target.potential is not None,
