@@ -26,11 +26,11 @@ from smc_bridge import (
     smc,
     tree_walk,
 )
+from smc_bridge.canvas import decoder as canvas_module
 from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.canvas.rules import AllAtOnce, CommitRule, Ordered, Reconsider
 from smc_bridge.decode import decode
 from smc_bridge.distributions.chunks import Chunks
-from smc_bridge.methods import canvas as canvas_module
 from smc_bridge.models.huggingface import HuggingFaceCausalLM, HuggingFaceMaskedLM
 from smc_bridge.models.protocols import MASKED
 from smc_bridge.prefix import Prefix

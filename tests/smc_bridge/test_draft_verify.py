@@ -294,10 +294,10 @@ def test_every_exact_form_draws_from_the_target(options: dict[str, Any]) -> None
 
 
 def test_the_published_greedy_form_is_biased_by_a_stated_gap() -> None:
-    """The likeliest token, tested as if drawn: total variation .71 to the AR law, exact; as a point mass none."""
+    """The likeliest token, tested as if drawn: total variation .61 to the AR law, exact; as a point mass none."""
     pair = tabular_pair(3, 3)
     gaps = {form: total_variation(draft_verify(pair, window=3, form=form), 3) for form in ("greedy", "point")}
-    assert gaps["greedy"] > 0.7, gaps
+    assert gaps["greedy"] > 0.6, gaps
     assert gaps["point"] < 1e-12, gaps
     assert draft_verify(pair, form="greedy").why_improper() == ["proposal GreedyDrafts is not proper"]
     assert_biased(draft_verify(pair, window=3, form="greedy", adapt=False), least=1e-2)

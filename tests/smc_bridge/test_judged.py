@@ -90,8 +90,9 @@ def test_its_law_is_that_of_the_formula(options: str, start: float, end: float, 
 def test_the_released_sign_is_farther_from_the_ar_law_than_no_weighting() -> None:
     law = exact_law(ARTarget(PAIR.ar), 2)
     none, formula, released = (
-        distance(law_of(f"edlm,steps=2,is_start=1,is_end=0,{option}", 2), law)
-        for option in ("candidates=1", "sign=formula", "sign=inverted")
+        distance(law_of(f"edlm,steps=2,{option}", 2), law) for option in (
+            "candidates=1", "is_start=1,is_end=0,sign=formula", "is_start=1,is_end=0,sign=inverted",
+        )
     )
     assert formula < none - 0.03, f"formula {formula:.4f}, none {none:.4f}"
     assert released > none + 0.03, f"released {released:.4f}, none {none:.4f}"
@@ -100,9 +101,9 @@ def test_the_released_sign_is_farther_from_the_ar_law_than_no_weighting() -> Non
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_more_candidates_come_nearer_to_the_ar_law(steps: int) -> None:
-    law = exact_law(ARTarget(PAIR.ar), 2)
+    law, window = exact_law(ARTarget(PAIR.ar), 2), ",is_start=1,is_end=0"
     found = [
-        distance(law_of(f"edlm,steps={steps},is_start=1,is_end=0,candidates={k}", 2), law) for k in (1, 2, 3, 4)
+        distance(law_of(f"edlm,steps={steps},candidates={k}{window if k > 1 else ''}", 2), law) for k in (1, 2, 3, 4)
     ]
     assert found == sorted(found, reverse=True), found
 
