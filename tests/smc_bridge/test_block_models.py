@@ -76,7 +76,9 @@ def test_programs_are_proper_on_every_outcome(name: str) -> None:
         "tree": lambda: tree_walk(PAIR, particles=2, nodes=3, w=0.5, window=3, lookahead=3),
         "poe": lambda: program("marginals", intermediate=ProductOfExperts(0.4), lanes=2, particles=1),
         "block verification": lambda: program("marginals", kernel=BlockVerification()),
-    }[name]())
+    # Cold lanes weigh tokens that they hardly draw by thousands: round-off of the sum is so much greater, more on one
+    # processor than on another (3e-12 seen).
+    }[name](), tolerance=1e-11 if name == "paper" else 1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
