@@ -466,8 +466,8 @@ display(pd.DataFrame(table).T.fillna("-"))
 # In brackets 95% intervals. The methods without proper weights have no bound; `ar` and `speculative` have bound 0,
 # exactly. The product of experts at $w = 0.3$, with one particle, saves some three forwards of either model on problems
 # as short as these, and its bound says what that costs in law. Four particles lower the bound and, at this temperature,
-# give the saved forwards back. Notebook `03_swap_the_intermediate` looks at other intermediates. (On the command line, and for
-# hundreds of problems: `smc-bridge compare --task arithmetic`.)
+# give the saved forwards back. Notebook `03_swap_the_intermediate` looks at other intermediates. (On the command line,
+# and for hundreds of problems: `smc-bridge compare --task arithmetic`.)
 
 # %% tags=["hide-input"]
 found_rows = {row.method: row for row in comparison.rows}
