@@ -41,7 +41,7 @@ class NGram:
         >>> import numpy as np
         >>> law = NGram([[0, 1, 0, 1, 0]], 2)
         >>> [round(float(x), 2) for x in np.exp(law.log_prob(0, np.array([[1, 0]]), np.array([[0, 1]])))[0]]
-        [0.12, 0.88]
+        [0.1, 0.9]
     """
 
     def __init__(self, texts: Sequence[Sequence[int]], size: int, *, order: int = 3, prior: float = 1.0) -> None:
