@@ -21,8 +21,9 @@ there `prefix` and `freecache` are the same, with the model's own blocks, counte
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from smc_bridge.models.arguments import said, whole_number
 
@@ -31,7 +32,7 @@ BLOCK = 32
 
 
 @dataclass(frozen=True)
-class CachePolicy:
+class CachePolicy(ABC):
     """Which tokens of a row a forward takes from the cache, and which it leaves there.
 
     Attributes:
@@ -47,6 +48,7 @@ class CachePolicy:
     def __str__(self) -> str:
         return self.name
 
+    @abstractmethod
     def kept(self, length: int, place: int, prompt: int) -> int:
         """How many tokens of a row are kept once it was scored.
 
@@ -55,7 +57,6 @@ class CachePolicy:
             place: first masked place behind them, counted from the row's first token.
             prompt: tokens that the row had when it was first scored.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what it keeps")
 
     def read(self, known: int, length: int) -> int:
         """How many of the `known` tokens that are kept a forward takes from the cache; the others are computed anew."""
@@ -238,3 +239,13 @@ def fitting(cache: str | CachePolicy, *, block_size: int | None, lacks: str | No
             "kept, exactly; use cache = 'prefix'"
         )
     return FinishedBlocks(block_size)
+
+
+def recomputing(model: Any) -> Any:
+    """The same diffusion model without a cache by which its scores depend on earlier forwards; itself if it has none.
+
+    Decoders that give a session nothing but the prompt gain little by such a cache, and their rows of one prompt would
+    be scored one after the other.
+    """
+    policy = getattr(model, "policy", None)
+    return model if policy is None or policy.exact else model.with_cache("none")

@@ -5,6 +5,8 @@ A session that recomputes needs nothing else: its `score` reads `tokens` and `le
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -131,3 +133,16 @@ def reseat(session: Session, held: Tensor, rows: Tensor, tokens: Tensor, length:
     session.crop(sent(kept, held.device))
     if counts.any():
         session.commit(sent(blocks, held.device), sent(counts, held.device))
+
+
+def turns(session: Any, rows: Tensor) -> Tensor:
+    """In which of its forwards a session computes each row of a call, from 0 on, `[B]` like `rows`.
+
+    One whose cache keeps what a forward has computed takes a row that is given again after the first (`in_turn`).
+    """
+    if not getattr(session, "in_turn", False):
+        return torch.zeros_like(rows)
+    order = torch.argsort(rows, stable=True)
+    _, count = torch.unique_consecutive(rows[order], return_counts=True)
+    first = (count.cumsum(0) - count).repeat_interleave(count)
+    return torch.empty_like(rows).index_copy(0, order, torch.arange(rows.numel(), device=rows.device) - first)

@@ -176,6 +176,7 @@ class HuggingFaceDiffusionSession(Rows):
         self._cache = None if policy is None else PrefixCache(len(length), policy)
         #: Whether a row's scores depend on the forwards before, and not on its tokens alone.
         self.has_history = policy is not None and not policy.exact
+        self.in_turn = policy is not None
 
     def _follow(self, source: list[int]) -> None:
         """Let the cache follow."""

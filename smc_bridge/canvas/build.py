@@ -9,6 +9,7 @@ from smc_bridge.canvas.credit import Credit
 from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.canvas.rules import CommitRule
 from smc_bridge.engine.presets import check_pair
+from smc_bridge.models.caches import recomputing
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
 
@@ -19,6 +20,7 @@ WHOLE = 2**20
 def canvas_of(
     pair: ModelPair, rule: CommitRule, *, name: str, span: int | None, lookahead: int | None, temperature: float,
     top_p: float = 1.0, anchors: str | Mapping[int, int] | None = None, credit: Credit | None = None,
+    recompute: bool = False,
 ) -> Canvas:
     """The decoder of a pair's diffusion model under a rule.
 
@@ -27,11 +29,13 @@ def canvas_of(
         lookahead: masked places per forward; None for the whole continuation.
         temperature, top_p: of the law that tokens are drawn from.
         anchors: see `read_anchors`.
+        recompute: whether the model is taken without an approximate cache (`recomputing`).
     Raises:
         ValueError: an argument out of range.
     """
     check_pair(pair)
     places = WHOLE if lookahead is None else lookahead
-    proposal = DLMProposal(pair.dlm, temperature=temperature, top_p=top_p, lookahead=places)
+    model = recomputing(pair.dlm) if recompute else pair.dlm
+    proposal = DLMProposal(model, temperature=temperature, top_p=top_p, lookahead=places)
     held = read_anchors(anchors, getattr(pair, "tokenizer", None))
     return Canvas(proposal, rule, span, name, getattr(pair, "decode", None), held, credit)

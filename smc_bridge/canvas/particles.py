@@ -12,6 +12,7 @@ A subclass gives the potentials (`weighed`). Weights are float64, and survivors 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ from smc_bridge.models.arguments import whole_number
 
 
 @dataclass
-class Particles(Denoiser):
+class Particles(Denoiser, ABC):
     """A denoiser whose canvases are weighed and resampled (module docstring).
 
     Attributes:
@@ -54,6 +55,7 @@ class Particles(Denoiser):
         """Which seats may resample, after as many steps as their clocks say."""
         return [state.clock[seat] % self.every == 0 for seat in seats]
 
+    @abstractmethod
     def weighed(
         self, state: DenoisingState, seats: Sequence[int], seen: Masked | None, due: Sequence[bool],
         over: Sequence[bool],
@@ -65,7 +67,6 @@ class Particles(Denoiser):
             due: which of the seats may resample now.
             over: which of the seats' canvases are all complete: their last potential.
         """
-        raise NotImplementedError
 
     def settled(self, state: DenoisingState, seats: Sequence[int], seen: Masked | None) -> DenoisingState:
         """Weigh, and resample where that is due (`Denoiser.settled`)."""

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, truncate
 from smc_bridge.distributions.law import Law
-from smc_bridge.kernels.pinned import Pinned
-from smc_bridge.kernels.protocol import Kernel, Verified, Verifier
+from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.models.arguments import real_between, said, whole_number
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.randomness import Randomness
@@ -68,10 +67,3 @@ class Agreement(Kernel):
             accepted += going
         length = accepted.clamp_min(1)
         return Move(truncate(tokens, length), length, accepted)
-
-    def move(
-        self, draft: Draft, verifier: Verifier, *, source: Randomness, horizon: Horizon, pinned: Pinned | None = None
-    ) -> Verified:
-        """See `Kernel.move`; scored are the places that a row has room for, where the window is wider."""
-        found = super().move(draft, verifier, source=source, horizon=horizon, pinned=pinned)
-        return found._replace(scored=horizon.window)

@@ -18,6 +18,7 @@ from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.shaping import COLDEST, HOTTEST, check_temperature
 from smc_bridge.engine.presets import smc
 from smc_bridge.engine.sampler import Sampler
+from smc_bridge.kernels.agreement import Agreement
 from smc_bridge.kernels.gumbel import GumbelCoupling
 from smc_bridge.kernels.importance import Unweighed
 from smc_bridge.kernels.protocol import Kernel
@@ -29,26 +30,14 @@ from smc_bridge.registry import method
 
 
 class FirstForced(Kernel):
-    """Commits the draft as far as it agrees with a sample of the intermediate, and its first token whether it does or
-    not: that one has the proposal's law.
-
-    Args:
-        greedy: agree with the intermediate's likeliest tokens, instead of its sample under the draft's own noise.
-    """
+    """Commits the draft as far as it agrees with a sample of the intermediate under the draft's own noise, and its
+    first token whether it does or not: that one has the proposal's law."""
 
     proper = False
 
-    def __init__(self, *, greedy: bool = False) -> None:
-        self.greedy = greedy
-
     def __call__(self, draft: Draft, pi: Law, *, source: Randomness, horizon: Horizon) -> Move:
         """See `Kernel.__call__`."""
-        tokens = draft.tokens
-        if self.greedy:
-            place = torch.zeros_like(horizon.window)
-            sample = torch.stack([pi.row(place + i).argmax(-1) for i in range(tokens.shape[1])], 1)
-        else:
-            sample = GumbelCoupling().sample(draft, pi, source=source, horizon=horizon)
+        tokens, sample = draft.tokens, GumbelCoupling().sample(draft, pi, source=source, horizon=horizon)
         agreed = (sample == tokens).long().cumprod(-1).sum(-1)
         block = torch.where(tokens < 0, sample, tokens)  # without an opinion the first token is not the draft's
         length = torch.minimum(agreed.clamp_min(1), horizon.end(block))
@@ -112,4 +101,4 @@ def apd(
     sampler = smc(
         pair, 1, intermediate=law, temperature=heat, proposal_temperature=heat**2, name=name, **options
     )
-    return replace(sampler, kernel=FirstForced(greedy=True), weight=Unweighed())
+    return replace(sampler, kernel=Agreement(), weight=Unweighed())

@@ -16,6 +16,7 @@ from smc_bridge.engine.presets import check_pair, smc
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import normalised
 from smc_bridge.models.arguments import real_between, said, true_or_false, whole_number
+from smc_bridge.models.caches import recomputing
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
@@ -158,7 +159,7 @@ def edlm(
         if several == 1 and value != plain:
             raise ValueError(f"{name} = {said(value)} with candidates = 1, which is not weighed: leave it out")
     return EnergyDenoiser(
-        DLMProposal(pair.dlm, temperature=temperature, lookahead=lookahead),
+        DLMProposal(recomputing(pair.dlm), temperature=temperature, lookahead=lookahead),
         ARTarget(pair.ar, temperature=temperature, top_p=top_p), steps, 1, "edlm", getattr(pair, "decode", None),
         several, is_start, is_end, is_temp, sign, carry_over,
     )

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 from smc_bridge.canvas.build import canvas_of
 from smc_bridge.canvas.chain_sampling import ChainSampling
 from smc_bridge.canvas.rules import Ordered
 from smc_bridge.models.protocols import ModelPair
-from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.proposals.self_speculation import WINDOW
 from smc_bridge.registry import method
 
@@ -53,13 +49,7 @@ def fef_dllm(
         ValueError: an argument out of range.
     """
     plain = canvas_of(
-        pair, Ordered(), name="fef-dllm", span=None, lookahead=lookahead, temperature=temperature, top_p=top_p
+        pair, Ordered(), name="fef-dllm", span=None, lookahead=lookahead, temperature=temperature, top_p=top_p,
+        recompute=True,
     )
-    model: Any = plain.proposal.model
-    policy = getattr(model, "policy", None)
-    if policy is not None and not policy.exact:  # what it scores then depends on what it scored before: no one law
-        exact = DLMProposal(
-            model.with_cache("none"), temperature=temperature, top_p=top_p, lookahead=plain.proposal.lookahead
-        )
-        plain = replace(plain, proposal=exact)
     return ChainSampling(plain, window, bonus, "fef-dllm", plain.detokenize)

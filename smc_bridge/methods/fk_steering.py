@@ -18,6 +18,7 @@ from smc_bridge.engine.presets import check_pair
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.engine.weights import Trigger
 from smc_bridge.models.arguments import real_between, said, whole_number
+from smc_bridge.models.caches import recomputing
 from smc_bridge.models.ends import ends_of
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.names import named
@@ -159,7 +160,7 @@ def fk_steering(
     """
     check_pair(pair)
     return Steered(
-        DLMProposal(pair.dlm, temperature=temperature, lookahead=lookahead),
+        DLMProposal(recomputing(pair.dlm), temperature=temperature, lookahead=lookahead),
         ARTarget(pair.ar, temperature=temperature, top_p=top_p), steps, particles, "fk-steering",
         getattr(pair, "decode", None), every, named("resampler", resampler), named("trigger", trigger), potential,
         exponent, samples,

@@ -14,6 +14,7 @@ from smc_bridge.engine.presets import check_pair
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.engine.weights import Trigger
 from smc_bridge.models.arguments import said
+from smc_bridge.models.caches import recomputing
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.names import named
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -100,7 +101,7 @@ def self_rewarding_smc(
     """
     check_pair(pair)
     return SelfRewarded(
-        DLMProposal(pair.dlm, temperature=temperature, lookahead=lookahead), None, steps, particles,
+        DLMProposal(recomputing(pair.dlm), temperature=temperature, lookahead=lookahead), None, steps, particles,
         "self-rewarding-smc", getattr(pair, "decode", None), steps if every is None else every,
         named("resampler", resampler), named("trigger", trigger), final,
     )

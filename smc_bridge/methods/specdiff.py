@@ -61,7 +61,7 @@ class RandomSteps(PrefixFilled):
                 continue
             columns = int(canvas_width[rows].max())
             fresh = state.session.score(total[rows], canvas[rows, :columns])
-            scored.append(total[rows] // state.particles)
+            scored.append(total[rows])
             scores = scores if scores.numel() else fresh.new_zeros(*tokens.shape, fresh.shape[-1])
             for i in range(min(asked.window, columns)):
                 own = now[rows, i].nonzero().flatten()
@@ -73,7 +73,7 @@ class RandomSteps(PrefixFilled):
                 tokens[lane, i] = draw(law, lane, torch.full_like(lane, i)[:, None]).flatten()
                 canvas[lane, i] = tokens[lane, i]
         everyone = torch.arange(total.numel(), device=device)
-        return Draft(tokens, self.law(scores, asked, everyone), width, cost_of(scored))
+        return Draft(tokens, self.law(scores, asked, everyone), width, cost_of(state.session, scored, state.particles))
 
 
 @method(

@@ -23,8 +23,8 @@ def ssd(
     One batched forward reads the states with 0 .. N of them filled, one row each: guess j + 1 stands iff the state
     after j fills itself chooses that place and that token. The guesses that stand are filled, with the choice of the
     last state reached, whose row is the next draft. Role: an exact form of the greedy decoder, token by token, that
-    trades forwards for rows. Greedy decoding has no law, so the results carry no weights. Under an approximate cache of
-    the prefix, which the embedded pair has unless `dlm_cache = none`, the two can part.
+    trades forwards for rows. Greedy decoding has no law, so the results carry no weights. The model is taken without an
+    approximate cache, under which the two could part.
 
     Args:
         pair: the models, of which the diffusion model decodes.
@@ -36,6 +36,6 @@ def ssd(
         ValueError: an argument out of range.
     """
     greedy = canvas_of(
-        pair, Ranked(), name="ssd", span=span, lookahead=lookahead, temperature=0.0, anchors=anchors
+        pair, Ranked(), name="ssd", span=span, lookahead=lookahead, temperature=0.0, anchors=anchors, recompute=True
     )
     return SelfSpeculation(greedy, draft, "ssd", greedy.detokenize)

@@ -26,7 +26,7 @@ from smc_bridge.distributions.law import Law
 from smc_bridge.models.arguments import said, whole_number
 from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, within_block
-from smc_bridge.models.rows import reseat
+from smc_bridge.models.rows import reseat, turns
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.form import Form
 from smc_bridge.proposals.lanes import lane_law
@@ -169,7 +169,7 @@ class Chain(Form):
             fresh = fresh if scored else fresh.repeat_interleave(k, 0)
             if not scored:
                 scores = fresh.new_zeros(total.numel(), asked.window, fresh.shape[-1])
-            scored.append(total[rows] // state.particles)
+            scored.append(total[rows])
             count = torch.minimum(self.group(fresh), (width - at)[going])
             ended = torch.zeros_like(count, dtype=torch.bool)
             for j in range(int(count.max())):
@@ -184,7 +184,7 @@ class Chain(Form):
             at[going] += count
             going = going[~ended & (at < width)[going]]
         everyone = torch.arange(total.numel(), device=device)
-        return Draft(tokens, self.law(scores, asked, everyone), width, cost_of(scored))
+        return Draft(tokens, self.law(scores, asked, everyone), width, cost_of(state.session, scored, state.particles))
 
     def along(self, state: ChainState, asked: Asked, lane: Tensor, block: Tensor) -> Law:
         """q along given blocks, `[Q, V, A]`, by one forward of a row for each place where a group may begin
@@ -289,6 +289,10 @@ def following(scores: Tensor, at: Tensor, most: int) -> Tensor:
     return scores[torch.arange(at.numel(), device=at.device)[:, None], place]
 
 
-def cost_of(scored: list[Tensor]) -> Cost:
-    """What forwards cost of which the rows were for these prompts, `[U]` each."""
-    return Cost(torch.cat(scored), torch.cat([torch.full_like(prompts, i) for i, prompts in enumerate(scored)]))
+def cost_of(session: DiffusionSession, scored: list[Tensor], particles: int) -> Cost:
+    """What calls cost of which the rows were these of the session, `[U]` each, of so many particles of each prompt."""
+    forward, before = list[Tensor](), 0
+    for rows in scored:
+        forward.append(turns(session, rows) + before)
+        before = int(forward[-1].max()) + 1
+    return Cost(torch.cat(scored) // particles, torch.cat(forward))

@@ -138,7 +138,8 @@ class SelfSpeculated(PrefixFilled):
         while work.going.numel():
             work.round(draft, decide)
         everyone = torch.arange(work.at.numel(), device=work.at.device)
-        return Draft(work.tokens, self.law(work.scores, asked, everyone), work.width, cost_of(work.scored))
+        cost = cost_of(state.session, work.scored, state.particles)
+        return Draft(work.tokens, self.law(work.scores, asked, everyone), work.width, cost)
 
 
 class _Drafting:
@@ -150,7 +151,7 @@ class _Drafting:
         ahead: logits of the next places of each, `[R, v, A]`.
         ready: whose are known, bool `[R]`.
         going: lanes that go on.
-        scored: prompts of the rows of each forward.
+        scored: rows of the session in each call.
     """
 
     def __init__(self, chain: SelfSpeculated, state: ChainState, asked: Asked) -> None:
@@ -168,7 +169,7 @@ class _Drafting:
 
     def score(self, lane: Tensor, block: Tensor, shown: Tensor) -> Tensor:
         """Logits of the places after the tokens that are shown of these lanes, `[U, v, A]`, by one forward."""
-        self.scored.append(self.total[lane] // self.state.particles)
+        self.scored.append(self.total[lane])
         width = self.canvas_width[lane]
         canvas = filled(block, shown, width, int(width.max()))
         return following(self.state.session.score(self.total[lane], canvas), shown, self.step)

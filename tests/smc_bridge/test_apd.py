@@ -15,7 +15,8 @@ from smc_bridge.blocks import full_horizon
 from smc_bridge.decode import decode
 from smc_bridge.distributions.table import Dense
 from smc_bridge.engine.weights import never
-from smc_bridge.methods.apd import FirstForced, apd
+from smc_bridge.kernels.agreement import Agreement
+from smc_bridge.methods.apd import apd
 from smc_bridge.models.tabular import TabularCausalSession, TabularDiffusionSession
 from smc_bridge.prefix import PAD
 from smc_bridge.proposals.protocol import Draft
@@ -125,18 +126,15 @@ def test_the_released_form_accepts_by_the_argmax_of_the_raw_product(temperature:
 def test_the_greedy_kernel_commits_what_agrees_and_at_least_one_token() -> None:
     """All drafts of three tokens, and those without a first one."""
     pi = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.2, 0.7]]).log()
-    drafts = torch.tensor([*itertools.product(range(3), repeat=3), (PAD, 0, 0)])
+    drafts = torch.tensor([*itertools.product(range(3), repeat=3)])
     laws = Dense(pi.expand(len(drafts), 3, 3))
     horizon = full_horizon(len(drafts), 3)
     draft = Draft(drafts, laws, horizon.window)
-    move = FirstForced(greedy=True)(draft, laws, source=torch.Generator(), horizon=horizon)
+    move = Agreement()(draft, laws, source=torch.Generator(), horizon=horizon)
     for drafted, block, length, accepted in zip(*(x.tolist() for x in (drafts, *move)), strict=True):
         agreed = next((i for i, token in enumerate(drafted) if token != (1, 0, 2)[i]), 3)
-        if drafted[0] == PAD:
-            assert (block, length, accepted) == ([1, PAD, PAD], 1, 0)
-        else:
-            kept = max(1, agreed)
-            assert (block[:kept], length, accepted) == (drafted[:kept], kept, kept), drafted
+        kept = max(1, agreed)
+        assert (block[:kept], length, accepted) == (drafted[:kept], kept, kept), drafted
 
 
 @pytest.mark.parametrize("eos", [None, 1])

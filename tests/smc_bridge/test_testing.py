@@ -278,5 +278,5 @@ def test_a_kernel_that_does_not_say_if_it_is_proper_is_asked_to() -> None:
 
 
 def test_a_proposal_of_ones_own_is_no_name() -> None:
-    with pytest.raises(ValueError, match=r"^proposal = .*: give one of marginals, .*path, search; .* Sampler\(proposal"):
+    with pytest.raises(ValueError, match=r"^proposal = .*: give one of marginals, .* search; .* Sampler\(proposal"):
         smc(PAIR, proposal=DLMProposal(PAIR.dlm))  # type: ignore[arg-type]
