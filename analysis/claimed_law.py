@@ -15,85 +15,28 @@ blocks of one token (V = M = 1), and a method that claims a product is to be com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Mapping
 
 import torch
-from torch import Tensor
 
 from smc_bridge.distributions.intermediate import ProductOfExperts
-from smc_bridge.distributions.shaping import Shaping
-from smc_bridge.models.ends import ends_of
+from smc_bridge.distributions.target import ARTarget
 from smc_bridge.models.protocols import MASKED, ModelPair
+from smc_bridge.models.tabular import TabularAR
 from smc_bridge.names import DEFAULT_W
-from smc_bridge.prefix import Prefix
+from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import Spelled
+from smc_bridge.testing import chain_law, exact_law
 
 #: Measure of every complete sequence.
 Measure = Mapping[Hashable, float]
-#: Log-conditionals `[R, A]` after prefixes, all of one length.
-Conditional = Callable[[Prefix], Tensor]
 
 #: Claims that have a law here.
 POE = "PoE"
 KNOWN = ("AR", POE, "DLM", "AR^alpha")
 
 
-def chain_rule(conditional: Conditional, ends: Sequence[int], limit: int) -> dict[Hashable, float]:
-    """Probability of every complete sequence of at most `limit` tokens, those of probability 0 left out.
-
-    Args:
-        conditional: log-law of the next token.
-        ends: tokens that end a sequence.
-        limit: greatest length of a sequence.
-    """
-    whole: dict[Hashable, float] = {}
-    growing: dict[tuple[int, ...], float] = {(): 1.0}
-    while growing:
-        rows = conditional(Prefix.of([list(each) for each in growing])).double().exp().tolist()
-        after: dict[tuple[int, ...], float] = {}
-        for (sequence, mass), row in zip(growing.items(), rows, strict=True):
-            for token, share in enumerate(row):
-                grown = (*sequence, token)
-                if mass * share <= 0:
-                    continue
-                if token in ends or len(grown) == limit:
-                    whole[grown] = mass * share
-                else:
-                    after[grown] = mass * share
-        growing = after
-    return whole
-
-
-def ar_conditional(pair: ModelPair, temperature: float) -> Conditional:
-    """The autoregressive model's law of the next token."""
-    shaping = Shaping(temperature=temperature, banned_ids=tuple(pair.ar.banned_ids))
-
-    def law(prefix: Prefix) -> Tensor:
-        rows = torch.arange(prefix.length.numel())
-        session = pair.ar.session(prefix.tokens.clamp_min(0), prefix.length)
-        return shaping.log_probs(session.score(rows, torch.zeros_like(rows)[:, None])[:, 0])
-
-    return law
-
-
-def dlm_conditional(pair: ModelPair, temperature: float, limit: int, *, committed: bool) -> Conditional:
-    """The diffusion model's law of the next place: after a prefix that is committed, or that stands on the canvas."""
-    shaping = Shaping(temperature=temperature, banned_ids=tuple(pair.dlm.banned_ids))
-
-    def law(prefix: Prefix) -> Tensor:
-        rows = torch.arange(prefix.length.numel())
-        if committed:
-            session = pair.dlm.session(prefix.tokens.clamp_min(0), prefix.length)
-            return shaping.log_probs(session.score(rows, torch.full((rows.numel(), 1), MASKED))[:, 0])
-        length = prefix.tokens.shape[1]
-        masked = torch.full((rows.numel(), limit - length), MASKED)
-        session = pair.dlm.session(torch.zeros(rows.numel(), 0, dtype=torch.long), torch.zeros_like(rows))
-        return shaping.log_probs(session.score(rows, torch.cat([prefix.tokens, masked], 1))[:, length])
-
-    return law
-
-
-@torch.inference_mode()
 def claimed_law(
     method: Spelled, pair: ModelPair, limit: int, *, temperature: float = 1.0, w: float = DEFAULT_W
 ) -> Measure | None:
@@ -101,26 +44,47 @@ def claimed_law(
 
     Args:
         method: with its options, of which w and alpha are read.
-        pair: models with so few tokens that sequences can be listed.
+        pair: tables of so few tokens that sequences can be listed.
         limit: greatest length of a sequence.
         temperature: of the laws.
         w: exponent of the diffusion model in a product, where the spelling does not say it.
     Returns:
-        probabilities; of `AR^alpha` without its normaliser, which is their sum.
+        probabilities, those of 0 left out; of `AR^alpha` without its normaliser, which is their sum.
     """
-    ends, p = ends_of(pair.ar.eos_id), ar_conditional(pair, temperature)
     match method.method.targets:
         case "AR":
-            return chain_rule(p, ends, limit)
+            return ar_law(pair, limit, temperature)
         case "DLM":
-            return chain_rule(
-                dlm_conditional(pair, temperature, limit, committed=False), ends_of(pair.dlm.eos_id), limit
-            )
+            return possible(chain_law(DLMProposal(pair.dlm, temperature=temperature), limit))
         case "PoE":
-            product = ProductOfExperts(float(method.options.get("w", w)))
-            q = dlm_conditional(pair, temperature, limit, committed=True)
-            return chain_rule(lambda prefix: product.log_prob(q(prefix), p(prefix)), ends, limit)
+            table = product_table(pair, limit, temperature, float(method.options.get("w", w)))
+            return possible(exact_law(ARTarget(table), limit))
         case "AR^alpha":
             alpha = float(method.options.get("alpha", method.method.option("alpha").default))
-            return {x: mass**alpha for x, mass in chain_rule(p, ends, limit).items()}
+            return {x: mass**alpha for x, mass in ar_law(pair, limit, temperature).items()}
     return None
+
+
+def ar_law(pair: ModelPair, limit: int, temperature: float) -> Measure:
+    """Probability of every complete sequence of at most `limit` tokens under the AR model, those of 0 left out."""
+    return possible(exact_law(ARTarget(pair.ar, temperature=temperature), limit))
+
+
+def possible(law: Mapping[tuple[int, ...], float]) -> dict[Hashable, float]:
+    """What has a probability above 0."""
+    return {x: mass for x, mass in law.items() if mass > 0}
+
+
+@torch.inference_mode()
+def product_table(pair: ModelPair, limit: int, temperature: float, w: float) -> TabularAR:
+    """The product of experts of blocks of one token, `pi ∝ q^w p^(1-w)`, as a table of conditionals."""
+    proposal, target = DLMProposal(pair.dlm, temperature=temperature), ARTarget(pair.ar, temperature=temperature)
+    size, tables = pair.ar.vocab_size, []
+    for depth in range(limit):
+        tokens = torch.tensor([*itertools.product(range(size), repeat=depth)], dtype=torch.long)
+        rows, length = torch.arange(len(tokens)), torch.full((len(tokens),), depth)
+        masks, blank = torch.full((len(tokens), 1), MASKED), torch.zeros(len(tokens), 1, dtype=torch.long)
+        log_q = proposal.log_probs(pair.dlm.session(tokens, length).score(rows, masks), 1)[:, 0, 0]
+        log_p = target.log_probs(pair.ar.session(tokens, length).score(rows, blank)[:, 0])
+        tables.append(ProductOfExperts(w).log_prob(log_q, log_p).exp())
+    return TabularAR(tables, eos_id=pair.ar.eos_id)

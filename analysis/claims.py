@@ -26,12 +26,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from smc_bridge.analysis.claimed_law import POE, Measure, ar_conditional, chain_rule, claimed_law
+from smc_bridge.analysis.claimed_law import POE, Measure, ar_law, claimed_law
 from smc_bridge.analysis.laws import total_variation
 from smc_bridge.decode import Decoder, decode
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.estimate import Estimate
-from smc_bridge.models.ends import ends_of
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.names import DEFAULT_W
 from smc_bridge.registry import Spelled, spelled
@@ -239,7 +238,7 @@ def judge(
         return output_of(_made(method, pair, limit, size, temperature, w), limit, runs=runs, seed=seed, cheap=cheap)
 
     found = output(limit)
-    law = chain_rule(ar_conditional(pair, temperature), ends_of(pair.ar.eos_id), limit)
+    law = ar_law(pair, limit, temperature)
     claim = None
     if measure is not None:
         claim = (output(1) if method.method.targets == POE else found).distance(measure, seed=seed)

@@ -182,13 +182,30 @@ def test_self_speculation_shows_one_row_for_each_number_of_drafted_tokens(monkey
 
 def test_self_speculation_draws_from_the_chain_rule_in_fewer_forwards() -> None:
     """On the embedded pair: forwards one after the other per token, and rows; the law is that of the chain (above)."""
-    pair, task = load_pair("arithmetic"), TASKS["arithmetic"]
+    pair, task = load_pair("arithmetic", dlm_cache="none"), TASKS["arithmetic"]
     prompts = [pair.encode(item.prompt).tolist() for item in task.problems(1)]
     used = {}
     for proposal in ("chain", "speculated-chain"):
         runs = smc(pair, 1, window=16, w=0.3, proposal=proposal).run(prompts, seed=1, max_new_tokens=16)
         used[proposal] = sum(r.forwards.dlm_forwards for r in runs) / sum(r.tokens for r in runs)
     assert used["speculated-chain"] < 0.6 * used["chain"], used
+
+
+@pytest.mark.parametrize("options", [{"proposal": "speculated-chain"}, {"proposal": "chain", "lanes": 3}])
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+def test_every_forward_of_the_network_is_counted(cache: str, options: dict[str, Any]) -> None:
+    """Under a cache that keeps what a forward has computed, rows of one prefix in a call are computed in turn."""
+    pair = load_pair("arithmetic", dlm_cache=cache)
+    network: Any = pair.dlm.model  # type: ignore[attr-defined]
+    ran: list[int] = []
+    handle = network.register_forward_hook(lambda *_: ran.append(1))
+    try:
+        [run] = smc(pair, 1, window=4, lookahead=4, w=0.3, **options).run(
+            [pair.encode("Ann has 3 apples.").tolist()], seed=1, max_new_tokens=12
+        )
+    finally:
+        handle.remove()
+    assert run.forwards.dlm_forwards == len(ran)
 
 
 @pytest.mark.parametrize("form", FORMS)
