@@ -32,9 +32,8 @@ from smc_bridge.testing import chain_law, exact_law
 #: Measure of every complete sequence.
 Measure = Mapping[Hashable, float]
 
-#: Claims that have a law here.
+#: What a method claims whose law is a product of experts.
 POE = "PoE"
-KNOWN = ("AR", POE, "DLM", "AR^alpha")
 
 
 def claimed_law(

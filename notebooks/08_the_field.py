@@ -162,10 +162,11 @@ plt.show()
 # The intermediate is the product of experts with $w = 0.3$ in all rows, and so is the law that blocks are drawn from
 # (as far as each proposal's conditionals are the same); who drafts decides how far a block gets. A chain is coherent
 # and costs a forward for every group of places; self-speculation draws the same chain in fewer, wider forwards; and
-# the AR model without some of its layers drafts without the diffusion model.
+# the AR model without some of its layers drafts without the diffusion model. The diffusion model keeps no cache here:
+# under one, rows of one prefix are run one after the other.
 
 # %%
-pair = load_pair("arithmetic")
+pair = load_pair("arithmetic", dlm_cache="none")
 prompts = [pair.encode(x.prompt).tolist() for x in held_out()[: size(24, 2)]]
 PROPOSALS = {
     "marginals": {}, "with a bonus token": {"bonus": True},
