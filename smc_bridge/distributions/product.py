@@ -108,12 +108,11 @@ class ProductLaw(Law):
         most `A^(1 - s)` (Hölder). A negative exponent c raises a token by nothing at least, and the normaliser by a
         factor `e^(c LOG_RARE)` at most.
         """
-        least = self._least[rows, 0] if isinstance(self._least, Tensor) else self._least
-        below = torch.zeros_like(rows, dtype=self.dtype)
+        below = self._least[rows, 0] if isinstance(self._least, Tensor) else self._least
         for law, exponent in self.others:
             if exponent > 0:
                 below = below + exponent * law.lower_bound(rows, positions)
-        return below + least
+        return below if isinstance(below, Tensor) else torch.full_like(rows, below, dtype=self.dtype)
 
     def _product(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Unnormalised log-product, `[n, A]` or `[n, 1]`, in memory of its own. `0 * -inf = 0`."""

@@ -71,7 +71,7 @@ def with_bonus(draft: Draft, state: SMCState, asked: Asked) -> Draft:
     width = known(draft.width)
     more = width < room
     if draft.lasting is not None:
-        more &= ~known(draft.lasting)
+        more &= ~draft.lasting
     device, columns = draft.tokens.device, asked.window + 1
     bonus = sent(np.where(more, width, -1), device)
     tokens = torch.where(
@@ -155,7 +155,8 @@ class Moved(NamedTuple):
     Attributes:
         move: leading dimensions `[B, K]`.
         increments: of their log weights, `[B, K]`.
-        scored: drafted tokens or tree nodes that the target was asked about for each lane, `[B, K]`.
+        scored: drafted tokens or tree nodes that the target scored for each lane, `[B, K]`.
+        asked: most of them that a particle is charged with in each lane, `[B]`, on the host; None if all.
         width: greatest length of each lane's block, `[B, K]`, on the host.
         call: in which call of the target each particle was scored, `[B]`, on the host.
         log_phi: what the blocks add to the target's log potential, `[B, K]` nats, if it is a `TokenPotential`.
@@ -164,6 +165,7 @@ class Moved(NamedTuple):
     move: Move
     increments: Tensor
     scored: Tensor
+    asked: Index | None
     width: Index
     call: Index
     log_phi: Tensor | None = None
@@ -194,10 +196,13 @@ def move_lanes(
     move = Move(*(torch.cat(x) for x in zip(*(part.move for part in parts), strict=True)))
     increments, scored = (torch.cat(x) for x in zip(*((part.increments, part.scored) for part in parts), strict=True))
     phi = [part.log_phi for part in parts if part.log_phi is not None]
+    asked = [part.asked for part in parts if part.asked is not None]
     width = np.concatenate([part.width for part in parts])
     before = np.cumsum([0, *(int(part.call.max()) + 1 for part in parts)])
     call = np.concatenate([part.call + first for part, first in zip(parts, before, strict=False)])
-    return Moved(move, increments, scored, width, call, torch.cat(phi) if phi else None)
+    return Moved(
+        move, increments, scored, np.concatenate(asked) if asked else None, width, call, torch.cat(phi) if phi else None
+    )
 
 
 def _particles_at_once(program: Program, state: SMCState, q: Law) -> int:
@@ -232,12 +237,11 @@ def _move_part(
     target, log_phi = program.target, None
     if isinstance(target.potential, TokenPotential):
         log_phi = target.log_potential_along(p, shaped.block, shaped.length)
-    scored, call = scored.reshape(count, lanes), np.zeros(count, dtype=np.int64)
+    call, asked = np.zeros(count, dtype=np.int64), None
     if not program.kernel.reads_marginals:
         call = calls_of(window, verifier.room(program.target.model))
         asked = widest(window, call, known(rows) // state.particles)
-        scored = torch.minimum(scored, sent(asked, rows.device)[:, None])
-    return Moved(shaped, increments, scored, width, call, log_phi)
+    return Moved(shaped, increments, scored.reshape(count, lanes), asked, width, call, log_phi)
 
 
 def lane_rows(particles: Index, lanes: int) -> Index:

@@ -38,7 +38,8 @@ class Seen(NamedTuple):
 
     Attributes:
         block: tokens, `[B, K, V]`, `PAD` past the length.
-        length, accepted, scored, increments: see `Move` and `Moved`.
+        length, accepted, increments: see `Move` and `Moved`.
+        scored: drafted tokens or tree nodes that the target was asked about for each lane.
         width: greatest length of each lane's block.
         ended: whether the sequence ends with the block.
     """
@@ -66,6 +67,8 @@ def look(program: Program, state: SMCState, rows: Tensor, moved: Moved, checks: 
     checks.settle(bool(packed[-1]))
     increments = packed[:size].reshape(shape)
     length, accepted, scored = packed[size : 4 * size].astype(np.int64).reshape(3, *shape)
+    if moved.asked is not None:
+        scored = np.minimum(scored, moved.asked[:, None])
     block = packed[4 * size : -1].astype(np.int64).reshape(*shape, -1)
     at = known(rows)
     before, limit = known(state.prefix.length)[at, None], known(state.limit)[at, None]

@@ -162,8 +162,7 @@ class DLMProposal:
         q, width = self._window(state.marginals, asked)
         tokens = torch.full(q.shape[:2], PAD, device=q.device) if source is None else self.drawn(q, source)
         left = state.marginals.remaining()[known(asked.rows)] > width
-        lasting = sent(left.repeat(asked.lanes), q.device)
-        return Draft(tokens, q, sent(width.repeat(asked.lanes), q.device), cost, lasting)
+        return Draft(tokens, q, sent(width.repeat(asked.lanes), q.device), cost, left.repeat(asked.lanes))
 
     def drawn(self, q: Law, source: Source) -> Tensor:
         """Tokens of the draft from `q: [R, V, A]`, `[R, V]`."""

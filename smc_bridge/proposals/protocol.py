@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class Draft(NamedTuple):
         q: `[R, V, A]`, the very conditionals that the tokens were drawn from, along them. A point mass is a law.
         width: LongTensor `[R]`, places that were drafted, from 1 to V; blocks end there at the latest.
         cost: what it took; None where it does not matter.
-        lasting: rows whose laws of later places outlive the draft, BoolTensor `[R]`; None where none do. They get no
+        lasting: rows whose laws of later places outlive the draft, `[R]` on the host; None where none do. They get no
             bonus token.
         bonus: place of the bonus token of each row, LongTensor `[R]`, -1 where there is none; None where no row has
             one. The engine sets it.
@@ -71,13 +72,13 @@ class Draft(NamedTuple):
     q: Law
     width: Tensor
     cost: Cost | None = None
-    lasting: Tensor | None = None
+    lasting: npt.NDArray[np.bool_] | None = None
     bonus: Tensor | None = None
 
     def of_rows(self, rows: Tensor) -> Draft:
-        """The draft of rows `rows: [R']`, without its cost."""
-        lasting, bonus = (None if x is None else x[rows] for x in (self.lasting, self.bonus))
-        return Draft(self.tokens[rows], self.q.of_rows(rows), self.width[rows], None, lasting, bonus)
+        """The draft of rows `rows: [R']`, without what was read of all rows before: `cost` and `lasting`."""
+        bonus = None if self.bonus is None else self.bonus[rows]
+        return Draft(self.tokens[rows], self.q.of_rows(rows), self.width[rows], bonus=bonus)
 
 
 class Asked(NamedTuple):
