@@ -60,8 +60,9 @@ lint: $(VENV)/.dev types
 	$(BIN)/mypy
 	cd .types && ../$(BIN)/lint-imports --no-cache ../pyproject.toml
 
+# Lists what is trained; `make train PART=NAME` trains it, `make train PART=pair` the embedded pair (under an hour).
 train: $(VENV)/.runtime
-	OMP_NUM_THREADS=2 $(BIN)/python -m smc_bridge.models.arithmetic.train
+	OMP_NUM_THREADS=2 $(BIN)/python -m smc_bridge.models.$(if $(filter pair,$(PART)),arithmetic.train,training $(PART))
 
 clean:
 	rm -rf $(VENV) $(COMPAT) .types runs build docs/_build docs/reference *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -6,14 +6,16 @@ transformers is imported when a pair is made and not before: it takes seconds, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smc_bridge.models.arguments import ids_of, said
 from smc_bridge.models.caches import CachePolicy
@@ -33,6 +35,7 @@ class Pair:
         ar: the autoregressive model, which is the target.
         tokenizer: of both.
         format_prompt: `format_prompt(tokenizer, text)` gives the ids that the models are prompted with.
+        learned: files of the parts that were trained for these models, by name (`smc_bridge.models.learned`).
     """
 
     name: str
@@ -40,6 +43,7 @@ class Pair:
     ar: CausalLM
     tokenizer: Any
     format_prompt: PromptFormat
+    learned: Mapping[str, Path] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         limit = "no limit of length" if self.max_length is None else f"at most {self.max_length} tokens with the prompt"
@@ -97,6 +101,36 @@ class Pair:
             f"prompt has the token {token}, which is not in the alphabet of the {lacking} model of the pair "
             f"{self.name!r}: say it without that token, or give another pair"
         )
+
+    def part(self, name: str, given: str | os.PathLike[str] | nn.Module | None = None) -> nn.Module:
+        """A learned part, on the device of the diffusion model.
+
+        Args:
+            name: of the part (`smc_bridge.models.learned.PARTS`).
+            given: a network, or a file of one. Default: the pair's own, read once.
+        Raises:
+            ValueError: the pair has none and none is given, or it is of another kind. FileNotFoundError: no such file.
+        """
+        from smc_bridge.models.learned.store import command, load
+
+        if given is None:
+            if name not in self.learned:
+                raise ValueError(
+                    f"the pair {self.name!r} has no trained {name}: train one for it (as {command(name)} does for the "
+                    "embedded pair), and give its file"
+                )
+            if name not in self._parts:
+                self._parts[name] = load(self.learned[name], kind=name).to(self.dlm.device)
+            return self._parts[name]
+        if isinstance(given, nn.Module):
+            return given
+        if not isinstance(given, str | os.PathLike):
+            raise ValueError(f"{name} = {said(given)}: give a network, or a file of {command(name)}")
+        return load(given, kind=name).to(self.dlm.device)
+
+    @cached_property
+    def _parts(self) -> dict[str, nn.Module]:
+        return {}
 
     @cached_property
     def _anchor(self) -> tuple[int, str] | None:

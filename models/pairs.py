@@ -32,10 +32,11 @@ def _arithmetic(device: torch.device, dtype: torch.dtype) -> Pair:
     with quiet(progress=False):
         dlm, ar = (architecture.load(kind).to(device=device, dtype=dtype) for kind in ("dlm", "ar"))
     diffusion = dlm.config.diffusion
-    return pair_from_models(
+    pair = pair_from_models(
         dlm, ar, arithmetic_tokenizer.load_tokenizer(), shift=diffusion["shift"], mask_id=diffusion["mask_token_id"],
         format_prompt=arithmetic_tokenizer.format_prompt, name="arithmetic",
     )
+    return replace(pair, learned={file.stem: file for file in architecture.WEIGHTS.glob("*.safetensors")})
 
 
 #: Pairs that ship with the package.

@@ -46,7 +46,7 @@ def load(kind: str, weights: Path = WEIGHTS) -> Qwen2ForCausalLM:
     """Return the trained network `kind` ("ar" or "dlm") in float32 and evaluation mode, from `weights / kind`."""
     folder = weights / kind
     if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError(f"weights={folder}: no checkpoint there; run `make train` or reinstall the package")
+        raise FileNotFoundError(f"weights={folder}: no checkpoint there; run `make train PART=pair`, or reinstall it")
     model: Qwen2ForCausalLM = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval()
 

@@ -48,7 +48,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 def load_tokenizer(path: Path = TOKENIZER_FILE) -> PreTrainedTokenizerFast:
     """Return the tokenizer stored at `path` (default: the shipped one). Raises FileNotFoundError if there is none."""
     if not path.is_file():
-        raise FileNotFoundError(f"path={path}: no tokenizer file; run `make train` or reinstall the package")
+        raise FileNotFoundError(f"path={path}: no tokenizer file; run `make train PART=pair`, or reinstall it")
     return PreTrainedTokenizerFast(
         tokenizer_file=str(path),
         pad_token=PAD,

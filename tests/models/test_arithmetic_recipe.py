@@ -51,7 +51,7 @@ def dlm() -> Qwen2ForCausalLM:
 
 
 def test_the_weights_were_trained_by_this_very_recipe(metrics: dict[str, Any]) -> None:
-    assert metrics["recipe"] == fingerprint(Recipe()), "the recipe changed after the training: run `make train`"
+    assert metrics["recipe"] == fingerprint(Recipe()), "the recipe changed since: run `make train PART=pair`"
 
 
 def test_any_change_of_the_recipe_changes_its_fingerprint() -> None:

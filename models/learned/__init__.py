@@ -1,0 +1,10 @@
+"""Learned parts of decoders: small networks beside a pair, and their files (`smc_bridge.models.training` trains them).
+
+A network knows tensors alone: what it is used for stands with the proposal or the rule that reads it. Its class takes
+plain keyword arguments and keeps them in `config`.
+"""
+
+from __future__ import annotations
+
+#: Where the network of each part stands.
+PARTS: dict[str, str] = {}

@@ -1,0 +1,9 @@
+"""Training of the learned parts: a recipe each, seeded, and the command that lists and runs them.
+
+`python -m smc_bridge.models.training` lists them, `python -m smc_bridge.models.training NAME` trains one.
+"""
+
+from __future__ import annotations
+
+#: What trains each part for the embedded pair: `train(pair, *, seed, steps=None) -> Trained` (`.fit`).
+TRAININGS: dict[str, str] = {}

@@ -1,0 +1,93 @@
+"""Learned parts: their files say what they are, trainings repeat, and a pair gives its own parts or those it is given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from smc_bridge.models.learned import PARTS
+from smc_bridge.models.learned.store import facts_of, load, save
+from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.training.fit import fit
+
+
+class Line(nn.Module):
+    """`x -> a x + b` of `size` numbers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.config = {"size": size}
+        self.map = nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.map(x)
+        return out
+
+
+@pytest.fixture(autouse=True)
+def _line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PARTS, "line", f"{__name__}:Line")
+
+
+def trained(seed: int) -> tuple[Line, float]:
+    """A line taught to double its input."""
+    torch.manual_seed(seed)
+    module, data = Line(3), torch.randn(40, 16, 3, generator=torch.Generator().manual_seed(seed))
+    return module, fit(module, lambda step: (module(data[step % 40]) - 2 * data[step % 40]).square().mean(), steps=200,
+                       rate=0.05, name="line", warmup=10)
+
+
+def test_a_training_learns_and_the_same_seed_gives_the_same_weights() -> None:
+    (first, loss), (second, _), (other, _) = trained(1), trained(1), trained(2)
+    assert loss < 1e-2
+    assert torch.equal(first.map.weight, second.map.weight)
+    assert not torch.equal(first.map.weight, other.map.weight)
+    assert not first.training
+
+
+def test_a_file_gives_the_network_back_with_its_facts(tmp_path: Path) -> None:
+    module, path = Line(3), tmp_path / "new" / "line.safetensors"
+    save(module, path, kind="line", facts={"seed": 7})
+    again = load(path, kind="line")
+    assert again.config == {"size": 3}
+    torch.testing.assert_close(again.map.weight, module.map.weight.half().float(), rtol=0, atol=0)
+    assert facts_of(path) == {"seed": 7}
+    assert [file.name for file in path.parent.iterdir()] == ["line.safetensors"]
+
+
+def test_a_pair_gives_its_own_part_once_or_the_one_that_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "line.safetensors"
+    save(Line(3), path, kind="line", facts={})
+    bare = load_pair("arithmetic")
+    pair = replace(bare, learned={"line": path})
+    assert pair.part("line") is pair.part("line")
+    given = Line(2)
+    assert bare.part("line", given) is given
+    assert bare.part("line", path).config == {"size": 3}
+    with pytest.raises(ValueError, match=r"the pair 'arithmetic' has no trained line: train one"):
+        bare.part("line")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(7, "line = 7: give a network, or a file"), ("nowhere", "line = 'nowhere': no such file; train one")],
+)
+def test_what_is_no_part_is_one_line(given: Any, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_pair("arithmetic").part("line", given)
+
+
+def test_a_file_of_another_part_or_of_none_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PARTS, "other", f"{__name__}:Line")
+    path, text = tmp_path / "line.safetensors", tmp_path / "text.safetensors"
+    save(Line(3), path, kind="line", facts={})
+    text.write_text("no tensors")
+    with pytest.raises(ValueError, match=r"holds 'line': give a file of python -m smc_bridge\.models\.training other"):
+        load(path, kind="other")
+    with pytest.raises(ValueError, match="is no safetensors file: train one"):
+        load(text, kind="other")
