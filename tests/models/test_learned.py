@@ -1,4 +1,4 @@
-"""Learned parts: their files say what they are, trainings repeat, and a pair gives its own parts or those it is given."""
+"""Learned parts: their files say what they are, trainings repeat, a pair gives its own parts or those it is given."""
 
 from __future__ import annotations
 
