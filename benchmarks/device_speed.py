@@ -18,9 +18,9 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.counting import Count, Sessions, counted
-from benchmarks.harness import timed
+from benchmarks.harness import clock, timed
 from benchmarks.problems import decoder
-from benchmarks.replay import Stopwatch, Tape, networks_timed, observe, replay
+from benchmarks.replay import Tape, networks_timed, observe, replay
 from benchmarks.scaling import Bench, Point
 from smc_bridge.decode import decode
 from smc_bridge.engine.sampler import Sampler
@@ -88,18 +88,20 @@ class Work(NamedTuple):
     Attributes:
         begin: makes what the second part needs, from a pair.
         go_on: the second part; gives steps and tokens (of all prompts, means over particles).
-        head: what of the second part comes before its steps, run by itself: its time is taken off.
+        reads: whether the AR model's first forward reads the prompts, and is no step.
     """
 
     begin: Callable[[Pair], Any]
     go_on: Callable[[Any], tuple[int, float]]
-    head: Callable[[Any], object] | None = None
+    reads: bool = False
 
-    def steps_timed(self, begun: Any) -> tuple[float, tuple[int, float]]:
+    def steps_timed(self, pair: Pair, begun: Any) -> tuple[float, tuple[int, float]]:
         """Seconds of the steps alone, and what the second part gives."""
-        seconds, found = timed(lambda: self.go_on(begun))
-        head = self.head
-        return seconds - (0.0 if head is None else timed(lambda: head(begun))[0]), found
+        if not self.reads:
+            return timed(lambda: self.go_on(begun))
+        with own_forwards(pair) as spans:
+            found = self.go_on(begun)
+            return clock() - spans[0][1], found
 
 
 def whole_runs(name: str, task: Task, prompts: Sequence[Sequence[int]], sizes: Sizes, *, seed: int) -> Work:
@@ -138,11 +140,7 @@ def given_steps(name: str, prompts: int, sizes: Sizes, *, seed: int) -> Work:
                 state, steps = program.step(state), steps + 1
         return steps, float((known(state.prefix.length) - before).sum()) / program.particles
 
-    def head(begun: Any) -> object:
-        program, state = begun
-        return decode(program, state, seed=seed, max_new_tokens=1)
-
-    return Work(begin, go_on, head if name == GENERATE else None)
+    return Work(begin, go_on, reads=name == GENERATE)
 
 
 def speed(pair: Pair, work: Work, *, prompts: int, given: bool) -> Speed:
@@ -161,7 +159,7 @@ def speed(pair: Pair, work: Work, *, prompts: int, given: bool) -> Speed:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     begun = work.begin(pair)
-    seconds, (steps, tokens) = work.steps_timed(begun)
+    seconds, (steps, tokens) = work.steps_timed(pair, begun)
     peak = int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
 
     begun = None  # its sessions' memory
@@ -170,7 +168,7 @@ def speed(pair: Pair, work: Work, *, prompts: int, given: bool) -> Speed:
     begun = work.begin(observe(pair, Sessions(count)))
     with counted(count, pair), told_by_device(device) as told:
         work.go_on(begun)
-    counted_steps = steps if work.head is None else steps + 1
+    counted_steps = steps + int(work.reads)
     waits = {part: tally.waits.total() / counted_steps for part, tally in count.tallies.items()}
     return Speed(
         seconds / steps, tokens / seconds, prompts * GIVEN * steps / seconds if given and tape.calls else None,
@@ -193,24 +191,28 @@ def networks_seconds(pair: Pair, tape: Tape, mark: int) -> float:
 
 def own_seconds(pair: Pair, work: Work) -> float:
     """Seconds that the AR model's own forward takes in the steps of a run that asks no session of ours."""
+    begun = work.begin(pair)
+    with own_forwards(pair) as spans:
+        work.go_on(begun)
+    return sum(end - start for start, end in spans[int(work.reads) :])
+
+
+@contextmanager
+def own_forwards(pair: Pair) -> Iterator[list[tuple[float, float]]]:
+    """When each forward of the AR model of a run that asks no session of ours began and ended, seconds."""
     model: Any = getattr(pair.ar, "model")  # noqa: B009
-    watch, forward = Stopwatch(), model.forward
+    spans, forward = list[tuple[float, float]](), model.forward
 
     @functools.wraps(forward)  # transformers looks at its arguments
     def watched(*arguments: Any, **options: Any) -> Any:
-        watch.start()
+        start = clock()
         try:
             return forward(*arguments, **options)
         finally:
-            watch.stop()
+            spans.append((start, clock()))
 
-    begun = work.begin(pair)
     with patch.object(model, "forward", watched):
-        work.go_on(begun)
-        whole, watch.seconds = watch.seconds, 0.0
-        if work.head is not None:
-            work.head(begun)
-    return whole - watch.seconds
+        yield spans
 
 
 @contextmanager
