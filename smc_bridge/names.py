@@ -47,12 +47,15 @@ PROPOSALS = {
     "marginals": "smc_bridge.proposals.mean_field:as_it_is", "chain": "smc_bridge.proposals.chain:PrefixFilled",
     "entropy-chain": "smc_bridge.proposals.entropy_chain:EntropyChain",
     "speculated-chain": "smc_bridge.proposals.self_speculation:SelfSpeculated",
+    "markov": "smc_bridge.proposals.markov:MarkovChain",
     "path": "smc_bridge.proposals.path:MostLikelyPath", "search": "smc_bridge.proposals.search:PathSearch",
 }
-#: Proposals whose laws depend on what they drafted, and kernels that ask for laws off the draft.
-CHAINS = ("chain", "entropy-chain", "speculated-chain")
+#: Proposals whose laws depend on what they drafted, those of them that are known along the draft alone, and kernels that
+#: ask for laws off the draft.
+CHAINS = ("chain", "entropy-chain", "speculated-chain", "markov")
+ALONG_ALONE = ("chain", "entropy-chain", "speculated-chain")
 #: Options that one proposal has for itself, by what makes it.
-OF_PROPOSALS = {"places": "chain", "entropy": "entropy-chain"}
+OF_PROPOSALS = {"places": "chain", "entropy": "entropy-chain", "head": "markov"}
 NEED_MARGINALS = ("tree",)
 #: From w and beta to the intermediate.
 INTERMEDIATES: dict[str, Callable[[float, float], Any]] = {
@@ -126,7 +129,7 @@ def idle(kernel: Any = None, intermediate: Any = None) -> tuple[str, ...]:
 def check_fit(
     *, lanes: int, w: float | None = None, kernel: Any = None, intermediate: Any = None, nodes: int | None = None,
     weight: Any = None, resampler: Any = None, trigger: Any = None, proposal: Any = None, beta: float | None = None,
-    reuse: float = 0.0, places: int | None = None, entropy: float | None = None,
+    reuse: float = 0.0, places: int | None = None, entropy: float | None = None, head: Any = None,
 ) -> None:
     """Refuse options that contradict each other, as far as they are given by name; None is not given.
 
@@ -151,13 +154,13 @@ def check_fit(
     if nodes is not None and kernel != "tree":
         one = "rejection" if kernel is None else kernel if isinstance(kernel, str) else said(kernel)
         raise ValueError(f"nodes = {said(nodes)} with kernel = {one}, which has none: leave it out, or give tree")
-    if proposal in CHAINS and (kernel in NEED_MARGINALS or getattr(kernel, "reads_marginals", False)):
+    if proposal in ALONG_ALONE and (kernel in NEED_MARGINALS or getattr(kernel, "reads_marginals", False)):
         tree = kernel if isinstance(kernel, str) else called(kernel)
         raise ValueError(
             f"proposal = {proposal} with kernel = {tree}: it asks for laws off the draft, and a chain's depend on the "
             "draft; give kernel = rejection, or proposal = marginals"
         )
-    for name, value in (("places", places), ("entropy", entropy)):
+    for name, value in (("places", places), ("entropy", entropy), ("head", head)):
         if value is not None and proposal != OF_PROPOSALS[name]:
             raise ValueError(
                 f"{name} = {said(value)} with proposal = {said(proposal)}, which has none: leave it out, or give "
@@ -168,7 +171,7 @@ def check_fit(
             f"proposal = {proposal} with weight = {weight}: it asks for laws along other lanes' drafts, and a chain's "
             "depend on the draft; give weight = own, or proposal = marginals"
         )
-    if reuse and proposal in CHAINS:
+    if reuse and proposal in ALONG_ALONE:
         raise ValueError(
             f"reuse = {said(reuse)} with proposal = {proposal}, whose laws do not outlive a draft: leave it out, or "
             "give proposal = marginals"
