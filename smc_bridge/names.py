@@ -50,10 +50,10 @@ PROPOSALS = {
     "markov": "smc_bridge.proposals.markov:MarkovChain",
     "path": "smc_bridge.proposals.path:MostLikelyPath", "search": "smc_bridge.proposals.search:PathSearch",
 }
-#: Proposals whose laws depend on what they drafted, those of them that are known along the draft alone, and kernels that
+#: Proposals whose laws depend on what they drafted, those whose laws depend on the token before alone, and kernels that
 #: ask for laws off the draft.
-CHAINS = ("chain", "entropy-chain", "speculated-chain", "markov")
-ALONG_ALONE = ("chain", "entropy-chain", "speculated-chain")
+CHAINS = ("chain", "entropy-chain", "speculated-chain")
+FIRST_ORDER = ("markov",)
 #: Options that one proposal has for itself, by what makes it.
 OF_PROPOSALS = {"places": "chain", "entropy": "entropy-chain", "head": "markov"}
 NEED_MARGINALS = ("tree",)
@@ -154,7 +154,7 @@ def check_fit(
     if nodes is not None and kernel != "tree":
         one = "rejection" if kernel is None else kernel if isinstance(kernel, str) else said(kernel)
         raise ValueError(f"nodes = {said(nodes)} with kernel = {one}, which has none: leave it out, or give tree")
-    if proposal in ALONG_ALONE and (kernel in NEED_MARGINALS or getattr(kernel, "reads_marginals", False)):
+    if proposal in CHAINS and (kernel in NEED_MARGINALS or getattr(kernel, "reads_marginals", False)):
         tree = kernel if isinstance(kernel, str) else called(kernel)
         raise ValueError(
             f"proposal = {proposal} with kernel = {tree}: it asks for laws off the draft, and a chain's depend on the "
@@ -166,12 +166,12 @@ def check_fit(
                 f"{name} = {said(value)} with proposal = {said(proposal)}, which has none: leave it out, or give "
                 f"proposal = {OF_PROPOSALS[name]}"
             )
-    if proposal in CHAINS and weight == "balance":
+    if proposal in (*CHAINS, *FIRST_ORDER) and weight == "balance":
         raise ValueError(
             f"proposal = {proposal} with weight = {weight}: it asks for laws along other lanes' drafts, and a chain's "
             "depend on the draft; give weight = own, or proposal = marginals"
         )
-    if reuse and proposal in ALONG_ALONE:
+    if reuse and proposal in CHAINS:
         raise ValueError(
             f"reuse = {said(reuse)} with proposal = {proposal}, whose laws do not outlive a draft: leave it out, or "
             "give proposal = marginals"

@@ -1,7 +1,7 @@
 """The Markov head of the embedded pair, taught to draft what its autoregressive model would say.
 
-Blocks of V places are cut from responses of the training problems, in the wording that the autoregressive model writes.
-The diffusion model reads the prompt and the response up to the block, with masks behind, as a draft does, and gives
+Blocks of V places are cut from responses of the training problems, half of them in the wording of the autoregressive
+model and half in that of the diffusion model, for a bridge commits either. The diffusion model reads the prompt and the response up to the block, with masks behind, as a draft does, and gives
 U_i; the autoregressive model reads all of it, and gives `p_i(. | y_<i)`. The head is trained on
 
     sum_i g^i ( .1 CE(y_i, q_i) + .9 ||q_i - p_i||_1 ),      q_i = softmax((U_i + W2 W1[y_{i-1}]) / tau)
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from smc_bridge.models.arithmetic.batches import Encoded, encode
 from smc_bridge.models.arithmetic.problems import splits
+from smc_bridge.models.arithmetic.wording import DRAFTED, PLAIN
 from smc_bridge.models.learned.markov import MarkovHead
 from smc_bridge.models.pair import Pair
 from smc_bridge.models.protocols import ABSENT, MASKED
@@ -117,18 +118,17 @@ def accepted(head: MarkovHead | None, data: Blocks, temperature: float) -> Tenso
 @torch.inference_mode()
 def harvest(pair: Pair, *, seed: int, blocks: int, target: Target = "ar") -> Blocks:
     """Blocks of training problems with what both models say of them; the same seed gives the same ones."""
-    rng = random.Random(f"{seed} markov")
-    train = splits(max(1, -(-blocks // PER_PROBLEM))).train
-    parts = [
-        _read(pair, cut, target) for cut in _cuts(encode(pair.tokenizer, train), rng, blocks)
-    ]
+    rng, problems = random.Random(f"{seed} markov"), -(-blocks // (2 * PER_PROBLEM))
+    train = [problem for dialect in (PLAIN, DRAFTED) for problem in splits(problems, dialect).train]
+    parts = [_read(pair, cut, target) for cut in _cuts(encode(pair.tokenizer, train), rng, blocks)]
     return Blocks(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def _cuts(data: Sequence[Encoded], rng: random.Random, blocks: int) -> Iterator[list[tuple[list[int], int]]]:
     """Sequences with the place where a block begins in each, as many at a time as one forward reads."""
-    every = [(row.ids, rng.randrange(row.start, len(row.ids))) for row in data for _ in range(PER_PROBLEM)][:blocks]
+    every = [(row.ids, rng.randrange(row.start, len(row.ids))) for row in data for _ in range(PER_PROBLEM)]
     rng.shuffle(every)
+    del every[blocks:]
     every.sort(key=lambda cut: cut[1])  # little is padding
     for first in range(0, len(every), AT_ONCE):
         yield every[first : first + AT_ONCE]

@@ -60,11 +60,11 @@ def check_pair(pair: ModelPair) -> None:
 
 
 def part_of(pair: ModelPair, name: str, given: Any) -> Any:
-    """A learned part: what is given, if it is no file, else the pair's own, or that of the file (`Pair.part`)."""
+    """A learned part: the network that is given, that of a file, or the pair's own (`Pair.part`)."""
     if given is not None and not isinstance(given, str | os.PathLike):
         return given
     if not hasattr(pair, "part"):
-        raise ValueError(f"{name} = {said(given)}: this pair has no trained one; give a network")
+        raise ValueError(f"proposal = {name} needs a trained {name}, which this pair has not: give its network")
     return pair.part(name, given)
 
 
