@@ -74,7 +74,7 @@ def measure(options: argparse.Namespace) -> Report:
             temperature, w, program = kind
             more = ("chain",) if options.chain and not program.startswith("tree") else ()
             found[kind] = {proposal: [] for proposal in (*options.proposals, *more)}
-            made = {
+            made: dict[str, Any] = {
                 name: decoder(f"{program},w={w:g},proposal={name}", pair, task, temperature=temperature)
                 for name in found[kind]
             }

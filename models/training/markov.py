@@ -1,14 +1,15 @@
 """The Markov head of the embedded pair, taught to draft what its autoregressive model would say.
 
 Blocks of V places are cut from responses of the training problems, half of them in the wording of the autoregressive
-model and half in that of the diffusion model, for a bridge commits either. The diffusion model reads the prompt and the response up to the block, with masks behind, as a draft does, and gives
-U_i; the autoregressive model reads all of it, and gives `p_i(. | y_<i)`. The head is trained on
+model and half in that of the diffusion model, for a bridge commits either. The diffusion model reads the prompt and the
+response up to the block, with masks behind, as for a draft, and gives U_i; the autoregressive model reads all of it,
+and gives `p_i(. | y_<i)`. The head is trained on
 
     sum_i g^i ( .1 CE(y_i, q_i) + .9 ||q_i - p_i||_1 ),      q_i = softmax((U_i + W2 W1[y_{i-1}]) / tau)
 
 (DSpark's loss, with its weights that fall with the place), p_i at temperature tau too, which is another one in each
 step: a lane may have any. The second term is what is refused: a draft's token is accepted with probability
-`1 - ||q_i - p_i||_1 / 2`. To learn the diffusion model's own chain rule, `p_i` may be its marginal with the block so far
+`1 - ||q_i - p_i||_1 / 2`. To learn the diffusion model's own chain rule, p_i may be its marginal with the block so far
 filled in, in place of the autoregressive model's conditional (`target`).
 
 Shapes: B blocks, V places, A alphabet, S tokens.
@@ -100,7 +101,8 @@ def loss_of(head: MarkovHead, data: Blocks, rows: Tensor, temperature: float) ->
     entropy = -log_q.gather(-1, tokens[..., None])[..., 0]
     distance = (log_q.exp() - p).abs().sum(-1)
     weight = counts * FALL ** torch.arange(tokens.shape[1])
-    return (weight * (SHARE * entropy + (1 - SHARE) * distance)).sum() / weight.sum()
+    loss: Tensor = (weight * (SHARE * entropy + (1 - SHARE) * distance)).sum() / weight.sum()
+    return loss
 
 
 @torch.inference_mode()

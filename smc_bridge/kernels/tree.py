@@ -1,10 +1,11 @@
 """Tree walk: the AR model is run once over a tree of likely continuations, then the intermediate is drawn on it.
 
 From the proposal's marginals build a tree of likely continuations (`smc_bridge.kernels.tree_build`), or from a chain's
-conditionals, where they are known after any token (`smc_bridge.kernels.tree_chain`); one forward of the AR model under a tree mask gives `p` after every node; then draw `x_i ~ pi_i` exactly, node by node, and stop after the
-first token that is not in the tree (docs/theory, Proposition 5). Nothing is rejected, any number of lanes walk on the
-same forward, and the nodes are spent where q puts its mass. The tree is a deterministic function of q, so stopping
-depends on the past only:
+conditionals where they are known after any token (`smc_bridge.kernels.tree_chain`); one forward of the AR model under a
+tree mask gives `p` after every node; then draw `x_i ~ pi_i` exactly, node by node, and stop after the first token that
+is not in the tree (docs/theory, Proposition 5). Nothing is rejected, any number of lanes walk on the same forward, and
+the nodes are spent where q puts its mass. The tree is a deterministic function of q, so stopping depends on the past
+only:
 
     c_i = 1 if x_{1:i} is in the tree, else 0.
 
@@ -24,6 +25,7 @@ small one. All of this is a function of q alone, and any such tree is proper.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,10 +114,10 @@ class TreeWalk(StoppingKernel):
     def tree(self, q: Law, *, horizon: Horizon | None = None) -> Tree:
         """The tree that is walked on, R trees of at most B nodes: a deterministic function of `q: [R, V, A]`."""
         horizon = full_horizon(q.rows, q.shape[-2], device=q.device) if horizon is None else horizon
-        build = best_first_chain if isinstance(q, FirstOrder) else best_first
-        return build(
-            q, self.nodes, horizon, min_probability=self.min_probability, exponent=self.exponent, worth=self.worth
-        )
+        how: Any = {"min_probability": self.min_probability, "exponent": self.exponent, "worth": self.worth}
+        if isinstance(q, FirstOrder):
+            return best_first_chain(q, self.nodes, horizon, **how)
+        return best_first(q, self.nodes, horizon, **how)
 
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
         """0 while the block stays in the tree, -inf after it, `[R, V]`; see `StoppingKernel.log_continue`."""

@@ -16,7 +16,10 @@ from smc_bridge.registry import method
 @method(
     "markov", role="weighted", targets="AR", proper=True, reference="DSpark (deepseek-ai/DeepSpec)", rest=smc,
     without=("proposal", "places", "entropy"), examples=("markov,w=0", "markov", "markov,kernel=tree,nodes=32"),
-    published="DFlash 2, a selector of the same form: recall@1 85.4 to oracle length 4.27 -> 6.79; accepted length +21 %",
+    published=(
+        "DFlash 2, a selector of the same role: the right token is the first at 85.4 % of places, among the first 16 at "
+        "99.5 %; accepted length about +21 %"
+    ),
 )
 def markov(
     pair: ModelPair, *, particles: int = 1, head: str | os.PathLike[str] | nn.Module | None = None,
@@ -25,9 +28,9 @@ def markov(
     """One particle whose draft is a chain, `q_i(. | y_<i) ∝ exp((U_i + W2 W1[y_{i-1}]) / tau)`, by one DLM forward.
 
     Marginals of one forward are independent: the second half of a word is drawn without its first. A cheap head adds
-    what the token before says of the next one to the logits `U_i` of its place. The draft is drawn left to right without
-    another forward, from conditionals that are known in closed form, and then accepted, corrected and weighed as any
-    other. Logits outlive a block that was accepted whole (elastic window). With `kernel=tree` a node's children are
+    what the token before says of the next one to the logits `U_i` of its place. The draft is drawn left to right
+    without another forward, from conditionals in closed form, and then accepted, corrected and weighed as any other.
+    Logits outlive a block that was accepted whole (elastic window). With `kernel=tree` a node's children are
     ranked given the node, and the bridge at a node is that of its own conditional.
 
     Role: a non-factorised proposal of the program; with `w=0` an exact sampler of the AR law, else weighted.

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.first_order import FirstOrder, Shift, ShiftedLaw, cells
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import ban
