@@ -37,9 +37,9 @@ class Shift(Protocol):
 
 #: From rows `[R']`, positions `[R', T]` and the tokens before them `[R', T]` to their laws, `[R', T, A]`.
 Given = Callable[[Tensor, Tensor, Tensor], Law]
-#: From rows, positions and the tokens before them, `[n]` each, to scores `[n, A]` that rank as the law before any cut
+#: From rows `[n]`, a position and the tokens before it `[n]` to scores `[n, A]` that rank as the law before any cut
 #: does, in memory of their own, and the factor that makes logits of them, a number or `[n, 1]`.
-Ranked = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, float | Tensor]]
+Ranked = Callable[[Tensor, int, Tensor], tuple[Tensor, float | Tensor]]
 
 
 def cells(place: Tensor | Index, before: Tensor | Index, size: int) -> Any:

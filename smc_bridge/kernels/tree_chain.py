@@ -82,7 +82,7 @@ def _children(
     device, parts = law.device, []
     for span in law.spans(row.size):
         rows, tokens = sent(row[span], device), sent(before[span], device)
-        scores, factor = law.ranked(rows, torch.full_like(rows, depth), tokens)
+        scores, factor = law.ranked(rows, depth, tokens)
         log_probs = torch.log_softmax(scores.mul_(exponent * factor), -1)
         for end in horizon.ends:
             log_probs[:, end] = -math.inf

@@ -153,13 +153,11 @@ class _Laws:
         before = torch.where(positions == 0, self.last[rows][:, None], before)
         return self.law(cells(place, before, self.size), rows, width=positions.shape[1])
 
-    def ranked(self, rows: Tensor, positions: Tensor, before: Tensor) -> tuple[Tensor, float | Tensor]:
-        """What cells after given tokens are ranked by (`smc_bridge.distributions.first_order.Ranked`)."""
-        place = self.place[rows, positions.clamp_max(self.place.shape[1] - 1)]
-        scores = self.logits_at(place)
-        factor = self.factor
-        scores += self.chain.head.rows(torch.where(positions == 0, self.last[rows], before))
-        return scores, factor[rows] if isinstance(factor, Tensor) else factor
+    def ranked(self, rows: Tensor, position: int, before: Tensor) -> tuple[Tensor, float | Tensor]:
+        """What a place is ranked by after given tokens (`smc_bridge.distributions.first_order.Ranked`)."""
+        scores = self.logits_at(self.place[:, min(position, self.place.shape[1] - 1)][rows])
+        scores += self.chain.head.rows(before if position else self.last[rows])
+        return scores, self.factor[rows] if isinstance(self.factor, Tensor) else self.factor
 
     @property
     def size(self) -> int:
