@@ -1,4 +1,4 @@
-"""The Markov head's training: it repeats, a short one already drafts better than marginals, and what it reads is right."""
+"""The Markov head's training: it repeats, a short one drafts better than marginals, and what it reads is right."""
 
 from __future__ import annotations
 
