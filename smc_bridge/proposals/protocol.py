@@ -32,6 +32,12 @@ from smc_bridge.prefix import Prefix
 from smc_bridge.randomness import Source
 
 
+def known_off_draft(proposal: Any) -> bool:
+    """Whether a proposal's law is known at continuations that it did not draft: it factorises, or depends on the token
+    before alone and says so by an attribute `first_order = True` (its laws are `FirstOrder`)."""
+    return bool(proposal.factorised or getattr(proposal, "first_order", False))
+
+
 class Cost(NamedTuple):
     """Forwards of the proposal's model behind a draft, whatever model that is; they are counted as `dlm_forwards`.
 
@@ -169,7 +175,7 @@ class Proposal(Protocol):
         Args:
             state: of `open`.
             asked: for whom, and how much.
-            source: draws for B * K rows; None where no tokens are wanted, but the law alone (`factorised` only).
+            source: draws for B * K rows; None where no tokens are wanted, but the law alone (`known_off_draft` only).
         Returns:
             B * K rows; without a source the tokens are all `PAD`.
         """
