@@ -47,10 +47,13 @@ PROPOSALS = {
     "marginals": "smc_bridge.proposals.mean_field:as_it_is", "chain": "smc_bridge.proposals.chain:PrefixFilled",
     "entropy-chain": "smc_bridge.proposals.entropy_chain:EntropyChain",
     "speculated-chain": "smc_bridge.proposals.self_speculation:SelfSpeculated",
+    "codila": "smc_bridge.proposals.soft_blocks:SoftBlocks",
     "path": "smc_bridge.proposals.path:MostLikelyPath", "search": "smc_bridge.proposals.search:PathSearch",
 }
 #: Proposals whose laws depend on what they drafted, and kernels that ask for laws off the draft.
-CHAINS = ("chain", "entropy-chain", "speculated-chain")
+CHAINS = ("chain", "entropy-chain", "speculated-chain", "codila")
+#: Proposals with a learned part: that of the pair which has their name, unless one is given.
+LEARNED = ("codila",)
 #: Options that one proposal has for itself, by what makes it.
 OF_PROPOSALS = {"places": "chain", "entropy": "entropy-chain"}
 NEED_MARGINALS = ("tree",)
@@ -126,7 +129,7 @@ def idle(kernel: Any = None, intermediate: Any = None) -> tuple[str, ...]:
 def check_fit(
     *, lanes: int, w: float | None = None, kernel: Any = None, intermediate: Any = None, nodes: int | None = None,
     weight: Any = None, resampler: Any = None, trigger: Any = None, proposal: Any = None, beta: float | None = None,
-    reuse: float = 0.0, places: int | None = None, entropy: float | None = None,
+    reuse: float = 0.0, places: int | None = None, entropy: float | None = None, head: Any = None,
 ) -> None:
     """Refuse options that contradict each other, as far as they are given by name; None is not given.
 
@@ -163,6 +166,11 @@ def check_fit(
                 f"{name} = {said(value)} with proposal = {said(proposal)}, which has none: leave it out, or give "
                 f"proposal = {OF_PROPOSALS[name]}"
             )
+    if head is not None and proposal not in LEARNED:
+        raise ValueError(
+            f"head = {said(head)} with proposal = {said(proposal)}, which has no learned part: leave it out, or give "
+            f"proposal = {' or '.join(LEARNED)}"
+        )
     if proposal in CHAINS and weight == "balance":
         raise ValueError(
             f"proposal = {proposal} with weight = {weight}: it asks for laws along other lanes' drafts, and a chain's "

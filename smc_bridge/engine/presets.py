@@ -7,10 +7,12 @@ It is a method itself, and stands here because the others read it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from smc_bridge.distributions.intermediate import Intermediate, check_w
 from smc_bridge.distributions.shaping import COLDEST, HOTTEST, check_temperature
@@ -25,7 +27,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.costs import Costs
 from smc_bridge.models.protocols import CausalLM, ModelPair
-from smc_bridge.names import DEFAULT_BETA, DEFAULT_W, PROPOSALS, check_fit, named
+from smc_bridge.names import DEFAULT_BETA, DEFAULT_W, LEARNED, PROPOSALS, check_fit, named
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
 
@@ -124,6 +126,21 @@ def _paced(
     return v, m, b, None
 
 
+def part_of(pair: ModelPair, name: str, given: Any = None) -> nn.Module:
+    """The learned part of that name: the pair's own, or `given`, a network or a file of one.
+
+    Raises:
+        ValueError: the pair has none, or what is given is none.
+    """
+    if isinstance(given, nn.Module):
+        return given
+    part = getattr(pair, "part", None)
+    if part is None:
+        raise ValueError(f"{name} = {said(given)} of a pair that has no learned parts: give its network")
+    found: nn.Module = part(name, given)
+    return found
+
+
 def _kernel(
     kernel: Kernel | str | None, nodes: int | None, temperature: float | Sequence[float], *, bonus: Any
 ) -> Kernel:
@@ -157,6 +174,7 @@ def smc(
     max_logit_bytes: int | None = None, compile: bool = False, at_once: int = 1,
     costs: Costs | Mapping[str, Any] | None = None, experts: Sequence[ARTarget | CausalLM] = (),
     bonus: bool = False, places: int | None = None, entropy: float | None = None,
+    head: nn.Module | str | os.PathLike[str] | None = None,
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
@@ -193,6 +211,7 @@ def smc(
         bonus: whether a draft accepted whole, with no marginals left, is followed by one more token of the target.
         places: that a forward of the proposal chain fills, 1 unless it is given.
         entropy: budget of a forward of the proposal entropy-chain, nats, 0.1 unless it is given.
+        head: network of a proposal with a learned part, or a file of it, the pair's own unless it is given.
     Raises:
         ValueError: options contradict each other, or are out of range for the pair.
     Example:
@@ -210,6 +229,7 @@ def smc(
     check_fit(
         lanes=lanes, w=w, beta=beta, kernel=kernel, intermediate=intermediate, nodes=told, weight=weight,
         resampler=resampler, trigger=trigger, proposal=proposal, reuse=reuse, places=places, entropy=entropy,
+        head=head,
     )
     if is_list(own) and hasattr(own, "__len__") and len(own) != lanes:
         raise ValueError(
@@ -225,7 +245,9 @@ def smc(
         )
     base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=m, reuse=reuse)
     return Sampler(
-        proposal=named("proposal", proposal, base=base, places=places, entropy=entropy),
+        proposal=named(
+            "proposal", proposal, base=base, places=places, entropy=entropy, head=part_of(pair, proposal, head) if proposal in LEARNED else None,
+        ),
         target=target,
         intermediate=named(
             "intermediate", intermediate, w=DEFAULT_W if w is None else w, beta=DEFAULT_BETA if beta is None else beta
