@@ -28,8 +28,10 @@ DATA = (ROOT / "benchmarks" / "tables.toml",)
 #: Kinds of models, wherever they stand by themselves.
 MODELS = ("ar", "dlm")
 #: Files where a method's name alone is something else: a stream of random numbers, whose draws depend on the word, what
-#: a program is called that is made by hand, and what a result is of that is; and the file that names the default.
+#: a program is called that is made by hand, and what a result is of that is; the file that names the default; and the
+#: tables of parts by name, where a proposal, or a network, is called as the published decoder that it is made for.
 ELSEWHERE = {
+    "smc_bridge/names.py", "models/learned/__init__.py", "models/training/__init__.py",
     "smc_bridge/streams.py", "smc_bridge/engine/program.py", "smc_bridge/result.py", "smc_bridge/methods/__init__.py",
     "smc_bridge/canvas/rules.py", "smc_bridge/methods/canvas.py",
 }

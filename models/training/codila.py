@@ -29,10 +29,12 @@ from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.training.fit import Trained, fit
 
 #: Problems whose responses are drawn, and of a batch of them; tokens of a response, and masks of a forward.
-PROBLEMS, BATCH, LIMIT, LOOKAHEAD = 160, 32, 112, 32
+PROBLEMS, BATCH, LIMIT, LOOKAHEAD = 320, 32, 112, 32
 #: Sizes of the blocks that are trained, B, and places of a step together.
 BLOCKS, PLACES = (4, 8, 16), 512
-STEPS, RATE, WIDTH = 1_500, 2e-3, 64
+STEPS, RATE, WIDTH = 4_000, 2e-3, 64
+#: One problem in so many is kept to measure the losses, on so many examples of the middle size.
+KEPT, MEASURED = 8, 512
 
 
 class Draws(NamedTuple):
@@ -90,14 +92,28 @@ def draws_of(pair: Pair, prompts: list[Tensor], *, seed: int) -> Draws:
     return Draws(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
-def loss_of(head: SoftAR, draws: Draws, rows: Tensor, start: Tensor, size: int, ban: Tensor) -> Tensor:
-    """Mean cross-entropy of blocks of `size` places to the model's conditionals, nats per token (module docstring)."""
-    marginals, tokens, along, inside = draws.at(rows, start, size)
-    log_pi = (marginals + ban).log_softmax(-1)
+class Losses(NamedTuple):
+    """Mean cross-entropies to the model's conditionals, nats per token: of the network, of the marginals, and of those
+    conditionals themselves, the least there is."""
+
+    network: Tensor
+    marginals: Tensor
+    least: Tensor
+
+
+def losses_of(head: SoftAR, draws: Draws, examples: Tensor, size: int, ban: Tensor) -> Losses:
+    """Losses on blocks of `size` places that begin at `examples: [m, 2]`, each a response and a position in it."""
+    marginals, tokens, along, inside = draws.at(examples[:, 0], examples[:, 1], size)
+    log_pi, log_p = ((logits + ban).log_softmax(-1) for logits in (marginals, along))
     log_q = (head(log_pi, torch.ones_like(inside), tokens) + ban).log_softmax(-1)
-    wanted = (along + ban).softmax(-1)
-    nats = -(wanted * torch.where(wanted > 0, log_q, 0.0)).sum(-1)
-    return (nats * inside).sum() / inside.sum()
+    wanted = log_p.exp()
+
+    def mean(log_law: Tensor) -> Tensor:
+        """Of a law that is scored."""
+        nats = -(wanted * torch.where(wanted > 0, log_law, 0.0)).sum(-1)
+        return (nats * inside).sum() / inside.sum()
+
+    return Losses(mean(log_q), mean(log_pi), mean(log_p))
 
 
 def train(pair: Pair, *, seed: int = 0, steps: int | None = None) -> Trained:
@@ -108,18 +124,24 @@ def train(pair: Pair, *, seed: int = 0, steps: int | None = None) -> Trained:
     draws = draws_of(pair, prompts, seed=seed)
     torch.manual_seed(seed)
     head = SoftAR(size=pair.dlm.vocab_size, width=WIDTH, block=max(BLOCKS))
-    examples = (torch.arange(LIMIT) < draws.length[:, None]).nonzero()
+    kept = torch.arange(several) % KEPT == 0
+    every = torch.arange(LIMIT) < draws.length[:, None]
+    examples, held_out = (every & ~kept[:, None]).nonzero(), (every & kept[:, None]).nonzero()
     generator, ban = torch.Generator().manual_seed(seed), _ban(pair)
 
     def loss(step: int) -> Tensor:
         """Of blocks of one size, drawn anew."""
         size = BLOCKS[int(torch.randint(len(BLOCKS), (1,), generator=generator))]
         chosen = examples[torch.randint(len(examples), (PLACES // size,), generator=generator)]
-        return loss_of(head, draws, chosen[:, 0], chosen[:, 1], size, ban)
+        return losses_of(head, draws, chosen, size, ban).network
 
-    reached = fit(head, loss, steps=count, rate=RATE, name="codila", decay=0.05)
+    reached = fit(head, loss, steps=count, rate=RATE, name="soft blocks", decay=0.05)
+    size, some = BLOCKS[len(BLOCKS) // 2], held_out[torch.randperm(len(held_out), generator=generator)[:MEASURED]]
+    with torch.no_grad():
+        measured = {name: round(float(x), 4) for name, x in losses_of(head, draws, some, size, ban)._asdict().items()}
     facts: dict[str, Any] = {
         "seed": seed, "steps": count, "problems": several, "examples": len(examples), "loss": round(reached, 4),
+        "measured_block": size, **measured,
     }
     return Trained(head, reached, facts)
 
