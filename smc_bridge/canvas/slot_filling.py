@@ -25,7 +25,6 @@ from torch import Tensor
 
 from smc_bridge.canvas.slots import Rests, Text, first_of, of_slots, planned
 from smc_bridge.canvas.state import CanvasState, extent, open_places, with_prompts
-from smc_bridge.decode import Seat
 from smc_bridge.describe import name_of
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.models.arguments import check_text, real_between, whole_number
@@ -195,7 +194,7 @@ class SlotFilling:
             if not going.numel():
                 break
             own, place, size = (each[going] for each in rests)
-            mine = torch.zeros_like(chosen[own]).scatter(1, place, True)  # noqa: FBT003
+            mine = torch.zeros_like(chosen[own]).scatter(1, place, True)
             text = Text.of(whole[own], finished[own], mine)
             column = (text.count - size)[:, None] + nth  # a slot is the end of its text
             log_p = self.plain(session.score(rows[own], text.tokens))

@@ -30,7 +30,7 @@ from smc_bridge.proposals.chain import with_source
 from smc_bridge.proposals.form import Form
 from smc_bridge.proposals.lanes import lane_law
 from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
-from smc_bridge.proposals.protocol import Asked, CausalCost, Cost, Draft
+from smc_bridge.proposals.protocol import Asked, CausalCost, Draft
 from smc_bridge.randomness import Source
 
 
