@@ -105,14 +105,11 @@ class SlotFilling:
         """P seats with their prompts and empty canvases (`Decoder.open`)."""
         device, empty = self.proposal.model.device, (None,) * len(requests)
         prefix = prompts_of(requests, device=device)
-        dlm, ar = (model.session(prefix.tokens.clamp_min(0), prefix.length) for model in (
-            self.proposal.model, self.causal
-        ))
+        dlm = self.proposal.model.session(prefix.tokens.clamp_min(0), prefix.length)
+        ar = self.causal.session(prefix.tokens.clamp_min(0), prefix.length)
         blank = torch.full((len(requests), limit), MASKED, device=device)
         canvas = CanvasState(empty, empty, dlm, blank, torch.zeros_like(prefix.length))
-        return SlotState(
-            with_prompts(canvas, range(len(requests)), requests), ar, (Forwards(),) * len(requests)
-        )
+        return SlotState(with_prompts(canvas, range(len(requests)), requests), ar, (Forwards(),) * len(requests))
 
     def step(self, state: SlotState) -> SlotState:
         """One plan, and the slots that are filled (`Decoder.step`)."""
@@ -171,9 +168,9 @@ class SlotFilling:
         log_p = self.plain(session.score(rows, text.tokens))
         stands = log_p.gather(2, text.tokens[..., None])[..., 0].exp() > self.tau_token
         stands |= (~chosen | first_of(chosen, self.slot)).gather(1, text.place)
-        stands &= torch.arange(text.place.shape[1], device=rows.device) < text.count[:, None]
+        stands &= torch.arange(text.place.shape[1], device=rows.device) < text.length[:, None]
         accepted = torch.zeros_like(chosen).scatter(1, text.place, stands.to(torch.uint8).cumprod(1).bool())
-        return chosen & ~of_slots(chosen & ~accepted, self.slot), text.count
+        return chosen & ~of_slots(chosen & ~accepted, self.slot), text.length
 
     def one_by_one(
         self, session: CausalSession, rows: Tensor, tokens: Tensor, finished: Tensor, chosen: Tensor, uniform: Tensor
@@ -196,7 +193,7 @@ class SlotFilling:
             own, place, size = (each[going] for each in rests)
             mine = torch.zeros_like(chosen[own]).scatter(1, place, True)
             text = Text.of(whole[own], finished[own], mine)
-            column = (text.count - size)[:, None] + nth  # a slot is the end of its text
+            column = (text.length - size)[:, None] + nth  # a slot is the end of its text
             log_p = self.plain(session.score(rows[own], text.tokens))
             log_p = log_p[torch.arange(len(own), device=rows.device)[:, None], column.clamp_max(log_p.shape[1] - 1)]
             drafts = whole[own].gather(1, place)
@@ -208,8 +205,8 @@ class SlotFilling:
             at = place[slot, again]
             whole[own[slot], at] = inverse_cdf(self.drawn(log_p[slot, again]), uniform[own[slot], turn, at])
             settled = settled + torch.zeros_like(settled).index_fill(0, own, 1)
-            for each in own.unique().tolist():
-                ours = text.count[own == each]
+            for each in set(own.tolist()):
+                ours = text.length[own == each]
                 cost[each] = Forwards.total([cost[each], Forwards(0, 0, 1, ours.numel(), int(ours.sum()))])
         return whole, cost
 

@@ -20,21 +20,21 @@ class Text(NamedTuple):
     Attributes:
         place: in the canvas, `[R, C]`.
         tokens: there, `[R, C]`.
-        count: columns that count, `[R]`.
+        length: columns that count, `[R]`.
     """
 
     place: Tensor
     tokens: Tensor
-    count: Tensor
+    length: Tensor
 
     @classmethod
     def of(cls, tokens: Tensor, finished: Tensor, drafted: Tensor) -> Text:
         """The tokens `[R, T]` that are finished or drafted, bool `[R, T]` each, up to the last drafted one."""
         last = tokens.shape[1] - drafted.flip(1).to(torch.uint8).argmax(1, keepdim=True)
         shown = (finished | drafted) & (torch.arange(tokens.shape[1], device=tokens.device) < last)
-        count = shown.sum(1)
-        place = (~shown).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(count.max()))]
-        return cls(place, tokens.gather(1, place).clamp_min(0), count)
+        length = shown.sum(1)
+        place = (~shown).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(length.max()))]
+        return cls(place, tokens.gather(1, place).clamp_min(0), length)
 
 
 class Rests(NamedTuple):

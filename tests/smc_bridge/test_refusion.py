@@ -230,7 +230,7 @@ def test_slots_and_what_of_them_is_masked() -> None:
     assert rests.size.tolist() == [2, 2, 1, 2, 2, 1]
     assert rests.place.tolist() == [[0, 1, 1], [4, 5, 5], [6, 6, 6], [1, 2, 2], [3, 4, 4], [6, 6, 6]]
     text = Text.of(torch.arange(14).reshape(2, 7), ~masked, one & masked)
-    assert [row[:n] for row, n in zip(text.place.tolist(), text.count.tolist(), strict=True)] == [[2, 3, 4], [0, 4]]
+    assert [row[:n] for row, n in zip(text.place.tolist(), text.length.tolist(), strict=True)] == [[2, 3, 4], [0, 4]]
 
 
 def test_slots_are_chosen_by_their_first_token_or_the_best_one_is() -> None:
