@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from smc_bridge.models.arguments import said, whole_number
+from smc_bridge.models.protocols import LanguageModel
 
 #: Positions of a sequence that are not those of a block's places: the two marks.
 MARKS = 2
@@ -101,6 +102,11 @@ class SoftAR(nn.Module):
         if skip:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    def untrained(cls, model: LanguageModel) -> SoftAR:
+        """A small one for the alphabet of a model, before it is trained."""
+        return cls(size=model.vocab_size, width=8, heads=2)
 
     def read(self, log_pi: Tensor, held: Tensor) -> tuple[Tensor, Memory]:
         """Read blocks.

@@ -93,8 +93,13 @@ def draws_of(pair: Pair, prompts: list[Tensor], *, seed: int) -> Draws:
 
 
 class Losses(NamedTuple):
-    """Mean cross-entropies to the model's conditionals, nats per token: of the network, of the marginals, and of those
-    conditionals themselves, the least there is."""
+    """Mean cross-entropies to the model's conditionals, nats per token.
+
+    Attributes:
+        network: of the network.
+        marginals: of the marginals.
+        least: of the conditionals themselves.
+    """
 
     network: Tensor
     marginals: Tensor

@@ -45,9 +45,8 @@ def codila(
     conditional given the draft before it, and every kernel that verifies drafts takes it.
 
     Changed: the published network is a language model of 0.6 B that was trained before; this one has 0.2 M parameters,
-    and adds the logarithm of the place's own marginal to its logits (`smc_bridge.models.learned.codila`). How the
-    published window of 10 blocks lies about a canvas that fills from the left, and what the lowered confidence is, are
-    readings of the paper.
+    and adds the logarithm of the place's own marginal to its logits. How the published window of 10 blocks lies about a
+    canvas that fills from the left, and what the lowered confidence is, are readings of the paper.
 
     Args:
         pair: the models, of which the diffusion model decodes.
