@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
     """Add the arguments of this benchmark."""
     for name, parse, default, small in (
         ("--proposals", one_of(list(PROPOSALS)), ",".join(TABLE["proposals"]), None),
-        ("--programs", str, ",".join(TABLE["programs"]), "smc-1"),
+        ("--programs", str, ",".join(TABLE["programs"]), TABLE["programs"][0]),
         ("--w", share, ",".join(map(str, TABLE["w"])), "0"),
         ("--temperatures", positive, ",".join(map(str, TABLE["temperatures"])), "1"),
     ):

@@ -11,13 +11,13 @@ from smc_bridge.models.training.markov import PLACES, accepted, harvest, train
 
 def test_a_short_training_repeats_and_shares_more_with_the_target_than_marginals_do() -> None:
     pair = load_pair("arithmetic")
-    first, again = (train(pair, seed=3, steps=12, blocks=32) for _ in range(2))
+    first, again = (train(pair, seed=3, steps=40, blocks=32) for _ in range(2))
     for name, weight in first.module.state_dict().items():
         assert torch.equal(weight, again.module.state_dict()[name])
-    assert first.loss == again.loss < 1.15
+    assert first.loss == again.loss < 0.9
     other = harvest(pair, seed=4, blocks=32)
     gain = accepted(first.module, other, 1.0).mean() - accepted(None, other, 1.0).mean()  # type: ignore[arg-type]
-    assert gain > 0.02, gain
+    assert gain > 0.1, gain
 
 
 def test_the_head_that_is_shipped_says_how_it_was_trained_and_shares_more() -> None:
