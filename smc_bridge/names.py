@@ -47,15 +47,17 @@ PROPOSALS = {
     "marginals": "smc_bridge.proposals.mean_field:as_it_is", "chain": "smc_bridge.proposals.chain:PrefixFilled",
     "entropy-chain": "smc_bridge.proposals.entropy_chain:EntropyChain",
     "speculated-chain": "smc_bridge.proposals.self_speculation:SelfSpeculated",
-    "markov": "smc_bridge.proposals.markov:MarkovChain",
+    "markov": "smc_bridge.proposals.markov:MarkovChain", "adjust": "smc_bridge.proposals.adjust:Adjusted",
     "path": "smc_bridge.proposals.path:MostLikelyPath", "search": "smc_bridge.proposals.search:PathSearch",
 }
 #: Proposals whose laws depend on what they drafted, those whose laws depend on the token before alone, and kernels that
 #: ask for laws off the draft.
-CHAINS = ("chain", "entropy-chain", "speculated-chain")
+CHAINS = ("chain", "entropy-chain", "speculated-chain", "adjust")
 FIRST_ORDER = ("markov",)
+#: Proposals with a learned part: that of the pair which has their name, unless one is given.
+LEARNED = ("markov", "adjust")
 #: Options that one proposal has for itself, by what makes it.
-OF_PROPOSALS = {"places": "chain", "entropy": "entropy-chain", "head": "markov"}
+OF_PROPOSALS = {"places": "chain", "entropy": "entropy-chain"}
 NEED_MARGINALS = ("tree",)
 #: From w and beta to the intermediate.
 INTERMEDIATES: dict[str, Callable[[float, float], Any]] = {
@@ -160,12 +162,17 @@ def check_fit(
             f"proposal = {proposal} with kernel = {tree}: it asks for laws off the draft, and a chain's depend on the "
             "draft; give kernel = rejection, or proposal = marginals"
         )
-    for name, value in (("places", places), ("entropy", entropy), ("head", head)):
+    for name, value in (("places", places), ("entropy", entropy)):
         if value is not None and proposal != OF_PROPOSALS[name]:
             raise ValueError(
                 f"{name} = {said(value)} with proposal = {said(proposal)}, which has none: leave it out, or give "
                 f"proposal = {OF_PROPOSALS[name]}"
             )
+    if head is not None and proposal not in LEARNED:
+        raise ValueError(
+            f"head = {said(head)} with proposal = {said(proposal)}, which has none: leave it out, or give "
+            f"proposal = {' or '.join(LEARNED)}"
+        )
     if proposal in (*CHAINS, *FIRST_ORDER) and weight == "balance":
         raise ValueError(
             f"proposal = {proposal} with weight = {weight}: it asks for laws along other lanes' drafts, and a chain's "

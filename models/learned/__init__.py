@@ -6,7 +6,16 @@ plain keyword arguments and keeps them in `config`.
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
+from typing import Any
+
 #: Where the network of each part stands.
 PARTS: dict[str, str] = {
+    "adjust": "smc_bridge.models.learned.adjust:Refiner",
     "markov": "smc_bridge.models.learned.markov:MarkovHead",
 }
+
+
+def untrained(name: str, model: Any) -> Any:
+    """An untrained network of that name for a diffusion model: `untrained(model)` of its class."""
+    return resolve_name(PARTS[name]).untrained(model)

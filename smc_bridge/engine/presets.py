@@ -27,7 +27,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.costs import Costs
 from smc_bridge.models.protocols import CausalLM, ModelPair
-from smc_bridge.names import DEFAULT_BETA, DEFAULT_W, PROPOSALS, check_fit, named
+from smc_bridge.names import DEFAULT_BETA, DEFAULT_W, LEARNED, PROPOSALS, check_fit, named
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
 
@@ -206,7 +206,7 @@ def smc(
         bonus: whether a draft accepted whole, with no marginals left, is followed by one more token of the target.
         places: that a forward of the proposal chain fills, 1 unless it is given.
         entropy: budget of a forward of the proposal entropy-chain, nats, 0.1 unless it is given.
-        head: of the proposal markov, a file or a network; the pair's own unless it is given.
+        head: network of a proposal with a learned part, or a file of it, the pair's own unless it is given.
     Raises:
         ValueError: options contradict each other, or are out of range for the pair.
     Example:
@@ -239,7 +239,7 @@ def smc(
             "make Sampler(proposal, target, ...)"
         )
     base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=m, reuse=reuse)
-    learned = part_of(pair, "markov", head) if proposal == "markov" else None
+    learned = part_of(pair, proposal, head) if proposal in LEARNED else None
     return Sampler(
         proposal=named("proposal", proposal, base=base, places=places, entropy=entropy, head=learned),
         target=target,
