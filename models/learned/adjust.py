@@ -3,6 +3,8 @@ known (ADJUST, arXiv 2509.22738).
 
     z = W [norm(Emb(x)); norm(h)],   z <- z + attention(norm(z)),   z <- z + mlp(norm(z)),   h' = h + norm(z)
 
+column by column of the model: `h` of a place stands beside the token of the column whose output it is, which is the
+place's own, or the one before where outputs are shifted (`columns`).
 `h` are the states that the model's head reads of the places of a canvas, `x` the canvas with the tokens drawn since,
 and `h'` stand for the states that the model would give of it: its own head, frozen, makes their logits. The layer is
 shared over steps, is shaped like one of the model's (grouped keys and values, rotary positions, a gated perceptron),
@@ -20,6 +22,10 @@ from torch.nn import functional
 from smc_bridge.models.arguments import whole_number
 from smc_bridge.models.protocols import FeaturedLM
 
+#: What is added to the mean square in the last norm: places that learn nothing stay as they are, which a norm that
+#: gives all the same size does not let them.
+SOFT = 1.0
+
 
 class Refiner(nn.Module):
     """One layer over embeddings and hidden states (module docstring).
@@ -31,29 +37,32 @@ class Refiner(nn.Module):
         size: of a head, even.
         inner: of the perceptron.
         base: of the rotary frequencies.
+        places: that it sees at most, the first ones of a canvas; the others stay as they are.
     Raises:
         ValueError: a size is none, odd where it may not be, or does not divide.
     """
 
     def __init__(
         self, *, hidden: int, embedding: int, heads: int = 4, key_heads: int = 2, size: int = 48, inner: int = 512,
-        base: float = 10_000.0,
+        base: float = 10_000.0, places: int = 16,
     ) -> None:
         super().__init__()
         self.config: dict[str, int | float | str] = {
             "hidden": whole_number("hidden", hidden), "embedding": whole_number("embedding", embedding),
             "heads": whole_number("heads", heads), "key_heads": whole_number("key_heads", key_heads),
             "size": whole_number("size", size), "inner": whole_number("inner", inner), "base": base,
+            "places": whole_number("places", places),
         }
         if size % 2 or heads % key_heads:
             raise ValueError(
                 f"size = {size} with heads = {heads} and key_heads = {key_heads}: give an even size, and key_heads "
                 "that divide heads"
             )
-        self.heads, self.key_heads, self.size, self.base = heads, key_heads, size, base
+        self.heads, self.key_heads, self.size, self.base, self.places = heads, key_heads, size, base, places
         self.norm_embedding, self.norm_hidden = nn.RMSNorm(embedding), nn.RMSNorm(hidden)
         self.join = nn.Linear(embedding + hidden, hidden, bias=False)
-        self.norm_attention, self.norm_mlp, self.norm_out = (nn.RMSNorm(hidden) for _ in range(3))
+        self.norm_attention, self.norm_mlp = nn.RMSNorm(hidden), nn.RMSNorm(hidden)
+        self.norm_out = nn.RMSNorm(hidden, eps=SOFT)
         self.query = nn.Linear(hidden, heads * size)
         self.key, self.value = nn.Linear(hidden, key_heads * size), nn.Linear(hidden, key_heads * size)
         self.out = nn.Linear(heads * size, hidden, bias=False)
@@ -61,10 +70,10 @@ class Refiner(nn.Module):
         self.down = nn.Linear(inner, hidden, bias=False)
 
     @classmethod
-    def untrained(cls, model: FeaturedLM) -> Refiner:
+    def untrained(cls, model: FeaturedLM, *, places: int = 16) -> Refiner:
         """A layer with the sizes of a diffusion model, which changes its states little."""
         size = model.embed(torch.zeros(1, dtype=torch.long, device=model.device)).shape[-1]
-        made = cls(hidden=model.hidden_size, embedding=size)
+        made = cls(hidden=model.hidden_size, embedding=size, places=places)
         nn.init.constant_(made.norm_out.weight, 0.1)
         return made
 
@@ -78,12 +87,12 @@ class Refiner(nn.Module):
         Returns:
             `[n, W, D]`.
         """
-        x = self.join(torch.cat([self.norm_embedding(embedded), self.norm_hidden(hidden)], -1))
-        x = x + self._attend(self.norm_attention(x), there)
+        seen, rest = hidden[:, : self.places], hidden[:, self.places :]
+        x = self.join(torch.cat([self.norm_embedding(embedded[:, : self.places]), self.norm_hidden(seen)], -1))
+        x = x + self._attend(self.norm_attention(x), there[:, : self.places])
         normed = self.norm_mlp(x)
         x = x + self.down(functional.silu(self.gate(normed)) * self.up(normed))
-        found: Tensor = hidden + self.norm_out(x)
-        return found
+        return torch.cat([seen + self.norm_out(x), rest], 1)
 
     def _attend(self, x: Tensor, there: Tensor) -> Tensor:
         """Attention of every place to those that are there, `[n, W, D]`."""
@@ -100,6 +109,19 @@ class Refiner(nn.Module):
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=there[:, None, None])
         found: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, width, -1))
         return found
+
+
+def columns(canvas: Tensor, before: Tensor, *, shift: bool) -> Tensor:
+    """What stands in the columns whose outputs are about the places of canvases.
+
+    Args:
+        canvas: `[n, W]`.
+        before: the token before each, `[n]`.
+        shift: whether an output is about the next place.
+    Returns:
+        `[n, W]`.
+    """
+    return torch.cat([before[:, None], canvas[:, :-1]], 1) if shift else canvas
 
 
 def _turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

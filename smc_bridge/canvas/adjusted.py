@@ -7,9 +7,9 @@
         if j < K:  h <- layer(x, h),   l <- head(h)                          the model's own head
 
 A forward is followed by K - 1 passes of the layer (`smc_bridge.models.learned.adjust`) over the places from the first
-gap on, so that the tokens of a forward agree with each other, which independent draws do not. The order is a function
-of the laws before a place is drawn: a continuation has the density `prod softmax(l^(j)_{i_j})[x_{i_j}]`, which is
-neither the diffusion model's joint nor the AR law.
+gap on, as many as it sees, and one of these is filled each time: the tokens of a forward agree with each other, which
+independent draws do not. The order is a function of the laws before a place is drawn: a continuation has the density
+`prod softmax(l^(j)_{i_j})[x_{i_j}]`, which is neither the diffusion model's joint nor the AR law.
 
 Shapes: R rows, T places that the model was shown, W of them that the layer sees, D hidden size, A alphabet.
 """
@@ -31,7 +31,7 @@ from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.models.arguments import check_text, said
 from smc_bridge.models.ends import ends_of
 from smc_bridge.models.learned.adjust import Refiner
-from smc_bridge.models.protocols import ABSENT, MASKED, LanguageModel
+from smc_bridge.models.protocols import ABSENT, MASKED, LanguageModel, Scored
 from smc_bridge.proposals.adjust import as_refiner, refreshed
 from smc_bridge.randomness import PromptSource
 from smc_bridge.requests import Request
@@ -98,7 +98,8 @@ class AdjustedCanvas:
         source = PromptSource([g for place, _ in seated if (g := state.generators[place]) is not None], device=device)
         uniform = source.uniform((limit,))[:, : shown.shape[1]]
         after = before.clone()
-        after[:, : shown.shape[1]] = self._filled(shown, eligible, scored.logits, scored.hidden, uniform)
+        prompts = torch.tensor([(MASKED, *seat.request.prompt)[-1] for _, seat in seated], device=device)
+        after[:, : shown.shape[1]] = self._filled(shown, eligible, prompts, scored, uniform)
         after = torch.where(after == ABSENT, before, after)
         end, whole = extent(after, ends_of(proposal.model.eos_id))
         seats = list[Seat | None](state.seats)
@@ -107,30 +108,34 @@ class AdjustedCanvas:
             seats[place] = seat.after(row[:count], complete=complete)
         return state._replace(seats=tuple(seats), canvas=state.canvas.index_copy(0, rows, after))
 
-    def _filled(self, shown: Tensor, eligible: Tensor, logits: Tensor, hidden: Tensor, uniform: Tensor) -> Tensor:
+    def _filled(self, shown: Tensor, eligible: Tensor, last: Tensor, scored: Scored, uniform: Tensor) -> Tensor:
         """Canvases with K more tokens, or as many as have room, `[R, T]`.
 
         Args:
             shown: what stands there, `[R, T]`.
             eligible: places that may be filled, `[R, T]`.
-            logits, hidden: of the forward, `[R, T, A]` and `[R, T, D]`.
+            last: token before each, of the prompt, `[R]`; `MASKED` where there is none.
+            scored: of the forward.
             uniform: a draw for each place, `[R, T]`.
         """
         assert isinstance(self.plain.rule, Ordered)
         start = (shown == MASKED).to(torch.uint8).argmax(1, keepdim=True)
         place = start + torch.arange(int((shown.shape[1] - start).max()), device=shown.device)  # [R, W]
+        before = torch.cat([last[:, None], shown], 1).gather(1, start)[:, 0]
         there = place < shown.shape[1]
         place = place.clamp_max(shown.shape[1] - 1)
         canvas = torch.where(there, shown.gather(1, place), ABSENT)
         there = canvas != ABSENT
         left, logits, hidden = eligible.gather(1, place) & there, *(
-            x.take_along_dim(place[..., None], 1) for x in (logits, hidden)
+            x.take_along_dim(place[..., None], 1) for x in scored
         )
+        left &= torch.arange(left.shape[1], device=left.device) < self.head.places
         going = torch.arange(len(shown), device=shown.device)
         for j in range(self.plain.rule.tokens):
             if j:
                 hidden[going], logits = refreshed(
-                    self.head, self.plain.proposal.model, canvas[going], hidden[going], there[going]
+                    self.head, self.plain.proposal.model, canvas[going], hidden[going], there[going],
+                    before=before[going],
                 )
             at = self._next(logits, left[going])
             law = self._law(logits.take_along_dim(at[:, None, None], 1)[:, 0])

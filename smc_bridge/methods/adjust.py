@@ -27,7 +27,7 @@ from smc_bridge.registry import method
 )
 def adjust(
     pair: ModelPair, *, tokens: int = 4, order: Order = "entropy",
-    head: nn.Module | str | os.PathLike[str] | None = None, span: int | None = None, lookahead: int | None = 32,
+    head: nn.Module | str | os.PathLike[str] | None = None, span: int | None = None, lookahead: int | None = 16,
     temperature: float = 1.0, top_p: float = 1.0, tempered: bool = False,
 ) -> AdjustedCanvas:
     """Several places per forward, each drawn with those before it known: one layer stands for the further forwards.
@@ -43,8 +43,9 @@ def adjust(
     `smc-1,proposal=adjust`: the order of places is forced from left to right, each token's law is its conditional given
     the draft before it, at every lane's temperature, and every kernel that verifies drafts takes it.
 
-    Changed: the layer sees the places from the first gap on, and not the prompt; the model has read that. Entropies are
-    those of the untempered law.
+    Changed: the layer sees the places from the first gap on, as many as it was trained for, which are those that may be
+    filled, and not the prompt, which is in h. Its last norm lets a place stay as it is (`Refiner`), and its loss weighs
+    places by how soon they come. Entropies are those of the untempered law.
 
     Args:
         pair: the models, of which the diffusion model decodes.

@@ -9,7 +9,8 @@ arXiv 2509.22738).
 
 What a token is drawn from is its conditional given the draft before it, so the density is tractable at the temperature
 of every lane, and every kernel that verifies drafts takes it. The order of places is forced, and the layer sees the
-places of the draft alone (`smc_bridge.models.learned.adjust`); its passes are no forwards of the diffusion model.
+first places of the draft alone (`smc_bridge.models.learned.adjust`): past those that it sees a draft goes on by the
+marginals of the forward. Its passes are no forwards of the diffusion model.
 
 Shapes: B particles, K lanes, R = B * K, V places of a window, W of them that are drafted, D hidden size, A alphabet,
 Q lanes.
@@ -27,7 +28,7 @@ from torch import Tensor
 from smc_bridge.distributions.law import Law
 from smc_bridge.models.arguments import said
 from smc_bridge.models.ends import ends_of, is_end
-from smc_bridge.models.learned.adjust import Refiner
+from smc_bridge.models.learned.adjust import Refiner, columns
 from smc_bridge.models.protocols import MASKED, FeaturedLM, MaskedDiffusionLM, Scored
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.chain import ChainState, Drafted, cost_of, filled, with_source
@@ -133,7 +134,7 @@ class Adjusted(Drafted):
         """
         assert state.scored is not None
         width, owner = self.widths(asked)[2][lane], lane // asked.lanes
-        most = int(width.max())
+        most, before = int(width.max()), last_of(asked.prefix)[asked.rows[owner]]
         logits = state.scored.logits[owner, 0]
         hidden = state.scored.hidden[owner, :most]
         there = torch.arange(most, device=lane.device) < width[:, None]
@@ -152,7 +153,9 @@ class Adjusted(Drafted):
                 break
             known = torch.arange(most, device=lane.device) <= i
             canvas = torch.where(known, tokens[going, :most], MASKED)
-            hidden, (logits,) = refreshed(self.head, self.model, canvas, hidden, there[going], [i + 1])
+            hidden, (logits,) = refreshed(
+                self.head, self.model, canvas, hidden, there[going], before=before[going], places=[i + 1]
+            )
         return tokens, scores
 
 
@@ -164,7 +167,8 @@ def _forget(state: ChainState) -> None:
 
 @torch.no_grad()
 def refreshed(
-    head: Refiner, model: Any, canvas: Tensor, hidden: Tensor, there: Tensor, places: list[int] | None = None
+    head: Refiner, model: Any, canvas: Tensor, hidden: Tensor, there: Tensor, *, before: Tensor,
+    places: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Features of canvases with more tokens known, and their logits.
 
@@ -173,14 +177,21 @@ def refreshed(
         canvas: tokens, and `MASKED`, `[n, W]`.
         hidden: features before, `[n, W, D]`.
         there: places that each row has, `[n, W]`.
+        before: token before each canvas, `[n]`; `MASKED` where there is none.
         places: whose logits are wanted; None for all.
     Returns:
         features `[n, W, D]`; logits `[n, W, A]`, or of P places `[P, n, A]`.
     """
     weight = head.join.weight
-    embedded = model.embed(torch.where(there, canvas, MASKED)).to(weight)
-    found = head(embedded, hidden.to(weight), there).to(hidden)
+    shown = columns(torch.where(there, canvas, MASKED), before, shift=getattr(model, "shift", False))
+    found = head(model.embed(shown).to(weight), hidden.to(weight), there).to(hidden)
     return found, model.head(found) if places is None else model.head(found[:, places].transpose(0, 1))
+
+
+def last_of(prefix: Prefix) -> Tensor:
+    """Last token of each prefix, `[R]`; `MASKED` of an empty one."""
+    tokens = torch.nn.functional.pad(prefix.tokens, (1, 0), value=MASKED)
+    return tokens.gather(1, prefix.length[:, None])[:, 0]
 
 
 def as_refiner(head: Any, model: MaskedDiffusionLM) -> Refiner:

@@ -11,14 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from smc_bridge import ARTarget, DLMProposal, Mixture, ProductOfExperts, Sampler, smc
+from smc_bridge import ARTarget, DLMProposal, Mixture, ProductOfExperts, Sampler, load_pair, smc
 from smc_bridge.canvas.adjusted import AdjustedCanvas
 from smc_bridge.decode import decode
 from smc_bridge.methods.adjust import adjust
 from smc_bridge.methods.canvas import dlm
-from smc_bridge.models.learned.adjust import Refiner
+from smc_bridge.models.arithmetic import problems
+from smc_bridge.models.arithmetic.wording import DRAFTED
+from smc_bridge.models.learned.adjust import Refiner, columns
 from smc_bridge.models.protocols import MASKED
-from smc_bridge.proposals.adjust import Adjusted, refreshed
+from smc_bridge.models.training import adjust as training
+from smc_bridge.prefix import Prefix
+from smc_bridge.proposals.adjust import Adjusted, last_of, refreshed
 from smc_bridge.proposals.protocol import Draft
 from smc_bridge.testing import assert_biased, assert_proper, exact_law, tabular_pair
 from smc_bridge.testing.parts import proposal_fault
@@ -27,18 +31,18 @@ from tests.smc_bridge.programs import target_law, worst
 from tests.smc_bridge.smc_enumeration import enumerate_program
 
 
-def layer(size: int, seed: int = 1) -> Refiner:
+def layer(size: int, seed: int = 1, *, places: int = 16) -> Refiner:
     """A layer of random weights for a table of `size` tokens, whose laws are far from the marginals."""
     torch.manual_seed(seed)
-    made = Refiner(hidden=size, embedding=size, heads=2, key_heads=1, size=4, inner=6).double()
+    made = Refiner(hidden=size, embedding=size, heads=2, key_heads=1, size=4, inner=6, places=places).double()
     torch.nn.init.normal_(made.join.weight)
     return made.eval().requires_grad_(False)
 
 
-def program(pair: Any, *, temperature: Any = 1.0, **options: Any) -> Sampler:
+def program(pair: Any, *, temperature: Any = 1.0, places: int = 16, **options: Any) -> Sampler:
     given: dict[str, Any] = {"window": 3, "particles": 1, "intermediate": ProductOfExperts(0.4), **options}
     base = DLMProposal(pair.dlm, temperature=temperature, lookahead=3)
-    return Sampler(Adjusted(base, head=layer(pair.dlm.vocab_size)), ARTarget(pair.ar), **given)
+    return Sampler(Adjusted(base, head=layer(pair.dlm.vocab_size, places=places)), ARTarget(pair.ar), **given)
 
 
 @pytest.mark.parametrize("kernel", ["rejection", "block"])
@@ -51,6 +55,12 @@ def test_it_is_exact_where_everything_is_accepted_and_with_several_particles() -
     pair = tabular_pair(2, 3)
     assert_proper(smc(pair, 2, proposal="adjust", head=layer(2), kernel="accept-all", window=2, lookahead=3))
     assert_proper(program(pair, particles=2, window=1, intermediate=Mixture(0.5)))
+
+
+def test_it_is_exact_where_the_layer_sees_fewer_places_than_are_drafted() -> None:
+    assert_proper(program(tabular_pair(2, 3), places=2))
+    long = Adjusted(DLMProposal(tabular_pair(3, 5, seed=3).dlm, lookahead=5), head=layer(3, places=2))
+    assert proposal_fault(long, lanes=2, limit=4) is None
 
 
 @pytest.mark.parametrize("kernel", ["rejection", "block", "gumbel"])
@@ -108,7 +118,8 @@ def test_one_token_per_forward_is_the_plain_decoder() -> None:
     prompts: list[list[int]] = [[], [0], [1, 1]]
     for order in ("entropy", "confidence", "left_to_right"):
         own = decode(adjust(pair, head=layer(3), tokens=1, order=order), prompts, seed=5, max_new_tokens=4)  # type: ignore[arg-type]
-        plain = decode(dlm(pair, tokens=1, order=order, lookahead=32), prompts, seed=5, max_new_tokens=4)  # type: ignore[arg-type]
+        plain_one = dlm(pair, tokens=1, order=order, lookahead=16)  # type: ignore[arg-type]
+        plain = decode(plain_one, prompts, seed=5, max_new_tokens=4)
         assert [r.sequences for r in own] == [r.sequences for r in plain]
 
 
@@ -129,7 +140,8 @@ def law_of(pair: Any, head: Refiner, temperature: float, places: int) -> list[fl
         drawn, found = (logits[0, i] / temperature).softmax(-1), dict[tuple[int, ...], float]()
         for token, chance in enumerate(drawn.tolist()):
             shown = [*canvas[:i], token, *canvas[i + 1 :]]
-            states, scores = refreshed(head, pair.dlm, torch.tensor([shown]), hidden, every)
+            canvas_now, before = torch.tensor([shown]), torch.tensor([MASKED])
+            states, scores = refreshed(head, pair.dlm, canvas_now, hidden, every, before=before)
             found |= {x: chance * p for x, p in after(shown, scores, states).items()}
         return found
 
@@ -204,8 +216,91 @@ def test_the_layer_sees_all_places_that_are_there_and_no_other() -> None:
     embedded, hidden = (torch.randn(1, 5, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     there = torch.tensor([[True, True, True, False, True]])
     plain = head(embedded, hidden, there)
+    assert torch.equal(layer(3, places=3)(embedded, hidden, there)[:, 3:], hidden[:, 3:])
     for j in range(5):
         other = embedded.clone()
         other[0, j] += torch.tensor([1.0, -1.0, 0.5])
         moved = (head(other, hidden, there) - plain).abs().amax(-1)[0] > 1e-9
         assert moved.tolist() == [i == j or bool(there[0, j]) for i in range(5)]
+
+
+def test_a_place_stands_beside_the_token_of_the_column_whose_output_it_is() -> None:
+    canvas, before = torch.tensor([[4, MASKED, 6]]), torch.tensor([9])
+    assert columns(canvas, before, shift=False).tolist() == [[4, MASKED, 6]]
+    assert columns(canvas, before, shift=True).tolist() == [[9, 4, MASKED]]
+    assert last_of(Prefix.of([[5, 7], [], [8]])).tolist() == [7, MASKED, 8]
+
+
+def test_both_forms_read_the_token_before_a_shifted_window() -> None:
+    """The first two tokens of a forward, drawn greedily, by the layer itself on the embedded pair."""
+    pair = load_pair("arithmetic", device="cpu")
+    torch.manual_seed(0)
+    head = Refiner.untrained(pair.dlm).requires_grad_(False)
+    torch.nn.init.constant_(head.norm_out.weight, 20.0)
+    prompt = pair.encode("Ann has 3 apples. Ann buys 4. How many has Ann now?")
+    session = pair.dlm.session(prompt[None], torch.tensor([len(prompt)]))
+    start = session.score(torch.tensor([0]), torch.full((1, 4), MASKED), hidden=True)
+    ban = torch.zeros(pair.dlm.vocab_size).index_fill(0, torch.tensor(pair.dlm.banned_ids), -torch.inf)
+    one = int((start.logits[0, 0] + ban).argmax())
+    shown = pair.dlm.embed(torch.tensor([[int(prompt[-1]), one, MASKED, MASKED]]))
+    states = head(shown, start.hidden, torch.ones(1, 4, dtype=torch.bool))
+    expected = [one, int((pair.dlm.head(states)[0, 1] + ban).argmax())]
+    assert expected[1] != int((start.logits[0, 1] + ban).argmax())
+    decoder = adjust(pair, head=head, tokens=2, order="left_to_right", lookahead=4, temperature=0)
+    chain = smc(pair, 1, proposal="adjust", head=head, kernel="accept-all", window=4, lookahead=4,
+                proposal_temperature=0.01)
+    for each in (decoder, chain):
+        [result] = decode(each, [prompt.tolist()], seed=0, max_new_tokens=4)
+        assert result.sequences[0][:2] == expected
+
+
+@pytest.fixture(scope="module")
+def paths() -> tuple[Any, training.Trajectories]:
+    """The embedded pair, and four short trajectories of its diffusion model."""
+    pair = load_pair("arithmetic", device="cpu")
+    prompts = [pair.encode(problem.prompt) for problem in problems.splits(4, DRAFTED).train]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "LIMIT", 24)
+        return pair, training.written(pair, prompts, seed=0)
+
+
+def test_states_of_a_trajectory_are_the_models_own(paths: tuple[Any, training.Trajectories]) -> None:
+    """One token more after every forward, in the row's order; features of the canvas that is known then."""
+    pair, own = paths
+    prompts = [pair.encode(problem.prompt).tolist() for problem in problems.splits(4, DRAFTED).train]
+    for r, prompt in enumerate(prompts):
+        begin = torch.tensor([6])
+        row = torch.tensor([r])
+        canvas, ahead = own.canvas(row, begin, 0)
+        start = int(own.start[r, 6])
+        assert int((own.time[r] < 6).sum()) == 6
+        assert ((canvas == MASKED) == (ahead >= 0)).all()
+        text = torch.tensor([prompt + own.tokens[r, :start].tolist()])
+        found = pair.dlm.session(text, torch.tensor([text.shape[1]])).score(torch.tensor([0]), canvas, hidden=True)
+        states, known = own.states(row, begin, 0)
+        assert known.all()
+        if r in (0, 1):  # those rows were shown no masks behind, or few: the cache and half precision remain
+            law, held = pair.dlm.head(found.hidden).softmax(-1), pair.dlm.head(states).softmax(-1)
+            assert float((law - held).abs().sum(-1).mean()) < 0.5
+        later, there = own.states(row, begin, 3)
+        moved = int(own.start[r, 9]) - start
+        assert torch.equal(later[0, moved:], own.hidden[r, 9, : training.PLACES - moved].float())
+        assert there[0].tolist() == [i >= moved for i in range(training.PLACES)]
+
+
+def test_a_reduced_training_learns_and_repeats(
+    paths: tuple[Any, training.Trajectories], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On four short trajectories: the layer says more of the states reached than the marginals do."""
+    pair, own = paths
+    monkeypatch.setattr(training, "written", lambda *_, **__: own)
+    for name, value in {"EXAMPLES": 8, "DEPTH": 4, "KEPT": 2, "PROBLEMS": 4, "RATE": 5e-3}.items():
+        monkeypatch.setattr(training, name, value)
+    trained = training.train(pair, seed=1, steps=70)
+    with torch.no_grad():
+        rows, begin = torch.tensor([1, 3]).repeat(8), torch.arange(16)
+        found = training.losses_of(trained.module, pair, own, rows, begin, 3)
+    assert found.law < 0.75 * found.before, found
+    again, once_more, other = (training.train(pair, seed=seed, steps=2) for seed in (0, 0, 2))
+    assert again.loss == once_more.loss != other.loss
+    assert all(torch.equal(x, y) for x, y in zip(again.module.parameters(), once_more.module.parameters(), strict=True))
