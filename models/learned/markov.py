@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from smc_bridge.models.arguments import whole_number
+from smc_bridge.models.protocols import MaskedDiffusionLM
 
 #: Alphabets up to this size have `W1 W2` as a table `[A + 1, A]` (of 2,048 tokens: 17 MB): a place is then one read.
 TABLE = 2_048
@@ -39,6 +40,11 @@ class MarkovHead(nn.Module):
         self.before = nn.Parameter(torch.randn(vocabulary, rank) / math.sqrt(rank))  # W1
         self.after = nn.Parameter(torch.zeros(rank, vocabulary))  # W2: at first the marginals as they are
         self._table: Tensor | None = None
+
+    @classmethod
+    def untrained(cls, model: MaskedDiffusionLM) -> MarkovHead:
+        """A head for the alphabet of a diffusion model, which adds nothing yet."""
+        return cls(vocabulary=model.vocab_size)
 
     def forward(self, before: Tensor) -> Tensor:
         """What is added after tokens `before: [...]`, `[..., A]`; nothing after a negative one."""

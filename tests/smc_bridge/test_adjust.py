@@ -185,10 +185,10 @@ def test_it_stays_within_the_blocks_of_a_block_causal_model() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "no part": (lambda: adjust(tabular_pair()), "adjust = None of a pair that has no learned parts: give its network"),
+    "no part": (lambda: adjust(tabular_pair()), "adjust needs a trained adjust, which this pair has not: give its network"),
     "another size": (lambda: adjust(tabular_pair(), head=layer(3)), "head reads 3 features and 3 numbers"),
     "no layer": (lambda: smc(tabular_pair(), proposal="adjust", head=torch.nn.Linear(2, 2)), "give a Refiner"),
-    "head of none": (lambda: smc(tabular_pair(), head=layer(2)), "head = .* with proposal = 'marginals', which has no"),
+    "head of none": (lambda: smc(tabular_pair(), head=layer(2)), "head = .* with proposal = 'marginals', which has"),
     "tokens": (lambda: adjust(tabular_pair(), head=layer(2), tokens=0), "tokens = 0: commit at least 1"),
     "odd": (lambda: Refiner(hidden=2, embedding=2, size=3), "size = 3 with heads = 4 and key_heads = 2: give an even"),
     "rule": (
