@@ -11,6 +11,7 @@ from typing import Any
 
 #: Where the network of each part stands.
 PARTS: dict[str, str] = {
+    "adjust": "smc_bridge.models.learned.adjust:Refiner",
     "markov": "smc_bridge.models.learned.markov:MarkovHead",
     "codila": "smc_bridge.models.learned.codila:SoftAR",
 }
