@@ -4,6 +4,8 @@
     commit  = rule(look): which places are filled now, and which filled ones are masked again
     tokens  ~ the law of each place that is filled, independently
 
+A rule may also say where the canvas ends from now on (`smc_bridge.canvas.cut`).
+
 A `CommitRule` is all that one such decoder has of its own. None of them targets the autoregressive law, so their
 results are not proper.
 """
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from smc_bridge.canvas.anchors import check_anchors, planted
 from smc_bridge.canvas.credit import Credit
+from smc_bridge.canvas.cut import uncut
 from smc_bridge.canvas.rules import (
     CommitRule,
     Look,
@@ -35,7 +38,7 @@ from smc_bridge.describe import describe, name_of
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.models.arguments import check_callable, check_text, said, whole_number
 from smc_bridge.models.ends import ends_of
-from smc_bridge.models.protocols import MASKED, LanguageModel, ModelPair
+from smc_bridge.models.protocols import ABSENT, MASKED, LanguageModel, ModelPair
 from smc_bridge.models.rows import reseat
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource
@@ -92,7 +95,8 @@ class Canvas:
         self.anchors = check_anchors(self.anchors, self.proposal.model)
         if not (self.credit is None or isinstance(self.credit, Credit)):
             raise ValueError(f"credit = {said(self.credit)}: give a Credit, or None")
-        order = self.rule.rule if isinstance(self.rule, Reconsider) else self.rule
+        order = uncut(self.rule)
+        order = order.rule if isinstance(order, Reconsider) else order
         drawn = isinstance(order, Ordered) and order.tempered and order.order != "left_to_right"
         if drawn and self.proposal.shaping.temperature == 0:
             raise ValueError(
@@ -151,10 +155,7 @@ class Canvas:
         tokens = None if self.rule.before_sampling else inverse_cdf(log_q, uniform)
         step = torch.tensor([seat.forwards for _, seat in seated], device=device)
         plain = partial(_untempered, self.proposal.shaping, log_q, logits)
-        held = None
-        if self.anchors:
-            held = (planted(self.anchors, limit, device=device)[: shown.shape[1]] != MASKED).expand_as(shown)
-        look = Look(log_q, plain, shown, eligible, step, tokens, noise, held, limit, len(self.anchors))
+        look = self.look(log_q, plain, shown, eligible, step, limit=limit, tokens=tokens, noise=noise)
         commit = checked(self.rule, look)
         drawn = inverse_cdf(log_q[commit.places], uniform[commit.places]) if tokens is None else tokens[commit.places]
         after = before.clone()
@@ -168,6 +169,9 @@ class Canvas:
             likeliest = rest if likeliest is None else likeliest | rest
         if likeliest is not None:
             part[likeliest] = look.log_q_plain[likeliest].argmax(-1)
+        if commit.cut is not None:
+            cut = torch.where(commit.cut < shown.shape[1], commit.cut, limit)
+            after[torch.arange(limit, device=device) >= cut[:, None]] = ABSENT
         end, whole = extent(after, ends_of(self.proposal.model.eos_id))
         seats = list(state.seats)
         found = zip(after.tolist(), end.tolist(), whole.tolist(), strict=True)
@@ -175,6 +179,17 @@ class Canvas:
             seats[place] = seat.after(row[:count], complete=complete)
         state = state._replace(seats=tuple(seats), canvas=state.canvas.index_copy(0, rows, after))
         return keep(state, rows) if keeps else state
+
+    def look(
+        self, log_q: Tensor, plain: Callable[[], Tensor], shown: Tensor, eligible: Tensor, step: Tensor, *, limit: int,
+        **drawn: Tensor | None,
+    ) -> Look:
+        """What a rule sees of canvases `shown: [R, T]` of `limit` places; the others as of `Look`."""
+        held = None
+        if self.anchors:
+            empty = planted(self.anchors, limit, device=shown.device)
+            held = (empty[: shown.shape[1]] != MASKED).expand_as(shown)
+        return Look(log_q, plain, shown, eligible, step, held=held, limit=limit, anchors=len(self.anchors), **drawn)
 
     def finished(self, state: CanvasState) -> list[int]:
         """Seats whose continuation is complete (`Decoder.finished`)."""
