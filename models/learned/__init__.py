@@ -7,4 +7,6 @@ plain keyword arguments and keeps them in `config`.
 from __future__ import annotations
 
 #: Where the network of each part stands.
-PARTS: dict[str, str] = {}
+PARTS: dict[str, str] = {
+    "confidence_filter": "smc_bridge.models.learned.confidence_filter:ConfidenceFilter",
+}

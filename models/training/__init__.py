@@ -6,4 +6,6 @@
 from __future__ import annotations
 
 #: What trains each part for the embedded pair: `train(pair, *, seed, steps=None) -> Trained` (`.fit`).
-TRAININGS: dict[str, str] = {}
+TRAININGS: dict[str, str] = {
+    "confidence_filter": "smc_bridge.models.training.confidence_filter:train",
+}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from smc_bridge import DLMProposal, load_pair
-from smc_bridge.canvas import decoder as decoder_module
 from smc_bridge.canvas.cut import CutAtEnd
 from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.canvas.ranked import Ranked
@@ -25,12 +23,12 @@ from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.registry import METHODS, spelled
 from smc_bridge.tasks import TASKS
-from smc_bridge.testing import outcomes
+from smc_bridge.testing.frontier import SequenceLaw
+from tests.smc_bridge.canvas_enumeration import canvas_law, distance
 from tests.toys import toy_pair
 
 LIMIT, END = 4, 2
 PROMPTS: list[list[int]] = [[0], [1, 0], [2], [], [2, 1], [1]]
-Law = dict[tuple[int, ...], float]
 
 
 def table(seed: int = 3) -> TabularDLM:
@@ -43,25 +41,16 @@ def canvas(rule: CommitRule, model: Any = None, **more: Any) -> Canvas:
     return Canvas(DLMProposal(table() if model is None else model, lookahead=LIMIT), rule, None, **more)
 
 
-def law_of(decoder: Canvas) -> Law:
-    """Of the continuation of an empty prompt, from every outcome of the decoder's draws."""
-    found: Law = defaultdict(float)
-
-    def run(source: Any) -> tuple[int, ...]:
-        with mock.patch.object(decoder_module, "inverse_cdf", lambda log_q, uniform: source.categorical(log_q)):
-            [result] = decode(decoder, [[]], max_new_tokens=LIMIT)
-        return tuple(result.sequences[0])
-
-    for probability, sequence in outcomes(run):
-        found[sequence] += probability
-    return found
+def law_of(decoder: Canvas) -> SequenceLaw:
+    return canvas_law(decoder, LIMIT)
 
 
 def by_hand(
     model: TabularDLM, choose: Callable[[list[list[float]], list[int]], list[int]], *, cuts: bool = True
-) -> Law:
+) -> SequenceLaw:
     """The law of the decoder by recursion over lists: cut at the surest foreseen end, fill, and again."""
-    session, found = model.session(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=torch.long)), Law()
+    session = model.session(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    found: dict[tuple[int, ...], float] = {}
 
     def grow(row: list[int], mass: float) -> None:
         gap = row.index(MASKED) if MASKED in row else len(row)
@@ -104,10 +93,6 @@ def first(laws: list[list[float]], masked: list[int]) -> list[int]:
 RULES: dict[str, tuple[CommitRule, Any]] = {
     "left to right": (Ordered(), first), "surest": (Ranked(), surest), "threshold": (Threshold(0.6), sure),
 }
-
-
-def distance(one: Law, other: Law) -> float:
-    return sum(abs(one.get(s, 0.0) - other.get(s, 0.0)) for s in {*one, *other}) / 2
 
 
 @pytest.mark.parametrize("name", RULES)
