@@ -30,9 +30,9 @@ from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.training.fit import Trained, fit
 
 #: Problems, places of a canvas and of a block, problems that are decoded at a time.
-PROBLEMS, PLACES, BLOCK, BATCH = 240, 96, 32, 40
-#: Steps of the optimiser, and its rate.
-STEPS, RATE = 10_000, 3e-3
+PROBLEMS, PLACES, BLOCK, BATCH = 480, 96, 32, 40
+#: Steps of the optimiser, by the loss on the problems that are held back to choose by, and its rate.
+STEPS, RATE = 1_500, 3e-3
 
 
 class Log(NamedTuple):

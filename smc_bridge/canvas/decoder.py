@@ -39,7 +39,7 @@ from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.models.arguments import check_callable, check_text, said, whole_number
 from smc_bridge.models.ends import ends_of
 from smc_bridge.models.protocols import ABSENT, MASKED, LanguageModel, ModelPair
-from smc_bridge.models.rows import reseat
+from smc_bridge.models.rows import computed, reseat
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource
 from smc_bridge.requests import Request, prompts_of
@@ -145,6 +145,7 @@ class Canvas:
             state.session.has_history or getattr(model, "block_size", None) is not None
         )
         logits = score(state, rows, shown) if keeps else state.session.score(rows, shown)
+        ran = computed(state.session, len(seated)).tolist()
         if self.credit is not None:
             logits, state = self.credit.lend(logits, state, rows)
         log_q = self.proposal.log_probs(logits, self.proposal.lanes)[:, 0]
@@ -174,9 +175,9 @@ class Canvas:
             after[torch.arange(limit, device=device) >= cut[:, None]] = ABSENT
         end, whole = extent(after, ends_of(self.proposal.model.eos_id))
         seats = list(state.seats)
-        found = zip(after.tolist(), end.tolist(), whole.tolist(), strict=True)
-        for (place, seat), (row, count, complete) in zip(seated, found, strict=True):
-            seats[place] = seat.after(row[:count], complete=complete)
+        found = zip(after.tolist(), end.tolist(), whole.tolist(), ran, strict=True)
+        for (place, seat), (row, count, complete, cost) in zip(seated, found, strict=True):
+            seats[place] = seat.after(row[:count], complete=complete, forwards=int(cost))
         state = state._replace(seats=tuple(seats), canvas=state.canvas.index_copy(0, rows, after))
         return keep(state, rows) if keeps else state
 
