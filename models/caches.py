@@ -215,9 +215,10 @@ class Spectrum(CachePolicy):
         for name, strictly, remedy in (
             ("growth", False, "give a number of at least 0"), ("ridge", True, "give a penalty above 0"),
         ):
-            argument, found = f"{name} of the cache spectrum", getattr(self, name)
-            value = real_between(argument, found, 0.0, 1e12, remedy=remedy, strictly=strictly)
-            object.__setattr__(self, name, float(value))
+            found = real_between(
+                f"{name} of the cache spectrum", getattr(self, name), 0.0, 1e12, remedy=remedy, strictly=strictly
+            )
+            object.__setattr__(self, name, float(found))
 
     def __str__(self) -> str:
         return self.name if self.window == Spectrum.window else f"{self.name}:{self.window}"

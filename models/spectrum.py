@@ -119,7 +119,7 @@ class SpectrumSession:
                     self._note(index[b], places[b], scored[1][: places[b]])
         self.computed = computed
         if not index:
-            empty = self.inner.score(rows, canvas, hidden=True)
+            empty: Scored = self.inner.score(rows, canvas, hidden=True)
             return empty if hidden else empty.logits
         logits, features = (torch.stack(part) for part in zip(*(each for each in found if each), strict=True))
         return Scored(logits, features) if hidden else logits

@@ -122,8 +122,10 @@ def logs(pair: Pair, *, problems: int, seed: int) -> Log:
         own = extremely_greedy(model, prompts, reference(pair.dlm, prompts, PLACES))
         found.append(own._replace(problem=own.problem + start))
         print(f"confidence_filter problems {start + len(prompts)}/{problems} forwards {own.forwards}", flush=True)
-    whole = (torch.cat([getattr(log, name) for log in found]).cpu() for name in Log._fields[:3])
-    return Log(*whole, sum(log.forwards for log in found), sum(log.tokens for log in found))
+    confidences, right, problem, forwards, tokens = zip(*found, strict=True)
+    return Log(
+        torch.cat(confidences).cpu(), torch.cat(right).cpu(), torch.cat(problem).cpu(), sum(forwards), sum(tokens)
+    )
 
 
 def train(pair: Pair, *, seed: int, steps: int | None = None, problems: int = PROBLEMS) -> Trained:

@@ -93,7 +93,7 @@ def test_a_reduced_training_reaches_its_loss_and_repeats(monkeypatch: pytest.Mon
     pair: Any = load_pair("arithmetic")
     log = training.logs(pair, problems=12, seed=0)
     first, second = (training.fitted(log, seed=0, steps=200) for _ in range(2))
-    assert first.loss < 0.75 * first.facts["loss_of_shares"], (first.loss, first.facts)
+    assert first.loss < 0.85 * first.facts["loss_of_shares"], (first.loss, first.facts)
     assert all(torch.equal(a, b) for a, b in zip(
         first.module.state_dict().values(), second.module.state_dict().values(), strict=True))
 
