@@ -10,4 +10,5 @@ TRAININGS: dict[str, str] = {
     "adjust": "smc_bridge.models.training.adjust:train",
     "markov": "smc_bridge.models.training.markov:train",
     "codila": "smc_bridge.models.training.codila:train",
+    "confidence_filter": "smc_bridge.models.training.confidence_filter:train",
 }

@@ -1,0 +1,67 @@
+"""A learned filter of confidences decides which places are filled (Learn2PD, arXiv 2509.25188).
+
+    c_i     = max_a q_i(a) of the 32 places of the present block, in the model's own law
+    places  = open i with sigma(f(c)_i) > tau,  and the k places of greatest c_i that the schedule fills anyway
+
+Of a filled place c_i is the top probability of its law *now*, with its token in view, and not 1; a place that the
+canvas does not have counts as sure. All is known before tokens are drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from smc_bridge.canvas.rules import Commit, Look, foremost
+from smc_bridge.models.arguments import real_between, said, whole_number
+from smc_bridge.models.protocols import ABSENT
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """Fill the open places that a filter lets pass, and as many of the surest as the schedule says.
+
+    Attributes:
+        network: f, logits of a block's confidences, `[R, B] -> [R, B]`; B is its `places`.
+        threshold: tau.
+        tokens: k, places per forward of the schedule.
+    Raises:
+        ValueError: one of them is something else.
+    """
+
+    network: nn.Module
+    threshold: float = 0.9
+    tokens: int = 1
+    before_sampling: ClassVar[bool] = True
+    looks_back: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(self.network, "places", None), int):
+            raise ValueError(f"network = {said(self.network)}: give a ConfidenceFilter")
+        tau = real_between("threshold", self.threshold, 0.0, 1.0, remedy="give a probability in [0, 1]")
+        object.__setattr__(self, "threshold", float(tau))  # the class is frozen
+        object.__setattr__(self, "tokens", whole_number("tokens", self.tokens, remedy="commit at least 1 place"))
+
+    @property
+    def block(self) -> int:
+        """Places of a block."""
+        places: int = self.network.places  # type: ignore[assignment]
+        return places
+
+    def settles(self, look: Look) -> Tensor:
+        """Which open places of the present block the filter lets pass, BoolTensor `[R, T]`."""
+        confidence = look.log_q_plain.amax(-1).exp().masked_fill(look.canvas == ABSENT, 1.0)
+        width = confidence.shape[1]
+        first = look.open.to(torch.uint8).argmax(1) // self.block * self.block
+        own = first[:, None] + torch.arange(self.block, device=first.device)
+        whole = torch.nn.functional.pad(confidence, (0, self.block), value=1.0)
+        passed = self.network(whole.gather(1, own)).sigmoid() > self.threshold
+        places = torch.zeros(len(first), width + self.block, dtype=torch.bool, device=first.device)
+        return places.scatter(1, own, passed)[:, :width] & look.open
+
+    def __call__(self, look: Look) -> Commit:
+        """See `CommitRule`."""
+        return Commit(self.settles(look) | foremost(look.log_q_plain.amax(-1), look.open, self.tokens))
