@@ -7,4 +7,4 @@ plain keyword arguments and keeps them in `config`.
 from __future__ import annotations
 
 #: Where the network of each part stands.
-PARTS: dict[str, str] = {}
+PARTS: dict[str, str] = {"tabdiff": "smc_bridge.models.tables.tabdiff:TabDiff"}
