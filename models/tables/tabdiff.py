@@ -111,6 +111,10 @@ class TabDiff(nn.Module):
         scale = (1 + sigma**2).sqrt()
         return x / scale**2 + sigma / scale * self.network.number_of(tokens)
 
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits of categories, `[R, Cc, A]`, of features of their columns, `[R, Cc, width]`."""
+        return self.network.logits_of(tokens)
+
     def forward(self, x: Tensor, sigma: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
         """Clean numbers `[R, Cn]` and logits of categories `[R, Cc, A]`.
 
@@ -121,7 +125,7 @@ class TabDiff(nn.Module):
         """
         tokens = self.tokens(x, sigma, categories)
         cut = x.shape[1]
-        return self.clean(x, sigma, tokens[:, :cut]), self.network.logits_of(tokens[:, cut:])
+        return self.clean(x, sigma, tokens[:, :cut]), self.logits(tokens[:, cut:])
 
     def loss(self, scores: Tensor, categories: Tensor, generator: torch.Generator) -> Tensor:
         """Loss of rows, a number: weighted square error of numbers plus nats of categories, means over columns.

@@ -22,7 +22,7 @@ from smc_bridge.models.tables.tabdiff import TabDiff
 from smc_bridge.models.training.fit import Trained, fit
 
 WEIGHTS = Path(__file__).parent / "weights" / "tabdiff.safetensors"
-STEPS, BATCH, RATE, WARMUP = 3_500, 512, 2e-3, 50
+STEPS, BATCH, RATE, WARMUP = 1_500, 512, 2e-3, 50
 #: Weight of the past in the average of weights, at most; at the start it forgets sooner.
 AVERAGE = 0.997
 

@@ -72,5 +72,5 @@ def test_bad_parameters_are_refused_in_one_line(arguments: dict[str, Any], says:
 
 
 def test_nothing_is_forecast_from_nothing() -> None:
-    with pytest.raises(ValueError, match="^time = 1 before any features: add some first$"):
+    with pytest.raises(ValueError, match=r"^time = 1 before any features: add some first$"):
         Forecast().at(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -14,6 +15,7 @@ from smc_bridge.models.tables.datasets import small
 from smc_bridge.models.tables.marginals import Marginal
 from smc_bridge.models.tables.noise import HIGH, LOW, Noise
 from smc_bridge.models.tables.sampler import Known, Sampling, Source, draw
+from smc_bridge.models.tables.skipping import Skipping
 from smc_bridge.models.tables.tabdiff import TabDiff
 from smc_bridge.models.tables.train_tabdiff import train
 from smc_bridge.models.training.fit import Trained
@@ -134,6 +136,18 @@ def test_guidance_divides_by_the_law_without_the_known_columns() -> None:
         assert (c == 1).double().mean().item() == pytest.approx(law[1].item(), abs=0.05)
 
 
+def test_windows_grow_as_published_and_forecasts_spare_calls() -> None:
+    assert [sum(Skipping(growth=growth).calls(50)[:-1]) for growth in (0.75, 3.0)] == [14, 10]  # as published, of 50
+    model = reduced().module
+    assert isinstance(model, TabDiff)
+    rows, sampling = 400, Sampling(steps=20, churn=0.0, skipping=Skipping(growth=0.0))
+    for forecast, calls in ((sampling, 2 * 13 - 1), (replace(sampling, skipping=None), 2 * 20 - 1)):
+        drawn = draw(model, Source((torch.Generator().manual_seed(1),), rows), forecast)
+        assert drawn.calls == calls
+        made = model.decode(*drawn[:2])
+        assert ((made.numbers[:, 0] > 0) == (made.categories[:, 0] == 1)).double().mean() > 0.75
+
+
 def test_a_row_has_the_same_draws_whatever_is_beside_it() -> None:
     generators = tuple(torch.Generator().manual_seed(i) for i in range(5))
     together = draw(Exact(), Source(generators, 5), Sampling(steps=6))
@@ -190,6 +204,8 @@ def test_weights_come_back_from_their_file(tmp_path: object) -> None:
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: Sampling(steps=1), "steps = 1"),
     (lambda: Sampling(churn=-1.0), "churn = -1.0"),
+    (lambda: Sampling(skipping=3), "skipping = 3"),
+    (lambda: Skipping(growth=-1.0), "growth = -1.0"),
     (lambda: Known(*torch.zeros(4, 1, 1), guidance=-1.0), "guidance = -1.0"),
     (lambda: Known(*torch.zeros(4, 1, 1), condition="x"), "condition = 'x'"),
     (lambda: TabDiff.of(small().train).sample(0, 0), "count = 0"),
