@@ -1,6 +1,6 @@
 """Tables: how columns hang together in rows of a bridge, of either model alone and of plain IS, at what cost.
 
-    python -m benchmarks.tabular [--methods "AR model,bridge, N = 4"] [--tables 5] [--rows 2000] [--batch 500] [--quick]
+    python -m benchmarks.tabular [--methods "AR model" "bridge, K = 4"] [--tables 5] [--rows 2000] [--batch 500] [--quick]
         [--page docs/benchmarks/tabular.md] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 The pair `adult` makes tables of so many rows: each row is one sequence, drawn from the final weights of a run of its
@@ -130,7 +130,7 @@ def measure(options: argparse.Namespace) -> Report:
     chosen.sort(key=lambda name: name == equal)  # has the lanes that the bridge pays for
     found: dict[str, list[Made]] = {name: [] for name in (*chosen, *([REAL] if real else []))}
     with progress(NAME, len(chosen) * options.tables + 1) as advance:
-        exact, _ = draw(pair, METHODS["AR model"], MANY * options.rows, seed=options.seed + 10_000, batch=options.batch)
+        exact, _ = draw(pair, METHODS[TABLE["exact"]], MANY * options.rows, seed=options.seed + 10_000, batch=options.batch)
         advance()
         lanes = 1
         for name in chosen:
@@ -190,8 +190,8 @@ def _sheet(found: Mapping[str, Sequence[Made]], options: argparse.Namespace, lan
 
 
 def _verdicts(found: Mapping[str, Sequence[Made]], pair: Pair) -> list[Verdict]:
-    own, ar, bad = found.get(TABLE["bridge"]), found.get("AR model"), found.get(TABLE["equal_cost"])
-    dlm = found.get("DLM, 5 forwards")
+    own, ar, bad = found.get(TABLE["bridge"]), found.get(TABLE["exact"]), found.get(TABLE["equal_cost"])
+    dlm = found.get(TABLE["dlm"])
     if not (own and ar and bad and dlm):
         return []
     error = "trend" if mean(own, "trend") == mean(own, "trend") else "trend_ar"

@@ -37,7 +37,7 @@ class Bins:
     """Bins of a column of numbers.
 
     Attributes:
-        values: kept of each bin, in increasing order, `[bins][KEPT]`; of a bin that is one value, that value again.
+        values: kept of each bin, from its least to its greatest, `[bins][KEPT]`; a bin that is one value repeats it.
         edges: least number of each bin from the second on, among those that are no single value.
         single: how many of the bins, the first ones, are single values.
     """
@@ -56,9 +56,8 @@ class Bins:
         cuts = rest[torch.arange(1, bins) * rest.numel() // bins] if rest.numel() else rest
         cuts = torch.unique_consecutive(cuts[cuts > rest[:1]])
         parts = rest.tensor_split(torch.searchsorted(rest, cuts)) if rest.numel() else ()
-        ranks = (torch.arange(KEPT, dtype=torch.float64) + 0.5) / KEPT
         kept = [[value] * KEPT for value in alone.tolist()]
-        kept += [part[(ranks * part.numel()).long()].tolist() for part in parts]
+        kept += [part[torch.arange(KEPT) * (part.numel() - 1) // (KEPT - 1)].tolist() for part in parts]
         return cls(tuple(map(tuple, kept)), tuple(cuts.tolist()), alone.numel())
 
     @cached_property
