@@ -7,4 +7,12 @@ plain keyword arguments and keeps them in `config`.
 from __future__ import annotations
 
 #: Where the network of each part stands.
-PARTS: dict[str, str] = {"tabdiff": "smc_bridge.models.tables.tabdiff:TabDiff"}
+PARTS: dict[str, str] = {
+    "columns": "smc_bridge.models.tables.columns:ColumnNetwork",
+    "tabdiff": "smc_bridge.models.tables.tabdiff:TabDiff",
+}
+#: How those are trained that are no part of the embedded pair.
+TRAINED_BY: dict[str, str] = {
+    "columns": "python -m smc_bridge.models.tables.train",
+    "tabdiff": "python -m smc_bridge.models.tables.train_tabdiff",
+}
