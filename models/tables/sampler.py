@@ -169,6 +169,8 @@ def draw(model: Denoiser, source: Source, sampling: Sampling, known: Known | Non
                 x = _moved(see, x, back, s, see.forecast)
             if again < rounds - 1:
                 x, c, held = _noised(noise, x, s, t, source), _masked(noise, c, s, t, model.masks, source), t
+    if known is not None:
+        x, c = torch.where(known.numbers, known.scores, x), torch.where(known.others, known.categories, c)
     return Drawn(x, c, see.calls)
 
 
@@ -226,7 +228,7 @@ class _Sight:
             )
         clean, logits = self._call(*known.over(seen, (x, sigma, c)))
         if known.guidance:
-            hidden = HIGH * rows.normal(x.shape[1], x), torch.full_like(sigma, HIGH), masks.expand_as(c)
+            hidden = torch.zeros_like(x), torch.full_like(sigma, HIGH), masks.expand_as(c)
             without, fewer = self._call(*known.over(hidden, (x, sigma, c)))
             clean = clean + known.guidance * (clean - without)
             more = known.guidance * (logits - fewer)

@@ -21,7 +21,7 @@ from smc_bridge.models.tables.datasets import adult
 from smc_bridge.models.tables.tabdiff import TabDiff
 from smc_bridge.models.training.fit import Trained, fit
 
-WEIGHTS = Path(__file__).parent / "weights" / "tabdiff.safetensors"
+WEIGHTS = Path(__file__).parent / "weights" / "adult-table_diffusion.safetensors"
 STEPS, BATCH, RATE, WARMUP = 1_500, 512, 2e-3, 50
 #: Weight of the past in the average of weights, at most; at the start it forgets sooner.
 AVERAGE = 0.997
@@ -53,7 +53,7 @@ def train(
         at = torch.randint(len(table), (batch,), generator=generator)
         return model.loss(scores[at], categories[at], generator)
 
-    last = fit(model, loss, steps=steps, rate=rate, name="tabdiff", warmup=min(WARMUP, 1 + steps // 10))
+    last = fit(model, loss, steps=steps, rate=rate, name="table diffusion", warmup=min(WARMUP, 1 + steps // 10))
     _average(kept, model, steps)
     facts = {
         "seed": seed, "steps": steps, "batch": batch, "rate": rate, "rows": len(table), "loss": round(last, 4),
@@ -96,8 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.process_time()
     trained = train(adult().train, seed=options.seed, steps=options.steps)
     seconds = round(time.process_time() - started)
-    save(trained.module, options.out, kind="tabdiff", facts={**trained.facts, "cpu_seconds": seconds})
-    print(f"tabdiff: loss {trained.loss:.4f}, {seconds} CPU seconds, {options.out}")
+    save(trained.module, options.out, kind="table_diffusion", facts={**trained.facts, "cpu_seconds": seconds})
+    print(f"TabDiff: loss {trained.loss:.4f}, {seconds} CPU seconds, {options.out}")
 
 
 if __name__ == "__main__":

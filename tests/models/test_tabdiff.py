@@ -193,8 +193,8 @@ def test_imputed_rows_keep_what_is_known_and_follow_it() -> None:
 
 def test_weights_come_back_from_their_file(tmp_path: object) -> None:
     model, path = reduced().module, f"{tmp_path}/tabdiff.safetensors"
-    save(model, path, kind="tabdiff", facts=reduced().facts)
-    back = load(path, kind="tabdiff")
+    save(model, path, kind="table_diffusion", facts=reduced().facts)
+    back = load(path, kind="table_diffusion")
     assert isinstance(back, TabDiff)
     assert back.columns == copies().columns
     for one, other in zip(model.parameters(), back.parameters(), strict=True):
