@@ -79,6 +79,13 @@ class Sampling:
             raise ValueError(f"skipping = {said(self.skipping)}: give Skipping(), or None")
 
 
+def check_guidance(guidance: float) -> None:
+    """Raise ValueError unless this is a weight of guidance, a number of at least 0."""
+    remedy = "give a number of at least 0"
+    if real_number("guidance", guidance, remedy=remedy) < 0:
+        raise ValueError(f"guidance = {said(guidance)}: {remedy}")
+
+
 @dataclass(frozen=True)
 class Known:
     """What is known of the rows to draw.
@@ -107,8 +114,7 @@ class Known:
         )
 
     def __post_init__(self) -> None:
-        if real_number("guidance", self.guidance, remedy="give a number of at least 0") < 0:
-            raise ValueError(f"guidance = {said(self.guidance)}: give a number of at least 0")
+        check_guidance(self.guidance)
         if self.condition not in ("clean", "noised"):
             raise ValueError(f"condition = {said(self.condition)}: give 'clean' or 'noised'")
         whole_number("rounds", self.rounds)

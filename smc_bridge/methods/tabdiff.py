@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from smc_bridge.decode import Seat
-from smc_bridge.describe import name_of
 from smc_bridge.engine.presets import check_pair
 from smc_bridge.facts import UnsuitedError
 from smc_bridge.models.arguments import said
 from smc_bridge.models.protocols import LanguageModel, ModelPair
 from smc_bridge.models.tables.codec import Codec
 from smc_bridge.models.tables.data import Table
-from smc_bridge.models.tables.sampler import Known, Sampling, Source, draw
+from smc_bridge.models.tables.sampler import Known, Sampling, Source, check_guidance, draw
 from smc_bridge.models.tables.skipping import Skipping
 from smc_bridge.models.tables.tabdiff import TabDiff
 from smc_bridge.registry import method
@@ -99,7 +98,7 @@ class TableDiffusion:
         own = state.seats[seat]
         assert own is not None, f"nobody sits in seat {seat}"
         settings = {
-            "method": self.name, "models": {"dlm": name_of(self.model)}, "guidance": self.guidance,
+            "method": self.name, "models": {"dlm": type(self.model).__name__}, "guidance": self.guidance,
             "sampling": asdict(self.sampling), "max_new_tokens": state.limit, "row": state.rows.get(seat),
         }
         forwards = Forwards(own.forwards, own.forwards, 0, 0, 0)
@@ -182,7 +181,7 @@ def tabdiff(
     codec = getattr(pair, "tokenizer", None)
     if not isinstance(codec, Codec):
         raise UnsuitedError(f"pair = {said(pair)}: its tokens are not columns of a table; give load_pair('adult')")
-    Known(*torch.zeros(4, 0), guidance=guidance)  # checks it
+    check_guidance(guidance)
     sampling = Sampling(steps, churn, heun, None if growth is None else Skipping(growth=growth))
     part: Any = getattr(pair, "part", None)
     network = model if isinstance(model, nn.Module) or part is None else part("table_diffusion", model)
