@@ -1,13 +1,13 @@
 """Tables: how columns hang together in rows of a bridge, of either model alone and of plain IS, at what cost.
 
-    python -m benchmarks.tabular [--methods "AR model" "bridge, K = 4"] [--tables 5] [--rows 2000] [--batch 500] [--quick]
-        [--page docs/benchmarks/tabular.md] [--threads N] [--seed 0] [--out runs] [--markdown]
+    python -m benchmarks.tabular [--methods "AR model" "bridge, K = 4"] [--tables 5] [--rows 2000] [--batch 500]
+        [--quick] [--page docs/benchmarks/tabular.md] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 The pair `adult` makes tables of so many rows: each row is one sequence, drawn from the final weights of a run of its
 own. A table is held against the real one by what tables are judged by (column shapes, pair trends of `sdmetrics`,
 where error = 1 - score) if Adult is installed, and in any case against rows of the AR model itself, as tokens: total
-variation of columns, and of pairs of columns (`smc_bridge.analysis.token_tables`). Means over tables with their standard
-deviation. Plain IS has as many lanes as the bridge scores rows with both models. The rows shown, and what is wanted of
+variation of columns, and of pairs of columns (`smc_bridge.analysis.token_tables`). Figures are means over tables with
+their standard deviation. Plain IS has as many lanes as the bridge scores rows with both models. The rows shown, and what is wanted of
 them, are those of `benchmarks/tables.toml`.
 """
 

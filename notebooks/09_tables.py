@@ -192,5 +192,5 @@ except (MissingExtraError, ImportError) as error:
 #
 # The target is the AR *model's* law of rows, cut into bins: the bridge's rows are as good as that model, and no better.
 # Lanes and particles are properly weighted for it, and one row drawn from them is off by no more than the bound above,
-# which falls with their number. A decoder that is made for tables (TabDiff: numbers stay numbers, categories are masked) has no such
-# law to be held against, and is judged by its tables alone.
+# which falls with their number. A decoder that is made for tables (TabDiff: numbers stay numbers, categories are
+# masked) has no such law to be held against, and is judged by its tables alone.
