@@ -4,8 +4,8 @@
   columns one by one (Kolmogorov-Smirnov, total variation), trends compare pairs (correlations, contingency tables).
 - `efficacy`: a classifier of boosted trees learns a column from the made rows and is tested on real ones: area under
   its ROC curve. Rows that were real set what can be reached.
-- `closest_records`: of the made rows, how many are nearer to a row that was learnt from than to any of as many that were
-  not: 1/2 if nothing was copied.
+- `closest_records`: of the made rows, how many are nearer to a row that was learnt from than to any of as many that
+  were not: 1/2 if nothing was copied.
 - `imputation_errors`: of columns that were drawn anew given the others.
 
 Made tables are random: measure several, and say mean and deviation (`over`).
@@ -24,7 +24,6 @@ from torch.nn import functional
 from smc_bridge.models.arguments import said, whole_number
 from smc_bridge.models.extras import need
 from smc_bridge.models.tables.data import Table
-
 
 #: Distances that differ by no more are equal.
 TIE = 1e-6

@@ -1,9 +1,9 @@
 """Numbers of a column as normal scores: by their ranks, ties in the middle of theirs.
 
-A value x with `F(x-)` of the column below it and `F(x)` up to it has the score `Phi^-1((F(x-) + F(x)) / 2)`, shifted and
-scaled to mean 0 and variance 1 over the column. Back, a score falls into the range of ranks of one value: a value that
-many rows share takes all scores between its neighbours', so that small errors of a model do not move it. A column of
-more than `MOST_VALUES` values is held by that many quantiles and read between them.
+A value x with `F(x-)` of the column below it and `F(x)` up to it has the score `Phi^-1((F(x-) + F(x)) / 2)`, shifted
+and scaled to mean 0 and variance 1 over the column. Back, a score falls into the range of ranks of one value: a value
+that many rows share takes all scores between its neighbours', so that small errors of a model do not move it. A column
+of more than `MOST_VALUES` values is held by that many quantiles and read between them.
 """
 
 from __future__ import annotations

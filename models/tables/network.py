@@ -79,6 +79,6 @@ class RowNetwork(nn.Module):
         return (tokens * self.to_number).sum(-1)
 
     def logits_of(self, tokens: Tensor) -> Tensor:
-        """Logits of tokens of the columns of categories, `[R, Cc, width]` to `[R, Cc, A]`; -inf past a column's size."""
+        """Logits of tokens of the columns of categories, `[R, Cc, width]` to `[R, Cc, A]`; -inf past its size."""
         logits = torch.einsum("rcw,caw->rca", tokens, self.to_logits) + self.bias
         return logits.masked_fill(~self.valid, -torch.inf)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from smc_bridge.models.arguments import real_number, said, true_or_false, whole_number
 from smc_bridge.models.tables.noise import HIGH, LOW, Noise
+from smc_bridge.models.tables.skipping import Skipping
 
 #: Numbers, their noise, and categories, as the network sees them.
 Seen = tuple[Tensor, Tensor, Tensor]
@@ -38,6 +39,18 @@ class Denoiser(Protocol):
         """Clean numbers and logits of categories."""
         ...
 
+    def tokens(self, x: Tensor, sigma: Tensor, categories: Tensor) -> Tensor:
+        """Features of the columns of numbers, then of categories; read where some steps are forecast."""
+        ...
+
+    def clean(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
+        """Clean numbers of features of their columns."""
+        ...
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits of categories of features of their columns."""
+        ...
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -47,6 +60,7 @@ class Sampling:
         steps: from noise to rows, at least 2.
         churn: how far a step goes back, as a share `churn / steps` of its time.
         heun: whether a second call of the network corrects each step of the numbers.
+        skipping: steps that are forecast rather than computed (`Skipping`). Default: none.
     Raises:
         ValueError: a value out of range.
     """
@@ -54,12 +68,15 @@ class Sampling:
     steps: int = 50
     churn: float = 1.0
     heun: bool = True
+    skipping: Skipping | None = None
 
     def __post_init__(self) -> None:
         whole_number("steps", self.steps, least=2)
         if real_number("churn", self.churn, remedy="give a number of at least 0") < 0:
             raise ValueError(f"churn = {said(self.churn)}: give a number of at least 0")
         true_or_false("heun", self.heun)
+        if not isinstance(self.skipping, Skipping | None):
+            raise ValueError(f"skipping = {said(self.skipping)}: give Skipping(), or None")
 
 
 @dataclass(frozen=True)
@@ -133,47 +150,70 @@ class Drawn(NamedTuple):
 def draw(model: Denoiser, source: Source, sampling: Sampling, known: Known | None = None) -> Drawn:
     """Rows from noise, `source.rows` of them; what is `known` of them is not drawn."""
     noise, steps = model.noise, sampling.steps
+    if sampling.skipping is not None and known is not None:
+        raise ValueError("skipping of steps in rows of which some columns are known: leave it out")
     like = noise.rho.detach()
-    see = _Sight(model, source, known)
+    see = _Sight(model, source, known, sampling)
     x, c = HIGH * source.normal(len(like), like), model.masks.expand(source.rows, -1)
-    gamma = min(sampling.churn / steps, MOST_CHURN)
-    for step in range(steps):
+    gamma, held = min(sampling.churn / steps, MOST_CHURN), 1.0  # the time that the masks of c are of
+    for step, is_called in enumerate(see.plan):
         t, s = 1 - step / steps, 1 - (step + 1) / steps
         for again in range(rounds := known.rounds if known else 1):
             back = min(t * (1 + gamma), 1.0)
             x = _noised(noise, x, t, back, source)
-            c = _masked(noise, c, t, back, model.masks, source)
-            x, c = _step(see, x, c, back, s, sampling)
+            if is_called:
+                c = _masked(noise, c, held, max(held, back), model.masks, source)
+                x, c = _step(see, x, c, back, s, max(held, back))
+                held = s
+            else:
+                x = _moved(see, x, back, s, see.forecast)
             if again < rounds - 1:
-                x, c = _noised(noise, x, s, t, source), _masked(noise, c, s, t, model.masks, source)
+                x, c, held = _noised(noise, x, s, t, source), _masked(noise, c, s, t, model.masks, source), t
     return Drawn(x, c, see.calls)
 
 
-def _step(see: _Sight, x: Tensor, c: Tensor, t: float, s: float, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Rows at time s of rows at t: x `[R, Cn]`, c `[R, Cc]`."""
+def _step(see: _Sight, x: Tensor, c: Tensor, t: float, s: float, held: float) -> tuple[Tensor, Tensor]:
+    """Rows at time s of rows at t, whose masks are of the time `held`: x `[R, Cn]`, c `[R, Cc]`."""
     noise, source = see.model.noise, see.source
-    sigma, below = _sigma(noise, t, x), _sigma(noise, s, x)
     clean, logits = see(x, c, t)
-    slope = (x - clean) / sigma
-    y = x + (below - sigma) * slope
-    m, left = _chance(noise, t, x), _chance(noise, s, x)
+    m, left = _chance(noise, held, x), _chance(noise, s, x)
     is_lifted = (c == see.model.masks) & (source.uniform(c.shape[1], x) < (m - left) / m)
     c = torch.where(is_lifted, _categories(logits, source.uniform(c.shape[1], x)), c)
-    if sampling.heun and s > 0 and x.shape[1]:
-        corrected = (y - see(y, c, s)[0]) / below
-        y = x + (below - sigma) * (slope + corrected) / 2
-    return y, c
+    return _moved(see, x, t, s, lambda y, time: clean if time == t else see(y, c, time)[0]), c
+
+
+def _moved(see: _Sight, x: Tensor, t: float, s: float, clean: Callable[[Tensor, float], Tensor]) -> Tensor:
+    """Numbers at time s of those at t, `[R, Cn]`, by what tells the clean ones; Heun's step if it is wanted."""
+    sigma, below = _sigma(see.model.noise, t, x), _sigma(see.model.noise, s, x)
+    slope = (x - clean(x, t)) / sigma
+    y = x + (below - sigma) * slope
+    if see.sampling.heun and s > 0 and x.shape[1]:
+        y = x + (below - sigma) * (slope + (y - clean(y, s)) / below) / 2
+    return y
 
 
 class _Sight:
-    """The network on rows of which some columns are known, with guidance; counts its calls."""
+    """The network on rows of which some columns are known, with guidance; counts its calls, and forecasts others."""
 
-    def __init__(self, model: Denoiser, source: Source, known: Known | None) -> None:
-        self.model, self.source, self.known, self.calls = model, source, known, 0
+    def __init__(self, model: Denoiser, source: Source, known: Known | None, sampling: Sampling) -> None:
+        self.model, self.source, self.known, self.sampling, self.calls = model, source, known, sampling, 0
+        skipping, steps = sampling.skipping, sampling.steps
+        self.plan = [True] * steps if skipping is None else skipping.calls(steps)
+        self.past = None if skipping is None else skipping.forecast()
+
+    def forecast(self, x: Tensor, t: float) -> Tensor:
+        """Clean numbers of rows at time t, from the features of earlier calls."""
+        assert self.past is not None, "no step is forecast"
+        return self.model.clean(x, _sigma(self.model.noise, t, x), self.past.at(1 - t))
 
     def __call__(self, x: Tensor, c: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """Clean numbers and logits of rows at time t."""
         sigma, known = _sigma(self.model.noise, t, x).expand_as(x), self.known
+        if self.past is not None:
+            self.calls += 1
+            tokens, cut = self.model.tokens(x, sigma, c), x.shape[1]
+            self.past.add(1 - t, tokens[:, :cut])
+            return self.model.clean(x, sigma, tokens[:, :cut]), self.model.logits(tokens[:, cut:])
         if known is None:
             return self._call(x, sigma, c)
         masks, rows = self.model.masks, self.source

@@ -5,8 +5,8 @@ probability `m_j(t) = t^k_j`; each column has a pace of its own (`noise`). A net
 
     D_j = c_skip x_j + c_out F_j(row)  (the preconditioning of EDM, Karras et al. 2022),   p_j(. | row)  for categories,
 
-and is trained by EDM's weighted square error of the numbers plus the bound `(k_j / t) * (-log p_j(clean))` of the masked
-categories, each as a mean over its columns. Rows are drawn from noise by `sampler`.
+and is trained by EDM's weighted square error of the numbers plus the bound `(k_j / t) * (-log p_j(clean))` of the
+masked categories, each as a mean over its columns. Rows are drawn from noise by `sampler`.
 
 For imputation some training rows show a set of columns clean, or not at all: the same network then tells the law of
 columns given others, and without them, which guidance divides by. (As published, a second network tells the latter.)
@@ -22,7 +22,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from smc_bridge.models.arguments import real_number, whole_number
 from smc_bridge.models.tables.data import Column, Table
@@ -112,6 +111,10 @@ class TabDiff(nn.Module):
         scale = (1 + sigma**2).sqrt()
         return x / scale**2 + sigma / scale * self.network.number_of(tokens)
 
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits of categories, `[R, Cc, A]`, of features of their columns, `[R, Cc, width]`."""
+        return self.network.logits_of(tokens)
+
     def forward(self, x: Tensor, sigma: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
         """Clean numbers `[R, Cn]` and logits of categories `[R, Cc, A]`.
 
@@ -122,7 +125,7 @@ class TabDiff(nn.Module):
         """
         tokens = self.tokens(x, sigma, categories)
         cut = x.shape[1]
-        return self.clean(x, sigma, tokens[:, :cut]), self.network.logits_of(tokens[:, cut:])
+        return self.clean(x, sigma, tokens[:, :cut]), self.logits(tokens[:, cut:])
 
     def loss(self, scores: Tensor, categories: Tensor, generator: torch.Generator) -> Tensor:
         """Loss of rows, a number: weighted square error of numbers plus nats of categories, means over columns.
@@ -133,7 +136,8 @@ class TabDiff(nn.Module):
         """
         (R, Cn), Cc = scores.shape, categories.shape[1]
         uniform = torch.rand(R, generator=generator)
-        t = ((torch.randperm(R, generator=generator) + torch.rand(1, generator=generator)) / R).clamp_min(FIRST)[:, None]
+        t = (torch.randperm(R, generator=generator) + torch.rand(1, generator=generator)) / R
+        t = t.clamp_min(FIRST)[:, None]
         is_context = (torch.rand(R, Cn + Cc, generator=generator) < torch.rand(R, 1, generator=generator)) & (
             uniform < CONTEXT_SHARE
         )[:, None]

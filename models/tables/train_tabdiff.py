@@ -22,13 +22,14 @@ from smc_bridge.models.tables.tabdiff import TabDiff
 from smc_bridge.models.training.fit import Trained, fit
 
 WEIGHTS = Path(__file__).parent / "weights" / "tabdiff.safetensors"
-STEPS, BATCH, RATE = 3_500, 512, 2e-3
+STEPS, BATCH, RATE, WARMUP = 1_500, 512, 2e-3, 50
 #: Weight of the past in the average of weights, at most; at the start it forgets sooner.
 AVERAGE = 0.997
 
 
 def train(
-    table: Table, *, seed: int, steps: int = STEPS, batch: int = BATCH, width: int = 32, hidden: int = 320
+    table: Table, *, seed: int, steps: int = STEPS, batch: int = BATCH, rate: float = RATE, width: int = 32,
+    hidden: int = 320,
 ) -> Trained:
     """A TabDiff of the rows of a table.
 
@@ -37,6 +38,7 @@ def train(
         seed: of the initialisation, the order of rows, times, noise and masks.
         steps: of the optimiser.
         batch: rows of a step.
+        rate: greatest learning rate.
         width, hidden: of the network.
     """
     with torch.random.fork_rng(devices=[]):
@@ -51,10 +53,10 @@ def train(
         at = torch.randint(len(table), (batch,), generator=generator)
         return model.loss(scores[at], categories[at], generator)
 
-    last = fit(model, loss, steps=steps, rate=RATE, name="tabdiff")
+    last = fit(model, loss, steps=steps, rate=rate, name="tabdiff", warmup=min(WARMUP, 1 + steps // 10))
     _average(kept, model, steps)
     facts = {
-        "seed": seed, "steps": steps, "batch": batch, "rows": len(table), "loss": round(last, 4),
+        "seed": seed, "steps": steps, "batch": batch, "rate": rate, "rows": len(table), "loss": round(last, 4),
         "loss_at_first": round(first, 4), "loss_of_average": round(_losses_at(kept, table, batch, seed), 4),
         "rho": [round(x, 3) for x in kept.noise.rho.tolist()], "k": [round(x, 3) for x in kept.noise.k.tolist()],
     }
