@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from smc_bridge.models.arguments import said
 from smc_bridge.models.caches import CachePolicy
 from smc_bridge.models.host import listed
 from smc_bridge.models.pair import Pair
-from smc_bridge.models.protocols import MASKED
+from smc_bridge.models.protocols import MASKED, Scored
 from smc_bridge.registry import spelled
 
 
@@ -84,9 +84,16 @@ class _Session:
         self.has_history = self.kept.has_history
         self._last: list[_Scored | None] = [None] * len(length)
 
-    def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
-        """Logits of the cache, `[B, M, A]`."""
-        found: Tensor = self.kept.score(rows, canvas)
+    @overload
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: Literal[True]) -> Scored: ...
+
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: bool = False) -> Tensor | Scored:
+        """Logits of the cache, `[B, M, A]`, with its features if they are wanted."""
+        scored = self.kept.score(rows, canvas, hidden=True) if hidden else None
+        found: Tensor = self.kept.score(rows, canvas) if scored is None else scored.logits
         law = Shaping(self.meter.temperature, banned_ids=self.meter.model.banned_ids)
         q, exact = law.log_probs(found), law.log_probs(self.exact.score(rows, canvas))
         gap = torch.where(q > -torch.inf, q - exact, 0.0)
@@ -105,7 +112,7 @@ class _Session:
             for other, length in enumerate(self.kept.lengths):  # equal rows are served by one forward
                 if length == n and (self.kept.texts[other, :n] == text).all() and other not in index[b + 1 :]:
                     self._last[other] = row
-        return found
+        return found if scored is None else scored
 
     def commit(self, block: Tensor, length: Tensor) -> None:
         """See `Session`; what is committed was drawn from the forward before."""

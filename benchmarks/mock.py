@@ -7,10 +7,12 @@ because a step may use its logits' memory; `prepare` makes the copies for one st
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
+from smc_bridge.models.protocols import Scored
 from smc_bridge.models.rows import Rows
 
 
@@ -23,7 +25,7 @@ class MockModel:
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        self.vocab_size = int(logits.shape[-1])
+        self.vocab_size = self.hidden_size = int(logits.shape[-1])
         self.eos_id: int | None = None
         self.banned_ids: tuple[int, ...] = ()
         self.device = logits.device
@@ -62,9 +64,16 @@ class MockSession(Rows):
         super().__init__(tokens, length)
         self.model = model
 
-    def score(self, rows: Tensor, drafts: Tensor) -> Tensor:
-        """The prepared logits, `[B, V, A]`, whatever the draft."""
-        return self.model.take(drafts.shape[0], drafts.shape[1])
+    @overload
+    def score(self, rows: Tensor, drafts: Tensor, *, hidden: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def score(self, rows: Tensor, drafts: Tensor, *, hidden: Literal[True]) -> Scored: ...
+
+    def score(self, rows: Tensor, drafts: Tensor, *, hidden: bool = False) -> Tensor | Scored:
+        """The prepared logits, `[B, V, A]`, whatever the draft; they are the features, too."""
+        out = self.model.take(drafts.shape[0], drafts.shape[1])
+        return Scored(out, out.clone()) if hidden else out
 
     def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
         """The prepared logits, one position after the prefix and one after each node, `[B, T + 1, A]`."""

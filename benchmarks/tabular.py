@@ -1,21 +1,21 @@
 """Tables: how columns hang together in rows of a bridge, of either model alone and of plain IS, at what cost.
 
-    python -m benchmarks.tabular [--methods "AR model" "bridge, K = 4"] [--tables 5] [--rows 2000] [--batch 500] [--quick]
-        [--page docs/benchmarks/tabular.md] [--threads N] [--seed 0] [--out runs] [--markdown]
+    python -m benchmarks.tabular [--methods "AR model" "bridge, K = 4"] [--tables 5] [--rows 2000] [--batch 500]
+        [--quick] [--page docs/benchmarks/tabular.md] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 The pair `adult` makes tables of so many rows: each row is one sequence, drawn from the final weights of a run of its
 own. A table is held against the real one by what tables are judged by (column shapes, pair trends of `sdmetrics`,
 where error = 1 - score) if Adult is installed, and in any case against rows of the AR model itself, as tokens: total
-variation of columns, and of pairs of columns (`smc_bridge.analysis.token_tables`). Means over tables with their standard
-deviation. Plain IS has as many lanes as the bridge scores rows with both models. The rows shown, and what is wanted of
-them, are those of `benchmarks/tables.toml`.
+variation of columns, and of pairs of columns (`smc_bridge.analysis.token_tables`). Figures are means over tables with
+their standard deviation. Plain IS has as many lanes as the bridge scores rows with both models. The rows shown, and
+what is wanted of them, are those of `benchmarks/tables.toml`.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -30,16 +30,20 @@ from smc_bridge.analysis.token_tables import apart
 from smc_bridge.commands.base import whole
 from smc_bridge.decode import decode
 from smc_bridge.models.extras import MissingExtraError
+from smc_bridge.models.learned.store import load
 from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.tables.data import Table
 from smc_bridge.models.tables.datasets import Dataset, adult
+from smc_bridge.models.tables.tabdiff import TabDiff
+from smc_bridge.models.tables.train_tabdiff import WEIGHTS
 from smc_bridge.registry import spelled
 
 NAME = "tabular"
 TABLE: dict[str, Any] = TABLES[NAME]
 METHODS: dict[str, str] = TABLE["methods"]
-#: Rows that stand for the AR model's law, by so many times the rows of a table; real rows that were never learnt.
-EXACT, REAL = "rows of the AR model", "held-out rows"
+#: Rows that come of no pair: TabDiff's, which has a network of its own, and real ones that nobody has learnt from.
+TABDIFF, REAL = "TabDiff, 50 steps", "held-out rows"
+#: Rows that stand for the AR model's law, by so many times the rows of a table.
 MANY = 5
 
 
@@ -63,7 +67,7 @@ class Made(NamedTuple):
 
     Attributes:
         errors: shapes and trends, each against the real table and against the AR model's rows; NaN where not known.
-        cost: of its rows; None of real ones.
+        cost: of its rows; None of what comes of no pair.
     """
 
     errors: Mapping[str, float]
@@ -124,13 +128,14 @@ def against(real: Dataset | None, made: Table) -> dict[str, float]:
 
 def measure(options: argparse.Namespace) -> Report:
     """Every method, table by table."""
-    pair, real = load_pair("adult", device="cpu"), rows_of_adult()
+    pair, real = load_pair("adult", device="cpu"), None if options.quick else rows_of_adult()
     chosen = list(dict.fromkeys(options.methods))
     equal, bridge = TABLE["equal_cost"], TABLE["bridge"]
     chosen.sort(key=lambda name: name == equal)  # has the lanes that the bridge pays for
-    found: dict[str, list[Made]] = {name: [] for name in (*chosen, *([REAL] if real else []))}
+    found: dict[str, list[Made]] = {name: [] for name in chosen}
     with progress(NAME, len(chosen) * options.tables + 1) as advance:
-        exact, _ = draw(pair, METHODS[TABLE["exact"]], MANY * options.rows, seed=options.seed + 10_000, batch=options.batch)
+        law, many = METHODS[TABLE["exact"]], MANY * options.rows
+        exact, _ = draw(pair, law, many, seed=options.seed + 10_000, batch=options.batch)
         advance()
         lanes = 1
         for name in chosen:
@@ -141,13 +146,13 @@ def measure(options: argparse.Namespace) -> Report:
                 advance()
             if name == bridge:
                 lanes = max(2, round(statistics.fmean(made.cost.rows for made in found[name] if made.cost)) - 1)
-    for table in range(options.tables if real else 0):
-        assert real is not None
-        part, _ = real.test.split(table, min(1.0, options.rows / len(real.test)))
-        tokens = pair.tokenizer.tokens(part)[:, 1:]
-        near = apart(tokens, exact)
-        known = {"trend_ar": 100 * near.trends, "shape_ar": 100 * near.shapes}
-        found[REAL].append(Made(known | against(real, part), None))
+    for name, make in others(real, options.rows).items():
+        found[name] = []
+        for table in range(options.tables):
+            made = make(table)
+            near = apart(pair.tokenizer.tokens(made)[:, 1:], exact)
+            known = {"trend_ar": 100 * near.trends, "shape_ar": 100 * near.shapes}
+            found[name].append(Made(known | against(real, made), None))
     order = [name for name in METHODS if name in chosen] + [name for name in found if name not in METHODS]
     return Report(
         [_sheet({name: found[name] for name in order}, options, lanes, real is not None)],
@@ -155,6 +160,18 @@ def measure(options: argparse.Namespace) -> Report:
         spread="means over tables ± their standard deviation",
         picture="Error of pair trends against forwards of the AR model",
     )
+
+
+def others(real: Dataset | None, count: int) -> dict[str, Callable[[int], Table]]:
+    """Tables of so many rows that come of no pair, by name, of a seed each: where there are weights, and real rows."""
+    found: dict[str, Callable[[int], Table]] = {}
+    if WEIGHTS.is_file():
+        network = load(WEIGHTS, kind="tabdiff")
+        assert isinstance(network, TabDiff)
+        found[TABDIFF] = lambda seed: network.sample(count, seed)
+    if real is not None:
+        found[REAL] = lambda seed: real.test.split(seed, min(1.0, count / len(real.test)))[0]
+    return found
 
 
 def rows_of_adult() -> Dataset | None:
@@ -212,7 +229,7 @@ def _draw(figure: Any, found: Mapping[str, Sequence[Made]]) -> None:
     for name, made in found.items():
         costs = [each.cost.ar for each in made if each.cost]
         if not costs:
-            ax.axhline(mean(made, error), color="0.5", linestyle=":", label=name)
+            ax.axhline(mean(made, error), color="0.5", linestyle=":" if name == REAL else "--", label=name)
             continue
         values = [each.errors[error] for each in made]
         ax.errorbar(statistics.fmean(costs), statistics.fmean(values), statistics.stdev(values), fmt="o", label=name)

@@ -5,13 +5,13 @@ A *session* holds R rows, one committed prefix each (of its own length), and off
 cannot tell. `score` takes `rows`, so that K lanes of a particle, or a subset of the particles, are scored against
 prefixes that exist once.
 
-Shapes: R rows of the session, B rows of one call, M lookahead, V window, T tree nodes, A alphabet size.
+Shapes: R rows of the session, B rows of one call, M lookahead, V window, T tree nodes, A alphabet size, D hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,15 @@ from smc_bridge.models.ends import EosId
 MASKED = -1
 #: Entry of a canvas where there is no position: rows of one call may draft different numbers of tokens.
 ABSENT = -2
+
+
+class Scored(NamedTuple):
+    """Scores of a diffusion model with its features; both may be views of one tensor."""
+
+    logits: Tensor
+    """`[B, M, A]`."""
+    hidden: Tensor
+    """`[B, M, D]`: what the model's head reads to predict each place, of the logits' type."""
 
 
 class Session(Protocol):
@@ -50,15 +59,23 @@ class DiffusionSession(Session, Protocol):
         """Whether scores depend on which forwards came before, as those of an approximate cache do."""
         ...
 
-    def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
+    @overload
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: Literal[True]) -> Scored: ...
+
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: bool = False) -> Tensor | Scored:
         """Logits of the M positions that follow the prefixes of `rows`, one forward.
 
         Args:
             rows: which prefixes, `[B]`.
             canvas: the M positions after them, `[B, M]`; `MASKED` where the token is not known, `ABSENT` in trailing
                 places that a row does not have (their scores are arbitrary).
+            hidden: give the features of each position too, of the same forward.
         Returns:
-            `[B, M, A]` unnormalised log-marginals of each position given prefix and canvas.
+            `[B, M, A]` unnormalised log-marginals of each position given prefix and canvas; with `hidden` these and
+            `[B, M, D]` last hidden states, those from which the model's head makes the logits.
         """
         ...
 
@@ -139,8 +156,26 @@ class MaskedDiffusionLM(LanguageModel, Protocol):
     (`within_block`).
     """
 
+    @property
+    def hidden_size(self) -> int:
+        """Size D of a place's features, the last dimension of `Scored.hidden`."""
+        ...
+
     def session(self, tokens: Tensor, length: Tensor) -> DiffusionSession:
         """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count."""
+        ...
+
+
+@runtime_checkable
+class FeaturedLM(MaskedDiffusionLM, Protocol):
+    """A diffusion model that lends its embedding and its head to a small network that works on its features."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings `[..., E]` of token ids, `[...]`, `MASKED` among them; without gradient."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., A]` of features `[..., D]`; a gradient flows to the features, and to no weight."""
         ...
 
 

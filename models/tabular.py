@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number, whole_numbers
 from smc_bridge.models.ends import EosId, as_eos_id, ends_of
+from smc_bridge.models.protocols import MASKED, Scored
 from smc_bridge.models.rows import Rows
 from smc_bridge.models.tabular_skips import thinned
 
@@ -27,6 +28,8 @@ from smc_bridge.models.tabular_skips import thinned
 ENUMERABLE = 65536
 #: Seeds that torch's generator tells apart on the CPU.
 SEEDS = 2**32
+#: The least of a feature, nats: `log 0` among features would leave no number of what a network makes of them.
+LEAST_FEATURE = -100.0
 
 
 def generator_of(seed: int) -> torch.Generator:
@@ -236,6 +239,8 @@ class TabularDLM:
         self._noise = noise * shift
         self._flat = flat.log() + self._noise
         self._deviation = noise
+        #: Size D of a place's features, which are its log-marginals.
+        self.hidden_size = self.vocab_size
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.ar!r}, noise {self._deviation:g})"
@@ -243,6 +248,15 @@ class TabularDLM:
     def session(self, tokens: Tensor, length: Tensor) -> TabularDiffusionSession:
         """Open a session on prefixes `tokens: [R, S]`, `length: [R]`."""
         return TabularDiffusionSession(self, tokens, length)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """One-hot rows `[..., A]` of token ids `[...]`, zeros of `MASKED` (`FeaturedLM.embed`)."""
+        known = (tokens != MASKED)[..., None]
+        return torch.nn.functional.one_hot(tokens.clamp_min(0), self.vocab_size).double() * known
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Features `[..., A]` are logits (`FeaturedLM.head`)."""
+        return hidden
 
 
 class TabularDiffusionSession(Rows):
@@ -252,8 +266,19 @@ class TabularDiffusionSession(Rows):
         super().__init__(tokens, length)
         self.model = model
 
-    def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
-        """Log-marginals, `[B, M, A]`; revealed tokens are conditioned on by enumeration (`DiffusionSession.score`)."""
+    @overload
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: Literal[True]) -> Scored: ...
+
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: bool = False) -> Tensor | Scored:
+        """Log-marginals, `[B, M, A]` (`DiffusionSession.score`); as features they are at least `LEAST_FEATURE`."""
+        out = self._scores(rows, canvas)
+        return Scored(out, out.clamp_min(LEAST_FEATURE)) if hidden else out
+
+    def _scores(self, rows: Tensor, canvas: Tensor) -> Tensor:
+        """Log-marginals, `[B, M, A]`; revealed tokens are conditioned on by enumeration."""
         tokens, length = self.tokens[rows], self.length[rows]
         flat = self.model.ar.row(tokens, length)
         lookahead = canvas.shape[1]

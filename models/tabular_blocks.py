@@ -68,9 +68,8 @@ class TabularBlockSession(TabularDiffusionSession):
 
     model: TabularBlockDLM
 
-    def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
-        """Log-marginals, `[B, M, A]`; each place is told what is known up to the end of its block
-        (`DiffusionSession.score`)."""
+    def _scores(self, rows: Tensor, canvas: Tensor) -> Tensor:
+        """Log-marginals, `[B, M, A]`; each place is told what is known up to the end of its block."""
         length, size = self.length[rows], self.model.block_size
         place = length[:, None] + torch.arange(canvas.shape[1], device=canvas.device)
         block = place // size - length[:, None] // size  # [B, M], that of the first place is 0

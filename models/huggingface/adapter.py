@@ -148,7 +148,9 @@ class HuggingFaceAdapter(Forwards):
         kind, dtype = type(self.model).__name__, str(self.model.dtype).removeprefix("torch.")
         return f"{type(self).__name__}({kind}, {size} parameters, {dtype}, {self.vocab_size} ids, {self.device})"
 
-    def logits(self, ids: Tensor, wanted: Tensor, *, attention_mask: Tensor, position_ids: Tensor | None) -> Tensor:
+    def logits(
+        self, ids: Tensor, wanted: Tensor, *, attention_mask: Tensor, position_ids: Tensor | None, hidden: bool = False
+    ) -> Tensor:
         """Logits at the wanted columns of each row, from one forward without gradient.
 
         Args:
@@ -156,14 +158,15 @@ class HuggingFaceAdapter(Forwards):
             wanted: columns whose output is wanted, `[B, C]`, C at least 1.
             attention_mask: `[B, W]` (1 for real tokens) or additive `[B, 1, W, W]`.
             position_ids: `[B, W]`, or None for the model's own.
+            hidden: give what the head reads too.
         Returns:
-            `[B, C, A]` of `score_dtype`.
+            `[B, C, A]` of `score_dtype`, or `[B, C, A + D]`.
         Raises:
             ValueError: if an id or a position is outside of what the model knows.
         """
         self.check_inputs(np.array(listed(ids)[0]), ids.shape[1])
-        if self.positions_at_once is not None:
-            return self.network(ids, mask=attention_mask, position=position_ids, keep=wanted)
+        if self.positions_at_once is not None or hidden:
+            return self.network(ids, mask=attention_mask, position=position_ids, keep=wanted, hidden=hidden)
         keep = ids.shape[1] - int(wanted.min())
         out = self.scores(self.network(ids, mask=attention_mask, position=position_ids, keep=keep))
         column = wanted - (ids.shape[1] - out.shape[1])  # the width tells whether the model knows `logits_to_keep`

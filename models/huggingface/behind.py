@@ -8,7 +8,8 @@ if it was there and holds what it held; any other is computed anew.
 The output of a column is about its own place, or, of a shifted model, about the next: a column counts as kept if its
 keys and values and its output are.
 
-Shapes: R rows, U slots that rows share, B rows of a forward, M places of a canvas, H kept columns, A alphabet.
+Shapes: R rows, U slots that rows share, B rows of a forward, M places of a canvas, H kept columns, A numbers of a
+score, features among them if scores are wide.
 """
 
 from __future__ import annotations

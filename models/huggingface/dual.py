@@ -4,7 +4,8 @@ When a block begins all is computed, and kept (`smc_bridge.models.huggingface.be
 what stands behind it. Until the next one begins a forward is over the block, committed tokens or masks, and over places
 behind it that were not there or hold something else now; it leaves none of these in the cache.
 
-Shapes: B rows of a forward, F columns of it, M places of a canvas, A alphabet.
+Shapes: B rows of a forward, F columns of it, M places of a canvas, A numbers of a score: the alphabet, and D features
+if a session's scores are wide.
 """
 
 from __future__ import annotations

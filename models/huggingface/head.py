@@ -42,10 +42,31 @@ def bypassed(head: nn.Module) -> Iterator[list[torch.dtype]]:
         seen.append(states.dtype)
         return states
 
-    own = vars(head).get("forward")
-    head.forward = same
-    try:
+    with _with_forward(head, same):
         yield seen
+
+
+@contextmanager
+def heard(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Yields a list of what `head` is given in the meantime, a tensor for each call."""
+    seen: list[Tensor] = []
+    forward = head.forward
+
+    def noting(states: Tensor) -> Any:
+        seen.append(states)
+        return forward(states)
+
+    with _with_forward(head, noting):
+        yield seen
+
+
+@contextmanager
+def _with_forward(head: nn.Module, forward: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Let `head` have another forward in the meantime."""
+    own = vars(head).get("forward")
+    head.forward = forward
+    try:
+        yield
     finally:
         if own is None:
             del head.forward
@@ -56,7 +77,7 @@ def bypassed(head: nn.Module) -> Iterator[list[torch.dtype]]:
 def in_pieces(head: Callable[[Tensor], Tensor], states: Tensor, out: Tensor, at_once: int) -> Tensor:
     """Fill `out: [B, C, A]` with the first A outputs of `head` on `states: [B, C, H]`, `at_once` positions at a time;
     returns it."""
-    flat, into = states.flatten(0, 1)[None], out.view(-1, out.shape[-1])
+    flat, into = states.flatten(0, 1)[None], out.flatten(0, 1)  # a view: places of a row follow each other
     for start in range(0, len(into), at_once):
         into[start : start + at_once] = head(flat[:, start : start + at_once])[0, :, : out.shape[-1]]
     return out

@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal, overload
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from smc_bridge.models.arguments import whole_number
@@ -36,7 +38,7 @@ from smc_bridge.models.huggingface.canvas import Fresh, lay_out, seen_by_block
 from smc_bridge.models.huggingface.dual import keep_behind, score_block
 from smc_bridge.models.huggingface.masked_cache import PrefixCache
 from smc_bridge.models.huggingface.probes import check_masked
-from smc_bridge.models.protocols import ABSENT, MASKED
+from smc_bridge.models.protocols import ABSENT, MASKED, Scored
 from smc_bridge.models.rows import Rows, append_ragged
 
 
@@ -135,7 +137,27 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count."""
         return HuggingFaceDiffusionSession(self, tokens, length)
 
-    def forward(self, fresh: Fresh, lookahead: int, cache: Any = None) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Input embeddings `[..., E]` of token ids `[...]`, `MASKED` among them (`FeaturedLM.embed`)."""
+        ids = torch.where(tokens == MASKED, self.mask_id, tokens.clamp_min(0))
+        found: Tensor = self.model.get_input_embeddings()(ids)
+        return found.detach()
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits `[..., A]` of features `[..., D]` (`FeaturedLM.head`).
+
+        Raises:
+            ValueError: the model changes what its head gives.
+        """
+        head = self.plain_head
+        if head is None:
+            raise ValueError(
+                f"dlm = {type(self.model).__name__}: its logits are not what its head gives; use a model whose are"
+            )
+        weights = {name: value.detach() for name, value in head.named_parameters()}
+        return self.scores(torch.func.functional_call(head, weights, hidden.to(self.model.dtype)))
+
+    def forward(self, fresh: Fresh, lookahead: int, cache: Any = None, *, hidden: bool = False) -> Tensor:
         """Logits `[B, M, A]` of the last `lookahead` places of `fresh`, one bidirectional forward of a causal backbone.
 
         Args:
@@ -143,14 +165,17 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
                 those of their own block and before.
             lookahead: M.
             cache: a transformers `Cache` with what stands before, or None.
+            hidden: give what the head reads after them, `[B, M, A + D]`.
         """
         keep = lookahead + int(self.shift)
-        out = self.outputs(fresh, keep, cache)
+        out = self.outputs(fresh, keep, cache, hidden=hidden)
         first = out.shape[1] - keep
-        return self.scores(out[:, first : first + lookahead])
+        out = out[:, first : first + lookahead]
+        return out if hidden else self.scores(out)
 
-    def outputs(self, fresh: Fresh, keep: int, cache: Any = None) -> Tensor:
-        """Outputs of the network of the last `keep` columns of `fresh`, or of all (`network`)."""
+    def outputs(self, fresh: Fresh, keep: int, cache: Any = None, *, hidden: bool = False) -> Tensor:
+        """Outputs of the network of the last `keep` columns of `fresh`, or of all (`network`); wide scores if `hidden`.
+        """
         self.check_inputs(fresh.ids, int(fresh.position.max()) + 1)
         (batch, width), device = fresh.ids.shape, self.device
         held = 0 if cache is None else cache.get_seq_length()
@@ -162,7 +187,8 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         else:
             mask = additive_mask(sent(seen, device), self.model.dtype).expand(batch, -1, width, -1)
         return self.network(
-            sent(fresh.ids, device), mask=mask, position=sent(fresh.position, device), cache=cache, keep=keep
+            sent(fresh.ids, device), mask=mask, position=sent(fresh.position, device), cache=cache, keep=keep,
+            hidden=hidden,
         )
 
 
@@ -177,6 +203,8 @@ class HuggingFaceDiffusionSession(Rows):
         #: Whether a row's scores depend on the forwards before, and not on its tokens alone.
         self.has_history = policy is not None and not policy.exact
         self.in_turn = policy is not None
+        # Whether scores are made wide: for a cache that keeps them, from the first time on that features are wanted.
+        self._wide = False
 
     def _follow(self, source: list[int]) -> None:
         """Let the cache follow."""
@@ -189,17 +217,29 @@ class HuggingFaceDiffusionSession(Rows):
         if self._cache is not None:
             self._cache.crop(self.lengths)
 
-    def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
-        """Logits of the M positions after the prefixes, `[B, M, A]` (`DiffusionSession.score`).
+    @overload
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: Literal[True]) -> Scored: ...
+
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: bool = False) -> Tensor | Scored:
+        """Logits of the M positions after the prefixes, `[B, M, A]`, with features `[B, M, D]` if they are wanted
+        (`DiffusionSession.score`).
+
+        A dual cache keeps features with its scores from the first time on that they are wanted, and computes its
+        blocks anew then.
 
         Raises:
-            ValueError: on an empty prefix if the outputs are shifted, and on logits that are no law.
+            ValueError: on an empty prefix if the outputs are shifted, on logits that are no law, and if features are
+                wanted of a model whose head cannot be listened to.
             MemoryError: one row does not fit into memory.
         """
         model = self.model
         batch, lookahead = canvas.shape
         if batch == 0 or lookahead == 0:
-            return model.empty(batch, lookahead)
+            none = model.empty(batch, lookahead)
+            return Scored(none, none.new_empty(batch, lookahead, model.hidden_size)) if hidden else none
         index, shown = listed(rows, canvas)
         lengths = [self.lengths[r] for r in index]
         if model.shift and min(lengths) < 1:
@@ -207,8 +247,15 @@ class HuggingFaceDiffusionSession(Rows):
                 f"length[{index[lengths.index(0)]}] = 0: with shifted outputs nothing predicts the first token; "
                 "start the prefix from bos or a prompt"
             )
-        forward = self._cached if self._cache is not None else self._recomputed if model.explicit else self._padded
-        return model.check_logits(forward(index, np.array(shown), lengths), lambda b, c: (index[b], lengths[b] + c))
+        cache = self._cache
+        if hidden and not self._wide and cache is not None and cache.behind is not None:
+            cache.begin_anew()
+            self._wide = True
+        forward = self._cached if cache is not None else self._recomputed if model.explicit else self._padded
+        out = forward(index, np.array(shown), lengths, hidden or self._wide)
+        logits = out[..., : model.vocab_size] if out.shape[-1] > model.vocab_size else out
+        model.check_logits(logits, lambda b, c: (index[b], lengths[b] + c))
+        return Scored(logits, out[..., model.vocab_size :]) if hidden else logits
 
     def _chunked(self, forward: Callable[[slice], Tensor], canvas: np.ndarray, width: int) -> Tensor:
         """Run `forward` over the rows of `canvas: [B, M]`, each `width` tokens long."""
@@ -216,8 +263,8 @@ class HuggingFaceDiffusionSession(Rows):
         kept = (lookahead + int(self.model.shift)) * self.model.vocab_size
         return self.model.chunks(forward, batch, tokens=width, logits=kept)
 
-    def _recomputed(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
-        """Forwards over prefixes and canvases."""
+    def _recomputed(self, rows: list[int], canvas: np.ndarray, lengths: list[int], wide: bool) -> Tensor:
+        """Forwards over prefixes and canvases; scores `[B, M, A]`, or wide ones, as of the next two."""
         model = self.model
 
         def forward(part: slice) -> Tensor:
@@ -225,19 +272,19 @@ class HuggingFaceDiffusionSession(Rows):
             fresh = lay_out(
                 self.texts, rows[part], lengths[part], canvas[part], mask_id=model.mask_id, shift=model.shift
             )
-            return model.forward(fresh, canvas.shape[1])
+            return model.forward(fresh, canvas.shape[1], hidden=wide)
 
         return self._chunked(forward, canvas, max(lengths) + canvas.shape[1])
 
-    def _cached(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
+    def _cached(self, rows: list[int], canvas: np.ndarray, lengths: list[int], wide: bool) -> Tensor:
         """Forwards over tokens that are not kept, and canvases; a row that is given again comes after the first."""
         model, cache = self.model, self._cache
         assert cache is not None
         first = list({r: b for b, r in reversed(list(enumerate(rows)))}.values())[::-1]
         if len(first) < len(rows):
-            out = model.empty(*canvas.shape)
+            out = model.empty(*canvas.shape, hidden=wide)
             for part in (first, [b for b in range(len(rows)) if b not in set(first)]):
-                out[part] = self._cached([rows[b] for b in part], canvas[part], [lengths[b] for b in part])
+                out[part] = self._cached([rows[b] for b in part], canvas[part], [lengths[b] for b in part], wide)
             return out
         plan = cache.plan(rows, canvas, lengths, shift=model.shift)
 
@@ -251,10 +298,11 @@ class HuggingFaceDiffusionSession(Rows):
             if cache.behind is not None:
                 return score_block(
                     cache, cache.behind, rows[part], fresh, canvas[part], lengths[part], own, shift=model.shift,
-                    run=model.outputs, scores=model.scores, device=self.device,
+                    run=partial(model.outputs, hidden=wide), scores=_same if wide else model.scores,
+                    device=self.device,
                 )
             held = cache.open(rows[part], fresh, max(own.start), self.device)
-            out = model.forward(fresh, canvas.shape[1], held)
+            out = model.forward(fresh, canvas.shape[1], held, hidden=wide)
             cache.keep(rows[part], fresh, own, lengths=lengths[part], shift=model.shift, device=self.device)
             return out
 
@@ -265,7 +313,7 @@ class HuggingFaceDiffusionSession(Rows):
         cache.mark(rows, plan, self.texts, self.lengths, self.device)
         return out
 
-    def _padded(self, rows: list[int], canvas: np.ndarray, lengths: list[int]) -> Tensor:
+    def _padded(self, rows: list[int], canvas: np.ndarray, lengths: list[int], wide: bool) -> Tensor:
         """Forwards over right-padded rows, for models that count positions themselves."""
         model, lookahead, device = self.model, canvas.shape[1], self.device
         length = sent(lengths, device)
@@ -284,6 +332,11 @@ class HuggingFaceDiffusionSession(Rows):
             mask = real[part].long()
             if model.causal_backbone:
                 mask = additive_mask(real[part, None, :], model.model.dtype).expand(-1, -1, width, -1)
-            return model.logits(ids[part], wanted[part], attention_mask=mask, position_ids=None)
+            return model.logits(ids[part], wanted[part], attention_mask=mask, position_ids=None, hidden=wide)
 
         return self._chunked(forward, canvas, width)
+
+
+def _same(scores: Tensor) -> Tensor:
+    """Scores that are made already."""
+    return scores

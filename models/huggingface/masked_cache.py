@@ -194,6 +194,14 @@ class PrefixCache:
         if self.behind is not None:
             self.behind.slot = [self.behind.slot[a] for a in source]
 
+    def begin_anew(self) -> None:
+        """Let the next forward over each row compute all of its block anew, whatever of it is kept."""
+        for r, block in enumerate(self._block):
+            if block is not None:
+                self._block[r], self._parts[r] = None, ()
+        if self.behind is not None:
+            self.behind = Behind(len(self._parts))
+
     def crop(self, lengths: Sequence[int]) -> None:
         """Forget everything past the first `lengths[r]` tokens of row r: a block that is unfinished then, and all that
         was kept for a later one."""

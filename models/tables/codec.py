@@ -132,8 +132,9 @@ class Codec:
         return torch.stack(found, 1)
 
     def rows(self, tokens: Tensor, *, seed: int) -> Table:
-        """Rows of whole sequences of tokens `[n, 1 + C]` (or `[n, C]`, without the first); numbers are drawn within
-        their bins.
+        """Rows of whole sequences of tokens `[n, 1 + C]` (or `[n, C]`, without the first).
+
+        Numbers are values that their bins keep: each is drawn alike, and rows of one bin share them out evenly.
 
         Raises:
             ValueError: sequences of another length, or an id that its column does not have.
@@ -153,8 +154,7 @@ class Codec:
             if column.kind == "category":
                 categories.append(ids)
             else:
-                kept = torch.randint(KEPT, ids.shape, generator=generator)
-                numbers.append(self.bins[column.name].table[ids, kept])
+                numbers.append(self.bins[column.name].table[ids, _spread(ids, generator)])
         return table(self.columns, numbers, categories, len(tokens))
 
     def encode(self, text: str) -> list[int]:
@@ -217,6 +217,16 @@ class Codec:
             name: Bins(tuple(map(tuple, given["values"])), tuple(given["edges"]), given["single"])
             for name, given in data["bins"].items()
         })
+
+
+def _spread(ids: Tensor, generator: torch.Generator) -> Tensor:
+    """Which of its bin's values each row has, `[n]`: rows of one bin, in a drawn order, take one after the other."""
+    order = torch.randperm(ids.numel(), generator=generator)
+    order = order[ids[order].sort(stable=True).indices]
+    count = ids.bincount()
+    rank = torch.arange(ids.numel()) - (count.cumsum(0) - count).repeat_interleave(count)
+    first = torch.randint(KEPT, count.shape, generator=generator).repeat_interleave(count)
+    return torch.empty_like(ids).scatter_(0, order, (rank + first) % KEPT)
 
 
 def allowed(sizes: Sequence[int]) -> Tensor:

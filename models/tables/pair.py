@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from smc_bridge.models.host import arrays, sent
 from smc_bridge.models.learned.store import load
 from smc_bridge.models.pair import Pair
 from smc_bridge.models.prompts import plain_prompt
+from smc_bridge.models.protocols import Scored
 from smc_bridge.models.rows import Rows
 from smc_bridge.models.tables.codec import Codec
 from smc_bridge.models.tables.columns import ColumnNetwork
@@ -73,6 +75,11 @@ class ColumnDLM(ColumnModel):
 
     causal = False
 
+    @property
+    def hidden_size(self) -> int:
+        """Size D of a place's features."""
+        return self.network.head.in_features
+
     def session(self, tokens: Tensor, length: Tensor) -> ColumnDiffusionSession:
         """Open a session on prefixes `tokens: [R, S]`, `length: [R]`."""
         return ColumnDiffusionSession(self, tokens, length)
@@ -95,7 +102,13 @@ class ColumnDiffusionSession(Rows):
         super().__init__(tokens.to(model.device), length.to(model.device))
         self.model = model
 
-    def score(self, rows: Tensor, canvas: Tensor) -> Tensor:
+    @overload
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: Literal[True]) -> Scored: ...
+
+    def score(self, rows: Tensor, canvas: Tensor, *, hidden: bool = False) -> Tensor | Scored:
         """Logits of the columns that follow, `[B, M, A]` (`DiffusionSession.score`); every other column is masked."""
         index, masks = arrays(rows, canvas)
         last = len(self.model.network.sizes) - 1
@@ -112,7 +125,8 @@ class ColumnDiffusionSession(Rows):
         about = sent(at.clip(max=last), device)
         features = network(sent(whole, device), torch.arange(last + 1, device=device)[None])
         picked = features.gather(1, about[..., None].expand(-1, -1, features.shape[-1]))
-        return network.logits(picked, about)
+        logits = network.logits(picked, about)
+        return Scored(logits, picked) if hidden else logits
 
 
 class ColumnCausalSession(Rows):

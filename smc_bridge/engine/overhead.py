@@ -88,11 +88,11 @@ class _Timed:
         """A session of the model, timed."""
         return _Timed(self._inner.session(*arguments), self._clock, self._model)
 
-    def score(self, *arguments: Any) -> Any:
+    def score(self, *arguments: Any, **options: Any) -> Any:
         """Scores of the session, timed."""
         wait(self._model)
         begun = time.perf_counter()
-        scores = self._inner.score(*arguments)
+        scores = self._inner.score(*arguments, **options)
         wait(self._model)
         self._clock[0] += time.perf_counter() - begun
         return scores

@@ -95,6 +95,9 @@ def test_masked_columns_see_those_that_are_known_on_both_sides(tiny: Pair) -> No
     session = tiny.dlm.session(whole.clamp_min(0), torch.tensor([2, 1]))
     torch.testing.assert_close(session.score(torch.tensor([0]), torch.tensor([[-1, 0]])), expected[:1, 2:])
     torch.testing.assert_close(session.score(torch.tensor([1]), torch.tensor([[-1, -1]])), expected[1:, 1:3])
+    scored = session.score(torch.tensor([1]), torch.tensor([[-1, -1]]), hidden=True)
+    assert scored.hidden.shape == (1, 2, tiny.dlm.hidden_size)
+    torch.testing.assert_close(network.logits(scored.hidden, places[:, 1:3]), scored.logits)
 
 
 KERNELS = ("rejection", "block", "tree", "accept-all")

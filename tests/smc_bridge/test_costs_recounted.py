@@ -54,9 +54,9 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)
 
-    def score(self, rows: Tensor, places: Tensor) -> Tensor:
+    def score(self, rows: Tensor, places: Tensor, **options: Any) -> Tensor:
         self.counts.add(self.kind, rows.numel(), places.numel())
-        found: Tensor = self.session.score(rows, places)
+        found: Tensor = self.session.score(rows, places, **options)
         return found
 
     def score_tree(self, rows: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
