@@ -166,7 +166,7 @@ def others(real: Dataset | None, count: int) -> dict[str, Callable[[int], Table]
     """Tables of so many rows that come of no pair, by name, of a seed each: where there are weights, and real rows."""
     found: dict[str, Callable[[int], Table]] = {}
     if WEIGHTS.is_file():
-        network = load(WEIGHTS, kind="tabdiff")
+        network = load(WEIGHTS, kind="table_diffusion")
         assert isinstance(network, TabDiff)
         found[TABDIFF] = lambda seed: network.sample(count, seed)
     if real is not None:
