@@ -3,9 +3,10 @@
     python -m benchmarks.table_diffusion [--tables 3] [--rows 5000] [--impute 2000] [--seed 0] [--json FILE]
 
 Errors of column shapes and pair trends (1 - score of `sdmetrics`) against the rows that it learnt from; area under the
-ROC curve of boosted trees that learn the income from made rows and are tested on the real test rows; share of rows whose
-closest record was learnt from. Means over tables with their standard deviation, beside held-out real rows of as many,
-which are what chance alone gives. Imputation: each column alone given the others, four draws of test rows averaged.
+ROC curve of boosted trees that learn the income from made rows and are tested on the real test rows; share of rows
+whose closest record was learnt from. Means over tables with their standard deviation, beside as many held-out real
+rows, which are what chance alone gives. Imputation: each column alone given the others, four draws of test rows
+averaged.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +29,7 @@ from smc_bridge.models.tables.datasets import Dataset, adult
 from smc_bridge.models.tables.sampler import Sampling, Source, draw
 from smc_bridge.models.tables.skipping import Skipping
 from smc_bridge.models.tables.tabdiff import TabDiff
-from smc_bridge.models.tables.train_tabdiff import WEIGHTS
+from smc_bridge.models.training.table_diffusion import WEIGHTS
 
 #: What is measured: how rows are drawn.
 FORMS: dict[str, Sampling] = {
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     note("held-out real rows", lambda seed: (data.test.split(seed, options.rows / len(data.test))[0], 0))
     for form in options.forms:
-        note(form, lambda seed, sampling=FORMS[form]: made(model, options.rows, seed, sampling))
+        note(form, partial(made, model, options.rows, FORMS[form]))
     rows, _ = data.test.split(options.seed, options.impute / len(data.test))
     for weight in GUIDANCE:
         errors = imputed(model, rows, options.seed, weight)
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.json.write_text(json.dumps({"options": vars(options) | {"json": None}, "found": found}, default=str))
 
 
-def made(model: TabDiff, rows: int, seed: int, sampling: Sampling) -> tuple[Table, int]:
+def made(model: TabDiff, rows: int, sampling: Sampling, seed: int) -> tuple[Table, int]:
     """A table of a TabDiff, and the calls of its network for a row."""
     calls = draw(model, Source((torch.Generator().manual_seed(0),), 1), sampling).calls
     return model.sample(rows, seed, sampling=sampling), calls

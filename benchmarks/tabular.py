@@ -35,7 +35,7 @@ from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.tables.data import Table
 from smc_bridge.models.tables.datasets import Dataset, adult
 from smc_bridge.models.tables.tabdiff import TabDiff
-from smc_bridge.models.tables.train_tabdiff import WEIGHTS
+from smc_bridge.models.training.table_diffusion import WEIGHTS
 from smc_bridge.registry import spelled
 
 NAME = "tabular"

@@ -14,5 +14,5 @@ PARTS: dict[str, str] = {
 #: How those are trained that are no part of the embedded pair.
 TRAINED_BY: dict[str, str] = {
     "columns": "python -m smc_bridge.models.tables.train",
-    "table_diffusion": "python -m smc_bridge.models.tables.train_tabdiff",
+    "table_diffusion": "python -m smc_bridge.models.training.table_diffusion",
 }

@@ -17,8 +17,8 @@ from smc_bridge.models.tables.noise import HIGH, LOW, Noise
 from smc_bridge.models.tables.sampler import Known, Sampling, Source, draw
 from smc_bridge.models.tables.skipping import Skipping
 from smc_bridge.models.tables.tabdiff import TabDiff
-from smc_bridge.models.tables.train_tabdiff import train
 from smc_bridge.models.training.fit import Trained
+from smc_bridge.models.training.table_diffusion import train
 
 OTHER = Table((Column("a", "number"),), torch.zeros(1, 1).double(), torch.zeros(1, 0).long())
 

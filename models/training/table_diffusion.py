@@ -1,4 +1,6 @@
-"""Train TabDiff on UCI Adult: `python -m smc_bridge.models.tables.train_tabdiff [--out FILE] [--seed 0] [--steps N]`.
+"""Train TabDiff on UCI Adult.
+
+    python -m smc_bridge.models.training.table_diffusion [--out FILE] [--seed 0] [--steps N]
 
 AdamW on `TabDiff.loss`, batches of rows in a drawn order; what is kept is the exponential average of the weights, as
 published. Each step draws from a generator of its own: the same seed gives the same weights.
@@ -21,7 +23,7 @@ from smc_bridge.models.tables.datasets import adult
 from smc_bridge.models.tables.tabdiff import TabDiff
 from smc_bridge.models.training.fit import Trained, fit
 
-WEIGHTS = Path(__file__).parent / "weights" / "adult-table_diffusion.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "tables" / "weights" / "adult-table_diffusion.safetensors"
 STEPS, BATCH, RATE, WARMUP = 1_500, 512, 2e-3, 50
 #: Weight of the past in the average of weights, at most; at the start it forgets sooner.
 AVERAGE = 0.997
@@ -85,7 +87,8 @@ def _losses_at(model: TabDiff, table: Table, batch: int, seed: int) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train on Adult and write the weights."""
-    parser = argparse.ArgumentParser("python -m smc_bridge.models.tables.train_tabdiff", description="Train TabDiff.")
+    program = "python -m smc_bridge.models.training.table_diffusion"
+    parser = argparse.ArgumentParser(program, description="Train TabDiff.")
     parser.add_argument("--out", default=str(WEIGHTS), help="file to write (default: that of the package)")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation and batches")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the optimiser")
