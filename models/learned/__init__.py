@@ -6,8 +6,13 @@ plain keyword arguments and keeps them in `config`.
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
+from typing import Any
+
 #: Where the network of each part stands.
 PARTS: dict[str, str] = {
+    "markov": "smc_bridge.models.learned.markov:MarkovHead",
+    "codila": "smc_bridge.models.learned.codila:SoftAR",
     "columns": "smc_bridge.models.tables.columns:ColumnNetwork",
     "table_diffusion": "smc_bridge.models.tables.tabdiff:TabDiff",
 }
@@ -16,3 +21,8 @@ TRAINED_BY: dict[str, str] = {
     "columns": "python -m smc_bridge.models.tables.train",
     "table_diffusion": "python -m smc_bridge.models.training.table_diffusion",
 }
+
+
+def untrained(name: str, model: Any) -> Any:
+    """An untrained network of that name for a diffusion model: `untrained(model)` of its class."""
+    return resolve_name(PARTS[name]).untrained(model)

@@ -6,4 +6,7 @@
 from __future__ import annotations
 
 #: What trains each part for the embedded pair: `train(pair, *, seed, steps=None) -> Trained` (`.fit`).
-TRAININGS: dict[str, str] = {}
+TRAININGS: dict[str, str] = {
+    "markov": "smc_bridge.models.training.markov:train",
+    "codila": "smc_bridge.models.training.codila:train",
+}

@@ -20,6 +20,7 @@ from torch import Tensor
 from smc_bridge.canvas.anchors import check_anchors, planted
 from smc_bridge.canvas.credit import Credit
 from smc_bridge.canvas.rules import (
+    Commit,
     CommitRule,
     Look,
     Ordered,
@@ -156,7 +157,7 @@ class Canvas:
             held = (planted(self.anchors, limit, device=device)[: shown.shape[1]] != MASKED).expand_as(shown)
         look = Look(log_q, plain, shown, eligible, step, tokens, noise, held, limit, len(self.anchors))
         commit = checked(self.rule, look)
-        drawn = inverse_cdf(log_q[commit.places], uniform[commit.places]) if tokens is None else tokens[commit.places]
+        drawn = self.drawn(look, commit, uniform)
         after = before.clone()
         part = after[:, : shown.shape[1]]
         if commit.remask is not None:
@@ -175,6 +176,20 @@ class Canvas:
             seats[place] = seat.after(row[:count], complete=complete)
         state = state._replace(seats=tuple(seats), canvas=state.canvas.index_copy(0, rows, after))
         return keep(state, rows) if keeps else state
+
+    def drawn(self, look: Look, commit: Commit, uniform: Tensor) -> Tensor:
+        """Tokens of the places that are filled, `[n]`: of each place's own law, or as the rule fills them."""
+        fill = getattr(self.rule, "fill", None)
+        if fill is not None:
+            found: Tensor = fill(look, commit, uniform, self.law)
+            return found
+        if look.tokens is not None:
+            return look.tokens[commit.places]
+        return inverse_cdf(look.log_q[commit.places], uniform[commit.places])
+
+    def law(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of logits `[n, A]` at the decoder's temperature and truncation, `[n, A]`."""
+        return self.proposal.log_probs(logits[:, None], self.proposal.lanes)[:, 0, 0]
 
     def finished(self, state: CanvasState) -> list[int]:
         """Seats whose continuation is complete (`Decoder.finished`)."""
