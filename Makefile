@@ -60,9 +60,13 @@ lint: $(VENV)/.dev types
 	$(BIN)/mypy
 	cd .types && ../$(BIN)/lint-imports --no-cache ../pyproject.toml
 
-# Lists what is trained; `make train PART=NAME` trains it, `make train PART=pair` the embedded pair (under an hour).
+# Lists what is trained; `make train PART=NAME` trains it, `make train PART=pair` the embedded pair (under an hour),
+# `make train PART=adult` the pair of a table, `make train PART=tabdiff` TabDiff on the same one.
+RECIPE_pair := arithmetic.train
+RECIPE_adult := tables.train
+RECIPE_tabdiff := tables.train_tabdiff
 train: $(VENV)/.runtime
-	OMP_NUM_THREADS=2 $(BIN)/python -m smc_bridge.models.$(if $(filter pair,$(PART)),arithmetic.train,training $(PART))
+	OMP_NUM_THREADS=2 $(BIN)/python -m smc_bridge.models.$(or $(RECIPE_$(PART)),training $(PART))
 
 clean:
 	rm -rf $(VENV) $(COMPAT) .types runs build docs/_build docs/reference *.egg-info .mypy_cache .ruff_cache .pytest_cache

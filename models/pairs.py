@@ -39,8 +39,15 @@ def _arithmetic(device: torch.device, dtype: torch.dtype) -> Pair:
     return replace(pair, learned={file.stem: file for file in architecture.WEIGHTS.glob("*.safetensors")})
 
 
+def _adult(device: torch.device, dtype: torch.dtype) -> Pair:
+    """Rows of UCI Adult, a token for each of 15 columns."""
+    from smc_bridge.models.tables.pair import load_table_pair
+
+    return load_table_pair("adult", device=device, dtype=dtype)
+
+
 #: Pairs that ship with the package.
-PAIRS: dict[str, Callable[[torch.device, torch.dtype], Pair]] = {"arithmetic": _arithmetic}
+PAIRS: dict[str, Callable[[torch.device, torch.dtype], Pair]] = {"arithmetic": _arithmetic, "adult": _adult}
 
 
 def load_pair(

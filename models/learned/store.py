@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from smc_bridge.models.arguments import said
-from smc_bridge.models.learned import PARTS
+from smc_bridge.models.learned import PARTS, TRAINED_BY
 
 #: What a network is made of: the keyword arguments of its class.
 Config = Mapping[str, int | float | str]
@@ -80,4 +80,4 @@ def facts_of(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def command(kind: str) -> str:
     """How a part is trained."""
-    return f"python -m smc_bridge.models.training {kind} --out FILE"
+    return TRAINED_BY.get(kind, f"python -m smc_bridge.models.training {kind} --out FILE")

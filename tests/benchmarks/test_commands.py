@@ -26,6 +26,7 @@ COMMANDS = {
     "profile": ((), "networks"),
     "versus": (("--other", str(HERE)), "2 of 2"),
     "proposals": ((), "tokens / draft"),
+    "tabular": ((), "bridge, K = 4"),
     "step_path": ((), "hops"),
     "equal_cost": ((), "KL bound"),
     "frontier": (("--markdown",), "intermediate=clamp,beta=4"),

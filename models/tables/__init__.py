@@ -1,0 +1,1 @@
+"""Tables as a second domain: rows of numbers and categories (`data`, `datasets`), and models of them."""
