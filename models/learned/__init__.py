@@ -20,7 +20,7 @@ PARTS: dict[str, str] = {
 }
 #: How those are trained that are no part of the embedded pair.
 TRAINED_BY: dict[str, str] = {
-    "columns": "python -m smc_bridge.models.tables.train",
+    "columns": "python -m smc_bridge.models.training.table_pair",
     "table_diffusion": "python -m smc_bridge.models.training.table_diffusion",
 }
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from torch import nn
 
 from smc_bridge.canvas.build import canvas_of
 from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.canvas.filtered import Filtered
-from smc_bridge.engine.presets import check_pair
-from smc_bridge.facts import UnsuitedError
+from smc_bridge.engine.presets import check_pair, part_of
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.registry import method
 
@@ -56,13 +54,7 @@ def learn2pd(
         UnsuitedError: the pair cannot have one.
     """
     check_pair(pair)
-    part: Any = getattr(pair, "part", None)
-    network = confidence_filter
-    if not isinstance(network, nn.Module):
-        if part is None:
-            raise UnsuitedError("the pair has no learned parts: give confidence_filter, a network")
-        network = part("confidence_filter", confidence_filter)
-    rule = Filtered(network, threshold, tokens)
+    rule = Filtered(part_of(pair, "confidence_filter", confidence_filter), threshold, tokens)
     return canvas_of(
         pair, rule, name="learn2pd", span=rule.block, lookahead=lookahead, temperature=temperature, top_p=top_p,
         anchors=anchors, cut_at_end=cut_at_end,
