@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from smc_bridge.models.protocols import LanguageModel
+
 
 class ConfidenceFilter(nn.Module):
     """The network (module docstring).
@@ -25,6 +27,11 @@ class ConfidenceFilter(nn.Module):
         self.config = {"places": places, "hidden": hidden}
         self.places = places
         self.layers = nn.Sequential(nn.Linear(places, hidden), nn.ReLU(), nn.Linear(hidden, places))
+
+    @classmethod
+    def untrained(cls, model: LanguageModel) -> ConfidenceFilter:
+        """The network before it is trained: of the alphabet it knows nothing."""
+        return cls()
 
     def forward(self, confidences: Tensor) -> Tensor:
         """Logits of confidences, `[..., B]` -> `[..., B]`, float32."""

@@ -1,4 +1,4 @@
-"""Train the two models of a table: `python -m smc_bridge.models.training.table_pair [--table adult]`, minutes on one thread.
+"""Train the two models of a table: `python -m smc_bridge.models.training.table_pair`, minutes on one thread.
 
 Both are learnt from the same rows, as tokens (`smc_bridge.models.tables.codec`):
 
