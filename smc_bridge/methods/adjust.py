@@ -44,8 +44,9 @@ def adjust(
     the draft before it, at every lane's temperature, and every kernel that verifies drafts takes it.
 
     Changed: the layer sees the places from the first gap on, as many as it was trained for, which are those that may be
-    filled, and not the prompt, which is in h. Its last norm lets a place stay as it is (`Refiner`), and its loss weighs
-    places by how soon they come. Entropies are those of the untempered law.
+    filled, and not the prompt, which is in h. Its last norm lets a place stay as it is (`Refiner`). Its loss is taken
+    at all J states of an excursion where the published one is taken at the last, and weighs places by how soon they
+    come. Entropies are those of the untempered law.
 
     Args:
         pair: the models, of which the diffusion model decodes.

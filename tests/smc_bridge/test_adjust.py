@@ -211,6 +211,16 @@ def test_bad_parameters_are_told_in_one_line(name: str) -> None:
 # The layer and its training.
 
 
+@pytest.fixture(scope="module")
+def paths() -> tuple[Any, training.Trajectories]:
+    """The embedded pair, and four short trajectories of its diffusion model."""
+    pair = load_pair("arithmetic", device="cpu")
+    prompts = [pair.encode(problem.prompt) for problem in problems.splits(4, DRAFTED).train]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "LIMIT", 24)
+        return pair, training.written(pair, prompts, seed=0)
+
+
 def test_the_layer_sees_all_places_that_are_there_and_no_other() -> None:
     head, generator = layer(3), torch.Generator().manual_seed(0)
     embedded, hidden = (torch.randn(1, 5, 3, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -231,9 +241,10 @@ def test_a_place_stands_beside_the_token_of_the_column_whose_output_it_is() -> N
     assert last_of(Prefix.of([[5, 7], [], [8]])).tolist() == [7, MASKED, 8]
 
 
-def test_both_forms_read_the_token_before_a_shifted_window() -> None:
+@pytest.mark.filterwarnings("ignore:intermediate Proposal has probability 0")
+def test_both_forms_read_the_token_before_a_shifted_window(paths: tuple[Any, training.Trajectories]) -> None:
     """The first two tokens of a forward, drawn greedily, by the layer itself on the embedded pair."""
-    pair = load_pair("arithmetic", device="cpu")
+    pair, _ = paths
     torch.manual_seed(0)
     head = Refiner.untrained(pair.dlm).requires_grad_(False)
     torch.nn.init.constant_(head.norm_out.weight, 20.0)
@@ -252,16 +263,6 @@ def test_both_forms_read_the_token_before_a_shifted_window() -> None:
     for each in (decoder, chain):
         [result] = decode(each, [prompt.tolist()], seed=0, max_new_tokens=4)
         assert result.sequences[0][:2] == expected
-
-
-@pytest.fixture(scope="module")
-def paths() -> tuple[Any, training.Trajectories]:
-    """The embedded pair, and four short trajectories of its diffusion model."""
-    pair = load_pair("arithmetic", device="cpu")
-    prompts = [pair.encode(problem.prompt) for problem in problems.splits(4, DRAFTED).train]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "LIMIT", 24)
-        return pair, training.written(pair, prompts, seed=0)
 
 
 def test_states_of_a_trajectory_are_the_models_own(paths: tuple[Any, training.Trajectories]) -> None:
@@ -296,11 +297,11 @@ def test_a_reduced_training_learns_and_repeats(
     monkeypatch.setattr(training, "written", lambda *_, **__: own)
     for name, value in {"EXAMPLES": 8, "DEPTH": 4, "KEPT": 2, "PROBLEMS": 4, "RATE": 5e-3}.items():
         monkeypatch.setattr(training, name, value)
-    trained = training.train(pair, seed=1, steps=70)
+    trained = training.train(pair, seed=1, steps=50)
     with torch.no_grad():
         rows, begin = torch.tensor([1, 3]).repeat(8), torch.arange(16)
         found = training.losses_of(trained.module, pair, own, rows, begin, 3)
-    assert found.law < 0.75 * found.before, found
+    assert found.law < 0.8 * found.before, found
     again, once_more, other = (training.train(pair, seed=seed, steps=2) for seed in (0, 0, 2))
     assert again.loss == once_more.loss != other.loss
     assert all(torch.equal(x, y) for x, y in zip(again.module.parameters(), once_more.module.parameters(), strict=True))
