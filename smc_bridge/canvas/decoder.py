@@ -198,7 +198,7 @@ class Canvas:
         fill = getattr(self.rule, "fill", None)
         if fill is not None:
             found: Tensor = fill(look, commit, uniform, self.law)
-            return found
+            return found[commit.places]
         if look.tokens is not None:
             return look.tokens[commit.places]
         return inverse_cdf(look.log_q[commit.places], uniform[commit.places])

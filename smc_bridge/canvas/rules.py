@@ -89,9 +89,10 @@ class CommitRule(Protocol):
 
     A rule may also have `noisy` (whether it reads `Look.noise`; False without it), `looks_back` (whether it reads
     laws of places that are filled; True without it), `check_limit` (raises ValueError if a canvas of so many places is
-    too short for it), and `fill(look, commit, uniform, law)`, by which it draws the tokens of `commit.places` itself,
-    `[n]`, where they are not drawn from each place's own law: `uniform: [R, T]` are the draws of each place, and `law`
-    makes logits `[n, A]` log-probabilities at the decoder's temperature and truncation.
+    too short for it), and `fill(look, commit, uniform, law)`, by which it draws the tokens of `commit.places` itself
+    where they are not drawn from each place's own law, `[R, T]`: `uniform: [R, T]` are the draws of each place, and
+    `law` makes logits `[n, A]` log-probabilities at the decoder's temperature and truncation. It may leave places
+    `MASKED`, though not all of a row.
     """
 
     @property
