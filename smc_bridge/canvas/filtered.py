@@ -1,7 +1,7 @@
 """A learned filter of confidences decides which places are filled (Learn2PD, arXiv 2509.25188).
 
     c_i     = max_a q_i(a) of the 32 places of the present block, in the model's own law
-    places  = open i with sigma(f(c)_i) > tau,  and the k places of greatest c_i that the schedule fills anyway
+    places  = open i with sigma(f(c)_i) > tau,  and the k places that the schedule fills anyway: those of greatest c_i
 
 Of a filled place c_i is the top probability of its law *now*, with its token in view, and not 1; a place that the
 canvas does not have counts as sure. All is known before tokens are drawn.
@@ -9,32 +9,32 @@ canvas does not have counts as sure. All is known before tokens are drawn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from smc_bridge.canvas.rules import Commit, Look, foremost
-from smc_bridge.models.arguments import real_between, said, whole_number
+from smc_bridge.canvas.rules import Commit, CommitRule, Look, Ordered, check_rule
+from smc_bridge.models.arguments import real_between, said
 from smc_bridge.models.protocols import ABSENT
 
 
 @dataclass(frozen=True)
 class Filtered:
-    """Fill the open places that a filter lets pass, and as many of the surest as the schedule says.
+    """Fill the open places that a filter lets pass, and those of a schedule.
 
     Attributes:
         network: f, logits of a block's confidences, `[R, B] -> [R, B]`; B is its `places`.
         threshold: tau.
-        tokens: k, places per forward of the schedule.
+        schedule: fills some places anyway, at least one; the surest as published.
     Raises:
         ValueError: one of them is something else.
     """
 
     network: nn.Module
     threshold: float = 0.9
-    tokens: int = 1
+    schedule: CommitRule = field(default_factory=lambda: Ordered("confidence"))
     before_sampling: ClassVar[bool] = True
     looks_back: ClassVar[bool] = True
 
@@ -43,7 +43,7 @@ class Filtered:
             raise ValueError(f"network = {said(self.network)}: give a ConfidenceFilter")
         tau = real_between("threshold", self.threshold, 0.0, 1.0, remedy="give a probability in [0, 1]")
         object.__setattr__(self, "threshold", float(tau))  # the class is frozen
-        object.__setattr__(self, "tokens", whole_number("tokens", self.tokens, remedy="commit at least 1 place"))
+        check_rule("schedule", self.schedule)
 
     @property
     def block(self) -> int:
@@ -64,4 +64,4 @@ class Filtered:
 
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
-        return Commit(self.settles(look) | foremost(look.log_q_plain.amax(-1), look.open, self.tokens))
+        return Commit(self.settles(look) | self.schedule(look).places)

@@ -132,7 +132,8 @@ def test_at_its_extremes_it_is_the_surest_place_per_forward_or_a_block_at_once()
         return [(r.sequences, r.forwards) for r in found]
 
     assert run(Filtered(network(), 1.0)) == run(Ranked())
-    assert run(Filtered(network(), 1.0, 2)) == run(Ranked(tokens=2))
+    assert run(Filtered(network(), 1.0, Ordered("confidence", 2))) == run(Ranked(tokens=2))
+    assert run(Filtered(network(), 1.0, Ordered())) == run(Ordered())
     found = decode(canvas(Filtered(network(), 0.0)), [[0]] * 4, seed=range(4), max_new_tokens=LIMIT)
     assert all(r.forwards.dlm_forwards == -(-len(r.sequences[0]) // BLOCK) for r in found)
 
@@ -160,7 +161,7 @@ def test_the_methods_own_filter_is_the_pairs() -> None:
 
 @pytest.mark.parametrize(("options", "says"), [
     ({"threshold": 2.0}, "threshold = 2.0: give a probability in [0, 1]"),
-    ({"tokens": 0}, "tokens = 0: commit at least 1 place"),
+    ({"tokens": 0}, "tokens = 0: commit at least 1, a whole number"),
     ({"confidence_filter": torch.nn.Linear(2, 2)}, "give a ConfidenceFilter"),
     ({"confidence_filter": None}, "the pair 'toy' has no trained confidence_filter: train one for it"),
 ])
