@@ -47,15 +47,15 @@ class Over(NamedTuple):
     Attributes:
         mean: over the tables.
         deviation: their standard deviation, NaN of one.
-        count: of the tables.
+        tables: how many.
     """
 
     mean: float
     deviation: float
-    count: int
+    tables: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.deviation:.4f} ({self.count} tables)"
+        return f"{self.mean:.4f} ± {self.deviation:.4f} ({self.tables} tables)"
 
 
 def over(figures: Sequence[float]) -> Over:
@@ -108,7 +108,7 @@ def efficacy(made: Table, real: Table, label: str, *, seed: int = 0) -> float:
 
     _check(made, real)
     kind, at = made.place(label)
-    if kind != "category" or made.sizes[at] != 2 or len(made.of(label).unique()) < 2:
+    if kind != "category" or made.sizes[at] != 2 or not 0 < int(made.of(label).sum()) < len(made):
         raise ValueError(f"label = {label!r} of {made!r}: give a column of two values that both occur")
     others = [j for j in range(len(made.sizes)) if j != at]
     first = made.numbers.shape[1]
@@ -139,7 +139,7 @@ def closest_records(made: Table, learnt: Table, held_out: Table, *, seed: int = 
     scale = torch.where(high > low, high - low, 1.0)
     own, train, test = (_place(table, scale) for table in (made, *real))
     further = torch.cat([
-        torch.cdist(part, test, p=1).amin(1) - torch.cdist(part, train, p=1).amin(1) for part in own.split(256)
+        torch.cdist(part, test, p=1).amin(1) - torch.cdist(part, train, p=1).amin(1) for part in torch.split(own, 256)
     ])
     return float(((further > TIE).double() + (further.abs() <= TIE).double() / 2).mean())
 

@@ -35,7 +35,7 @@ from smc_bridge.models.pairs import Pair, load_pair
 from smc_bridge.models.tables.data import Table
 from smc_bridge.models.tables.datasets import Dataset, adult
 from smc_bridge.models.tables.tabdiff import TabDiff
-from smc_bridge.models.tables.train_tabdiff import WEIGHTS
+from smc_bridge.models.training.table_diffusion import WEIGHTS
 from smc_bridge.registry import spelled
 
 NAME = "tabular"
@@ -166,7 +166,7 @@ def others(real: Dataset | None, count: int) -> dict[str, Callable[[int], Table]
     """Tables of so many rows that come of no pair, by name, of a seed each: where there are weights, and real rows."""
     found: dict[str, Callable[[int], Table]] = {}
     if WEIGHTS.is_file():
-        network = load(WEIGHTS, kind="tabdiff")
+        network = load(WEIGHTS, kind="table_diffusion")
         assert isinstance(network, TabDiff)
         found[TABDIFF] = lambda seed: network.sample(count, seed)
     if real is not None:

@@ -99,7 +99,8 @@ class Forecast:
         own = weights(tau, torch.tensor(self._tau(time), dtype=torch.float64), degree=self.degree, ridge=self.ridge)
         features = torch.stack([kept for _, kept in self._kept])
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
-        return torch.tensordot(own.to(wide), wide, dims=1).to(features.dtype)
+        found: Tensor = torch.tensordot(own.to(wide), wide, dims=1)
+        return found.to(features.dtype)
 
     def _tau(self, time: float) -> float:
         first, last = self.span

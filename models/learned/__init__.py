@@ -9,10 +9,10 @@ from __future__ import annotations
 #: Where the network of each part stands.
 PARTS: dict[str, str] = {
     "columns": "smc_bridge.models.tables.columns:ColumnNetwork",
-    "tabdiff": "smc_bridge.models.tables.tabdiff:TabDiff",
+    "table_diffusion": "smc_bridge.models.tables.tabdiff:TabDiff",
 }
 #: How those are trained that are no part of the embedded pair.
 TRAINED_BY: dict[str, str] = {
     "columns": "python -m smc_bridge.models.tables.train",
-    "tabdiff": "python -m smc_bridge.models.tables.train_tabdiff",
+    "table_diffusion": "python -m smc_bridge.models.training.table_diffusion",
 }

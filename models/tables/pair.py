@@ -10,6 +10,7 @@ least afford: how columns hang together is the autoregressive model's, at a forw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -225,4 +226,7 @@ def load_table_pair(
     dlm, ar = (load(folder / f"{name}-{kind}.safetensors", kind=KIND).to(device, dtype) for kind in ("dlm", "ar"))
     assert isinstance(dlm, ColumnNetwork)
     assert isinstance(ar, ColumnNetwork)
-    return table_pair(dlm, ar, Codec.load(file), name=name)
+    whole = folder / f"{name}-table_diffusion.safetensors"
+    return replace(
+        table_pair(dlm, ar, Codec.load(file), name=name), learned={"table_diffusion": whole} if whole.is_file() else {}
+    )

@@ -79,6 +79,13 @@ class Sampling:
             raise ValueError(f"skipping = {said(self.skipping)}: give Skipping(), or None")
 
 
+def check_guidance(guidance: float) -> None:
+    """Raise ValueError unless this is a weight of guidance, a number of at least 0."""
+    remedy = "give a number of at least 0"
+    if real_number("guidance", guidance, remedy=remedy) < 0:
+        raise ValueError(f"guidance = {said(guidance)}: {remedy}")
+
+
 @dataclass(frozen=True)
 class Known:
     """What is known of the rows to draw.
@@ -107,8 +114,7 @@ class Known:
         )
 
     def __post_init__(self) -> None:
-        if real_number("guidance", self.guidance, remedy="give a number of at least 0") < 0:
-            raise ValueError(f"guidance = {said(self.guidance)}: give a number of at least 0")
+        check_guidance(self.guidance)
         if self.condition not in ("clean", "noised"):
             raise ValueError(f"condition = {said(self.condition)}: give 'clean' or 'noised'")
         whole_number("rounds", self.rounds)
@@ -169,6 +175,8 @@ def draw(model: Denoiser, source: Source, sampling: Sampling, known: Known | Non
                 x = _moved(see, x, back, s, see.forecast)
             if again < rounds - 1:
                 x, c, held = _noised(noise, x, s, t, source), _masked(noise, c, s, t, model.masks, source), t
+    if known is not None:
+        x, c = torch.where(known.numbers, known.scores, x), torch.where(known.others, known.categories, c)
     return Drawn(x, c, see.calls)
 
 
@@ -226,7 +234,7 @@ class _Sight:
             )
         clean, logits = self._call(*known.over(seen, (x, sigma, c)))
         if known.guidance:
-            hidden = HIGH * rows.normal(x.shape[1], x), torch.full_like(sigma, HIGH), masks.expand_as(c)
+            hidden = torch.zeros_like(x), torch.full_like(sigma, HIGH), masks.expand_as(c)
             without, fewer = self._call(*known.over(hidden, (x, sigma, c)))
             clean = clean + known.guidance * (clean - without)
             more = known.guidance * (logits - fewer)

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from smc_bridge.models.arguments import real_number, whole_number
+from smc_bridge.models.arguments import whole_number
 from smc_bridge.models.tables.data import Column, Table
 from smc_bridge.models.tables.marginals import Marginal, stacked
 from smc_bridge.models.tables.network import RowNetwork
@@ -109,7 +109,8 @@ class TabDiff(nn.Module):
     def clean(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
         """Clean numbers, `[R, Cn]`, of features of their columns, `[R, Cn, width]`."""
         scale = (1 + sigma**2).sqrt()
-        return x / scale**2 + sigma / scale * self.network.number_of(tokens)
+        found: Tensor = x / scale**2 + sigma / scale * self.network.number_of(tokens)
+        return found
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits of categories, `[R, Cc, A]`, of features of their columns, `[R, Cc, width]`."""
@@ -158,7 +159,8 @@ class TabDiff(nn.Module):
         inside = m.clamp(1e-6, 1 - 1e-6)
         drawn = (torch.where(is_masked, inside.log(), (-inside).log1p()) * learnt[:, Cn:]).sum(1)
         of_k = ((rows - rows.mean()).detach() * drawn + (self.noise.k * weights * nats.detach()).sum(1)).mean()
-        return rows.mean() + FACTOR_OF_K * (of_k - of_k.detach())
+        found: Tensor = rows.mean() + FACTOR_OF_K * (of_k - of_k.detach())
+        return found
 
     def sample(self, count: int, seed: int, *, sampling: Sampling | None = None) -> Table:
         """Rows drawn from noise.
@@ -201,7 +203,6 @@ class TabDiff(nn.Module):
             ValueError: no such column, a negative guidance, or another condition.
         """
         names = tuple(missing) if isinstance(missing, list | tuple) else (missing,)
-        real_number("guidance", guidance, remedy="give a number of at least 0")
         scores, categories = self.encode(table)
         places = [table.place(str(name)) for name in names]
         known_numbers = torch.ones(scores.shape[1], dtype=torch.bool, device=self.device)

@@ -17,8 +17,8 @@ from smc_bridge.models.tables.noise import HIGH, LOW, Noise
 from smc_bridge.models.tables.sampler import Known, Sampling, Source, draw
 from smc_bridge.models.tables.skipping import Skipping
 from smc_bridge.models.tables.tabdiff import TabDiff
-from smc_bridge.models.tables.train_tabdiff import train
 from smc_bridge.models.training.fit import Trained
+from smc_bridge.models.training.table_diffusion import train
 
 OTHER = Table((Column("a", "number"),), torch.zeros(1, 1).double(), torch.zeros(1, 0).long())
 
@@ -193,8 +193,8 @@ def test_imputed_rows_keep_what_is_known_and_follow_it() -> None:
 
 def test_weights_come_back_from_their_file(tmp_path: object) -> None:
     model, path = reduced().module, f"{tmp_path}/tabdiff.safetensors"
-    save(model, path, kind="tabdiff", facts=reduced().facts)
-    back = load(path, kind="tabdiff")
+    save(model, path, kind="table_diffusion", facts=reduced().facts)
+    back = load(path, kind="table_diffusion")
     assert isinstance(back, TabDiff)
     assert back.columns == copies().columns
     for one, other in zip(model.parameters(), back.parameters(), strict=True):

@@ -1,4 +1,6 @@
-"""Train TabDiff on UCI Adult: `python -m smc_bridge.models.tables.train_tabdiff [--out FILE] [--seed 0] [--steps N]`.
+"""Train TabDiff on UCI Adult.
+
+    python -m smc_bridge.models.training.table_diffusion [--out FILE] [--seed 0] [--steps N]
 
 AdamW on `TabDiff.loss`, batches of rows in a drawn order; what is kept is the exponential average of the weights, as
 published. Each step draws from a generator of its own: the same seed gives the same weights.
@@ -21,7 +23,7 @@ from smc_bridge.models.tables.datasets import adult
 from smc_bridge.models.tables.tabdiff import TabDiff
 from smc_bridge.models.training.fit import Trained, fit
 
-WEIGHTS = Path(__file__).parent / "weights" / "tabdiff.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "tables" / "weights" / "adult-table_diffusion.safetensors"
 STEPS, BATCH, RATE, WARMUP = 1_500, 512, 2e-3, 50
 #: Weight of the past in the average of weights, at most; at the start it forgets sooner.
 AVERAGE = 0.997
@@ -53,7 +55,7 @@ def train(
         at = torch.randint(len(table), (batch,), generator=generator)
         return model.loss(scores[at], categories[at], generator)
 
-    last = fit(model, loss, steps=steps, rate=rate, name="tabdiff", warmup=min(WARMUP, 1 + steps // 10))
+    last = fit(model, loss, steps=steps, rate=rate, name="table diffusion", warmup=min(WARMUP, 1 + steps // 10))
     _average(kept, model, steps)
     facts = {
         "seed": seed, "steps": steps, "batch": batch, "rate": rate, "rows": len(table), "loss": round(last, 4),
@@ -85,7 +87,8 @@ def _losses_at(model: TabDiff, table: Table, batch: int, seed: int) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train on Adult and write the weights."""
-    parser = argparse.ArgumentParser("python -m smc_bridge.models.tables.train_tabdiff", description="Train TabDiff.")
+    program = "python -m smc_bridge.models.training.table_diffusion"
+    parser = argparse.ArgumentParser(program, description="Train TabDiff.")
     parser.add_argument("--out", default=str(WEIGHTS), help="file to write (default: that of the package)")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation and batches")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the optimiser")
@@ -96,8 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.process_time()
     trained = train(adult().train, seed=options.seed, steps=options.steps)
     seconds = round(time.process_time() - started)
-    save(trained.module, options.out, kind="tabdiff", facts={**trained.facts, "cpu_seconds": seconds})
-    print(f"tabdiff: loss {trained.loss:.4f}, {seconds} CPU seconds, {options.out}")
+    save(trained.module, options.out, kind="table_diffusion", facts={**trained.facts, "cpu_seconds": seconds})
+    print(f"TabDiff: loss {trained.loss:.4f}, {seconds} CPU seconds, {options.out}")
 
 
 if __name__ == "__main__":
