@@ -195,7 +195,7 @@ class Canvas:
 
     def drawn(self, look: Look, commit: Commit, uniform: Tensor) -> Tensor:
         """Tokens of the places that are filled, `[n]`: of each place's own law, or as the rule fills them."""
-        fill = getattr(self.rule, "fill", None)
+        fill = getattr(uncut(self.rule), "fill", None)
         if fill is not None:
             found: Tensor = fill(look, commit, uniform, self.law)
             return found[commit.places]
