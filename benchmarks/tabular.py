@@ -5,9 +5,9 @@
 
 The pair `adult` makes tables of so many rows: each row is one sequence, drawn from the final weights of a run of its
 own. A table is held against the real one by what tables are judged by (column shapes, pair trends of `sdmetrics`,
-where error = 1 - score) if Adult is installed, and in any case against rows of the AR model itself, as tokens: total
-variation of columns, and of pairs of columns (`smc_bridge.analysis.token_tables`). Figures are means over tables with
-their standard deviation. Plain IS has as many lanes as the bridge scores rows with both models. The rows shown, and
+where error = 1 - score) and as tokens, if Adult is installed, and in any case against rows of the AR model itself, as
+tokens: total variation of columns, and of pairs of columns (`smc_bridge.analysis.token_tables`). Figures are means
+over tables with their standard deviation. Plain IS has as many lanes as the bridge scores rows with both models. The rows shown, and
 what is wanted of them, are those of `benchmarks/tables.toml`.
 """
 
@@ -66,7 +66,7 @@ class Made(NamedTuple):
     """One table.
 
     Attributes:
-        errors: shapes and trends, each against the real table and against the AR model's rows; NaN where not known.
+        errors: by their names in `ERRORS`, per cent; those against the real table are missing where there is none.
         cost: of its rows; None of what comes of no pair.
     """
 
@@ -74,10 +74,24 @@ class Made(NamedTuple):
     cost: Cost | None
 
 
+class Truth(NamedTuple):
+    """What tables are held against.
+
+    Attributes:
+        exact: tokens of rows of the AR model, `[n, C]`.
+        real: the real table; None where it is not installed.
+        tokens: of its rows, `[m, C]`.
+    """
+
+    exact: Tensor
+    real: Dataset | None
+    tokens: Tensor | None
+
+
 #: Columns of the tables of figures: what of `Made.errors`, and its head.
 ERRORS = {
-    "trend": "pair trends, error %", "shape": "column shapes, error %", "trend_ar": "pairs, TV to AR rows %",
-    "shape_ar": "columns, TV to AR rows %",
+    "trend": "pair trends, error %", "shape": "column shapes, error %", "trend_real": "pairs, TV to real rows %",
+    "trend_ar": "pairs, TV to AR rows %", "shape_ar": "columns, TV to AR rows %",
 }
 
 
@@ -109,17 +123,23 @@ def draw(pair: Pair, text: str, count: int, *, seed: int, batch: int) -> tuple[T
     )
 
 
-def errors(pair: Pair, rows: Tensor, exact: Tensor, real: Dataset | None, *, seed: int) -> dict[str, float]:
-    """How far rows are from the AR model's, and from the real table, per cent."""
-    found = apart(rows, exact)
-    known = {"trend_ar": 100 * found.trends, "shape_ar": 100 * found.shapes}
-    return known | against(real, pair.tokenizer.rows(rows, seed=seed))
+def errors(truth: Truth, tokens: Tensor, made: Table) -> dict[str, float]:
+    """How far a table is from the AR model's rows and from real ones.
+
+    Args:
+        truth: what it is held against.
+        tokens: of its rows, `[n, C]`.
+        made: the table.
+    """
+    near = apart(tokens, truth.exact)
+    found = {"trend_ar": 100 * near.trends, "shape_ar": 100 * near.shapes}
+    if truth.real is None or truth.tokens is None:
+        return found
+    return found | {"trend_real": 100 * apart(tokens, truth.tokens).trends} | against(truth.real, made)
 
 
-def against(real: Dataset | None, made: Table) -> dict[str, float]:
-    """Errors of a table's column shapes and pair trends against the real one, per cent."""
-    if real is None:
-        return {"trend": float("nan"), "shape": float("nan")}
+def against(real: Dataset, made: Table) -> dict[str, float]:
+    """Errors of a table's column shapes and pair trends by `sdmetrics`, per cent."""
     from smc_bridge.analysis.table_quality import quality
 
     found = quality(real.train, made)
@@ -136,13 +156,14 @@ def measure(options: argparse.Namespace) -> Report:
     with progress(NAME, len(chosen) * options.tables + 1) as advance:
         law, many = METHODS[TABLE["exact"]], MANY * options.rows
         exact, _ = draw(pair, law, many, seed=options.seed + 10_000, batch=options.batch)
+        truth = Truth(exact, real, None if real is None else pair.tokenizer.tokens(real.train)[:, 1:])
         advance()
         lanes = 1
         for name in chosen:
             text = METHODS[name].format(lanes)
             for table in range(options.tables):
                 rows, cost = draw(pair, text, options.rows, seed=options.seed + table, batch=options.batch)
-                found[name].append(Made(errors(pair, rows, exact, real, seed=table), cost))
+                found[name].append(Made(errors(truth, rows, pair.tokenizer.rows(rows, seed=table)), cost))
                 advance()
             if name == bridge:
                 lanes = max(2, round(statistics.fmean(made.cost.rows for made in found[name] if made.cost)) - 1)
@@ -150,12 +171,10 @@ def measure(options: argparse.Namespace) -> Report:
         found[name] = []
         for table in range(options.tables):
             made = make(table)
-            near = apart(pair.tokenizer.tokens(made)[:, 1:], exact)
-            known = {"trend_ar": 100 * near.trends, "shape_ar": 100 * near.shapes}
-            found[name].append(Made(known | against(real, made), None))
+            found[name].append(Made(errors(truth, pair.tokenizer.tokens(made)[:, 1:], made), None))
     order = [name for name in METHODS if name in chosen] + [name for name in found if name not in METHODS]
     return Report(
-        [_sheet({name: found[name] for name in order}, options, lanes, real is not None)],
+        [_sheet({name: found[name] for name in order}, options, lanes)],
         {"tables": found, "lanes": lanes}, lambda figure: _draw(figure, found), verdicts=_verdicts(found, pair),
         spread="means over tables ± their standard deviation",
         picture="Error of pair trends against forwards of the AR model",
@@ -187,9 +206,9 @@ def mean(made: Sequence[Made], error: str) -> float:
     return statistics.fmean(each.errors[error] for each in made)
 
 
-def _sheet(found: Mapping[str, Sequence[Made]], options: argparse.Namespace, lanes: int, real: bool) -> Sheet:
-    columns = ("rows of", *(head for name, head in ERRORS.items() if real or name.endswith("_ar")))
-    shown = [name for name in ERRORS if real or name.endswith("_ar")]
+def _sheet(found: Mapping[str, Sequence[Made]], options: argparse.Namespace, lanes: int) -> Sheet:
+    shown = [name for name in ERRORS if all(name in each.errors for made in found.values() for each in made)]
+    columns = ("rows of", *(ERRORS[name] for name in shown))
     lines = []
     for name, made in found.items():
         cells = [
@@ -211,21 +230,23 @@ def _verdicts(found: Mapping[str, Sequence[Made]], pair: Pair) -> list[Verdict]:
     dlm = found.get(TABLE["dlm"])
     if not (own and ar and bad and dlm):
         return []
-    error = "trend" if mean(own, "trend") == mean(own, "trend") else "trend_ar"
     forwards = statistics.fmean(made.cost.ar for made in own if made.cost)
     half = len(pair.tokenizer.columns) // 2
-    return [
-        Verdict("error of pair trends, bridge over AR", mean(own, error) / mean(ar, error), TABLE["trends"], False),
-        Verdict("AR forwards of a row of the bridge", forwards, half, False),
-        Verdict("error of pair trends, DLM over bridge", mean(dlm, error) / mean(own, error), 1.0),
-        Verdict("error of pair trends, plain IS over bridge", mean(bad, error) / mean(own, error), 1.0),
-    ]
+    verdicts = [Verdict("AR forwards of a row of the bridge", forwards, half, False)]
+    for error in ("trend", "trend_real", "trend_ar"):
+        if error in own[0].errors:
+            head, by = ERRORS[error], mean(own, error)
+            verdicts += [
+                Verdict(f"{head}: bridge over AR model", by / mean(ar, error), TABLE["trends"], False),
+                Verdict(f"{head}: DLM over bridge", mean(dlm, error) / by, 1.0),
+                Verdict(f"{head}: plain IS over bridge", mean(bad, error) / by, 1.0),
+            ]
+    return verdicts
 
 
 def _draw(figure: Any, found: Mapping[str, Sequence[Made]]) -> None:
     ax = figure.subplots()
-    known = all(mean(made, "trend") == mean(made, "trend") for made in found.values())
-    error = "trend" if known else "trend_ar"
+    error = "trend_real" if all("trend_real" in made[0].errors for made in found.values()) else "trend_ar"
     for name, made in found.items():
         costs = [each.cost.ar for each in made if each.cost]
         if not costs:

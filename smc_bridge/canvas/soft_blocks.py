@@ -6,10 +6,14 @@ tokens are drawn from left to right by the network (`smc_bridge.models.learned.c
     static    the block of B places with the least mean H, among the first block that is not full and `reach` behind it
     dynamic   the longest run of at most B places whose mean H is at most tau, the surest of several; without any of
               two places the one of greatest probability
+    stopped   from the first masked place on, at most B places, as long as the entropy of the network's own conditional,
+              given the tokens that were drawn before, is at most tau; the first place in any case
 
 A run of one place is drawn from the model's own marginal. To *verify* is to decode candidates greedily first: at places
-where the network's likeliest token is not the model's, `doubt` nats are added to H. All of this is decided from laws
-alone, before anything is drawn.
+where the network's likeliest token is not the model's, `doubt` nats are added to H. Static and dynamic runs are decided
+from the marginals alone, before anything is drawn. The third schedule is ours: what the network can tell is coherent
+goes on, and a place that takes the diffusion model itself, such as a digit of a result, begins the next run. Where it
+ends is a function of the past.
 
 Shapes: R rows, T places that the model was shown, B places of a run, A alphabet, n runs.
 """
@@ -26,11 +30,12 @@ from torch import Tensor
 from smc_bridge.canvas.rules import Commit, Look, foremost
 from smc_bridge.models.arguments import real_between, said, whole_number
 from smc_bridge.models.learned.codila import SoftAR
+from smc_bridge.models.protocols import MASKED
 from smc_bridge.proposals.soft_blocks import places_of
 from smc_bridge.sampling import entropy, inverse_cdf
 
 #: How runs are chosen.
-Schedule = Literal["static", "dynamic"]
+Schedule = Literal["static", "dynamic", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class SoftRuns:
         schedule: how a run is chosen.
         block: B, places of a run, at most.
         reach: blocks behind the first that is not full, among which a run is chosen; 0 for that one alone.
-        threshold: tau, greatest mean entropy of a run of several places under the dynamic schedule, nats.
+        threshold: tau, greatest mean entropy of a run of several places under the dynamic schedule, and greatest
+            entropy of a further place under the stopped one, nats.
         doubt: nats for a place where network and model disagree; 0 does not ask the network.
     Raises:
         ValueError: one of them is something else, or the network knows fewer places.
@@ -66,9 +72,13 @@ class SoftRuns:
         for name in ("threshold", "doubt"):
             value = real_between(name, getattr(self, name), 0.0, 1e6, remedy="give at least 0 nats")
             set_once(self, name, float(value))
+        if self.doubt and self.schedule == "stopped":
+            raise ValueError(f"doubt = {said(self.doubt)} with schedule = stopped, which asks anyhow: leave it out")
 
     def __call__(self, look: Look) -> Commit:
         """See `CommitRule`."""
+        if self.schedule == "stopped":
+            return self._ahead(look)
         dynamic = self.schedule == "dynamic"
         place = torch.arange(look.open.shape[1], device=look.open.device)
         first = look.open.to(torch.uint8).argmax(1, keepdim=True)
@@ -88,10 +98,12 @@ class SoftRuns:
         return Commit(near & (place // self.block == chosen))
 
     def fill(self, look: Look, commit: Commit, uniform: Tensor, law: Callable[[Tensor], Tensor]) -> Tensor:
-        """Tokens of the places of the runs, `[n]` (`CommitRule`)."""
-        count = commit.places.sum(1, keepdim=True)
-        drawn = inverse_cdf(look.log_q, uniform) if bool((count == 1).any()) else uniform.long()
-        rows = (count[:, 0] > 1).nonzero().flatten()
+        """Tokens of the places of the runs, `[R, T]` (`CommitRule`)."""
+        drawn = torch.full_like(look.canvas, MASKED)
+        rows = torch.arange(len(drawn), device=drawn.device)
+        first = commit.places.to(torch.uint8).argmax(1)
+        drawn[rows, first] = inverse_cdf(look.log_q[rows, first], uniform[rows, first])
+        rows = (commit.places.sum(1) > 1).nonzero().flatten()
         if rows.numel():
             filled = commit.places[rows]
             first = filled.to(torch.uint8).argmax(1)
@@ -101,13 +113,26 @@ class SoftRuns:
             there = place < last
             given = torch.where(filled.gather(1, inside), -1, look.canvas[rows].gather(1, inside))
             points = uniform[rows].gather(1, inside)
-            tokens = self._decode(
-                look.log_q_plain[rows[:, None], inside], there, given,
-                lambda j, logits, _: inverse_cdf(law(logits), points[:, j]),
-            )
+            goes_on = torch.ones_like(there[:, 0])
+
+            def choose(j: int, logits: Tensor, own: Tensor) -> Tensor:
+                """Drawn, as far as the run goes on."""
+                if j and self.schedule == "stopped":
+                    allowed = logits.masked_fill(own == -torch.inf, -torch.inf)
+                    goes_on.logical_and_(entropy(allowed.log_softmax(-1)) <= self.threshold)
+                return torch.where(goes_on, inverse_cdf(law(logits), points[:, j]), MASKED)
+
+            tokens = self._decode(look.log_q_plain[rows[:, None], inside], there, given, choose)
             run, column = (there & (given < 0)).nonzero(as_tuple=True)
             drawn[rows[run], inside[run, column]] = tokens[run, column]
-        return drawn[commit.places]
+        return drawn
+
+    def _ahead(self, look: Look) -> Commit:
+        """The first masked places without a gap, at most B, in case that all of them are filled."""
+        place = torch.arange(look.open.shape[1], device=look.open.device)
+        first = look.open.to(torch.uint8).argmax(1, keepdim=True)
+        before = (look.open | (place < first)).to(torch.uint8).cumprod(1).bool()
+        return Commit(look.open & before & (place < first + self.block))
 
     def _longest(self, look: Look, near: Tensor, fills: Tensor, nats: Tensor) -> Commit:
         """The longest run that is sure enough, or else the surest place."""

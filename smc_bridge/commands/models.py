@@ -34,7 +34,7 @@ MODEL_OPTIONS = ("pair", "dlm", "ar", "dtype", "dlm_cache", *PLACE, *OWN)
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--pair`, `--dlm`, `--ar` and what goes with them."""
     group = parser.add_argument_group("models", "a pair by name, or two checkpoints with one tokenizer")
-    group.add_argument("--pair", metavar="NAME", help=f"pair of models (default: the task's; {EMBEDDED})")
+    group.add_argument("--pair", metavar="NAME", help=f"pair of models (default: the task's; {EMBEDDED}, adult)")
     group.add_argument("--dlm", metavar="NAME", help="diffusion model: a folder or a name of the hub")
     group.add_argument("--ar", metavar="NAME", help="autoregressive model: a folder, a name of the hub, or smollm2")
     group.add_argument("--dtype", metavar="TYPE", help="of the weights, as bfloat16 (default: the checkpoint's)")

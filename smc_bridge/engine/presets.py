@@ -21,6 +21,7 @@ from smc_bridge.engine.pace import Pace
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import Trigger
+from smc_bridge.facts import UnsuitedError
 from smc_bridge.kernels.importance import AcceptAll, WeightRule
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
@@ -63,13 +64,13 @@ def part_of(pair: ModelPair, name: str, given: Any = None) -> Any:
     """A learned part: the network that is given, that of a file, or the pair's own (`Pair.part`).
 
     Raises:
-        ValueError: the pair has none, or what is given is none.
+        UnsuitedError: the pair cannot have one. ValueError: it has none, or what is given is none.
     """
     if given is not None and not isinstance(given, str | os.PathLike):
         return given
     part = getattr(pair, "part", None)
     if part is None:
-        raise ValueError(f"{name} needs a trained network, which this pair has not: give one")
+        raise UnsuitedError(f"{name} needs a trained network, which this pair has not: give one")
     return part(name, given)
 
 

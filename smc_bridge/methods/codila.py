@@ -18,7 +18,7 @@ from smc_bridge.registry import method
 @method(
     "codila", role="baseline", targets="DLM", proper=False, reference="arXiv 2603.20216",
     why="runs by a small AR network",
-    examples=("codila", "codila,reach=0", "codila,schedule=dynamic"),
+    examples=("codila", "codila,reach=0", "codila,schedule=stopped,block=16"),
     published=(
         "Dream-Coder, HumanEval syntax errors 70 -> 16 % (B = 8), 38 -> 13 % (B = 4); DreamOn infilling 62.5 at 1.3 "
         "tokens a step (tau = .2); 2x throughput and more"
@@ -38,7 +38,9 @@ def codila(
     whose marginals have the least mean entropy, among the first that is not full and `reach` behind it. Dynamic: the
     longest run of at most B places with a mean entropy of at most tau; where there is none of two places, the one of
     greatest probability, from its marginal. `doubt` verifies: it lowers the confidence of a place where the network's
-    likeliest token is not the diffusion model's.
+    likeliest token is not the diffusion model's. Stopped (not published): from the first masked place on, as long as
+    the entropy of the network's own conditional is at most tau. The marginals of a phrase are uncertain, but given its
+    first words the network is sure of the rest; of a result it is not, and leaves it to the next forward.
 
     Role: a biased baseline. Its exact form is the proposal codila of any program, `smc-1,proposal=codila`: a window is
     drafted left to right in blocks by the same network, at every lane's temperature, each token's law is its
@@ -50,10 +52,11 @@ def codila(
 
     Args:
         pair: the models, of which the diffusion model decodes.
-        schedule: how the run of places of a forward is chosen, static or dynamic.
+        schedule: how the run of places of a forward is chosen, static, dynamic or stopped.
         block: B, places of a run, at most.
         reach: blocks behind the first that is not full, among which a run is chosen; 0 goes from left to right.
-        threshold: tau, greatest mean entropy of a run under the dynamic schedule, nats.
+        threshold: tau, greatest mean entropy of a run that is dynamic, or entropy of a further place of one that is
+            stopped, nats.
         doubt: entropy that is added to a place where network and model disagree, nats; 0 does not ask.
         head: the network or a file of it, the pair's own unless it is given.
         lookahead: masked places per forward, none for the whole continuation.

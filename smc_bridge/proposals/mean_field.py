@@ -32,7 +32,7 @@ from smc_bridge.distributions.shaping import Shaping, as_ids, check_model, check
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.host import Index, known, sent
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM, within_block
-from smc_bridge.models.rows import reseat
+from smc_bridge.models.rows import computed, reseat
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.proposals.marginals import Marginals
 from smc_bridge.proposals.protocol import Asked, Cost, Draft
@@ -240,8 +240,9 @@ class DLMProposal:
         scored, group = prefix.unique(needy, apart=apart)
         width = within_block(self.model, known(prefix.length)[scored], reach[scored].clip(max=self.lookahead))
         marginals.add(needy, group, state.session.score(sent(scored, device), sent(_masked(width), device)), width)
+        ran = computed(state.session, scored.size)[group]
         # Pairs (prompt, group) as single numbers, which are sorted much faster.
-        served = np.unique(needy // state.particles * scored.size + group) // scored.size
+        served = np.unique((needy // state.particles * scored.size + group)[ran]) // scored.size
         return Cost(sent(served, device), sent(np.zeros_like(served), device), fresh)
 
     def _window(self, marginals: Marginals, asked: Asked) -> tuple[Law, Index]:

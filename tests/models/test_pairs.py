@@ -90,7 +90,7 @@ def test_an_unknown_cache_is_refused():
 
 
 def test_an_unknown_pair_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match=r"pair = 'poetry' is unknown: use one of \['arithmetic'\]"):
+    with pytest.raises(ValueError, match=r"pair = 'poetry' is unknown: use one of \['adult', 'arithmetic'\]"):
         load_pair("poetry")
 
 

@@ -26,6 +26,9 @@ from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.protocol import Asked, Draft
 from smc_bridge.proposals.soft_blocks import SoftBlocks
 from smc_bridge.randomness import PromptSource
+from smc_bridge.requests import requests_of
+from smc_bridge.sampling import inverse_cdf
+from smc_bridge.streams import Role
 from smc_bridge.testing import assert_biased, assert_proper, tabular_pair
 from smc_bridge.testing.parts import proposal_fault
 from tests.smc_bridge.claims import chi_square, claim
@@ -228,6 +231,39 @@ def test_a_run_is_drawn_from_the_networks_joint(temperature: float) -> None:
     claim(chi_square([counts[cell] for cell in cells], law.tolist()), f"codila at {temperature}: {dict(counts)}")
 
 
+def by_hand(
+    pair: Any, network: SoftAR, *, block: int, threshold: float, seed: int, limit: int
+) -> tuple[list[int], int]:
+    """A continuation of the empty prompt under the stopped schedule, a token at a time, and forwards."""
+    [request] = requests_of([[]], {"diffusion": pair.dlm}, seed=seed, max_new_tokens=limit, stream=Role.DLM)
+    source, tokens, forwards = PromptSource([request.generator()]), list[int](), 0
+    session = pair.dlm.session(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    while len(tokens) < limit and pair.dlm.eos_id not in tokens:
+        uniform = source.uniform((limit,))[0]
+        canvas = torch.tensor([tokens + [MASKED] * (limit - len(tokens))])
+        forwards, begun = forwards + 1, len(tokens)
+        log_pi = session.score(torch.tensor([0]), canvas)[:, begun : begun + block].log_softmax(-1)
+        there = torch.ones(log_pi.shape[:2], dtype=torch.bool)
+        for j in range(log_pi.shape[1]):
+            run = torch.tensor([tokens[begun:] + [0] * (log_pi.shape[1] - j)])
+            law = network(log_pi, there, run)[0, j].log_softmax(-1) if log_pi.shape[1] > 1 else log_pi[0, 0]
+            if j and float(-(law.exp() * law).sum()) > threshold:
+                break
+            tokens.append(int(inverse_cdf(law[None], uniform[begun + j][None])))
+    return tokens[: tokens.index(pair.dlm.eos_id) + 1] if pair.dlm.eos_id in tokens else tokens, forwards
+
+
+def test_a_run_is_stopped_where_the_network_is_not_sure() -> None:
+    pair, network, several = tabular_pair(3, 8, seed=4, eos=False), head(3, block=4), set()
+    decoder = codila(pair, head=network, schedule="stopped", block=4, threshold=0.7)
+    for seed in range(25):
+        [result] = decode(decoder, [[]], seed=seed, max_new_tokens=7)
+        tokens, forwards = by_hand(pair, network, block=4, threshold=0.7, seed=seed, limit=7)
+        assert (result.sequences[0], result.forwards.dlm_forwards) == (tokens, forwards), seed
+        several.add(forwards)
+    assert len(several) > 2, several
+
+
 def test_a_forward_fills_a_run_and_is_all_that_is_counted() -> None:
     pair = tabular_pair(2, 6, eos=False)
     [result] = decode(codila(pair, head=head(2, block=3), block=3, reach=0), [[]], max_new_tokens=6)
@@ -242,7 +278,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no network": (lambda: smc(tabular_pair(), proposal="codila", head=torch.nn.Linear(2, 2)), "give a SoftAR"),
     "head of none": (lambda: smc(tabular_pair(), head=head(2)), "head = .* with proposal = 'marginals', which has no"),
     "block": (lambda: codila(tabular_pair(), head=head(2), block=9), "block = 9 of a network that decodes at most 2"),
-    "schedule": (lambda: SoftRuns(head(2), "fixed", 2), "schedule = 'fixed': give one of static, dynamic"),  # type: ignore[arg-type]
+    "schedule": (lambda: SoftRuns(head(2), "fixed", 2), "schedule = 'fixed': give one of static, dynamic, stop"),  # type: ignore[arg-type]
+    "doubt": (lambda: SoftRuns(head(2), "stopped", block=2, doubt=1.0), "doubt = 1.0 with schedule = stopped, which"),
     "threshold": (lambda: SoftRuns(head(2), block=2, threshold=-1), "threshold = -1: give at least 0 nats"),
     "width": (lambda: SoftAR(size=2, width=5, heads=2), "width = 5 of a SoftAR with heads = 2: give a multiple"),
     "reuse": (lambda: SoftBlocks(DLMProposal(tabular_pair().dlm, reuse=0.5), head(2)), "reuse = 0.5 of a chain's"),
