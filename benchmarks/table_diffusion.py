@@ -59,14 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert isinstance(model, TabDiff)
     found: dict[str, list[dict[str, float]]] = {}
 
-    def note(name: str, make: Callable[[int], tuple[Table, int]]) -> None:
-        found[name] = [measured(data, *make(options.seed + table), table) for table in range(options.tables)]
+    def note(name: str, make: Callable[[int], tuple[Table, int, Table]]) -> None:
+        found[name] = [measured(data, *make(options.seed + table), seed=table) for table in range(options.tables)]
         figures = (f"{key} {over([one[key] for one in found[name]])}" for key in found[name][0])
         print(f"{name}: {', '.join(figures)}", flush=True)
 
-    note("held-out real rows", lambda seed: (data.test.split(seed, options.rows / len(data.test))[0], 0))
+    note("held-out real rows", partial(real, data.test, options.rows))
     for form in options.forms:
-        note(form, partial(made, model, options.rows, FORMS[form]))
+        note(form, partial(made, model, data.test, options.rows, FORMS[form]))
     rows, _ = data.test.split(options.seed, options.impute / len(data.test))
     for weight in GUIDANCE:
         errors = imputed(model, rows, options.seed, weight)
@@ -77,19 +77,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.json.write_text(json.dumps({"options": vars(options) | {"json": None}, "found": found}, default=str))
 
 
-def made(model: TabDiff, rows: int, sampling: Sampling, seed: int) -> tuple[Table, int]:
-    """A table of a TabDiff, and the calls of its network for a row."""
+def real(test: Table, rows: int, seed: int) -> tuple[Table, int, Table]:
+    """Real rows as a table, no calls, and the other real rows."""
+    some, others = test.split(seed, rows / len(test))
+    return some, 0, others
+
+
+def made(model: TabDiff, test: Table, rows: int, sampling: Sampling, seed: int) -> tuple[Table, int, Table]:
+    """A table of a TabDiff, the calls of its network for a row, and real rows that it has not seen."""
     calls = draw(model, Source((torch.Generator().manual_seed(0),), 1), sampling).calls
-    return model.sample(rows, seed, sampling=sampling), calls
+    return model.sample(rows, seed, sampling=sampling), calls, test
 
 
-def measured(data: Dataset, table: Table, calls: int, seed: int) -> dict[str, float]:
-    """Figures of one table."""
+def measured(data: Dataset, table: Table, calls: int, unseen: Table, *, seed: int) -> dict[str, float]:
+    """Figures of one table; of real rows, the closest record is sought among others."""
     started = time.process_time()
     errors = quality(data.train, table)
     return {
         "shapes": errors.shapes, "trends": errors.trends, "auroc": efficacy(table, data.test, data.label, seed=seed),
-        "nearer to learnt": closest_records(table.rows(slice(0, 1000)), data.train, data.test, seed=seed),
+        "nearer to learnt": closest_records(table.rows(slice(0, 1000)), data.train, unseen, seed=seed),
         "calls": calls, "seconds of measuring": time.process_time() - started,
     }
 

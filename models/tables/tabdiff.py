@@ -38,7 +38,7 @@ FIRST = 1e-3
 #: Factor of the gradient of the exponents k, which is noisy: AdamW does not see it, the clip of all gradients would.
 FACTOR_OF_K = 0.01
 #: Rows that are drawn at once.
-ROWS = 2048
+ROWS = 256
 
 
 class TabDiff(nn.Module):

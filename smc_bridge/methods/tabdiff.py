@@ -42,7 +42,7 @@ class Drawing(NamedTuple):
     rows: dict[int, dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class TableDiffusion:
     """Rows of a TabDiff as a `Decoder`: a step goes the whole way from noise to rows.
 

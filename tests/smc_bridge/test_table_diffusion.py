@@ -11,6 +11,7 @@ import torch
 from smc_bridge.decode import decode
 from smc_bridge.facts import UnsuitedError
 from smc_bridge.models.pair import Pair
+from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.tables.codec import Codec
 from smc_bridge.models.tables.columns import ColumnNetwork
 from smc_bridge.models.tables.data import Column, Table
@@ -122,3 +123,16 @@ def test_a_pair_that_is_of_no_table_and_a_model_of_another_are_refused() -> None
     begin = made()[0].tokenizer.bos_id
     with pytest.raises(ValueError, match="skipping of steps in rows of which some columns are known"):
         run([[begin, 1]], [0], growth=0.75)
+
+
+def test_the_shipped_one_knows_adult_by_the_pair_alone() -> None:
+    pair = load_pair("adult")
+    assert pair.learned["table_diffusion"].stat().st_size < 1_000_000
+    assert pair.learned["table_diffusion"].with_suffix(".md").is_file()
+    decoder = spelled("tabdiff,steps=12,heun=false").make(pair)
+    results = decode(decoder, [[pair.tokenizer.bos_id]] * 300, seed=0, max_new_tokens=len(pair.tokenizer.columns))
+    rows = [result.settings["row"] for result in results]
+    assert sum(row["capital-gain"] == 0 for row in rows) / 300 == pytest.approx(0.917, abs=0.08)
+    graduates = [row["education-num"] for row in rows if row["education"] == "HS-grad"]
+    assert len(graduates) / 300 == pytest.approx(0.3225, abs=0.13)
+    assert sum(number == 9 for number in graduates) > 0.6 * len(graduates)  # in Adult, all of them
