@@ -61,10 +61,10 @@ lint: $(VENV)/.dev types
 	cd .types && ../$(BIN)/lint-imports --no-cache ../pyproject.toml
 
 # Lists what is trained; `make train PART=NAME` trains it, `make train PART=pair` the embedded pair (under an hour),
-# `make train PART=adult` the pair of a table, `make train PART=tabdiff` TabDiff on the same one.
+# `make train PART=adult` the pair of a table, `make train PART=table_diffusion` TabDiff on the same one (both read rows of Adult).
 RECIPE_pair := arithmetic.train
-RECIPE_adult := tables.train
-RECIPE_tabdiff := tables.train_tabdiff
+RECIPE_adult := training.table_pair
+RECIPE_table_diffusion := training.table_diffusion
 train: $(VENV)/.runtime
 	OMP_NUM_THREADS=2 $(BIN)/python -m smc_bridge.models.$(or $(RECIPE_$(PART)),training $(PART))
 

@@ -114,6 +114,12 @@ class _Session:
                     self._last[other] = row
         return found if scored is None else scored
 
+    @property
+    def computed(self) -> np.ndarray | None:
+        """Rows of the last `score` that the cache computed a forward for; None for all."""
+        found: np.ndarray | None = getattr(self.kept, "computed", None)
+        return found
+
     def commit(self, block: Tensor, length: Tensor) -> None:
         """See `Session`; what is committed was drawn from the forward before."""
         [counts] = listed(length)

@@ -12,7 +12,9 @@ from the cache counts as an earlier forward left it. The policies differ in whic
   kept while the block is filled, and all is computed anew when another begins;
 - `dual` (`Dual`): Fast-dLLM's *dual* cache: as `refresh`, and the masks behind the block are kept too, with their
   scores, so that a forward is over the block alone;
-- `window` (`Window`; APD, Israel et al. 2025, arXiv 2506.00413): the last W committed tokens are computed anew.
+- `window` (`Window`; APD, Israel et al. 2025, arXiv 2506.00413): the last W committed tokens are computed anew;
+- `spectrum` (`Spectrum`; arXiv 2603.01623): no keys and values are kept, but features of whole forwards, from which
+  those of the next ones are forecast (`smc_bridge.models.spectrum`).
 
 Blocks are counted from the end of the prompt, which is what a row holds when it is first scored. Of a *block-causal*
 model the K/V of finished blocks depend on nothing that comes later (BD3LM, Arriola et al. 2025, arXiv 2503.09573):
@@ -25,7 +27,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from smc_bridge.models.arguments import said, whole_number
+from smc_bridge.models.arguments import real_between, said, whole_number
 
 #: Tokens of a block unless they are given, as in Fast-dLLM.
 BLOCK = 32
@@ -181,10 +183,55 @@ class Window(CachePolicy):
         return min(known, max(0, length - self.tokens))
 
 
+@dataclass(frozen=True)
+class Spectrum(CachePolicy):
+    """The first forwards of a row, then one of each window of forwards; between them features are forecast.
+
+    Attributes:
+        window: forwards of the first window, of which one is computed; 1 for all of them as long as it does not grow.
+        growth: of the window with each that is computed.
+        warmup: forwards that are computed before the first window.
+        degree: of the Chebyshev polynomials that features are continued by.
+        ridge: penalty on their coefficients, above 0.
+        keep: computed forwards that they are fitted to.
+    """
+
+    window: int = 2
+    growth: float = 0.75
+    warmup: int = 5
+    degree: int = 4
+    ridge: float = 0.1
+    keep: int = 10
+    name: ClassVar[str] = "spectrum"
+
+    def __post_init__(self) -> None:
+        for name, least, remedy in (
+            ("window", 1, "give the forwards of a window, a whole number of at least 1"),
+            ("warmup", 0, "compute a whole number of forwards first"),
+            ("degree", 0, "give a degree of at least 0"), ("keep", 2, "keep at least 2 forwards, a whole number"),
+        ):
+            value = whole_number(f"{name} of the cache spectrum", getattr(self, name), least=least, remedy=remedy)
+            object.__setattr__(self, name, value)
+        for name, strictly, remedy in (
+            ("growth", False, "give a number of at least 0"), ("ridge", True, "give a penalty above 0"),
+        ):
+            found = real_between(
+                f"{name} of the cache spectrum", getattr(self, name), 0.0, 1e12, remedy=remedy, strictly=strictly
+            )
+            object.__setattr__(self, name, float(found))
+
+    def __str__(self) -> str:
+        return self.name if self.window == Spectrum.window else f"{self.name}:{self.window}"
+
+    def kept(self, length: int, place: int, prompt: int) -> int:
+        """None of its tokens."""
+        return 0
+
+
 #: What may be asked for besides a policy object.
-CACHES = ("auto", "none", "prefix", "freecache[:B]", "refresh[:B]", "dual[:B]", "window:W")
-_SIZED: dict[str, type[FreeCache | Refreshed | Window]] = {
-    "freecache": FreeCache, "refresh": Refreshed, "dual": Dual, "window": Window,
+CACHES = ("auto", "none", "prefix", "freecache[:B]", "refresh[:B]", "dual[:B]", "window:W", "spectrum[:N]")
+_SIZED: dict[str, type[FreeCache | Refreshed | Window | Spectrum]] = {
+    "freecache": FreeCache, "refresh": Refreshed, "dual": Dual, "window": Window, "spectrum": Spectrum,
 }
 
 
@@ -192,7 +239,8 @@ def cache_named(cache: str | CachePolicy, *, argument: str = "cache") -> str | C
     """The policy that is meant; "auto" and "none" as they are.
 
     Args:
-        cache: a policy, or the name of one (`CACHES`), where B is the tokens of a block, 32 unless they are given.
+        cache: a policy, or the name of one (`CACHES`), where B is the tokens of a block, 32 unless they are given,
+            and N the forwards of the first window, 2 unless they are given.
         argument: what the cache is called in messages.
     Raises:
         ValueError: there is no such policy, or its number is out of range.

@@ -168,7 +168,10 @@ class MaskedDiffusionLM(LanguageModel, Protocol):
 
 @runtime_checkable
 class FeaturedLM(MaskedDiffusionLM, Protocol):
-    """A diffusion model that lends its embedding and its head to a small network that works on its features."""
+    """A diffusion model that lends its embedding and its head to a small network that works on its features.
+
+    One whose output at a column is about the next place says so by an attribute `shift = True`.
+    """
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Input embeddings `[..., E]` of token ids, `[...]`, `MASKED` among them; without gradient."""

@@ -146,3 +146,10 @@ def turns(session: Any, rows: Tensor) -> Tensor:
     _, count = torch.unique_consecutive(rows[order], return_counts=True)
     first = (count.cumsum(0) - count).repeat_interleave(count)
     return torch.empty_like(rows).index_copy(0, order, torch.arange(rows.numel(), device=rows.device) - first)
+
+
+def computed(session: Any, rows: int) -> np.ndarray:
+    """Which of the `rows` of a session's last `score` a forward was run for, bools: all, unless it forecasts some
+    (`computed` of the session)."""
+    own = getattr(session, "computed", None)
+    return np.ones(rows, dtype=bool) if own is None else own

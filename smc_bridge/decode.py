@@ -258,9 +258,9 @@ class Seat(NamedTuple):
         """The seat of a prompt that enters now, without a token yet."""
         return None if request is None else cls(request, time.perf_counter())
 
-    def after(self, tokens: Sequence[int], *, complete: bool) -> Seat:
-        """The seat after one more forward, with the continuation `tokens` and whether it is `complete`."""
-        return self._replace(tokens=tuple(tokens), forwards=self.forwards + 1, complete=complete)
+    def after(self, tokens: Sequence[int], *, complete: bool, forwards: int = 1) -> Seat:
+        """The seat after more `forwards`, with the continuation `tokens` and whether it is `complete`."""
+        return self._replace(tokens=tuple(tokens), forwards=self.forwards + forwards, complete=complete)
 
     def result(
         self, settings: dict[str, Any], *, forwards: Forwards, detokenize: Callable[[list[int]], str] | None = None,

@@ -47,12 +47,20 @@ PROPOSALS = {
     "marginals": "smc_bridge.proposals.mean_field:as_it_is", "chain": "smc_bridge.proposals.chain:PrefixFilled",
     "entropy-chain": "smc_bridge.proposals.entropy_chain:EntropyChain",
     "speculated-chain": "smc_bridge.proposals.self_speculation:SelfSpeculated",
+    "markov": "smc_bridge.proposals.markov:MarkovChain", "adjust": "smc_bridge.proposals.adjust:Adjusted",
+    "codila": "smc_bridge.proposals.soft_blocks:SoftBlocks", "refusion": "smc_bridge.proposals.slots:Slots",
     "path": "smc_bridge.proposals.path:MostLikelyPath", "search": "smc_bridge.proposals.search:PathSearch",
 }
-#: Proposals whose laws depend on what they drafted, and kernels that ask for laws off the draft.
-CHAINS = ("chain", "entropy-chain", "speculated-chain")
+#: Proposals whose laws depend on what they drafted, those whose laws depend on the token before alone, and kernels that
+#: ask for laws off the draft.
+CHAINS = ("chain", "entropy-chain", "speculated-chain", "adjust", "codila", "refusion")
+FIRST_ORDER = ("markov",)
+#: Proposals with a learned part: that of the pair which has their name, unless one is given.
+LEARNED = ("markov", "adjust", "codila")
+#: Proposals that ask the AR model as they draft.
+ASK_AR = ("refusion",)
 #: Options that one proposal has for itself, by what makes it.
-OF_PROPOSALS = {"places": "chain", "entropy": "entropy-chain"}
+OF_PROPOSALS = {"places": "chain", "entropy": "entropy-chain", "slot": "refusion"}
 NEED_MARGINALS = ("tree",)
 #: From w and beta to the intermediate.
 INTERMEDIATES: dict[str, Callable[[float, float], Any]] = {
@@ -126,7 +134,8 @@ def idle(kernel: Any = None, intermediate: Any = None) -> tuple[str, ...]:
 def check_fit(
     *, lanes: int, w: float | None = None, kernel: Any = None, intermediate: Any = None, nodes: int | None = None,
     weight: Any = None, resampler: Any = None, trigger: Any = None, proposal: Any = None, beta: float | None = None,
-    reuse: float = 0.0, places: int | None = None, entropy: float | None = None,
+    reuse: float = 0.0, places: int | None = None, entropy: float | None = None, head: Any = None,
+    slot: int | None = None,
 ) -> None:
     """Refuse options that contradict each other, as far as they are given by name; None is not given.
 
@@ -157,13 +166,18 @@ def check_fit(
             f"proposal = {proposal} with kernel = {tree}: it asks for laws off the draft, and a chain's depend on the "
             "draft; give kernel = rejection, or proposal = marginals"
         )
-    for name, value in (("places", places), ("entropy", entropy)):
+    for name, value in (("places", places), ("entropy", entropy), ("slot", slot)):
         if value is not None and proposal != OF_PROPOSALS[name]:
             raise ValueError(
                 f"{name} = {said(value)} with proposal = {said(proposal)}, which has none: leave it out, or give "
                 f"proposal = {OF_PROPOSALS[name]}"
             )
-    if proposal in CHAINS and weight == "balance":
+    if head is not None and proposal not in LEARNED:
+        raise ValueError(
+            f"head = {said(head)} with proposal = {said(proposal)}, which has no learned part: leave it out, or give "
+            f"proposal = {' or '.join(LEARNED)}"
+        )
+    if proposal in (*CHAINS, *FIRST_ORDER) and weight == "balance":
         raise ValueError(
             f"proposal = {proposal} with weight = {weight}: it asks for laws along other lanes' drafts, and a chain's "
             "depend on the draft; give weight = own, or proposal = marginals"

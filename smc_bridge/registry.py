@@ -258,11 +258,13 @@ class Spelled:
 
 
 def _stand_in() -> Any:
-    """Tables of two tokens in the place of a pair of models."""
+    """Tables of two tokens in the place of a pair of models, and of its learned parts networks of their size."""
+    from smc_bridge.models.learned import untrained
     from smc_bridge.models.tabular import TabularAR, TabularDLM
 
     ar = TabularAR.random(2, 2, seed=0, eos_id=0)
-    return SimpleNamespace(dlm=TabularDLM(ar), ar=ar)
+    dlm = TabularDLM(ar)
+    return SimpleNamespace(dlm=dlm, ar=ar, part=lambda name, given: untrained(name, dlm))
 
 
 def spelled(text: str) -> Spelled:

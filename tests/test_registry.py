@@ -16,6 +16,7 @@ from smc_bridge import registry, smc
 from smc_bridge.analysis.study.plan import Axes
 from smc_bridge.cli import main
 from smc_bridge.commands.methods import page, read_figures, table
+from smc_bridge.models.learned import PARTS
 from smc_bridge.patterns import clash, met
 from smc_bridge.registry import GROUP, METHODS, Method, method, spelled, spelled_list, unavailable
 from smc_bridge.signature import argument_help, read_options
@@ -25,11 +26,13 @@ ROOT = Path(__file__).parents[1]
 PRODUCT = ("smc_bridge", "models", "analysis", "benchmarks")
 #: Data of the benchmarks that lists what tables show, as a user would on a command line.
 DATA = (ROOT / "benchmarks" / "tables.toml",)
-#: Kinds of models, wherever they stand by themselves.
-MODELS = ("ar", "dlm")
+#: Kinds of models, and learned parts, wherever they stand by themselves.
+MODELS = ("ar", "dlm", *PARTS)
 #: Files where a method's name alone is something else: a stream of random numbers, whose draws depend on the word, what
-#: a program is called that is made by hand, and what a result is of that is; and the file that names the default.
+#: a program is called that is made by hand, and what a result is of that is; the file that names the default; and that
+#: of parts by name, where a proposal is called as the published decoder whose law it has.
 ELSEWHERE = {
+    "smc_bridge/names.py",
     "smc_bridge/streams.py", "smc_bridge/engine/program.py", "smc_bridge/result.py", "smc_bridge/methods/__init__.py",
     "smc_bridge/canvas/rules.py", "smc_bridge/methods/canvas.py",
 }

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.models.arguments import whole_number
-from smc_bridge.models.caches import CachePolicy, fitting
+from smc_bridge.models.caches import CachePolicy, Spectrum, fitting
 from smc_bridge.models.ends import EosId
 from smc_bridge.models.host import listed, places, sent
 from smc_bridge.models.huggingface.adapter import ADDITIVE_ATTENTION, HuggingFaceAdapter, additive_mask, open_mask
@@ -40,6 +40,7 @@ from smc_bridge.models.huggingface.masked_cache import PrefixCache
 from smc_bridge.models.huggingface.probes import check_masked
 from smc_bridge.models.protocols import ABSENT, MASKED, Scored
 from smc_bridge.models.rows import Rows, append_ragged
+from smc_bridge.models.spectrum import SpectrumSession
 
 
 class HuggingFaceMaskedLM(HuggingFaceAdapter):
@@ -58,10 +59,10 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
             counted from position 0 of prompt and continuation. None: every place sees all others. It needs a causal
             backbone that takes `position_ids`.
         cache: what is kept of committed tokens, a policy or the name of one (`smc_bridge.models.caches`): "prefix",
-            "freecache", "refresh", "dual" or "window:W"; it needs a causal backbone whose attention is known. "none"
-            computes everything anew. "auto": "prefix" where there is one. Without a block size kept values are
-            approximate, so here scores are the network's own unless something else is asked for; `load_pair` asks for
-            "auto". With one, finished blocks are kept, and nothing approximate is taken.
+            "freecache", "refresh", "dual", "window:W" or "spectrum"; it needs a causal backbone whose attention is
+            known. "none" computes everything anew. "auto": "prefix" where there is one. Without a block size kept
+            values are approximate, so here scores are the network's own unless something else is asked for;
+            `load_pair` asks for "auto". With one, finished blocks are kept, and nothing approximate is taken.
         max_logit_bytes: cap on the bytes of logits that the head computes at once, or None (`HuggingFaceAdapter.cap`).
     Raises:
         ValueError: an argument out of range, or one that does not fit the model.
@@ -133,8 +134,11 @@ class HuggingFaceMaskedLM(HuggingFaceAdapter):
         other._keep(cache)
         return other
 
-    def session(self, tokens: Tensor, length: Tensor) -> HuggingFaceDiffusionSession:
+    def session(self, tokens: Tensor, length: Tensor) -> HuggingFaceDiffusionSession | SpectrumSession:
         """Open a session on prefixes `tokens: [R, S]`, of which the first `length: [R]` count."""
+        if isinstance(self.policy, Spectrum):
+            plain = HuggingFaceDiffusionSession(self.with_cache("none"), tokens, length)
+            return SpectrumSession(plain, self.policy, self.head)
         return HuggingFaceDiffusionSession(self, tokens, length)
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -222,7 +222,7 @@ def load_table_pair(
     """
     file = folder / f"{name}.json"
     if not file.is_file():
-        raise FileNotFoundError(f"pair = {name!r}: no {file}; python -m smc_bridge.models.tables.train makes it")
+        raise FileNotFoundError(f"pair = {name!r}: no {file}; python -m smc_bridge.models.training.table_pair makes it")
     dlm, ar = (load(folder / f"{name}-{kind}.safetensors", kind=KIND).to(device, dtype) for kind in ("dlm", "ar"))
     assert isinstance(dlm, ColumnNetwork)
     assert isinstance(ar, ColumnNetwork)

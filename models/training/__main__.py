@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console()
     if options.name is None:
         console.print("pair: the embedded pair itself (smc_bridge.models.arithmetic.train)", highlight=False)
-        console.print("adult: the pair of a table (smc_bridge.models.tables.train)", highlight=False)
+        console.print("adult: the pair of a table (smc_bridge.models.training.table_pair)", highlight=False)
         console.print("table_diffusion: TabDiff (smc_bridge.models.training.table_diffusion)", highlight=False)
         for name, place in sorted(TRAININGS.items()):
             first = resolve_name(place.partition(":")[0]).__doc__ or ""

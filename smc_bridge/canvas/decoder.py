@@ -4,6 +4,8 @@
     commit  = rule(look): which places are filled now, and which filled ones are masked again
     tokens  ~ the law of each place that is filled, independently
 
+A rule may also say where the canvas ends from now on (`smc_bridge.canvas.cut`).
+
 A `CommitRule` is all that one such decoder has of its own. None of them targets the autoregressive law, so their
 results are not proper.
 """
@@ -19,7 +21,9 @@ from torch import Tensor
 
 from smc_bridge.canvas.anchors import check_anchors, planted
 from smc_bridge.canvas.credit import Credit
+from smc_bridge.canvas.cut import uncut
 from smc_bridge.canvas.rules import (
+    Commit,
     CommitRule,
     Look,
     Ordered,
@@ -35,8 +39,8 @@ from smc_bridge.describe import describe, name_of
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.models.arguments import check_callable, check_text, said, whole_number
 from smc_bridge.models.ends import ends_of
-from smc_bridge.models.protocols import MASKED, LanguageModel, ModelPair
-from smc_bridge.models.rows import reseat
+from smc_bridge.models.protocols import ABSENT, MASKED, LanguageModel, ModelPair
+from smc_bridge.models.rows import computed, reseat
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.randomness import PromptSource
 from smc_bridge.requests import Request, prompts_of
@@ -92,7 +96,8 @@ class Canvas:
         self.anchors = check_anchors(self.anchors, self.proposal.model)
         if not (self.credit is None or isinstance(self.credit, Credit)):
             raise ValueError(f"credit = {said(self.credit)}: give a Credit, or None")
-        order = self.rule.rule if isinstance(self.rule, Reconsider) else self.rule
+        order = uncut(self.rule)
+        order = order.rule if isinstance(order, Reconsider) else order
         drawn = isinstance(order, Ordered) and order.tempered and order.order != "left_to_right"
         if drawn and self.proposal.shaping.temperature == 0:
             raise ValueError(
@@ -141,6 +146,7 @@ class Canvas:
             state.session.has_history or getattr(model, "block_size", None) is not None
         )
         logits = score(state, rows, shown) if keeps else state.session.score(rows, shown)
+        ran = computed(state.session, len(seated)).tolist()
         if self.credit is not None:
             logits, state = self.credit.lend(logits, state, rows)
         log_q = self.proposal.log_probs(logits, self.proposal.lanes)[:, 0]
@@ -151,12 +157,9 @@ class Canvas:
         tokens = None if self.rule.before_sampling else inverse_cdf(log_q, uniform)
         step = torch.tensor([seat.forwards for _, seat in seated], device=device)
         plain = partial(_untempered, self.proposal.shaping, log_q, logits)
-        held = None
-        if self.anchors:
-            held = (planted(self.anchors, limit, device=device)[: shown.shape[1]] != MASKED).expand_as(shown)
-        look = Look(log_q, plain, shown, eligible, step, tokens, noise, held, limit, len(self.anchors))
+        look = self.look(log_q, plain, shown, eligible, step, limit=limit, tokens=tokens, noise=noise)
         commit = checked(self.rule, look)
-        drawn = inverse_cdf(log_q[commit.places], uniform[commit.places]) if tokens is None else tokens[commit.places]
+        drawn = self.drawn(look, commit, uniform)
         after = before.clone()
         part = after[:, : shown.shape[1]]
         if commit.remask is not None:
@@ -168,13 +171,41 @@ class Canvas:
             likeliest = rest if likeliest is None else likeliest | rest
         if likeliest is not None:
             part[likeliest] = look.log_q_plain[likeliest].argmax(-1)
+        if commit.cut is not None:
+            cut = torch.where(commit.cut < shown.shape[1], commit.cut, limit)
+            after[torch.arange(limit, device=device) >= cut[:, None]] = ABSENT
         end, whole = extent(after, ends_of(self.proposal.model.eos_id))
         seats = list(state.seats)
-        found = zip(after.tolist(), end.tolist(), whole.tolist(), strict=True)
-        for (place, seat), (row, count, complete) in zip(seated, found, strict=True):
-            seats[place] = seat.after(row[:count], complete=complete)
+        found = zip(after.tolist(), end.tolist(), whole.tolist(), ran, strict=True)
+        for (place, seat), (row, count, complete, cost) in zip(seated, found, strict=True):
+            seats[place] = seat.after(row[:count], complete=complete, forwards=int(cost))
         state = state._replace(seats=tuple(seats), canvas=state.canvas.index_copy(0, rows, after))
         return keep(state, rows) if keeps else state
+
+    def look(
+        self, log_q: Tensor, plain: Callable[[], Tensor], shown: Tensor, eligible: Tensor, step: Tensor, *, limit: int,
+        **drawn: Tensor | None,
+    ) -> Look:
+        """What a rule sees of canvases `shown: [R, T]` of `limit` places; the others as of `Look`."""
+        held = None
+        if self.anchors:
+            empty = planted(self.anchors, limit, device=shown.device)
+            held = (empty[: shown.shape[1]] != MASKED).expand_as(shown)
+        return Look(log_q, plain, shown, eligible, step, held=held, limit=limit, anchors=len(self.anchors), **drawn)
+
+    def drawn(self, look: Look, commit: Commit, uniform: Tensor) -> Tensor:
+        """Tokens of the places that are filled, `[n]`: of each place's own law, or as the rule fills them."""
+        fill = getattr(self.rule, "fill", None)
+        if fill is not None:
+            found: Tensor = fill(look, commit, uniform, self.law)
+            return found[commit.places]
+        if look.tokens is not None:
+            return look.tokens[commit.places]
+        return inverse_cdf(look.log_q[commit.places], uniform[commit.places])
+
+    def law(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of logits `[n, A]` at the decoder's temperature and truncation, `[n, A]`."""
+        return self.proposal.log_probs(logits[:, None], self.proposal.lanes)[:, 0, 0]
 
     def finished(self, state: CanvasState) -> list[int]:
         """Seats whose continuation is complete (`Decoder.finished`)."""

@@ -73,20 +73,26 @@ class Commit(NamedTuple):
             for none.
         finish: rows of which every mask is filled by the likeliest token of the model's own law, whatever `places`
             says, BoolTensor `[R]`; None for none.
+        cut: first place of each row that is no more from now on, LongTensor `[R]`, behind all that is filled now and
+            all that was planted; T cuts off nothing. None for no row.
     """
 
     places: Tensor
     remask: Tensor | None = None
     edit: Tensor | None = None
     finish: Tensor | None = None
+    cut: Tensor | None = None
 
 
 class CommitRule(Protocol):
     """Decides which places of a canvas are filled after a forward.
 
     A rule may also have `noisy` (whether it reads `Look.noise`; False without it), `looks_back` (whether it reads
-    laws of places that are filled; True without it) and `check_limit` (raises ValueError if a canvas of so many places
-    is too short for it).
+    laws of places that are filled; True without it), `check_limit` (raises ValueError if a canvas of so many places is
+    too short for it), and `fill(look, commit, uniform, law)`, by which it draws the tokens of `commit.places` itself
+    where they are not drawn from each place's own law, `[R, T]`: `uniform: [R, T]` are the draws of each place, and
+    `law` makes logits `[n, A]` log-probabilities at the decoder's temperature and truncation. It may leave places
+    `MASKED`, though not all of a row.
     """
 
     @property
@@ -264,21 +270,25 @@ def checked(rule: CommitRule, look: Look) -> Commit:
     commit: Any = rule(_copied(look) if _from_outside(rule) else look)
     if not isinstance(commit, Commit):
         raise ValueError(f"{name} returned {said(commit)}: return a Commit")
-    places, again, edit, finish = commit
-    for field, found in (("places", places), ("remask", again), ("edit", edit), ("finish", finish)):
+    places, again, edit, _, cut = commit
+    for field, found in zip(Commit._fields, commit, strict=True):
         if found is not None or field == "places":
-            shape = tuple(look.open.shape[: 1 if field == "finish" else 2])
-            check_tensor(found, f"{field} of {name}", shape, "bool", look.open.device)
+            shape = tuple(look.open.shape[: 1 if field in ("finish", "cut") else 2])
+            check_tensor(found, f"{field} of {name}", shape, "int64" if field == "cut" else "bool", look.open.device)
     closed, nowhere = places & ~look.open, torch.zeros_like(look.open)
     empty = nowhere if again is None else again & ~look.filled
     blank = nowhere if edit is None else edit & ~(look.filled if again is None else look.filled & ~again)
-    none = ~places.any(1, keepdim=True)
-    if bool((closed | empty | blank | none).any()):  # one read from the device
+    none, lost = ~places.any(1, keepdim=True), nowhere
+    if cut is not None:
+        kept = places if look.held is None else places | look.held
+        lost = kept & (torch.arange(places.shape[1], device=cut.device) >= cut[:, None])
+    if bool((closed | empty | blank | none | lost).any()):  # one read from the device
         for bad, said_of in (
             (closed, "fills place {1} of row {0}, which is not open: keep to look.open"),
             (empty, "masks place {1} of row {0}, which holds no token: keep to look.filled"),
             (blank, "edits place {1} of row {0}, which keeps no token: keep to look.filled and off remask"),
             (none, "fills no place of row {0}: fill at least one open place of each row"),
+            (lost, "cuts off place {1} of row {0}, which is filled now or was planted: cut behind it"),
         ):
             refuse(bad, lambda at, text=said_of: f"{name} {text.format(*at)}")  # type: ignore[misc]
     return commit

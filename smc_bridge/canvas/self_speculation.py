@@ -11,6 +11,9 @@ so that what is filled are the greedy decoder's own steps, token by token: the g
 last state that is reached. That state's row is also the next draft. One row with *all* guesses filled cannot replace
 them: its laws are those of a state that the greedy decoder may never come to.
 
+Where the canvas is cut at a foreseen end (`smc_bridge.canvas.cut`), no guess stands behind a state that cuts it: the
+rows of the states after it were of a longer canvas.
+
 A state's laws must be a function of the state: under an approximate cache of the diffusion model the greedy decoder's
 depend on its earlier forwards, and the two may part. What is filled is never given to a session's cache here.
 """
@@ -24,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from smc_bridge.canvas.cut import CutAtEnd, uncut
 from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.canvas.ranked import Ranked
 from smc_bridge.canvas.state import CanvasState, extent, open_places
@@ -31,7 +35,7 @@ from smc_bridge.decode import Seat
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.models.arguments import check_text, said, whole_number
 from smc_bridge.models.ends import ends_of
-from smc_bridge.models.protocols import MASKED, LanguageModel
+from smc_bridge.models.protocols import ABSENT, MASKED, LanguageModel
 from smc_bridge.requests import Request
 from smc_bridge.result import Forwards, Result
 from smc_bridge.streams import Role
@@ -50,6 +54,19 @@ class Guesses(NamedTuple):
 
     place: Tensor
     token: Tensor
+
+
+class Choices(NamedTuple):
+    """What one forward says of B canvases.
+
+    Attributes:
+        place, token: as of `Guesses`, the canvas's own choice first, `[B, N + 1]`.
+        cut: first place that is cut off, `[B]`; T for none.
+    """
+
+    place: Tensor
+    token: Tensor
+    cut: Tensor
 
 
 class SpeculativeState(NamedTuple):
@@ -93,7 +110,7 @@ class SelfSpeculation:
     def __post_init__(self) -> None:
         self.draft = whole_number("draft", self.draft, least=0, remedy="guess a whole number of fills, 0 for none")
         check_text("name", self.name)
-        rule, law = self.greedy.rule, self.greedy.proposal.shaping
+        rule, law = uncut(self.greedy.rule), self.greedy.proposal.shaping
         if rule != Ranked() or law.temperature != 0 or self.greedy.credit is not None:
             raise ValueError(
                 f"greedy = {said(rule)} at temperature {law.temperature:g}: give a canvas with Ranked(), one "
@@ -127,16 +144,21 @@ class SelfSpeculation:
         count = (guesses.place >= 0).sum(1)
         verified = torch.arange(guesses.place.shape[1] + 1, device=device) <= count[:, None]
         owner = verified.nonzero()[:, 0]
-        choice, token = self.verified(state.canvas, rows[owner], states[verified], prompt[owner])
+        choice, token, cut = self.verified(state.canvas, rows[owner], states[verified], prompt[owner])
         # Guesses of every state, [R, N + 1, N + 1]: first its own choice, behind it the draft if it is the one reached.
         every = torch.full((*verified.shape, verified.shape[1]), -1, dtype=torch.long, device=device)
         places, tokens = every.clone(), every
         places[verified], tokens[verified] = choice, token
-        stands = (guesses.place >= 0) & (guesses.place == places[:, :-1, 0]) & (guesses.token == tokens[:, :-1, 0])
+        size = (states[:, 0] != ABSENT).sum(1, keepdim=True)
+        left = size.repeat(1, verified.shape[1])  # places of every state, once it is cut
+        left[verified] = torch.minimum(left[verified], cut)
+        stands = (guesses.place >= 0) & (left[:, :-1] == size)
+        stands &= (guesses.place == places[:, :-1, 0]) & (guesses.token == tokens[:, :-1, 0])
         reached = stands.to(torch.uint8).cumprod(1).sum(1)
         own = torch.arange(len(rows), device=device)
         places, tokens = places[own, reached], tokens[own, reached]
         after = self.filled(states[own, reached], Guesses(places[:, :1], tokens[:, :1]))[:, 1]
+        after[torch.arange(after.shape[1], device=device) >= left[own, reached][:, None]] = ABSENT
         canvas = state.canvas.canvas.index_copy(0, rows, after)
         fresh = Guesses(
             state.guesses.place.index_copy(0, rows, places[:, 1:]),
@@ -160,8 +182,10 @@ class SelfSpeculation:
             states.append(states[-1].scatter(1, at, torch.where(place[:, None] < 0, kept, token[:, None])))
         return torch.stack(states, 1)
 
-    def verified(self, state: CanvasState, rows: Tensor, canvas: Tensor, prompt: Tensor) -> Guesses:
-        """The greedy choice of each canvas, and what may come behind it, by one forward, `[B, N + 1]`.
+    def verified(
+        self, state: CanvasState, rows: Tensor, canvas: Tensor, prompt: Tensor
+    ) -> Choices:
+        """The greedy choice of each canvas, and what may come behind it, by one forward.
 
         Args:
             rows: of the session, which prompt stands before each canvas, `[B]`.
@@ -173,6 +197,12 @@ class SelfSpeculation:
         shown, _ = open_places(canvas, proposal.lookahead, span, model=proposal.model, prompt=prompt)
         logits = state.session.score(rows, shown)
         law = Shaping(banned_ids=proposal.shaping.banned_ids).log_probs(logits)
+        cut = torch.full_like(prompt, shown.shape[1])
+        if isinstance(self.greedy.rule, CutAtEnd):
+            masked, step = shown == MASKED, torch.zeros_like(prompt)
+            look = self.greedy.look(law, lambda: law, shown, masked, step, limit=canvas.shape[1])
+            cut = self.greedy.rule.cut(look)
+            shown = torch.where(torch.arange(shown.shape[1], device=cut.device) < cut[:, None], shown, ABSENT)
         value, token = law.max(-1)
         # By span, then by confidence, the earlier of equal ones first: the next span opens when one is full.
         order = value.exp().masked_fill(shown != MASKED, -torch.inf).argsort(dim=1, descending=True, stable=True)
@@ -181,7 +211,8 @@ class SelfSpeculation:
         open_still = shown.gather(1, order) == MASKED
         found = (torch.where(open_still, each, -1) for each in (order, token.gather(1, order)))
         pad = (0, most - order.shape[1])
-        return Guesses(*(torch.nn.functional.pad(each, pad, value=-1) for each in found))
+        place, token = (torch.nn.functional.pad(each, pad, value=-1) for each in found)
+        return Choices(place, token, torch.where(cut < shown.shape[1], cut, canvas.shape[1]))
 
     def _span_of(self, shown: Tensor) -> Tensor:
         """Which span each place is of, `[B, T]`."""

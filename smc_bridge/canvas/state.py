@@ -25,7 +25,8 @@ class CanvasState(NamedTuple):
         seats: who sits there, None for nobody; `tokens` are those that are filled without a gap.
         generators: of each seat's draws, None for nobody.
         session: holds the prompts, and behind them the first `kept` places of each canvas.
-        canvas: what is filled of every continuation, `[P, T]`, `MASKED` elsewhere; T is the length limit.
+        canvas: what is filled of every continuation, `[P, T]`, `MASKED` elsewhere, and `ABSENT` where a row was cut;
+            T is the length limit.
         kept: places of each canvas that the session holds, `[P]`.
         memory: what the decoder keeps of earlier forwards, `[P, T, A]` (`Credit`); None for nothing.
     """
@@ -61,7 +62,8 @@ def open_places(
     """
     masked = canvas == MASKED
     first = masked.to(torch.uint8).argmax(1)  # filled without a gap, [R]
-    end = first + within_block(model, prompt + first, (canvas.shape[1] - first).clamp_max(lookahead))
+    places = (canvas != ABSENT).sum(1)
+    end = first + within_block(model, prompt + first, (places - first).clamp_max(lookahead))
     width = int(end.max())
     place = torch.arange(width, device=canvas.device)
     visible = place < end[:, None]
@@ -71,8 +73,8 @@ def open_places(
 
 def extent(canvas: Tensor, ends: Ends) -> tuple[Tensor, Tensor]:
     """How many tokens of each continuation of `canvas: [R, T]` are filled without a gap, up to the first end of
-    sequence, and whether that is all of it."""
-    columns = canvas.shape[1]
+    sequence, and whether that is all of it; a row that was cut ends where its places do."""
+    columns = (canvas != ABSENT).sum(1)
     gap = torch.where((canvas == MASKED).any(1), (canvas == MASKED).to(torch.uint8).argmax(1), columns)
     if not ends:
         return gap, gap == columns

@@ -7,6 +7,7 @@ boundary of top-k and top-p besides.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property, lru_cache, partial
 
 import torch
@@ -264,6 +265,7 @@ def truncated(base: Law, shaping: Shaping, *, width: int | None = None) -> Law:
 def model_law(
     logits: Tensor, source: Tensor | None, shaping: Shaping, *, temperature: Tensor | None = None,
     greedy: Tensor | None = None, chunks: Chunks | None = None, lowest: bool = False, width: int | None = None,
+    kind: Callable[..., LogitLaw] = LogitLaw,
 ) -> Law:
     """The law `shaping.log_probs` of logits, computed where it is read, or at once if it is small.
 
@@ -272,6 +274,7 @@ def model_law(
         temperature: overrides the shaping's own, one per row `[R]`.
         greedy: which of these are 0, rows `[Q]`, in order; None for none.
         width: V, if the source has but the first W positions: the last one then stands for those after it.
+        kind: makes the law of the logits before any cut, as `LogitLaw` does.
     """
     rows, given = logits.shape[:2] if source is None else source.shape
     chunks = Chunks() if chunks is None else chunks
@@ -280,7 +283,7 @@ def model_law(
         own = torch.arange(rows * given, device=logits.device).view(rows, given) if source is None else source
         source = own.index_select(1, places(width, logits.device).clamp_max(given - 1))
 
-    plain = partial(LogitLaw, logits, banned_ids=shaping.banned_ids, chunks=chunks)
+    plain = partial(kind, logits, banned_ids=shaping.banned_ids, chunks=chunks)
     if temperature is None and shaping.temperature == 0.0:  # nothing is left to cut
         return settled(GreedyLaw(plain(source)), width=width)
     if temperature is None or greedy is None:

@@ -7,10 +7,12 @@ It is a method itself, and stands here because the others read it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from smc_bridge.distributions.intermediate import Intermediate, check_w
 from smc_bridge.distributions.shaping import COLDEST, HOTTEST, check_temperature
@@ -19,13 +21,14 @@ from smc_bridge.engine.pace import Pace
 from smc_bridge.engine.resampling import Resampler
 from smc_bridge.engine.sampler import Sampler
 from smc_bridge.engine.weights import Trigger
+from smc_bridge.facts import UnsuitedError
 from smc_bridge.kernels.importance import AcceptAll, WeightRule
 from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.costs import Costs
 from smc_bridge.models.protocols import CausalLM, ModelPair
-from smc_bridge.names import DEFAULT_BETA, DEFAULT_W, PROPOSALS, check_fit, named
+from smc_bridge.names import ASK_AR, DEFAULT_BETA, DEFAULT_W, LEARNED, PROPOSALS, check_fit, named
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
 
@@ -55,6 +58,20 @@ def check_pair(pair: ModelPair) -> None:
     """Raise ValueError unless this is a pair of models, and not the name of one."""
     if not (hasattr(pair, "dlm") and hasattr(pair, "ar")):
         raise ValueError(f"pair = {said(pair)}: give a pair of models, as load_pair('arithmetic') does")
+
+
+def part_of(pair: ModelPair, name: str, given: Any = None) -> Any:
+    """A learned part: the network that is given, that of a file, or the pair's own (`Pair.part`).
+
+    Raises:
+        UnsuitedError: the pair cannot have one. ValueError: it has none, or what is given is none.
+    """
+    if given is not None and not isinstance(given, str | os.PathLike):
+        return given
+    part = getattr(pair, "part", None)
+    if part is None:
+        raise UnsuitedError(f"{name} needs a trained network, which this pair has not: give one")
+    return part(name, given)
 
 
 def codec(pair: ModelPair) -> dict[str, Any]:
@@ -157,6 +174,7 @@ def smc(
     max_logit_bytes: int | None = None, compile: bool = False, at_once: int = 1,
     costs: Costs | Mapping[str, Any] | None = None, experts: Sequence[ARTarget | CausalLM] = (),
     bonus: bool = False, places: int | None = None, entropy: float | None = None,
+    head: nn.Module | str | os.PathLike[str] | None = None, slot: int | None = None,
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
@@ -179,7 +197,8 @@ def smc(
         resampler: how survivors are drawn, systematic unless it is given.
         trigger: when particles are resampled, ess is an ESS below half.
         potential: of the target, an object.
-        proposal: what the DLM drafts by: its marginals, its own chain rule in one of three ways, or one path of them.
+        proposal: what the DLM drafts by: its marginals, those chained by a learned head, decoded by a small network or
+            begun slots filled by the AR model, its own chain rule in one of three ways, or one path of them.
         reuse: probability of the next likeliest tokens above which marginals outlive a refusal, once; 0 for never.
         proposal_top_p: truncation of the proposal; needs the intermediate defensive to stay proper.
         top_p: truncation of the target.
@@ -193,6 +212,8 @@ def smc(
         bonus: whether a draft accepted whole, with no marginals left, is followed by one more token of the target.
         places: that a forward of the proposal chain fills, 1 unless it is given.
         entropy: budget of a forward of the proposal entropy-chain, nats, 0.1 unless it is given.
+        head: network of a proposal with a learned part, or a file of it, the pair's own unless it is given.
+        slot: tokens of a slot of the proposal that fills slots by the AR model, 4 unless it is given.
     Raises:
         ValueError: options contradict each other, or are out of range for the pair.
     Example:
@@ -210,6 +231,7 @@ def smc(
     check_fit(
         lanes=lanes, w=w, beta=beta, kernel=kernel, intermediate=intermediate, nodes=told, weight=weight,
         resampler=resampler, trigger=trigger, proposal=proposal, reuse=reuse, places=places, entropy=entropy,
+        head=head, slot=slot,
     )
     if is_list(own) and hasattr(own, "__len__") and len(own) != lanes:
         raise ValueError(
@@ -225,7 +247,11 @@ def smc(
         )
     base = DLMProposal(pair.dlm, temperature=own, top_p=proposal_top_p, lookahead=m, reuse=reuse)
     return Sampler(
-        proposal=named("proposal", proposal, base=base, places=places, entropy=entropy),
+        proposal=named(
+            "proposal", proposal, base=base, places=places, entropy=entropy, slot=slot,
+            head=part_of(pair, proposal, head) if proposal in LEARNED else None,
+            causal=pair.ar if proposal in ASK_AR else None,
+        ),
         target=target,
         intermediate=named(
             "intermediate", intermediate, w=DEFAULT_W if w is None else w, beta=DEFAULT_BETA if beta is None else beta

@@ -38,7 +38,7 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.rejection import Rejection
 from smc_bridge.models.protocols import LanguageModel, within_block
 from smc_bridge.plugins import foreign
-from smc_bridge.proposals.protocol import Proposal
+from smc_bridge.proposals.protocol import Proposal, known_off_draft
 from smc_bridge.warn import warn_caller
 
 #: Bound of `log p - log pi` at a token, nats, from which on its weight may be missing from a thousand runs.
@@ -183,7 +183,7 @@ class Program:
     @property
     def walks(self) -> int:
         """How many consecutive lanes have one proposal and one intermediate."""
-        alike = self.proposal.factorised and self.proposal.identical_lanes and not per_lane(self.intermediate)
+        alike = known_off_draft(self.proposal) and self.proposal.identical_lanes and not per_lane(self.intermediate)
         return self.lanes if alike else 1
 
     @property

@@ -64,10 +64,14 @@ class StepTensors:
         served = np.unique(np.stack([owner, self.call]), axis=1)[0]  # a call serves a prompt once
         forwards = np.bincount(served, minlength=prompts).tolist()
         seats = max(self.seats, default=0) + 1
-        calls, scored = ([0] * seats, [0] * seats) if self.cost is None else self.cost.per_prompt(seats)
+        none = [0] * seats
+        calls, scored = (none, none) if self.cost is None else self.cost.per_prompt(seats)
+        drafting = None if self.cost is None else self.cost.causal
+        asked, drafted, read = (none, none, none) if drafting is None else drafting.per_prompt(seats)
         return {
             seat: Forwards(
-                calls[seat], scored[seat], self.causal * served, self.causal * count * self.each, self.causal * own
+                calls[seat], scored[seat], self.causal * served + asked[seat],
+                self.causal * count * self.each + drafted[seat], self.causal * own + read[seat],
             )
             for seat, served, count, own in zip(self.seats, forwards, grew, tokens.tolist(), strict=True)
         }

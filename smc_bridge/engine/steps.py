@@ -16,11 +16,12 @@ from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move
 from smc_bridge.distributions.bridge import bridge_law
+from smc_bridge.distributions.first_order import after
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import model_law
 from smc_bridge.distributions.table import settled
 from smc_bridge.distributions.target import TokenPotential
-from smc_bridge.distributions.views import Exchanged, Patched, Placed
+from smc_bridge.distributions.views import Exchanged, Patched
 from smc_bridge.engine.parts import DrawnOnce
 from smc_bridge.engine.program import Program
 from smc_bridge.engine.reach import calls_of, score_in_reach, widest
@@ -145,8 +146,9 @@ class Scorer:
         p, *experts = self._laws(lambda session, _: session.score_tree(owner, tree.tokens, tree.parents))
         # What follows depth d is at place d.
         place = torch.nn.functional.pad(tree.depth, (1, 0)).clamp_max(q.shape[-2] - 1)
-        own = places(count, place.device)[:, None].expand_as(place)
-        return p, bridge_law(program.intermediate, Placed(q, own, place), p, lanes=trees, experts=experts)
+        before = torch.nn.functional.pad(tree.tokens, (1, 0))
+        at_nodes = after(q, places(count, place.device), place, before)
+        return p, bridge_law(program.intermediate, at_nodes, p, lanes=trees, experts=experts)
 
 
 class Moved(NamedTuple):

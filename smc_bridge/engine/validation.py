@@ -18,7 +18,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import check_callable, check_text, is_list, said, true_or_false, whole_number
 from smc_bridge.models.ends import ends_of
 from smc_bridge.names import named
-from smc_bridge.proposals.protocol import Proposal
+from smc_bridge.proposals.protocol import Proposal, known_off_draft
 from smc_bridge.requests import Request, check_limit, check_tokens, requests_of
 from smc_bridge.streams import Role
 
@@ -51,7 +51,8 @@ def check_program(program: Program) -> None:
             f"bonus = True with kernel = {said(program.kernel)}, which draws past its leaves anyhow: leave it out"
         )
     if not q.factorised:
-        _refuse_chain("kernel", program.kernel, q, program.kernel.reads_marginals, "Rejection()")
+        asked = program.kernel.reads_marginals and not known_off_draft(q)
+        _refuse_chain("kernel", program.kernel, q, asked, "Rejection()")
         _refuse_chain("weight", program.weight, q, not program.weight.lanewise, "OwnWeights()")
     reuse = getattr(getattr(q, "base", q), "reuse", 0.0)
     if reuse and isinstance(program.kernel, AcceptAll):

@@ -81,8 +81,8 @@ class Kernel(ABC):
 
     Attributes:
         proper: whether the committed block has law `pi` at a stopping time, so that the importance weight is right.
-        reads_marginals: whether it asks q for conditionals that the draft did not lead to. Then q must factorise, and
-            no tokens are drawn for it.
+        reads_marginals: whether it asks q for conditionals that the draft did not lead to. Then q must factorise, or be
+            known after any token (`known_off_draft`), and no tokens are drawn for it.
     """
 
     proper: bool

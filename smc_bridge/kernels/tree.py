@@ -1,10 +1,11 @@
 """Tree walk: the AR model is run once over a tree of likely continuations, then the intermediate is drawn on it.
 
-From the proposal's marginals build a tree of likely continuations (`smc_bridge.kernels.tree_build`); one forward of the
-AR model under a tree mask gives `p` after every node; then draw `x_i ~ pi_i` exactly, node by node, and stop after the
-first token that is not in the tree (docs/theory, Proposition 5). Nothing is rejected, any number of lanes walk on the
-same forward, and the nodes are spent where q puts its mass. The tree is a deterministic function of q, so stopping
-depends on the past only:
+From the proposal's marginals build a tree of likely continuations (`smc_bridge.kernels.tree_build`), or from a chain's
+conditionals where they are known after any token (`smc_bridge.kernels.tree_chain`); one forward of the AR model under a
+tree mask gives `p` after every node; then draw `x_i ~ pi_i` exactly, node by node, and stop after the first token that
+is not in the tree (docs/theory, Proposition 5). Nothing is rejected, any number of lanes walk on the same forward, and
+the nodes are spent where q puts its mass. The tree is a deterministic function of q, so stopping depends on the past
+only:
 
     c_i = 1 if x_{1:i} is in the tree, else 0.
 
@@ -24,17 +25,20 @@ small one. All of this is a function of q alone, and any such tree is proper.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from smc_bridge.blocks import Horizon, Move, full_horizon
+from smc_bridge.distributions.first_order import FirstOrder
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.views import Placed
 from smc_bridge.kernels.pinned import Pinned
 from smc_bridge.kernels.protocol import StoppingKernel, Verified, Verifier, check_move
 from smc_bridge.kernels.tree_build import Tree, best_first
+from smc_bridge.kernels.tree_chain import best_first_chain
 from smc_bridge.models.arguments import real_between, whole_number
 from smc_bridge.models.ends import is_end
 from smc_bridge.models.host import Index, known, places, sent
@@ -110,9 +114,10 @@ class TreeWalk(StoppingKernel):
     def tree(self, q: Law, *, horizon: Horizon | None = None) -> Tree:
         """The tree that is walked on, R trees of at most B nodes: a deterministic function of `q: [R, V, A]`."""
         horizon = full_horizon(q.rows, q.shape[-2], device=q.device) if horizon is None else horizon
-        return best_first(
-            q, self.nodes, horizon, min_probability=self.min_probability, exponent=self.exponent, worth=self.worth
-        )
+        how: Any = {"min_probability": self.min_probability, "exponent": self.exponent, "worth": self.worth}
+        if isinstance(q, FirstOrder):
+            return best_first_chain(q, self.nodes, horizon, **how)
+        return best_first(q, self.nodes, horizon, **how)
 
     def log_continue(self, q: Law, pi: Law, block: Tensor, *, horizon: Horizon) -> Tensor:
         """0 while the block stays in the tree, -inf after it, `[R, V]`; see `StoppingKernel.log_continue`."""

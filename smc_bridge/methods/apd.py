@@ -48,7 +48,7 @@ class FirstForced(Kernel):
     "apd", role="exact", targets="PoE", proper=True, reference="arXiv 2506.00413", rest=smc,
     without=(
         "particles", "lanes", "beta", "kernel", "nodes", "intermediate", "weight", "resampler", "trigger", "proposal",
-        "proposal_temperature", "proposal_top_p", "places", "entropy",
+        "proposal_temperature", "proposal_top_p", "places", "entropy", "head", "slot",
     ),
     examples=("apd,w=0.7", "apd,form=as-published,w=0.7", "apd,form=as-released,w=0.7"),
     published="Dream-7B with Qwen2.5-0.5B, R = 0.7: 'markedly higher throughput with minimal degradation' (abstract)",

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from smc_bridge.canvas.cut import CutAtEnd
 from smc_bridge.canvas.decoder import Canvas, as_proposal
 from smc_bridge.canvas.rules import AllAtOnce, CommitRule, Order, Ordered, Reconsider
 from smc_bridge.decode import OnResult, decode
 from smc_bridge.engine.presets import check_pair
-from smc_bridge.models.arguments import said, whole_number
+from smc_bridge.models.arguments import said, true_or_false, whole_number
+from smc_bridge.models.ends import ends_of
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
 from smc_bridge.registry import method
@@ -34,7 +36,7 @@ WHOLE = 2**20
 def dlm(
     pair: ModelPair, *, tokens: int | None = 1, order: Order = "left_to_right", span: int | None = None,
     lookahead: int | None = 256, temperature: float = 1.0, top_p: float = 1.0, tempered: bool = False,
-    remask: int = 0,
+    remask: int = 0, cut_at_end: bool = False,
 ) -> Canvas:
     """The diffusion model alone: some masked places are filled per forward.
 
@@ -48,6 +50,7 @@ def dlm(
         top_p: of that law.
         tempered: whether the order reads that law, or the model's own, at temperature 1 and without truncation.
         remask: least sure tokens that are masked again in each of the first 8 forwards.
+        cut_at_end: cut the canvas where the model foresees the end of its text, which changes the law (Learn2PD).
     Raises:
         ValueError: an argument out of range, an order or remasking where all places are filled at once, or
             `tempered = True` for an order by place or at temperature 0.
@@ -66,6 +69,8 @@ def dlm(
     rule: CommitRule = AllAtOnce() if tokens is None else Ordered(order, tokens, tempered)
     if remask:
         rule = Reconsider(rule, remask)
+    if true_or_false("cut_at_end", cut_at_end):
+        rule = CutAtEnd(rule, ends_of(pair.dlm.eos_id))
     open_at_once = lookahead if span is None and tokens is not None else span
     return Canvas(proposal, rule, open_at_once, "dlm", getattr(pair, "decode", None))
 

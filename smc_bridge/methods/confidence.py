@@ -50,7 +50,7 @@ def confidence(
     factor: float | None = None, low: float | None = None, bound: float | None = None, alg_temp: float | None = None,
     sampled: bool = False, remask: float = 0.0, edit: float | None = None, credit: float = 0.0,
     span: int | None = 32, lookahead: int | None = 256, temperature: float = 1.0, top_p: float = 1.0,
-    anchors: str = "",
+    anchors: str = "", cut_at_end: bool = False,
 ) -> Canvas:
     """The diffusion model under a rule of confidence: the places that it is sure of are filled after each forward.
 
@@ -80,6 +80,7 @@ def confidence(
         temperature: of the law that tokens are drawn from; 0 is greedy.
         top_p: of that law.
         anchors: tokens planted in the canvas, as place:text with | between them.
+        cut_at_end: cut the canvas where the model foresees the end of its text, which changes the law (Learn2PD).
     Raises:
         ValueError: an argument out of range, or one that the rule does not read.
     """
@@ -98,5 +99,5 @@ def confidence(
         chosen = SecondThoughts(chosen, remask, edit)
     return canvas_of(
         pair, chosen, name="confidence", span=span, lookahead=lookahead, temperature=temperature, top_p=top_p,
-        anchors=anchors, credit=Credit(credit) if credit else None,
+        anchors=anchors, credit=Credit(credit) if credit else None, cut_at_end=cut_at_end,
     )

@@ -23,7 +23,7 @@ from smc_bridge.registry import method
     "diffuspec", role="exact", targets="AR", proper=True, reference="arXiv 2510.02358", rest=smc,
     without=(
         "w", "beta", "intermediate", "proposal", "proposal_temperature", "proposal_top_p", "window", "lookahead",
-        "places", "entropy",
+        "places", "entropy", "head", "slot",
     ),
     examples=("diffuspec", "diffuspec,form=ratio"),
     published="Dream-7B drafts for Qwen2.5-32B at T = 0 (A100): 6.99 tokens a round, 3.08 times the AR speed; 6.05 and "

@@ -26,7 +26,7 @@ SCORES: dict[str, Score] = dict(zip(get_args(Alg), ("random", "probability", "ma
 def dimple(
     pair: ModelPair, *, threshold: float = 0.95, alg: Alg = "maskgit_plus", tokens: int = 1, sampled: bool = False,
     span: int | None = None, lookahead: int | None = 256, temperature: float = 1.0, top_p: float = 1.0,
-    anchors: str = "",
+    anchors: str = "", cut_at_end: bool = False,
 ) -> Canvas:
     """Confident decoding: all places above a threshold are filled, and where there is none the scheduled number.
 
@@ -48,6 +48,7 @@ def dimple(
         temperature: of the law that tokens are drawn from; 0 is greedy.
         top_p: of that law.
         anchors: tokens planted in the canvas, as place:text with | between them.
+        cut_at_end: cut the canvas where the model foresees the end of its text, which changes the law (Learn2PD).
     Raises:
         ValueError: an argument out of range.
     """
@@ -56,5 +57,5 @@ def dimple(
     fallback = Ranked(SCORES[alg], tokens, sampled=sampled and alg == "maskgit_plus", aligned=True)
     return canvas_of(
         pair, Confident(threshold, fallback, sampled=sampled), name="dimple", span=span, lookahead=lookahead,
-        temperature=temperature, top_p=top_p, anchors=anchors,
+        temperature=temperature, top_p=top_p, anchors=anchors, cut_at_end=cut_at_end,
     )

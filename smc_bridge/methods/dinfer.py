@@ -24,6 +24,7 @@ def dinfer(
     pair: ModelPair, *, decoding: Literal["hierarchy", "threshold", "credit"] = "hierarchy", threshold: float = 0.9,
     low: float | None = None, remask: float = 0.0, span: int | None = 32, lookahead: int | None = 256,
     temperature: float = 1.0, anchors: str = "",
+    cut_at_end: bool = False,
 ) -> Canvas:
     """dInfer's parallel decoders: one sure place of every run of masks, or a threshold on laws that remember.
 
@@ -44,6 +45,7 @@ def dinfer(
         lookahead: masked places per forward, none for the whole continuation.
         temperature: of the law that tokens are drawn from; 0 is greedy.
         anchors: tokens planted in the canvas, as place:text with | between them.
+        cut_at_end: cut the canvas where the model foresees the end of its text, which changes the law (Learn2PD).
     Raises:
         ValueError: an argument out of range, or one that the decoder does not read.
     """
@@ -58,5 +60,5 @@ def dinfer(
         rule = SecondThoughts(rule, remask)
     return canvas_of(
         pair, rule, name="dinfer", span=span, lookahead=lookahead, temperature=temperature, anchors=anchors,
-        credit=Credit() if decoding == "credit" else None,
+        credit=Credit() if decoding == "credit" else None, cut_at_end=cut_at_end,
     )

@@ -25,7 +25,7 @@ SCORES: dict[str, Score] = dict(zip(get_args(Alg), ("random", "probability", "ma
 def dream(
     pair: ModelPair, *, alg: Alg = "entropy", tokens: int = 1, alg_temp: float = 0.0, sampled: bool = False,
     span: int | None = None, lookahead: int | None = 256, temperature: float = 1.0, top_p: float = 1.0,
-    anchors: str = "",
+    anchors: str = "", cut_at_end: bool = False,
 ) -> Canvas:
     """Dream's decoder: a fixed number of places per forward, at random or the surest by one of three scores.
 
@@ -46,6 +46,7 @@ def dream(
         temperature: of the law that tokens are drawn from; 0 is greedy.
         top_p: of that law.
         anchors: tokens planted in the canvas, as place:text with | between them.
+        cut_at_end: cut the canvas where the model foresees the end of its text, which changes the law (Learn2PD).
     Raises:
         ValueError: an argument out of range, or one that the order does not read.
     """
@@ -57,5 +58,5 @@ def dream(
         raise ValueError(f"alg_temp = {said(alg_temp)} with alg = origin, which is noise already: leave it out")
     return canvas_of(
         pair, Ranked(SCORES[alg], tokens, alg_temp, sampled), name="dream", span=span, lookahead=lookahead,
-        temperature=temperature, top_p=top_p, anchors=anchors,
+        temperature=temperature, top_p=top_p, anchors=anchors, cut_at_end=cut_at_end,
     )

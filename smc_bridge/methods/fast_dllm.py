@@ -19,6 +19,7 @@ from smc_bridge.registry import method
 def fast_dllm(
     pair: ModelPair, *, threshold: float | None = None, factor: float | None = None, sampled: bool = False,
     span: int | None = 32, lookahead: int | None = 256, temperature: float = 1.0, anchors: str = "",
+    cut_at_end: bool = False,
 ) -> Canvas:
     """Confidence-aware parallel decoding: all places above a threshold, or as many as a factor allows, per forward.
 
@@ -37,6 +38,7 @@ def fast_dllm(
         lookahead: masked places per forward, none for the whole continuation.
         temperature: of the law that tokens are drawn from; 0 is greedy.
         anchors: tokens planted in the canvas, as place:text with | between them.
+        cut_at_end: cut the canvas where the model foresees the end of its text, which changes the law (Learn2PD).
     Raises:
         ValueError: an argument out of range, or both a threshold and a factor.
     """
@@ -46,5 +48,6 @@ def fast_dllm(
     if factor is not None:
         rule = Factor(factor, sampled=sampled)
     return canvas_of(
-        pair, rule, name="fast-dllm", span=span, lookahead=lookahead, temperature=temperature, anchors=anchors
+        pair, rule, name="fast-dllm", span=span, lookahead=lookahead, temperature=temperature, anchors=anchors,
+        cut_at_end=cut_at_end,
     )

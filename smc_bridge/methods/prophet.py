@@ -25,6 +25,7 @@ def prophet(
     pair: ModelPair, *, answer_start: int | None = None, places: int | None = None,
     gaps: Sequence[float] = (7.5, 5.0, 2.5), tokens: int = 1, span: int | None = 32,
     lookahead: int | None = 256, temperature: float = 1.0, anchors: str = "",
+    cut_at_end: bool = False,
 ) -> Canvas:
     """Early commit by the gap of the two greatest logits: all masks are filled once the answer's region is decided.
 
@@ -47,6 +48,7 @@ def prophet(
         lookahead: masked places per forward, none for the whole continuation.
         temperature: of the law that tokens are drawn from; 0 is greedy.
         anchors: tokens planted in the canvas, as place:text with | between them.
+        cut_at_end: cut the canvas where the model foresees the end of its text, which changes the law (Learn2PD).
     Raises:
         ValueError: an argument out of range.
     """
@@ -56,5 +58,6 @@ def prophet(
         raise ValueError(f"places = {said(places)} without answer_start or anchors: the region is all that is shown")
     rule = EarlyCommit(Ranked(tokens=tokens), start, 5 if places is None else places, tuple(gaps))
     return canvas_of(
-        pair, rule, name="prophet", span=span, lookahead=lookahead, temperature=temperature, anchors=held
+        pair, rule, name="prophet", span=span, lookahead=lookahead, temperature=temperature, anchors=held,
+        cut_at_end=cut_at_end,
     )

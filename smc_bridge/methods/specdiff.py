@@ -80,7 +80,7 @@ class RandomSteps(PrefixFilled):
     "specdiff", role="exact", targets="AR", proper=True, reference="arXiv 2408.05636", rest=smc,
     without=(
         "particles", "lanes", "w", "beta", "lookahead", "intermediate", "nodes", "weight", "resampler", "trigger",
-        "potential", "proposal", "reuse", "places", "entropy", "at_once", "costs", "experts",
+        "potential", "proposal", "reuse", "places", "entropy", "head", "slot", "at_once", "costs", "experts",
     ),
     examples=("specdiff", "specdiff,steps=2", "specdiff,steps=2,form=naive"),
     published="MDLM drafts: up to 7.2x over the AR model, 1.75x over speculative decoding (abstract)",

@@ -16,6 +16,7 @@ from smc_bridge.registry import method
 )
 def ssd(
     pair: ModelPair, *, draft: int = 4, span: int | None = 32, lookahead: int | None = 256, anchors: str = "",
+    cut_at_end: bool = False,
 ) -> SelfSpeculation:
     """Self-speculation of the diffusion model: its greedy decoder, one token per step, in fewer forwards.
 
@@ -32,10 +33,12 @@ def ssd(
         span: consecutive places that are open at a time, none for all that are shown.
         lookahead: masked places per forward, none for the whole continuation.
         anchors: tokens planted in the canvas, as place:text with | between them.
+        cut_at_end: cut the canvas where the model foresees the end of its text, which changes the law (Learn2PD).
     Raises:
         ValueError: an argument out of range.
     """
     greedy = canvas_of(
-        pair, Ranked(), name="ssd", span=span, lookahead=lookahead, temperature=0.0, anchors=anchors, recompute=True
+        pair, Ranked(), name="ssd", span=span, lookahead=lookahead, temperature=0.0, anchors=anchors, recompute=True,
+        cut_at_end=cut_at_end,
     )
     return SelfSpeculation(greedy, draft, "ssd", greedy.detokenize)

@@ -178,11 +178,11 @@ def tabdiff(
         UnsuitedError: the pair's tokens are not columns of a table.
     """
     check_pair(pair)
+    check_guidance(guidance)
+    sampling = Sampling(steps, churn, heun, None if growth is None else Skipping(growth=growth))
     codec = getattr(pair, "tokenizer", None)
     if not isinstance(codec, Codec):
         raise UnsuitedError(f"pair = {said(pair)}: its tokens are not columns of a table; give load_pair('adult')")
-    check_guidance(guidance)
-    sampling = Sampling(steps, churn, heun, None if growth is None else Skipping(growth=growth))
     part: Any = getattr(pair, "part", None)
     network = model if isinstance(model, nn.Module) or part is None else part("table_diffusion", model)
     if not isinstance(network, TabDiff) or network.columns != codec.columns:

@@ -100,8 +100,8 @@ class ChainState:
 
 
 @dataclass(frozen=True)
-class Chain(Form):
-    """Drafts left to right, groups of places by one forward each (module docstring; implements `Proposal`).
+class Drafted(Form):
+    """What chains share whose laws do not outlive a draft: the session, and places and laws of their lanes.
 
     Attributes:
         base: gives model, temperatures, truncation and lookahead.
@@ -119,19 +119,6 @@ class Chain(Form):
             )
 
     @property
-    @abstractmethod
-    def step(self) -> int:
-        """Places between those where a group may begin."""
-
-    @abstractmethod
-    def group(self, scores: Tensor) -> Tensor:
-        """How many places a forward fills, `[n]`, at least 1: a function of its logits `[n, V, A]` from there on."""
-
-    @abstractmethod
-    def most(self, window: int) -> int:
-        """Places of a group at most, of V."""
-
-    @property
     def covers(self) -> bool:
         """Whether nothing is cut off, by top-p or by a temperature of 0 (`Proposal.covers`)."""
         return self.base.covers
@@ -144,6 +131,48 @@ class Chain(Form):
     def open(self, prefix: Prefix, *, particles: int) -> ChainState:
         """The state of R = P * N particles, N consecutive rows of each prompt (`Proposal.open`)."""
         return ChainState(self.model.session(prefix.tokens.clamp_min(0), prefix.length), particles)
+
+    def commit(
+        self, state: ChainState, ancestors: Tensor | None, block: Tensor, length: Tensor, whole: Tensor
+    ) -> None:
+        """Let the session follow the survivors and append their blocks (`Proposal.commit`)."""
+        if ancestors is not None:
+            state.session.gather(ancestors)
+        state.session.commit(block, length)
+
+    def reseat(self, state: ChainState, length: Tensor, rows: Tensor, fresh: Prefix) -> None:
+        """Let particles `rows: [B]` hold other prefixes (`Proposal.reseat`)."""
+        reseat(state.session, length, rows, fresh.tokens, fresh.length)
+
+    def widths(self, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every lane: its particle, places of its canvas, and places of its draft, `[B * K]` each."""
+        total = asked.rows.repeat_interleave(asked.lanes)
+        canvas = asked.reach[total].clamp_max(self.lookahead)
+        canvas = within_block(self.model, asked.prefix.length[total], canvas)
+        return total, canvas, torch.minimum(canvas, asked.room[total]).clamp_max(asked.window)
+
+    def law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:
+        """The law of logits `[n, V, A]` of lanes `[n]`."""
+        base = self.base
+        return lane_law(scores, lane, asked.lanes, base.shaping, base.lane_temperatures, asked.chunks)
+
+
+@dataclass(frozen=True)
+class Chain(Drafted):
+    """Drafts left to right, groups of places by one forward each (module docstring; implements `Proposal`)."""
+
+    @property
+    @abstractmethod
+    def step(self) -> int:
+        """Places between those where a group may begin."""
+
+    @abstractmethod
+    def group(self, scores: Tensor) -> Tensor:
+        """How many places a forward fills, `[n]`, at least 1: a function of its logits `[n, V, A]` from there on."""
+
+    @abstractmethod
+    def most(self, window: int) -> int:
+        """Places of a group at most, of V."""
 
     def draft(self, state: ChainState, asked: Asked, *, source: Source | None) -> Draft:
         """K drafts for each of B particles, `[B * K, V]`, by one forward per group (`Proposal.draft`).
@@ -206,30 +235,6 @@ class Chain(Form):
             at[going] += count
             going = going[at[going] < width[lane[going]]]
         return self.law(scores, asked, lane)
-
-    def commit(
-        self, state: ChainState, ancestors: Tensor | None, block: Tensor, length: Tensor, whole: Tensor
-    ) -> None:
-        """Let the session follow the survivors and append their blocks (`Proposal.commit`)."""
-        if ancestors is not None:
-            state.session.gather(ancestors)
-        state.session.commit(block, length)
-
-    def reseat(self, state: ChainState, length: Tensor, rows: Tensor, fresh: Prefix) -> None:
-        """Let particles `rows: [B]` hold other prefixes (`Proposal.reseat`)."""
-        reseat(state.session, length, rows, fresh.tokens, fresh.length)
-
-    def widths(self, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every lane: its particle, places of its canvas, and places of its draft, `[B * K]` each."""
-        total = asked.rows.repeat_interleave(asked.lanes)
-        canvas = asked.reach[total].clamp_max(self.lookahead)
-        canvas = within_block(self.model, asked.prefix.length[total], canvas)
-        return total, canvas, torch.minimum(canvas, asked.room[total]).clamp_max(asked.window)
-
-    def law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:
-        """The law of logits `[n, V, A]` of lanes `[n]`."""
-        base = self.base
-        return lane_law(scores, lane, asked.lanes, base.shaping, base.lane_temperatures, asked.chunks)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from smc_bridge.distributions.chunks import Chunks
 from smc_bridge.distributions.law import Law
-from smc_bridge.distributions.logits import model_law
+from smc_bridge.distributions.logits import LogitLaw, model_law
 from smc_bridge.distributions.shaping import Shaping, check_temperature
 from smc_bridge.models.arguments import is_list
 
@@ -29,7 +30,8 @@ def lane_temperatures_of(temperature: Any) -> tuple[float, tuple[float, ...] | N
 
 
 def lane_law(
-    scores: Tensor, lane: Tensor, lanes: int, shaping: Shaping, temperatures: tuple[float, ...] | None, chunks: Chunks
+    scores: Tensor, lane: Tensor, lanes: int, shaping: Shaping, temperatures: tuple[float, ...] | None, chunks: Chunks,
+    *, source: Tensor | None = None, width: int | None = None, kind: Callable[..., LogitLaw] = LogitLaw,
 ) -> Law:
     """The law of logits `[n, V, A]` of lanes, each at its own temperature, `[n, V, A]`.
 
@@ -40,13 +42,18 @@ def lane_law(
         shaping: of all lanes but for their temperatures.
         temperatures: of the K lanes, None for that of the shaping.
         chunks: how much is computed at a time.
+        source, width, kind: see `model_law`, where the lanes do not have logits of their own, one after the other.
     """
-    count, width, _ = scores.shape
-    place = torch.arange(count * width, device=scores.device).reshape(count, width)
+    if source is None:
+        count, columns, _ = scores.shape
+        source = torch.arange(count * columns, device=scores.device).reshape(count, columns)
     temperature = greedy = None
     if temperatures is not None:
         own = torch.tensor(temperatures, dtype=torch.float64, device=scores.device)
         temperature = own[lane % lanes]
         if 0.0 in temperatures:
             greedy = (temperature == 0.0).nonzero().flatten()
-    return model_law(scores, place, shaping, temperature=temperature, greedy=greedy, chunks=chunks, lowest=True)
+    return model_law(
+        scores, source, shaping, temperature=temperature, greedy=greedy, chunks=chunks, lowest=True, width=width,
+        kind=kind,
+    )

@@ -32,7 +32,7 @@ from smc_bridge.distributions.shaping import Shaping, as_ids, check_model, check
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.host import Index, known, sent
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, MaskedDiffusionLM, within_block
-from smc_bridge.models.rows import reseat
+from smc_bridge.models.rows import computed, reseat
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.proposals.marginals import Marginals
 from smc_bridge.proposals.protocol import Asked, Cost, Draft
@@ -158,7 +158,7 @@ class DLMProposal:
         Particles without marginals get them by one forward on their unique prefixes; the others draw from what they
         have.
         """
-        cost = self._propose(state, asked)
+        cost = self.propose(state, asked)
         q, width = self._window(state.marginals, asked)
         tokens = torch.full(q.shape[:2], PAD, device=q.device) if source is None else self.drawn(q, source)
         left = state.marginals.remaining()[known(asked.rows)] > width
@@ -223,7 +223,7 @@ class DLMProposal:
         reseat(state.session, length, rows, fresh.tokens, fresh.length)
         state.marginals.forget(known(rows))
 
-    def _propose(self, state: MeanFieldState, asked: Asked) -> Cost:
+    def propose(self, state: MeanFieldState, asked: Asked) -> Cost:
         """Give marginals to the particles that have none left."""
         rows, prefix, marginals, device = known(asked.rows), asked.prefix, state.marginals, asked.rows.device
         needy = rows[marginals.remaining()[rows] == 0]
@@ -240,13 +240,25 @@ class DLMProposal:
         scored, group = prefix.unique(needy, apart=apart)
         width = within_block(self.model, known(prefix.length)[scored], reach[scored].clip(max=self.lookahead))
         marginals.add(needy, group, state.session.score(sent(scored, device), sent(_masked(width), device)), width)
+        ran = computed(state.session, scored.size)[group]
         # Pairs (prompt, group) as single numbers, which are sorted much faster.
-        served = np.unique(needy // state.particles * scored.size + group) // scored.size
+        served = np.unique((needy // state.particles * scored.size + group)[ran]) // scored.size
         return Cost(sent(served, device), sent(np.zeros_like(served), device), fresh)
 
     def _window(self, marginals: Marginals, asked: Asked) -> tuple[Law, Index]:
         """The next V marginals of every particle under every lane's temperature, `[B * K, V, A]`, and how many of them
         are left, `[B]`; equal windows are one law."""
+        place, owner, room = self.windows(marginals, asked)
+        law = self.law(marginals.logits, place, owner, asked.lanes, chunks=asked.chunks, width=asked.window)
+        return law, room
+
+    def windows(self, marginals: Marginals, asked: Asked) -> tuple[Index, Index, Index]:
+        """Where the next marginals of every particle are.
+
+        Returns:
+            which of the `U * M` places of the logits each position of G windows reads, `[G, W]` with W at most V;
+            which window each particle has, `[B]`; how many of its positions are left, `[B]`.
+        """
         rows = known(asked.rows)
         room = np.minimum(marginals.remaining()[rows], known(asked.room)[rows])
         width = marginals.logits.shape[1]
@@ -254,9 +266,7 @@ class DLMProposal:
         room = room.clip(max=asked.window)
         slot, column = start[:, None] // width, start[:, None] % width + np.arange(max(1, room.max(initial=0)))
         # Past the end of a slot its last position is repeated; nothing is committed there.
-        place = slot * width + np.minimum(column, marginals.width[slot] - 1)
-        law = self.law(marginals.logits, place, owner, asked.lanes, chunks=asked.chunks, width=asked.window)
-        return law, room
+        return slot * width + np.minimum(column, marginals.width[slot] - 1), owner, room
 
     def law(
         self, logits: Tensor, source: Index, owner: Index, lanes: int, *, chunks: Chunks | None = None,

@@ -32,6 +32,32 @@ from smc_bridge.prefix import Prefix
 from smc_bridge.randomness import Source
 
 
+def known_off_draft(proposal: Any) -> bool:
+    """Whether a proposal's law is known at continuations that it did not draft: it factorises, or depends on the token
+    before alone and says so by an attribute `first_order = True` (its laws are `FirstOrder`)."""
+    return bool(proposal.factorised or getattr(proposal, "first_order", False))
+
+
+class CausalCost(NamedTuple):
+    """Forwards of an autoregressive model behind a draft.
+
+    Attributes:
+        prompts: which prompt each scored row was for, `[U]`.
+        forward: in which forward it was, `[U]`, counted from 0.
+        tokens: that were scored in it, `[U]`.
+    """
+
+    prompts: Tensor
+    forward: Tensor
+    tokens: Tensor
+
+    def per_prompt(self, prompts: int) -> tuple[list[int], list[int], list[int]]:
+        """Forwards, rows and tokens of each of so many prompts."""
+        calls, rows = Cost(self.prompts, self.forward).per_prompt(prompts)
+        tokens = np.bincount(known(self.prompts), known(self.tokens), minlength=prompts)
+        return calls, rows, tokens.astype(np.int64).tolist()
+
+
 class Cost(NamedTuple):
     """Forwards of the proposal's model behind a draft, whatever model that is; they are counted as `dlm_forwards`.
 
@@ -40,11 +66,14 @@ class Cost(NamedTuple):
         forward: in which forward it was, `[U]`, counted from 0.
         fresh: particles that draw from these forwards, indices in increasing order, where others draw from an earlier
             one; None where nobody does.
+        causal: forwards of an autoregressive model that drafts besides; they are counted as `ar_forwards`. None for
+            none.
     """
 
     prompts: Tensor
     forward: Tensor
     fresh: Tensor | None = None
+    causal: CausalCost | None = None
 
     def per_prompt(self, prompts: int) -> tuple[list[int], list[int]]:
         """Forwards and rows of each of so many prompts; what one is charged with does not depend on the others."""
@@ -169,7 +198,7 @@ class Proposal(Protocol):
         Args:
             state: of `open`.
             asked: for whom, and how much.
-            source: draws for B * K rows; None where no tokens are wanted, but the law alone (`factorised` only).
+            source: draws for B * K rows; None where no tokens are wanted, but the law alone (`known_off_draft` only).
         Returns:
             B * K rows; without a source the tokens are all `PAD`.
         """

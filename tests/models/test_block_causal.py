@@ -175,9 +175,9 @@ def test_a_forward_is_over_the_unfinished_block_and_the_canvas(tiny_model, devic
     model = blocks(tiny_model("qwen2"), shift, 4, cache="prefix")
     widths, forward = [], HuggingFaceMaskedLM.forward
 
-    def watched(self: HuggingFaceMaskedLM, fresh: Any, lookahead: int, cache: Any = None) -> Tensor:
+    def watched(self: HuggingFaceMaskedLM, fresh: Any, lookahead: int, cache: Any = None, **options: Any) -> Tensor:
         widths.append(fresh.ids.shape[1])
-        return forward(self, fresh, lookahead, cache)
+        return forward(self, fresh, lookahead, cache, **options)
 
     monkeypatch.setattr(HuggingFaceMaskedLM, "forward", watched)
     tokens, row = ids(1, 14, seed=1, device=device), torch.tensor([0], device=device)

@@ -230,9 +230,9 @@ def test_tokens_run_by_each_forward(tiny_model, monkeypatch, cache, widths):
     model = masked(tiny_model("qwen2"), False, cache=cache)
     found, run = [], HuggingFaceMaskedLM.outputs
 
-    def watched(self: HuggingFaceMaskedLM, fresh: Any, keep: int, cache: Any = None) -> Tensor:
+    def watched(self: HuggingFaceMaskedLM, fresh: Any, keep: int, cache: Any = None, **options: Any) -> Tensor:
         found.append(fresh.ids.shape[1])
-        return run(self, fresh, keep, cache)
+        return run(self, fresh, keep, cache, **options)
 
     monkeypatch.setattr(HuggingFaceMaskedLM, "outputs", watched)
     session = model.session(torch.full((1, 8), 5), torch.tensor([8]))

@@ -16,8 +16,8 @@ from smc_bridge.models.tables.codec import Codec
 from smc_bridge.models.tables.columns import ColumnNetwork
 from smc_bridge.models.tables.data import Column, Table
 from smc_bridge.models.tables.pair import WEIGHTS, ColumnAR, load_table_pair, table_pair
-from smc_bridge.models.tables.train import train
 from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.models.training.table_pair import train
 from smc_bridge.testing import assert_proper, enumerate_sampler
 from smc_bridge.testing.tabular import TabularPair
 

@@ -6,17 +6,22 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 
+from smc_bridge.canvas import decoder as canvas_decoder
+from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.canvas.denoising import Denoiser
 from smc_bridge.canvas.denoising_state import DenoisingState
 from smc_bridge.canvas.state import extent
+from smc_bridge.decode import decode
 from smc_bridge.models.ends import ends_of
 from smc_bridge.randomness import Source
 from smc_bridge.requests import Request
 from smc_bridge.streams import Role
 from smc_bridge.testing.branches import Branches, BranchingResampler
+from smc_bridge.testing.enumeration import outcomes
 from smc_bridge.testing.frontier import SequenceLaw
 
 #: Outcomes that run at a time.
@@ -92,6 +97,20 @@ def weighted_law(decoder: Denoiser, limit: int) -> tuple[SequenceLaw, int]:
 
     outcomes = every_outcome(decoder, limit, visit)
     return dict(law), outcomes
+
+
+def canvas_law(decoder: Canvas, limit: int) -> SequenceLaw:
+    """The law of a canvas' continuation of the empty prompt, under a rule that decides before tokens are drawn."""
+    law: dict[Any, float] = defaultdict(float)
+
+    def run(source: Any) -> tuple[int, ...]:
+        with mock.patch.object(canvas_decoder, "inverse_cdf", lambda log_q, uniform: source.categorical(log_q)):
+            [result] = decode(decoder, [[]], max_new_tokens=limit)
+        return tuple(result.sequences[0])
+
+    for probability, sequence in outcomes(run):
+        law[sequence] += probability
+    return dict(law)
 
 
 def distance(one: SequenceLaw, other: SequenceLaw) -> float:

@@ -15,7 +15,7 @@ from smc_bridge.distributions.residual import log_committed
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.models.protocols import MASKED
 from smc_bridge.models.tabular import TabularDiffusionSession
-from smc_bridge.names import CHAINS, RESAMPLERS
+from smc_bridge.names import CHAINS, LEARNED, RESAMPLERS
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.chain import PrefixFilled
 from smc_bridge.proposals.entropy_chain import EntropyChain
@@ -241,7 +241,7 @@ def test_a_chain_without_draws_has_no_law() -> None:
         chain.draft(chain.open(prefix, particles=1), asked_for(prefix, lanes=1, window=2), source=None)
 
 
-@pytest.mark.parametrize("proposal", CHAINS)
+@pytest.mark.parametrize("proposal", [name for name in CHAINS if name not in LEARNED])
 def test_chains_go_by_name_and_say_what_shapes_them(proposal: str) -> None:
     option = {"chain": {"places": 2}, "entropy-chain": {"entropy": 0.3}}.get(proposal, {})
     sampler = smc(PAIR, 1, proposal=proposal, **option)

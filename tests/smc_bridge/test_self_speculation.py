@@ -12,7 +12,7 @@ from torch import Tensor
 from smc_bridge import DLMProposal, load_pair
 from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.canvas.ranked import Ranked
-from smc_bridge.canvas.self_speculation import Guesses, SelfSpeculation
+from smc_bridge.canvas.self_speculation import Choices, SelfSpeculation
 from smc_bridge.canvas.state import CanvasState, open_places
 from smc_bridge.decode import decode
 from smc_bridge.models.protocols import MASKED
@@ -75,7 +75,7 @@ def test_its_tokens_are_those_of_the_step_wise_greedy_decoder(span: int | None, 
 class OneRow(SelfSpeculation):
     """Verifies all guesses in one row that has all of them filled, as a third-party engine does: not lossless."""
 
-    def verified(self, state: CanvasState, rows: Tensor, canvas: Tensor, prompt: Tensor) -> Guesses:
+    def verified(self, state: CanvasState, rows: Tensor, canvas: Tensor, prompt: Tensor) -> Choices:
         """Each guess is held against what the fullest row of its prompt says at its place."""
         right = super().verified(state, rows, canvas, prompt)
         filled = (canvas != MASKED).sum(1)

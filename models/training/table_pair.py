@@ -1,4 +1,4 @@
-"""Train the two models of a table: `python -m smc_bridge.models.tables.train [--table adult]`, minutes on one thread.
+"""Train the two models of a table: `python -m smc_bridge.models.training.table_pair`, minutes on one thread.
 
 Both are learnt from the same rows, as tokens (`smc_bridge.models.tables.codec`):
 
@@ -104,7 +104,7 @@ def train(
 
 def main(arguments: list[str] | None = None) -> None:
     """Train both models of a table and write them, with the codec."""
-    program = "python -m smc_bridge.models.tables.train"
+    program = "python -m smc_bridge.models.training.table_pair"
     parser = argparse.ArgumentParser(program, description="Train the two models of a table.")
     parser.add_argument("--table", choices=sorted(TABLES), default="adult", help="to learn (default: adult)")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write to (default: that of the package)")

@@ -1,0 +1,42 @@
+"""The Markov head's training: it repeats, a short one drafts better than marginals, and what it reads is right."""
+
+from __future__ import annotations
+
+import torch
+
+from smc_bridge.models.learned.store import facts_of
+from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.training.markov import PLACES, accepted, harvest, train
+
+
+def test_a_short_training_repeats_and_shares_more_with_the_target_than_marginals_do() -> None:
+    pair = load_pair("arithmetic")
+    first, again = (train(pair, seed=3, steps=40, blocks=32) for _ in range(2))
+    for name, weight in first.module.state_dict().items():
+        assert torch.equal(weight, again.module.state_dict()[name])
+    assert first.loss == again.loss < 0.9
+    other = harvest(pair, seed=4, blocks=32)
+    gain = accepted(first.module, other, 1.0).mean() - accepted(None, other, 1.0).mean()  # type: ignore[arg-type]
+    assert gain > 0.1, gain
+
+
+def test_the_head_that_is_shipped_says_how_it_was_trained_and_shares_more() -> None:
+    pair = load_pair("arithmetic")
+    head, data = pair.part("markov"), harvest(pair, seed=5, blocks=32)
+    assert facts_of(pair.learned["markov"])["target"] == "ar"
+    assert sum(weight.numel() for weight in head.parameters()) * 2 < 1_000_000  # bytes of the file
+    for temperature in (1.0, 0.2):
+        plain, chained = (accepted(each, data, temperature) for each in (None, head))  # type: ignore[arg-type]
+        assert float(chained[1:8].mean()) > 1.2 * float(plain[1:8].mean())
+
+
+def test_either_target_is_read_where_the_block_stands() -> None:
+    """At the first place the diffusion model's chain rule is its marginal; both know the tokens before it."""
+    pair = load_pair("arithmetic")
+    own, ar = (harvest(pair, seed=1, blocks=3, target=target) for target in ("dlm", "ar"))  # type: ignore[arg-type]
+    assert own.tokens.shape == (3, PLACES)
+    assert torch.equal(own.tokens, ar.tokens)
+    assert torch.equal(own.before[:, 1:], own.tokens[:, :-1])
+    torch.testing.assert_close(own.target[:, 0], own.scores[:, 0], rtol=0, atol=0.02)
+    assert float((own.target[:, 4] - own.scores[:, 4]).float().abs().max()) > 1.0
+    assert not torch.equal(own.target, ar.target)
