@@ -271,12 +271,14 @@ def short(methods: Sequence[str]) -> list[str]:
     """Labels that tell the methods apart: the name, with an option of its own if another has that name already."""
     found: list[str] = []
     known: dict[str, set[str]] = {}
+    bare = {text for text in methods if "," not in text}
     for text in methods:
         head, *options = text.split(",")
         before = known.setdefault(head, set())
         own = sorted(options, key=before.__contains__)  # those that no other has come first
         labels = [head, *(f"{head},{option}" for option in own), text]
-        found.append(next(label for label in labels if label not in found))
+        taken = {*found, *bare.difference({text})}
+        found.append(next(label for label in labels if label not in taken))
         before.update(options)
     return found
 

@@ -125,6 +125,7 @@ def test_labels_of_a_crowd_cover_neither_each_other_nor_points() -> None:
 
 def test_labels_are_short_and_tell_the_methods_apart() -> None:
     assert field.short(["a,x=1,y=2", "a,x=1,y=2,z=3", "b", "b,x=1", "a,y=2"]) == ["a", "a,z=3", "b", "b,x=1", "a,y=2"]
+    assert field.short(["a,x=1", "a"]) == ["a,x=1", "a"]
     every = field.short(default_methods())
     assert len(set(every)) == len(every)
     assert max(map(len, every)) < 40
