@@ -7,8 +7,8 @@ The pair `adult` makes tables of so many rows: each row is one sequence, drawn f
 own. A table is held against the real one by what tables are judged by (column shapes, pair trends of `sdmetrics`,
 where error = 1 - score) and as tokens, if Adult is installed, and in any case against rows of the AR model itself, as
 tokens: total variation of columns, and of pairs of columns (`smc_bridge.analysis.token_tables`). Figures are means
-over tables with their standard deviation. Plain IS has as many lanes as the bridge scores rows with both models. The rows shown, and
-what is wanted of them, are those of `benchmarks/tables.toml`.
+over tables with their standard deviation. Plain IS has as many lanes as the bridge scores rows with both models. The
+rows shown, and what is wanted of them, are those of `benchmarks/tables.toml`.
 """
 
 from __future__ import annotations
