@@ -39,6 +39,8 @@ def learn2pd(
 
     Changed: tau is compared with the law at temperature 1, whatever tokens are drawn at; at 0 it is the published
     decoder. A block that the canvas ends in is filled up with confidences of 1. The schedule may go by place (`order`).
+    On the embedded pair tau is to be far nearer to 1 than published: digits that the filter takes to be settled before
+    what they follow from is filled cost accuracy at once (models/arithmetic/weights/confidence_filter.md).
 
     Args:
         pair: the models, of which the diffusion model decodes.
