@@ -44,7 +44,7 @@ IMPUTED, GUIDANCE, DRAWS, STEPS = ("income", "age", "education", "occupation", "
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure tables that TabDiff made, and print the figures."""
     parser = argparse.ArgumentParser("python -m benchmarks.table_diffusion", description="TabDiff on UCI Adult.")
     parser.add_argument("--tables", type=whole(1), default=3, help="of each form (default: 3)")
     parser.add_argument("--rows", type=whole(2), default=5000, help="of a table (default: 5000)")

@@ -164,11 +164,11 @@ class SpectrumSession:
                 self._past[other] = after
 
     def commit(self, block: Tensor, length: Tensor) -> None:
-        """See `Session`."""
+        """As the inner session's; what is known of masked places stays known."""
         self.inner.commit(block, length)
 
     def gather(self, ancestors: Tensor) -> None:
-        """See `Session`."""
+        """As the inner session's; a row takes its ancestor's past."""
         [source] = listed(ancestors)
         self._past = [self._past[r] for r in source]
         self.inner.gather(ancestors)

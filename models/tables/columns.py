@@ -64,7 +64,7 @@ class ColumnNetwork(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """Alphabet size A."""
+        """Alphabet size A: the greatest column's, and the id that begins a row."""
         return max(self.sizes) + 1
 
     def forward(self, tokens: Tensor, places: Tensor, sees: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from smc_bridge.canvas.rules import Commit, CommitRule, Look, Ordered, check_rule
+from smc_bridge.canvas.rules import SUREST_FIRST, Commit, CommitRule, Look, Ordered, check_rule
 from smc_bridge.models.arguments import real_between, said
 from smc_bridge.models.protocols import ABSENT
 
@@ -34,7 +34,7 @@ class Filtered:
 
     network: nn.Module
     threshold: float = 0.9
-    schedule: CommitRule = field(default_factory=lambda: Ordered("confidence"))
+    schedule: CommitRule = field(default_factory=lambda: Ordered(SUREST_FIRST))
     before_sampling: ClassVar[bool] = True
     looks_back: ClassVar[bool] = True
 

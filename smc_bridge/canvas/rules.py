@@ -21,6 +21,8 @@ from smc_bridge.sampling import entropy
 
 #: In which order a diffusion model's decoder commits positions.
 Order = Literal["left_to_right", "entropy", "confidence"]
+#: The order of greatest top probability.
+SUREST_FIRST: Order = "confidence"
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Ordered:
         """How eagerly each place is filled, `[R, T, A]` -> `[R, T]`; the greatest first."""
         if self.order == "entropy":
             return -entropy(log_q)
-        if self.order == "confidence":
+        if self.order == SUREST_FIRST:
             return log_q.amax(-1)
         return -torch.arange(log_q.shape[1], device=log_q.device, dtype=log_q.dtype).expand(log_q.shape[:2])
 
@@ -202,7 +204,7 @@ class Reconsider(ByAnother):
         forwards: of a row in which this happens; afterwards the rule goes on alone, so that the canvas fills.
     """
 
-    rule: CommitRule = Ordered("confidence", 2)
+    rule: CommitRule = Ordered(SUREST_FIRST, 2)
     tokens: int = 1
     forwards: int = 8
 

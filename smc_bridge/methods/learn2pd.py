@@ -9,7 +9,7 @@ from torch import nn
 from smc_bridge.canvas.build import canvas_of
 from smc_bridge.canvas.decoder import Canvas
 from smc_bridge.canvas.filtered import Filtered
-from smc_bridge.canvas.rules import Order, Ordered
+from smc_bridge.canvas.rules import SUREST_FIRST, Order, Ordered
 from smc_bridge.engine.presets import check_pair, part_of
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.registry import method
@@ -21,7 +21,7 @@ from smc_bridge.registry import method
     published="LLaDA-8B, GSM8K, length 1024: 22.6x (79.8 against 77.6), with a dual cache 57.5x (74.0)",
 )
 def learn2pd(
-    pair: ModelPair, *, threshold: float = 0.9, tokens: int = 1, order: Order = "confidence", cut_at_end: bool = True,
+    pair: ModelPair, *, threshold: float = 0.9, tokens: int = 1, order: Order = SUREST_FIRST, cut_at_end: bool = True,
     lookahead: int | None = 256, temperature: float = 1.0, top_p: float = 1.0, anchors: str = "",
     confidence_filter: str | os.PathLike[str] | nn.Module | None = None,
 ) -> Canvas:
