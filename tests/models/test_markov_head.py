@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from smc_bridge.models.learned.store import facts_of
 from smc_bridge.models.pairs import load_pair
+from smc_bridge.models.training import markov as training
 from smc_bridge.models.training.markov import PLACES, accepted, harvest, train
 
 
-def test_a_short_training_repeats_and_shares_more_with_the_target_than_marginals_do() -> None:
+def test_a_short_training_repeats_and_shares_more_with_the_target_than_marginals_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "BATCH", 8)
     pair = load_pair("arithmetic")
     first, again = (train(pair, seed=3, steps=40, blocks=32) for _ in range(2))
     for name, weight in first.module.state_dict().items():
