@@ -17,7 +17,7 @@ from smc_bridge.registry import method
 @method(
     "refusion", role="baseline", targets="DLM x AR", proper=False, reference="arXiv 2512.13586",
     why="slots kept by thresholds",
-    examples=("refusion", "refusion,form=drawn"),
+    examples=("refusion", "refusion,span=4", "refusion,form=drawn"),
     published="Qwen3-8B with slots: average 72.6 at 72.6 tok/s; LLaDA 48.5 at 12.4, Dream 48.3 at 8.8, AR 73.4 at 32.4",
 )
 def refusion(
