@@ -264,7 +264,7 @@ def _stand_in() -> Any:
 
     ar = TabularAR.random(2, 2, seed=0, eos_id=0)
     dlm = TabularDLM(ar)
-    return SimpleNamespace(dlm=dlm, ar=ar, part=lambda name, given: untrained(name, dlm))
+    return SimpleNamespace(dlm=dlm, ar=ar, part=lambda name: untrained(name, dlm))
 
 
 def spelled(text: str) -> Spelled:

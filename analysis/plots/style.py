@@ -21,13 +21,13 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E0
 INK, FAINT, MUTED = "#1f2933", "#616e7c", "#9aa5b1"
 
 _COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 _DASHES: tuple[Any, ...] = (
     "-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (9, 2)), (0, (7, 2, 1, 2, 1, 2, 1, 2)),
-    (0, (3, 3)),
+    (0, (3, 3)), (0, (1, 4)), (0, (12, 2, 3, 2)), (0, (2, 1, 2, 5)), (0, (8, 5)),
 )
 #: Lines that can be told apart.
-MOST = len(_COLOURS) ** 2
+MOST = len(_COLOURS) * len(_MARKERS)
 #: Inches of a legend's character, and characters that an entry's line and gaps are worth.
 _CHARACTER, _ENTRY = 0.068, 9
 #: Rows of a legend that a figure of its usual height has room for, and inches of each one more.
@@ -76,11 +76,9 @@ def looks(count: int) -> list[Look]:
     """
     if count > MOST:
         raise ValueError(f"it gives {count} lines, of which {MOST} can be told apart: draw fewer rows at once")
-    size = len(_COLOURS)
-    return [
-        Look(_COLOURS[i % size], _MARKERS[(i + i // size) % size], _DASHES[(i + i // size) % size])
-        for i in range(count)
-    ]
+    size, kinds = len(_COLOURS), len(_MARKERS)
+    turns = [(i % size, (i % size + i // size) % kinds) for i in range(count)]
+    return [Look(_COLOURS[colour], _MARKERS[kind], _DASHES[kind]) for colour, kind in turns]
 
 
 def line(ax: Any, x: npt.NDArray[Any], y: npt.NDArray[Any], look: Look, name: str, *, size: float = 5) -> None:

@@ -64,13 +64,18 @@ def part_of(pair: ModelPair, name: str, given: Any = None) -> Any:
     """A learned part: the network that is given, that of a file, or the pair's own (`Pair.part`).
 
     Raises:
-        UnsuitedError: the pair cannot have one. ValueError: it has none, or what is given is none.
+        UnsuitedError: the pair has none. ValueError: what is given is none.
     """
     if given is not None and not isinstance(given, str | os.PathLike):
         return given
     part = getattr(pair, "part", None)
     if part is None:
         raise UnsuitedError(f"{name} needs a trained network, which this pair has not: give one")
+    if given is None:
+        try:
+            return part(name)
+        except ValueError as error:
+            raise UnsuitedError(str(error)) from error
     return part(name, given)
 
 

@@ -263,12 +263,12 @@ def test_all_default_methods_of_a_comparison_look_different() -> None:
 
 def test_more_lines_than_can_be_told_apart_are_refused(run: Run, tmp_path: Path, saved: str) -> None:
     head, *records = map(json.loads, saved.splitlines())
-    many = [{**records[0], "particles": n} for n in range(4, 74)]
-    head |= {"methods": ["smc"], "particles": list(range(4, 74)), "w": [0.3], "seeds": [0]}
+    many = [{**records[0], "particles": n} for n in range(4, 104)]
+    head |= {"methods": ["smc"], "particles": list(range(4, 104)), "w": [0.3], "seeds": [0]}
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [head, *many]))
     code, out, err = run("plot", "many.jsonl", "--x", "w", "--y", "tokens")
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert err.startswith("smc-bridge: error: FILE = many.jsonl: it gives 70 lines, of which 64 can be told apart")
+    assert err.startswith("smc-bridge: error: FILE = many.jsonl: it gives 100 lines, of which 96 can be told apart")
 
 
 def test_lanes_of_a_saved_run_are_shown_as_text(

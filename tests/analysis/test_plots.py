@@ -393,7 +393,7 @@ def test_no_two_lines_have_one_look() -> None:
     every = looks(MOST)
     assert len({(look.color, look.marker) for look in every}) == MOST, "points that no line joins"
     assert len({(look.color, str(look.linestyle)) for look in every}) == MOST, "lines without markers"
-    with pytest.raises(ValueError, match="it gives 65 lines, of which 64 can be told apart"):
+    with pytest.raises(ValueError, match="it gives 97 lines, of which 96 can be told apart"):
         looks(MOST + 1)
 
 
