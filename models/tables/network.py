@@ -2,7 +2,7 @@
 
 It returns what it knows of every column at once: a clean number, and logits of the categories. No time is given to it:
 a number comes with its own level of noise, and what is masked says so itself. Two layers of attention, and between them
-one network on the whole row, where most parameters are (the form of TabDiff, arXiv 2410.20626, at a tenth of its size).
+one network on the whole row, where most parameters are (the form of TabDiff, arXiv 2410.20626, smaller).
 """
 
 from __future__ import annotations

@@ -118,16 +118,6 @@ class Drafted(Form):
                 "draft by the marginals"
             )
 
-    @property
-    def covers(self) -> bool:
-        """Whether nothing is cut off, by top-p or by a temperature of 0 (`Proposal.covers`)."""
-        return self.base.covers
-
-    @property
-    def identical_lanes(self) -> bool:
-        """Whether every lane of a particle draws from the same law."""
-        return self.base.identical_lanes
-
     def open(self, prefix: Prefix, *, particles: int) -> ChainState:
         """The state of R = P * N particles, N consecutive rows of each prompt (`Proposal.open`)."""
         return ChainState(self.model.session(prefix.tokens.clamp_min(0), prefix.length), particles)

@@ -37,6 +37,16 @@ class Form:
         """M, places that a forward of the base sees: no draft is longer."""
         return self.base.lookahead
 
+    @property
+    def covers(self) -> bool:
+        """Whether nothing is cut off, by top-p or by a temperature of 0 (`Proposal.covers`)."""
+        return self.base.covers
+
+    @property
+    def identical_lanes(self) -> bool:
+        """Whether every lane of a particle draws from the same law."""
+        return self.base.identical_lanes
+
     def settings(self) -> dict[str, Any]:
         """What shapes its drafts, as plain data: those of the base, and the form."""
         return {"form": self.form, **self.base.settings()}

@@ -74,16 +74,6 @@ class MarkovChain(Form):
                 f"head has {size} tokens and the diffusion model {self.model.vocab_size}: give one trained for it"
             )
 
-    @property
-    def covers(self) -> bool:
-        """Whether nothing is cut off, by top-p or by a temperature of 0 (`Proposal.covers`)."""
-        return self.base.covers
-
-    @property
-    def identical_lanes(self) -> bool:
-        """Whether every lane of a particle draws from the same law."""
-        return self.base.identical_lanes
-
     @cached_property
     def temperatures(self) -> tuple[float, ...] | None:
         """One per lane, None where all have that of the shaping."""

@@ -87,16 +87,6 @@ class Slots(Form):
         """Places that a forward of the diffusion model serves: all that it sees."""
         return self.lookahead
 
-    @property
-    def covers(self) -> bool:
-        """Whether nothing is cut off, by top-p or by a temperature of 0 (`Proposal.covers`)."""
-        return self.base.covers
-
-    @property
-    def identical_lanes(self) -> bool:
-        """Whether every lane of a particle draws from the same law."""
-        return self.base.identical_lanes
-
     def settings(self) -> dict[str, Any]:
         """What shapes its drafts, as plain data."""
         return {**super().settings(), "slot": self.slot}
