@@ -33,6 +33,7 @@ from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.testing.frontier import PROBABILITY, Enumeration, Frontier, finish, joined, relative, step, unique_rows
 from tests.oracle import smc as oracle
+from tests.smc_bridge.programs import target_law, worst
 from tests.smc_bridge.scripted import Recorded, Script, scripted_kernel
 
 #: Joint outcomes that one batch may hold before the frontier is split.
@@ -293,3 +294,15 @@ def _retained_only(
     agrees = ((block == own[:, None]) | ~inside).all(-1)
     pinned = pinned_lane[:, None] == torch.arange(program.lanes)
     return torch.where(pinned[..., None] & ~agrees[:, None], 0.0, lane_probability)
+
+
+def assert_exact_around_retained(sampler: Sampler, limit: int) -> None:
+    """The program's measure is the target's law by its kernel's closed form, and so is its output around retained
+    sequences of that law, to 1e-12; also of a kernel whose draws cannot be listed."""
+    law = target_law(sampler, limit)
+    gap, where = worst(enumerate_program(sampler, limit).proper, law)
+    assert gap < 1e-12, where
+    found = enumerate_program(sampler, limit, retained=law)
+    assert abs(found.inverse_evidence - 1.0) < 1e-12
+    gap, where = worst(found.output, law)
+    assert gap < 1e-12, where

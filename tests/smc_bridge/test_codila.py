@@ -32,8 +32,7 @@ from smc_bridge.streams import Role
 from smc_bridge.testing import assert_biased, assert_proper, tabular_pair
 from smc_bridge.testing.parts import proposal_fault
 from tests.smc_bridge.claims import chi_square, claim
-from tests.smc_bridge.programs import target_law, worst
-from tests.smc_bridge.smc_enumeration import enumerate_program
+from tests.smc_bridge.smc_enumeration import assert_exact_around_retained
 
 
 def head(size: int, *, block: int = 2, skip: int = 1, seed: int = 1) -> SoftAR:
@@ -66,13 +65,7 @@ def test_it_is_exact_where_everything_is_accepted_and_where_marginals_outlive_a_
 @pytest.mark.parametrize("kernel", ["rejection", "block", "gumbel"])
 def test_it_is_exact_by_the_kernels_closed_form_and_along_a_retained_sequence(kernel: str) -> None:
     sampler = program(tabular_pair(2, 3), kernel=kernel, particles=2, intermediate=Mixture(0.5))
-    law = target_law(sampler, 3)
-    gap, where = worst(enumerate_program(sampler, 3).proper, law)
-    assert gap < 1e-12, where
-    found = enumerate_program(sampler, 3, retained=law)
-    assert abs(found.inverse_evidence - 1.0) < 1e-12
-    gap, where = worst(found.output, law)
-    assert gap < 1e-12, where
+    assert_exact_around_retained(sampler, 3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, [0.7, 1.3]])

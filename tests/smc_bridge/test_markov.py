@@ -23,8 +23,7 @@ from smc_bridge.registry import spelled
 from smc_bridge.tasks import TASKS
 from smc_bridge.testing import assert_biased, assert_proper, tabular_pair
 from smc_bridge.testing.parts import proposal_fault
-from tests.smc_bridge.programs import target_law, worst
-from tests.smc_bridge.smc_enumeration import enumerate_program
+from tests.smc_bridge.smc_enumeration import assert_exact_around_retained
 from tests.smc_bridge.test_proposals import asked_for
 
 TWO, THREE = tabular_pair(2, 3), tabular_pair(3, 3)
@@ -84,13 +83,7 @@ def test_it_passes_for_a_proposal_of_ones_own() -> None:
 def test_it_is_exact_by_the_kernels_closed_form_and_around_a_retained_sequence(kernel: str) -> None:
     """Also of the coupling, whose noise cannot be listed."""
     sampler = program(kernel=TreeWalk(3) if kernel == "tree" else kernel, particles=2)
-    law = target_law(sampler, 3)
-    gap, where = worst(enumerate_program(sampler, 3).proper, law)
-    assert gap < 1e-12, where
-    found = enumerate_program(sampler, 3, retained=law)
-    assert abs(found.inverse_evidence - 1.0) < 1e-12
-    gap, where = worst(found.output, law)
-    assert gap < 1e-12, where
+    assert_exact_around_retained(sampler, 3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, [0.7, 1.3]])
