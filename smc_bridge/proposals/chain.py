@@ -23,13 +23,12 @@ import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Law
-from smc_bridge.models.arguments import said, whole_number
+from smc_bridge.models.arguments import whole_number
 from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, within_block
 from smc_bridge.models.rows import reseat, turns
 from smc_bridge.prefix import Prefix
-from smc_bridge.proposals.form import Form
-from smc_bridge.proposals.lanes import lane_law
+from smc_bridge.proposals.form import Unlasting
 from smc_bridge.proposals.protocol import Asked, Cost, Draft
 from smc_bridge.randomness import Source
 
@@ -100,23 +99,12 @@ class ChainState:
 
 
 @dataclass(frozen=True)
-class Drafted(Form):
-    """What chains share whose laws do not outlive a draft: the session, and places and laws of their lanes.
+class Drafted(Unlasting):
+    """What chains share that ask the diffusion model itself: the session, and the places of their lanes.
 
     Attributes:
         base: gives model, temperatures, truncation and lookahead.
-    Raises:
-        ValueError: the base reuses marginals.
     """
-
-    factorised = False
-
-    def __post_init__(self) -> None:
-        if self.base.reuse:
-            raise ValueError(
-                f"reuse = {said(self.base.reuse)} of a chain's base: its laws do not outlive a draft; leave it out, or "
-                "draft by the marginals"
-            )
 
     def open(self, prefix: Prefix, *, particles: int) -> ChainState:
         """The state of R = P * N particles, N consecutive rows of each prompt (`Proposal.open`)."""
@@ -140,11 +128,6 @@ class Drafted(Form):
         canvas = asked.reach[total].clamp_max(self.lookahead)
         canvas = within_block(self.model, asked.prefix.length[total], canvas)
         return total, canvas, torch.minimum(canvas, asked.room[total]).clamp_max(asked.window)
-
-    def law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:
-        """The law of logits `[n, V, A]` of lanes `[n]`."""
-        base = self.base
-        return lane_law(scores, lane, asked.lanes, base.shaping, base.lane_temperatures, asked.chunks)
 
 
 @dataclass(frozen=True)

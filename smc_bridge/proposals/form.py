@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
+from torch import Tensor
+
+from smc_bridge.distributions.law import Law
+from smc_bridge.models.arguments import said
 from smc_bridge.models.protocols import MaskedDiffusionLM
+from smc_bridge.proposals.lanes import lane_law
 from smc_bridge.proposals.mean_field import DLMProposal
+from smc_bridge.proposals.protocol import Asked
 
 
 @dataclass(frozen=True)
@@ -54,3 +61,41 @@ class Form:
     def check(self, lanes: int) -> None:
         """Raise ValueError unless there is one temperature for all lanes, or one for each of that many."""
         self.base.check(lanes)
+
+    def law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:
+        """The law of logits `[n, V, A]` of lanes `[n]`."""
+        base = self.base
+        return lane_law(scores, lane, asked.lanes, base.shaping, base.lane_temperatures, asked.chunks)
+
+
+@dataclass(frozen=True)
+class Unlasting(Form):
+    """A form whose laws depend on the draft, and do not outlive it.
+
+    Raises:
+        ValueError: the base reuses marginals.
+    """
+
+    factorised = False
+
+    def __post_init__(self) -> None:
+        if self.base.reuse:
+            raise ValueError(
+                f"reuse = {said(self.base.reuse)} of a chain's base: its laws do not outlive a draft; leave it out, or "
+                "draft by the marginals"
+            )
+
+
+@dataclass(frozen=True)
+class OverMarginals(Unlasting):
+    """A chain that reads the diffusion model's own marginals of one forward, for all places that it sees."""
+
+    @cached_property
+    def plain(self) -> DLMProposal:
+        """Those marginals: at temperature 1, without truncation."""
+        return DLMProposal(self.model, banned_ids=self.banned_ids, lookahead=self.lookahead)
+
+    @property
+    def places(self) -> int:
+        """Places that a forward of the diffusion model serves."""
+        return self.lookahead

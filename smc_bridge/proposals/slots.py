@@ -14,22 +14,20 @@ Shapes: B particles, K lanes, V places, A alphabet, Q lanes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from smc_bridge.distributions.law import Law
-from smc_bridge.models.arguments import said, whole_number
+from smc_bridge.models.arguments import whole_number
 from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.protocols import CausalLM, CausalSession
 from smc_bridge.models.rows import reseat
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.chain import with_source
-from smc_bridge.proposals.form import Form
-from smc_bridge.proposals.lanes import lane_law
-from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
+from smc_bridge.proposals.form import OverMarginals
+from smc_bridge.proposals.mean_field import MeanFieldState
 from smc_bridge.proposals.protocol import Asked, CausalCost, Draft
 from smc_bridge.randomness import Source
 
@@ -50,7 +48,7 @@ class SlotState:
 
 
 @dataclass(frozen=True)
-class Slots(Form):
+class Slots(OverMarginals):
     """Slots begun by the diffusion model and filled by the AR model (module docstring; implements `Proposal`).
 
     Attributes:
@@ -65,27 +63,15 @@ class Slots(Form):
     slot: int = 4
 
     form = "slots"
-    factorised = False
 
     def __post_init__(self) -> None:
-        if self.base.reuse:
-            raise ValueError(f"reuse = {said(self.base.reuse)} of a chain's base: leave it out")
+        super().__post_init__()
         if self.causal.vocab_size != self.model.vocab_size:
             raise ValueError(
                 f"the models' alphabets differ: {self.model.vocab_size} tokens and {self.causal.vocab_size}; use a "
                 "pair that shares its tokenizer"
             )
         object.__setattr__(self, "slot", whole_number("slot", self.slot))  # the class is frozen
-
-    @cached_property
-    def plain(self) -> DLMProposal:
-        """The diffusion model's own marginals, at temperature 1 and without truncation."""
-        return DLMProposal(self.model, banned_ids=self.banned_ids, lookahead=self.lookahead)
-
-    @property
-    def places(self) -> int:
-        """Places that a forward of the diffusion model serves: all that it sees."""
-        return self.lookahead
 
     def settings(self) -> dict[str, Any]:
         """What shapes its drafts, as plain data."""
@@ -153,11 +139,6 @@ class Slots(Form):
         """Let particles `rows: [B]` hold other prefixes (`Proposal.reseat`)."""
         self.plain.reseat(state.marginals, length, rows, fresh)
         reseat(state.session, length, rows, fresh.tokens, fresh.length)
-
-    def law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:
-        """The law of logits `[n, V, A]` of lanes `[n]`."""
-        base = self.base
-        return lane_law(scores, lane, asked.lanes, base.shaping, base.lane_temperatures, asked.chunks)
 
     def _begun(self, state: SlotState, asked: Asked) -> tuple[Tensor, Draft]:
         """Marginals of every place as logits, `[B * K, V, A]`, and the draft without tokens that they are of."""

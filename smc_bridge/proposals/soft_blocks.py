@@ -16,7 +16,6 @@ Shapes: B particles, K lanes, V places, A alphabet, Q lanes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,15 +26,14 @@ from smc_bridge.models.arguments import said, whole_number
 from smc_bridge.models.learned.codila import Memory, SoftAR
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.chain import with_source
-from smc_bridge.proposals.form import Form
-from smc_bridge.proposals.lanes import lane_law
-from smc_bridge.proposals.mean_field import DLMProposal, MeanFieldState
+from smc_bridge.proposals.form import OverMarginals
+from smc_bridge.proposals.mean_field import MeanFieldState
 from smc_bridge.proposals.protocol import Asked, Draft
 from smc_bridge.randomness import Source
 
 
 @dataclass(frozen=True)
-class SoftBlocks(Form):
+class SoftBlocks(OverMarginals):
     """Blocks decoded by a small AR network over the marginals (module docstring; implements `Proposal`).
 
     Attributes:
@@ -50,23 +48,11 @@ class SoftBlocks(Form):
     block: int | None = None
 
     form = "soft blocks"
-    factorised = False
 
     def __post_init__(self) -> None:
-        if self.base.reuse:
-            raise ValueError(f"reuse = {said(self.base.reuse)} of a chain's base: leave it out")
+        super().__post_init__()
         as_head(self.head, self.model.vocab_size)
         object.__setattr__(self, "block", places_of(self.head, self.block))  # the class is frozen
-
-    @cached_property
-    def plain(self) -> DLMProposal:
-        """The model's own marginals, at temperature 1 and without truncation."""
-        return DLMProposal(self.model, banned_ids=self.banned_ids, lookahead=self.lookahead)
-
-    @property
-    def places(self) -> int:
-        """Places that a forward of the diffusion model serves: all that it sees."""
-        return self.lookahead
 
     def settings(self) -> dict[str, Any]:
         """What shapes its drafts, as plain data."""
@@ -129,11 +115,6 @@ class SoftBlocks(Form):
         """B as a number."""
         assert self.block is not None, "it is set when the proposal is made"
         return self.block
-
-    def law(self, scores: Tensor, asked: Asked, lane: Tensor) -> Law:
-        """The law of logits `[n, V, A]` of lanes `[n]`."""
-        base = self.base
-        return lane_law(scores, lane, asked.lanes, base.shaping, base.lane_temperatures, asked.chunks)
 
     def _cut(self, log_pi: Tensor, width: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Marginals of the block that begins at place `start`, and which of its places there are, `[n, B]`."""
