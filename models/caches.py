@@ -24,7 +24,7 @@ there `prefix` and `freecache` are the same, with the model's own blocks, counte
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from smc_bridge.models.arguments import real_between, said, whole_number
@@ -221,7 +221,11 @@ class Spectrum(CachePolicy):
             object.__setattr__(self, name, float(found))
 
     def __str__(self) -> str:
-        return self.name if self.window == Spectrum.window else f"{self.name}:{self.window}"
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        odd = {name: value for name, value in own.items() if value != getattr(Spectrum, name)}
+        if odd.keys() <= {"window"}:
+            return f"{self.name}:{self.window}" if odd else self.name
+        return f"{self.name}({', '.join(f'{name}={value:g}' for name, value in odd.items())})"
 
     def kept(self, length: int, place: int, prompt: int) -> int:
         """None of its tokens."""

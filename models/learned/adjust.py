@@ -71,7 +71,7 @@ class Refiner(nn.Module):
 
     @classmethod
     def untrained(cls, model: FeaturedLM, *, places: int = 16) -> Refiner:
-        """A layer with the sizes of a diffusion model, which changes its states little."""
+        """A layer for the embeddings and states of a diffusion model, which changes its states little."""
         size = model.embed(torch.zeros(1, dtype=torch.long, device=model.device)).shape[-1]
         made = cls(hidden=model.hidden_size, embedding=size, places=places)
         nn.init.constant_(made.norm_out.weight, 0.1)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from pkgutil import resolve_name
 
+import torch
 from rich.console import Console
 
 from smc_bridge.models.learned.store import save
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps {options.steps}: give at least 1")
+    torch.set_num_threads(1)  # what a seed gives does not depend on the machine's cores
     started = time.monotonic()
     trained = resolve_name(TRAININGS[options.name])(load_pair(), seed=options.seed, steps=options.steps)
     out = Path(options.out) if options.out else WEIGHTS / f"{options.name}.safetensors"

@@ -34,7 +34,7 @@ from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.learned.adjust import Refiner, columns
 from smc_bridge.models.pair import Pair
 from smc_bridge.models.protocols import ABSENT, MASKED
-from smc_bridge.models.training.fit import Trained, fit
+from smc_bridge.models.training.fit import Trained, ban_of, fit, initialised
 
 #: Problems whose responses are written, and of a batch of them; places of a response at most.
 PROBLEMS, BATCH, LIMIT = 256, 32, 128
@@ -182,8 +182,9 @@ def train(pair: Pair, *, seed: int = 0, steps: int | None = None) -> Trained:
     paths = written(pair, prompts, seed=seed)
     every = torch.arange(several)
     used, held_out = paths.of_rows(every[every % KEPT != 0]), paths.of_rows(every[every % KEPT == 0])
-    torch.manual_seed(seed)
-    refiner, generator = Refiner.untrained(pair.dlm, places=PLACES), torch.Generator().manual_seed(seed)  # type: ignore[arg-type]
+    dlm: Any = pair.dlm
+    refiner = initialised(lambda: Refiner.untrained(dlm, places=PLACES), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
     chance = torch.tensor([math.exp(0.5**i) for i in range(1, DEPTH + 1)])
 
     def drawn(of: Trajectories, depth: int, many: int) -> tuple[Tensor, Tensor]:
@@ -207,11 +208,6 @@ def train(pair: Pair, *, seed: int = 0, steps: int | None = None) -> Trained:
         "smooth_l1": round(float(found.states), 4),
     }
     return Trained(refiner, reached, facts)
-
-
-def ban_of(pair: Pair) -> Tensor:
-    """What is added to logits: 0, and -inf at tokens that are no text, `[A]`."""
-    return torch.zeros(pair.dlm.vocab_size).index_fill(0, torch.tensor(pair.dlm.banned_ids), -torch.inf)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:

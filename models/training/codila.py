@@ -26,7 +26,7 @@ from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.learned.codila import SoftAR
 from smc_bridge.models.pair import Pair
 from smc_bridge.models.protocols import MASKED
-from smc_bridge.models.training.fit import Trained, fit
+from smc_bridge.models.training.fit import Trained, ban_of, fit, initialised
 
 #: Problems whose responses are drawn, and of a batch of them; tokens of a response, and masks of a forward.
 PROBLEMS, BATCH, LIMIT, LOOKAHEAD = 320, 32, 112, 32
@@ -69,7 +69,7 @@ def draws_of(pair: Pair, prompts: list[Tensor], *, seed: int) -> Draws:
     """Responses of the pair's diffusion model to prompts, at temperature 1."""
     dlm, parts = pair.dlm, list[Draws]()
     generator = torch.Generator().manual_seed(seed)
-    ban = _ban(pair)
+    ban = ban_of(pair)
     for first in range(0, len(prompts), BATCH):
         own = prompts[first : first + BATCH]
         length = torch.tensor([len(prompt) for prompt in own])
@@ -127,12 +127,11 @@ def train(pair: Pair, *, seed: int = 0, steps: int | None = None) -> Trained:
     several = min(PROBLEMS, max(8, PROBLEMS * count // STEPS))
     prompts = [pair.encode(problem.prompt) for problem in problems.splits(several, DRAFTED).train]
     draws = draws_of(pair, prompts, seed=seed)
-    torch.manual_seed(seed)
-    head = SoftAR(size=pair.dlm.vocab_size, width=WIDTH, block=max(BLOCKS))
+    head = initialised(lambda: SoftAR(size=pair.dlm.vocab_size, width=WIDTH, block=max(BLOCKS)), seed=seed)
     kept = torch.arange(several) % KEPT == 0
     every = torch.arange(LIMIT) < draws.length[:, None]
     examples, held_out = (every & ~kept[:, None]).nonzero(), (every & kept[:, None]).nonzero()
-    generator, ban = torch.Generator().manual_seed(seed), _ban(pair)
+    generator, ban = torch.Generator().manual_seed(seed), ban_of(pair)
 
     def loss(step: int) -> Tensor:
         """Of blocks of one size, drawn anew."""
@@ -149,8 +148,3 @@ def train(pair: Pair, *, seed: int = 0, steps: int | None = None) -> Trained:
         "measured_block": size, **measured,
     }
     return Trained(head, reached, facts)
-
-
-def _ban(pair: Pair) -> Tensor:
-    """What is added to logits: 0, and -inf at tokens that are no text, `[A]`."""
-    return torch.zeros(pair.dlm.vocab_size).index_fill(0, torch.tensor(pair.dlm.banned_ids), -torch.inf)

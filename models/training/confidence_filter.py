@@ -27,7 +27,7 @@ from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.learned.confidence_filter import ConfidenceFilter
 from smc_bridge.models.pair import Pair
 from smc_bridge.models.protocols import MASKED
-from smc_bridge.models.training.fit import Trained, fit
+from smc_bridge.models.training.fit import Trained, fit, initialised
 
 #: Problems, places of a canvas and of a block, problems that are decoded at a time.
 PROBLEMS, PLACES, BLOCK, BATCH = 480, 96, 32, 40
@@ -146,8 +146,7 @@ def fitted(log: Log, *, seed: int, steps: int) -> Trained:
     tenth = math.ceil(problems / 10)
     test, validation = log.problem < tenth, (log.problem >= tenth) & (log.problem < 2 * tenth)
     own = ~(test | validation)
-    torch.manual_seed(seed)
-    module = ConfidenceFilter(BLOCK)
+    module = initialised(lambda: ConfidenceFilter(BLOCK), seed=seed)
     inputs, labels = log.confidences[own], log.right[own].float()
 
     def loss(step: int) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+
+from smc_bridge.models.protocols import ModelPair
 
 #: Lines of a log without a terminal: one for so many steps.
 LOG_EVERY = 100
@@ -28,6 +30,22 @@ class Trained(NamedTuple):
     module: nn.Module
     loss: float
     facts: Mapping[str, Any]
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def initialised(make: Callable[[], M], *, seed: int) -> M:
+    """A network as a seed makes it; the global generator of random numbers stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make()
+
+
+def ban_of(pair: ModelPair) -> Tensor:
+    """What is added to a pair's logits: 0, and -inf at tokens that are no text, `[A]`."""
+    dlm: Any = pair.dlm
+    return torch.zeros(dlm.vocab_size).index_fill(0, torch.tensor(dlm.banned_ids), -torch.inf)
 
 
 def fit(

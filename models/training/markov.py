@@ -30,7 +30,7 @@ from smc_bridge.models.arithmetic.wording import DRAFTED, PLAIN
 from smc_bridge.models.learned.markov import MarkovHead
 from smc_bridge.models.pair import Pair
 from smc_bridge.models.protocols import ABSENT, MASKED
-from smc_bridge.models.training.fit import Trained, fit
+from smc_bridge.models.training.fit import Trained, fit, initialised
 
 #: Whose conditionals are learned.
 Target = Literal["ar", "dlm"]
@@ -82,8 +82,7 @@ def train(
     """
     steps = STEPS if steps is None else steps
     data = harvest(pair, seed=seed, blocks=blocks, target=target)
-    torch.manual_seed(seed)
-    head = MarkovHead(vocabulary=pair.dlm.vocab_size)
+    head = initialised(lambda: MarkovHead(vocabulary=pair.dlm.vocab_size), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(data.before), (steps, BATCH), generator=generator)
     loss = fit(

@@ -30,7 +30,7 @@ from smc_bridge.models.tables.codec import Codec
 from smc_bridge.models.tables.columns import ColumnNetwork
 from smc_bridge.models.tables.data import Table
 from smc_bridge.models.tables.pair import KIND, WEIGHTS
-from smc_bridge.models.training.fit import Trained, fit
+from smc_bridge.models.training.fit import Trained, fit, initialised
 
 #: Tables by name.
 TABLES: dict[str, Callable[[], datasets.Dataset]] = {"adult": datasets.adult, "small": datasets.small}
@@ -86,8 +86,10 @@ def train(
     """
     kind = "ar" if causal else "dlm"
     held, learnt = (codec.tokens(part) for part in rows.split(seed, HELD_OUT))
-    torch.manual_seed(seed)
-    network = ColumnNetwork(sizes=" ".join(map(str, codec.sizes)), causal=int(causal), width=width, layers=layers)
+    sizes = " ".join(map(str, codec.sizes))
+    network = initialised(
+        lambda: ColumnNetwork(sizes=sizes, causal=int(causal), width=width, layers=layers), seed=seed,
+    )
     generator = torch.Generator().manual_seed(seed)
 
     def loss(step: int) -> Tensor:

@@ -171,7 +171,7 @@ class AdjustedCanvas:
         assert own is not None, f"nobody sits in seat {seat}"
         settings = {
             **self.plain.result(state, seat).settings, "method": self.name, "head": dict(self.head.config),
-            "rule": describe(self.plain.rule), "law": "adjusted marginals in the order of their entropies",
+            "rule": describe(self.plain.rule), "law": "adjusted marginals in the order of the rule",
         }
         forwards = Forwards(own.forwards, own.forwards)
         return own.result(settings, forwards=forwards, detokenize=self.detokenize, reasons=[WHY])

@@ -3,7 +3,8 @@
     plan   one forward of the diffusion model drafts every masked slot; chosen are those whose first drafted token has a
            probability above tau_slot, or else the slot where it is greatest
     fill   one forward of the AR model over the chosen drafts, in order of their places: the longest prefix of tokens
-           with a probability above tau_token, the first of each slot in any case, decides which slots are whole in it
+           with a probability above tau_token, the first of each slot in any case, decides which slots are whole in it;
+           behind an end of sequence in it all are, since that is the end of the text
 
 Whole slots are kept and the next step plans anew. If none is, the chosen slots are filled one by one: each is a row of
 its own, in each pass of the AR model the tokens above tau_token are accepted, as many in all rows of a prompt, the next
@@ -28,7 +29,7 @@ from smc_bridge.canvas.state import CanvasState, extent, open_places, with_promp
 from smc_bridge.describe import name_of
 from smc_bridge.distributions.shaping import Shaping
 from smc_bridge.models.arguments import check_text, real_between, whole_number
-from smc_bridge.models.ends import ends_of
+from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.protocols import MASKED, CausalLM, CausalSession, LanguageModel
 from smc_bridge.models.rows import reseat
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -169,7 +170,9 @@ class SlotFilling:
         stands = log_p.gather(2, text.tokens[..., None])[..., 0].exp() > self.tau_token
         stands |= (~chosen | first_of(chosen, self.slot)).gather(1, text.place)
         stands &= torch.arange(text.place.shape[1], device=rows.device) < text.length[:, None]
-        accepted = torch.zeros_like(chosen).scatter(1, text.place, stands.to(torch.uint8).cumprod(1).bool())
+        prefix = stands.to(torch.uint8).cumprod(1).bool()
+        prefix |= (prefix & is_end(text.tokens, ends_of(self.proposal.model.eos_id))).cumsum(1) > 0
+        accepted = torch.zeros_like(chosen).scatter(1, text.place, prefix)
         return chosen & ~of_slots(chosen & ~accepted, self.slot), text.length
 
     def one_by_one(

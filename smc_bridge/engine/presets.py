@@ -27,6 +27,7 @@ from smc_bridge.kernels.protocol import Kernel
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.models.arguments import is_list, real_between, said, whole_number
 from smc_bridge.models.costs import Costs
+from smc_bridge.models.learned.store import load
 from smc_bridge.models.protocols import CausalLM, ModelPair
 from smc_bridge.names import ASK_AR, DEFAULT_BETA, DEFAULT_W, LEARNED, PROPOSALS, check_fit, named
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -69,14 +70,14 @@ def part_of(pair: ModelPair, name: str, given: Any = None) -> Any:
     if given is not None and not isinstance(given, str | os.PathLike):
         return given
     part = getattr(pair, "part", None)
+    if given is not None:
+        return load(given, kind=name).to(pair.dlm.device) if part is None else part(name, given)
     if part is None:
         raise UnsuitedError(f"{name} needs a trained network, which this pair has not: give one")
-    if given is None:
-        try:
-            return part(name)
-        except ValueError as error:
-            raise UnsuitedError(str(error)) from error
-    return part(name, given)
+    try:
+        return part(name)
+    except ValueError as error:
+        raise UnsuitedError(str(error)) from error
 
 
 def codec(pair: ModelPair) -> dict[str, Any]:

@@ -35,8 +35,8 @@ def adjust(
     A forward of the diffusion model gives hidden states h and laws l of all masked places. Then, K times: the place i
     of least entropy under l is filled, `x_i ~ softmax(l_i)`, and one decoder layer reads the embedded canvas beside h
     and gives the states that the model would give of it, `h <- h + layer([Emb(x); h])`, whose laws the model's own head
-    makes. The layer is shared over the K - 1 passes, which are counted as no forward; it was trained to agree with the
-    model on the canvas that it reached itself.
+    makes. The layer is shared over the K - 1 passes, which are counted as no forward; it was trained to give the
+    model's states along the model's own trajectories.
 
     Role: a biased baseline. What is drawn has the law `prod_j softmax(l^(j)_{i_j})[x_{i_j}]`, which stands for the
     diffusion model's joint and not for the AR law. Its exact form is the proposal adjust of any program,
@@ -45,8 +45,8 @@ def adjust(
 
     Changed: the layer sees the places from the first gap on, as many as it was trained for, which are those that may be
     filled, and not the prompt, which is in h. Its last norm lets a place stay as it is (`Refiner`). Its loss is taken
-    at all J states of an excursion where the published one is taken at the last, and weighs places by how soon they
-    come. Entropies are those of the untempered law.
+    at all J states of an excursion where the published one is taken at the last, weighs places by how soon they come,
+    and has no term for the states before the excursion. Entropies are those of the untempered law.
 
     Args:
         pair: the models, of which the diffusion model decodes.

@@ -15,7 +15,7 @@ from smc_bridge.registry import method
 
 
 @method(
-    "refusion", role="baseline", targets="DLM x AR", proper=False, reference="arXiv 2512.13586",
+    "refusion", role="baseline", targets="AR", proper=False, reference="arXiv 2512.13586",
     why="slots kept by thresholds",
     examples=("refusion", "refusion,span=4", "refusion,form=drawn"),
     published="Qwen3-8B with slots: average 72.6 at 72.6 tok/s; LLaDA 48.5 at 12.4, Dream 48.3 at 8.8, AR 73.4 at 32.4",
@@ -42,8 +42,10 @@ def refusion(
     Changed: the published model is one network with weights of its own, which plans and fills, and caches slots in the
     order they were finished in. Here the models of a pair play the two roles and need no training. An AR model that was
     trained on text from left to right reads what is finished and chosen in order of the places, with masked slots left
-    out; behind a gap its laws are those of a text that jumps. Rows of a prompt accept in lock-step, never those of
-    others.
+    out; behind a gap its laws are those of a text that jumps, so that a pair like the embedded one gets little right
+    unless span keeps the open slots together. What a slot's own passes refuse is drafted anew from the AR laws of the
+    pass; the released code asks the network, as a diffusion model, once more. Rows of a prompt accept in lock-step,
+    never those of others.
 
     Args:
         pair: the models; the diffusion model plans, the AR model fills.

@@ -28,7 +28,7 @@ from smc_bridge.models.ends import ends_of, is_end
 from smc_bridge.models.protocols import ABSENT, MASKED, DiffusionSession, within_block
 from smc_bridge.models.rows import reseat, turns
 from smc_bridge.prefix import Prefix
-from smc_bridge.proposals.form import Unlasting
+from smc_bridge.proposals.form import Along
 from smc_bridge.proposals.protocol import Asked, Cost, Draft
 from smc_bridge.randomness import Source
 
@@ -99,7 +99,7 @@ class ChainState:
 
 
 @dataclass(frozen=True)
-class Drafted(Unlasting):
+class Drafted(Along):
     """What chains share that ask the diffusion model itself: the session, and the places of their lanes.
 
     Attributes:

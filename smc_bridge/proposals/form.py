@@ -69,8 +69,8 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Unlasting(Form):
-    """A form whose laws depend on the draft, and do not outlive it.
+class Along(Form):
+    """A form whose laws are those along a draft: where one is refused, what was said of later places is void.
 
     Raises:
         ValueError: the base reuses marginals.
@@ -81,13 +81,13 @@ class Unlasting(Form):
     def __post_init__(self) -> None:
         if self.base.reuse:
             raise ValueError(
-                f"reuse = {said(self.base.reuse)} of a chain's base: its laws do not outlive a draft; leave it out, or "
-                "draft by the marginals"
+                f"reuse = {said(self.base.reuse)} of a chain's base: its laws do not outlive a refusal; leave it out, "
+                "or draft by the marginals"
             )
 
 
 @dataclass(frozen=True)
-class OverMarginals(Unlasting):
+class OverMarginals(Along):
     """A chain that reads the diffusion model's own marginals of one forward, for all places that it sees."""
 
     @cached_property

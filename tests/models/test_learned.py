@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from smc_bridge.models.learned import PARTS
 from smc_bridge.models.learned.store import facts_of, load, save
 from smc_bridge.models.pairs import load_pair
-from smc_bridge.models.training.fit import fit
+from smc_bridge.models.training.fit import fit, initialised
 
 
 class Line(nn.Module):
@@ -36,8 +36,8 @@ def _line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained(seed: int) -> tuple[Line, float]:
     """A line taught to double its input."""
-    torch.manual_seed(seed)
-    module, data = Line(3), torch.randn(40, 16, 3, generator=torch.Generator().manual_seed(seed))
+    module = initialised(lambda: Line(3), seed=seed)
+    data = torch.randn(40, 16, 3, generator=torch.Generator().manual_seed(seed))
     return module, fit(module, lambda step: (module(data[step % 40]) - 2 * data[step % 40]).square().mean(), steps=200,
                        rate=0.05, name="line", warmup=10)
 
@@ -48,6 +48,16 @@ def test_a_training_learns_and_the_same_seed_gives_the_same_weights() -> None:
     assert torch.equal(first.map.weight, second.map.weight)
     assert not torch.equal(first.map.weight, other.map.weight)
     assert not first.training
+
+
+def test_a_network_is_made_by_its_seed_and_the_callers_draws_go_on() -> None:
+    torch.manual_seed(1)
+    wanted = torch.rand(2)
+    torch.manual_seed(1)
+    first = initialised(lambda: Line(3), seed=0)
+    assert torch.equal(torch.rand(2), wanted)
+    assert torch.equal(first.map.weight, initialised(lambda: Line(3), seed=0).map.weight)
+    assert not torch.equal(first.map.weight, initialised(lambda: Line(3), seed=1).map.weight)
 
 
 def test_a_file_gives_the_network_back_with_its_facts(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_forecasts_cost_no_forward_and_draws_do_not_depend_on_the_batch() -> Non
 def test_a_policy_has_a_name_and_bad_numbers_are_refused_in_one_line() -> None:
     assert cache_named("spectrum") == Spectrum()
     assert (cache_named("spectrum:4"), str(Spectrum(4)), str(Spectrum())) == (Spectrum(4), "spectrum:4", "spectrum")
+    assert str(Spectrum(growth=0.0, warmup=1)) == "spectrum(growth=0, warmup=1)"
     for options, says in (
         ({"window": 0}, "window of the cache spectrum = 0: give the forwards of a window"),
         ({"ridge": 0.0}, "ridge of the cache spectrum = 0.0: give a penalty above 0"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from smc_bridge.distributions.first_order import FirstOrder
 from smc_bridge.kernels.tree import TreeWalk
 from smc_bridge.kernels.tree_build import Tree, best_first
 from smc_bridge.models.learned.markov import TABLE, MarkovHead
+from smc_bridge.models.learned.store import save
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.markov import MarkovChain
 from smc_bridge.proposals.protocol import Asked, Draft
@@ -276,6 +279,13 @@ def test_bad_parameters_are_told_in_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_a_head_may_be_a_file_for_any_pair(tmp_path: Path) -> None:
+    save(head_of(2), tmp_path / "head.safetensors", kind="markov", facts={})
+    pair: Any = SimpleNamespace(dlm=TWO.dlm, ar=TWO.ar)  # no parts of its own
+    sampler = smc(pair, 1, proposal="markov", head=str(tmp_path / "head.safetensors"))
+    assert sampler.run([[]], seed=0, max_new_tokens=3)[0].proper
 
 
 def test_it_goes_by_name_with_every_kernel_and_says_what_shapes_it() -> None:

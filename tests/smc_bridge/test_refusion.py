@@ -151,12 +151,13 @@ def by_hand(decoder: SlotFilling, pair: Any, seed: int, limit: int) -> tuple[lis
         text = [i for i in range(max(own) + 1) if canvas[i] != MASKED or i in own]
         row = [drafts[i] if i in own else canvas[i] for i in text]
         log_p, calls = laws(row), calls + 1
-        stands = set()
+        stands, over = set(), False
         for j, i in enumerate(text):
             first = any(i == slots[n][0] for n in chosen)
-            if i in own and not first and float(log_p[j, row[j]].exp()) <= decoder.tau_token:
+            if i in own and not first and not over and float(log_p[j, row[j]].exp()) <= decoder.tau_token:
                 break
             stands.add(i)
+            over |= row[j] == pair.ar.eos_id
         kept = [n for n in chosen if set(slots[n]) <= stands]
         for n in kept:
             for i in slots[n]:
