@@ -258,13 +258,13 @@ class Spelled:
 
 
 def _stand_in() -> Any:
-    """Tables of two tokens in the place of a pair of models, and of its learned parts networks of their size."""
+    """Tables of two tokens in the place of a pair of models, and networks of their size in that of any learned part."""
     from smc_bridge.models.learned import untrained
     from smc_bridge.models.tabular import TabularAR, TabularDLM
 
     ar = TabularAR.random(2, 2, seed=0, eos_id=0)
     dlm = TabularDLM(ar)
-    return SimpleNamespace(dlm=dlm, ar=ar, part=lambda name: untrained(name, dlm))
+    return SimpleNamespace(dlm=dlm, ar=ar, part=lambda name, given=None: untrained(name, dlm))
 
 
 def spelled(text: str) -> Spelled:

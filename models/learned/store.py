@@ -30,17 +30,26 @@ def save(module: nn.Module, path: str | os.PathLike[str], *, kind: str, facts: M
         path: of the file.
         kind: name of the part (`PARTS`).
         facts: of its training, for whoever reads the file.
+    Raises:
+        ValueError: the path is a folder, or a weight is beyond float16.
     """
     from safetensors.torch import save_file
 
     target = Path(path)
+    if target.is_dir():
+        raise ValueError(f"path = {os.fspath(path)!r} is a folder: give the path of a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.new")
     weights = {name: x.detach().to("cpu", torch.float16).contiguous() for name, x in module.state_dict().items()}
+    if not all(bool(x.isfinite().all()) for x in weights.values() if x.is_floating_point()):
+        raise ValueError(f"weights of {kind} are not finite in float16: train it with a smaller rate")
     metadata = {"kind": kind, "config": json.dumps(module.config), "facts": json.dumps(dict(facts))}
-    save_file(weights, fresh, metadata=metadata)
-    fresh.chmod(0o644)  # the writer of safetensors makes files that only their owner can read
-    os.replace(fresh, target)
+    try:
+        save_file(weights, fresh, metadata=metadata)
+        fresh.chmod(0o644)  # the writer of safetensors makes files that only their owner can read
+        os.replace(fresh, target)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str], *, kind: str) -> nn.Module:
@@ -48,10 +57,12 @@ def load(path: str | os.PathLike[str], *, kind: str) -> nn.Module:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no safetensors file, or of another part.
+        ValueError: it is no safetensors file, of another part, or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
+    if Path(path).is_dir():
+        raise ValueError(f"{kind} = {os.fspath(path)!r} is a folder: give the path of a file")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{kind} = {os.fspath(path)!r}: no such file; train one: {command(kind)}")
     try:
@@ -64,8 +75,16 @@ def load(path: str | os.PathLike[str], *, kind: str) -> nn.Module:
         raise ValueError(
             f"{kind} = {os.fspath(path)!r} holds {said(metadata.get('kind'))}: give a file of {command(kind)}"
         )
-    module: nn.Module = resolve_name(PARTS[kind])(**json.loads(metadata["config"]))
-    module.load_state_dict(weights)
+    try:
+        module: nn.Module = resolve_name(PARTS[kind])(**json.loads(metadata["config"]))
+        module.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{kind} = {os.fspath(path)!r} is damaged: its weights are not those of its own config; train one: "
+            f"{command(kind)}"
+        ) from error
+    if not all(bool(x.isfinite().all()) for x in weights.values()):
+        raise ValueError(f"{kind} = {os.fspath(path)!r} has weights that are not finite: train one: {command(kind)}")
     return module.eval().requires_grad_(False)
 
 

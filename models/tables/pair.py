@@ -86,9 +86,14 @@ class ColumnDLM(ColumnModel):
 
 
 class ColumnAR(ColumnModel):
-    """Conditionals of each column given those before it (implements `CausalLM`)."""
+    """Conditionals of each column given those before it (implements `CausalLM`).
+
+    Attributes:
+        placed: that a token means something at its own place alone: a text with gaps left out is another one.
+    """
 
     causal = True
+    placed = True
 
     def session(self, tokens: Tensor, length: Tensor) -> ColumnCausalSession:
         """Open a session on prefixes `tokens: [R, S]`, `length: [R]`."""

@@ -38,10 +38,16 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps {options.steps}: give at least 1")
+    out = Path(options.out) if options.out else WEIGHTS / f"{options.name}.safetensors"
+    if out.is_dir():
+        parser.error(f"--out {out}: is a folder; give the path of a file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {out}: its folder cannot be made ({error.strerror}); give another path")
     torch.set_num_threads(1)  # what a seed gives does not depend on the machine's cores
     started = time.monotonic()
     trained = resolve_name(TRAININGS[options.name])(load_pair(), seed=options.seed, steps=options.steps)
-    out = Path(options.out) if options.out else WEIGHTS / f"{options.name}.safetensors"
     save(trained.module, out, kind=options.name, facts=trained.facts)
     minutes = (time.monotonic() - started) / 60
     console.print(f"{options.name}: loss {trained.loss:.4f}, {minutes:.1f} minutes, {out}", highlight=False)

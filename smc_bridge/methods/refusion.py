@@ -8,6 +8,7 @@ from smc_bridge.canvas.build import WHOLE
 from smc_bridge.canvas.slot_filling import SlotFilling
 from smc_bridge.engine.presets import check_pair, smc
 from smc_bridge.engine.sampler import Sampler
+from smc_bridge.facts import UnsuitedError
 from smc_bridge.models.arguments import said
 from smc_bridge.models.protocols import ModelPair
 from smc_bridge.proposals.mean_field import DLMProposal
@@ -60,6 +61,7 @@ def refusion(
         name: for tables.
     Raises:
         ValueError: an argument out of range, or a threshold or a span in the drawn form, which has none.
+        UnsuitedError: what a token of the pair means depends on its place, and text with gaps left out means another.
     """
     check_pair(pair)
     if form not in ("thresholded", "drawn"):
@@ -72,6 +74,11 @@ def refusion(
         return smc(
             pair, 1, proposal="refusion", slot=slot, kernel="accept-all", temperature=temperature,
             lookahead=WHOLE if lookahead is None else lookahead, proposal_top_p=top_p, name=name,
+        )
+    if getattr(pair.ar, "placed", False):
+        raise UnsuitedError(
+            f"pair = {said(pair)} with form = thresholded: its tokens mean something at their own places alone, and "
+            "the AR model would read them with gaps left out; give form = drawn"
         )
     proposal = DLMProposal(
         pair.dlm, temperature=temperature, top_p=top_p, lookahead=WHOLE if lookahead is None else lookahead

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from smc_bridge.models.learned import PARTS
@@ -101,3 +102,32 @@ def test_a_file_of_another_part_or_of_none_is_one_line(tmp_path: Path, monkeypat
         load(path, kind="other")
     with pytest.raises(ValueError, match="is no safetensors file: train one"):
         load(text, kind="other")
+    with pytest.raises(ValueError, match="is a folder: give the path of a file"):
+        load(tmp_path, kind="line")
+
+
+@pytest.mark.parametrize("fault", ["no config", "no json", "another argument", "another shape", "a tensor too few"])
+def test_a_damaged_file_is_one_line(tmp_path: Path, fault: str) -> None:
+    path, weights = tmp_path / "line.safetensors", dict(Line(3).state_dict())
+    configs = {"no json": "{", "another argument": '{"width": 3}', "another shape": '{"size": 4}'}
+    config = configs.get(fault, '{"size": 3}')
+    if fault == "a tensor too few":
+        weights.popitem()
+    save_file(weights, path, metadata={"kind": "line"} | ({} if fault == "no config" else {"config": config}))
+    with pytest.raises(ValueError, match=r"line = '.*' is damaged: .*; train one: ") as caught:
+        load(path, kind="line")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_beyond_float16_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    module = Line(3)
+    nn.init.constant_(module.map.weight, 1e6)
+    with pytest.raises(ValueError, match="weights of line are not finite in float16"):
+        save(module, tmp_path / "line.safetensors", kind="line", facts={})
+    with pytest.raises(ValueError, match="is a folder"):
+        save(Line(3), tmp_path, kind="line", facts={})
+    weights = module.state_dict() | {"map.weight": torch.full((3, 3), torch.nan)}
+    save_file(weights, tmp_path / "nan.safetensors", metadata={"kind": "line", "config": '{"size": 3}'})
+    with pytest.raises(ValueError, match="has weights that are not finite"):
+        load(tmp_path / "nan.safetensors", kind="line")
+    assert [file.name for file in tmp_path.iterdir()] == ["nan.safetensors"]

@@ -292,3 +292,11 @@ def test_it_goes_by_name_with_every_kernel_and_says_what_shapes_it() -> None:
     for kernel in ("rejection", "tree"):
         found = smc(TWO, 1, proposal="markov", head=head_of(2), kernel=kernel).settings(max_new_tokens=3)["proposal"]
         assert found["form"] == "Markov chain"
+
+
+def test_a_method_takes_a_head_by_its_file() -> None:
+    pair = load_pair("arithmetic")
+    texts = ("markov", f"markov,head={pair.learned['markov']}")
+    samplers: list[Any] = [spelled(text).make(pair) for text in texts]
+    first, second = (sampler.settings(max_new_tokens=3)["proposal"] for sampler in samplers)
+    assert first == second

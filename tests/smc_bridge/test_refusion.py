@@ -13,6 +13,7 @@ from smc_bridge import ARTarget, DLMProposal, Mixture, ProductOfExperts, Sampler
 from smc_bridge.canvas.slot_filling import SlotFilling
 from smc_bridge.canvas.slots import Rests, Text, first_of, of_slots, planned
 from smc_bridge.decode import decode
+from smc_bridge.facts import UnsuitedError
 from smc_bridge.methods.refusion import refusion
 from smc_bridge.models.protocols import MASKED
 from smc_bridge.proposals.protocol import Asked, Draft
@@ -68,6 +69,12 @@ def test_a_draft_that_is_scored_by_its_marginals_is_caught() -> None:
     pair = tabular_pair(2, 3, eos=False)
     proposal = Marginals(DLMProposal(pair.dlm, lookahead=3), pair.ar, 3)
     assert_biased(Sampler(proposal, ARTarget(pair.ar), window=3, particles=1), least=1e-3)
+
+
+def test_a_pair_whose_tokens_need_their_places_does_not_suit() -> None:
+    with pytest.raises(UnsuitedError, match="give form = drawn"):
+        refusion(load_pair("adult"))
+    assert refusion(load_pair("adult"), form="drawn").name == "refusion"
 
 
 def test_every_forward_of_both_models_is_counted() -> None:
