@@ -159,6 +159,25 @@ def test_the_weighted_measure_of_a_proper_method_is_exact_and_its_output_is_not(
         assert not found.claim.within_noise, (method, found.claim)
 
 
+@pytest.mark.parametrize("method", ["markov", "markov,kernel=tree,nodes=4", "smc-1,proposal=adjust", "codila"])
+def test_what_reads_a_learned_part_is_judged_on_tables_with_random_weights(method: str) -> None:
+    found, gap = judge(method, FAR, LIMIT, runs=1_000), weighted_gap(method)
+    if method == "codila":
+        assert not found.proper
+        assert found.ar.tv.low > 0.1, "a biased form shows how far it is"
+        assert gap is None
+    else:
+        assert found.proper
+        assert gap is not None
+        assert gap < 1e-12
+
+
+def test_at_w_0_any_head_gives_the_ar_law() -> None:
+    found = judge("markov,w=0", FAR, LIMIT, runs=200)
+    assert found.claim is not None
+    assert found.claim.text() == "0, enumerated"
+
+
 @pytest.mark.parametrize("method", ["released", "ar", "dlm-2"])
 def test_who_carries_no_weights_has_no_weighted_measure(method: str) -> None:
     assert weighted_gap(method) is None
