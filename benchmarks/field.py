@@ -202,7 +202,8 @@ def _laws(field: Field) -> Sheet:
         f"the diffusion model {noises}. In brackets intervals of level 95 % that hold at any number of runs "
         f"(McDiarmid), of {t.runs:,} runs; noise: {t.runs:,} draws of the law itself look like this in more than one "
         "case of a thousand. Weighted measure: of the program with four particles at most, on two tokens two deep, "
-        "enumerated. A product is claimed of blocks of one token.",
+        "enumerated. A product is claimed of blocks of one token. Learned parts are untrained there, with random "
+        "weights: what is exact is exact with any, and how far a biased method is off says nothing of the trained one.",
     )
 
 

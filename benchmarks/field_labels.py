@@ -146,7 +146,6 @@ def label_points(ax: Any, xs: Sequence[float], ys: Sequence[float], texts: Seque
     Raises:
         ValueError: there is no room for all of them.
     """
-    from matplotlib.patheffects import withStroke
     from matplotlib.textpath import TextPath
 
     figure = ax.get_figure()
@@ -161,7 +160,7 @@ def label_points(ax: Any, xs: Sequence[float], ys: Sequence[float], texts: Seque
         middle = np.array([(box.left + box.right) / 2, (box.bottom + box.top) / 2])
         written = ax.annotate(
             text, (x, y), xytext=tuple(middle - point), textcoords="offset points", ha="center", va="center",
-            fontsize=size, path_effects=[withStroke(linewidth=1.5, foreground="white")],
+            fontsize=size, bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.3},
         )
         written.set_in_layout(False)
         end = _end(point, box)

@@ -76,7 +76,8 @@ class Found:
         if any(claim is None for claim in claims):
             return NO_LAW
         fits = all(claim is not None and claim.within_noise for claim in claims)
-        if all(each.proper for each in self.on.values()) and not exact:
+        enumerated = any(claim is not None and claim.enumerated for claim in claims)
+        if all(each.proper for each in self.on.values()) and not exact and not (fits and enumerated):
             if self.gap is None:
                 return UNSURE
             return WEIGHTED if self.gap < ROUND_OFF else OTHER

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from smc_bridge.models.pairs import Pair
 from smc_bridge.models.tabular import TabularAR, TabularDLM
 from smc_bridge.tasks import Item
+from smc_bridge.testing import tabular_pair
 
 EOS = 0
 #: Length limit and lookahead that the tables have room for, with prompts of up to two tokens.
@@ -30,6 +32,11 @@ def toy_pair(*, seed: int = 1, size: int = 3, dlm_size: int | None = None) -> Pa
     ar = TabularAR.random(size, LIMIT + 2, seed=seed, concentration=1.5, eos_id=EOS)
     other = ar if dlm_size is None else TabularAR.random(dlm_size, LIMIT + 2, seed=seed, eos_id=EOS)
     return Pair("toy", TabularDLM(other, noise=0.5), ar, Digits(), lambda tokenizer, text: tokenizer.encode(text))
+
+
+def bare_pair() -> Any:
+    """Two tables and nothing else: no tokenizer, no learned part."""
+    return SimpleNamespace(**tabular_pair()._asdict())
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,6 @@ class ConfidenceFilter(nn.Module):
         return cls()
 
     def forward(self, confidences: Tensor) -> Tensor:
-        """Logits of confidences, `[..., B]` -> `[..., B]`, float32."""
-        logits: Tensor = self.layers(confidences.float())
+        """Logits of confidences, `[..., B]` -> `[..., B]`, in the dtype of the weights."""
+        logits: Tensor = self.layers(confidences.to(next(self.parameters()).dtype))
         return logits

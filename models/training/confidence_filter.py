@@ -1,12 +1,13 @@
-"""The filter of Learn2PD, trained as published on greedy decodings of the embedded pair's diffusion model.
+"""The filter of Learn2PD, trained on greedy decodings of the embedded pair's diffusion model.
 
 For each training problem, in blocks of 32 places:
 
-1. the reference: the static decoder, one place per forward from left to right, by its likeliest token;
+1. the reference: one place per forward from left to right, by its likeliest token, with 32 places ahead (published:
+   the surest place of the block, on the whole canvas, which is right less often here);
 2. an *extremely greedy* parallel run: after a forward exactly those places are filled whose likeliest token is the
-   reference's; where no likeliest token of the block has changed since the forward before, the rest of the block is
-   filled with the reference. Every forward is a row of data: the block's 32 confidences (of filled places, too), and
-   whether each place's likeliest token is the reference's;
+   reference's; where no likeliest token of the block has changed since the forward before, itself one of this block,
+   the rest of it is filled with the reference. Every forward is a row of data: the block's 32 confidences (of filled
+   places, too), and whether each place's likeliest token is the reference's;
 3. binary cross-entropy over rows and places, AdamW at a rate of 3e-3, all rows in every step; a tenth of the problems
    is held back to choose by, another one to report on.
 """
@@ -108,7 +109,7 @@ def extremely_greedy(model: Any, prompts: Sequence[Sequence[int]], answer: Tenso
         same = ((token == before[own]) | ~inside).all(1)
         filled = inside & (right | same[:, None]) & (canvas[own] == MASKED)
         canvas[own] = torch.where(filled, answer[own], canvas[own])
-        before[own] = token
+        before[own] = torch.where(inside, token, MASKED)  # of another block nothing has been seen before
     confidences, rights, problem = (torch.cat(each) for each in zip(*logged, strict=True))
     return Log(confidences, rights, problem, len(problem), int((end + 1).sum()))
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from smc_bridge.distributions.target import ARTarget
+from smc_bridge.models.arguments import said
 from smc_bridge.models.ends import ends_of
-from smc_bridge.models.tabular import TabularAR, TabularDLM
+from smc_bridge.models.learned import untrained
+from smc_bridge.models.tabular import TabularAR, TabularDLM, generator_of
 from smc_bridge.models.tabular_blocks import TabularBlockDLM
+from smc_bridge.models.training import TRAININGS
 from smc_bridge.prefix import Prefix
 from smc_bridge.testing.frontier import SequenceLaw
+
+#: Standard deviation of what a layer of random weights adds up, of inputs of size 1.
+GAIN = 1.5
 
 
 class TabularPair(NamedTuple):
@@ -24,6 +32,38 @@ class TabularPair(NamedTuple):
 
     dlm: TabularDLM
     ar: TabularAR
+
+    def part(self, name: str, given: str | os.PathLike[str] | nn.Module | None = None) -> nn.Module:
+        """A learned part in float64 (as `Pair.part`): the pair's own is untrained, with random weights.
+
+        No weight is zero or nearly so: a head moves every law, whether it is of use or not, and what reads it is judged
+        with something to read. The weights are the same in every call.
+
+        Args:
+            name: of the part, one of a pair of language models (`smc_bridge.models.training.TRAININGS`).
+            given: a network, or a file of one.
+        Raises:
+            ValueError: tables have no such part, or the file is of another one. FileNotFoundError: no such file.
+        Example:
+            >>> tabular_pair(3).part("markov").table().shape
+            torch.Size([4, 3])
+        """
+        from smc_bridge.models.learned.store import load
+
+        if isinstance(given, nn.Module):
+            return given
+        if given is not None:
+            return load(given, kind=name).double()
+        if name not in TRAININGS:
+            raise ValueError(f"part = {said(name)}: tables have {', '.join(sorted(TRAININGS))}; give one, or a network")
+        with torch.random.fork_rng(devices=[]):  # all that its class draws is drawn anew
+            module: nn.Module = untrained(name, self.dlm).double()
+        generator = generator_of(0)
+        with torch.no_grad():
+            for weight in module.parameters():
+                drawn = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+                weight.copy_(drawn * (GAIN * weight.shape[-1] ** -0.5 if weight.dim() > 1 else 1.0))
+        return module.to(self.dlm.device).eval().requires_grad_(False)
 
 
 def tabular_pair(

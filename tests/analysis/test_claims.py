@@ -159,6 +159,27 @@ def test_the_weighted_measure_of_a_proper_method_is_exact_and_its_output_is_not(
         assert not found.claim.within_noise, (method, found.claim)
 
 
+@pytest.mark.parametrize("method", ["markov", "markov,kernel=tree,nodes=4", "smc-1,proposal=adjust"])
+def test_what_chains_by_a_learned_part_is_exact_by_weight_with_random_weights(method: str) -> None:
+    found, gap = judge(method, FAR, LIMIT, runs=100), weighted_gap(method)
+    assert found.proper
+    assert gap is not None
+    assert gap < 1e-12
+
+
+@pytest.mark.parametrize("method", ["codila", "learn2pd", "adjust-2"])
+def test_decoders_with_a_learned_part_are_found_far_from_the_ar_law(method: str) -> None:
+    found = judge(method, FAR, LIMIT, runs=1_000)
+    assert not found.proper
+    assert found.ar.tv.low > 0.05, found.ar
+
+
+def test_at_w_0_any_head_gives_the_ar_law() -> None:
+    found = judge("markov,w=0", FAR, LIMIT, runs=200)
+    assert found.claim is not None
+    assert found.claim.text() == "0, enumerated"
+
+
 @pytest.mark.parametrize("method", ["released", "ar", "dlm-2"])
 def test_who_carries_no_weights_has_no_weighted_measure(method: str) -> None:
     assert weighted_gap(method) is None

@@ -104,6 +104,16 @@ def test_verdicts(
     assert Found(method, on, gap).verdict == verdict
 
 
+def test_a_weighted_program_whose_output_is_enumerated_to_be_the_law_has_no_bias() -> None:
+    """As markov at w = 0; within noise alone it is not told from a small one."""
+    exact, noise, off = (Judgement(claim, claim, 1.0, True) for claim in (
+        distance(0.0, 0.0), distance(0.01, 0.02), distance(0.1, 0.0)
+    ))
+    assert Found("markov", {"close": noise, "far": exact}, 1e-16).verdict == field_laws.SAMPLES
+    assert Found("markov", {"close": noise, "far": noise}, 1e-16).verdict == field_laws.WEIGHTED
+    assert Found("markov", {"close": exact, "far": off}, 1e-16).verdict == field_laws.WEIGHTED
+
+
 def test_labels_of_a_crowd_cover_neither_each_other_nor_points() -> None:
     """Forty points, half of them at one height and close together, as accuracies near 100 % are."""
     rng = np.random.default_rng(0)

@@ -28,6 +28,7 @@ from smc_bridge.testing import assert_biased, assert_proper, tabular_pair
 from smc_bridge.testing.parts import proposal_fault
 from tests.smc_bridge.smc_enumeration import assert_exact_around_retained
 from tests.smc_bridge.test_proposals import asked_for
+from tests.toys import bare_pair
 
 TWO, THREE = tabular_pair(2, 3), tabular_pair(3, 3)
 
@@ -262,7 +263,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another alphabet": (
         lambda: MarkovChain(DLMProposal(TWO.dlm), head_of(3)), "head has 3 tokens and the diffusion model 2: give one"
     ),
-    "a pair without one": (lambda: smc(TWO, proposal="markov"), "markov needs a trained network, which this pair has"),
+    "a pair without one": (
+        lambda: smc(bare_pair(), proposal="markov"), "markov needs a trained network, which this pair has"
+    ),
     "head of another": (
         lambda: smc(TWO, head=head_of(2)), "head = .* with proposal = 'marginals', which has no learned part"
     ),

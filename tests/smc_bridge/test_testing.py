@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,9 +44,13 @@ from smc_bridge import (
 from smc_bridge.engine.resampling import UniformResampler, from_points
 from smc_bridge.engine.weights import always, never
 from smc_bridge.methods.released import Argmax, ReleasedRejection, ReleasedScore
+from smc_bridge.models.learned.store import save
+from smc_bridge.models.training import TRAININGS
 from smc_bridge.names import RESAMPLERS, named
+from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.chain import PrefixFilled
 from smc_bridge.proposals.path import MostLikelyPath
+from smc_bridge.randomness import PromptSource
 from smc_bridge.testing import (
     KernelTable,
     NotEnumerableError,
@@ -61,6 +66,7 @@ from smc_bridge.testing import (
     stopping_gap,
     tabular_pair,
 )
+from tests.smc_bridge.test_proposals import asked_for
 
 PAIR = tabular_pair(2, 2)
 #: The tables that the mutants among the proposals are on.
@@ -280,3 +286,40 @@ def test_a_kernel_that_does_not_say_if_it_is_proper_is_asked_to() -> None:
 def test_a_proposal_of_ones_own_is_no_name() -> None:
     with pytest.raises(ValueError, match=r"^proposal = .*: give one of marginals, .* search; .* Sampler\(proposal"):
         smc(PAIR, proposal=DLMProposal(PAIR.dlm))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted(TRAININGS))
+def test_tables_have_learned_parts_of_random_weights_of_which_none_is_left_at_zero(name: str, tmp_path: Path) -> None:
+    """The same in every call, in float64, whatever the global generator; a file or a network may be given instead."""
+    pair, state = tabular_pair(3, 3), torch.get_rng_state()
+    module, again = pair.part(name), pair.part(name)
+    assert torch.equal(torch.get_rng_state(), state)
+    for (key, weight), other in zip(module.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(weight, other)
+        assert weight.dtype == torch.float64
+        assert float(weight.abs().mean()) > 0.1 * weight.shape[-1] ** -0.5, key
+    save(module, tmp_path / "part.safetensors", kind=name, facts={})
+    read = pair.part(name, tmp_path / "part.safetensors")
+    assert all(torch.allclose(x, y, atol=1e-2) for x, y in zip(read.parameters(), module.parameters(), strict=True))
+    assert {weight.dtype for weight in read.parameters()} == {torch.float64}
+    assert pair.part(name, module) is module
+
+
+@pytest.mark.parametrize("method", ["markov", "adjust", "codila"])
+def test_a_chain_by_the_part_of_tables_is_a_chain(method: str) -> None:
+    """Its second law is another one after another first token, by far, and no token is all but cut off."""
+    pair = tabular_pair(3, 3)
+    chain: Any = smc(pair, proposal=method, window=3, lookahead=3).proposal
+    prefix, block = Prefix.of([[]] * 3), torch.tensor([[0, 0, 0], [1, 0, 0], [2, 0, 0]])
+    asked = asked_for(prefix, lanes=1, window=3)
+    state = chain.open(prefix, particles=1)
+    chain.draft(state, asked, source=PromptSource([torch.Generator().manual_seed(i) for i in range(3)], 1))
+    second = chain.along(state, asked, torch.arange(3), block).dense()[:, 1].exp()
+    assert float((second[0] - second[1]).abs().sum()) > 0.1
+    assert float(second.min()) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["table_diffusion", "markow", 3])
+def test_a_part_that_tables_have_not_is_refused_in_one_line(name: Any) -> None:
+    with pytest.raises(ValueError, match=r"^part = .*: tables have adjust, codila, .*; give one, or a network$"):
+        tabular_pair().part(name)
