@@ -62,11 +62,12 @@ lint: $(VENV)/.dev types
 
 # Lists what is trained; `make train PART=NAME` trains it, `make train PART=pair` the embedded pair (under an hour),
 # `make train PART=adult` the pair of a table, `make train PART=table_diffusion` TabDiff on the same one (both read rows of Adult).
+# ARGS passes options on: `make train PART=markov ARGS="--out runs/markov.safetensors --steps 100"`. Without --out the file that ships is written anew.
 RECIPE_pair := arithmetic.train
 RECIPE_adult := training.table_pair
 RECIPE_table_diffusion := training.table_diffusion
 train: $(VENV)/.runtime
-	OMP_NUM_THREADS=2 $(BIN)/python -m smc_bridge.models.$(or $(RECIPE_$(PART)),training $(PART))
+	OMP_NUM_THREADS=2 $(BIN)/python -m smc_bridge.models.$(or $(RECIPE_$(PART)),training $(PART)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(COMPAT) .types runs build docs/_build docs/reference *.egg-info .mypy_cache .ruff_cache .pytest_cache

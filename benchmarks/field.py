@@ -36,6 +36,7 @@ from smc_bridge.analysis.comparison.table import AR
 from smc_bridge.analysis.plots.style import BLUE, GREEN, RED, plain_ticks
 from smc_bridge.analysis.study.sources import load_problems
 from smc_bridge.commands.base import tell, whole
+from smc_bridge.commands.methods import DRAFTER
 from smc_bridge.registry import spelled
 
 NAME = Path(__file__).stem
@@ -46,8 +47,8 @@ PROBLEMS, FEW = 100, 2
 FEW_RUNS = 300
 #: Colour and marker by role.
 LOOKS = {"exact": (GREEN, "o"), "weighted": (BLUE, "s"), "baseline": (RED, "^")}
-#: Size of the labels in the picture, points.
-LETTERS = 6.0
+#: Size of the labels in the picture, points, and of the picture, inches: about as many pixels on the page.
+LETTERS, SIZE = 7.5, (10.0, 15.0)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def measure(options: argparse.Namespace) -> Report:
     }
     return Report(
         [_table(field, left), _dials(field), _laws(field), _verdicts(field)], data, partial(draw, field),
-        size=(16.0, 9.0),
+        size=SIZE,
         spread=f"target temperature {TABLE['temperature']:g}; in brackets 95 % intervals; tokens/s: of one process of "
         f"one thread, {options.threads} at a time",
         picture="Accuracy against tokens per forward, and total variation from the AR law against forwards per token",
@@ -116,7 +117,7 @@ def measure(options: argparse.Namespace) -> Report:
 
 def _rows(options: argparse.Namespace, left: dict[str, str]) -> tuple[str, ...]:
     """The methods that run on the embedded pair; what does not goes to `left`, with the reason."""
-    chosen = tuple(TABLE["quick"]) if options.quick else default_methods()
+    chosen = tuple(TABLE["quick"]) if options.quick else with_baselines(default_methods(), TABLE["baselines"])
     settings = Settings(TASK, 1, chosen, temperature=TABLE["temperature"], seed=options.seed)
 
     def leave_out(method: str, reason: str) -> None:
@@ -124,6 +125,18 @@ def _rows(options: argparse.Namespace, left: dict[str, str]) -> tuple[str, ...]:
         tell(f"{method} is left out, it cannot run on the embedded pair: {reason}")
 
     return runnable(settings, load_problems(settings.study().source, pair=embedded_pair()), leave_out)
+
+
+def with_baselines(methods: Sequence[str], baselines: Mapping[str, str]) -> tuple[str, ...]:
+    """Each method once, its baseline of the same order and lookahead behind it, if it has one.
+
+    Raises:
+        ValueError: a baseline of what is no row.
+    """
+    if unknown := [text for text in baselines if text not in methods]:
+        raise ValueError(f"field.baselines = {', '.join(unknown)}: is no row; spell a method as its file does")
+    pairs = ((text, baselines.get(text)) for text in methods)
+    return tuple(dict.fromkeys(text for pair in pairs for text in pair if text is not None))
 
 
 def _case(text: str, options: argparse.Namespace) -> Case:
@@ -139,17 +152,17 @@ def _table(field: Field, left: Mapping[str, str]) -> Sheet:
     rows = []
     for text in field.methods:
         row, method = field.figures[text].row, spelled(text).method
-        rate = row.tokens_per_dlm_forward
+        rate, drafter = row.tokens_per_dlm_forward, DRAFTER if method.name in TABLE["drafters"] else ""
         rows.append([
-            f"`{text}`", method.reference, method.targets, "yes" if row.proper else "no",
+            f"`{text}`", method.reference + TABLE["notes"].get(text, ""), method.targets, "yes" if row.proper else "no",
             "-" if row.accuracy is None else row.accuracy.times(100).text(".1f"),
-            "-" if rate is None else f"{rate.value:.2f}", _plain(row.ar_forwards_per_token, ".3f"),
+            "-" if rate is None else f"{rate.value:.2f}{drafter}", _plain(row.ar_forwards_per_token, ".3f"),
             _plain(row.ar_positions_per_token, ".2f"), f"{row.tokens_per_second:.0f}", field.aup(text), row.bound,
         ])
     counts = sorted({each.case.n for each in field.figures.values()})
     notes = [
         f"Each row is `smc-bridge compare --n {counts[-1]} --temperature {TABLE['temperature']:g} --methods METHOD`"
-        + (f", some of fewer problems (from {counts[0]})." if len(counts) > 1 else "."),
+        + (f"; of the dearest methods with fewer problems, at least {counts[0]}." if len(counts) > 1 else "."),
         *(f"`{text}` is left out: {reason}." for text, reason in left.items()),
     ]
     return Sheet("Every method on the embedded pair", columns, rows, "\n\n".join(notes))
@@ -213,29 +226,36 @@ def _verdicts(field: Field) -> Sheet:
         own = [f"`{text}`" for text in field.methods if field.laws[text].verdict == verdict]
         if own:
             rows.append([verdict, ", ".join(own)])
-    reasons = [f"`{each.method}`: {each.reason}." for each in field.laws.values() if each.reason]
-    return Sheet("Which of them sample what they claim", ("verdict", "methods"), rows, " ".join(reasons))
+    reasons: dict[str, list[str]] = {}
+    for each in field.laws.values():
+        if each.reason:
+            reasons.setdefault(each.reason, []).append(f"`{each.method}`")
+    told = " ".join(f"{', '.join(methods)}: {reason}." for reason, methods in reasons.items())
+    return Sheet("Which of them sample what they claim", ("verdict", "methods"), rows, told)
 
 
 def draw(field: Field, figure: Any) -> None:
     """Accuracy against tokens per forward with the dials as lines, and distance from the AR law against forwards."""
-    left, right = figure.subplots(1, 2)
+    upper, lower = figure.subplots(2, 1)
     shown = [text for text in field.methods if _place(field.figures[text]) is not None]
     for dial in field.dials:
         ends = sorted(place for text in dial.points if (place := _place(field.figures[text])) is not None)
         colour = LOOKS[role(field, dial.method)][0]
-        left.plot(*zip(*ends, strict=True), color=colour, linewidth=0.7, alpha=0.5, marker=".", markersize=3)
+        upper.plot(*zip(*ends, strict=True), color=colour, linewidth=0.7, alpha=0.5, marker=".", markersize=3)
     places = [place for text in shown if (place := _place(field.figures[text])) is not None]
-    left.set(xlabel="tokens per forward of the DLM, without one of the AR model", ylabel="accuracy (%)", xscale="log")
-    plain_ticks(left.xaxis, np.array([0.5, *range(1, 5), 6, 8, 12, 16, 24, 32], dtype=np.float64))
-    _points(left, field, shown, places)
+    upper.set(
+        xlabel="tokens per forward of the DLM (of the AR model where there is no DLM)", ylabel="accuracy (%)",
+        xscale="log",
+    )
+    plain_ticks(upper.xaxis, np.array([0.5, *range(1, 5), 6, 8, 12, 16, 24, 32], dtype=np.float64))
+    _points(upper, field, shown, places)
     name = [*field.tables.noise][-1]
     known = [text for text in field.methods if field.laws[text].on]
-    right.set(
+    lower.set(
         xlabel=f"forwards of both models per token, {name} tables",
         ylabel=f"total variation of the output from the AR law, {name} tables",
     )
-    _points(right, field, known, [
+    _points(lower, field, known, [
         (field.laws[text].on[name].forwards, field.laws[text].on[name].ar.tv.value) for text in known
     ])
 
@@ -247,21 +267,37 @@ def _place(figures: Figures) -> tuple[float, float] | None:
 
 
 def role(field: Field, text: str) -> str:
-    """Exact, weighted or baseline, of a method as it is spelled: a biased form of an exact method is a baseline."""
-    method = spelled(text).method
-    biased = method.proper and method.targets in (AR, POE) and not field.figures[text].row.proper
-    return "baseline" if biased else method.role
+    """Exact, weighted or baseline, of a method as it is spelled: forms of one method differ in what they are.
+
+    A biased form of an exact method is a baseline, a properly weighted one of a baseline is weighted.
+    """
+    method, proper = spelled(text).method, field.figures[text].row.proper
+    if proper:
+        return "weighted" if method.role == "baseline" else method.role
+    return "baseline" if method.proper and method.targets in (AR, POE) else method.role
+
+
+def other_law(field: Field, text: str) -> bool:
+    """Whether it draws or weighs what it claims, and that is another law than the AR model's."""
+    return role(field, text) != "baseline" and spelled(text).method.targets != AR
 
 
 def _points(ax: Any, field: Field, methods: Sequence[str], places: Sequence[tuple[float, float]]) -> None:
-    """Points with their labels, by role."""
+    """Points with their labels, by role; hollow ones are of another law."""
     for kind, (colour, marker) in LOOKS.items():
-        own = [place for text, place in zip(methods, places, strict=True) if role(field, text) == kind]
-        if own:
-            ax.plot(*zip(*own, strict=True), linestyle="none", color=colour, marker=marker, markersize=4, label=kind)
+        for other, face in ((False, colour), (True, "white")):
+            own = [
+                place for text, place in zip(methods, places, strict=True)
+                if role(field, text) == kind and other_law(field, text) == other
+            ]
+            if own:
+                ax.plot(
+                    *zip(*own, strict=True), linestyle="none", color=colour, marker=marker, markersize=5,
+                    markerfacecolor=face, label=f"{kind}, of another law than the AR model's" if other else kind,
+                )
     ax.margins(0.12)
     ax.grid(visible=True, color="0.93")
-    ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(LOOKS), frameon=False)
+    ax.legend(fontsize=LETTERS, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 * len(LOOKS), frameon=False)
     if places:
         xs, ys = zip(*places, strict=True)
         ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())

@@ -21,7 +21,7 @@ AROUND = 32
 #: Orders of the labels that are tried besides two good ones.
 ORDERS = 6
 #: Free space around a label, and around a point; farther than this a label has a line; all in points.
-GAP, CLEAR, NEAR = 1.0, 3.0, 14
+GAP, CLEAR, NEAR = 2.0, 3.0, 14
 
 
 class Box(NamedTuple):

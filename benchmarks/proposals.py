@@ -1,12 +1,13 @@
-"""Proposals: tokens committed of a draft, and the forwards behind it, by marginals, by the chain rule and by a path.
+"""Proposals: tokens committed of a draft, the forwards behind it, and the bound on the distance from the AR law.
 
-    python -m benchmarks.proposals [--proposals marginals,chain,path] [--intermediates target,defensive]
+    python -m benchmarks.proposals [--proposals marginals,markov,..] [--intermediates target,defensive]
         [--temperatures 0.2,1] [--blocks 4] [--block 8] [--quick] [--threads N] [--seed 0] [--out runs] [--markdown]
 
 One particle, one lane, token-level rejection on the embedded pair (V = 16, M = 32). Marginals are drawn independently
-and serve on where a block was accepted whole; the diffusion model's own chain rule takes a forward a token; the
-likeliest path is a point mass. All of them commit the same law. No clock is involved: forwards of the diffusion model
-and of the AR model are counted. Repetitions are blocks of problems, the same ones for all.
+and serve on where a block was accepted whole; learned parts chain them without a forward more; the diffusion model's
+own chain rule takes a forward a token; the likeliest path is a point mass. Under the intermediate target all of them
+commit the same law. No clock is involved: forwards of the diffusion model and of the AR model are counted. Repetitions
+are blocks of problems, the same ones for all. The bound is the mean of Z - 1 - log Z over all problems.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any, NamedTuple
 from benchmarks.harness import progress, spread
 from benchmarks.problems import add_block_arguments, in_blocks
 from benchmarks.report import Report, Sheet, execute, several
+from smc_bridge.analysis.bounds import kl_per_token
 from smc_bridge.commands.base import one_of, positive
 from smc_bridge.engine.presets import smc
 from smc_bridge.estimate import Estimate
 from smc_bridge.names import INTERMEDIATES, PROPOSALS
+from smc_bridge.result import Result
 
 #: V and M, tokens.
 WINDOW, LOOKAHEAD = 16, 32
@@ -36,6 +39,7 @@ class Cell(NamedTuple):
         temperature: of the target.
         per_draft: committed tokens per draft.
         dlm_forwards, ar_forwards: forwards of either model per committed token.
+        bound: on the KL divergence of the output from the AR law, nats per token, with its 95 % interval.
     """
 
     proposal: str
@@ -44,6 +48,7 @@ class Cell(NamedTuple):
     per_draft: Estimate
     dlm_forwards: Estimate
     ar_forwards: Estimate
+    bound: Estimate
 
 
 def configure(parser: argparse.ArgumentParser, quick: bool) -> None:
@@ -74,9 +79,10 @@ def measure(options: argparse.Namespace) -> Report:
                 pair, 1, proposal=proposal, intermediate=intermediate, temperature=temperature, window=WINDOW,
                 lookahead=LOOKAHEAD,
             )
-            figures = []
+            figures, every = [], list[Result]()
             for block in blocks:
                 results = sampler.run(block, seed=options.seed, max_new_tokens=task.max_new_tokens)
+                every += results
                 tokens = sum(result.tokens for result in results)
                 drafts = sum(len(result.trace) for result in results)
                 dlm, ar = (
@@ -85,16 +91,28 @@ def measure(options: argparse.Namespace) -> Report:
                 )
                 figures.append((tokens / drafts, dlm, ar))
                 advance()
-            cells.append(Cell(proposal, intermediate, temperature, *map(spread, zip(*figures, strict=True))))
-    columns = ("proposal", "tokens / draft", "DLM forwards / token", "AR forwards / token")
+            told = map(spread, zip(*figures, strict=True))
+            cells.append(Cell(proposal, intermediate, temperature, *told, kl_per_token(every)))
+    columns = (
+        "proposal", "tokens / draft", "DLM forwards / token", "AR forwards / token", "KL bound, nats / token"
+    )
     sheets = [
         Sheet(f"Target temperature {temperature:g}, intermediate {intermediate}", columns, [
-            (cell.proposal, *(figure.text() for figure in cell[3:]))
+            (cell.proposal, *(figure.text() for figure in cell[3:-1]), _bound(cell.bound))
             for cell in cells if (cell.temperature, cell.intermediate) == (temperature, intermediate)
         ])
         for temperature in options.temperatures for intermediate in options.intermediates
     ]
-    return Report(sheets, {"cells": cells}, lambda figure: _draw(figure, cells))
+    return Report(
+        sheets, {"cells": cells}, lambda figure: _draw(figure, cells),
+        spread="median [least, greatest] of the repetitions; of the bound the estimate from all problems and its 95 % "
+        "interval",
+    )
+
+
+def _bound(found: Estimate) -> str:
+    """Exact draws have a bound of 0, which needs no ends."""
+    return "0" if found.high == 0 else found.text(".2g")
 
 
 def _draw(figure: Any, cells: Sequence[Cell]) -> None:

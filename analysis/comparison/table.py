@@ -5,7 +5,8 @@ forward that of a ratio of means over problems (`smc_bridge.intervals`). Costs c
 those of drafts that were refused, by the tokens of a continuation.
 
 A bound on the distance from the AR law has who is properly weighted for that law, and nobody else: what is proper for
-another law (a product of experts, the diffusion model's own joint), or for none, is called improper here.
+another one (a product of experts, a power of the AR law) is said to be of another law, and what is proper for none is
+called improper.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from smc_bridge.intervals import NAME, ratio_interval
 LEVEL = 0.95
 #: What a method claims whose bounds are bounds on the distance from the AR law.
 AR = "AR"
-#: Stands where a method that is no proper sampler of that law has no bound.
-IMPROPER = "improper"
+#: Stand where a method has no bound: it is no proper sampler, or one of another law.
+IMPROPER, OTHER_LAW = "improper", "other law"
 #: A spelling that takes more columns than this may take several lines.
 LONG = 20
 #: Fields of a row that carry an interval.
@@ -90,7 +91,7 @@ class Row:
     def bound(self) -> str:
         """The KL bound per token as a text, or that there is none; exact draws have one of 0, which needs no ends."""
         if self.nats_per_token is None:
-            return IMPROPER
+            return OTHER_LAW if self.proper and self.targets != AR else IMPROPER
         known = self.nats_per_token
         return f"{known.value:.2g}" if known.low == known.high else known.text(".2g")
 
@@ -149,7 +150,8 @@ def render(rows: Sequence[Row], *, title: str = "") -> PrintedTable:
     table = PrintedTable(
         title=title, title_justify="left", caption_justify="left",
         caption="in brackets: 95 % confidence interval, of the KL bound where the runs give one; KL bound: on the "
-        f"divergence from exact AR sampling, by -log Z; {IMPROPER}: no proper sampler of the AR law",
+        f"divergence from exact AR sampling, by -log Z; {IMPROPER}: no proper sampler; {OTHER_LAW}: a proper one of "
+        "another law than the AR model's",
     )
     table.add_column("method")
     graded = any(row.accuracy is not None for row in rows)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,18 +30,19 @@ PLACES = (
 
 def plot_frontier(
     data: Data, ax: Any = None, *, x: str = "kl_per_token", y: str = "tokens_per_dlm_forward", by: By = "intermediate",
-    along: str = "w",
+    along: str = "w", symbols: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     """A figure against the KL bound per token, over w, a line for each intermediate; by default tokens per DLM forward.
 
     The bound is an estimate, and 0 for w = 0: its axis is linear around 0 and logarithmic beyond. Horizontal bars are
-    its intervals. The ends of a line carry their w; between them w runs in order.
+    its intervals. The ends of a line carry their w, or what the line runs along; between them it runs in order.
 
     Args:
         data: a data frame with the columns `by`, `along`, `x`, `y` and perhaps `x_low` and `x_high`; or a mapping
             name -> (w, bounds, tokens) or (w, bounds, tokens, lows, highs), with bounds in nats per token.
         ax: where to draw.
         x, y, by, along: columns.
+        symbols: name -> what the line runs along, where that is not `along`: Clamp's beta; an empty one is not written.
     Raises:
         ValueError: data that cannot be read (see `curves`).
     """
@@ -55,7 +57,8 @@ def plot_frontier(
     ax.grid(visible=True, color="0.93")
     ax.margins(y=0.12)
     legend(ax)
-    _notes(ax, list(zip(styles, lines.values(), strict=True)), along)
+    along_each = [symbols.get(name, along) for name in lines]
+    _notes(ax, list(zip(styles, lines.values(), along_each, strict=True)))
     return ax
 
 
@@ -64,8 +67,8 @@ def _scaled(curve: Curve, per: int) -> Curve:
     return replace(curve, x=per * curve.x, low=per * curve.low, high=per * curve.high)
 
 
-def _notes(ax: Any, drawn: Sequence[tuple[Look, Curve]], along: str) -> None:
-    """Write w at both ends of every line, each where it covers the least of lines and bars.
+def _notes(ax: Any, drawn: Sequence[tuple[Look, Curve, str]]) -> None:
+    """Write at both ends of every line what it runs along, each where it covers the least of lines and bars.
 
     A note that could only stand upon another one, or outside of the axes, is left out.
     """
@@ -73,13 +76,13 @@ def _notes(ax: Any, drawn: Sequence[tuple[Look, Curve]], along: str) -> None:
 
     ax.get_figure().draw_without_rendering()  # so that the layout is final
     points = 72 / ax.get_figure().dpi
-    taken = np.concatenate([points * _track(ax, curve) for _, curve in drawn])
+    taken = np.concatenate([points * _track(ax, curve) for _, curve, _ in drawn])
     inside = points * np.asarray(ax.bbox.extents)
     written: list[npt.NDArray[np.float64]] = []  # lower left and upper right corner of every note
-    for look, curve in drawn:
-        known = np.flatnonzero(np.isfinite(curve.at))  # an intermediate without w has none
+    for look, curve, symbol in drawn:
+        known = np.flatnonzero(np.isfinite(curve.at) & bool(symbol))  # an intermediate without w has none
         for i in dict.fromkeys(known[[0, -1]] if known.size else ()):
-            text = f"{along} = {curve.at[i]:g}"
+            text = f"{symbol} = {curve.at[i]:,g}"
             size = np.array([0.6 * NOTE * len(text), 1.1 * NOTE])
             point = points * ax.transData.transform((curve.x[i], curve.y[i]))
 

@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
         console.print("adult: the pair of a table (smc_bridge.models.training.table_pair)", highlight=False)
         console.print("table_diffusion: TabDiff (smc_bridge.models.training.table_diffusion)", highlight=False)
         for name, place in sorted(TRAININGS.items()):
-            first = resolve_name(place.partition(":")[0]).__doc__ or ""
-            console.print(f"{name}: {first.splitlines()[0]}", highlight=False)
+            told = " ".join((resolve_name(place.partition(":")[0]).__doc__ or "").split())
+            console.print(f"{name}: {told.partition('. ')[0].rstrip('.')}", highlight=False, soft_wrap=True)
         return
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps {options.steps}: give at least 1")

@@ -46,6 +46,8 @@ STEPS, BATCH, RATE, FALL = 1_200, 64, 1e-2, 0.9
 SHARE = 0.1
 #: Blocks of one forward.
 AT_ONCE = 64
+#: Lines of a log: one for so many forwards.
+LOG_EVERY = 10
 #: What a banned token's logit is.
 NEVER = -1e4
 
@@ -69,7 +71,7 @@ class Blocks(NamedTuple):
 
 
 def train(
-    pair: Pair, *, seed: int = 0, steps: int | None = None, target: Target = "ar", blocks: int = BLOCKS,
+    pair: Pair, *, seed: int = 0, steps: int | None = None, target: Target = "ar", blocks: int | None = None,
 ) -> Trained:
     """Train a head of rank 64 for the embedded pair (module docstring); arguments and result as every training's.
 
@@ -78,9 +80,11 @@ def train(
         seed: of initialisation, blocks and batches.
         steps: of the optimiser.
         target: whose conditionals are learned: those of the autoregressive model, or the diffusion model's own.
-        blocks: that it is trained on.
+        blocks: that it is trained on; as few as the steps ask for, as a share of the recipe's, unless it is given.
     """
     steps = STEPS if steps is None else steps
+    if blocks is None:
+        blocks = min(BLOCKS, max(AT_ONCE, BLOCKS * steps // STEPS))
     data = harvest(pair, seed=seed, blocks=blocks, target=target)
     head = initialised(lambda: MarkovHead(vocabulary=pair.dlm.vocab_size), seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -121,7 +125,11 @@ def harvest(pair: Pair, *, seed: int, blocks: int, target: Target = "ar") -> Blo
     """Blocks of training problems with what both models say of them; the same seed gives the same ones."""
     rng, problems = random.Random(f"{seed} markov"), -(-blocks // (2 * PER_PROBLEM))
     train = [problem for dialect in (PLAIN, DRAFTED) for problem in splits(problems, dialect).train]
-    parts = [_read(pair, cut, target) for cut in _cuts(encode(pair.tokenizer, train), rng, blocks)]
+    parts = list[Blocks]()
+    for cut in _cuts(encode(pair.tokenizer, train), rng, blocks):
+        parts.append(_read(pair, cut, target))
+        if len(parts) % LOG_EVERY == 0:
+            print(f"markov blocks {sum(len(part.before) for part in parts)}/{blocks}", flush=True)
     return Blocks(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 

@@ -29,7 +29,9 @@ QUOTED = {
     "KL bound, nats / token": "nats / token from the AR law",
 }
 #: What stands where a method has no such figure.
-NOTHING = ("-", "improper")
+NOTHING = ("-", "improper", "other law")
+#: Stands behind tokens per forward of a method that asks no DLM, where the forwards of its own drafter are counted.
+DRAFTER = " (drafter)"
 #: What the roles mean.
 ROLES = {
     "exact": "draws of the target itself", "weighted": "properly weighted samples of the target",
@@ -40,7 +42,11 @@ INTRO = """\
 Every decoder has a name, which `decode`, `compare`, `study` and `certify` take with options behind it:
 `NAME[,option=value...]`, as `smc,particles=4,w=0.5`. Numbers for each lane have slashes between them
 (`proposal_temperature=0.2/0.7`). *Exact* methods draw from the target itself, *weighted* ones give properly weighted
-samples of it, and *baselines* are there to compare with. A package adds its own: [a guide](../guides/own_method.md)."""
+samples of it, and *baselines* are there to compare with. A package adds its own: [a guide](../guides/own_method.md).
+
+What is no decoder is no row here: parts of programs (proposals, kernels, intermediates) stand under `smc`; `prefix`,
+`dual`, `spectrum` and others are modes of the diffusion model's cache, which every method takes (`--dlm-cache`):
+[a guide](../guides/loaded_models.md) lists them."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -133,9 +139,15 @@ def read_figures(path: Path) -> dict[str, str]:
         if len(row) != len(head):
             break
         told = dict(zip(head, row, strict=True))
-        figures = [f"{told[name]} {words}" for name, words in QUOTED.items() if told[name] not in NOTHING]
+        figures = [_quoted(told[name], words) for name, words in QUOTED.items() if told[name] not in NOTHING]
         found[told["method"].strip("`")] = ", ".join(figures)
     return found
+
+
+def _quoted(figure: str, words: str) -> str:
+    if figure.endswith(DRAFTER):
+        return f"{figure.removesuffix(DRAFTER)} {words.replace('DLM forward', 'forward of its drafter')}"
+    return f"{figure} {words}"
 
 
 def section(method: Method, figures: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -210,7 +222,8 @@ def _explain(method: Method) -> None:
     from smc_bridge.tables import print_table
 
     out = console(sys.stdout)
-    out.print(f"{method.name}: {' '.join(_prose(method).split())}\n")
+    paragraphs = (" ".join(each.split()) for each in _prose(method).split("\n\n"))
+    out.print("\n\n".join([f"{method.name}: {next(paragraphs)}", *paragraphs]), end="\n\n")
     for line in _facts(method):
         out.print(f"  {line.replace('`', '')}")
     found = Table(title=f"{method.name},option=value,...", title_justify="left")

@@ -65,7 +65,10 @@ def diagnostics(result: Result) -> PrintedTable:
         elif result.has_potential:
             bound = "none: with a potential the bound is log Z - E[log Z_hat], and log Z is not known"
         else:
-            bound = str(result.certificate())
+            certificate = result.certificate()
+            bound = str(certificate)
+            if not certificate.exact and math.isfinite(certificate.kl):
+                bound += "; the term is Z - 1 - log Z, which has the mean of -log Z"
         table.add_row("KL certificate", Text(bound))
     else:
         table.add_row("log Z, ESS", "none: not properly weighted")

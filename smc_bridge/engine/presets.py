@@ -73,7 +73,7 @@ def part_of(pair: ModelPair, name: str, given: Any = None) -> Any:
     if given is not None:
         return load(given, kind=name).to(pair.dlm.device) if part is None else part(name, given)
     if part is None:
-        raise UnsuitedError(f"{name} needs a trained network, which this pair has not: give one")
+        raise UnsuitedError(f"{name} needs a trained network, which this pair does not have: give one")
     try:
         return part(name)
     except ValueError as error:
@@ -184,7 +184,7 @@ def smc(
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
-    Parts are given by name, from Python also as objects.
+    Parts are given by name; from Python also as objects, but for the proposal: one of your own goes to `Sampler`.
 
     Args:
         pair: the models.

@@ -250,7 +250,7 @@ class Program:
             f"{type(self).__name__} {self.name!r}: N = {self.particles}, K = {self.lanes}, V {v} {self.window}, "
             f"M {m} {found['lookahead']}, {'not proper: ' + '; '.join(reasons) if reasons else 'properly weighted'}",
             (
-                f"proposal      {found['models']['dlm']}: {laws['proposal']}",
+                f"proposal      {type(self.proposal).__name__} of {found['models']['dlm']}: {laws['proposal']}",
                 f"target        {found['models']['ar']}: {laws['target']}",
                 f"intermediate  {found['intermediate']}",
                 f"kernel        {found['kernel']}, {found['weight']}",

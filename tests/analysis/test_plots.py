@@ -347,6 +347,12 @@ def test_frontier_runs_along_w_and_notes_it() -> None:
     assert low < 0 < 500 < high
 
 
+def test_a_line_of_the_frontier_names_what_it_runs_along() -> None:
+    data = {"PoE": ([0.1, 0.9], [0.01, 0.1], [5, 9]), "Clamp": ([4, 1e5], [0.3, 1], [6, 7]), "Target": ([0], [0], [4])}
+    ax = plot_frontier(data, symbols={"Clamp": "beta", "Target": ""})
+    assert {text.get_text() for text in ax.texts} == {"w = 0.1", "w = 0.9", "beta = 4", "beta = 100,000"}
+
+
 def test_notes_of_the_frontier_cover_no_marker_and_no_other_note() -> None:
     """Lines that run close together, as those of the gallery do."""
     w = [0.3, 0.7, 0.9]

@@ -204,3 +204,31 @@ def test_the_command_fills_a_page_and_goes_on_where_it_was(
     capsys.readouterr()
     field.main(arguments)
     assert page.read_text().partition("target temperature")[0] == told.partition("target temperature")[0]
+
+
+def test_a_form_has_the_colour_of_what_it_is_and_other_laws_are_hollow() -> None:
+    """A biased form of an exact method is a baseline, a proper one of a baseline is none."""
+    def of(text: str, proper: bool) -> tuple[str, bool]:
+        page = field.Field([text], [], {text: SimpleNamespace(row=SimpleNamespace(proper=proper))}, {}, SMALL)  # type: ignore[dict-item]
+        return field.role(page, text), field.other_law(page, text)
+
+    assert of("diffuspec", True) == ("exact", False)
+    assert of("diffuspec,form=ratio", False) == ("baseline", False)
+    assert of("edlm,form=one-shot", True) == of("refusion,form=drawn", True) == ("weighted", False)
+    assert of("refusion", False) == of("dlm-2", False) == ("baseline", False)
+    assert of("apd,w=0.7", True) == of("fef-dllm", False) == ("exact", True)
+    assert of("apd,form=as-published", False) == ("baseline", False)
+    assert of("power-smc", True) == ("weighted", True)
+
+
+def test_a_baseline_stands_behind_what_it_is_compared_with() -> None:
+    assert field.with_baselines(["a", "b", "c"], {"a": "c", "b": "d"}) == ("a", "c", "b", "d")
+    with pytest.raises(ValueError, match="field.baselines = x: is no row"):
+        field.with_baselines(["a"], {"x": "a"})
+    assert set(field.TABLE["baselines"]) | set(field.TABLE["notes"]) <= set(default_methods())
+
+
+def test_a_reason_is_told_once_for_all_methods_that_have_it() -> None:
+    laws = {text: Found(text, {}, None, "no network") for text in ("ar", "dlm-1")}
+    sheet = field._verdicts(field.Field([*laws], [], {}, laws, SMALL))
+    assert sheet.note == "`ar`, `dlm-1`: no network."

@@ -25,6 +25,22 @@ def test_a_short_training_repeats_and_shares_more_with_the_target_than_marginals
     assert gain > 0.1, gain
 
 
+def test_fewer_steps_read_fewer_blocks_and_the_recipe_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    class AskedError(Exception):
+        """With how many blocks the training asks for."""
+
+    def asked(*_: object, blocks: int, **__: object) -> None:
+        raise AskedError(blocks)
+
+    monkeypatch.setattr(training, "harvest", asked)
+    found = []
+    for steps in (None, 5, training.STEPS // 2, 10 * training.STEPS):
+        with pytest.raises(AskedError) as caught:
+            train(load_pair("arithmetic"), steps=steps)
+        found.append(caught.value.args[0])
+    assert found == [training.BLOCKS, training.AT_ONCE, training.BLOCKS // 2, training.BLOCKS]
+
+
 def test_the_head_that_is_shipped_says_how_it_was_trained_and_shares_more() -> None:
     pair = load_pair("arithmetic")
     head, data = pair.part("markov"), harvest(pair, seed=5, blocks=32)

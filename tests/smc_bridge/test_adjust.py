@@ -179,7 +179,7 @@ def test_it_stays_within_the_blocks_of_a_block_causal_model() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "no part": (lambda: adjust(bare_pair()), "adjust needs a trained network, which this pair has not"),
+    "no part": (lambda: adjust(bare_pair()), "adjust needs a trained network, which this pair does not have"),
     "another size": (lambda: adjust(tabular_pair(), head=layer(3)), "head reads 3 features and 3 numbers"),
     "no layer": (lambda: smc(tabular_pair(), proposal="adjust", head=torch.nn.Linear(2, 2)), "give a Refiner"),
     "head of none": (lambda: smc(tabular_pair(), head=layer(2)), "head = .* with proposal = 'marginals', which has"),

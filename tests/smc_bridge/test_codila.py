@@ -267,7 +267,7 @@ def test_a_forward_fills_a_run_and_is_all_that_is_counted() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "no part": (lambda: codila(bare_pair()), "codila needs a trained network, which this pair has not: give one"),
+    "no part": (lambda: codila(bare_pair()), "codila needs a trained network, which this pair does not have: give one"),
     "another alphabet": (lambda: codila(tabular_pair(), head=head(3)), "head reads 3 tokens and the model has 2: "),
     "no network": (lambda: smc(tabular_pair(), proposal="codila", head=torch.nn.Linear(2, 2)), "give a SoftAR"),
     "head of none": (lambda: smc(tabular_pair(), head=head(2)), "head = .* with proposal = 'marginals', which has no"),

@@ -264,7 +264,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: MarkovChain(DLMProposal(TWO.dlm), head_of(3)), "head has 3 tokens and the diffusion model 2: give one"
     ),
     "a pair without one": (
-        lambda: smc(bare_pair(), proposal="markov"), "markov needs a trained network, which this pair has"
+        lambda: smc(bare_pair(), proposal="markov"), "markov needs a trained network, which this pair does not have"
     ),
     "head of another": (
         lambda: smc(TWO, head=head_of(2)), "head = .* with proposal = 'marginals', which has no learned part"
