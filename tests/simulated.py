@@ -147,7 +147,10 @@ def refused() -> int:
                 wrong()
                 continue
             found += 1
-        assert (x + 1).tolist() == [2, 2, 2] and int(x.sum()) == 3 and bool(x[0]) and sum(waits.values()) == 3, waits
+        assert (x + 1).tolist() == [2, 2, 2]
+        assert int(x.sum()) == 3
+        assert bool(x[0])
+        assert sum(waits.values()) == 3, waits
     return found
 
 
