@@ -159,21 +159,22 @@ def _costs(sampler: Sampler, runs: Sequence[Result], grid: Array, limit: int) ->
     held: list[tuple[int, Tensor, Tensor]] = []  # a run's number and its laws, `[L, A]` each, until they are read
 
     def read() -> None:
-        log_q, log_p = (torch.cat([each[side] for each in held]) for side in (1, 2))
-        owner = np.repeat([each[0] for each in held], [len(each[1]) for each in held])
+        numbers, every_q, every_p = zip(*held, strict=True)
+        log_q, log_p = torch.cat(every_q), torch.cat(every_p)
+        owner = np.repeat(numbers, [len(each) for each in every_q])
         for place, beta in enumerate(grid):
             nats = divergence(Clamp(float(beta)).log_prob(log_q, log_p), log_p).cpu().numpy()
             out[:, place] += np.bincount(owner, nats, len(runs))
         held.clear()
 
-    numbers = 0
+    size = 0
     for number, run in enumerate(runs):
         for _, log_q, _, log_p, _ in laws_along(sampler, run, max_new_tokens=limit):
             held.append((number, log_q, log_p))
-            numbers += log_q.numel()
-            if numbers > TOGETHER:
+            size += log_q.numel()
+            if size > TOGETHER:
                 read()
-                numbers = 0
+                size = 0
     if held:
         read()
     return out
