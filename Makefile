@@ -22,7 +22,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/smc-bridge compare --n 20 --fresh --json runs/demo.json --methods ar,dlm-1,dlm-4,speculative,released,paper,smc-1,smc-4,tree-32
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --durations 8
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 8
 
 # The same with an older transformers, in a second environment: loading of models, their networks and their tokenizers.
 OLDER := 4.57.6

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from smc_bridge.analysis.local import kl as divergence
 from smc_bridge.analysis.local import laws_along
@@ -42,6 +43,8 @@ Array = npt.NDArray[np.float64]
 POWERS = 2.0 ** np.arange(-2.0, 2.5, 0.5)
 #: Where the search begins, and the least and the greatest beta that are tried: nearer to 1 costs are round-off.
 FIRST, LEAST, MOST = 8.0, 1.0 + 1e-6, 1e6
+#: Numbers of a law that are held until costs are read from them, all positions together.
+TOGETHER = 2**20
 #: Options of `smc` that are not the caller's: what is asked for is one particle's cost.
 TAKEN = ("particles", "lanes", "intermediate", "beta", "w", "potential")
 
@@ -116,7 +119,7 @@ def beta_of(
         sampler = smc(pair, 1, intermediate=Clamp(beta), **options)
         runs = sampler.run(prompts, seed=seed, max_new_tokens=max_new_tokens)
         grid = np.unique(np.clip(beta**POWERS, LEAST, MOST))
-        costs = np.stack([_costs(sampler, run, grid, max_new_tokens) for run in runs])  # [prompts, grid]
+        costs = _costs(sampler, runs, grid, max_new_tokens)
         tokens = np.array([len(run.sequences[0]) for run in runs], dtype=np.float64)
         curve, own = costs.sum(0) / tokens.sum(), costs[:, int(np.flatnonzero(grid == beta)[0])]
         value = float(own.sum() / tokens.sum())
@@ -150,9 +153,28 @@ def _where(wanted: float, curve: Array, grid: Array) -> float:
 
 
 @torch.inference_mode()
-def _costs(sampler: Sampler, run: Result, grid: Array, limit: int) -> Array:
-    """`sum_i KL(pi_i || p_i)` along a run's sequence under `Clamp` of every beta, `[grid]`, nats."""
-    out = np.zeros(grid.size)
-    for _, log_q, _, log_p, _ in laws_along(sampler, run, max_new_tokens=limit):
-        out += [float(divergence(Clamp(float(beta)).log_prob(log_q, log_p), log_p).sum()) for beta in grid]
+def _costs(sampler: Sampler, runs: Sequence[Result], grid: Array, limit: int) -> Array:
+    """`sum_i KL(pi_i || p_i)` along every run's sequence under `Clamp` of every beta, `[runs, grid]`, nats."""
+    out = np.zeros((len(runs), grid.size))
+    held: list[tuple[int, Tensor, Tensor]] = []  # a run's number and its laws, `[L, A]` each, until they are read
+
+    def read() -> None:
+        numbers, every_q, every_p = zip(*held, strict=True)
+        log_q, log_p = torch.cat(every_q), torch.cat(every_p)
+        owner = np.repeat(numbers, [len(each) for each in every_q])
+        for place, beta in enumerate(grid):
+            nats = divergence(Clamp(float(beta)).log_prob(log_q, log_p), log_p).cpu().numpy()
+            out[:, place] += np.bincount(owner, nats, len(runs))
+        held.clear()
+
+    size = 0
+    for number, run in enumerate(runs):
+        for _, log_q, _, log_p, _ in laws_along(sampler, run, max_new_tokens=limit):
+            held.append((number, log_q, log_p))
+            size += log_q.numel()
+            if size > TOGETHER:
+                read()
+                size = 0
+    if held:
+        read()
     return out

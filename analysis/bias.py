@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit
 
 from smc_bridge.analysis.estimates import batch_means
 from smc_bridge.analysis.runs import Runs, as_runs, require_apart, require_independent, require_proper
@@ -199,7 +199,7 @@ def bias_against_samples(
         # f was the same throughout: samples that do not vary bound nothing, however equal the means are.
         return Estimate(difference, -math.inf, math.inf, n, WELCH, level=level)
     freedom = spread**2 / (parts[0] ** 2 / (left.size - 1) + parts[1] ** 2 / (right.size - 1))
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(spread)
+    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(spread)
     return Estimate(difference, difference - half, difference + half, n, WELCH, math.sqrt(spread), level)
 
 

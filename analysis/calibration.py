@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import chdtrc
 
 from smc_bridge.analysis.reverse import multinomial
 from smc_bridge.analysis.runs import require_proper
@@ -114,7 +114,7 @@ def rank_uniformity(ranks: npt.NDArray[np.int64], places: int) -> RankTest:
     counts = np.bincount(ranks, minlength=places)
     expected = ranks.size / places
     statistic = float(np.square(counts - expected).sum() / expected)
-    return RankTest(ranks, places, statistic, float(stats.chi2.sf(statistic, places - 1)))
+    return RankTest(ranks, places, statistic, float(chdtrc(places - 1, statistic)))
 
 
 def _seeds(seed: int, trials: int, step: int) -> list[int]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from smc_bridge.analysis.genealogy import ancestral_lines
 from smc_bridge.analysis.runs import require_proper
@@ -123,13 +123,13 @@ def batch_means(
     if count == 1:
         return Estimate(value, -math.inf, math.inf, 1, STUDENT, level=level)
     error = float(means.std(ddof=1) / math.sqrt(count))
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
+    half = float(stdtrit(count - 1, (1 + level) / 2)) * error
     return Estimate(value, value - half, value + half, count, STUDENT, error, level)
 
 
 def wilson(right: int, n: int, *, level: float = 0.95) -> Estimate:
     """Share `right / n` with Wilson's score interval (1927)."""
-    z = float(stats.norm.ppf((1 + level) / 2))
+    z = float(ndtri((1 + level) / 2))
     share = right / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
 
 from smc_bridge.analysis.runs import as_runs, require_independent, require_proper
 from smc_bridge.estimate import Estimate
@@ -139,6 +138,8 @@ def fit_rate(counts: Sequence[int], distances: Sequence[Estimate]) -> Rate | Non
     values, errors = np.array([d.value for d in distances]), np.array([d.error for d in distances])
     if not (values > 3 * errors).any():
         return None
+    from scipy import optimize  # which takes longer to import than to fit
+
     start = (max(float(values[0]), 1e-6) * counts[0] ** 0.5, 0.5)
     (scale, exponent), covariance = optimize.curve_fit(
         lambda n, c, a: c * n**-a, np.asarray(counts, dtype=np.float64), values, p0=start,

@@ -34,6 +34,13 @@ def describe(value: Any) -> Any:
     return f"{type(value).__name__}({inside})"
 
 
+def copied(value: Any) -> Any:
+    """The same plain data, of which each holder may change its own."""
+    if isinstance(value, dict):
+        return {name: copied(item) for name, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value
+
+
 def name_of(model: LanguageModel) -> str:
     """What the model calls itself (`name`), else its class."""
     return str(getattr(model, "name", type(model).__name__))

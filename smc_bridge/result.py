@@ -48,7 +48,8 @@ class Forwards:
     @classmethod
     def total(cls, parts: Sequence[Forwards]) -> Forwards:
         """The sum of several counts, field by field."""
-        return cls(*(sum(getattr(part, item.name) for part in parts) for item in fields(cls)))
+        each = [(p.dlm_forwards, p.dlm_rows, p.ar_forwards, p.ar_rows, p.ar_tokens) for p in parts]
+        return cls(*map(sum, zip(*each, strict=True)))
 
 
 @dataclass(frozen=True, repr=False)

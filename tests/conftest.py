@@ -1,9 +1,11 @@
 """What holds for every test: no width of a terminal from outside (pytest-xdist sets one), and a mark of those that are
-parametrised over devices: `pytest -m device`.
+parametrised over devices: `pytest -m device`. What stands when all tests are collected, their imports above all, is no
+garbage: collections leave it out.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -20,3 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "device" in getattr(getattr(item, "callspec", None), "params", ()):
             item.add_marker("device")
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()

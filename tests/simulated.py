@@ -7,7 +7,7 @@ refused (a tensor of the host among those of the device, numpy on it), and what 
     python -m tests.simulated METHOD METHOD ..
 
 which decodes two problems of the embedded pair with each method, one after the other in one seat, on the CPU and on the
-device, and prints in JSON for each whether the draws are equal, its steps and its waits.
+device, and prints in JSON for each whether the draws are equal, its steps and its waits, and what is refused at all.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 DEVICE = torch.device("privateuseone", 0)
 #: Operations whose further tensors may lie on the host: numbers that are uploaded, and indices, which are too.
@@ -78,7 +77,8 @@ class _Device(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
-        leaves = tree_leaves((args, kwargs))
+        leaves: list[Any] = []
+        _mapped(leaves.append, (args, kwargs))
         tensors = [each for each in leaves if isinstance(each, Tensor)]
         inside = [each for each in tensors if isinstance(each, Simulated)]
         asked = next((each.type for each in leaves if isinstance(each, torch.device)), None)
@@ -93,13 +93,22 @@ class _Device(TorchDispatchMode):
         if down or masks or name in WAITS:
             self.waits["copy to the host" if down else name] += 1
         of = {id(each.held): each for each in inside}
-        given, options = tree_map(_held, (args, kwargs))
+        given, options = _mapped(_held, (args, kwargs))
         out = func(*given, **options)
         if name in ("to", "_to_copy") and any(out is each.held for each in inside) and asked is not None and down:
             return out.clone()
         if down:
             return out
-        return tree_map_only(Tensor, lambda each: of[id(each)] if id(each) in of else Simulated(each), out)
+        return _mapped(lambda each: _lifted(each, of), out)
+
+
+def _mapped(change: Callable[[Any], Any], each: Any) -> Any:
+    """The same nest of arguments with every leaf changed: torch's own pytrees take longer than the operations."""
+    if isinstance(each, tuple | list):
+        return (list if isinstance(each, list) else tuple)([_mapped(change, x) for x in each])
+    if isinstance(each, dict):
+        return {name: _mapped(change, x) for name, x in each.items()}
+    return change(each)
 
 
 def _held(each: Any) -> Any:
@@ -107,6 +116,13 @@ def _held(each: Any) -> Any:
     if isinstance(each, Simulated):
         return each.held
     return torch.device("cpu") if isinstance(each, torch.device) else each
+
+
+def _lifted(each: Any, of: dict[int, Simulated]) -> Any:
+    """A result as the device has it; `of`: tensors of the device by the id of what they hold."""
+    if not isinstance(each, Tensor):
+        return each
+    return of[id(each)] if id(each) in of else Simulated(each)
 
 
 @contextmanager
@@ -121,6 +137,23 @@ def simulated() -> Iterator[Counter[str]]:
         yield mode.waits
 
 
+def refused() -> int:
+    """How many of three mixtures of host and device are refused, as an accelerator refuses them."""
+    found = 0
+    with simulated() as waits:
+        x = torch.ones(3, device=DEVICE)
+        for wrong in (lambda: x + torch.ones(3), lambda: torch.cat([x, torch.ones(1)]), lambda: x.numpy()):
+            with suppress(RuntimeError, TypeError):
+                wrong()
+                continue
+            found += 1
+        assert (x + 1).tolist() == [2, 2, 2]
+        assert int(x.sum()) == 3
+        assert bool(x[0])
+        assert sum(waits.values()) == 3, waits
+    return found
+
+
 def main(names: list[str]) -> None:
     from benchmarks.problems import cached, decoder
     from smc_bridge import load_pair
@@ -129,6 +162,8 @@ def main(names: list[str]) -> None:
 
     task, found = TASKS["arithmetic"], {}
     here = load_pair(task.pair, device="cpu")
+    with simulated():
+        there = load_pair(task.pair, device=DEVICE)
     prompts = [here.encode(item.prompt).tolist() for item in task.problems(2)]
 
     def run(pair: Any, name: str, steps: list[int]) -> Any:
@@ -139,7 +174,6 @@ def main(names: list[str]) -> None:
         expected = run(here, name, [])
         steps: list[int] = []
         with simulated() as waits:
-            there = load_pair(task.pair, device=DEVICE)
             run(there, name, [])
             waits.clear()
             runs = run(there, name, steps)
@@ -149,7 +183,7 @@ def main(names: list[str]) -> None:
         ]  # attention has another form on another device
         equal = [a.sequences for a in runs] == [b.sequences for b in expected] and max(apart, default=0.0) < 1e-3
         found[name] = {"equal": equal, "steps": len(steps), "waits": sum(waits.values())}
-    print(json.dumps(found))
+    print(json.dumps({"methods": found, "refused": refused()}))
 
 
 if __name__ == "__main__":

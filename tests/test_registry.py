@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,16 @@ def methods_in(text: str) -> set[str]:
     listed = re.fullmatch(r"\s*[\w=./-]+([,|]\s*[\w=./-]+)*\s*", text)
     pieces = re.split(r"[,|]\s*", text.strip()) if listed else []
     words = {*pieces, *re.findall(r"(?<![\w-])[a-z]\w*(?:-[\w<>]+)+(?![\w-])", text)}
-    return {
-        each.name for each in own() for pattern in (each.name, *each.aliases) for word in words
+    return {name for word in words for name in named_by(word)}
+
+
+@cache
+def named_by(word: str) -> frozenset[str]:
+    """Methods that a word is a name or an alias of."""
+    return frozenset(
+        each.name for each in own() for pattern in (each.name, *each.aliases)
         if word == pattern or met(pattern, word) is not None
-    }
+    )
 
 
 def test_a_method_stands_in_one_file() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit
 
 from smc_bridge.analysis.effective_size import LogWeights
 from smc_bridge.analysis.local import LocalDivergences
@@ -169,7 +169,7 @@ def _draw(ax: Any, name: str, look: Look, lines: Sequence[tuple[Array, Array, fl
     with np.errstate(invalid="ignore"):
         mean = values.mean(axis=0)
         error = values.std(axis=0, ddof=1) / math.sqrt(len(lines))
-    half = stats.t.ppf((1 + LEVEL) / 2, len(lines) - 1) * error
+    half = stdtrit(len(lines) - 1, (1 + LEVEL) / 2) * error
     drawn = np.isfinite(mean)
     mean[~drawn] = np.nan
     band(ax, tokens, mean - half, mean + half, look.color)

@@ -7,6 +7,7 @@ lists when somebody reads a trace; only the counts of forwards are needed for ev
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from smc_bridge.engine.program import Program
-from smc_bridge.engine.state import SMCState, growing
+from smc_bridge.engine.state import SMCState
 from smc_bridge.engine.survivors import Reduced, Seen
 from smc_bridge.engine.watch import uncovered_reason
 from smc_bridge.engine.weights import ess, log_mean
@@ -130,23 +131,28 @@ class StepTensors:
         return out
 
 
-def result_of(program: Program, state: SMCState, seat: int, settings: dict[str, Any]) -> Result:
-    """The `Result` of the prompt in a seat, as far as it has come; the prompt's seed is added to the run's settings."""
+def result_of(
+    program: Program, state: SMCState, seat: int, settings: dict[str, Any], reasons: Sequence[str]
+) -> Result:
+    """The `Result` of the prompt in a seat, as far as it has come; the prompt's seed is added to the run's settings.
+
+    Args:
+        reasons: why the weights of the program are not proper.
+    """
     request, particles = state.seated(seat), state.log_weights.shape[1]
     rows = sent(np.arange(seat * particles, (seat + 1) * particles), state.prefix.length.device)
     sequences = [sequence[len(request.prompt) :] for sequence in state.prefix.select(rows).lists()]
     steps = state.records[seat]
-    reasons = program.why_improper()
-    if seat in state.uncovered:
-        reasons.append(uncovered_reason(program, state.uncovered[seat]))
+    reasons = [*reasons, *([uncovered_reason(program, state.uncovered[seat])] if seat in state.uncovered else [])]
     parts = [step.forwards[seat] for step in steps]
+    log_weights, done = known(state.log_weights)[seat], known(state.prefix.done)[seat * particles :][:particles]
     return Result(
-        prompt=request.prompt, sequences=sequences, log_weights=known(state.log_weights)[seat].tolist(),
+        prompt=request.prompt, sequences=sequences, log_weights=log_weights.tolist(),
         texts=texts_of(program.detokenize, sequences, request.prompt),
         method=program.name, proper=not reasons, reasons=reasons,
         has_potential=program.target.potential is not None, forwards=Forwards.total(parts),
         seconds=time.perf_counter() - state.entered[seat],
         trace=Trace(len(steps), lambda: [step.records[seat] for step in steps]),
-        complete=not bool(growing(state.prefix, state.log_weights)[seat].any()),
+        complete=bool((done | (log_weights == -np.inf)).all()),
         settings={**settings, **request.settings()},
     )

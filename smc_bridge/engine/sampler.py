@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from smc_bridge.decode import OnResult, Progress, serve
+from smc_bridge.describe import copied
 from smc_bridge.engine import steps, survivors
 from smc_bridge.engine.conditional import check_possible, pin
 from smc_bridge.engine.pace import note
@@ -203,8 +204,12 @@ class Sampler(Program):
 
     def result(self, state: SMCState, seat: int) -> Result:
         """See `Decoder.result`: the N weighted continuations of the prompt in a seat."""
-        program = self if state.program is None else state.program
-        return result_of(self, state, seat, program.settings(max_new_tokens=state.max_new_tokens))
+        now = self._parts()
+        if state.shown is None or any(a is not b for a, b in zip(state.shown[0], now, strict=True)):
+            program = self if state.program is None else state.program
+            state.shown = now, program.settings(max_new_tokens=state.max_new_tokens), self.why_improper()
+        _, settings, reasons = state.shown
+        return result_of(self, state, seat, copied(settings), reasons)
 
     def reseat(self, state: SMCState, seats: Sequence[int], requests: Sequence[Request | None]) -> SMCState:
         """See `Decoder.reseat`; a seat that nobody takes gives its memory back."""

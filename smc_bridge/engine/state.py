@@ -100,6 +100,7 @@ class SMCState:
         chunks: how much of a law is computed at a time.
         parts: of the program when `watched`, `walks`, `chunks` and `program` were found.
         program: the sampler as the run has it, with what its pace has found out; None for the one that steps.
+        shown: the program's parts, and what results say of it: its settings, and why its weights are not proper.
         seen: how often each place of a draft was reached and accepted in each seat, `[P, 2, V]`
             (`smc_bridge.engine.pace`); counted only if the program has a pace.
     """
@@ -124,6 +125,7 @@ class SMCState:
     chunks: Chunks = field(default_factory=Chunks)
     parts: tuple[Any, ...] = ()
     program: Any = None
+    shown: tuple[tuple[Any, ...], dict[str, Any], list[str]] | None = None
     seen: Index = field(default_factory=lambda: np.zeros((0, 2, 0), dtype=np.int64))
 
     @property
@@ -167,6 +169,7 @@ class SMCState:
         return replace(
             self, log_potential=self.log_potential.clone(), requests=list(self.requests), records=list(self.records),
             entered=list(self.entered), uncovered=dict(self.uncovered), seen=self.seen.copy(),
+            shown=None,
         )
 
     def note(self, step: StepLog) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy.special import chdtrc, chdtri, chndtr
 
 Array = npt.NDArray[np.float64]
 
@@ -28,7 +28,7 @@ def chi_square(counts: Array, probabilities: Array, *, smallest: float = 10.0) -
         expected = np.append(expected[:-2], expected[-2:].sum())
     assert len(expected) > 1, "one cell is left after pooling: draw more"
     statistic = ((observed - expected) ** 2 / expected).sum()
-    return float(stats.chi2.sf(statistic, len(expected) - 1))
+    return float(chdtrc(len(expected) - 1, statistic))
 
 
 def mean_test(values: Array, expected: Array, *, smallest: float = 25.0) -> float:
@@ -51,7 +51,7 @@ def mean_test(values: Array, expected: Array, *, smallest: float = 25.0) -> floa
         return 0.0
     if not alive.any():
         return 1.0
-    return float(stats.chi2.sf(runs * (rotated[alive] ** 2 / scale[alive]).sum(), int(alive.sum())))
+    return float(chdtrc(int(alive.sum()), runs * (rotated[alive] ** 2 / scale[alive]).sum()))
 
 
 def detectable(deviation: float, runs: int, degrees: int, level: float, *, power: float = 0.99) -> float:
@@ -63,6 +63,8 @@ def detectable(deviation: float, runs: int, degrees: int, level: float, *, power
         degrees: of freedom of the test.
         level: of the test.
     """
-    critical = stats.chi2.isf(level, degrees)
-    shift = optimize.brentq(lambda nc: stats.ncx2.sf(critical, degrees, nc) - power, 1e-9, 1e4)
+    from scipy import optimize  # which takes long to import
+
+    critical = chdtri(degrees, level)
+    shift = optimize.brentq(lambda nc: 1.0 - chndtr(critical, degrees, nc) - power, 1e-9, 1e4)
     return float(deviation * np.sqrt(shift / runs))

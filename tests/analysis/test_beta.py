@@ -119,7 +119,7 @@ def test_what_is_estimated_is_the_divergence_of_pi_from_p() -> None:
     met = [[exact.laws(prefix, 8.0) for prefix in ([], run.sequences[0][:1])] for run in runs]
     wanted = np.array([sum(oracle.kl(pi, p) for pi, p in laws) for laws in met])
     reverse = np.array([sum(oracle.kl(p, pi) for pi, p in laws) for laws in met])
-    costs = np.array([_costs(sampler, run, grid, 2)[1] for run in runs])
+    costs = _costs(sampler, runs, grid, 2)[:, 1]
     assert np.abs(costs - wanted).max() < 1e-9
     assert np.unique(wanted.round(6)).size > 1
     assert np.abs(costs - reverse).min() > 0.02, f"KL(pi || p) {wanted}, KL(p || pi) {reverse}"
@@ -130,4 +130,4 @@ def test_a_run_that_was_not_drawn_from_the_laws_that_are_read_is_refused() -> No
     made, other = (smc(PAIR, 1, intermediate=Clamp(beta)) for beta in (8.0, 1.1))
     run = max(made.run([[]] * 20, seed=range(20), max_new_tokens=3), key=lambda each: abs(each.log_evidence))
     with pytest.raises(ValueError, match=r"block 0 earned .* the sampler's laws give"):
-        _costs(other, run, np.array([1.1]), 3)
+        _costs(other, [run], np.array([1.1]), 3)

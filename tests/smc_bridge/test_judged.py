@@ -99,11 +99,12 @@ def test_the_released_sign_is_farther_from_the_ar_law_than_no_weighting() -> Non
     assert formula > 0.01, "finitely many candidates leave a bias"
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_more_candidates_come_nearer_to_the_ar_law(steps: int) -> None:
+@pytest.mark.parametrize(("steps", "most"), [(1, 4), (2, 3)])
+def test_more_candidates_come_nearer_to_the_ar_law(steps: int, most: int) -> None:
     law, window = exact_law(ARTarget(PAIR.ar), 2), ",is_start=1,is_end=0"
     found = [
-        distance(law_of(f"edlm,steps={steps},candidates={k}{window if k > 1 else ''}", 2), law) for k in (1, 2, 3, 4)
+        distance(law_of(f"edlm,steps={steps},candidates={k}{window if k > 1 else ''}", 2), law)
+        for k in range(1, most + 1)
     ]
     assert found == sorted(found, reverse=True), found
 
@@ -111,7 +112,7 @@ def test_more_candidates_come_nearer_to_the_ar_law(steps: int) -> None:
 def test_tokens_filled_before_have_their_say_in_the_weight() -> None:
     law = exact_law(ARTarget(PAIR.ar), 2)
     whole, carried = (
-        distance(law_of(f"edlm,steps=2,is_start=1,is_end=0,candidates=4,carry_over={each}", 2), law)
+        distance(law_of(f"edlm,steps=2,is_start=1,is_end=0,candidates=3,carry_over={each}", 2), law)
         for each in ("false", "true")
     )
     assert whole < carried - 0.005, f"whole candidates {whole:.4f}, open places alone {carried:.4f}"
