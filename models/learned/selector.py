@@ -41,7 +41,8 @@ class SelectorHead(nn.Module):
             "vocabulary": whole_number("vocabulary", vocabulary), "hidden": whole_number("hidden", hidden),
             "rank": whole_number("rank", rank),
         }
-        self.before = nn.Parameter(torch.randn(vocabulary, rank) / math.sqrt(rank))  # A
+        first = torch.randn(vocabulary, rank) / math.sqrt(rank)
+        self.before = nn.Parameter(nn.functional.pad(first, (0, 0, 1, 0)))  # A: row y + 1 is token y, row 0 none
         self.after = nn.Parameter(torch.zeros(rank, vocabulary))  # B: at first the marginals as they are
         self.place = nn.Linear(hidden, 2 * rank)  # H and G
         with torch.no_grad():
@@ -55,17 +56,13 @@ class SelectorHead(nn.Module):
 
     def forward(self, before: Tensor, hidden: Tensor) -> Tensor:
         """What is added after tokens `[...]` at places of features `[..., D]`, `[..., A]`; a negative token is none."""
-        return self.mixed(before, self.kept(hidden)) @ self.after
+        gate, own = self.kept(hidden).chunk(2, -1)
+        return (self.before[before + 1] * gate + own) @ self.after
 
     def kept(self, hidden: Tensor) -> Tensor:
         """H and G of features `[..., D]`, `[..., 2 r]`."""
         found: Tensor = self.place(hidden.to(self.after) / SCALE)
         return found
-
-    def mixed(self, before: Tensor, kept: Tensor) -> Tensor:
-        """`A(y) * H + G`, `[..., r]`, of tokens `[...]` and what is kept of their places `[..., 2 r]`."""
-        gate, own = kept.chunk(2, -1)
-        return torch.where(before[..., None] < 0, 0.0, self.before[before.clamp_min(0)]) * gate + own
 
     @torch.no_grad()
     def features(self, hidden: Tensor) -> Tensor:
@@ -86,14 +83,17 @@ class Selected:
     """
 
     def __init__(self, head: SelectorHead, kept: Tensor) -> None:
-        self.head, self.kept = head, kept
+        self.before, self.after = head.before.detach(), head.after.detach()
+        self.gate, self.own = kept.detach().chunk(2, -1)
 
-    @torch.no_grad()
+    def mixed(self, before: Tensor, place: Tensor) -> Tensor:
+        """`A(y) * H + G` of tokens `[n]` at places `[n]`, `[n, r]`."""
+        return torch.addcmul(self.own[place], self.before[before + 1], self.gate[place])
+
     def rows(self, before: Tensor, place: Tensor) -> Tensor:
         """What is added after tokens `[n]` at places `[n]`, `[n, A]`."""
-        return self.head.mixed(before, self.kept[place]) @ self.head.after
+        return self.mixed(before, place) @ self.after
 
-    @torch.no_grad()
     def entries(self, before: Tensor, tokens: Tensor, place: Tensor) -> Tensor:
         """The same at one token each, `[n]`."""
-        return (self.head.mixed(before, self.kept[place]) * self.head.after[:, tokens].T).sum(-1)
+        return (self.mixed(before, place) * self.after[:, tokens].T).sum(-1)
