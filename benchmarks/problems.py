@@ -48,13 +48,13 @@ def cached(name: str, pair: Pair) -> Pair:
     return replace(pair, dlm=dlm.with_cache("prefix")) if name.endswith(CACHED) else pair
 
 
-def decoder(text: str, pair: Pair, task: Task, *, temperature: float) -> Decoder[Any]:
+def decoder(text: str, pair: Pair, task: Task, *, temperature: float, **options: Any) -> Decoder[Any]:
     """The decoder of a spelling with the lookahead and window that suit the task, at a target temperature.
 
-    The cache that the name may end with is that of the pair (`cached`).
+    The cache that the name may end with is that of the pair (`cached`); `options` are those that have no spelling.
     """
     made: Decoder[Any] = spelled(text.removesuffix(CACHED)).make(
-        pair, temperature=temperature, lookahead=task.lookahead, window=task.window
+        pair, temperature=temperature, lookahead=task.lookahead, window=task.window, **options
     )
     return made
 

@@ -47,16 +47,17 @@ PROPOSALS = {
     "marginals": "smc_bridge.proposals.mean_field:as_it_is", "chain": "smc_bridge.proposals.chain:PrefixFilled",
     "entropy-chain": "smc_bridge.proposals.entropy_chain:EntropyChain",
     "speculated-chain": "smc_bridge.proposals.self_speculation:SelfSpeculated",
-    "markov": "smc_bridge.proposals.markov:MarkovChain", "adjust": "smc_bridge.proposals.adjust:Adjusted",
+    "markov": "smc_bridge.proposals.markov:MarkovChain", "selector": "smc_bridge.proposals.markov:MarkovChain",
+    "adjust": "smc_bridge.proposals.adjust:Adjusted",
     "codila": "smc_bridge.proposals.soft_blocks:SoftBlocks", "refusion": "smc_bridge.proposals.slots:Slots",
     "path": "smc_bridge.proposals.path:MostLikelyPath", "search": "smc_bridge.proposals.search:PathSearch",
 }
 #: Proposals whose laws depend on what they drafted, those whose laws depend on the token before alone, and kernels that
 #: ask for laws off the draft.
 CHAINS = ("chain", "entropy-chain", "speculated-chain", "adjust", "codila", "refusion")
-FIRST_ORDER = ("markov",)
+FIRST_ORDER = ("markov", "selector")
 #: Proposals with a learned part: that of the pair which has their name, unless one is given.
-LEARNED = ("markov", "adjust", "codila")
+LEARNED = ("markov", "selector", "adjust", "codila")
 #: Proposals that ask the AR model as they draft.
 ASK_AR = ("refusion",)
 #: Options that one proposal has for itself, by what makes it.

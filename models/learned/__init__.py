@@ -13,6 +13,7 @@ from typing import Any
 PARTS: dict[str, str] = {
     "adjust": "smc_bridge.models.learned.adjust:Refiner",
     "markov": "smc_bridge.models.learned.markov:MarkovHead",
+    "selector": "smc_bridge.models.learned.selector:SelectorHead",
     "confidence_filter": "smc_bridge.models.learned.confidence_filter:ConfidenceFilter",
     "codila": "smc_bridge.models.learned.codila:SoftAR",
     "columns": "smc_bridge.models.tables.columns:ColumnNetwork",

@@ -46,17 +46,19 @@ class MarkovHead(nn.Module):
         """A small one for the alphabet of a model, before it is trained."""
         return cls(vocabulary=model.vocab_size, rank=2)
 
-    def forward(self, before: Tensor) -> Tensor:
-        """What is added after tokens `before: [...]`, `[..., A]`; nothing after a negative one."""
+    def forward(self, before: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """What is added after tokens `before: [...]`, `[..., A]`, whatever the features of the place; nothing after a
+        negative one."""
         added = self.before[before.clamp_min(0)] @ self.after
         return added.masked_fill(before[..., None] < 0, 0.0)
 
-    def rows(self, before: Tensor) -> Tensor:
-        """`forward` of tokens `[n]`, `[n, A]`, without a gradient; read in a table where the alphabet is small."""
+    def rows(self, before: Tensor, place: Tensor | None = None) -> Tensor:
+        """`forward` of tokens `[n]`, `[n, A]`, without a gradient; read in a table where the alphabet is small. It is
+        the same at every place."""
         table = self.table()
         return self.forward(before).detach() if table is None else table.index_select(0, before + 1)
 
-    def entries(self, before: Tensor, tokens: Tensor) -> Tensor:
+    def entries(self, before: Tensor, tokens: Tensor, place: Tensor | None = None) -> Tensor:
         """The same at one token each, `[n]` and `[n]` -> `[n]`."""
         table = self.table()
         if table is not None:

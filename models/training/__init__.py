@@ -9,6 +9,7 @@ from __future__ import annotations
 TRAININGS: dict[str, str] = {
     "adjust": "smc_bridge.models.training.adjust:train",
     "markov": "smc_bridge.models.training.markov:train",
+    "selector": "smc_bridge.models.training.selector:train",
     "codila": "smc_bridge.models.training.codila:train",
     "confidence_filter": "smc_bridge.models.training.confidence_filter:train",
 }

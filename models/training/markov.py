@@ -12,7 +12,7 @@ step: a lane may have any. The second term is what is refused: a draft's token i
 `1 - ||q_i - p_i||_1 / 2`. To learn the diffusion model's own chain rule, p_i may be its marginal with the block so far
 filled in, in place of the autoregressive model's conditional (`target`).
 
-Shapes: B blocks, V places, A alphabet, S tokens.
+Shapes: B blocks, V places, A alphabet, D features.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ from smc_bridge.models.arithmetic.batches import Encoded, encode
 from smc_bridge.models.arithmetic.problems import splits
 from smc_bridge.models.arithmetic.wording import DRAFTED, PLAIN
 from smc_bridge.models.learned.markov import MarkovHead
+from smc_bridge.models.learned.selector import SelectorHead
 from smc_bridge.models.pair import Pair
 from smc_bridge.models.protocols import ABSENT, MASKED
 from smc_bridge.models.training.fit import Trained, fit, initialised
 
+#: What is trained so.
+Head = MarkovHead | SelectorHead
 #: Whose conditionals are learned.
 Target = Literal["ar", "dlm"]
 #: Blocks, those of a problem, and places of each.
@@ -61,6 +64,7 @@ class Blocks(NamedTuple):
         counts: whether the place is within the response, bool `[B, V]`.
         scores: U, logits of the diffusion model, float16 `[B, V, A]`.
         target: logits of what is learned, float16 `[B, V, A]`.
+        hidden: features of the diffusion model at each place, float16 `[B, V, D]`.
     """
 
     before: Tensor
@@ -68,6 +72,7 @@ class Blocks(NamedTuple):
     counts: Tensor
     scores: Tensor
     target: Tensor
+    hidden: Tensor
 
 
 def train(
@@ -87,19 +92,24 @@ def train(
         blocks = min(BLOCKS, max(AT_ONCE, BLOCKS * steps // STEPS))
     data = harvest(pair, seed=seed, blocks=blocks, target=target)
     head = initialised(lambda: MarkovHead(vocabulary=pair.dlm.vocab_size), seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(len(data.before), (steps, BATCH), generator=generator)
-    loss = fit(
-        head, lambda step: loss_of(head, data, draws[step], TEMPERATURES[step % len(TEMPERATURES)]), steps=steps,
-        rate=RATE, name="markov",
-    )
+    loss = taught(head, data, seed=seed, steps=steps, name="markov")
     return Trained(head, loss, {"seed": seed, "steps": steps, "blocks": blocks, "target": target, "loss": loss})
 
 
-def loss_of(head: MarkovHead, data: Blocks, rows: Tensor, temperature: float) -> Tensor:
+def taught(head: Head, data: Blocks, *, seed: int, steps: int, name: str) -> float:
+    """Train a head in place on blocks; its loss (`fit`)."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(len(data.before), (steps, BATCH), generator=generator)
+    return fit(
+        head, lambda step: loss_of(head, data, draws[step], TEMPERATURES[step % len(TEMPERATURES)]), steps=steps,
+        rate=RATE, name=name,
+    )
+
+
+def loss_of(head: Head, data: Blocks, rows: Tensor, temperature: float) -> Tensor:
     """The loss of blocks `rows: [n]` at one temperature, nats and mass per place."""
-    before, tokens, counts, scores, target = (each[rows] for each in data)
-    log_q = ((scores.float() + head(before)) / temperature).log_softmax(-1)
+    before, tokens, counts, scores, target, hidden = (each[rows] for each in data)
+    log_q = ((scores.float() + head(before, hidden)) / temperature).log_softmax(-1)
     p = (target.float() / temperature).softmax(-1)
     entropy = -log_q.gather(-1, tokens[..., None])[..., 0]
     distance = (log_q.exp() - p).abs().sum(-1)
@@ -109,12 +119,12 @@ def loss_of(head: MarkovHead, data: Blocks, rows: Tensor, temperature: float) ->
 
 
 @torch.inference_mode()
-def accepted(head: MarkovHead | None, data: Blocks, temperature: float) -> Tensor:
+def accepted(head: Head | None, data: Blocks, temperature: float) -> Tensor:
     """Mass that draft and target share at each place, given what stands before it, `[V]`; of None by the marginals."""
     total, number = torch.zeros(data.tokens.shape[1]), torch.zeros(data.tokens.shape[1])
     for first in range(0, len(data.before), AT_ONCE):
-        before, _, counts, scores, target = (each[first : first + AT_ONCE] for each in data)
-        logits = scores.float() + (0.0 if head is None else head(before))
+        before, _, counts, scores, target, hidden = (each[first : first + AT_ONCE] for each in data)
+        logits = scores.float() + (0.0 if head is None else head(before, hidden))
         both = torch.minimum((logits / temperature).softmax(-1), (target.float() / temperature).softmax(-1)).sum(-1)
         total, number = total + (both * counts).sum(0), number + counts.sum(0)
     return total / number
@@ -158,7 +168,7 @@ def _read(pair: Pair, cuts: Sequence[tuple[list[int], int]], target: Target) -> 
     before = torch.cat([prefix[rows, length - 1][:, None], tokens[:, :-1]], dim=1)
     masks = LOOKAHEAD[int(length.sum()) % len(LOOKAHEAD)]
     session = pair.dlm.session(prefix, length)
-    scores = session.score(rows, torch.full((count, masks), MASKED))[:, :PLACES]
+    scores, hidden = (each[:, :PLACES] for each in session.score(rows, torch.full((count, masks), MASKED), hidden=True))
     if target == "ar":
         learned = pair.ar.session(prefix, length).score(rows, tokens)
     else:
@@ -168,6 +178,5 @@ def _read(pair: Pair, cuts: Sequence[tuple[list[int], int]], target: Target) -> 
             session.score(rows, torch.where(place < i, padded, MASKED))[:, i] for i in range(PLACES)
         ], dim=1)
     banned = torch.tensor(pair.dlm.banned_ids, dtype=torch.long)
-    return Blocks(before, tokens, counts, *(
-        each.index_fill(-1, banned, NEVER).half() for each in (scores, learned)
-    ))
+    scores, learned = (each.index_fill(-1, banned, NEVER).half() for each in (scores, learned))
+    return Blocks(before, tokens, counts, scores, learned, hidden.half())

@@ -1,8 +1,9 @@
 """Laws that depend on the token before: `FirstOrder`, a chain's law along a draft that can be asked off it as well.
 
-    q_i(. | y_<i) = q_i(. | y_{i-1}) ∝ exp((U_i + s(y_{i-1})) / tau)
+    q_i(. | y_<i) = q_i(. | y_{i-1}) ∝ exp((U_i + s_i(y_{i-1})) / tau)
 
-`ShiftedLaw` is such a law of logits: to the logits of a place it adds a row that belongs to the token before. A cell is
+`ShiftedLaw` is such a law of logits: to the logits of a place it adds a row that belongs to the token before, the same
+at every place or one that the model's features of the place choose (`Gated`). A cell is
 a pair (place, token before), one number; so a draft, a given block and the nodes of a tree are the same law in other
 cells, and one arithmetic draws, accepts and scores.
 
@@ -26,12 +27,24 @@ from smc_bridge.models.host import Index
 class Shift(Protocol):
     """What the token before adds to logits."""
 
-    def rows(self, before: Tensor) -> Tensor:
-        """What is added after tokens `[n]`, `[n, A]`; nothing after a negative one."""
+    def rows(self, before: Tensor, place: Tensor) -> Tensor:
+        """What is added after tokens `[n]` to the logits of places `[n]`, `[n, A]`; a negative token is none."""
         ...
 
-    def entries(self, before: Tensor, tokens: Tensor) -> Tensor:
-        """The same at one token each, `[n]` and `[n]` -> `[n]`."""
+    def entries(self, before: Tensor, tokens: Tensor, place: Tensor) -> Tensor:
+        """The same at one token each, `[n]`, `[n]` and `[n]` -> `[n]`."""
+        ...
+
+
+class Gated(Protocol):
+    """What the token before adds, where the features of the place choose it."""
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """What is kept of the model's features of places, `[U, M, D]` -> `[U, M, D']`."""
+        ...
+
+    def at(self, features: Tensor) -> Shift:
+        """The shift of places of these features, `[U, M, D']`; a place is its number among the `U * M`."""
         ...
 
 
@@ -75,19 +88,19 @@ class ShiftedLaw(LogitLaw):
     def _gathered(self) -> Tensor:
         assert self.source is not None
         place, before = self._split(self.source.flatten())
-        return self._rows_of(place).to(self.dtype) + self.shift.rows(before)
+        return self._rows_of(place).to(self.dtype) + self.shift.rows(before, place)
 
     def raw(self, rows: Tensor, positions: Tensor, tokens: Tensor | None = None) -> Tensor:
         """The shifted logits of cells, -inf where banned; `[n, A]` or `[n, 1]` (`LogitLaw.raw`)."""
         if tokens is not None:
             return super().raw(rows, positions, tokens)
         place, before = self._split(self._place(rows, positions))
-        raw = self._rows_of(place).to(self.dtype) + self.shift.rows(before)
+        raw = self._rows_of(place).to(self.dtype) + self.shift.rows(before, place)
         return raw if self.ban is None else raw.index_fill_(-1, self.banned_ids, -torch.inf)
 
     def _single(self, place: Tensor, tokens: Tensor) -> Tensor:
         place, before = self._split(place)
-        return super()._single(place, tokens).to(self.dtype) + self.shift.entries(before, tokens)[:, None]
+        return super()._single(place, tokens).to(self.dtype) + self.shift.entries(before, tokens, place)[:, None]
 
 
 class FirstOrder(Selected):

@@ -39,6 +39,7 @@ class Marginals:
         offset: positions that a particle has used, `[R]`.
         refusals: tokens that were refused since each particle's forward, `[R]`.
         own: whether `logits` was made here. A model's output may be its own buffer: it is never written to.
+        features: what else is kept of each place, `[U, M, D]`; None for nothing.
     """
 
     logits: Tensor
@@ -47,6 +48,7 @@ class Marginals:
     offset: Index
     refusals: Index
     own: bool = False
+    features: Tensor | None = None
 
     @classmethod
     def empty(cls, particles: int, size: int, *, device: torch.device) -> Marginals:
@@ -60,16 +62,22 @@ class Marginals:
             return np.zeros_like(self.slot)
         return np.where(self.slot >= 0, self.width[self.slot] - self.offset, 0)
 
-    def add(self, rows: Index, group: Index, logits: Tensor, width: Index) -> None:
-        """Give slot `group[b]` of the new `logits: [U', M, A]` (`width: [U']`) to particle `rows[b]`."""
+    def add(
+        self, rows: Index, group: Index, logits: Tensor, width: Index, features: Tensor | None = None
+    ) -> None:
+        """Give slot `group[b]` of the new `logits: [U', M, A]` (`width: [U']`) to particle `rows[b]`; `features` of
+        the same places, `[U', M, D]`, in each call or in none."""
         self.slot[rows] = -1
         used = self._used()
         if used.size == 0:
-            self.logits, self.width, self.own = logits, width, False
+            self.logits, self.features, self.width, self.own = logits, features, width, False
             place = np.arange(width.size)
         else:
             place = self._room(used, logits)
-            self.logits[sent(place, logits.device), : logits.shape[1]] = logits
+            at = sent(place, logits.device)
+            self.logits[at, : logits.shape[1]] = logits
+            if features is not None and self.features is not None:
+                self.features[at, : logits.shape[1]] = features
             self.width[place] = width
         self.slot[rows] = place[group]
         self.offset[rows] = self.refusals[rows] = 0
@@ -111,14 +119,19 @@ class Marginals:
     def _keep(self, used: Index, *, spare: int, columns: int) -> None:
         """Copy the slots `used` to a table with `spare` more of them and `columns` positions."""
         count, kept = used.size, min(columns, self.logits.shape[1])
-        logits = self.logits.new_empty(count + spare, columns, self.logits.shape[2])
-        if count:
-            logits[:count, :kept] = self.logits[sent(used, logits.device), :kept]
+
+        def copied(held: Tensor) -> Tensor:
+            found = held.new_empty(count + spare, columns, held.shape[2])
+            if count:
+                found[:count, :kept] = held[sent(used, held.device), :kept]
+            return found
+
         index = np.full(self.width.size + 1, -1)
         index[used] = np.arange(count)
         self.slot = index[self.slot]  # slot -1 reads the last entry, which is -1
         self.width = np.pad(self.width[used], (0, spare))
-        self.logits, self.own = logits, True
+        self.logits, self.own = copied(self.logits), True
+        self.features = None if self.features is None else copied(self.features)
 
     def forget(self, rows: Index) -> None:
         """Particles `rows: [B]` draw no more; the memory is given back if most slots are free then."""

@@ -1,13 +1,15 @@
 """`MarkovChain`: marginals of one forward, chained by what the token before says of the next one.
 
-    q_i(a | y_{i-1}) ∝ exp((U_i(a) + s(y_{i-1}, a)) / tau),      y_0 the last token that is committed
+    q_i(a | y_{i-1}) ∝ exp((U_i(a) + s_i(y_{i-1}, a)) / tau),      y_0 the last token that is committed
 
-with U_i the diffusion model's logits of place i and s a cheap head's (`smc_bridge.models.learned.markov`; the form of
-DSpark, deepseek-ai/DeepSpec). A draft is drawn left to right, a place at a time, without another forward; the law that
-a token is drawn from is its conditional given the draft before it, so every kernel takes it. Logits do not depend on
-the draft: they outlive a block as marginals do (elastic window), and a refusal with `reuse`. And the law is known after
-*any* token: a tree walk asks for it at nodes that no draft led to (`first_order`; `FirstOrder`), so that a node's
-children are ranked by what follows it, and the bridge there is made of the same conditional.
+with U_i the diffusion model's logits of place i and s a cheap head's: of the token before alone
+(`smc_bridge.models.learned.markov`; the form of DSpark, deepseek-ai/DeepSpec), or with the model's features of the
+place, by the same forward (`smc_bridge.models.learned.selector`; DFlash 2). A draft is drawn left to right, a place at
+a time, without another forward; the law that a token is drawn from is its conditional given the draft before it, so
+every kernel takes it. Logits and features do not depend on the draft: they outlive a block as marginals do (elastic
+window), and a refusal with `reuse`. And the law is known after *any* token: a tree walk asks for it at nodes that no
+draft led to (`first_order`; `FirstOrder`), so that a node's children are ranked by what follows it, and the bridge
+there is made of the same conditional.
 
 Shapes: R = B * K lanes of B particles, V window, W places that are left of it, A alphabet.
 """
@@ -16,17 +18,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from smc_bridge.distributions.first_order import FirstOrder, Shift, ShiftedLaw, cells
+from smc_bridge.distributions.first_order import FirstOrder, Gated, Shift, ShiftedLaw, cells
 from smc_bridge.distributions.law import Law
 from smc_bridge.distributions.logits import ban
 from smc_bridge.distributions.shaping import inverse_temperature
 from smc_bridge.models.arguments import said
 from smc_bridge.models.host import known, sent
+from smc_bridge.models.protocols import MaskedDiffusionLM
 from smc_bridge.prefix import PAD, Prefix
 from smc_bridge.proposals.form import Form
 from smc_bridge.proposals.lanes import lane_law
@@ -45,9 +49,9 @@ class MarkovChain(Form):
 
     Attributes:
         base: gives the marginals, temperatures and truncation.
-        head: what the token before adds to logits.
+        head: what the token before adds to logits, at every place or with the features of each.
     Raises:
-        ValueError: the head is none, or for another alphabet.
+        ValueError: the head is none, or for another model.
     Example:
         >>> from smc_bridge import ARTarget, DLMProposal, Sampler
         >>> from smc_bridge.models.learned.markov import MarkovHead
@@ -58,7 +62,7 @@ class MarkovChain(Form):
         True
     """
 
-    head: Shift
+    head: Shift | Gated
 
     form = "Markov chain"
     factorised = False
@@ -66,13 +70,22 @@ class MarkovChain(Form):
     first_order = True
 
     def __post_init__(self) -> None:
-        if not (callable(getattr(self.head, "rows", None)) and callable(getattr(self.head, "entries", None))):
+        none, shift = torch.zeros(1, dtype=torch.long, device=self.model.device), self.head
+        if self.gated is not None:
+            shift = self.gated.at(self.gated.features(_blank(self.gated, self.model)))
+        elif not (callable(getattr(shift, "rows", None)) and callable(getattr(shift, "entries", None))):
             raise ValueError(f"head = {said(self.head)}: give a MarkovHead, or another with rows and entries")
-        size = self.head.rows(torch.zeros(1, dtype=torch.long, device=self.model.device)).shape[-1]
+        size = cast("Shift", shift).rows(none, none).shape[-1]
         if size != self.model.vocab_size:
             raise ValueError(
                 f"head has {size} tokens and the diffusion model {self.model.vocab_size}: give one trained for it"
             )
+
+    @cached_property
+    def gated(self) -> Gated | None:
+        """The head, if it reads the features of places."""
+        head: Any = self.head
+        return head if callable(getattr(head, "features", None)) and callable(getattr(head, "at", None)) else None
 
     @cached_property
     def temperatures(self) -> tuple[float, ...] | None:
@@ -88,7 +101,7 @@ class MarkovChain(Form):
 
         Without a source the law along no draft is that of the first place alone; ask it after tokens.
         """
-        cost = self.base.propose(state, asked)
+        cost = self.base.propose(state, asked, keep=None if self.gated is None else self.gated.features)
         laws = _Laws(self, state, asked)
         left = (state.marginals.remaining()[known(asked.rows)] > laws.room).repeat(asked.lanes)
         tokens = torch.full((laws.last.numel(), asked.window), PAD, device=laws.last.device)
@@ -111,10 +124,20 @@ class MarkovChain(Form):
         self.base.reseat(state, length, rows, fresh)
 
 
+def _blank(head: Gated, model: MaskedDiffusionLM) -> Tensor:
+    """Features of one place, `[1, 1, D]` zeros; ValueError unless the head reads so many."""
+    size = model.hidden_size
+    reads = getattr(head, "config", {}).get("hidden", size)
+    if reads != size:
+        raise ValueError(f"head reads {reads} features and the diffusion model gives {size}: give one trained for it")
+    return torch.zeros(1, 1, size, device=model.device)
+
+
 class _Laws:
     """The laws of the R lanes of one draft.
 
     Attributes:
+        shift: what the token before adds.
         place: which of the places of the logits each position reads, `[R, W]`; the last one stands for those after it.
         last: last token that each holds, `[R]`, negative for none.
         width: places of each draft, `[R]`; `room` that of each particle, on the host.
@@ -122,6 +145,10 @@ class _Laws:
 
     def __init__(self, chain: MarkovChain, state: MeanFieldState, asked: Asked) -> None:
         self.chain, self.asked, self.logits = chain, asked, state.marginals.logits
+        self.shift: Any = chain.head
+        if chain.gated is not None:
+            assert state.marginals.features is not None  # kept since the first draft
+            self.shift = chain.gated.at(state.marginals.features)
         place, owner, self.room = chain.base.windows(state.marginals, asked)
         rows, device = known(asked.rows), asked.rows.device
         length = known(asked.prefix.length)[rows]
@@ -145,8 +172,9 @@ class _Laws:
 
     def ranked(self, rows: Tensor, position: int, before: Tensor) -> tuple[Tensor, float | Tensor]:
         """What a place is ranked by after given tokens (`smc_bridge.distributions.first_order.Ranked`)."""
-        scores = self.logits_at(self.place[:, min(position, self.place.shape[1] - 1)][rows])
-        scores += self.chain.head.rows(before if position else self.last[rows])
+        place = self.place[:, min(position, self.place.shape[1] - 1)][rows]
+        scores = self.logits_at(place)
+        scores += self.shift.rows(before if position else self.last[rows], place)
         return scores, self.factor[rows] if isinstance(self.factor, Tensor) else self.factor
 
     @property
@@ -161,7 +189,7 @@ class _Laws:
         return lane_law(
             self.logits, lane, self.asked.lanes, chain.base.shaping, chain.temperatures,
             replace(chunks, whole=0) if lazy else chunks, source=cell,
-            width=self.asked.window if width is None else width, kind=partial(ShiftedLaw, shift=chain.head),
+            width=self.asked.window if width is None else width, kind=partial(ShiftedLaw, shift=self.shift),
         )
 
     def drawn(self, source: Source) -> Tensor:
@@ -176,8 +204,8 @@ class _Laws:
         step = max(1, self.asked.chunks.whole // (lanes * self.size * self.logits.dtype.itemsize))
         for first in range(len(tokens), places, step):
             place = self.place[:, first : first + step].T
-            for scores in self.logits_at(place.flatten()).view(*place.shape, -1).unbind():
-                scores += self.chain.head.rows(before)
+            for each, scores in zip(place, self.logits_at(place.flatten()).view(*place.shape, -1), strict=True):
+                scores += self.shift.rows(before, each)
                 scores -= scores.amax(-1, keepdim=True)  # before it is scaled (`smc_bridge.sampling`)
                 before = draw(_Place(torch.softmax(scores if is_one(self.factor) else scores.mul_(self.factor), -1)))
                 tokens.append(before)

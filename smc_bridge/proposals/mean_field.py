@@ -16,7 +16,7 @@ Sizes that are chosen in each step (`smc_bridge.engine.pace`) do not reckon with
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,8 +223,15 @@ class DLMProposal:
         reseat(state.session, length, rows, fresh.tokens, fresh.length)
         state.marginals.forget(known(rows))
 
-    def propose(self, state: MeanFieldState, asked: Asked) -> Cost:
-        """Give marginals to the particles that have none left."""
+    def propose(
+        self, state: MeanFieldState, asked: Asked, *, keep: Callable[[Tensor], Tensor] | None = None
+    ) -> Cost:
+        """Give marginals to the particles that have none left.
+
+        Args:
+            keep: what stands beside the logits of each place (`Marginals.features`), `[U, M, D']` of the model's
+                features `[U, M, D]`; None for nothing.
+        """
         rows, prefix, marginals, device = known(asked.rows), asked.prefix, state.marginals, asked.rows.device
         needy = rows[marginals.remaining()[rows] == 0]
         fresh = sent(needy, device)
@@ -239,7 +246,12 @@ class DLMProposal:
             apart = apart * (seat[-1] + 1) + seat
         scored, group = prefix.unique(needy, apart=apart)
         width = within_block(self.model, known(prefix.length)[scored], reach[scored].clip(max=self.lookahead))
-        marginals.add(needy, group, state.session.score(sent(scored, device), sent(_masked(width), device)), width)
+        canvas = sent(scored, device), sent(_masked(width), device)
+        if keep is None:
+            marginals.add(needy, group, state.session.score(*canvas), width)
+        else:
+            found = state.session.score(*canvas, hidden=True)
+            marginals.add(needy, group, found.logits, width, keep(found.hidden))
         ran = computed(state.session, scored.size)[group]
         # Pairs (prompt, group) as single numbers, which are sorted much faster.
         served = np.unique((needy // state.particles * scored.size + group)[ran]) // scored.size

@@ -69,6 +69,7 @@ class Frontier:
         slot, offset, refusals: place in `logits`, positions used of it, and refusals since, `[F, N]`
             (`smc_bridge.proposals.marginals`).
         logits: marginals of the proposal, `[U, M, A]`.
+        features: what it keeps beside them, `[U, M, D]`, or of none `[0, 0, 0]`.
         width: positions of each slot, `[U]`.
         retained: index of the retained sequence, `[F]`, -1 for none.
         seen: what a pace has counted (`SMCState.seen`), `[F, 2 * V]`; `[F, 0]` without one.
@@ -84,6 +85,7 @@ class Frontier:
     offset: Tensor
     refusals: Tensor
     logits: Tensor  # [U, M, A]
+    features: Tensor  # [U, M, D]
     width: Tensor  # [U]
     retained: Tensor
     seen: Tensor
@@ -101,8 +103,8 @@ class Frontier:
         follows = torch.arange(count) if retained else torch.full((count,), -1)
         return cls(
             torch.full((count, particles, limit), PAD), zeros, zeros.bool(), zeros.double(), zeros.double(), zeros - 1,
-            zeros, zeros, torch.empty(0, 0, size), zeros[:0, 0], follows, follows.new_zeros(count, 2 * places),
-            measure.double(),
+            zeros, zeros, torch.empty(0, 0, size), torch.empty(0, 0, 0), zeros[:0, 0], follows,
+            follows.new_zeros(count, 2 * places), measure.double(),
         )
 
     @property
@@ -112,7 +114,7 @@ class Frontier:
 
     def select(self, index: Tensor) -> Frontier:
         """The states that `index: [F']` picks, in that order."""
-        shared = ("logits", "width")
+        shared = ("logits", "features", "width")
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in shared})
 
     def remaining(self) -> Tensor:
@@ -123,7 +125,9 @@ class Frontier:
         """What the particles draw from, of arrays that may be written to."""
         held = (self.width, self.slot, self.offset, self.refusals)
         width, slot, offset, refusals = (x.flatten().numpy().copy() for x in held)
-        return Marginals(self.logits, width, slot, offset, refusals)
+        return Marginals(
+            self.logits, width, slot, offset, refusals, features=self.features if self.features.numel() else None
+        )
 
     def scaled(self, probability: Tensor) -> Frontier:
         """Every state with its measure times `probability: [F]`."""
@@ -197,6 +201,7 @@ def step(
     }
     return replace(
         states, tokens=padded.reshape(states.states, particles, -1), logits=marginals.logits,
+        features=states.features[:0, :0, :0] if marginals.features is None else marginals.features,
         seen=torch.from_numpy(state.seen).reshape(states.states, -1), width=torch.from_numpy(marginals.width),
         **{name: each.reshape(states.states, particles) for name, each in found.items()},
     )
@@ -207,8 +212,10 @@ def joined(parts: Sequence[Frontier]) -> Frontier:
     columns = max(p.logits.shape[1] for p in parts)
     first = np.cumsum([0, *(p.logits.shape[0] for p in parts)])
     slots = [torch.where(p.slot >= 0, p.slot + int(start), -1) for p, start in zip(parts, first, strict=False)]
-    logits = [torch.nn.functional.pad(p.logits, (0, 0, 0, columns - p.logits.shape[1])) for p in parts]
-    own = {"slot": slots, "logits": logits}
+    own = {"slot": slots} | {
+        name: [torch.nn.functional.pad(x, (0, 0, 0, columns - x.shape[1])) for p in parts if len(x := getattr(p, name))]
+        for name in ("logits", "features")
+    }
     return Frontier(**{
         f.name: torch.cat(own.get(f.name) or [getattr(p, f.name) for p in parts]) for f in fields(Frontier)
     })
