@@ -99,6 +99,26 @@ def test_rows_of_an_exact_network_have_the_law_that_it_tells(sampling: Sampling)
     assert calls == (2 * sampling.steps - 1 if sampling.heun else sampling.steps)
 
 
+def test_a_step_goes_back_in_noise_and_both_its_calls_see_the_same_masks() -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Watched(Exact):
+        def __call__(self, x: Tensor, sigma: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append((sigma[0], categories))
+            return super().__call__(x, sigma, categories)
+
+    draw(Watched(), Source((torch.Generator().manual_seed(1),), 200), Sampling(steps=10))
+    noise = Noise(1, 2)
+    at = [noise.sigma(torch.tensor(1 - step / 10)) for step in range(10)]
+    for step in range(9):
+        (first, before), (second, after) = seen[2 * step], seen[2 * step + 1]
+        assert torch.allclose(first, at[step] * (1.1 if step else 1.0)), "churn is a tenth of the noise, but none at 1"
+        assert torch.allclose(second, at[step + 1])
+        assert torch.equal(before, after), "masks that a step lifts are not seen in it"
+    assert not torch.equal(seen[0][1], seen[2][1])
+    assert noise.time(noise.sigma(torch.tensor(0.3))).item() == pytest.approx(0.3, abs=1e-5)
+
+
 def test_a_network_that_forgets_what_it_saw_is_caught() -> None:
     class Forgetful(Exact):
         def __call__(self, x: Tensor, sigma: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,7 +229,7 @@ def test_weights_come_back_from_their_file(tmp_path: object) -> None:
     (lambda: Known(*torch.zeros(4, 1, 1), guidance=-1.0), "guidance = -1.0"),
     (lambda: Known(*torch.zeros(4, 1, 1), condition="x"), "condition = 'x'"),
     (lambda: TabDiff.of(small().train).sample(0, 0), "count = 0"),
-    (lambda: TabDiff.of(small().train).impute(small().test, ("height",), 0), "column = 'height'"),
+    (lambda: TabDiff.of(small().train).impute(small().test, "height", 0), "column = 'height'"),
     (lambda: TabDiff.of(small().train).encode(OTHER), "its columns are not"),
 ])
 def test_what_does_not_fit_is_refused_in_one_line(call: object, message: str) -> None:
