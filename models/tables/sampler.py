@@ -4,7 +4,8 @@ A step from time t to s first goes back a little: numbers get noise up to `sigma
 `t' = min_j sigma_j^-1(sigma_j')` categories are masked again with probability `1 - (1 - m(t')) / (1 - m(t))` (churn, of
 both kinds; none where t' is beyond 1). Then numbers follow `dx / dsigma = (x - D(x)) / sigma` from `sigma'` to
 `sigma(s)`, by Euler's step that Heun's corrects (Karras et al. 2022), and a mask is lifted with probability
-`(m(t') - m(s)) / m(t')`, its category drawn from the network's law. Both calls of Heun's step see the masks before that.
+`(m(t') - m(s)) / m(t')`, its category drawn from the network's law. Both calls of Heun's step see what was masked
+before.
 """
 
 from __future__ import annotations

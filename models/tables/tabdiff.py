@@ -11,8 +11,8 @@ masked categories, each as a mean over its columns. Rows are drawn from noise by
 For imputation some training rows show a set of columns clean, or not at all: the same network then tells the law of
 columns given others, and without them, which guidance divides by. (As published, a second network tells the latter.)
 
-Which masks are drawn depends on the exponents of masks, so that the gradient of the bound has a term for it: here that of
-the score function, where the published one goes through the network by a straight-through Gumbel-softmax.
+Which masks are drawn depends on the exponents of masks, so that the gradient of the bound has a term for it: here that
+of the score function, where the published one goes through the network by a straight-through Gumbel-softmax.
 """
 
 from __future__ import annotations

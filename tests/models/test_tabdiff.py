@@ -142,18 +142,33 @@ def test_unknown_columns_follow_the_known_ones() -> None:
     assert 0.66 < shares["noised"] < shares["clean"]  # seen through noise, it is partly forgotten
 
 
-def test_guidance_divides_by_the_law_without_the_known_columns() -> None:
-    rows = 5_000
-    scores, categories = torch.full((rows, 1), 0.1), torch.zeros(rows, 2, dtype=torch.int64)
-    source = Source((torch.Generator().manual_seed(1),), rows)
+@pytest.mark.parametrize("w", [0.0, 0.6, 2.0])
+def test_guidance_divides_by_the_law_without_the_known_columns(w: float) -> None:
+    rows, at = 5_000, 0.1
+    scores, categories = torch.full((rows, 1), at), torch.zeros(rows, 2, dtype=torch.int64)
+    known = Known(scores, categories, torch.tensor([True]), torch.tensor([True, False]), guidance=w)
+    c = draw(Exact(), Source((torch.Generator().manual_seed(1),), rows), Sampling(steps=5), known).categories
     prior = torch.tensor([0.3, 0.7])
-    given = (prior.log() - (0.1 - torch.tensor([-1.0, 1.0])) ** 2 / 0.5).softmax(-1)
-    all_, without = ((1 - SLIP) * law + SLIP * (1 - law) for law in (given, prior))
-    for w in (0.0, 2.0):
-        known = Known(scores, categories, torch.tensor([True]), torch.tensor([False, False]), guidance=w)
-        c = draw(Exact(), source, Sampling(steps=2, churn=0.0), known).categories
-        law = ((1 + w) * all_.log() - w * without.log()).softmax(-1)
-        assert (c == 1).double().mean().item() == pytest.approx(law[1].item(), abs=0.05)
+    seen = prior.log() - (at - torch.tensor([-1.0, 1.0])) ** 2 / 0.5 + torch.tensor([1 - SLIP, SLIP]).log()
+    all_, without = ((1 - SLIP) * law + SLIP * (1 - law) for law in (seen.softmax(-1), prior))
+    law, undivided = (
+        torch.softmax((1 + w) * all_.log() - weight * without.log(), -1)[1].item() for weight in (w, 0.0)
+    )
+    error = (law * (1 - law) / rows) ** 0.5
+    drawn = (c[:, 1] == 1).double().mean().item()
+    assert drawn == pytest.approx(law, abs=4 * error)
+    assert not w or abs(undivided - law) > 8 * error, "a sampler that does not divide would be caught"
+
+
+@pytest.mark.parametrize("w", [0.0, 0.6, 2.0])
+def test_guidance_moves_clean_numbers_away_from_those_without_the_known_columns(w: float) -> None:
+    class Told(Exact):
+        def __call__(self, x: Tensor, sigma: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.where(categories[:, :1] == 2, 1.0, 3.0).expand_as(x), super().__call__(x, sigma, categories)[1]
+
+    known = Known(torch.zeros(4, 1), torch.ones(4, 2).long(), torch.tensor([False]), torch.tensor([True, True]), w)
+    x = draw(Told(), Source((torch.Generator().manual_seed(1),), 4), Sampling(steps=4), known).scores
+    assert torch.allclose(x, torch.full((4, 1), (1 + w) * 3.0 - w * 1.0))
 
 
 def test_windows_grow_as_published_and_forecasts_spare_calls() -> None:

@@ -122,7 +122,7 @@ def test_a_pair_that_is_of_no_table_and_a_model_of_another_are_refused() -> None
     with pytest.raises(ValueError, match="give a TabDiff of the columns of"):
         METHODS["tabdiff"].make(made()[0], model=torch.nn.Linear(1, 1))
     begin = made()[0].tokenizer.bos_id
-    with pytest.raises(ValueError, match="growth = 0.75 with a prompt that gives columns: leave growth out"):
+    with pytest.raises(ValueError, match=r"growth = 0\.75 with a prompt that gives columns: leave growth out"):
         run([[begin, 1]], [0], growth=0.75)
 
 
