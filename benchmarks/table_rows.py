@@ -15,7 +15,7 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -183,6 +183,9 @@ class Tables:
         codec = self.pair.tokenizer
         names, known = tuple(c.name for c in rows.columns[-columns:]), codec.tokens(rows)[:, :-columns]
 
+        def judged(draw_all: Callable[[Any], list[Table]], what: Any) -> dict[str, float]:
+            return imputation_errors(draw_all(what), rows, names)
+
         def by(text: str) -> list[Table]:
             pair, found = SimpleNamespace(dlm=self.pair.dlm, ar=self.pair.ar), []
             for turn in range(DRAWS):
@@ -204,12 +207,10 @@ class Tables:
         found = {}
         for name, text in methods.items():
             file = self._file(f"imputed-{text}-{len(rows)}-{columns}-{self.seed}")
-            found[name] = kept(file, lambda text=text: imputation_errors(by(text), rows, names), fresh=self.fresh)
+            found[name] = kept(file, partial(judged, by, text), fresh=self.fresh)
         for w in guidance:
             file = self._file(f"imputed-guidance={w:g}-{len(rows)}-{columns}-{self.seed}", of_tabdiff=True)
-            found[f"TabDiff, guidance {w:g}"] = kept(
-                file, lambda w=w: imputation_errors(guided(w), rows, names), fresh=self.fresh
-            )
+            found[f"TabDiff, guidance {w:g}"] = kept(file, partial(judged, guided, w), fresh=self.fresh)
         return found
 
     def _of_tabdiff(self, name: str, seed: int) -> tuple[Table, int]:
