@@ -169,7 +169,9 @@ class Tables:
         errors = kept(named, lambda: self._errors(tokens, rows, unseen, table), fresh=self.fresh)
         return Made(errors, cost)
 
-    def imputed(self, methods: Mapping[str, str], guidance: Sequence[float], columns: int, count: int) -> Any:
+    def imputed(
+        self, methods: Mapping[str, str], guidance: Sequence[float], columns: int, count: int
+    ) -> dict[str, dict[str, float]]:
         """Errors of the last columns of so many test rows, drawn anew given the others, by what drew them and column.
 
         Args:
@@ -204,7 +206,7 @@ class Tables:
                 for turn in range(DRAWS)
             ]
 
-        found = {}
+        found: dict[str, dict[str, float]] = {}
         for name, text in methods.items():
             file = self._file(f"imputed-{text}-{len(rows)}-{columns}-{self.seed}")
             found[name] = kept(file, partial(judged, by, text), fresh=self.fresh)
