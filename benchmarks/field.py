@@ -7,7 +7,7 @@ The methods are those of the registry by their examples, as in `smc-bridge compa
 the embedded pair is left out. A line under `[field.dials]` of `benchmarks/tables.toml` gives a method a speed dial: an
 option and its values. Every point is a call of `smc-bridge compare`, kept under `OUT/rows` (`benchmarks.comparisons`);
 judgements on tables are kept under `OUT/laws` (`benchmarks.field_laws`), so that a second call goes on where the first
-one was.
+one was. What has no examples, since it draws no text, stands in a table of its own, with the page of its figures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from smc_bridge.analysis.plots.style import BLUE, GREEN, RED, plain_ticks
 from smc_bridge.analysis.study.sources import load_problems
 from smc_bridge.commands.base import tell, whole
 from smc_bridge.commands.methods import DRAFTER
-from smc_bridge.registry import spelled
+from smc_bridge.registry import METHODS, spelled
 
 NAME = Path(__file__).stem
 TABLE: dict[str, Any] = TABLES[NAME]
@@ -107,7 +107,7 @@ def measure(options: argparse.Namespace) -> Report:
         "verdicts_by_method": {each.method: each.verdict for each in laws},
     }
     return Report(
-        [_table(field, left), _dials(field), _laws(field), _verdicts(field)], data, partial(draw, field),
+        [_table(field, left), _elsewhere(), _dials(field), _laws(field), _verdicts(field)], data, partial(draw, field),
         size=SIZE,
         spread=f"target temperature {TABLE['temperature']:g}; in brackets 95 % intervals; tokens/s: of one process of "
         f"one thread, {options.threads} at a time",
@@ -166,6 +166,17 @@ def _table(field: Field, left: Mapping[str, str]) -> Sheet:
         *(f"`{text}` is left out: {reason}." for text, reason in left.items()),
     ]
     return Sheet("Every method on the embedded pair", columns, rows, "\n\n".join(notes))
+
+
+def _elsewhere() -> Sheet:
+    """Methods of the package without examples, which are compared on no text; KeyError unless each has a page."""
+    rows = []
+    for name, method in sorted(METHODS.items()):
+        pages = TABLE["elsewhere"]
+        if not method.examples and method.make.__module__.startswith("smc_bridge."):
+            proper = "yes" if method.proper else f"no: {method.why}"
+            rows.append([f"`{name}`", method.reference, method.targets, proper, f"[{pages[name]}]({pages[name]}.md)"])
+    return Sheet("Methods of tables, which draw no text", ("method", "reference", "law", "proper", "figures"), rows)
 
 
 def _plain(value: float | None, form: str) -> str:

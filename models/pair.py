@@ -36,6 +36,7 @@ class Pair:
         tokenizer: of both.
         format_prompt: `format_prompt(tokenizer, text)` gives the ids that the models are prompted with.
         learned: files of the parts that were trained for these models, by name (`smc_bridge.models.learned`).
+        example: a prompt to try it with; None where any text is one.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Pair:
     tokenizer: Any
     format_prompt: PromptFormat
     learned: Mapping[str, Path] = field(default_factory=dict)
+    example: str | None = None
 
     def __repr__(self) -> str:
         limit = "no limit of length" if self.max_length is None else f"at most {self.max_length} tokens with the prompt"

@@ -46,6 +46,11 @@ class Noise(nn.Module):
         low, high = LOW ** (1 / self.rho), HIGH ** (1 / self.rho)
         return (low + t * (high - low)) ** self.rho
 
+    def time(self, sigma: Tensor) -> Tensor:
+        """Times at which the columns of numbers have noise of levels that broadcast with `[.., Cn]`."""
+        low, high = LOW ** (1 / self.rho), HIGH ** (1 / self.rho)
+        return (sigma ** (1 / self.rho) - low) / (high - low)
+
     def masked(self, t: Tensor) -> Tensor:
         """Probability of a mask at times that broadcast with `[.., Cc]`."""
         return t**self.k

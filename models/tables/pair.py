@@ -25,7 +25,7 @@ from smc_bridge.models.pair import Pair
 from smc_bridge.models.prompts import plain_prompt
 from smc_bridge.models.protocols import Scored
 from smc_bridge.models.rows import Rows
-from smc_bridge.models.tables.codec import Codec
+from smc_bridge.models.tables.codec import START, Codec
 from smc_bridge.models.tables.columns import ColumnNetwork
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -213,7 +213,7 @@ def table_pair(dlm: ColumnNetwork, ar: ColumnNetwork, codec: Codec, *, name: str
     for what, network in (("dlm", dlm), ("ar", ar)):
         if network.sizes != codec.sizes:
             raise ValueError(f"{what} has columns of {said(network.sizes)} ids: the codec has {said(codec.sizes)}")
-    return Pair(name, ColumnDLM(dlm), ColumnAR(ar), codec, plain_prompt)
+    return Pair(name, ColumnDLM(dlm), ColumnAR(ar), codec, plain_prompt, example=START)
 
 
 def load_table_pair(

@@ -1,9 +1,11 @@
 """Rows of a diffusion of numbers and categories, from noise: the stochastic sampler of TabDiff (arXiv 2410.20626).
 
-A step from time t to s first goes back a little, to `t' = t + gamma t`: numbers get the noise that is missing,
-categories are masked again with probability `1 - (1 - m(t')) / (1 - m(t))` (churn, of both kinds). Then numbers follow
-`dx / dsigma = (x - D(x)) / sigma` from `sigma(t')` to `sigma(s)`, by Euler's step that Heun's corrects (Karras et al.
-2022), and a mask is lifted with probability `(m(t') - m(s)) / m(t')`, its category drawn from the network's law.
+A step from time t to s first goes back a little: numbers get noise up to `sigma_j' = (1 + gamma) sigma_j(t)`, and with
+`t' = min_j sigma_j^-1(sigma_j')` categories are masked again with probability `1 - (1 - m(t')) / (1 - m(t))` (churn, of
+both kinds; none where t' is beyond 1). Then numbers follow `dx / dsigma = (x - D(x)) / sigma` from `sigma'` to
+`sigma(s)`, by Euler's step that Heun's corrects (Karras et al. 2022), and a mask is lifted with probability
+`(m(t') - m(s)) / m(t')`, its category drawn from the network's law. Both calls of Heun's step see what was masked
+before.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from smc_bridge.models.tables.skipping import Skipping
 
 #: Numbers, their noise, and categories, as the network sees them.
 Seen = tuple[Tensor, Tensor, Tensor]
-#: Most that a step goes back, as a share of its time (Karras et al. 2022).
+#: Most that a step goes back, as a share of its noise (Karras et al. 2022).
 MOST_CHURN = 2**0.5 - 1
 
 
@@ -58,7 +60,7 @@ class Sampling:
 
     Attributes:
         steps: from noise to rows, at least 2.
-        churn: how far a step goes back, as a share `churn / steps` of its time.
+        churn: how far a step goes back, as a share `churn / steps` of its noise.
         heun: whether a second call of the network corrects each step of the numbers.
         skipping: steps that are forecast rather than computed (`Skipping`). Default: none.
     Raises:
@@ -139,6 +141,18 @@ class Source:
         return torch.cat([make(each, columns, generator=g) for g in self.generators]).to(like)
 
 
+class Moment(NamedTuple):
+    """How far rows are gone.
+
+    Attributes:
+        time: of the masks, from 1 to 0.
+        sigma: noise of the columns of numbers, `[Cn]`.
+    """
+
+    time: float
+    sigma: Tensor
+
+
 class Drawn(NamedTuple):
     """Rows, and what they cost.
 
@@ -163,40 +177,39 @@ def draw(model: Denoiser, source: Source, sampling: Sampling, known: Known | Non
     x, c = HIGH * source.normal(len(like), like), model.masks.expand(source.rows, -1)
     gamma, held = min(sampling.churn / steps, MOST_CHURN), 1.0  # the time that the masks of c are of
     for step, is_called in enumerate(see.plan):
-        t, s = 1 - step / steps, 1 - (step + 1) / steps
+        t, s = (_moment(noise, 1 - gone / steps, like) for gone in (step, step + 1))
+        back = _back(noise, t, gamma)
         for again in range(rounds := known.rounds if known else 1):
-            back = min(t * (1 + gamma), 1.0)
-            x = _noised(noise, x, t, back, source)
+            x = _noised(x, t, back, source)
             if is_called:
-                c = _masked(noise, c, held, max(held, back), model.masks, source)
-                x, c = _step(see, x, c, back, s, max(held, back))
-                held = s
+                c = _masked(noise, c, held, max(held, back.time), model.masks, source)
+                x, c = _step(see, x, c, back, s, max(held, back.time))
+                held = s.time
             else:
                 x = _moved(see, x, back, s, see.forecast)
             if again < rounds - 1:
-                x, c, held = _noised(noise, x, s, t, source), _masked(noise, c, s, t, model.masks, source), t
+                x, c, held = _noised(x, s, t, source), _masked(noise, c, s.time, t.time, model.masks, source), t.time
     if known is not None:
         x, c = torch.where(known.numbers, known.scores, x), torch.where(known.others, known.categories, c)
     return Drawn(x, c, see.calls)
 
 
-def _step(see: _Sight, x: Tensor, c: Tensor, t: float, s: float, held: float) -> tuple[Tensor, Tensor]:
-    """Rows at time s of rows at t, whose masks are of the time `held`: x `[R, Cn]`, c `[R, Cc]`."""
+def _step(see: _Sight, x: Tensor, c: Tensor, t: Moment, s: Moment, held: float) -> tuple[Tensor, Tensor]:
+    """Rows at s of rows at t, whose masks are of the time `held`: x `[R, Cn]`, c `[R, Cc]`."""
     noise, source = see.model.noise, see.source
     clean, logits = see(x, c, t)
-    m, left = _chance(noise, held, x), _chance(noise, s, x)
+    m, left = _chance(noise, held, x), _chance(noise, s.time, x)
     is_lifted = (c == see.model.masks) & (source.uniform(c.shape[1], x) < (m - left) / m)
-    c = torch.where(is_lifted, _categories(logits, source.uniform(c.shape[1], x)), c)
-    return _moved(see, x, t, s, lambda y, time: clean if time == t else see(y, c, time)[0]), c
+    drawn = torch.where(is_lifted, _categories(logits, source.uniform(c.shape[1], x)), c)
+    return _moved(see, x, t, s, lambda y, at: clean if at is t else see(y, c, at)[0]), drawn
 
 
-def _moved(see: _Sight, x: Tensor, t: float, s: float, clean: Callable[[Tensor, float], Tensor]) -> Tensor:
-    """Numbers at time s of those at t, `[R, Cn]`, by what tells the clean ones; Heun's step if it is wanted."""
-    sigma, below = _sigma(see.model.noise, t, x), _sigma(see.model.noise, s, x)
-    slope = (x - clean(x, t)) / sigma
-    y = x + (below - sigma) * slope
-    if see.sampling.heun and s > 0 and x.shape[1]:
-        y = x + (below - sigma) * (slope + (y - clean(y, s)) / below) / 2
+def _moved(see: _Sight, x: Tensor, t: Moment, s: Moment, clean: Callable[[Tensor, Moment], Tensor]) -> Tensor:
+    """Numbers at s of those at t, `[R, Cn]`, by what tells the clean ones; Heun's step if it is wanted."""
+    slope = (x - clean(x, t)) / t.sigma
+    y = x + (s.sigma - t.sigma) * slope
+    if see.sampling.heun and s.time > 0 and x.shape[1]:
+        y = x + (s.sigma - t.sigma) * (slope + (y - clean(y, s)) / s.sigma) / 2
     return y
 
 
@@ -209,18 +222,18 @@ class _Sight:
         self.plan = [True] * steps if skipping is None else skipping.calls(steps)
         self.past = None if skipping is None else skipping.forecast()
 
-    def forecast(self, x: Tensor, t: float) -> Tensor:
-        """Clean numbers of rows at time t, from the features of earlier calls."""
+    def forecast(self, x: Tensor, at: Moment) -> Tensor:
+        """Clean numbers of rows at a moment, from the features of earlier calls."""
         assert self.past is not None, "no step is forecast"
-        return self.model.clean(x, _sigma(self.model.noise, t, x), self.past.at(1 - t))
+        return self.model.clean(x, at.sigma, self.past.at(1 - at.time))
 
-    def __call__(self, x: Tensor, c: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """Clean numbers and logits of rows at time t."""
-        sigma, known = _sigma(self.model.noise, t, x).expand_as(x), self.known
+    def __call__(self, x: Tensor, c: Tensor, at: Moment) -> tuple[Tensor, Tensor]:
+        """Clean numbers and logits of rows at a moment."""
+        sigma, known = at.sigma.expand_as(x), self.known
         if self.past is not None:
             self.calls += 1
             tokens, cut = self.model.tokens(x, sigma, c), x.shape[1]
-            self.past.add(1 - t, tokens[:, :cut])
+            self.past.add(1 - at.time, tokens[:, :cut])
             return self.model.clean(x, sigma, tokens[:, :cut]), self.model.logits(tokens[:, cut:])
         if known is None:
             return self._call(x, sigma, c)
@@ -229,8 +242,8 @@ class _Sight:
             seen = known.scores, torch.full_like(sigma, LOW), known.categories
         else:
             seen = (
-                _noised(self.model.noise, known.scores, 0.0, t, rows), sigma,
-                _masked(self.model.noise, known.categories, 0.0, t, masks, rows),
+                _noised(known.scores, _moment(self.model.noise, 0.0, x), at, rows), sigma,
+                _masked(self.model.noise, known.categories, 0.0, at.time, masks, rows),
             )
         clean, logits = self._call(*known.over(seen, (x, sigma, c)))
         if known.guidance:
@@ -246,9 +259,16 @@ class _Sight:
         return self.model(x, sigma, c)
 
 
-def _sigma(noise: Noise, t: float, like: Tensor) -> Tensor:
-    """Level of noise at time t, `[Cn]`: none at 0, where rows are done."""
-    return noise.sigma(torch.as_tensor(t).to(like)) if t > 0 else torch.zeros_like(noise.rho)
+def _moment(noise: Noise, t: float, like: Tensor) -> Moment:
+    """A time with its noise: none at 0, where rows are done."""
+    return Moment(t, noise.sigma(torch.as_tensor(t).to(like)) if t > 0 else torch.zeros_like(noise.rho))
+
+
+def _back(noise: Noise, at: Moment, gamma: float) -> Moment:
+    """The moment that a step goes back to: more noise of every column, and the least time that a column has it at."""
+    sigma = (1 + gamma) * at.sigma
+    t = float(noise.time(sigma).amin()) if gamma and sigma.numel() else 2.0
+    return at if t > 1 else Moment(t, sigma)
 
 
 def _chance(noise: Noise, t: float, like: Tensor) -> Tensor:
@@ -256,9 +276,9 @@ def _chance(noise: Noise, t: float, like: Tensor) -> Tensor:
     return noise.masked(torch.as_tensor(t).to(like))
 
 
-def _noised(noise: Noise, x: Tensor, t: float, later: float, source: Source) -> Tensor:
-    """Numbers at a later time of those at t, `[R, Cn]`."""
-    more = _sigma(noise, later, x) ** 2 - _sigma(noise, t, x) ** 2
+def _noised(x: Tensor, t: Moment, later: Moment, source: Source) -> Tensor:
+    """Numbers at a later moment of those at t, `[R, Cn]`."""
+    more = later.sigma**2 - t.sigma**2
     return x + more.clamp_min(0).sqrt() * source.normal(x.shape[1], x)
 
 

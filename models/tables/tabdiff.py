@@ -11,8 +11,8 @@ masked categories, each as a mean over its columns. Rows are drawn from noise by
 For imputation some training rows show a set of columns clean, or not at all: the same network then tells the law of
 columns given others, and without them, which guidance divides by. (As published, a second network tells the latter.)
 
-The exponents of masks get the gradient of the bound itself: which masks are drawn depends on them, so that it has a
-score-function term. The one through the weight `k_j / t` alone, as published, can only lower them.
+Which masks are drawn depends on the exponents of masks, so that the gradient of the bound has a term for it: here that
+of the score function, where the published one goes through the network by a straight-through Gumbel-softmax.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class TabDiff(nn.Module):
     def impute(
         self,
         table: Table,
-        missing: Table | tuple[str, ...],
+        missing: str | tuple[str, ...],
         seed: int,
         *,
         guidance: float = 0.0,
@@ -192,7 +192,7 @@ class TabDiff(nn.Module):
 
         Args:
             table: what stands in the missing columns is not read.
-            missing: their names.
+            missing: their names, or one.
             seed: of the draws.
             guidance: w of `(1 + w) l_all - w l_y`: logits, and clean numbers, given the other columns against those
                 without them.
@@ -202,9 +202,9 @@ class TabDiff(nn.Module):
         Raises:
             ValueError: no such column, a negative guidance, or another condition.
         """
-        names = tuple(missing) if isinstance(missing, list | tuple) else (missing,)
+        names = (missing,) if isinstance(missing, str) else tuple(missing)
         scores, categories = self.encode(table)
-        places = [table.place(str(name)) for name in names]
+        places = [table.place(name) for name in names]
         known_numbers = torch.ones(scores.shape[1], dtype=torch.bool, device=self.device)
         known_categories = torch.ones(categories.shape[1], dtype=torch.bool, device=self.device)
         for kind, j in places:

@@ -52,7 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--prompt", metavar="TEXT", default=PROMPT, help=f"{TOKENS} tokens behind it are decoded (default: {PROMPT})"
+        "--prompt", metavar="TEXT",
+        help=f"{TOKENS} tokens behind it are decoded (default: {PROMPT} Of a table: the beginning of a row)",
     )
     run.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     run.add_argument(
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if path is not None:
         check_writable(path, "--json")
         refuse_other(path, _check_report)
-    if not arguments.prompt.strip():
+    if arguments.prompt is not None and not arguments.prompt.strip():
         raise UsageError(f"--prompt = {arguments.prompt!r}: is empty; give a text")
     given = {name: getattr(arguments, name) for name in ("particles", "lanes", "window", "lookahead")}
     with importing():
@@ -79,8 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
     use_free_cores()
     with unprobed():
         pair = load_models(arguments)
+    text = arguments.prompt or pair.example or PROMPT
     [prompt] = check_prompts(
-        [pair.encode(arguments.prompt).tolist()], {"diffusion": pair.dlm, "autoregressive": pair.ar},
+        [pair.encode(text).tolist()], {"diffusion": pair.dlm, "autoregressive": pair.ar},
         max_new_tokens=TOKENS, called=lambda _: "--prompt",
     )
     defaults["lookahead"] = lookahead_of(pair_name(arguments))
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     facts = {"dlm": facts_of(pair.dlm, diffusion=True), "ar": facts_of(pair.ar, diffusion=False)}
     report = Report(pair.name, facts, sizes, form_said(pair.format_prompt), probes_of(pair))
     if report.good:
-        _decode(report, pair, prompt, arguments)
+        _decode(report, pair, text, prompt, arguments.seed)
     report.probes = [
         (kind, verdict if verdict.fault is None else replace(verdict, fault=in_flags(verdict.fault, arguments.parser)))
         for kind, verdict in report.probes
@@ -121,19 +123,19 @@ def probes_of(pair: Pair) -> list[tuple[str, Verdict]]:
     return found
 
 
-def _decode(report: Report, pair: Pair, prompt: list[int], arguments: argparse.Namespace) -> None:
+def _decode(report: Report, pair: Pair, text: str, prompt: list[int], seed: int) -> None:
     """Decode a few tokens of the prompt, given as ids too; an error is a verdict on the pair."""
     name = f"decodes {TOKENS} tokens"
     try:
         decoder: Any = spelled(DEFAULT).given(report.sizes).make(pair, max_new_tokens=TOKENS)
         begun = time.perf_counter()
-        [result] = decoder.run([prompt], seed=arguments.seed, max_new_tokens=TOKENS)
+        [result] = decoder.run([prompt], seed=seed, max_new_tokens=TOKENS)
     except (ValueError, MemoryError, RuntimeError) as error:
         report.probes.append(("pair", Verdict(name, " ".join(str(error).split()) or type(error).__name__)))
         return
     report.probes.append(("pair", Verdict(name)))
     report.decoded = {
-        "prompt": arguments.prompt, "text": str(result.sample(seed=arguments.seed)) if result.alive else None,
+        "prompt": text, "text": str(result.sample(seed=seed)) if result.alive else None,
         "tokens": result.tokens, "tokens_per_dlm_forward": result.tokens_per_dlm_forward,
         "seconds": time.perf_counter() - begun,
     }

@@ -20,7 +20,7 @@ from benchmarks.pages import check_page
 from smc_bridge.analysis.claims import Distance, Judgement
 from smc_bridge.analysis.comparison import default_methods
 from smc_bridge.estimate import Estimate
-from smc_bridge.registry import spelled
+from smc_bridge.registry import METHODS, spelled
 
 SMALL = Tables(2, 2, 0, {"close": 0.1, "far": 1.5}, 200)
 
@@ -35,6 +35,16 @@ def test_every_dial_of_the_page_turns_a_method_of_the_registry() -> None:
         assert len(set(meanings)) == len(meanings), dial
         names = {spelled(text).method.name for text in dial.points}
         assert names == {spelled(dial.method).method.name}
+
+
+def test_a_method_without_examples_stands_in_a_table_of_its_own_with_its_page() -> None:
+    own = {name for name, method in METHODS.items() if method.make.__module__.startswith("smc_bridge.")}
+    shown = {row[0].strip("`") for row in field._elsewhere().rows}
+    assert shown
+    assert shown.isdisjoint(by_examples := {spelled(text).method.name for text in default_methods()})
+    assert own <= shown | by_examples, "nothing is left out"
+    for page in field.TABLE["elsewhere"].values():
+        assert field.PAGE.with_name(f"{page}.md").is_file()
 
 
 def test_a_dial_is_added_by_a_line_and_takes_the_rows_that_there_are() -> None:

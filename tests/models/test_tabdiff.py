@@ -99,6 +99,26 @@ def test_rows_of_an_exact_network_have_the_law_that_it_tells(sampling: Sampling)
     assert calls == (2 * sampling.steps - 1 if sampling.heun else sampling.steps)
 
 
+def test_a_step_goes_back_in_noise_and_both_its_calls_see_the_same_masks() -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Watched(Exact):
+        def __call__(self, x: Tensor, sigma: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append((sigma[0], categories))
+            return super().__call__(x, sigma, categories)
+
+    draw(Watched(), Source((torch.Generator().manual_seed(1),), 200), Sampling(steps=10))
+    noise = Noise(1, 2)
+    at = [noise.sigma(torch.tensor(1 - step / 10)) for step in range(10)]
+    for step in range(9):
+        (first, before), (second, after) = seen[2 * step], seen[2 * step + 1]
+        assert torch.allclose(first, at[step] * (1.1 if step else 1.0)), "churn is a tenth of the noise, but none at 1"
+        assert torch.allclose(second, at[step + 1])
+        assert torch.equal(before, after), "masks that a step lifts are not seen in it"
+    assert not torch.equal(seen[0][1], seen[2][1])
+    assert noise.time(noise.sigma(torch.tensor(0.3))).item() == pytest.approx(0.3, abs=1e-5)
+
+
 def test_a_network_that_forgets_what_it_saw_is_caught() -> None:
     class Forgetful(Exact):
         def __call__(self, x: Tensor, sigma: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,18 +142,33 @@ def test_unknown_columns_follow_the_known_ones() -> None:
     assert 0.66 < shares["noised"] < shares["clean"]  # seen through noise, it is partly forgotten
 
 
-def test_guidance_divides_by_the_law_without_the_known_columns() -> None:
-    rows = 5_000
-    scores, categories = torch.full((rows, 1), 0.1), torch.zeros(rows, 2, dtype=torch.int64)
-    source = Source((torch.Generator().manual_seed(1),), rows)
+@pytest.mark.parametrize("w", [0.0, 0.6, 2.0])
+def test_guidance_divides_by_the_law_without_the_known_columns(w: float) -> None:
+    rows, at = 5_000, 0.1
+    scores, categories = torch.full((rows, 1), at), torch.zeros(rows, 2, dtype=torch.int64)
+    known = Known(scores, categories, torch.tensor([True]), torch.tensor([True, False]), guidance=w)
+    c = draw(Exact(), Source((torch.Generator().manual_seed(1),), rows), Sampling(steps=5), known).categories
     prior = torch.tensor([0.3, 0.7])
-    given = (prior.log() - (0.1 - torch.tensor([-1.0, 1.0])) ** 2 / 0.5).softmax(-1)
-    all_, without = ((1 - SLIP) * law + SLIP * (1 - law) for law in (given, prior))
-    for w in (0.0, 2.0):
-        known = Known(scores, categories, torch.tensor([True]), torch.tensor([False, False]), guidance=w)
-        c = draw(Exact(), source, Sampling(steps=2, churn=0.0), known).categories
-        law = ((1 + w) * all_.log() - w * without.log()).softmax(-1)
-        assert (c == 1).double().mean().item() == pytest.approx(law[1].item(), abs=0.05)
+    seen = prior.log() - (at - torch.tensor([-1.0, 1.0])) ** 2 / 0.5 + torch.tensor([1 - SLIP, SLIP]).log()
+    all_, without = ((1 - SLIP) * law + SLIP * (1 - law) for law in (seen.softmax(-1), prior))
+    law, undivided = (
+        torch.softmax((1 + w) * all_.log() - weight * without.log(), -1)[1].item() for weight in (w, 0.0)
+    )
+    error = (law * (1 - law) / rows) ** 0.5
+    drawn = (c[:, 1] == 1).double().mean().item()
+    assert drawn == pytest.approx(law, abs=4 * error)
+    assert not w or abs(undivided - law) > 8 * error, "a sampler that does not divide would be caught"
+
+
+@pytest.mark.parametrize("w", [0.0, 0.6, 2.0])
+def test_guidance_moves_clean_numbers_away_from_those_without_the_known_columns(w: float) -> None:
+    class Told(Exact):
+        def __call__(self, x: Tensor, sigma: Tensor, categories: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.where(categories[:, :1] == 2, 1.0, 3.0).expand_as(x), super().__call__(x, sigma, categories)[1]
+
+    known = Known(torch.zeros(4, 1), torch.ones(4, 2).long(), torch.tensor([False]), torch.tensor([True, True]), w)
+    x = draw(Told(), Source((torch.Generator().manual_seed(1),), 4), Sampling(steps=4), known).scores
+    assert torch.allclose(x, torch.full((4, 1), (1 + w) * 3.0 - w * 1.0))
 
 
 def test_windows_grow_as_published_and_forecasts_spare_calls() -> None:
@@ -209,7 +244,7 @@ def test_weights_come_back_from_their_file(tmp_path: object) -> None:
     (lambda: Known(*torch.zeros(4, 1, 1), guidance=-1.0), "guidance = -1.0"),
     (lambda: Known(*torch.zeros(4, 1, 1), condition="x"), "condition = 'x'"),
     (lambda: TabDiff.of(small().train).sample(0, 0), "count = 0"),
-    (lambda: TabDiff.of(small().train).impute(small().test, ("height",), 0), "column = 'height'"),
+    (lambda: TabDiff.of(small().train).impute(small().test, "height", 0), "column = 'height'"),
     (lambda: TabDiff.of(small().train).encode(OTHER), "its columns are not"),
 ])
 def test_what_does_not_fit_is_refused_in_one_line(call: object, message: str) -> None:

@@ -228,6 +228,13 @@ def test_a_pair_of_tables_has_no_network_to_tell_of(run: Run, monkeypatch: pytes
     assert "TabularDLM" in out
 
 
+def test_a_pair_of_a_table_is_tried_with_the_beginning_of_a_row(run: Run) -> None:
+    code, out, err = run("--pair", "adult", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "prompt  row:\n" in out
+    assert "age=" in out
+
+
 BAD: dict[str, tuple[list[str], str]] = {
     "no such folder": (["--dlm", "nowhere/at/all", "--ar", "nowhere/at/all"], "nowhere/at/all"),
     "no such pair": (["--pair", "geometry"], "--pair = 'geometry' is unknown"),

@@ -91,6 +91,7 @@ def test_a_row_does_not_depend_on_what_is_beside_it(options: dict[str, Any]) -> 
     for prompt, seed, result in zip(prompts, seeds, together, strict=True):
         alone = run([prompt], [seed], limit=1, **options)[0]
         assert alone.sequences == result.sequences
+        assert alone.forwards == result.forwards, f"{alone.forwards} alone, {result.forwards} beside others"
         assert alone.settings["row"]["a"] == pytest.approx(result.settings["row"]["a"], abs=1e-4)
     assert len({str(r.settings["row"]) for r in run([[begin]] * 6, list(range(6)))}) > 1
 
@@ -121,7 +122,7 @@ def test_a_pair_that_is_of_no_table_and_a_model_of_another_are_refused() -> None
     with pytest.raises(ValueError, match="give a TabDiff of the columns of"):
         METHODS["tabdiff"].make(made()[0], model=torch.nn.Linear(1, 1))
     begin = made()[0].tokenizer.bos_id
-    with pytest.raises(ValueError, match="skipping of steps in rows of which some columns are known"):
+    with pytest.raises(ValueError, match=r"growth = 0\.75 with a prompt that gives columns: leave growth out"):
         run([[begin, 1]], [0], growth=0.75)
 
 
