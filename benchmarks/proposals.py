@@ -91,8 +91,8 @@ def measure(options: argparse.Namespace) -> Report:
                 )
                 figures.append((tokens / drafts, dlm, ar))
                 advance()
-            told = map(spread, zip(*figures, strict=True))
-            cells.append(Cell(proposal, intermediate, temperature, *told, kl_per_token(every)))
+            drafted, asked, verified = map(spread, zip(*figures, strict=True))
+            cells.append(Cell(proposal, intermediate, temperature, drafted, asked, verified, kl_per_token(every)))
     columns = (
         "proposal", "tokens / draft", "DLM forwards / token", "AR forwards / token", "KL bound, nats / token"
     )

@@ -233,7 +233,7 @@ def test_a_form_has_the_colour_of_what_it_is_and_other_laws_are_hollow() -> None
 
 def test_a_baseline_stands_behind_what_it_is_compared_with() -> None:
     assert field.with_baselines(["a", "b", "c"], {"a": "c", "b": "d"}) == ("a", "c", "b", "d")
-    with pytest.raises(ValueError, match="field.baselines = x: is no row"):
+    with pytest.raises(ValueError, match=r"field\.baselines = x: is no row"):
         field.with_baselines(["a"], {"x": "a"})
     assert set(field.TABLE["baselines"]) | set(field.TABLE["notes"]) <= set(default_methods())
 
