@@ -85,14 +85,14 @@ def measure(options: argparse.Namespace) -> Report:
                 every += results
                 tokens = sum(result.tokens for result in results)
                 drafts = sum(len(result.trace) for result in results)
-                dlm, ar = (
+                forwards = [
                     sum(getattr(result.forwards, name) for result in results) / tokens
                     for name in ("dlm_forwards", "ar_forwards")
-                )
-                figures.append((tokens / drafts, dlm, ar))
+                ]
+                figures.append((tokens / drafts, *forwards))
                 advance()
-            drafted, asked, verified = map(spread, zip(*figures, strict=True))
-            cells.append(Cell(proposal, intermediate, temperature, drafted, asked, verified, kl_per_token(every)))
+            per_draft, dlm, ar = map(spread, zip(*figures, strict=True))
+            cells.append(Cell(proposal, intermediate, temperature, per_draft, dlm, ar, kl_per_token(every)))
     columns = (
         "proposal", "tokens / draft", "DLM forwards / token", "AR forwards / token", "KL bound, nats / token"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -431,6 +432,24 @@ def test_methods_are_listed_and_explained(run: Callable[..., str]) -> None:
         assert [option["name"] for option in found["options"]] == [option.name for option in each.options]
         assert run("methods", each.name, "--markdown").startswith(f"## {each.name}\n")
     assert run("methods", "--markdown") == f"{table(METHODS.values())}\n"
+
+
+def test_an_explanation_keeps_its_paragraphs(run: Callable[..., str]) -> None:
+    paragraphs = inspect.cleandoc(METHODS["adjust"].make.__doc__ or "").partition("\n\nArgs:")[0].split("\n\n")
+    assert len(paragraphs) > 2
+    told = [" ".join(each.split()) for each in run("methods", "adjust").split("\n\n")]
+    assert told[0] == f"adjust: {' '.join(paragraphs[0].split())}"
+    assert told[1 : len(paragraphs)] == [" ".join(each.split()) for each in paragraphs[1:]]
+
+
+def test_a_quoted_figure_says_whose_forwards_it_counts(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    head = "| method | accuracy, % | tokens / DLM forward | KL bound, nats / token |\n| --- | --- | --- | --- |\n"
+    page.write_text(f"{head}| `a` | 9.0 | 0.99 (drafter) | 0 |\n| `b` | 8.0 | 2.00 | other law |\n")
+    assert read_figures(page) == {
+        "a": "9.0 % right, 0.99 tokens / forward of its drafter, 0 nats / token from the AR law",
+        "b": "8.0 % right, 2.00 tokens / DLM forward",
+    }
 
 
 def test_the_page_of_the_methods_is_the_commands() -> None:

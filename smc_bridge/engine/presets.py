@@ -184,7 +184,8 @@ def smc(
 ) -> Sampler:
     """N particles that survive over blocks, resampled when their ESS falls below half.
 
-    Parts are given by name; from Python also as objects, but for the proposal: one of your own goes to `Sampler`.
+    Parts are given by name, from Python also as objects, all but the proposal: one of your own makes a program of its
+    own (docs/guides/own_proposal.md).
 
     Args:
         pair: the models.

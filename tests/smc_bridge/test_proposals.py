@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -237,3 +238,8 @@ def test_a_chain_commits_more_tokens_of_a_draft_than_marginals() -> None:
         per_draft.append(sum(r.tokens for r in results) / sum(len(r.trace) for r in results))
     assert per_draft[1] > 1.3 * per_draft[0], per_draft
     assert math.isfinite(per_draft[0])
+
+
+def test_a_sampler_shows_its_proposal_by_name() -> None:
+    told = repr(program(PrefixFilled))
+    assert re.search(r"^ *proposal +PrefixFilled of TabularDLM", told, flags=re.MULTILINE), told
