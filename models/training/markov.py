@@ -88,12 +88,16 @@ def train(
         blocks: that it is trained on; as few as the steps ask for, as a share of the recipe's, unless it is given.
     """
     steps = STEPS if steps is None else steps
-    if blocks is None:
-        blocks = min(BLOCKS, max(AT_ONCE, BLOCKS * steps // STEPS))
+    blocks = blocks_for(steps) if blocks is None else blocks
     data = harvest(pair, seed=seed, blocks=blocks, target=target)
     head = initialised(lambda: MarkovHead(vocabulary=pair.dlm.vocab_size), seed=seed)
     loss = taught(head, data, seed=seed, steps=steps, name="markov")
     return Trained(head, loss, {"seed": seed, "steps": steps, "blocks": blocks, "target": target, "loss": loss})
+
+
+def blocks_for(steps: int) -> int:
+    """As many of the recipe's blocks as steps are of its steps, those of a forward at least."""
+    return min(BLOCKS, max(AT_ONCE, BLOCKS * steps // STEPS))
 
 
 def taught(head: Head, data: Blocks, *, seed: int, steps: int, name: str) -> float:
@@ -139,7 +143,7 @@ def harvest(pair: Pair, *, seed: int, blocks: int, target: Target = "ar") -> Blo
     for cut in _cuts(encode(pair.tokenizer, train), rng, blocks):
         parts.append(_read(pair, cut, target))
         if len(parts) % LOG_EVERY == 0:
-            print(f"markov blocks {sum(len(part.before) for part in parts)}/{blocks}", flush=True)
+            print(f"blocks {sum(len(part.before) for part in parts)}/{blocks}", flush=True)
     return Blocks(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 
 from smc_bridge.models.learned.store import facts_of
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.training import markov as training
+from smc_bridge.models.training import selector
 from smc_bridge.models.training.markov import PLACES, accepted, harvest, train
 
 
@@ -25,18 +28,19 @@ def test_a_short_training_repeats_and_shares_more_with_the_target_than_marginals
     assert gain > 0.1, gain
 
 
-def test_fewer_steps_read_fewer_blocks_and_the_recipe_all(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [training, selector])
+def test_fewer_steps_read_fewer_blocks_and_the_recipe_all(kind: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     class AskedError(Exception):
         """With how many blocks the training asks for."""
 
     def asked(*_: object, blocks: int, **__: object) -> None:
         raise AskedError(blocks)
 
-    monkeypatch.setattr(training, "harvest", asked)
+    monkeypatch.setattr(kind, "harvest", asked)
     found = []
     for steps in (None, 5, training.STEPS // 2, 10 * training.STEPS):
         with pytest.raises(AskedError) as caught:
-            train(load_pair("arithmetic"), steps=steps)
+            kind.train(load_pair("arithmetic"), steps=steps)
         found.append(caught.value.args[0])
     assert found == [training.BLOCKS, training.AT_ONCE, training.BLOCKS // 2, training.BLOCKS]
 
