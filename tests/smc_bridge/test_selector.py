@@ -160,7 +160,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: chain_of(TWO, SelectorHead(vocabulary=2, hidden=5)),
         "head reads 5 features and the diffusion model gives 2: give one trained for it",
     ),
-    "a pair without one": (lambda: smc(TWO, proposal="selector"), "selector needs a trained network, which this pair"),
     "balance": (
         lambda: smc(TWO, proposal="selector", head=head_of(2), weight="balance", lanes=2), "weight = balance: it asks"
     ),
