@@ -165,7 +165,7 @@ for name in ("PoE", "Mixture", "PowerMean 0.5", "Clamp"):
 for eps in families["Budget"][1]:
     log_pi = Budget(float(eps)).log_prob(q.log()[None], p.log()[None])
     assert kl(log_pi, p.log()[None]).item() <= eps + 1e-9
-poe, best = exact_trade["PoE"][:, :2], [trade(Clamp(float(beta))) for beta in np.geomspace(1, 500, 2001)]
+poe, best = exact_trade["PoE"][:, :2], [trade(Clamp(float(beta))) for beta in np.geomspace(1, 500, size(2001, 401))]
 for name, points in exact_trade.items():  # none accepts more for its KL, or keeps more ESS for its acceptance
     for acceptance, kept, nats in points:
         assert acceptance <= np.interp(nats, [each[2] for each in best], [each[0] for each in best]) + 1e-4, name
@@ -202,7 +202,7 @@ def runs_of(intermediate, temperature=1.0, proposal="marginals"):
     options = {"proposal": proposal, "temperature": temperature, "window": 16, "lookahead": 32}
     sampler = smc(pair, particles=1, intermediate=intermediate, **options)
     every, each = [prompt for prompt in prompts for _ in range(seeds)], list(range(seeds)) * len(prompts)
-    return sampler.run(every, seed=each, max_new_tokens=size(128, 48))
+    return sampler.run(every, seed=each, max_new_tokens=size(128, 32))
 
 
 laws = {(name, w): make(w) for name, (make, grid) in grids.items() for w in grid}

@@ -135,7 +135,7 @@ display(truth.style.format("{:.5f}"))
 # Now the same from runs, as on any model: `bidirectional` runs the program freely and conditionally.
 
 # %%
-RUNS = size(2000, 1000)
+RUNS = size(2000, 300)
 found = {n: bidirectional(toy(n), [[]] * RUNS, seed=list(range(RUNS)), max_new_tokens=2, level=0.999) for n in SIZES}
 
 figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.6), sharey=True, layout="constrained")
@@ -360,8 +360,9 @@ def right(runs):
 rows, accuracy = {}, {}
 for temperature in (1.0, 2.0):
     program = bridge(4, w=0.2, temperature=temperature)
-    again = [seed for seed in range(10) for _ in prompts]
-    exact_texts = ar_sampling(program.target, prompts * 10, seed=again, max_new_tokens=64, detokenize=pair.decode)
+    again = [seed for seed in range(size(10, 3)) for _ in prompts]
+    every = prompts * (len(again) // len(prompts))
+    exact_texts = ar_sampling(program.target, every, seed=again, max_new_tokens=64, detokenize=pair.decode)
     runs = program.run(prompts, seed=3, max_new_tokens=64)
     accuracy[temperature] = np.mean(right(exact_texts)), np.mean(right(runs))
     rows[f"AR sampling, temperature {temperature}"] = [f"{accuracy[temperature][0]:.0%}", "0, exactly"]

@@ -213,16 +213,24 @@ proper = enumerate_program(toy(), [], max_new_tokens=LIMIT)
 
 
 @torch.inference_mode()
-def with_weight(rule):
-    """`E[rule(log w, length) 1_x]` over all executions of the guide."""
-    mass = dict.fromkeys(p, 0.0)
+def executions():
+    """All executions of the guide: probability, log weight and sequence of each."""
     for trace in iter_discrete_traces("flat", config_enumerate(guide, default="sequential")):
         log_g = trace.log_prob_sum()
         if log_g > -torch.inf:
             replayed = poutine.trace(poutine.replay(model, trace=trace)).get_trace()
-            sequence = tuple(replayed.nodes["_RETURN"]["value"].tolist())
-            log_w = rule(float(replayed.log_prob_sum() - log_g), len(sequence))
-            mass[sequence] += float(log_g.exp()) * np.exp(log_w)
+            log_w = float(replayed.log_prob_sum() - log_g)
+            yield float(log_g.exp()), log_w, tuple(replayed.nodes["_RETURN"]["value"].tolist())
+
+
+every = list(executions())
+
+
+def with_weight(rule):
+    """`E[rule(log w, length) 1_x]` over all executions of the guide."""
+    mass = dict.fromkeys(p, 0.0)
+    for g, log_w, sequence in every:
+        mass[sequence] += g * np.exp(rule(log_w, len(sequence)))
     return mass
 
 
@@ -283,7 +291,7 @@ print(f"all executions of the guide: E[w] = {sum(mass.values()):.4f}")
 # estimate, biased at small $N$; its evidence is unbiased at any $N$.
 
 # %%
-REPEATS = size(150, 15)
+REPEATS = size(150, 10)
 counts = (1, 4, 16, 64)
 runs = {}
 for n in counts:
@@ -352,7 +360,7 @@ def even_answer(prefix):
 TEMPERATURE = 2.0
 common = {"w": 0.2, "window": 16, "lookahead": 32, "temperature": TEMPERATURE, "potential": even_answer}
 with torch.inference_mode():
-    one = run_program(smc(pair, size(8, 4), **common), prompt, seed=2, max_new_tokens=80)
+    one = run_program(smc(pair, size(8, 2), **common), prompt, seed=2, max_new_tokens=80)
 display(pd.DataFrame({"weight": one.weights.round(3), "text": [text.replace("\n", " / ") for text in one.texts]}))
 
 # %% [markdown]
@@ -362,7 +370,7 @@ display(pd.DataFrame({"weight": one.weights.round(3), "text": [text.replace("\n"
 # rare.
 
 # %%
-REPEATS, N, DRAWS = size(30, 3), 16, size(600, 80)
+REPEATS, N, DRAWS = size(30, 3), 16, size(600, 48)
 many = smc(pair, N, **common).run([prompt] * REPEATS, seed=list(range(REPEATS)), max_new_tokens=80)
 plain = smc(pair, 1, w=0.2, temperature=TEMPERATURE)
 samples = ar_sampling(

@@ -389,7 +389,7 @@ _ = ax.legend(frameon=False)
 # the biased one they are not, although it too looks at nothing but the weights.
 
 # %%
-REPEATS = size(6000, 3000)
+REPEATS = size(6000, 1000)
 
 
 def estimates(resampler):

@@ -181,7 +181,7 @@ target = ARTarget(pair.ar, temperature=0.2)
 programs["AR without some layers"] = Sampler(fewer_layers, target, ProductOfExperts(0.3), window=8)
 table = {}
 for name, program in programs.items():
-    runs = program.run(prompts, max_new_tokens=96)
+    runs = program.run(prompts, max_new_tokens=size(96, 24))
     tokens, steps = sum(run.tokens for run in runs), sum(len(run.trace) for run in runs)
     table[name] = {
         "tokens / block": tokens / steps,
