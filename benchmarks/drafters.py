@@ -194,7 +194,7 @@ def _refusals(options: argparse.Namespace, pair: Pair, task: Task, prompts: Sequ
                 })
                 advance()
             rows = [tuple(drafts)]
-            for row in ROWS:
+            for row in (row for row in ROWS if any(total[row] for total, _ in counted)):
                 shown = [row]
                 for total, refused in counted:
                     part = f" ({refused[row] / total[row]:.1%})" if total[row] else ""
