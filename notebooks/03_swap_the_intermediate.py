@@ -251,8 +251,7 @@ for temperature, rows in table.items():
 # %% [markdown]
 # ## The frontier
 #
-# Up is fast, left is faithful; the ends say what a line runs along: $w$, of `Clamp` $\beta$, of `Budget` $\varepsilon$
-# in nats.
+# Up is fast, left is faithful; the numbers at the ends are $w$ (of `Clamp` $\beta$, of `Budget` $\varepsilon$ in nats).
 
 # %%
 fig, axes = plt.subplots(2, 1, figsize=(7.2, 8.4), layout="constrained")
