@@ -40,9 +40,8 @@ def learn2pd(
     Changed: tau is compared with the law at temperature 1, whatever tokens are drawn at; at 0 it is the published
     decoder. A block that the canvas ends in is filled up with confidences of 1. The schedule may go by place (`order`).
     On the embedded pair tau is to be far nearer to 1 than published, 0.999: there it has 1.9 times the tokens per
-    forward of the static decoder of its order at equal accuracy. Digits that the filter takes to be settled before what
-    they follow from is filled cost accuracy at once, from left to right at any tau that was tried
-    (models/arithmetic/weights/confidence_filter.md).
+    forward of the static decoder of its order at equal accuracy. From left to right it loses accuracy, more
+    than half of it to cuts that come a place or two too early (models/arithmetic/weights/confidence_filter.md).
 
     Args:
         pair: the models, of which the diffusion model decodes.
