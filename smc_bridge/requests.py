@@ -127,6 +127,21 @@ def check_limit(max_new_tokens: int) -> int:
     return whole_number("max_new_tokens", max_new_tokens, remedy="allow at least 1 token, a whole number")
 
 
+def limit_that_fits(
+    max_new_tokens: int | None, prompts: Sequence[Sequence[int]], models: Iterable[LanguageModel], *, default: int
+) -> int:
+    """The length limit: what is given, or else `default`, or the positions that are left behind prompts if fewer are.
+
+    Prompts that leave more positions than others keep the default, for what fits one would cut another.
+    """
+    if max_new_tokens is not None:
+        return max_new_tokens
+    lengths = [limit for model in models if (limit := getattr(model, "max_length", None)) is not None]
+    rooms = {min(lengths) - len(prompt) for prompt in prompts} if lengths else set[int]()
+    [room] = rooms if len(rooms) == 1 else [default]
+    return room if 0 < room < default else default
+
+
 def check_prompts(
     prompts: Sequence[Sequence[int]], models: Mapping[str, LanguageModel], *, max_new_tokens: int,
     called: Callable[[int], str] | None = None,
@@ -147,6 +162,7 @@ def check_prompts(
     ids = check_tokens(prompts, min(model.vocab_size for model in models.values()), called)
     for i, prompt in enumerate(ids):
         for kind, model in models.items():
+            getattr(model, "check_prompt", lambda ids, name: None)(prompt, called(i))
             check_room(prompt, model, kind, max_new_tokens=limit, name=called(i))
     return ids
 
