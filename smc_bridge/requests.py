@@ -5,7 +5,7 @@ Each violation is one line that names argument, value and remedy, and comes befo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,7 +150,8 @@ def check_prompts(
 
     Args:
         prompts: token ids of each.
-        models: who reads them, by kind ("diffusion", "autoregressive"); their alphabet and positions are the limits.
+        models: who reads them, by kind ("diffusion", "autoregressive"); their alphabet and positions are the limits. One
+            in which not every list of ids is a text refuses the others by `check_prompt(ids, name)`.
         max_new_tokens: length limit of a continuation.
         called: what each prompt is called in a message, `prompts[i]` by default.
     Raises:
@@ -162,7 +163,8 @@ def check_prompts(
     ids = check_tokens(prompts, min(model.vocab_size for model in models.values()), called)
     for i, prompt in enumerate(ids):
         for kind, model in models.items():
-            getattr(model, "check_prompt", lambda ids, name: None)(prompt, called(i))
+            if hasattr(model, "check_prompt"):
+                model.check_prompt(prompt, called(i))
             check_room(prompt, model, kind, max_new_tokens=limit, name=called(i))
     return ids
 

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(arguments.json, "--json")
     with importing():
         from smc_bridge.commands.rendering import render_result
-        from smc_bridge.commands.trace_rendering import render_trace, token_texts
+        from smc_bridge.commands.trace_rendering import render_trace, texts_of, token_texts
         from smc_bridge.decode import Interrupted
         from smc_bridge.requests import check_prompts, limit_that_fits
         from smc_bridge.result import Result
@@ -93,14 +93,14 @@ def run(arguments: argparse.Namespace) -> int:
         tell(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}")
         return INTERRUPTED
     if arguments.trace:
-        result.settings["tokens"] = token_texts(result, decode=pair.decode, eos_id=pair.ar.eos_id)
+        result.settings["tokens"] = token_texts(result, decode=texts_of(pair), eos_id=pair.ar.eos_id)
 
     def save() -> None:
         result.save(arguments.json)
 
     def show(out: Console) -> None:
         if arguments.trace:
-            render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
+            render_trace(out, result, decode=texts_of(pair), eos_id=pair.ar.eos_id)
         render_result(out, result, seed=arguments.seed)
 
     deliver(arguments.json, save, show)

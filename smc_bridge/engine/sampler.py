@@ -43,7 +43,7 @@ from smc_bridge.models.prompts import ids_of_prompt
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.protocol import Asked
 from smc_bridge.randomness import Reserve, ReservedSource, Source
-from smc_bridge.requests import Request, check_limit, prompts_of
+from smc_bridge.requests import Request, check_limit, limit_that_fits, prompts_of
 from smc_bridge.result import Result
 from smc_bridge.streams import Role
 
