@@ -5,7 +5,7 @@ Each violation is one line that names argument, value and remedy, and comes befo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,6 +127,21 @@ def check_limit(max_new_tokens: int) -> int:
     return whole_number("max_new_tokens", max_new_tokens, remedy="allow at least 1 token, a whole number")
 
 
+def limit_that_fits(
+    max_new_tokens: int | None, prompts: Sequence[Sequence[int]], models: Iterable[LanguageModel], *, default: int
+) -> int:
+    """The length limit: what is given, or else `default`, or the positions that are left behind prompts if fewer are.
+
+    Prompts that leave more positions than others keep the default, for what fits one would cut another.
+    """
+    if max_new_tokens is not None:
+        return max_new_tokens
+    lengths = [limit for model in models if (limit := getattr(model, "max_length", None)) is not None]
+    rooms = {min(lengths) - len(prompt) for prompt in prompts} if lengths else set[int]()
+    [room] = rooms if len(rooms) == 1 else [default]
+    return room if 0 < room < default else default
+
+
 def check_prompts(
     prompts: Sequence[Sequence[int]], models: Mapping[str, LanguageModel], *, max_new_tokens: int,
     called: Callable[[int], str] | None = None,
@@ -135,7 +150,8 @@ def check_prompts(
 
     Args:
         prompts: token ids of each.
-        models: who reads them, by kind ("diffusion", "autoregressive"); their alphabet and positions are the limits.
+        models: who reads them, by kind ("diffusion", "autoregressive"); their alphabet and positions are the limits. One
+            in which not every list of ids is a text refuses the others by `check_prompt(ids, name)`.
         max_new_tokens: length limit of a continuation.
         called: what each prompt is called in a message, `prompts[i]` by default.
     Raises:
@@ -147,6 +163,8 @@ def check_prompts(
     ids = check_tokens(prompts, min(model.vocab_size for model in models.values()), called)
     for i, prompt in enumerate(ids):
         for kind, model in models.items():
+            if hasattr(model, "check_prompt"):
+                model.check_prompt(prompt, called(i))
             check_room(prompt, model, kind, max_new_tokens=limit, name=called(i))
     return ids
 

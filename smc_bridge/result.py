@@ -167,10 +167,21 @@ class Result:
             >>> result.sample(), result.sample(2)
             ((5, 6), [(5, 6), (5, 6)])
         """
+        return self._drawn(self.values, count, seed)
+
+    def sample_tokens(self, count: int | None = None, *, seed: int | None = None) -> Any:
+        """The same draws as `sample`, as token ids: one list, or `count` of them; arguments and errors as there.
+
+        Example:
+            >>> Result(prompt=[1], sequences=[[5, 6], [7]], log_weights=[0.0, -math.inf]).sample_tokens()
+            [5, 6]
+        """
+        return self._drawn([list(sequence) for sequence in self.sequences], count, seed)
+
+    def _drawn(self, values: Sequence[Any], count: int | None, seed: int | None) -> Any:
         rng = np.random.default_rng() if seed is None else self._generator(seed)
         count = None if count is None else whole_number("count", count, least=0)
         index = rng.choice(len(self.sequences), size=count, p=self.weights)
-        values = self.values
         return values[int(index)] if count is None else [values[int(i)] for i in index]
 
     def _generator(self, seed: int) -> np.random.Generator:

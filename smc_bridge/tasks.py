@@ -119,17 +119,33 @@ def encode_prompts(pair: Pair, task: Task, items: Sequence[Item]) -> list[tuple[
     from smc_bridge.requests import check_prompts  # here, for it imports torch
 
     def called(place: int) -> str:
-        name = items[place].id
-        return f"{task.name}: prompt {place if name is None else repr(name)}"
+        return _called(task, items, place)
 
+    every = prompts_of(pair, task, items)
+    models: dict[str, LanguageModel] = {"diffusion": pair.dlm, "autoregressive": pair.ar}
+    return [*map(tuple, check_prompts(every, models, max_new_tokens=task.max_new_tokens, called=called))]
+
+
+def prompts_of(pair: Pair, task: Task, items: Sequence[Item]) -> list[list[int]]:
+    """Ids of the items' prompts, whatever may follow them.
+
+    Raises:
+        ValueError: a prompt is none of the pair's.
+    """
     every = []
     for place, item in enumerate(items):
         try:
             every.append(pair.encode(item.prompt).tolist())
         except ValueError as error:
-            raise ValueError(f"{called(place)}: {error}") from error
-    models: dict[str, LanguageModel] = {"diffusion": pair.dlm, "autoregressive": pair.ar}
-    return [*map(tuple, check_prompts(every, models, max_new_tokens=task.max_new_tokens, called=called))]
+            is_foreign = task.name in TASKS and pair.name != task.pair
+            remedy = f"; the task is one of {task.pair!r}, give prompts of your own by --prompts" if is_foreign else ""
+            raise ValueError(f"{_called(task, items, place)}: {error}{remedy}") from error
+    return every
+
+
+def _called(task: Task, items: Sequence[Item], place: int) -> str:
+    name = items[place].id
+    return f"{task.name}: prompt {place if name is None else repr(name)}"
 
 
 #: M for a pair that no task knows, tokens: the paper's.

@@ -6,30 +6,43 @@ A category is its own id. Numbers are cut into at most 32 bins: a value that fil
 that is mostly 0) is a bin of its own, the rest is cut at its quantiles. A bin keeps up to 16 of its own values, and a
 row is made of tokens by drawing one of them, so that a column has the law that it was cut from. Ids are shared by the
 columns, so each *position* has an alphabet of its own (`allowed`), the first ids up to its column's size; position 0 is
-the token that begins a row, the last id, which has no other place.
+the token that begins a row, the last id, which has no other place. How a row is written stands in `row_text`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from smc_bridge.models.arguments import said, whole_number
 from smc_bridge.models.tables.data import Column, Table, table
+from smc_bridge.models.tables.row_text import START, part_text, parts_of, row_text
 from smc_bridge.models.tabular import generator_of
 
 #: Bins of a column of numbers, at most; values that a bin keeps.
 BINS, KEPT = 32, 16
-#: Text that a row begins with.
-START = "row:"
+
+
+class Weighted(Protocol):
+    """What rows are drawn of: the result of a run (`smc_bridge.Result`)."""
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """Token ids before those that are drawn."""
+        ...
+
+    def sample_tokens(self, count: int | None = None, *, seed: int | None = None) -> Any:
+        """Token ids of a draw from the weights."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -95,8 +108,12 @@ class Codec:
         Args:
             rows: whose numbers are cut.
             most: bins of a column of numbers.
+        Raises:
+            ValueError: there is no row, or fewer than two bins.
         """
         most = whole_number("most", most, least=2)
+        if not len(rows):
+            raise ValueError(f"rows = {said(rows)}: give at least one row, of which bins are cut")
         return cls(rows.columns, {column.name: Bins.of(rows.of(column.name), most) for column in rows.number_columns})
 
     @cached_property
@@ -143,12 +160,8 @@ class Codec:
         if tokens.ndim != 2 or tokens.shape[1] not in (len(self.columns), len(self.sizes)):
             raise ValueError(f"tokens have shape {list(tokens.shape)}: give whole rows, [n, {len(self.sizes)}]")
         tokens, sizes = tokens[:, -len(self.columns) :], torch.tensor(self.sizes[1:])
-        if bool(((tokens < 0) | (tokens >= sizes)).any()):
-            n, j = ((tokens < 0) | (tokens >= sizes)).nonzero()[0].tolist()
-            raise ValueError(
-                f"tokens[{n}] has {int(tokens[n, j])} for {self.columns[j].name!r}: give an id below "
-                f"{self.sizes[1 + j]}"
-            )
+        for n, j in ((tokens < 0) | (tokens >= sizes)).nonzero()[:1].tolist():
+            raise ValueError(f"tokens[{n}]{self._unknown(j, int(tokens[n, j]))}")
         generator, numbers, categories = generator_of(seed), list[Tensor](), list[Tensor]()
         for column, ids in zip(self.columns, tokens.T, strict=True):
             if column.kind == "category":
@@ -157,19 +170,40 @@ class Codec:
                 numbers.append(self.bins[column.name].table[ids, _spread(ids, generator)])
         return table(self.columns, numbers, categories, len(tokens))
 
+    def table_of(self, results: Sequence[Weighted], *, seed: int) -> Table:
+        """A table of one row drawn from the weights of each result, its prompt with it.
+
+        Args:
+            results: of runs whose rows are whole, as `Sampler.run` gives them.
+            seed: of the draws, as `Result.sample` takes it, and of the numbers within their bins (`rows`).
+        Raises:
+            ValueError: a row is not whole, every weight of a result is zero, or a seed of more than 32 bits.
+        """
+        generator_of(seed)  # refused before anything is drawn
+        tokens = torch.empty(len(results), len(self.sizes), dtype=torch.long)
+        for i, result in enumerate(results):
+            row = [*result.prompt, *result.sample_tokens(seed=seed)]
+            if len(row) != len(self.sizes) or row[0] != self.bos_id:
+                raise ValueError(
+                    f"results[{i}] has {len(row)} tokens of a row's {len(self.sizes)}: begin with "
+                    f"pair.encode({START!r}), and decode to the end of the row"
+                )
+            tokens[i] = torch.tensor(row)
+        return self.rows(tokens, seed=seed)
+
     def encode(self, text: str) -> list[int]:
         """Ids of the beginning of a row, `row: age=37, workclass=Private`: its first columns, in their order.
 
         Raises:
             ValueError: it names other columns, or a value that its column does not have.
         """
-        given = [part.strip() for part in text.strip().removeprefix(START).split(",") if part.strip()]
+        given = parts_of(text)
         if len(given) > len(self.columns):
             raise ValueError(f"prompt = {said(text)} has {len(given)} columns: the table has {len(self.columns)}")
         ids = [self.bos_id]
-        for column, part in zip(self.columns, given, strict=False):
-            name, equals, value = (piece.strip() for piece in part.partition("="))
-            if name != column.name or not equals:
+        for column, (name, value) in zip(self.columns, given, strict=False):
+            if name != column.name or value is None:
+                part = name if value is None else part_text(name, value)
                 raise ValueError(f"prompt has {part!r} where {column.name}=.. stands: name the first columns in order")
             ids.append(self._id(column, value))
         return ids
@@ -180,43 +214,76 @@ class Codec:
                 raise ValueError(f"prompt has {column.name}={value}: give one of {said(list(column.values))}")
             return column.values.index(value)
         try:
-            number = torch.tensor([float(value)], dtype=torch.float64)
+            number = float(value)
         except ValueError:
-            raise ValueError(f"prompt has {column.name}={value}: give a number") from None
-        return int(self.bins[column.name].ids(number))
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"prompt has {column.name}={value}: give a number")
+        return int(self.bins[column.name].ids(torch.tensor([number], dtype=torch.float64)))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of a row, or of a part: from the beginning if the first id begins a row, else of its last columns.
 
         Of a bin, the value in its middle.
+
+        Raises:
+            ValueError: there are more ids than columns, or an id that its column does not have.
         """
         tokens = list(ids)
         begins = tokens[:1] == [self.bos_id]
         tokens = tokens[1:] if begins else tokens
+        if len(tokens) > len(self.columns):
+            raise ValueError(f"ids = {said(tokens)} are {len(tokens)} columns: the table has {len(self.columns)}")
         first = 0 if begins else len(self.columns) - len(tokens)
-        texts = [self._text(self.columns[first + j], i) for j, i in enumerate(tokens)]
-        return ", ".join(texts) if not begins else f"{START} {', '.join(texts)}" if texts else START
+        parts = []
+        for j, i in enumerate(tokens, first):
+            if not 0 <= i < self.sizes[1 + j]:
+                raise ValueError(f"ids = {said(tokens)}{self._unknown(j, i)}")
+            parts.append(part_text(self.columns[j].name, self._value(self.columns[j], i)))
+        return row_text(parts, begins=begins)
 
-    def _text(self, column: Column, i: int) -> str:
+    def _value(self, column: Column, i: int) -> str:
         if column.kind == "category":
-            return f"{column.name}={column.values[i]}"
-        return f"{column.name}={self.bins[column.name].values[i][KEPT // 2]:.10g}"
+            return column.values[i]
+        value = self.bins[column.name].values[i][KEPT // 2]
+        short = f"{value:.10g}"
+        if float(short) == value:
+            return short
+        return str(int(value)) if column.whole else repr(value)
+
+    def _unknown(self, j: int, i: int) -> str:
+        """What is said of an id that a column does not have, after the name of the tokens."""
+        return f" has {i} for {self.columns[j].name!r}: give an id below {self.sizes[1 + j]}"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as JSON."""
+        """Write it as JSON; the file appears whole or not at all."""
         bins = {name: asdict(each) for name, each in self.bins.items()}
         data = {"columns": [asdict(column) for column in self.columns], "bins": bins}
-        Path(path).write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
+        fresh = Path(path).with_name(f".{Path(path).name}.new")
+        try:
+            fresh.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
+            os.replace(fresh, path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Codec:
-        """Read what `save` wrote."""
-        data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        columns = tuple(Column(**{**given, "values": tuple(given["values"])}) for given in data["columns"])
-        return cls(columns, {
-            name: Bins(tuple(map(tuple, given["values"])), tuple(given["edges"]), given["single"])
-            for name, given in data["bins"].items()
-        })
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is not what it wrote. FileNotFoundError: there is none.
+        """
+        try:
+            data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+            columns = tuple(Column(**{**given, "values": tuple(given["values"])}) for given in data["columns"])
+            return cls(columns, {
+                name: Bins(tuple(map(tuple, given["values"])), tuple(given["edges"]), given["single"])
+                for name, given in data["bins"].items()
+            })
+        except (IsADirectoryError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"path = {os.fspath(path)!r} is no codec of a table: give what Codec.save wrote"
+            ) from error
 
 
 def _spread(ids: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from smc_bridge.models.arguments import whole_number
 from smc_bridge.models.tables.codec import allowed
 
 
@@ -46,10 +47,14 @@ class ColumnNetwork(nn.Module):
         causal: 1 for a network that predicts the next column from those before, 0 for one that fills masks.
         width: d, of the embeddings.
         layers, heads: how many.
+    Raises:
+        ValueError: a width that its heads do not share.
     """
 
     def __init__(self, *, sizes: str, causal: int, width: int = 64, layers: int = 2, heads: int = 4) -> None:
         super().__init__()
+        if whole_number("width", width) % whole_number("heads", heads):
+            raise ValueError(f"width = {width}: give a multiple of {heads}, the heads of attention")
         self.config = {"sizes": sizes, "causal": causal, "width": width, "layers": layers, "heads": heads}
         self.sizes = tuple(map(int, sizes.split()))
         self.causal = bool(causal)

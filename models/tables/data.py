@@ -22,6 +22,9 @@ from smc_bridge.models.tabular import generator_of
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Whole numbers below it are all told apart by float64.
+EXACT = 2.0**53
+
 
 @dataclass(frozen=True)
 class Column:
@@ -168,23 +171,27 @@ class Table:
         """A table of a data frame.
 
         Args:
-            frame: numbers are columns of a numeric type, all others are categories of texts.
+            frame: numbers are columns of a numeric type, all others are categories of texts. Names that are no texts
+                are read as such.
             columns: of the table. Default: those of the frame, values in alphabetical order.
         Raises:
-            ValueError: a value that its column does not have, or a column that is not there.
+            ValueError: a value that its column does not have, or that is missing, a column that is not there or whose
+                name stands there twice, or a whole number of more than 53 bits.
         """
-        found = tuple(_column(name, frame[name]) for name in frame.columns) if columns is None else tuple(columns)
-        numbers: list[Tensor] = []
-        categories: list[Tensor] = []
-        for column in found:
-            if column.name not in frame.columns:
-                raise ValueError(f"frame has no column {column.name!r}: it has {said(list(frame.columns))}")
-            held = frame[column.name]
-            if column.kind == "number":
-                numbers.append(torch.tensor(held.to_numpy(dtype="float64")))
-            else:
-                categories.append(ids(column, held.astype("str").tolist()))
-        return table(found, numbers, categories, len(frame))
+        names = [str(name) for name in frame.columns]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"frame has {names.count(twice[0])} columns of the name {twice[0]!r}: give each its own")
+        given = {name: frame.iloc[:, j] for j, name in enumerate(names)}
+        wanted = names if columns is None else [column.name for column in columns]
+        for name in wanted:
+            if name not in given:
+                raise ValueError(f"frame has no column {name!r}: it has {said(names)}")
+            _check_there(name, given[name])
+        found = tuple(_column(name, given[name]) for name in wanted) if columns is None else tuple(columns)
+        numbers = [_numbers(column.name, given[column.name]) for column in found if column.kind == "number"]
+        texts = [(c, given[c.name].astype("str").tolist()) for c in found if c.kind == "category"]
+        return table(found, numbers, [ids(column, held) for column, held in texts], len(frame))
 
 
 def table(columns: Sequence[Column], numbers: Sequence[Tensor], categories: Sequence[Tensor], rows: int) -> Table:
@@ -209,7 +216,31 @@ def ids(column: Column, texts: Sequence[str]) -> Tensor:
     return torch.tensor([at[text] for text in texts], dtype=torch.int64)
 
 
-def _column(name: Any, held: pd.Series[Any]) -> Column:
+def _column(name: str, held: pd.Series[Any]) -> Column:
+    if not len(held):
+        raise ValueError(f"column {name!r} of the frame has no rows: give at least one, or the table's columns")
     if held.dtype.kind in "iuf":
-        return Column(str(name), "number", whole=held.dtype.kind in "iu")
-    return Column(str(name), "category", values=tuple(sorted(set(held.astype("str")))))
+        return Column(name, "number", whole=held.dtype.kind in "iu")
+    return Column(name, "category", values=tuple(sorted(set(held.astype("str")))))
+
+
+def _check_there(name: str, held: pd.Series[Any]) -> None:
+    """Raise ValueError, naming the column, if some of its values are missing."""
+    count = int(held.isna().sum())
+    if count:
+        remedy = "leave those rows out" if held.dtype.kind in "iuf" else 'leave those rows out, or give a value, as "?"'
+        raise ValueError(f"column {name!r} of the frame has no value in {count} of {len(held)} rows: {remedy}")
+
+
+def _numbers(name: str, held: pd.Series[Any]) -> Tensor:
+    """A column of numbers, `[n]` float64."""
+    try:
+        found = torch.tensor(held.to_numpy(dtype="float64"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"column {name!r} of the frame holds {said(held.iloc[0])}: give numbers") from error
+    endless = int((~found.isfinite()).sum())
+    if endless:
+        raise ValueError(f"column {name!r} of the frame has {endless} endless numbers: leave those rows out")
+    if held.dtype.kind in "iu" and bool((found.abs() >= EXACT).any()):
+        raise ValueError(f"column {name!r} of the frame has whole numbers of more than 53 bits: give them as texts")
+    return found

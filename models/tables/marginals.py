@@ -41,7 +41,13 @@ class Marginal:
 
     @classmethod
     def of(cls, numbers: Tensor, *, whole: bool) -> Marginal:
-        """The law of a column, `[n]`."""
+        """The law of a column, `[n]`.
+
+        Raises:
+            ValueError: there is no number.
+        """
+        if not numbers.numel():
+            raise ValueError("numbers are none: give a column of at least one row")
         held = np.sort(numbers.cpu().numpy())
         values, counts = np.unique(held, return_counts=True)
         between = len(values) > MOST_VALUES
@@ -50,10 +56,9 @@ class Marginal:
             values = np.quantile(held, shares)
         else:
             shares = np.cumsum(counts) / len(held)
-        rounded = tuple(float(f"{x:.8g}") for x in values), tuple(float(f"{x:.7g}") for x in shares)
-        plain = cls(*rounded, between, 0.0, 1.0, whole)
-        scores = plain.scores(numbers)
-        return cls(*rounded, between, float(scores.mean()), max(float(scores.std()), 1e-6), whole)
+        held_by = tuple(map(float, values)), tuple(float(f"{x:.7g}") for x in shares)
+        scores = cls(*held_by, between, 0.0, 1.0, whole).scores(numbers)
+        return cls(*held_by, between, float(scores.mean()), max(float(scores.std()), 1e-6), whole)
 
     def scores(self, numbers: Tensor) -> Tensor:
         """Normal scores of numbers, of the same shape; of a number that did not occur, those of the nearest below."""

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from smc_bridge.models.arguments import whole_number
+
 #: Frequencies of the features of a number (Gorishniy et al. 2022), and of its noise.
 FREQUENCIES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 HEADS = 4
@@ -25,6 +27,8 @@ class RowNetwork(nn.Module):
         sizes: values of each column of categories.
         width: of a token.
         hidden: width of the network on the row.
+    Raises:
+        ValueError: a width that its heads do not share.
     """
 
     valid: Tensor
@@ -33,6 +37,9 @@ class RowNetwork(nn.Module):
 
     def __init__(self, numbers: int, sizes: Sequence[int], *, width: int, hidden: int) -> None:
         super().__init__()
+        if whole_number("width", width) % HEADS:
+            raise ValueError(f"width = {width}: give a multiple of {HEADS}, the heads of attention")
+        whole_number("hidden", hidden)
         self.sizes = tuple(sizes)
         most, features = max(sizes, default=0), 2 + 4 * len(FREQUENCIES)
         self.read = nn.Parameter(torch.randn(numbers, features, width) / features**0.5)

@@ -64,6 +64,14 @@ class ColumnModel:
         """Where the network is."""
         return self.network.head.weight.device
 
+    def check_prompt(self, ids: Sequence[int], name: str) -> None:
+        """Raise ValueError unless ids, which are called `name`, begin a row, or are none."""
+        if ids and ids[0] != self.bos_id:
+            raise ValueError(f"{name} = {said(list(ids))} begins no row: begin with {self.bos_id}, as pair.encode does")
+        for j, (token, size) in enumerate(zip(ids[1:], self.network.sizes[1:], strict=False), 1):
+            if not 0 <= token < size:
+                raise ValueError(f"{name} has {token} for column {j} of the table: give an id below {size}")
+
     @property
     def bos_id(self) -> int:
         """The token that begins a row."""

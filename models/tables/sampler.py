@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from smc_bridge.models.arguments import real_number, said, true_or_false, whole_number
+from smc_bridge.models.arguments import real_between, said, true_or_false, whole_number
 from smc_bridge.models.tables.noise import HIGH, LOW, Noise
 from smc_bridge.models.tables.skipping import Skipping
 
@@ -25,6 +25,8 @@ from smc_bridge.models.tables.skipping import Skipping
 Seen = tuple[Tensor, Tensor, Tensor]
 #: Most that a step goes back, as a share of its noise (Karras et al. 2022).
 MOST_CHURN = 2**0.5 - 1
+#: Greatest churn and guidance.
+MOST_GIVEN = 1000.0
 
 
 class Denoiser(Protocol):
@@ -74,18 +76,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         whole_number("steps", self.steps, least=2)
-        if real_number("churn", self.churn, remedy="give a number of at least 0") < 0:
-            raise ValueError(f"churn = {said(self.churn)}: give a number of at least 0")
+        real_between("churn", self.churn, 0.0, MOST_GIVEN, remedy=f"give a number from 0 to {MOST_GIVEN:g}")
         true_or_false("heun", self.heun)
         if not isinstance(self.skipping, Skipping | None):
             raise ValueError(f"skipping = {said(self.skipping)}: give Skipping(), or None")
 
 
 def check_guidance(guidance: float) -> None:
-    """Raise ValueError unless this is a weight of guidance, a number of at least 0."""
-    remedy = "give a number of at least 0"
-    if real_number("guidance", guidance, remedy=remedy) < 0:
-        raise ValueError(f"guidance = {said(guidance)}: {remedy}")
+    """Raise ValueError unless this is a weight of guidance, a number from 0 to `MOST_GIVEN`."""
+    real_between("guidance", guidance, 0.0, MOST_GIVEN, remedy=f"give a number from 0 to {MOST_GIVEN:g}")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from smc_bridge.models.arguments import real_number, said, whole_number
+from smc_bridge.models.arguments import real_between, whole_number
 from smc_bridge.models.forecast import Forecast
+
+#: Greatest growth of windows, steps: the second one passes any diffusion.
+MOST_GROWTH = 1e6
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,7 @@ class Skipping:
     def __post_init__(self) -> None:
         whole_number("first", self.first)
         whole_number("window", self.window)
-        if real_number("growth", self.growth, remedy="give a number of at least 0") < 0:
-            raise ValueError(f"growth = {said(self.growth)}: give a number of at least 0")
+        real_between("growth", self.growth, 0.0, MOST_GROWTH, remedy=f"give a number from 0 to {MOST_GROWTH:g}")
         self.forecast()
 
     def forecast(self) -> Forecast:

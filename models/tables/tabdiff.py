@@ -68,7 +68,9 @@ class TabDiff(nn.Module):
 
     @classmethod
     def of(cls, table: Table, *, width: int = 32, hidden: int = 320) -> TabDiff:
-        """An untrained one for the columns of a table, with the marginals of its numbers."""
+        """An untrained one for the columns of a table, with the marginals of its numbers; ValueError if it is empty."""
+        if not len(table):
+            raise ValueError(f"table = {table!r}: give at least one row")
         columns = [[c.name, c.kind, list(c.values), c.whole] for c in table.columns]
         laws = [Marginal.of(table.of(c.name), whole=c.whole) for c in table.number_columns]
         marginals = [[m.values, m.shares, m.between, m.mean, m.scale, m.whole] for m in laws]
@@ -209,7 +211,7 @@ class TabDiff(nn.Module):
         known_categories = torch.ones(categories.shape[1], dtype=torch.bool, device=self.device)
         for kind, j in places:
             (known_numbers if kind == "number" else known_categories)[j] = False
-        generator, parts = generator_of(seed), list[Table]()
+        generator, parts = generator_of(seed), [table.rows([])]
         for first in range(0, len(table), ROWS):
             x, c = scores[first : first + ROWS], categories[first : first + ROWS]
             known = Known(x, c, known_numbers, known_categories, guidance, condition, rounds)

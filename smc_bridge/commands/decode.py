@@ -18,7 +18,7 @@ from smc_bridge.commands.base import (
     tell,
     whole,
 )
-from smc_bridge.commands.decode_file import BATCH, refuse_other, run_decoder, run_file
+from smc_bridge.commands.decode_file import BATCH, LIMIT, refuse_other, run_decoder, run_file
 from smc_bridge.commands.models import add_model_arguments, load_models, pair_name
 from smc_bridge.commands.options import add_method_arguments, method_of
 from smc_bridge.commands.prompts import add_prompts_arguments
@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_method_arguments(parser)
     run = parser.add_argument_group("run")
-    run.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="T", help="length limit (default: 128)")
+    run.add_argument("--max-new-tokens", type=whole(1), metavar="T", help=f"length limit (default: {LIMIT}, or what fits)")
     run.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     run.add_argument(
         "--json", type=destination, metavar="FILE",
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Decode the prompt, or the file of prompts, and print what came of it; returns the exit code."""
     with importing():
         method = method_of(arguments)
-        method.check(max_new_tokens=arguments.max_new_tokens)
+        method.check(max_new_tokens=arguments.max_new_tokens or LIMIT)
     if arguments.prompts is not None:
         if arguments.prompt is not None:
             raise UsageError("PROMPT with --prompts: give one of them")
@@ -71,18 +71,19 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(arguments.json, "--json")
     with importing():
         from smc_bridge.commands.rendering import render_result
-        from smc_bridge.commands.trace_rendering import render_trace, token_texts
+        from smc_bridge.commands.trace_rendering import render_trace, texts_of, token_texts
         from smc_bridge.decode import Interrupted
-        from smc_bridge.requests import check_prompts
+        from smc_bridge.requests import check_prompts, limit_that_fits
         from smc_bridge.result import Result
     if arguments.json is not None:
         refuse_other(arguments.json, Result.load)
     use_free_cores()
     pair = load_models(arguments)
+    ids = pair.encode(arguments.prompt).tolist()
+    arguments.max_new_tokens = limit_that_fits(arguments.max_new_tokens, [ids], (pair.dlm, pair.ar), default=LIMIT)
     decoder = method.make(
         pair, lookahead=lookahead_of(pair_name(arguments)), max_new_tokens=arguments.max_new_tokens
     )
-    ids = pair.encode(arguments.prompt).tolist()
     [prompt] = check_prompts(
         [ids], decoder.models, max_new_tokens=arguments.max_new_tokens, called=lambda _: "PROMPT"
     )
@@ -92,14 +93,14 @@ def run(arguments: argparse.Namespace) -> int:
         tell(f"{PROGRAM}: interrupted{_save_partial(interrupt, arguments.json)}")
         return INTERRUPTED
     if arguments.trace:
-        result.settings["tokens"] = token_texts(result, decode=pair.decode, eos_id=pair.ar.eos_id)
+        result.settings["tokens"] = token_texts(result, decode=texts_of(pair), eos_id=pair.ar.eos_id)
 
     def save() -> None:
         result.save(arguments.json)
 
     def show(out: Console) -> None:
         if arguments.trace:
-            render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
+            render_trace(out, result, decode=texts_of(pair), eos_id=pair.ar.eos_id)
         render_result(out, result, seed=arguments.seed)
 
     deliver(arguments.json, save, show)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from smc_bridge.commands.prompts import count_of, described, task_of
 from smc_bridge.commands.threads import use_free_cores
 from smc_bridge.commands.waiting import Counted, waiting
 from smc_bridge.files import is_stream, shown, write_text
-from smc_bridge.tasks import Item, Task, encode_prompts, lookahead_of
+from smc_bridge.tasks import Item, Task, encode_prompts, lookahead_of, prompts_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from smc_bridge.registry import Spelled
     from smc_bridge.result import Result
 
-#: Prompts that are decoded together.
-BATCH = 32
+#: Prompts that are decoded together, and length limit unless it is given or models have fewer positions, tokens.
+BATCH, LIMIT = 32, 128
 
 
 def run_file(arguments: argparse.Namespace, method: Spelled) -> int:
@@ -42,21 +43,24 @@ def run_file(arguments: argparse.Namespace, method: Spelled) -> int:
     if path is not None:
         check_writable(path, "--json")
     with importing():
-        from smc_bridge.commands.trace_rendering import render_trace, token_texts
+        from smc_bridge.commands.trace_rendering import render_trace, texts_of, token_texts
         from smc_bridge.decode import Interrupted
+        from smc_bridge.requests import limit_that_fits
         from smc_bridge.result import Result
     if path is not None:
         refuse_other(path, lambda file: Result.from_dict(json.loads(file.open(encoding="utf-8").readline())))
     use_free_cores()
     pair = load_shown(models)
+    ids = prompts_of(pair, task, items)
+    arguments.max_new_tokens = limit_that_fits(arguments.max_new_tokens, ids, (pair.dlm, pair.ar), default=LIMIT)
     decoder = method.make(pair, lookahead=lookahead_of(name), max_new_tokens=arguments.max_new_tokens)
-    prompts = encode_prompts(pair, task, items)
+    prompts = encode_prompts(pair, replace(task, max_new_tokens=arguments.max_new_tokens), items)
 
     def finish(found: Sequence[Result], chosen: Sequence[Item]) -> list[Result]:
         for result, item in zip(found, chosen, strict=True):
             result.settings.update(told(result, item, task, seed=arguments.seed))
             if arguments.trace:
-                result.settings["tokens"] = token_texts(result, decode=pair.decode, eos_id=pair.ar.eos_id)
+                result.settings["tokens"] = token_texts(result, decode=texts_of(pair), eos_id=pair.ar.eos_id)
         return list(found)
 
     def save(found: Sequence[Result]) -> None:
@@ -79,7 +83,7 @@ def run_file(arguments: argparse.Namespace, method: Spelled) -> int:
         for item, result in zip(items, results, strict=True):
             out.print(Text(str(item.id), style="bold"))
             if arguments.trace:
-                render_trace(out, result, decode=pair.decode, eos_id=pair.ar.eos_id)
+                render_trace(out, result, decode=texts_of(pair), eos_id=pair.ar.eos_id)
             text = drawn(result, seed=arguments.seed)
             out.print(Text("none: every weight is zero" if text is None else str(text)))
             out.print(Text(figures(result)))

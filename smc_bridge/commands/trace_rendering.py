@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -16,12 +17,20 @@ from smc_bridge.models.ends import Ends, EosId, ends_of
 from smc_bridge.result import Result
 from smc_bridge.trace import StepRecord
 
+if TYPE_CHECKING:
+    from smc_bridge.models.pair import Pair
+
 ACCEPTED, CORRECTED, REFUSED = "green", "yellow", "red"
 #: Refused tokens that are shown; the rest is counted.
 SHOWN = 12
 
 #: Ids to text.
 Decode = Callable[[list[int]], str]
+
+
+def texts_of(pair: Pair) -> Decode:
+    """What shows the tokens of a pair: its text, or their ids where one means something at its own place alone."""
+    return (lambda ids: "".join(f" {i}" for i in ids)) if getattr(pair.ar, "placed", False) else pair.decode
 
 
 def render_trace(console: Console, result: Result, *, decode: Decode, eos_id: EosId) -> None:

@@ -43,7 +43,7 @@ from smc_bridge.models.prompts import ids_of_prompt
 from smc_bridge.prefix import Prefix
 from smc_bridge.proposals.protocol import Asked
 from smc_bridge.randomness import Reserve, ReservedSource, Source
-from smc_bridge.requests import Request, check_limit, prompts_of
+from smc_bridge.requests import Request, check_limit, limit_that_fits, prompts_of
 from smc_bridge.result import Result
 from smc_bridge.streams import Role
 
@@ -117,10 +117,14 @@ class Sampler(Program):
         )
 
     def decode(
-        self, text: str, *, seed: int = 0, max_new_tokens: int = 256, keep_drafts: bool = False
+        self, text: str, *, seed: int = 0, max_new_tokens: int | None = None, keep_drafts: bool = False
     ) -> Result:
-        """Decode one prompt given as text; arguments as `run`.
+        """Decode one prompt given as text; arguments as `run`, but for the length limit.
 
+        Args:
+            text: the prompt.
+            max_new_tokens: length limit of the continuation. Default: 256, or the positions that the models have behind
+                the prompt if those are fewer, as for the rest of a row of a table.
         Raises:
             ValueError: the sampler knows no tokenizer, the prompt is empty or too long, or an argument is out of range.
         """
@@ -129,7 +133,8 @@ class Sampler(Program):
         if not isinstance(text, str):
             raise ValueError(f"text = {said(text)}: give a string, or call run with token ids")
         prompt = ids_of_prompt(self.tokenize(text), "tokenize")
-        return self.run([prompt], seed=seed, max_new_tokens=max_new_tokens, keep_drafts=keep_drafts)[0]
+        limit = limit_that_fits(max_new_tokens, [prompt], self.models.values(), default=256)
+        return self.run([prompt], seed=seed, max_new_tokens=limit, keep_drafts=keep_drafts)[0]
 
     def start(
         self, prompts: Sequence[Sequence[int]], *, seed: int | Sequence[int] = 0, max_new_tokens: int = 256,

@@ -71,6 +71,8 @@ class TableDiffusion:
 
     def open(self, requests: Sequence[Request | None], limit: int) -> Drawing:
         """Seats with their prompts (`Decoder.open`)."""
+        if any(request is not None and not request.prompt for request in requests):
+            raise ValueError("prompts hold an empty one: begin with pair.encode('row:')")
         return Drawing(tuple(map(Seat.of, requests)), limit, {})
 
     def step(self, state: Drawing) -> Drawing:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +47,37 @@ class Exact:
         clean = (law * (means + 0.25 / variance * (x - means))).sum(-1, keepdim=True)
         told = (1 - SLIP) * law + SLIP * (1 - law)
         return clean, told.log()[:, None].expand(-1, 2, -1)
+
+
+def test_whole_numbers_of_any_size_come_back_from_their_scores() -> None:
+    numbers = 1_234_567_890_123_456 + 3 * torch.arange(40, dtype=torch.float64)
+    law = Marginal.of(numbers, whole=True)
+    assert torch.equal(law.numbers(law.scores(numbers)), numbers)
+
+
+def test_a_table_without_rows_is_imputed_as_it_is_and_teaches_nothing() -> None:
+    model = TabDiff.of(copies(), width=8, hidden=8)
+    assert len(model.impute(copies().rows([]), ("a",), 0)) == 0
+    with pytest.raises(ValueError, match=r"table = Table of 0 rows: .*: give at least one row"):
+        TabDiff.of(copies().rows([]))
+    with pytest.raises(ValueError, match="numbers are none: give a column"):
+        Marginal.of(torch.zeros(0).double(), whole=False)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), 1e30, "much", None])
+@pytest.mark.parametrize("name", ["growth", "churn", "guidance"])
+def test_a_number_out_of_range_is_refused_by_its_name(name: str, value: Any) -> None:
+    makers: dict[str, Callable[[], object]] = {
+        "growth": lambda: Skipping(growth=value), "churn": lambda: Sampling(churn=value),
+        "guidance": lambda: TabDiff.of(copies(), width=8, hidden=8).impute(copies(), ("a",), 0, guidance=value),
+    }
+    with pytest.raises(ValueError, match=rf"^{name} = .*: give a number from 0 to 1"):
+        makers[name]()
+
+
+def test_a_width_that_its_heads_do_not_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="width = 6: give a multiple of 4"):
+        TabDiff.of(copies(), width=6)
 
 
 def copies() -> Table:

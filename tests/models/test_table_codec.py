@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from smc_bridge import Result
 from smc_bridge.models.tables.codec import KEPT, Bins, Codec, allowed
 from smc_bridge.models.tables.data import Column, Table
 
@@ -75,6 +77,77 @@ def test_a_text_gives_its_row_back_and_may_name_the_first_columns_alone() -> Non
     assert codec.decode([1, 0, 2]) == f"colour=green, {codec.decode([0, 2])}"
 
 
+NAMES = ("plain", "a, b", "a=b", 'a "b"', " blank ", "row: x", "two\nlines", '"', "", "row:", "\\")
+
+
+def test_names_and_values_with_commas_quotes_and_blanks_come_back() -> None:
+    columns = tuple(Column(name, "category", NAMES) for name in NAMES)
+    codec = Codec(columns, {})
+    for i in range(len(NAMES)):
+        ids = [codec.bos_id, *((i + j) % len(NAMES) for j in range(len(NAMES)))]
+        assert codec.encode(codec.decode(ids)) == ids
+        assert codec.encode(codec.decode(ids[:3])) == ids[:3]
+    city = Codec((Column("city", "category", ("Paris, Texas", "Rome")), Column("in", "category", ("a", "b"))), {})
+    assert city.decode([city.bos_id, 0, 1]) == 'row: city="Paris, Texas", in=b'
+    assert city.encode('city = "Rome" ,, in=a') == city.encode("row:city=Rome, in=a")
+
+
+@pytest.mark.parametrize("first", [1_234_567_890, 1_234_567_890_123_456, -(2**52), 1e300, 0.1, -1 / 3])
+def test_numbers_of_any_size_are_written_whole(first: float) -> None:
+    whole = isinstance(first, int)
+    numbers = torch.tensor([first + 3 * i if whole else first / (1 + i) for i in range(20)], dtype=torch.float64)
+    table = Table((Column("t", "number", whole=whole),), numbers[:, None], torch.zeros(20, 0).long())
+    codec = Codec.of(table)
+    for ids in codec.tokens(table).tolist():
+        text = codec.decode(ids)
+        assert codec.encode(text) == ids
+        assert float(text.removeprefix("row: t=")) in numbers.tolist()
+
+
+def runs_of(codec: Codec) -> list[Result]:
+    """Three runs of two particles, of which the second weighs most, or all."""
+    tokens = codec.tokens(rows(12)).tolist()
+    return [
+        Result(prompt=row[:2], sequences=[other[2:], row[2:]], log_weights=weights, settings={"seed": i})
+        for i, (row, other, weights) in enumerate(zip(
+            tokens[:3], tokens[3:6], [[-math.inf, 0.0], [-math.inf, 0.0], [0.0, 0.0]], strict=True
+        ))
+    ]
+
+
+def test_a_table_of_results_holds_the_rows_that_their_samples_show() -> None:
+    codec = Codec.of(rows(12))
+    results, texts = runs_of(codec), set[str]()
+    for seed in range(20):
+        found = codec.tokens(codec.table_of(results, seed=seed)).tolist()
+        shown = [[*r.prompt, *r.sample_tokens(seed=seed)] for r in results]
+        assert found == shown
+        assert [tuple(row[2:]) for row in shown] == [r.sample(seed=seed) for r in results]
+        assert shown[0][2:] == results[0].sequences[1]  # the first particle weighs nothing
+        texts |= {codec.decode(shown[2])}
+    assert len(texts) == 2
+    assert len(codec.table_of([], seed=0)) == 0
+
+
+def test_a_table_of_results_that_are_no_rows_is_refused_in_one_line() -> None:
+    codec = Codec.of(rows(12))
+    whole = codec.tokens(rows(12)).tolist()[0]
+    for prompt, sequence in ((whole[:2], whole[2:-1]), ([], whole[1:]), (whole[1:], [0])):
+        with pytest.raises(ValueError, match=r"^results\[0\] has \d tokens of a row's 5: begin with pair.encode"):
+            codec.table_of([Result(prompt=prompt, sequences=[sequence], log_weights=[0.0])], seed=0)
+    with pytest.raises(ValueError, match="seed = -1"):
+        codec.table_of([], seed=-1)
+
+
+def test_a_file_that_holds_something_else_is_one_line(tmp_path: Path) -> None:
+    for text in ("{", "{}", "[1]", '{"columns": [{"name": 1}], "bins": {}}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(ValueError, match=r"other.json' is no codec of a table: give what Codec.save wrote$"):
+            Codec.load(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="is no codec of a table"):
+        Codec.load(tmp_path)
+
+
 def test_a_file_gives_the_codec_back(tmp_path: Path) -> None:
     codec = Codec.of(rows())
     codec.save(tmp_path / "table.json")
@@ -88,6 +161,7 @@ def test_a_position_has_the_ids_of_its_column_and_only_the_first_that_which_begi
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("row: income=nan", "income=nan: give a number"), ("income=1e400", "give a number"), ("income", "'income' whe"),
         ("colour=red", "name the first columns in order"), ("row: income=1, colour=blue", "give one of"),
         ("row: income=much", "give a number"), ("income=1, colour=red, gain=0, rooms=1, x=1", "the table has 4"),
     ],
@@ -105,3 +179,11 @@ def test_tokens_that_are_no_rows_are_one_line() -> None:
         codec.rows(torch.tensor([[0, 3, 0, 0]]), seed=0)
     with pytest.raises(ValueError, match="most = 1"):
         Codec.of(rows(), most=1)
+    with pytest.raises(ValueError, match=r"rows = Table of 0 rows: .*: give at least one row"):
+        Codec.of(rows().rows([]))
+    for ids, message in (
+        ([codec.bos_id, 0, 3], "has 3 for 'colour': give an id below 3"), ([codec.bos_id, -1], "has -1 for 'income'"),
+        ([0] * 5, "are 5 columns: the table has 4"), ([codec.bos_id, *[0] * 5], "are 5 columns: the table has 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            codec.decode(ids)

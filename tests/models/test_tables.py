@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import subprocess
 import sys
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -60,6 +63,32 @@ def test_what_does_not_fit_is_refused_in_one_line(wrong: object, message: str) -
     with pytest.raises(ValueError, match=message) as caught:
         wrong()  # type: ignore[operator]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ({"a": [1.0, None, None]}, "column 'a' of the frame has no value in 2 of 3 rows: leave those rows out$"),
+    ({"b": [1, 2], "a": ["x", None]}, "column 'a' .* in 1 of 2 rows: leave those rows out, or give a value, as"),
+    ({"a": [1.0, math.inf]}, "column 'a' of the frame has 1 endless numbers: leave"),
+    ({"a": [2**53 + 1]}, "column 'a' of the frame has whole numbers of more than 53 bits: give them as texts"),
+    ({"a": []}, "column 'a' of the frame has no rows: give at least one"),
+    ({1: [0.5], "1": [0.5]}, "frame has 2 columns of the name '1': give each its own"),
+])
+def test_a_frame_that_is_no_table_is_refused_by_its_column(data: dict[Any, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Table.from_frame(pd.DataFrame(data))
+    assert "\n" not in str(caught.value)
+
+
+def test_texts_among_numbers_are_refused_by_their_column() -> None:
+    with pytest.raises(ValueError, match="column 'a' of the frame holds 'x': give numbers"):
+        Table.from_frame(pd.DataFrame({"a": ["x"]}), (Column("a", "number"),))
+
+
+def test_names_of_a_frame_that_are_no_texts_are_read_as_such() -> None:
+    frame = pd.DataFrame([[1.5, "x"], [2.5, "y"]])
+    found = Table.from_frame(frame)
+    assert found.columns == (Column("0", "number"), Column("1", "category", values=("x", "y")))
+    assert torch.equal(Table.from_frame(frame, found.columns).numbers, found.numbers)
 
 
 def test_the_small_table_has_both_kinds_and_a_label_near_half() -> None:
