@@ -113,13 +113,14 @@ class Pair:
         Raises:
             ValueError: the pair has none and none is given, or it is of another kind. FileNotFoundError: no such file.
         """
+        from smc_bridge.models.learned import TRAINED_BY
         from smc_bridge.models.learned.store import command, load
 
         if given is None:
             if name not in self.learned:
                 raise ValueError(
                     f"the pair {self.name!r} has no trained {name}: train one for it (as {command(name)} does for the "
-                    "embedded pair), and give its file"
+                    f"pair {'adult' if name in TRAINED_BY else 'arithmetic'!r}), and give its file"
                 )
             if name not in self._parts:
                 self._parts[name] = load(self.learned[name], kind=name).to(self.dlm.device)

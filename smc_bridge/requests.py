@@ -150,8 +150,8 @@ def check_prompts(
 
     Args:
         prompts: token ids of each.
-        models: who reads them, by kind ("diffusion", "autoregressive"); their alphabet and positions are the limits. One
-            in which not every list of ids is a text refuses the others by `check_prompt(ids, name)`.
+        models: who reads them, by kind ("diffusion", "autoregressive"); their alphabet and positions are the limits. A
+            model of which not every list of ids is a text refuses the others by `check_prompt(ids, name)`.
         max_new_tokens: length limit of a continuation.
         called: what each prompt is called in a message, `prompts[i]` by default.
     Raises:

@@ -9,24 +9,28 @@ least afford: how columns hang together is the autoregressive model's, at a forw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, overload
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smc_bridge.models.arguments import said
 from smc_bridge.models.host import arrays, sent
-from smc_bridge.models.learned.store import load
+from smc_bridge.models.learned.store import command, load, save
 from smc_bridge.models.pair import Pair
 from smc_bridge.models.prompts import plain_prompt
 from smc_bridge.models.protocols import Scored
 from smc_bridge.models.rows import Rows
-from smc_bridge.models.tables.codec import START, Codec
+from smc_bridge.models.tables.codec import Codec
 from smc_bridge.models.tables.columns import ColumnNetwork
+from smc_bridge.models.tables.row_text import START
 
 WEIGHTS = Path(__file__).with_name("weights")
 #: What the files of the networks say that they are.
@@ -224,18 +228,58 @@ def table_pair(dlm: ColumnNetwork, ar: ColumnNetwork, codec: Codec, *, name: str
     return Pair(name, ColumnDLM(dlm), ColumnAR(ar), codec, plain_prompt, example=START)
 
 
+def save_table_pair(
+    pair: Pair, folder: str | os.PathLike[str], *, diffusion: nn.Module | None = None,
+    facts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> None:
+    """Write a pair of a table for `load_table_pair`: `NAME.json` and its networks, in float16, or nothing at all.
+
+    Args:
+        pair: of `table_pair`; its name is that of the files.
+        folder: made if it is not there.
+        diffusion: a TabDiff of the same table. Default: the pair's own, if it has one.
+        facts: of the training of "ar", "dlm" and "table_diffusion", for whoever reads the files.
+    Raises:
+        ValueError: a pair of something else, a name or a folder that is none, or a TabDiff of another table.
+    """
+    codec, models = pair.tokenizer, {"ar": pair.ar, "dlm": pair.dlm}
+    if not isinstance(codec, Codec) or not all(isinstance(model, ColumnModel) for model in models.values()):
+        raise ValueError(f"pair = {said(pair)}: give one of table_pair")
+    if not pair.name or Path(pair.name).name != pair.name:
+        raise ValueError(f"name = {pair.name!r} of the pair: give one that files can have")
+    out = Path(folder)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"folder = {os.fspath(folder)!r} is a file: give a folder")
+    if diffusion is None and "table_diffusion" in pair.learned:
+        diffusion = pair.part("table_diffusion")
+    if diffusion is not None and getattr(diffusion, "columns", None) != codec.columns:
+        raise ValueError(f"diffusion = {said(type(diffusion))}: give a TabDiff of the columns of {pair.name!r}")
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out, prefix=".new-") as fresh:
+        for kind, model in models.items():
+            assert isinstance(model, ColumnModel)
+            save(model.network, Path(fresh, f"{pair.name}-{kind}.safetensors"), kind=KIND, facts=facts.get(kind, {}))
+        if diffusion is not None:
+            kind = "table_diffusion"
+            save(diffusion, Path(fresh, f"{pair.name}-{kind}.safetensors"), kind=kind, facts=facts.get(kind, {}))
+        codec.save(Path(fresh, f"{pair.name}.json"))
+        for file in sorted(Path(fresh).iterdir()):
+            os.replace(file, out / file.name)
+
+
 def load_table_pair(
-    name: str = "adult", *, folder: Path = WEIGHTS, device: torch.device | str = "cpu",
+    name: str = "adult", *, folder: str | os.PathLike[str] = WEIGHTS, device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Pair:
-    """The trained pair of a table: `NAME.json`, its codec, and the two networks beside it.
+    """The trained pair of a table: `NAME.json`, its codec, and the networks beside it (`save_table_pair`).
 
     Raises:
-        FileNotFoundError: there is none of that name.
+        FileNotFoundError: there is none of that name. ValueError: a file is damaged, or of another table.
     """
+    folder = Path(folder)
     file = folder / f"{name}.json"
     if not file.is_file():
-        raise FileNotFoundError(f"pair = {name!r}: no {file}; python -m smc_bridge.models.training.table_pair makes it")
+        raise FileNotFoundError(f"pair = {name!r}: no {file}; write it by save_table_pair, or {command(KIND)}")
     dlm, ar = (load(folder / f"{name}-{kind}.safetensors", kind=KIND).to(device, dtype) for kind in ("dlm", "ar"))
     assert isinstance(dlm, ColumnNetwork)
     assert isinstance(ar, ColumnNetwork)

@@ -21,6 +21,7 @@ from smc_bridge.models.learned.store import save
 from smc_bridge.models.tables.data import Table
 from smc_bridge.models.tables.datasets import adult
 from smc_bridge.models.tables.tabdiff import TabDiff
+from smc_bridge.models.tabular import SEEDS
 from smc_bridge.models.training.fit import Trained, fit
 
 WEIGHTS = Path(__file__).parents[1] / "tables" / "weights" / "adult-table_diffusion.safetensors"
@@ -30,7 +31,7 @@ AVERAGE = 0.997
 
 
 def train(
-    table: Table, *, seed: int, steps: int = STEPS, batch: int = BATCH, rate: float = RATE, width: int = 32,
+    table: Table, *, seed: int = 0, steps: int = STEPS, batch: int = BATCH, rate: float = RATE, width: int = 32,
     hidden: int = 320,
 ) -> Trained:
     """A TabDiff of the rows of a table.
@@ -95,6 +96,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.steps < 1:
         parser.error(f"--steps {options.steps}: give at least 1")
+    if not 0 <= options.seed < SEEDS:
+        parser.error(f"--seed {options.seed}: give a whole number from 0 to {SEEDS - 1}")
+    if not options.out or Path(options.out).is_dir():
+        parser.error(f"--out {options.out!r} is no file: give the path of one")
     torch.set_num_threads(1)
     started = time.process_time()
     trained = train(adult().train, seed=options.seed, steps=options.steps)

@@ -24,12 +24,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 
-from smc_bridge.models.learned.store import save
 from smc_bridge.models.tables import datasets
 from smc_bridge.models.tables.codec import Codec
 from smc_bridge.models.tables.columns import ColumnNetwork
 from smc_bridge.models.tables.data import Table
-from smc_bridge.models.tables.pair import KIND, WEIGHTS
+from smc_bridge.models.tables.pair import WEIGHTS, save_table_pair, table_pair
+from smc_bridge.models.tabular import SEEDS
 from smc_bridge.models.training.fit import Trained, fit, initialised
 
 #: Tables by name.
@@ -115,22 +115,29 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.steps < 1:
         parser.error(f"--steps {options.steps}: give at least 1")
+    if not 0 <= options.seed < SEEDS:
+        parser.error(f"--seed {options.seed}: give a whole number from 0 to {SEEDS - 1}")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out {options.out} is a file: give a folder")
     torch.set_num_threads(1)
     console, started = Console(), time.monotonic()
     rows = TABLES[options.table]().train
     codec = Codec.of(rows)
-    options.out.mkdir(parents=True, exist_ok=True)
-    codec.save(options.out / f"{options.table}.json")
+    found: dict[str, Trained] = {}
     for kind, causal in (("ar", True), ("dlm", False)):
-        trained = train(rows, codec, causal=causal, seed=options.seed, steps=options.steps)
-        save(trained.module, options.out / f"{options.table}-{kind}.safetensors", kind=KIND, facts=trained.facts)
-        nats = trained.facts["held_out"] * (len(codec.columns) if causal else 1)
+        found[kind] = train(rows, codec, causal=causal, seed=options.seed, steps=options.steps)
+        nats = found[kind].facts["held_out"] * (len(codec.columns) if causal else 1)
         per = "row" if causal else "masked column"
         minutes = (time.monotonic() - started) / 60
         console.print(
             f"{kind}: held out {nats:.3f} nats a {per} (uniform {_uniform(codec, causal):.3f}), {minutes:.1f} minutes",
             highlight=False,
         )
+    dlm, ar = found["dlm"].module, found["ar"].module
+    assert isinstance(dlm, ColumnNetwork)
+    assert isinstance(ar, ColumnNetwork)
+    pair = table_pair(dlm, ar, codec, name=options.table)
+    save_table_pair(pair, options.out, facts={kind: trained.facts for kind, trained in found.items()})
 
 
 def _uniform(codec: Codec, causal: bool) -> float:

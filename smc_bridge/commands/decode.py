@@ -42,7 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_method_arguments(parser)
     run = parser.add_argument_group("run")
-    run.add_argument("--max-new-tokens", type=whole(1), metavar="T", help=f"length limit (default: {LIMIT}, or what fits)")
+    run.add_argument(
+        "--max-new-tokens", type=whole(1), metavar="T", help=f"length limit (default: {LIMIT}, or what fits)"
+    )
     run.add_argument("--seed", type=whole(0), default=0, help="of all draws (default: 0)")
     run.add_argument(
         "--json", type=destination, metavar="FILE",

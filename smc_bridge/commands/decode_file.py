@@ -54,7 +54,8 @@ def run_file(arguments: argparse.Namespace, method: Spelled) -> int:
     ids = prompts_of(pair, task, items)
     arguments.max_new_tokens = limit_that_fits(arguments.max_new_tokens, ids, (pair.dlm, pair.ar), default=LIMIT)
     decoder = method.make(pair, lookahead=lookahead_of(name), max_new_tokens=arguments.max_new_tokens)
-    prompts = encode_prompts(pair, replace(task, max_new_tokens=arguments.max_new_tokens), items)
+    task = replace(task, max_new_tokens=arguments.max_new_tokens)  # type: ignore[type-var]  # ours are dataclasses
+    prompts = encode_prompts(pair, task, items)
 
     def finish(found: Sequence[Result], chosen: Sequence[Item]) -> list[Result]:
         for result, item in zip(found, chosen, strict=True):

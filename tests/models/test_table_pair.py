@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,16 @@ from torch import Tensor
 
 from smc_bridge import ARTarget, ar_sampling, diffusion, load_pair, paper, smc
 from smc_bridge.methods.poe_bridge import plain_is
+from smc_bridge.models.learned.store import facts_of
 from smc_bridge.models.pair import Pair
 from smc_bridge.models.tables.codec import Codec
 from smc_bridge.models.tables.columns import ColumnNetwork
 from smc_bridge.models.tables.data import Column, Table
-from smc_bridge.models.tables.pair import WEIGHTS, ColumnAR, load_table_pair, table_pair
+from smc_bridge.models.tables.pair import WEIGHTS, ColumnAR, load_table_pair, save_table_pair, table_pair
+from smc_bridge.models.tables.tabdiff import TabDiff
 from smc_bridge.models.tabular import TabularAR, TabularDLM
-from smc_bridge.models.training.table_pair import train
+from smc_bridge.models.training.table_pair import main, train
+from smc_bridge.requests import limit_that_fits
 from smc_bridge.testing import assert_proper, enumerate_sampler
 from smc_bridge.testing.tabular import TabularPair
 
@@ -155,6 +160,130 @@ def test_networks_that_do_not_fit_are_one_line(tiny: Pair) -> None:
         load_table_pair("nobody")
     with pytest.raises(ValueError, match=r"allow at most 3 new tokens"):
         smc(tiny, 1).run([[3]], max_new_tokens=4)
+
+
+@pytest.mark.parametrize(("prompt", "message"), [
+    ([0], r"^prompts\[0\] = \[0\] begins no row: begin with 3"), ([0, 3, 1], "begins no row"),
+    ([3, 2], r"^prompts\[0\] has 2 for column 1 of the table: give an id below 2$"), ([3, 1, 3], "has 3 for column 2"),
+    ([3, 3], "has 3 for column 1"),
+])
+def test_ids_that_are_no_row_are_refused_whatever_decodes_them(tiny: Pair, prompt: list[int], message: str) -> None:
+    runs: list[Callable[[], object]] = [
+        lambda: smc(tiny, 1).run([prompt], max_new_tokens=1), lambda: ar_sampling(tiny, [prompt], max_new_tokens=1),
+        lambda: diffusion(tiny, [prompt], max_new_tokens=1),
+    ]
+    for run in runs:
+        with pytest.raises(ValueError, match=message):
+            run()
+
+
+def test_a_row_is_decoded_to_its_end_unless_a_limit_is_given(tiny: Pair) -> None:
+    sampler = smc(tiny, 1)
+    for text, left in (("row:", 3), ("c0=b", 2), ("c0=b, c1=a", 1)):
+        assert len(sampler.decode(text).sequences[0]) == left
+    assert len(sampler.decode("row:", max_new_tokens=1).sequences[0]) == 1
+    with pytest.raises(ValueError, match="max_new_tokens = 4 more than the 4 positions"):
+        sampler.decode("row:", max_new_tokens=4)
+    with pytest.raises(ValueError, match="allow at least 1 token"):
+        sampler.decode("row:", max_new_tokens=0)
+
+
+def test_what_fits_is_said_of_prompts_that_leave_equal_room_alone(tiny: Pair) -> None:
+    models = (tiny.dlm, tiny.ar)
+    assert limit_that_fits(None, [[3], [3]], models, default=128) == 3
+    assert limit_that_fits(None, [[3], [3, 0]], models, default=128) == 128
+    assert limit_that_fits(None, [[3]], models, default=2) == 2
+    assert limit_that_fits(64, [[3]], models, default=128) == 64
+
+
+def saved(pair: Pair, folder: Path) -> dict[str, bytes]:
+    """What stands in a folder once the pair is saved there."""
+    save_table_pair(pair, folder)
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_pair_comes_back_from_its_folder_whole(tiny: Pair, tmp_path: Path) -> None:
+    named = replace(tiny, name="letters")
+    whole = saved(named, tmp_path / "new")
+    assert sorted(whole) == ["letters-ar.safetensors", "letters-dlm.safetensors", "letters.json"]
+    back = load_table_pair("letters", folder=str(tmp_path / "new"))
+    assert back.tokenizer == tiny.tokenizer
+    assert not back.learned
+    for mine, other in ((tiny.dlm, back.dlm), (tiny.ar, back.ar)):
+        weight = mine.network.head.weight  # type: ignore[attr-defined]
+        assert torch.equal(other.network.head.weight, weight.half().float())  # type: ignore[attr-defined]
+    assert saved(back, tmp_path / "again").keys() == whole.keys()
+    assert len(smc(back, 2).decode("row:").sequences) == 2
+
+
+def test_a_tabdiff_is_saved_with_the_pair_and_goes_with_it(tmp_path: Path) -> None:
+    table = learnt()
+    own = Codec.of(table, most=4)
+    networks = [
+        ColumnNetwork(sizes=" ".join(map(str, own.sizes)), causal=causal, width=8, layers=1) for causal in (0, 1)
+    ]
+    made = table_pair(networks[0].eval(), networks[1].eval(), own, name="own")
+    with pytest.raises(ValueError, match=r"diffusion = .*: give a TabDiff of the columns of 'own'"):
+        save_table_pair(made, tmp_path, diffusion=networks[0])
+    with pytest.raises(ValueError, match=r"table_diffusion does for the pair 'adult'\), and give its file"):
+        made.part("table_diffusion")
+    save_table_pair(made, tmp_path / "a", diffusion=TabDiff.of(table, width=8, hidden=8))
+    save_table_pair(load_table_pair("own", folder=tmp_path / "a"), tmp_path / "b")
+    for folder in "ab":
+        model = load_table_pair("own", folder=tmp_path / folder).part("table_diffusion")
+        assert model.columns == table.columns
+
+
+def test_a_pair_that_cannot_be_written_leaves_nothing(tiny: Pair, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match=r"folder = .*file' is a file: give a folder"):
+        save_table_pair(tiny, tmp_path / "file")
+    with pytest.raises(ValueError, match="name = 'a/b' of the pair"):
+        save_table_pair(replace(tiny, name="a/b"), tmp_path)
+    with pytest.raises(ValueError, match=r"pair = Pair 'table'.*: give one of table_pair"):
+        save_table_pair(replace(tiny, tokenizer=None), tmp_path)
+    broken = pair()
+    broken.dlm.network.head.weight.data.fill_(1e30)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="not finite in float16"):
+        save_table_pair(broken, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--steps", "0"], ["--out", "FILE"], ["--seed", str(2**32)]])
+def test_the_command_that_trains_a_pair_refuses_before_it_writes(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "FILE").write_text("x")
+    given = [text.replace("FILE", str(tmp_path / "FILE")) for text in arguments]
+    with pytest.raises(SystemExit) as caught:
+        main(["--table", "small", "--out", str(tmp_path / "p"), *given])
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err.splitlines()[-1]
+    assert [file.name for file in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_the_command_that_trains_a_pair_writes_one_that_loads(tmp_path: Path) -> None:
+    main(["--table", "small", "--steps", "1", "--out", str(tmp_path)])
+    assert load_table_pair("small", folder=tmp_path).max_length == 9
+    assert facts_of(tmp_path / "small-ar.safetensors")["steps"] == 1
+    (tmp_path / "small-ar.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"small-ar.safetensors': no such file"):
+        load_table_pair("small", folder=tmp_path)
+
+
+def test_a_width_that_its_heads_do_not_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="width = 6: give a multiple of 4"):
+        ColumnNetwork(sizes="1 2", causal=0, width=6)
+
+
+def test_rows_of_the_table_of_results_are_those_that_their_texts_show() -> None:
+    """On the pair that ships: each text of a sample gives the ids of its row of the table."""
+    adult = load_pair("adult")
+    results = smc(adult, 4, w=0.3).run([adult.encode("row:").tolist()] * 8, seed=range(8), max_new_tokens=15)
+    table = adult.tokenizer.table_of(results, seed=0)
+    texts = [adult.tokenizer.encode(f"row:{result.sample(seed=0)}") for result in results]
+    assert adult.tokenizer.tokens(table).tolist() == texts
+    assert any(result.sample_tokens(seed=0) != result.sequences[0] for result in results)
 
 
 def learnt() -> Table:
