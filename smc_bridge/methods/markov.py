@@ -16,10 +16,6 @@ from smc_bridge.registry import method
 @method(
     "markov", role="weighted", targets="AR", proper=True, reference="DSpark (deepseek-ai/DeepSpec)", rest=smc,
     without=("proposal", "places", "entropy", "slot"), examples=("markov,w=0", "markov", "markov,kernel=tree,nodes=32"),
-    published=(
-        "DFlash 2, a selector of the same role: the right token is the first at 85.4 % of places, among 16 at 99.5 %; "
-        "accepted length about +21 %"
-    ),
 )
 def markov(
     pair: ModelPair, *, particles: int = 1, head: str | os.PathLike[str] | nn.Module | None = None,
