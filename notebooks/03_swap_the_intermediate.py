@@ -260,8 +260,7 @@ for ax, (temperature, rows) in zip(axes, table.items(), strict=True):
         name: tuple(np.array([(w, r.bound.value, r.speed, r.bound.low, r.bound.high) for w, r in points]).T)
         for name, (_, grid) in grids.items() for points in [[(w, rows[name, w]) for w in grid]]
     }
-    symbols = {"Clamp (beta)": "$\\beta$", "Budget (eps)": "$\\varepsilon$", "Chernoff": "", "Target": ""}
-    plot_frontier(lines, ax, symbols=symbols).set_ylabel(f"tokens per DLM forward, temperature {temperature:g}")
+    plot_frontier(lines, ax).set_ylabel(f"tokens per DLM forward, temperature {temperature:g}")
 
 # %% [markdown]
 # *What it buys.* Plain speculative decoding (`Target`) refuses 4 digits an answer, and 14 to 16 other tokens. At
