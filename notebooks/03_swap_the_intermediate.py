@@ -251,7 +251,8 @@ for temperature, rows in table.items():
 # %% [markdown]
 # ## The frontier
 #
-# Up is fast, left is faithful; the numbers at the ends are $w$ (of `Clamp` $\beta$, of `Budget` $\varepsilon$ in nats).
+# Up is fast, left is faithful; the ends say what a line runs along: $w$, of `Clamp` $\beta$, of `Budget` $\varepsilon$
+# in nats.
 
 # %%
 fig, axes = plt.subplots(2, 1, figsize=(7.2, 8.4), layout="constrained")
@@ -260,7 +261,8 @@ for ax, (temperature, rows) in zip(axes, table.items(), strict=True):
         name: tuple(np.array([(w, r.bound.value, r.speed, r.bound.low, r.bound.high) for w, r in points]).T)
         for name, (_, grid) in grids.items() for points in [[(w, rows[name, w]) for w in grid]]
     }
-    plot_frontier(lines, ax).set_ylabel(f"tokens per DLM forward, temperature {temperature:g}")
+    symbols = {"Clamp (beta)": "$\\beta$", "Budget (eps)": "$\\varepsilon$", "Chernoff": "", "Target": ""}
+    plot_frontier(lines, ax, symbols=symbols).set_ylabel(f"tokens per DLM forward, temperature {temperature:g}")
 
 # %% [markdown]
 # *What it buys.* Plain speculative decoding (`Target`) refuses 4 digits an answer, and 14 to 16 other tokens. At
