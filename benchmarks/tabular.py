@@ -20,15 +20,19 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from benchmarks.field_labels import label_points
 from benchmarks.harness import HERE, progress
 from benchmarks.problems import TABLES
 from benchmarks.report import Report, Sheet, Verdict, execute
 from benchmarks.table_rows import DRAWS, FORMS, PUBLISHED, REAL, STEPS, Made, Tables, rows_of_adult
+from smc_bridge.analysis.plots.style import BLUE, GREEN, RED
 from smc_bridge.commands.base import whole
 
 NAME = "tabular"
 TABLE: dict[str, Any] = TABLES[NAME]
 METHODS: dict[str, str] = TABLE["methods"]
+#: Size of the picture's letters, points.
+LETTERS = 8.0
 #: Columns of the tables of figures: what of `Made.errors`, its head, and digits.
 ERRORS = {
     "trend": ("pair trends, error %", 2), "shape": ("column shapes, error %", 2),
@@ -83,7 +87,7 @@ def measure(options: argparse.Namespace) -> Report:
     return Report(
         sheets, {"tables": found, "lanes": lanes, "imputed": imputed}, lambda figure: _draw(figure, found),
         verdicts=verdicts, spread="means over tables ± their standard deviation",
-        picture="How far pairs of columns are from those of the AR model, against forwards of it",
+        picture="How far pairs of columns are from those of the AR model, against forwards of both models",
     )
 
 
@@ -176,14 +180,24 @@ def _verdicts(found: Mapping[str, Sequence[Made]], columns: int) -> list[Verdict
 
 def _draw(figure: Any, found: Mapping[str, Sequence[Made]]) -> None:
     ax = figure.subplots()
-    for name, made in found.items():
-        own, costs = values(made, "trend_ar"), [each.cost.ar for each in made if each.cost]
-        if name not in METHODS:
-            ax.axhline(statistics.fmean(own), color="0.5", linestyle=":" if name == REAL else "--", label=name)
-            continue
-        ax.errorbar(statistics.fmean(costs), statistics.fmean(own), statistics.stdev(own), fmt="o", label=name)
-    ax.set(xlabel="forwards of the AR model for a row", ylabel="pairs, TV to AR rows %", ylim=(0, None))
-    ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    points = {
+        name: (
+            statistics.fmean(each.cost.ar + each.cost.dlm for each in made if each.cost),
+            statistics.fmean(values(made, "trend_ar")), statistics.stdev(values(made, "trend_ar")),
+        )
+        for name, made in found.items() if name in METHODS
+    }
+    for name, (x, y, spread) in points.items():
+        ax.errorbar(x, y, spread, fmt="o", color=BLUE if "bridge" in name else GREEN if METHODS[name] == "ar" else RED)
+    for name in found.keys() - METHODS.keys():
+        y = statistics.fmean(values(found[name], "trend_ar"))
+        ax.axhline(y, color="0.6", linewidth=0.8, linestyle=":" if name == REAL else "--")
+        ax.annotate(name, (1.0, y), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+                    fontsize=LETTERS, va="center", annotation_clip=False)
+    ax.set(xlabel="forwards of both models for a row", ylabel="pairs, TV to AR rows %")
+    ax.margins(0.12)
+    ax.set(xlim=ax.get_xlim(), ylim=(0, ax.get_ylim()[1]))
+    label_points(ax, [x for x, _, _ in points.values()], [y for _, y, _ in points.values()], [*points], LETTERS)
 
 
 main = partial(execute, NAME, __doc__, configure, measure, page=HERE / "docs" / "benchmarks" / f"{NAME}.md")
