@@ -25,7 +25,7 @@ from smc_bridge.models.tabular import SEEDS
 from smc_bridge.models.training.fit import Trained, fit
 
 WEIGHTS = Path(__file__).parents[1] / "tables" / "weights" / "adult-table_diffusion.safetensors"
-STEPS, BATCH, RATE, WARMUP = 1_500, 512, 2e-3, 50
+STEPS, BATCH, RATE, WARMUP = 3_500, 512, 2e-3, 50
 #: Weight of the past in the average of weights, at most; at the start it forgets sooner.
 AVERAGE = 0.997
 
