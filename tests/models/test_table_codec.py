@@ -19,11 +19,12 @@ def rows(count: int = 2_000, seed: int = 0) -> Table:
     skewed = torch.empty(count, dtype=torch.float64).exponential_(generator=generator)
     rare = (torch.rand(count, generator=generator) < 0.2) * torch.randint(1, 900, (count,), generator=generator)
     few = torch.randint(3, (count,), generator=generator)
+    category = torch.randint(3, (count, 1), generator=generator)
     columns = (
         Column("income", "number"), Column("colour", "category", ("red", "green", "dark blue")),
         Column("gain", "number", whole=True), Column("rooms", "number", whole=True),
     )
-    return Table(columns, torch.stack([skewed, rare.double(), few.double()], 1), torch.randint(3, (count, 1)))
+    return Table(columns, torch.stack([skewed, rare.double(), few.double()], 1), category)
 
 
 def test_a_frequent_value_is_a_bin_of_its_own_and_the_rest_is_cut_at_its_quantiles() -> None:
