@@ -1,6 +1,6 @@
-"""What holds for every test: no width of a terminal from outside (pytest-xdist sets one), and a mark of those that are
-parametrised over devices: `pytest -m device`. What a test draws does not depend on the tests before it. What stands when all tests are collected, their imports above all, is no
-garbage: collections leave it out.
+"""What holds for every test: no width of a terminal from outside (pytest-xdist sets one), draws that do not depend on
+the tests before it, and a mark of those that are parametrised over devices: `pytest -m device`. What stands when all
+tests are collected, their imports above all, is no garbage: collections leave it out.
 """
 
 from __future__ import annotations
