@@ -90,7 +90,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     (work / "mine.toml").write_text(STUDY)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps([*COMMANDS.values()])], cwd=work,
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        env={name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"PYTHONPATH": path},
+        capture_output=True, text=True,
     )
     assert done.returncode == 0, done.stderr
     told = {name: Told(*each) for name, each in zip(COMMANDS, json.loads(done.stdout), strict=True)}
