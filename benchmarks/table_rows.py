@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -130,17 +129,15 @@ class Tables:
 
     def drawn(self, text: str, count: int, seed: int) -> tuple[Tensor, Cost]:
         """Rows of a method as tokens, `[n, C]`, one drawn from the weights of each run, and what they cost."""
-        pair = SimpleNamespace(dlm=self.pair.dlm, ar=self.pair.ar)  # without texts, which nobody reads
-
         def make() -> dict[str, Any]:
             begin, columns = self.pair.tokenizer.bos_id, len(self.pair.tokenizer.columns)
             runs = decode(
-                spelled(text).make(pair), [[begin]] * count, seed=range(seed * count, (seed + 1) * count),
+                spelled(text).make(self.pair), [[begin]] * count, seed=range(seed * count, (seed + 1) * count),
                 max_new_tokens=columns, batch=self.batch,
             )
             works = [run.forwards for run in runs]
             return {
-                "tokens": [run.sequences[0] if len(run.sequences) == 1 else run.sample(seed=seed) for run in runs],
+                "tokens": [run.sample_tokens(seed=seed) for run in runs],
                 "cost": [
                     statistics.fmean(w.ar_forwards for w in works), statistics.fmean(w.dlm_forwards for w in works),
                     statistics.fmean(w.ar_rows + w.dlm_rows for w in works),
@@ -189,13 +186,13 @@ class Tables:
             return imputation_errors(draw_all(what), rows, names)
 
         def by(text: str) -> list[Table]:
-            pair, found = SimpleNamespace(dlm=self.pair.dlm, ar=self.pair.ar), []
+            found = []
             for turn in range(DRAWS):
                 seeds = range(turn * len(rows), (turn + 1) * len(rows))
                 runs = decode(
-                    spelled(text).make(pair), known.tolist(), seed=seeds, max_new_tokens=columns, batch=self.batch
+                    spelled(text).make(self.pair), known.tolist(), seed=seeds, max_new_tokens=columns, batch=self.batch
                 )
-                ends = [run.sequences[0] if len(run.sequences) == 1 else run.sample(seed=turn) for run in runs]
+                ends = [run.sample_tokens(seed=turn) for run in runs]
                 found.append(codec.rows(torch.cat([known, torch.tensor(ends)], 1), seed=turn))
             return found
 

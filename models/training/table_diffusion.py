@@ -22,7 +22,7 @@ from smc_bridge.models.tables.data import Table
 from smc_bridge.models.tables.datasets import adult
 from smc_bridge.models.tables.tabdiff import TabDiff
 from smc_bridge.models.tabular import SEEDS
-from smc_bridge.models.training.fit import Trained, fit
+from smc_bridge.models.training.fit import Trained, fit, initialised
 
 WEIGHTS = Path(__file__).parents[1] / "tables" / "weights" / "adult-table_diffusion.safetensors"
 STEPS, BATCH, RATE, WARMUP = 3_500, 512, 2e-3, 50
@@ -44,13 +44,12 @@ def train(
         rate: greatest learning rate.
         width, hidden: of the network.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = TabDiff.of(table, width=width, hidden=hidden)
+    model = initialised(lambda: TabDiff.of(table, width=width, hidden=hidden), seed=seed)
     kept, first = copy.deepcopy(model), _losses_at(model, table, batch, seed)
     scores, categories = model.encode(table)
 
     def loss(step: int) -> Tensor:
+        """Of rows drawn by the step's own generator."""
         _average(kept, model, step)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         at = torch.randint(len(table), (batch,), generator=generator)

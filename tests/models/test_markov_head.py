@@ -1,4 +1,5 @@
-"""The Markov head's training: it repeats, a short one drafts better than marginals, and what it reads is right."""
+"""Training of the Markov head and of the selector: it repeats, a short one drafts better than marginals, and what it
+reads is right; the selector that is shipped beats the head."""
 
 from __future__ import annotations
 
@@ -11,15 +12,16 @@ from smc_bridge.models.learned.store import facts_of
 from smc_bridge.models.pairs import load_pair
 from smc_bridge.models.training import markov as training
 from smc_bridge.models.training import selector
-from smc_bridge.models.training.markov import PLACES, accepted, harvest, train
+from smc_bridge.models.training.markov import PLACES, accepted, harvest
 
 
+@pytest.mark.parametrize("kind", [training, selector])
 def test_a_short_training_repeats_and_shares_more_with_the_target_than_marginals_do(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "BATCH", 8)
     pair = load_pair("arithmetic")
-    first, again = (train(pair, seed=3, steps=40, blocks=32) for _ in range(2))
+    first, again = (kind.train(pair, seed=3, steps=40, blocks=32) for _ in range(2))
     for name, weight in first.module.state_dict().items():
         assert torch.equal(weight, again.module.state_dict()[name])
     assert first.loss == again.loss < 0.9
@@ -53,6 +55,16 @@ def test_the_head_that_is_shipped_says_how_it_was_trained_and_shares_more() -> N
     for temperature in (1.0, 0.2):
         plain, chained = (accepted(each, data, temperature) for each in (None, head))  # type: ignore[arg-type]
         assert float(chained[1:8].mean()) > 1.2 * float(plain[1:8].mean())
+
+
+def test_the_selector_that_is_shipped_says_how_it_was_trained_and_shares_more_than_a_markov_head() -> None:
+    pair = load_pair("arithmetic")
+    head, data = pair.part("selector"), harvest(pair, seed=5, blocks=48)
+    assert facts_of(pair.learned["selector"])["blocks"] == training.BLOCKS
+    assert sum(weight.numel() for weight in head.parameters()) * 2 < 1_000_000  # bytes of the file
+    for temperature in (1.0, 0.2):
+        simple, own = (accepted(each, data, temperature) for each in (pair.part("markov"), head))  # type: ignore[arg-type]
+        assert float(own[1:8].mean()) > 1.02 * float(simple[1:8].mean())
 
 
 def test_either_target_is_read_where_the_block_stands() -> None:
