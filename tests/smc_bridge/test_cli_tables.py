@@ -16,7 +16,7 @@ def test_a_row_is_decoded_to_its_end_without_a_limit_and_may_be_traced(capsys: p
         assert main([*row, *more]) == 0
         assert "income=" in capsys.readouterr().out
     assert main([*row, "--max-new-tokens", "128"]) == 2
-    assert "13" in capsys.readouterr().err  # what fits
+    assert "allow at most 13 new tokens" in capsys.readouterr().err
 
 
 def test_a_comparison_on_a_table_says_that_prompts_are_to_be_given(capsys: pytest.CaptureFixture[str]) -> None:
